@@ -1,1 +1,2 @@
 //! couchdb-howler
+pub mod wire;

@@ -1,0 +1,539 @@
+//! What CouchDB says and is asked: the lines of its changes feeds, the requests to it, and its
+//! answers about sessions.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::secret::Secret;
+use super::url::{CouchUrl, percent_encode};
+
+/// What happened to a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It was made.
+    Created,
+    /// A document of it was written.
+    Updated,
+    /// It was deleted.
+    Deleted,
+}
+
+impl ChangeKind {
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "created" => Some(Self::Created),
+            "updated" => Some(Self::Updated),
+            "deleted" => Some(Self::Deleted),
+            _ => None,
+        }
+    }
+
+    /// The kind to tell when several changes of one database become one notification: that a
+    /// database came or went says more than that it was written to, and of two such the later
+    /// one counts. CouchDB gives the events of one tick in any order.
+    #[must_use]
+    pub fn merge(self, later: Self) -> Self {
+        if later == Self::Updated { self } else { later }
+    }
+}
+
+/// A line of a feed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FeedLine<'a> {
+    /// An empty line: CouchDB is alive.
+    Heartbeat,
+    /// A database changed.
+    Change {
+        /// Its name, raw.
+        database: Cow<'a, str>,
+        /// What happened.
+        kind: ChangeKind,
+        /// The update sequence to resume from behind this line: opaque.
+        seq: Cow<'a, str>,
+    },
+    /// A line about no database (a design document, `_dbs`, a tombstone); only its sequence counts.
+    Other {
+        /// The update sequence, when the line had one.
+        seq: Option<Cow<'a, str>>,
+    },
+    /// The feed's own end.
+    LastSeq {
+        /// The update sequence to resume from.
+        seq: Cow<'a, str>,
+    },
+}
+
+/// A line of `_global_changes/_changes`, of `_db_updates`, or the last one of either.
+#[derive(Deserialize)]
+struct RawLine<'a> {
+    #[serde(borrow)]
+    seq: Option<&'a RawValue>,
+    #[serde(borrow)]
+    last_seq: Option<&'a RawValue>,
+    #[serde(borrow)]
+    id: Option<Cow<'a, str>>,
+    #[serde(default)]
+    deleted: bool,
+    #[serde(borrow)]
+    db_name: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "type")]
+    kind: Option<Cow<'a, str>>,
+}
+
+/// Reads one line of either feed, without its line feed; None when it is not the JSON of one.
+pub fn parse_feed_line(line: &[u8]) -> Option<FeedLine<'_>> {
+    if line.iter().all(u8::is_ascii_whitespace) {
+        return Some(FeedLine::Heartbeat);
+    }
+    parse_usual_line(line).or_else(|| parse_any_line(line))
+}
+
+/// The form in which CouchDB writes nearly every line, read in one pass:
+/// `{"seq":"…","id":"updated:name","changes":[{"rev":"…"}]}`. None for all else, the broken included.
+fn parse_usual_line(line: &[u8]) -> Option<FeedLine<'_>> {
+    let rest = line.strip_prefix(b"{\"seq\":\"")?;
+    let (seq, rest) = plain_string(rest)?;
+    let (id, rest) = plain_string(rest.strip_prefix(b",\"id\":\"")?)?;
+    let (_, rest) = plain_string(rest.strip_prefix(b",\"changes\":[{\"rev\":\"")?)?;
+    if rest != b"}]}" {
+        return None;
+    }
+    Some(change_of_document(Cow::Borrowed(id), Cow::Borrowed(seq)))
+}
+
+/// A JSON string without escapes up to its closing quote, and what follows that.
+fn plain_string(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let end = memchr::memchr2(b'"', b'\\', bytes)?;
+    let text = std::str::from_utf8(&bytes[..end]).ok()?;
+    (bytes[end] == b'"' && !text.bytes().any(|b| b < b' ')).then(|| (text, &bytes[end + 1..]))
+}
+
+fn parse_any_line(line: &[u8]) -> Option<FeedLine<'_>> {
+    let raw: RawLine<'_> = serde_json::from_slice(line).ok()?;
+    if let Some(seq) = raw.last_seq {
+        return Some(FeedLine::LastSeq { seq: opaque(seq)? });
+    }
+    let seq = raw.seq.and_then(opaque);
+    let (Some(seq), false) = (seq.clone(), raw.deleted) else { return Some(FeedLine::Other { seq }) };
+    match (raw.id, raw.db_name, raw.kind) {
+        (Some(id), ..) => Some(change_of_document(id, seq)),
+        (None, Some(name), Some(kind)) => Some(change_of(name, ChangeKind::parse(&kind), seq)),
+        _ => Some(FeedLine::Other { seq: Some(seq) }),
+    }
+}
+
+/// A sequence is a string here; other versions and hosts send numbers and arrays. It goes back as
+/// it came. None for `null`.
+fn opaque(seq: &RawValue) -> Option<Cow<'_, str>> {
+    match seq.get() {
+        "null" => None,
+        text if text.starts_with('"') => super::json::parse_string(text),
+        text => Some(Cow::Borrowed(text)),
+    }
+}
+
+/// The change that an event document's id `kind:name` tells of. The name may hold further colons.
+fn change_of_document<'a>(id: Cow<'a, str>, seq: Cow<'a, str>) -> FeedLine<'a> {
+    let Some(colon) = id.find(':') else { return FeedLine::Other { seq: Some(seq) } };
+    let kind = ChangeKind::parse(&id[..colon]);
+    let name = match id {
+        Cow::Borrowed(id) => Cow::Borrowed(&id[colon + 1..]),
+        Cow::Owned(mut id) => Cow::Owned(id.split_off(colon + 1)),
+    };
+    change_of(name, kind, seq)
+}
+
+fn change_of<'a>(database: Cow<'a, str>, kind: Option<ChangeKind>, seq: Cow<'a, str>) -> FeedLine<'a> {
+    match kind {
+        // The table of databases itself: written on every create and delete.
+        Some(kind) if database != "_dbs" && !database.is_empty() => FeedLine::Change { database, kind, seq },
+        _ => FeedLine::Other { seq: Some(seq) },
+    }
+}
+
+/// Reads the `last_seq` of an answer that is no stream.
+pub fn parse_last_seq(body: &[u8]) -> Option<String> {
+    let raw: RawLine<'_> = serde_json::from_slice(body).ok()?;
+    opaque(raw.last_seq?).map(Cow::into_owned)
+}
+
+/// The feed to follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeedSource {
+    /// `/_global_changes/_changes`.
+    GlobalChanges,
+    /// `/_db_updates`.
+    DbUpdates,
+}
+
+impl FeedSource {
+    fn path(self) -> &'static str {
+        match self {
+            Self::GlobalChanges => "/_global_changes/_changes",
+            Self::DbUpdates => "/_db_updates",
+        }
+    }
+}
+
+/// Writes requests to one CouchDB. All ask for JSON (with HTML, CouchDB redirects to a login page).
+#[derive(Clone, Debug)]
+pub struct Requests {
+    prefix: Box<str>,
+    host: Box<str>,
+    /// The `Authorization` field of the server's own admin.
+    admin: Secret,
+}
+
+impl Requests {
+    /// Requests to the CouchDB at a URL, as the admin whom the URL names.
+    pub fn new(url: &CouchUrl) -> Self {
+        let admin = url.credentials.as_ref().map_or_else(String::new, |(user, password)| {
+            let pair = format!("{user}:{}", password.reveal());
+            format!("Authorization: Basic {}\r\n", data_encoding::BASE64.encode(pair.as_bytes()))
+        });
+        Self { prefix: url.prefix.clone(), host: url.host_header().into(), admin: Secret::new(admin) }
+    }
+
+    /// Asks for the sequence that a feed opened now would start from; answered at once.
+    pub fn pin(&self, source: FeedSource) -> Vec<u8> {
+        self.write("GET", &format!("{}?since=now&limit=1", source.path()), self.admin.reveal(), b"")
+    }
+
+    /// Opens a feed that tells every change behind `since` and then stays open, with a heartbeat
+    /// every so many milliseconds.
+    pub fn stream(&self, source: FeedSource, since: &str, heartbeat_ms: u64) -> Vec<u8> {
+        let mut target = format!("{}?feed=continuous&heartbeat={heartbeat_ms}&since=", source.path());
+        percent_encode(since, &mut target);
+        self.write("GET", &target, self.admin.reveal(), b"")
+    }
+
+    /// Makes the `_global_changes` database.
+    pub fn create_global_changes(&self) -> Vec<u8> {
+        self.write("PUT", "/_global_changes", self.admin.reveal(), b"")
+    }
+
+    /// Logs a user in, on behalf of the client at `client`. None for credentials that no CouchDB could
+    /// accept. A cookie is sent alone, without the admin's credentials beside it: with them, CouchDB
+    /// answers an invalid cookie with the admin's name.
+    pub fn log_in(&self, credentials: &Credentials, client: IpAddr) -> Option<Vec<u8>> {
+        let forwarded = format!("X-Forwarded-For: {}\r\n", client.to_canonical());
+        match credentials {
+            Credentials::Password { username, password } => {
+                let body = serde_json::json!({"name": username, "password": password.reveal()}).to_string();
+                Some(self.write("POST", "/_session", &forwarded, body.as_bytes()))
+            }
+            Credentials::Cookie(value) => {
+                let fields = format!("{forwarded}Cookie: AuthSession={}\r\n", value.reveal());
+                Some(self.write("GET", "/_session", &fields, b""))
+            }
+            Credentials::Unusable => None,
+        }
+    }
+
+    /// `fields` are whole header lines.
+    fn write(&self, method: &str, target: &str, fields: &str, body: &[u8]) -> Vec<u8> {
+        let mut head = String::with_capacity(512);
+        let _ = write!(
+            head,
+            "{method} {}{target} HTTP/1.1\r\nHost: {}\r\nAccept: application/json\r\nUser-Agent: couchdb-howler/{}\r\n{fields}",
+            self.prefix,
+            self.host,
+            env!("CARGO_PKG_VERSION"),
+        );
+        if method != "GET" {
+            let _ = write!(head, "Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+        }
+        head.push_str("\r\n");
+        let mut request = head.into_bytes();
+        request.extend_from_slice(body);
+        request
+    }
+}
+
+/// What a client logs in with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credentials {
+    /// A user name with its password. A missing one is empty, and refused by CouchDB.
+    Password {
+        /// The user's name.
+        username: Box<str>,
+        /// The password.
+        password: Secret,
+    },
+    /// The value of an `AuthSession` cookie: characters that a `Cookie` field may hold.
+    Cookie(Secret),
+    /// A cookie that holds no `AuthSession`.
+    Unusable,
+}
+
+impl Credentials {
+    /// The credentials in a cookie text: a whole `Set-Cookie` value as CouchDB gave it, a `Cookie`
+    /// value with others beside it, or the bare `AuthSession=…` pair. Nothing but the value of
+    /// `AuthSession` is kept.
+    pub fn cookie(text: &str) -> Self {
+        // RFC 6265 section 4.1.1, cookie-octet.
+        let octet = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b',' | b';' | b'\\');
+        text.split(';')
+            .find_map(|part| part.trim().strip_prefix("AuthSession="))
+            .filter(|value| !value.is_empty() && value.bytes().all(octet))
+            .map_or(Self::Unusable, |value| Self::Cookie(Secret::new(value)))
+    }
+}
+
+/// Who logged in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The user's name.
+    pub name: Box<str>,
+    /// The cookie that is valid now: CouchDB's `Set-Cookie` value as it came, or the pair that
+    /// the client gave.
+    pub cookie: Secret,
+}
+
+/// Why a log-in failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogInError {
+    /// CouchDB does not know these credentials.
+    NotAuthenticated,
+    /// CouchDB has locked the name after too many wrong passwords.
+    Locked,
+    /// CouchDB could not be asked, or could not say.
+    Unavailable,
+}
+
+impl LogInError {
+    /// The name that clients know the error by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotAuthenticated => "NotAuthenticatedError",
+            Self::Locked => "AccountLockedError",
+            Self::Unavailable => "ServiceUnavailableError",
+        }
+    }
+
+    /// The same in words.
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::NotAuthenticated => "The name, password or cookie is not correct.",
+            Self::Locked => "The account is locked for some minutes after too many wrong passwords.",
+            Self::Unavailable => "The database server cannot be asked at the moment.",
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct SessionBody<'a> {
+    #[serde(borrow)]
+    name: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "userCtx")]
+    user: Option<UserContext<'a>>,
+}
+
+#[derive(Deserialize)]
+struct UserContext<'a> {
+    #[serde(borrow)]
+    name: Option<Cow<'a, str>>,
+}
+
+/// Reads the answer to [`Requests::log_in`]: its status, its `AuthSession` field, its body.
+///
+/// # Errors
+/// [`LogInError`], for everything that does not name a user.
+pub fn read_log_in(
+    credentials: &Credentials,
+    status: u16,
+    set_cookie: Option<Secret>,
+    body: &[u8],
+) -> Result<Identity, LogInError> {
+    match status {
+        200 => {}
+        400 | 401 => return Err(LogInError::NotAuthenticated),
+        403 => return Err(LogInError::Locked),
+        _ => return Err(LogInError::Unavailable),
+    }
+    let body: SessionBody<'_> = serde_json::from_slice(body).map_err(|_| LogInError::Unavailable)?;
+    match credentials {
+        Credentials::Password { username, .. } => {
+            // CouchDB sets an empty cookie where it lets nobody in.
+            let cookie =
+                set_cookie.filter(|c| !c.reveal().starts_with("AuthSession=;")).ok_or(LogInError::Unavailable)?;
+            let name = named(body.name).unwrap_or_else(|| username.clone());
+            Ok(Identity { name, cookie })
+        }
+        Credentials::Cookie(value) => {
+            // The status is 200 for an invalid cookie too: the name alone says who it is.
+            let name = named(body.user.and_then(|user| user.name)).ok_or(LogInError::NotAuthenticated)?;
+            let cookie = set_cookie.unwrap_or_else(|| Secret::new(format!("AuthSession={}", value.reveal())));
+            Ok(Identity { name, cookie })
+        }
+        Credentials::Unusable => Err(LogInError::NotAuthenticated),
+    }
+}
+
+fn named(name: Option<Cow<'_, str>>) -> Option<Box<str>> {
+    name.filter(|name| !name.is_empty()).map(Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change<'a>(database: &'a str, kind: ChangeKind, seq: &'a str) -> FeedLine<'a> {
+        FeedLine::Change { database: database.into(), kind, seq: seq.into() }
+    }
+
+    fn other(seq: &str) -> FeedLine<'_> {
+        FeedLine::Other { seq: Some(seq.into()) }
+    }
+
+    #[test]
+    fn reads_the_lines_of_both_feeds() {
+        use ChangeKind::{Created, Deleted, Updated};
+        for (line, expected) in [
+            (r#"{"seq":"4-g1A","id":"created:t1","changes":[{"rev":"1-967a"}]}"#, change("t1", Created, "4-g1A")),
+            (r#"{"seq":"8-x","id":"updated:a/b","changes":[{"rev":"1-9"}]}"#, change("a/b", Updated, "8-x")),
+            (
+                r#"{"seq":"8-x","id":"deleted:plus+db:x","changes":[{"rev":"1-9"}]}"#,
+                change("plus+db:x", Deleted, "8-x"),
+            ),
+            (r#"{"seq":"8-x","id":"updated:_users","changes":[{"rev":"1-9"}]}"#, change("_users", Updated, "8-x")),
+            (r#"{"seq":"9-y","id":"updated:_dbs","changes":[{"rev":"1-9"}]}"#, other("9-y")),
+            (r#"{"seq":"9-y","id":"_design/a:b","changes":[{"rev":"1-9"}]}"#, other("9-y")),
+            (r#"{"seq":"9-y","id":"updated:","changes":[{"rev":"1-9"}]}"#, other("9-y")),
+            (r#"{"seq":"9-y","id":"nothing","changes":[{"rev":"1-9"}]}"#, other("9-y")),
+            (r#"{"seq":"9-y","id":"updated:a","changes":[{"rev":"2-9"}],"deleted":true}"#, other("9-y")),
+            (
+                r#"{"seq":"9-\u0079","id":"updated:gr\u00fcn","changes":[{"rev":"1-9"}]}"#,
+                change("grün", Updated, "9-y"),
+            ),
+            (r#"{"id":"updated:a","seq":12,"changes":[{"rev":"1-9"},{"rev":"2-8"}]}"#, change("a", Updated, "12")),
+            (r#"{"seq":[1,"x"],"id":"updated:a","changes":[]}"#, change("a", Updated, r#"[1,"x"]"#)),
+            (r#"{"seq":null,"id":"updated:a","changes":[]}"#, FeedLine::Other { seq: None }),
+            (r#"{"db_name":"t1","type":"created","seq":"4-g"}"#, change("t1", Created, "4-g")),
+            (r#"{"db_name":"t1","type":"ddoc_updated","seq":"4-g"}"#, other("4-g")),
+            (r#"{"db_name":"_dbs","type":"updated","seq":"4-g"}"#, other("4-g")),
+            (r#"{"last_seq":"200-z","pending":0}"#, FeedLine::LastSeq { seq: "200-z".into() }),
+            (r#"{"last_seq":"200-z"}"#, FeedLine::LastSeq { seq: "200-z".into() }),
+            ("", FeedLine::Heartbeat),
+            ("\r", FeedLine::Heartbeat),
+        ] {
+            assert_eq!(parse_feed_line(line.as_bytes()), Some(expected), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_prefix_of_a_line_is_broken() {
+        for line in [
+            r#"{"seq":"4-g1A","id":"created:t1","changes":[{"rev":"1-967a"}]}"#,
+            r#"{"db_name":"t1","type":"created","seq":"4-g"}"#,
+        ] {
+            for end in 1..line.len() {
+                assert_eq!(parse_feed_line(&line.as_bytes()[..end]), None, "{}", &line[..end]);
+            }
+        }
+        for broken in [
+            &b"\xff"[..],
+            b"[]",
+            b"{\"seq\":\"\xff\",\"id\":\"updated:a\",\"changes\":[{\"rev\":\"1\"}]}",
+            b"{\"seq\":\"a\nb\",\"id\":\"updated:a\",\"changes\":[{\"rev\":\"1\"}]}",
+        ] {
+            assert_eq!(parse_feed_line(broken), None);
+        }
+    }
+
+    #[test]
+    fn the_quick_and_the_general_reader_agree() {
+        for line in [
+            r#"{"seq":"4-g1A","id":"created:t1","changes":[{"rev":"1-967a"}]}"#,
+            r#"{"seq":"4-g1A","id":"_design/x","changes":[{"rev":"1-967a"}]}"#,
+            r#"{"seq":"","id":"updated:ü","changes":[{"rev":""}]}"#,
+        ] {
+            let quick = parse_usual_line(line.as_bytes());
+            assert!(quick.is_some(), "{line}");
+            assert_eq!(quick, parse_any_line(line.as_bytes()), "{line}");
+        }
+    }
+
+    #[test]
+    fn kinds_merge() {
+        use ChangeKind::{Created, Deleted, Updated};
+        assert_eq!(Created.merge(Updated), Created);
+        assert_eq!(Updated.merge(Deleted), Deleted);
+        assert_eq!(Created.merge(Deleted), Deleted);
+        assert_eq!(Updated.merge(Updated), Updated);
+    }
+
+    #[test]
+    fn cookies_are_reduced_to_their_value() {
+        let value = |text| match Credentials::cookie(text) {
+            Credentials::Cookie(value) => value.reveal().to_owned(),
+            _ => "-".to_owned(),
+        };
+        assert_eq!(value("AuthSession=bXl1-_=; Version=1; Path=/; HttpOnly"), "bXl1-_=");
+        assert_eq!(value("AuthSession=abc"), "abc");
+        assert_eq!(value("a=b; AuthSession=abc"), "abc");
+        for useless in [
+            "",
+            "abc",
+            "AuthSession=",
+            "AuthSession=; Version=1",
+            "authsession=x",
+            "AuthSession=a b",
+            "AuthSession=a\r\nX: y",
+        ] {
+            assert_eq!(Credentials::cookie(useless), Credentials::Unusable, "{useless}");
+        }
+    }
+
+    #[test]
+    fn requests_carry_what_they_must_and_no_more() {
+        let requests = Requests::new(&CouchUrl::parse("http://admin:pw@h:5984/pre").unwrap());
+        let client: IpAddr = "::ffff:10.1.2.3".parse().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let stream = text(requests.stream(FeedSource::GlobalChanges, "4-a+b=", 10_000));
+        assert!(stream.starts_with("GET /pre/_global_changes/_changes?feed=continuous&heartbeat=10000&since=4-a%2Bb%3D HTTP/1.1\r\nHost: h:5984\r\n"));
+        assert!(stream.contains("Authorization: Basic YWRtaW46cHc=\r\n"));
+        let password = Credentials::Password { username: "a\"b".into(), password: Secret::new("x") };
+        let log_in = text(requests.log_in(&password, client).unwrap());
+        assert!(
+            log_in.contains("X-Forwarded-For: 10.1.2.3\r\n") && log_in.ends_with(r#"{"name":"a\"b","password":"x"}"#)
+        );
+        assert!(!log_in.contains("Authorization"));
+        let cookie = text(requests.log_in(&Credentials::cookie("AuthSession=abc; Path=/"), client).unwrap());
+        assert!(cookie.starts_with("GET /pre/_session ") && cookie.contains("Cookie: AuthSession=abc\r\n"));
+        assert!(!cookie.contains("Authorization"), "the admin's name would answer for an invalid cookie");
+        assert_eq!(requests.log_in(&Credentials::Unusable, client), None);
+    }
+
+    #[test]
+    fn log_in_answers() {
+        let password = Credentials::Password { username: "u".into(), password: Secret::new("x") };
+        let cookie = Credentials::cookie("AuthSession=abc");
+        let set = || Some(Secret::new("AuthSession=new; Path=/"));
+        let ok = br#"{"ok":true,"name":"myuser","roles":[]}"#;
+        let identity = read_log_in(&password, 200, set(), ok).unwrap();
+        assert_eq!((&*identity.name, identity.cookie.reveal()), ("myuser", "AuthSession=new; Path=/"));
+        assert_eq!(read_log_in(&password, 200, None, ok), Err(LogInError::Unavailable));
+        assert_eq!(read_log_in(&password, 200, Some(Secret::new("AuthSession=; x")), ok), Err(LogInError::Unavailable));
+        assert_eq!(read_log_in(&password, 401, set(), b"{}"), Err(LogInError::NotAuthenticated));
+        assert_eq!(read_log_in(&password, 403, None, b""), Err(LogInError::Locked));
+        assert_eq!(read_log_in(&password, 500, None, b""), Err(LogInError::Unavailable));
+        let good = br#"{"ok":true,"userCtx":{"name":"myuser","roles":[]},"info":{"authenticated":"cookie"}}"#;
+        let nobody = br#"{"ok":true,"userCtx":{"name":null,"roles":[]},"info":{}}"#;
+        assert_eq!(read_log_in(&cookie, 200, None, good).unwrap().cookie.reveal(), "AuthSession=abc");
+        assert_eq!(read_log_in(&cookie, 200, set(), good).unwrap().cookie.reveal(), "AuthSession=new; Path=/");
+        assert_eq!(read_log_in(&cookie, 200, None, nobody), Err(LogInError::NotAuthenticated));
+        assert_eq!(read_log_in(&cookie, 200, None, b"<html>"), Err(LogInError::Unavailable));
+        assert_eq!(read_log_in(&cookie, 200, None, ok), Err(LogInError::NotAuthenticated));
+    }
+
+    #[test]
+    fn pins() {
+        assert_eq!(parse_last_seq(br#"{"results":[],"last_seq":"9-a","pending":0}"#).as_deref(), Some("9-a"));
+        assert_eq!(parse_last_seq(b"{}"), None);
+    }
+}

@@ -1,0 +1,31 @@
+//! The JSON values that both dialects share: strings, and lists of database names.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+
+/// A string of a JSON text: borrowed where it holds no escape.
+#[derive(Deserialize)]
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
+
+/// A list of database names; None when the JSON is no array of non-empty strings.
+pub type Names<'a> = Option<Vec<Cow<'a, str>>>;
+
+/// Reads a JSON string; None when it is something else.
+pub fn parse_string(json: &str) -> Option<Cow<'_, str>> {
+    serde_json::from_str::<Text<'_>>(json).ok().map(|text| text.0)
+}
+
+/// Reads a JSON array of non-empty strings.
+pub fn parse_names(json: &str) -> Names<'_> {
+    let names: Vec<Text<'_>> = serde_json::from_str(json).ok()?;
+    if names.iter().any(|name| name.0.is_empty()) {
+        return None;
+    }
+    Some(names.into_iter().map(|name| name.0).collect())
+}
+
+/// Appends a JSON string with its quotes.
+pub fn write_string(out: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(out, text).expect("a string always serializes into memory");
+}

@@ -1,0 +1,15 @@
+//! Bytes ↔ values. Every parser here takes bytes and returns what it found and how much it used,
+//! "need more", or an error; none knows a socket, a clock, the environment or randomness.
+
+pub mod body;
+pub mod couchdb;
+pub mod engine_io;
+pub mod howler_v1;
+pub mod http;
+pub mod json;
+pub mod lines;
+pub mod response;
+pub mod secret;
+pub mod socket_io;
+pub mod url;
+pub mod websocket;

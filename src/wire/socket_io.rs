@@ -1,0 +1,210 @@
+//! Socket.IO packets (protocol versions 4 and 5, the same on the wire but for CONNECT): what stands
+//! behind the `4` of an Engine.IO message, and the events of this server's clients.
+
+use std::borrow::Cow;
+use std::io::Write as _;
+
+use serde_json::value::RawValue;
+
+use super::json::{Names, parse_names, parse_string, write_string};
+
+/// The kind of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PacketKind {
+    /// `0`: opens a namespace.
+    Connect,
+    /// `1`: leaves a namespace.
+    Disconnect,
+    /// `2`: an event with arguments.
+    Event,
+    /// `3`: answers an event that carried an id.
+    Ack,
+    /// `4`: refuses a namespace.
+    Error,
+}
+
+/// A packet: `<kind>[/namespace,][id][data]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet<'a> {
+    /// What it is.
+    pub kind: PacketKind,
+    /// The namespace, without a query; `/` when none is named.
+    pub namespace: &'a str,
+    /// The id under which an acknowledgement is wanted or given.
+    pub id: Option<u64>,
+    /// JSON, or nothing.
+    pub data: &'a str,
+}
+
+/// Reads a packet; None when it is broken. Binary packets (`5`, `6`) count as broken: no client of
+/// this server has a use for one.
+pub fn parse_packet(text: &str) -> Option<Packet<'_>> {
+    let kind = match text.as_bytes().first()? {
+        b'0' => PacketKind::Connect,
+        b'1' => PacketKind::Disconnect,
+        b'2' => PacketKind::Event,
+        b'3' => PacketKind::Ack,
+        b'4' => PacketKind::Error,
+        _ => return None,
+    };
+    let mut rest = &text[1..];
+    let mut namespace = "/";
+    if rest.starts_with('/') {
+        (namespace, rest) = rest.split_once(',').unwrap_or((rest, ""));
+        namespace = namespace.split_once('?').map_or(namespace, |(path, _)| path);
+    }
+    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+    let id = if digits == 0 { None } else { Some(rest[..digits].parse().ok()?) };
+    Some(Packet { kind, namespace, id, data: &rest[digits..] })
+}
+
+/// What a client asks for with an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// `subscribe` to databases.
+    Subscribe(Names<'a>),
+    /// `unsubscribe` from databases.
+    Unsubscribe(Names<'a>),
+    /// `heartbeat`: is this session alive?
+    Heartbeat,
+    /// `log-out`.
+    LogOut,
+    /// An event that nobody knows.
+    Unknown,
+}
+
+/// Reads the data of an event packet: a JSON array whose first element is the event's name. None
+/// when it is broken.
+pub fn parse_event(data: &str) -> Option<Event<'_>> {
+    let parts: Vec<&RawValue> = serde_json::from_str(data).ok()?;
+    let name: Cow<'_, str> = parse_string(parts.first()?.get())?;
+    let names = || parts.get(1).and_then(|argument| parse_names(argument.get()));
+    Some(match &*name {
+        "subscribe" => Event::Subscribe(names()),
+        "unsubscribe" => Event::Unsubscribe(names()),
+        "heartbeat" => Event::Heartbeat,
+        "log-out" => Event::LogOut,
+        _ => Event::Unknown,
+    })
+}
+
+/// Message that opens the root namespace in version 4 of the protocol.
+pub const CONNECT: &[u8] = b"40";
+/// Message that ends the session.
+pub const DISCONNECT: &[u8] = b"41";
+
+/// Appends the message of an acknowledgement without an error: `{}`, or `{"ok":true}`.
+pub fn write_ack(out: &mut Vec<u8>, id: u64, json: &str) {
+    let _ = write!(out, "43{id}[{json}]");
+}
+
+/// Appends the message of an acknowledgement that carries an error.
+pub fn write_error_ack(out: &mut Vec<u8>, id: u64, name: &str, message: &str) {
+    let _ = write!(out, "43{id}[");
+    write_error(out, name, message);
+    out.push(b']');
+}
+
+/// Appends the `authenticated` event with CouchDB's `Set-Cookie` value.
+pub fn write_authenticated(out: &mut Vec<u8>, cookie: &str) {
+    out.extend_from_slice(br#"42["authenticated",{"cookie":"#);
+    write_string(out, cookie);
+    out.extend_from_slice(b"}]");
+}
+
+/// Appends the `not-authenticated` event.
+pub fn write_not_authenticated(out: &mut Vec<u8>, name: &str, message: &str) {
+    out.extend_from_slice(br#"42["not-authenticated","#);
+    write_error(out, name, message);
+    out.push(b']');
+}
+
+/// Appends the `change` event.
+pub fn write_change(out: &mut Vec<u8>, database: &str) {
+    out.extend_from_slice(br#"42["change","#);
+    write_string(out, database);
+    out.push(b']');
+}
+
+/// Appends what version 4 of the protocol answers to CONNECT of a namespace that is not there.
+pub fn write_invalid_namespace(out: &mut Vec<u8>, namespace: &str) {
+    let _ = write!(out, "44{namespace},\"Invalid namespace\"");
+}
+
+fn write_error(out: &mut Vec<u8>, name: &str, message: &str) {
+    out.extend_from_slice(br#"{"error":true,"errorName":"#);
+    write_string(out, name);
+    out.extend_from_slice(br#","errorMessage":"#);
+    write_string(out, message);
+    out.push(b'}');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets() {
+        let packet = |kind, namespace, id, data| Some(Packet { kind, namespace, id, data });
+        assert_eq!(parse_packet("0"), packet(PacketKind::Connect, "/", None, ""));
+        assert_eq!(parse_packet("0/foo?a=b,"), packet(PacketKind::Connect, "/foo", None, ""));
+        assert_eq!(parse_packet("0/foo"), packet(PacketKind::Connect, "/foo", None, ""));
+        assert_eq!(parse_packet("21[\"a\"]"), packet(PacketKind::Event, "/", Some(1), "[\"a\"]"));
+        assert_eq!(parse_packet("2/n,12[1]"), packet(PacketKind::Event, "/n", Some(12), "[1]"));
+        assert_eq!(parse_packet("1"), packet(PacketKind::Disconnect, "/", None, ""));
+        for broken in ["", "9", "51-[]", "x", "299999999999999999999[]"] {
+            assert_eq!(parse_packet(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn events() {
+        let names = |list: &[&str]| Some(list.iter().map(|n| Cow::Owned((*n).to_owned())).collect());
+        assert_eq!(
+            parse_event(r#"["subscribe",["a/b","__proto__","gr\u00fcn"]]"#),
+            Some(Event::Subscribe(names(&["a/b", "__proto__", "grün"])))
+        );
+        assert_eq!(parse_event(r#"["unsubscribe",[]]"#), Some(Event::Unsubscribe(names(&[]))));
+        for wrong in [
+            r#"["subscribe"]"#,
+            r#"["subscribe",null]"#,
+            r#"["subscribe",["a",1]]"#,
+            r#"["subscribe",[""]]"#,
+            r#"["subscribe",{"a":1}]"#,
+            r#"["subscribe","a"]"#,
+        ] {
+            assert_eq!(parse_event(wrong), Some(Event::Subscribe(None)), "{wrong}");
+        }
+        assert_eq!(parse_event(r#"["heartbeat",null]"#), Some(Event::Heartbeat));
+        assert_eq!(parse_event(r#"["heartbeat"]"#), Some(Event::Heartbeat));
+        assert_eq!(parse_event(r#"["log-out",null]"#), Some(Event::LogOut));
+        assert_eq!(parse_event(r#"["toString",{}]"#), Some(Event::Unknown));
+        for broken in ["", "[]", "[1]", "{}", "[\"a\"", "[null]", "[\"a\"]x", &"[".repeat(10_000)] {
+            assert_eq!(parse_event(broken), None, "{broken:.20}");
+        }
+    }
+
+    #[test]
+    fn messages() {
+        let written = |write: &dyn Fn(&mut Vec<u8>)| {
+            let mut out = Vec::new();
+            write(&mut out);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(written(&|o| write_ack(o, 7, "{}")), "437[{}]");
+        assert_eq!(written(&|o| write_change(o, "a\"b")), r#"42["change","a\"b"]"#);
+        assert_eq!(
+            written(&|o| write_authenticated(o, "AuthSession=x")),
+            r#"42["authenticated",{"cookie":"AuthSession=x"}]"#
+        );
+        assert_eq!(
+            written(&|o| write_not_authenticated(o, "NotAuthenticatedError", "no")),
+            r#"42["not-authenticated",{"error":true,"errorName":"NotAuthenticatedError","errorMessage":"no"}]"#
+        );
+        assert_eq!(
+            written(&|o| write_error_ack(o, 1, "TypeError", "m")),
+            r#"431[{"error":true,"errorName":"TypeError","errorMessage":"m"}]"#
+        );
+        assert_eq!(written(&|o| write_invalid_namespace(o, "/foo")), r#"44/foo,"Invalid namespace""#);
+    }
+}

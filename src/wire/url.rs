@@ -1,0 +1,273 @@
+//! The CouchDB URL of the command line, and percent-encoding (RFC 3986).
+
+use std::borrow::Cow;
+use std::fmt;
+
+use super::secret::Secret;
+
+/// Where CouchDB is and who we are there: `http[s]://user:password@host[:port][/prefix]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CouchUrl {
+    /// Whether the scheme is `https`.
+    pub tls: bool,
+    /// A DNS name or an IP address; an IPv6 address without its brackets.
+    pub host: Box<str>,
+    /// The port; 80 or 443 when the URL names none.
+    pub port: u16,
+    /// The path in front of every request, without a slash at its end; mostly empty.
+    pub prefix: Box<str>,
+    /// Decoded user name and password, when the URL holds them.
+    pub credentials: Option<(Box<str>, Secret)>,
+}
+
+/// Why a text is no CouchDB URL. Its text says what was expected and repeats nothing of the URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UrlError {
+    /// Neither `http://` nor `https://`.
+    Scheme,
+    /// No host between the scheme and the path.
+    Host,
+    /// The port is not a number from 1 to 65535.
+    Port,
+    /// A `?` or `#`: a CouchDB URL ends with its path.
+    QueryOrFragment,
+    /// `%` without two hexadecimal digits, or bytes that are not UTF-8.
+    Encoding,
+    /// A space or a control character.
+    Character,
+}
+
+impl fmt::Display for UrlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scheme => "it must start with http:// or https://",
+            Self::Host => "the host is missing or malformed",
+            Self::Port => "the port must be a number from 1 to 65535",
+            Self::QueryOrFragment => {
+                "it must not hold a query or a fragment (write ? as %3F and # as %23 in a password)"
+            }
+            Self::Encoding => "a % must be followed by two hexadecimal digits (write a literal % as %25)",
+            Self::Character => "it must not hold spaces or control characters",
+        })
+    }
+}
+
+impl CouchUrl {
+    /// Reads a URL.
+    ///
+    /// # Errors
+    /// [`UrlError`] names the part that is wrong.
+    pub fn parse(text: &str) -> Result<Self, UrlError> {
+        if text.chars().any(|c| c.is_control() || c == ' ') {
+            return Err(UrlError::Character);
+        }
+        let (scheme, rest) = text.split_once("://").ok_or(UrlError::Scheme)?;
+        let tls = match scheme.to_ascii_lowercase().as_str() {
+            "http" => false,
+            "https" => true,
+            _ => return Err(UrlError::Scheme),
+        };
+        if rest.contains(['?', '#']) {
+            return Err(UrlError::QueryOrFragment);
+        }
+        // A password may hold a raw `@` or `/`… only the former can be told apart from the host.
+        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+        let (credentials, address) = match authority.rsplit_once('@') {
+            Some((credentials, address)) => (Some(parse_credentials(credentials)?), address),
+            None => (None, authority),
+        };
+        let (host, port) = split_address(address)?;
+        let port = match port {
+            None => {
+                if tls {
+                    443
+                } else {
+                    80
+                }
+            }
+            Some(digits) => match digits.parse::<u16>() {
+                Ok(port) if port > 0 && digits.bytes().all(|b| b.is_ascii_digit()) => port,
+                _ => return Err(UrlError::Port),
+            },
+        };
+        Ok(Self { tls, host: host.into(), port, prefix: path.trim_end_matches('/').into(), credentials })
+    }
+
+    /// The value of the `Host` header (RFC 9110 section 7.2): the port only where it is not the
+    /// scheme's own.
+    pub fn host_header(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.to_string() };
+        let own_port = if self.tls { 443 } else { 80 };
+        if self.port == own_port { host } else { format!("{host}:{}", self.port) }
+    }
+}
+
+/// The URL as an operator may read it in a log: credentials are left out.
+impl fmt::Display for CouchUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.host_header(), self.prefix)
+    }
+}
+
+fn parse_credentials(text: &str) -> Result<(Box<str>, Secret), UrlError> {
+    let (user, password) = text.split_once(':').unwrap_or((text, ""));
+    let decode = |part| percent_decode(part, false).map(Cow::into_owned).ok_or(UrlError::Encoding);
+    Ok((decode(user)?.into(), Secret::new(decode(password)?)))
+}
+
+fn split_address(address: &str) -> Result<(&str, Option<&str>), UrlError> {
+    let (host, port) = if let Some(inner) = address.strip_prefix('[') {
+        let (host, after) = inner.split_once(']').ok_or(UrlError::Host)?;
+        host.parse::<std::net::Ipv6Addr>().map_err(|_| UrlError::Host)?;
+        match after.strip_prefix(':') {
+            Some(port) => (host, Some(port)),
+            None if after.is_empty() => (host, None),
+            None => return Err(UrlError::Host),
+        }
+    } else {
+        match address.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (address, None),
+        }
+    };
+    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':');
+    if host.is_empty() || !host.bytes().all(fits) {
+        return Err(UrlError::Host);
+    }
+    Ok((host, port))
+}
+
+/// Hides everything between a leading `scheme://` and the last `@`, for showing a URL that could not
+/// be read. Where no such scheme leads, all up to the `@` is hidden.
+pub fn mask_credentials(text: &str) -> Cow<'_, str> {
+    let Some(at) = text.rfind('@') else { return Cow::Borrowed(text) };
+    let scheme = text.bytes().take_while(u8::is_ascii_alphabetic).count();
+    let start = if text[scheme..].starts_with("://") { scheme + 3 } else { 0 };
+    Cow::Owned(format!("{}***{}", &text[..start], &text[at..]))
+}
+
+/// Decodes `%XX` (RFC 3986 section 2.1), and `+` as a space where `form` says that the text is a
+/// form (`application/x-www-form-urlencoded`). None when a `%` is broken or the result is not UTF-8.
+pub fn percent_decode(text: &str, form: bool) -> Option<Cow<'_, str>> {
+    if !text.bytes().any(|b| b == b'%' || (form && b == b'+')) {
+        return Some(Cow::Borrowed(text));
+    }
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let high = char::from(bytes.next()?).to_digit(16)?;
+                let low = char::from(bytes.next()?).to_digit(16)?;
+                u8::try_from(high << 4 | low).expect("two hexadecimal digits fit a byte")
+            }
+            b'+' if form => b' ',
+            other => other,
+        });
+    }
+    String::from_utf8(decoded).ok().map(Cow::Owned)
+}
+
+/// Appends `text` so that it can stand as one path segment or query value: everything but the
+/// unreserved characters of RFC 3986 section 2.3 as `%XX`.
+pub fn percent_encode(text: &str, out: &mut String) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            out.push('%');
+            out.push(char::from(HEX[usize::from(byte >> 4)]));
+            out.push(char::from(HEX[usize::from(byte & 15)]));
+        }
+    }
+}
+
+/// The pairs of a query string, decoded; a pair that cannot be decoded is left out. Later pairs of
+/// one name come later.
+pub fn query_pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+    query.split('&').filter(|pair| !pair.is_empty()).filter_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        Some((percent_decode(name, true)?, percent_decode(value, true)?))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> CouchUrl {
+        CouchUrl::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"))
+    }
+
+    #[test]
+    fn reads_every_part() {
+        let url = parse("https://admin:p%40ss%3A%2F@db.example.com:6984/couch/");
+        assert!(url.tls);
+        assert_eq!((&*url.host, url.port, &*url.prefix), ("db.example.com", 6984, "/couch"));
+        let (user, password) = url.credentials.clone().expect("has credentials");
+        assert_eq!((&*user, password.reveal()), ("admin", "p@ss:/"));
+        assert_eq!(url.to_string(), "https://db.example.com:6984/couch");
+        assert!(!format!("{url:?}").contains("p@ss"));
+    }
+
+    #[test]
+    fn knows_default_ports_and_addresses() {
+        assert_eq!(parse("http://localhost").port, 80);
+        assert_eq!(parse("https://localhost/").port, 443);
+        assert_eq!(parse("https://localhost:443").host_header(), "localhost");
+        assert_eq!(parse("http://127.0.0.1:5984").host_header(), "127.0.0.1:5984");
+        let url = parse("http://a:b@[::1]:5984/x/y");
+        assert_eq!((&*url.host, url.port, &*url.prefix), ("::1", 5984, "/x/y"));
+        assert_eq!(url.host_header(), "[::1]:5984");
+        assert_eq!(parse("http://a:p@ss@host").credentials.unwrap().1.reveal(), "p@ss");
+    }
+
+    #[test]
+    fn refuses_what_is_no_url() {
+        for (text, error) in [
+            ("", UrlError::Scheme),
+            ("localhost:5984", UrlError::Scheme),
+            ("ftp://host", UrlError::Scheme),
+            ("http://", UrlError::Host),
+            ("http://u:p@/x", UrlError::Host),
+            ("http://[::1", UrlError::Host),
+            ("http://[zz]:1", UrlError::Host),
+            ("http://a\u{e9}", UrlError::Host),
+            ("http://host:0", UrlError::Port),
+            ("http://host:+80", UrlError::Port),
+            ("http://host:99999", UrlError::Port),
+            ("http://host:", UrlError::Port),
+            ("http://host/?a=b", UrlError::QueryOrFragment),
+            ("http://u:50%@host", UrlError::Encoding),
+            ("http://ho st", UrlError::Character),
+        ] {
+            assert_eq!(CouchUrl::parse(text), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn masks_credentials_of_any_text() {
+        assert_eq!(mask_credentials("http://u:p@host/x"), "http://***@host/x");
+        assert_eq!(mask_credentials("http://u:p@q@host"), "http://***@host");
+        assert_eq!(mask_credentials("u:p@host"), "***@host");
+        assert_eq!(mask_credentials("ftp://host"), "ftp://host");
+        assert_eq!(mask_credentials("u:p://@host"), "***@host");
+    }
+
+    #[test]
+    fn percent_encoding_goes_both_ways() {
+        let mut text = String::new();
+        percent_encode("a/b+c ü", &mut text);
+        assert_eq!(text, "a%2Fb%2Bc%20%C3%BC");
+        assert_eq!(percent_decode(&text, true).unwrap(), "a/b+c ü");
+        assert_eq!(percent_decode("a+b", true).unwrap(), "a b");
+        assert_eq!(percent_decode("a+b", false).unwrap(), "a+b");
+        for broken in ["%", "%4", "%zz", "%ff"] {
+            assert_eq!(percent_decode(broken, true), None, "{broken}");
+        }
+        let pairs: Vec<_> = query_pairs("username=a%20b&&x&broken=%").map(|(n, v)| format!("{n}={v}")).collect();
+        assert_eq!(pairs, ["username=a b", "x="]);
+    }
+}

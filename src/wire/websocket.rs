@@ -1,0 +1,362 @@
+//! WebSocket framing (RFC 6455 section 5), the server's side: frames and messages of clients read,
+//! ours written. The frame header is tungstenite's; which frames may follow which is decided here.
+//!
+//! A frame is read when all of it is in the buffer, so between messages a connection holds nothing:
+//! the decoder is one pointer, used only inside a fragmented message.
+
+use std::fmt;
+use std::io::Cursor;
+
+use tungstenite::protocol::frame::FrameHeader;
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+
+/// Longest payload of a control frame (RFC 6455 section 5.5).
+pub const MAX_CONTROL: usize = 125;
+/// Longest header of a client's frame.
+pub const MAX_HEADER: usize = 14;
+
+/// Close codes that are sent (RFC 6455 section 7.4.1; 4000 and above are this protocol's own).
+pub mod close_code {
+    /// The work is done.
+    pub const NORMAL: u16 = 1000;
+    /// The server stops.
+    pub const GOING_AWAY: u16 = 1001;
+    /// The client broke the framing.
+    pub const PROTOCOL: u16 = 1002;
+    /// A binary message, which this server does not read.
+    pub const UNSUPPORTED: u16 = 1003;
+    /// Text that is not UTF-8.
+    pub const INVALID_UTF8: u16 = 1007;
+    /// Malformed input, again and again.
+    pub const POLICY: u16 = 1008;
+    /// A frame or message over the limit.
+    pub const TOO_BIG: u16 = 1009;
+    /// The log-in failed.
+    pub const NOT_AUTHENTICATED: u16 = 4401;
+    /// Nobody logged in in time.
+    pub const LOG_IN_TIMEOUT: u16 = 4408;
+}
+
+/// What a client sent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Incoming<'a> {
+    /// A whole text message.
+    Text(&'a str),
+    /// A whole binary message; what is in it does not matter here.
+    Binary,
+    /// A ping; its payload goes back in a pong.
+    Ping(&'a [u8]),
+    /// A pong.
+    Pong,
+    /// A close frame with its code; 1005 when it had none.
+    Close(u16),
+    /// A frame of a message that goes on.
+    Fragment,
+}
+
+/// How a client broke the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameError {
+    /// Reserved bits or operation codes, a control frame that is long or fragmented, a missing mask,
+    /// a continuation of nothing, a message inside a message, a close frame of one byte or with a
+    /// code that may not be sent.
+    Protocol,
+    /// A message over the limit.
+    TooBig,
+    /// A text message that is not UTF-8.
+    InvalidUtf8,
+}
+
+impl FrameError {
+    /// The close code that answers it.
+    pub fn close_code(self) -> u16 {
+        match self {
+            Self::Protocol => close_code::PROTOCOL,
+            Self::TooBig => close_code::TOO_BIG,
+            Self::InvalidUtf8 => close_code::INVALID_UTF8,
+        }
+    }
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Protocol => "broken WebSocket framing",
+            Self::TooBig => "message too big",
+            Self::InvalidUtf8 => "text is not UTF-8",
+        })
+    }
+}
+
+/// Reads one client's frames.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    /// The message whose last fragment has not come. Boxed: few clients ever fragment.
+    fragments: Option<Box<Fragments>>,
+}
+
+#[derive(Debug)]
+struct Fragments {
+    text: bool,
+    /// Whether the message was handed out, so that the next call starts anew.
+    complete: bool,
+    payload: Vec<u8>,
+}
+
+impl Decoder {
+    /// Takes one frame off the start of `input`, unmasking it in place; returns how many bytes it
+    /// took and what it was, or None when it is not there whole. `max_message` caps a frame, and a
+    /// message over all its fragments, in bytes; a frame that is too long is refused by its header.
+    ///
+    /// # Errors
+    /// [`FrameError`]; the connection is to be closed with its code.
+    pub fn next<'a>(
+        &'a mut self,
+        input: &'a mut [u8],
+        max_message: usize,
+    ) -> Result<Option<(usize, Incoming<'a>)>, FrameError> {
+        let mut cursor = Cursor::new(&*input);
+        let header = FrameHeader::parse(&mut cursor).map_err(|_| FrameError::Protocol)?;
+        let Some((header, length)) = header else { return Ok(None) };
+        let start = usize::try_from(cursor.position()).expect("a header is short");
+        self.check(&header, length)?;
+        let collected = self.fragments.as_ref().filter(|f| !f.complete).map_or(0, |f| f.payload.len());
+        let length = usize::try_from(length).map_err(|_| FrameError::TooBig)?;
+        if !matches!(header.opcode, OpCode::Control(_)) && length > max_message - collected.min(max_message) {
+            return Err(FrameError::TooBig);
+        }
+        let end = start + length;
+        if input.len() < end {
+            return Ok(None);
+        }
+        let payload = &mut input[start..end];
+        unmask(payload, header.mask.expect("checked"));
+        let incoming = match header.opcode {
+            OpCode::Control(Control::Ping) => Incoming::Ping(payload),
+            OpCode::Control(Control::Pong) => Incoming::Pong,
+            OpCode::Control(_) => Incoming::Close(parse_close(payload)?),
+            OpCode::Data(kind) => return self.data(kind, header.is_final, payload).map(|data| Some((end, data))),
+        };
+        Ok(Some((end, incoming)))
+    }
+
+    /// What the header alone decides.
+    fn check(&self, header: &FrameHeader, length: u64) -> Result<(), FrameError> {
+        let reserved = header.rsv1 || header.rsv2 || header.rsv3;
+        let inside = self.fragments.as_ref().is_some_and(|fragments| !fragments.complete);
+        let fits = match header.opcode {
+            OpCode::Control(_) => header.is_final && length <= MAX_CONTROL as u64,
+            OpCode::Data(Data::Continue) => inside,
+            OpCode::Data(_) => !inside,
+        };
+        if reserved || !fits || header.mask.is_none() { Err(FrameError::Protocol) } else { Ok(()) }
+    }
+
+    fn data<'a>(&'a mut self, kind: Data, last: bool, payload: &'a [u8]) -> Result<Incoming<'a>, FrameError> {
+        if kind != Data::Continue {
+            self.fragments = None;
+            if last {
+                return whole(kind == Data::Text, payload);
+            }
+            self.fragments =
+                Some(Box::new(Fragments { text: kind == Data::Text, complete: false, payload: payload.to_vec() }));
+            return Ok(Incoming::Fragment);
+        }
+        let fragments = self.fragments.as_mut().expect("a continuation has a start: checked");
+        fragments.payload.extend_from_slice(payload);
+        fragments.complete = last;
+        if last { whole(fragments.text, &fragments.payload) } else { Ok(Incoming::Fragment) }
+    }
+}
+
+fn whole(text: bool, payload: &[u8]) -> Result<Incoming<'_>, FrameError> {
+    if !text {
+        return Ok(Incoming::Binary);
+    }
+    std::str::from_utf8(payload).map(Incoming::Text).map_err(|_| FrameError::InvalidUtf8)
+}
+
+/// RFC 6455 section 5.3. Eight bytes a step: the mask is its own repetition.
+fn unmask(payload: &mut [u8], mask: [u8; 4]) {
+    let wide = u64::from_ne_bytes([mask[0], mask[1], mask[2], mask[3], mask[0], mask[1], mask[2], mask[3]]);
+    let mut words = payload.chunks_exact_mut(8);
+    for word in &mut words {
+        let value = u64::from_ne_bytes((&*word).try_into().expect("eight bytes")) ^ wide;
+        word.copy_from_slice(&value.to_ne_bytes());
+    }
+    for (byte, key) in words.into_remainder().iter_mut().zip(mask.iter().cycle()) {
+        *byte ^= key;
+    }
+}
+
+/// RFC 6455 section 5.5.1: a code that may be sent, then UTF-8.
+fn parse_close(payload: &[u8]) -> Result<u16, FrameError> {
+    match payload {
+        [] => Ok(1005),
+        [_] => Err(FrameError::Protocol),
+        [high, low, reason @ ..] => {
+            let code = u16::from_be_bytes([*high, *low]);
+            if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+                return Err(FrameError::Protocol);
+            }
+            std::str::from_utf8(reason).map(|_| code).map_err(|_| FrameError::InvalidUtf8)
+        }
+    }
+}
+
+/// Appends a text message in one frame.
+pub fn write_text(out: &mut Vec<u8>, payload: &[u8]) {
+    write_header(out, OpCode::Data(Data::Text), payload.len());
+    out.extend_from_slice(payload);
+}
+
+/// Appends a ping without payload.
+pub fn write_ping(out: &mut Vec<u8>) {
+    write_header(out, OpCode::Control(Control::Ping), 0);
+}
+
+/// Appends the pong that answers a ping.
+pub fn write_pong(out: &mut Vec<u8>, payload: &[u8]) {
+    write_header(out, OpCode::Control(Control::Pong), payload.len());
+    out.extend_from_slice(payload);
+}
+
+/// Appends a close frame.
+pub fn write_close(out: &mut Vec<u8>, code: u16, reason: &str) {
+    debug_assert!(reason.len() + 2 <= MAX_CONTROL, "reasons are ours and short");
+    write_header(out, OpCode::Control(Control::Close), reason.len() + 2);
+    out.extend_from_slice(&code.to_be_bytes());
+    out.extend_from_slice(reason.as_bytes());
+}
+
+fn write_header(out: &mut Vec<u8>, opcode: OpCode, length: usize) {
+    let header = FrameHeader { opcode, ..FrameHeader::default() };
+    header.format(length as u64, out).expect("writing to memory cannot fail");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client's frame. `first` is the first byte on the wire: FIN, RSV and operation code.
+    pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mask = [0x12, 0x34, 0x56, 0x78];
+        let mut out = vec![first];
+        match payload.len() {
+            length @ 0..=125 => out.push(0x80 | u8::try_from(length).unwrap()),
+            length @ 126..=65535 => {
+                out.push(0xfe);
+                out.extend(u16::try_from(length).unwrap().to_be_bytes());
+            }
+            length => {
+                out.push(0xff);
+                out.extend((length as u64).to_be_bytes());
+            }
+        }
+        out.extend(mask);
+        out.extend(payload.iter().enumerate().map(|(i, byte)| byte ^ mask[i % 4]));
+        out
+    }
+
+    /// All messages of a byte stream that arrives in the given parts, as text.
+    fn read(parts: &[&[u8]]) -> Result<Vec<String>, FrameError> {
+        let (mut decoder, mut buffer, mut seen) = (Decoder::default(), Vec::new(), Vec::new());
+        for part in parts {
+            buffer.extend_from_slice(part);
+            let mut at = 0;
+            while let Some((used, incoming)) = decoder.next(&mut buffer[at..], 1000)? {
+                at += used;
+                seen.push(format!("{incoming:?}"));
+            }
+            buffer.drain(..at);
+        }
+        Ok(seen)
+    }
+
+    #[test]
+    fn every_split_gives_the_same() {
+        let long = "x".repeat(300);
+        let bytes = [
+            frame(0x81, b"hello"),
+            frame(0x01, "gr\u{fc}".as_bytes()),
+            frame(0x89, b"p"),
+            frame(0x80, "n".as_bytes()),
+            frame(0x81, long.as_bytes()),
+            frame(0x82, b"\xff"),
+            frame(0x8a, b""),
+            frame(0x88, &1000u16.to_be_bytes()),
+        ]
+        .concat();
+        let whole = read(&[&bytes]).unwrap();
+        let expected = [
+            "Text(\"hello\")",
+            "Fragment",
+            "Ping([112])",
+            "Text(\"gr\u{fc}n\")",
+            &format!("Text(\"{long}\")"),
+            "Binary",
+            "Pong",
+            "Close(1000)",
+        ];
+        assert_eq!(whole, expected);
+        for at in 0..=bytes.len() {
+            assert_eq!(read(&[&bytes[..at], &bytes[at..]]).unwrap(), whole, "{at}");
+        }
+        assert_eq!(read(&bytes.chunks(1).collect::<Vec<_>>()).unwrap(), whole);
+    }
+
+    #[test]
+    fn unmasks_any_length() {
+        for length in 0..40 {
+            let text: String = (0..length).map(|i| char::from(b'a' + i)).collect();
+            assert_eq!(read(&[&frame(0x81, text.as_bytes())]).unwrap(), [format!("Text({text:?})")]);
+        }
+    }
+
+    #[test]
+    fn refuses_what_the_rfc_forbids() {
+        let unmasked = [0x81, 0x01, b'x'];
+        assert_eq!(read(&[&unmasked]), Err(FrameError::Protocol));
+        for bytes in [
+            frame(0xc1, b"x"),                               // RSV1 without an extension
+            frame(0x83, b"x"),                               // reserved data frame
+            frame(0x8b, b"x"),                               // reserved control frame
+            frame(0x09, b"x"),                               // fragmented ping
+            frame(0x89, &[b'x'; 126]),                       // long ping
+            frame(0x80, b"x"),                               // continuation of nothing
+            [frame(0x01, b"a"), frame(0x81, b"b")].concat(), // message inside a message
+            frame(0x88, b"x"),                               // close of one byte
+            frame(0x88, &1005u16.to_be_bytes()),
+            frame(0x88, &999u16.to_be_bytes()),
+        ] {
+            assert_eq!(read(&[&bytes]), Err(FrameError::Protocol), "{bytes:x?}");
+        }
+        assert_eq!(read(&[&frame(0x81, b"\xc3(")]), Err(FrameError::InvalidUtf8));
+        assert_eq!(read(&[&frame(0x88, b"\x03\xe8\xff")]), Err(FrameError::InvalidUtf8));
+    }
+
+    #[test]
+    fn caps_frames_by_their_header_and_messages_by_their_sum() {
+        let huge = &frame(0x81, &[b'x'; 1001])[..8];
+        assert_eq!(read(&[huge]), Err(FrameError::TooBig), "before the payload came");
+        let endless = [0x81, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3, 4];
+        assert_eq!(read(&[&endless]), Err(FrameError::TooBig));
+        let fragments = [frame(0x01, &[b'x'; 600]), frame(0x00, &[b'x'; 401])].concat();
+        assert_eq!(read(&[&fragments]), Err(FrameError::TooBig));
+        let fits = [frame(0x01, &[b'x'; 600]), frame(0x80, &[b'x'; 400]), frame(0x81, &[b'x'; 1000])].concat();
+        assert_eq!(read(&[&fits]).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn writes_frames() {
+        let mut out = Vec::new();
+        write_text(&mut out, b"hi");
+        write_ping(&mut out);
+        write_pong(&mut out, b"x");
+        write_close(&mut out, 1001, "bye");
+        assert_eq!(out, b"\x81\x02hi\x89\x00\x8a\x01x\x88\x05\x03\xe9bye");
+        out.clear();
+        write_text(&mut out, &[b'y'; 200]);
+        assert_eq!(&out[..5], b"\x81\x7e\x00\xc8y");
+    }
+}
