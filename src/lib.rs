@@ -1,2 +1,4 @@
 //! couchdb-howler
+pub mod demo;
+pub mod state;
 pub mod wire;

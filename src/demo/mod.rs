@@ -1,0 +1,33 @@
+//! A stand-in for CouchDB, for the demo mode and for the tests: as much of CouchDB's HTTP as this
+//! server meets, with the oddities that were seen on the wire, and with faults on demand.
+//!
+//! It is a small server of its own, with threads that block, and shares no code with the server it
+//! stands beside: a mistake in one does not hide in the other. It stores no documents, it only
+//! counts writes.
+//!
+//! ```text
+//! couchdb   the handle ──▶ listener ──▶ connection ──▶ routes ─┬▶ sessions, accounts
+//!                           (one thread)  (a thread each)      └▶ feed ──▶ global_changes
+//!                                   all of them ──▶ state (one lock), faults, http, clock
+//! ```
+
+mod accounts;
+mod clock;
+mod connection;
+mod couchdb;
+mod faults;
+mod feed;
+mod global_changes;
+mod http;
+mod listener;
+mod routes;
+mod sessions;
+mod showcase;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use couchdb::{Options, StandIn};
+pub use faults::{Chunking, FeedFault};
+pub use showcase::{Demo, PASSWORD, USER, start_demo};
+pub use state::{Counters, RecordedRequest};

@@ -1,0 +1,482 @@
+//! What is asked for, who may have it, and the answers. Sessions are in `sessions.rs`.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::accounts::{Identity, Refusal};
+use super::feed::{FeedKind, FeedRequest};
+use super::global_changes::{GlobalChanges, revision};
+use super::http::{Request, Response, json_string, unquote};
+use super::sessions;
+use super::state::{Database, Shared, State};
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Response(Response),
+    Feed(Box<FeedRequest>),
+}
+
+/// Answers one request; waits if a delay is wished for.
+pub(super) fn answer(shared: &Shared, request: &Request) -> Answer {
+    let path = request.path();
+    let Some(path) = path
+        .strip_prefix(shared.path_prefix.as_str())
+        .and_then(|path| path.strip_prefix('/'))
+    else {
+        return Answer::Response(missing());
+    };
+    let segments: Vec<String> = path.split('/').map(unquote).collect();
+    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    if let Some(status) = fault(shared, request, &segments) {
+        return Answer::Response(fault_response(status));
+    }
+    let now = shared.clock.now();
+    let mut answer = shared.change(|state| {
+        if request.wants_page() && feed_kind(&segments).is_some() {
+            return Answer::Response(login_page());
+        }
+        let identity = match state.accounts.authenticate(request, now) {
+            Ok(identity) => identity,
+            Err(refusal) => return Answer::Response(refuse(refusal)),
+        };
+        let logs_in = request.method == "POST" && segments == ["_session"];
+        if state.require_valid_user && identity.name.is_none() && !logs_in && segments != ["_up"] {
+            return Answer::Response(unauthorized("Authentication required."));
+        }
+        let mut answer = route(state, request, &segments, &identity, now);
+        if let Some(cookie) = identity.renewed {
+            renew(&mut answer, cookie);
+        }
+        answer
+    });
+    if let Answer::Response(response) = &mut answer
+        && response.status == 401
+        && request.wants_page()
+    {
+        *response = login_page();
+    }
+    answer
+}
+
+/// Waits as long as is wished for this kind of request, and says whether it is to fail.
+fn fault(shared: &Shared, request: &Request, segments: &[&str]) -> Option<u16> {
+    let is_access = matches!(
+        (request.method.as_str(), segments),
+        ("GET" | "HEAD", [_] | [_, "_security"])
+    ) && !segments[0].is_empty();
+    let is_session = segments == ["_session"];
+    let delay = {
+        let state = shared.lock();
+        if is_session {
+            state.faults.login_delay
+        } else if is_access {
+            state.faults.access_delay
+        } else {
+            Duration::ZERO
+        }
+    };
+    shared.pause(request.connection, delay);
+    let mut state = shared.lock();
+    if is_session {
+        state.faults.login_status
+    } else if feed_kind(segments).is_some() {
+        if request.query("feed").as_deref() == Some("continuous") {
+            state.counters.feed_requests += 1;
+        } else {
+            state.counters.pin_requests += 1;
+        }
+        state.faults.take_feed_refusal()
+    } else if is_access {
+        state.faults.access_status
+    } else {
+        None
+    }
+}
+
+fn feed_kind(segments: &[&str]) -> Option<FeedKind> {
+    match segments {
+        ["_global_changes", "_changes"] => Some(FeedKind::Changes),
+        ["_db_updates"] => Some(FeedKind::DbUpdates),
+        _ => None,
+    }
+}
+
+/// Hands out a fresh cookie, unless the answer sets one already.
+fn renew(answer: &mut Answer, cookie: String) {
+    let headers = match answer {
+        Answer::Response(response) => &mut response.headers,
+        Answer::Feed(feed) => &mut feed.headers,
+    };
+    if !headers.iter().any(|(name, _)| *name == "Set-Cookie") {
+        headers.push(("Set-Cookie", cookie));
+    }
+}
+
+fn route(
+    state: &mut State,
+    request: &Request,
+    segments: &[&str],
+    identity: &Identity,
+    now: Duration,
+) -> Answer {
+    if let Some(kind) = feed_kind(segments) {
+        return feed(state, request, kind, identity);
+    }
+    let method = request.method.as_str();
+    let response = match (method, segments) {
+        ("GET" | "HEAD", [""]) => welcome(),
+        ("GET" | "HEAD", ["_up"]) => Response::json(200, r#"{"status":"ok","seeds":{}}"#),
+        ("POST", ["_session"]) => sessions::log_in(state, request, now),
+        ("GET" | "HEAD", ["_session"]) => sessions::show(identity),
+        ("DELETE", ["_session"]) => sessions::log_out(),
+        (_, ["_session"]) => not_allowed("GET,HEAD,POST,DELETE"),
+        (_, ["_all_dbs" | "_dbs_info"] | ["_global_changes", ..]) if !identity.is_admin() => {
+            not_admin()
+        }
+        ("GET", ["_all_dbs"]) => all_databases(state),
+        ("POST", ["_dbs_info"]) => Response::json(200, "[]"),
+        (_, ["_dbs", ..]) if !identity.is_admin() => not_admin(),
+        (_, ["_global_changes", rest @ ..]) => global_changes(state, request, rest),
+        (_, [name]) => database(state, method, name, identity),
+        (_, [name, "_security"]) => security(state, request, name, identity),
+        ("POST", [name, "_bulk_docs"]) | ("PUT" | "DELETE", [name, _]) => {
+            write(state, method, name, segments.get(1).copied(), identity)
+        }
+        ("PUT" | "DELETE", [name, "_local", _]) => {
+            write(state, method, name, Some("_local/"), identity)
+        }
+        ("PUT" | "DELETE", [name, "_design", view]) => {
+            write(state, method, name, Some(view), identity)
+        }
+        (_, [name, ..]) => match readable(state, name, identity) {
+            Ok(_) => missing(),
+            Err(response) => response,
+        },
+        (_, []) => missing(),
+    };
+    Answer::Response(response)
+}
+
+fn feed(state: &mut State, request: &Request, kind: FeedKind, identity: &Identity) -> Answer {
+    let parsed = if !identity.is_admin() {
+        Err(not_admin())
+    } else if !matches!(request.method.as_str(), "GET" | "HEAD" | "POST") {
+        Err(not_allowed("GET,HEAD,POST"))
+    } else {
+        match &state.global {
+            Some(global) => FeedRequest::parse(request, kind, global),
+            None => Err(no_database()),
+        }
+    };
+    match (parsed, &state.global) {
+        (Ok(mut feed), Some(global)) if !feed.continuous => {
+            Answer::Response(feed.answer_at_once(global))
+        }
+        (Ok(feed), _) => {
+            state.open_feed(request.connection);
+            Answer::Feed(Box::new(feed))
+        }
+        (Err(response), _) => Answer::Response(response),
+    }
+}
+
+/// `_global_changes` as an ordinary database, for admins.
+fn global_changes(state: &mut State, request: &Request, rest: &[&str]) -> Response {
+    match (request.method.as_str(), rest) {
+        ("PUT", []) if state.create_global_changes() => Response::json(201, r#"{"ok":true}"#),
+        ("PUT", []) => already_there(),
+        ("DELETE", []) if state.delete_database("_global_changes") => {
+            Response::json(200, r#"{"ok":true}"#)
+        }
+        (method, rest) => match &mut state.global {
+            None => no_database(),
+            Some(global) => match (method, rest) {
+                ("GET" | "HEAD", []) => global_info(global),
+                ("GET" | "HEAD", ["_security"]) => Response::json(200, "{}"),
+                ("GET" | "HEAD", ["_all_docs"]) => {
+                    let keys: Vec<Value> = global.ids().into_iter().map(Value::from).collect();
+                    all_docs(global, &keys)
+                }
+                ("POST", ["_all_docs"]) => match keys_of(&request.body) {
+                    Some(keys) => all_docs(global, &keys),
+                    None => {
+                        Response::error(400, "bad_request", "`keys` body member must be an array.")
+                    }
+                },
+                ("PUT", [id]) => write_event_document(global, id),
+                ("PUT", ["_design", view]) => {
+                    write_event_document(global, &format!("_design/{view}"))
+                }
+                _ => missing(),
+            },
+        },
+    }
+}
+
+fn write_event_document(global: &mut GlobalChanges, id: &str) -> Response {
+    global.record([id]);
+    let rev = revision(global.revision(id).unwrap_or(1));
+    let id = json_string(id);
+    Response::json(201, &format!(r#"{{"ok":true,"id":{id},"rev":"{rev}"}}"#))
+}
+
+fn global_info(global: &GlobalChanges) -> Response {
+    Response::json(
+        200,
+        &format!(
+            r#"{{"instance_start_time":"{}","db_name":"_global_changes","purge_seq":"0-0","update_seq":"{}","sizes":{{"file":0,"external":0,"active":0}},"props":{{}},"doc_del_count":0,"doc_count":{},"disk_format_version":8,"compact_running":false,"cluster":{{"q":2,"n":1,"w":1,"r":1}}}}"#,
+            global.incarnation,
+            global.last_seq(),
+            global.ids().len(),
+        ),
+    )
+}
+
+fn keys_of(body: &[u8]) -> Option<Vec<Value>> {
+    match serde_json::from_slice::<Value>(body).ok()?.get_mut("keys") {
+        Some(Value::Array(keys)) => Some(std::mem::take(keys)),
+        _ => None,
+    }
+}
+
+fn all_docs(global: &GlobalChanges, keys: &[Value]) -> Response {
+    let total = global.ids().len();
+    let mut body = format!("{{\"total_rows\":{total},\"offset\":null,\"rows\":[\r\n");
+    for (place, key) in keys.iter().enumerate() {
+        if place > 0 {
+            body.push_str(",\r\n");
+        }
+        let found = key.as_str().and_then(|id| global.revision(id));
+        let _ = match found {
+            Some(count) => write!(
+                body,
+                r#"{{"id":{key},"key":{key},"value":{{"rev":"{}"}}}}"#,
+                revision(count)
+            ),
+            None => write!(body, r#"{{"key":{key},"error":"not_found"}}"#),
+        };
+    }
+    body.push_str("\r\n]}");
+    Response {
+        chunked: true,
+        ..Response::json(200, &body)
+    }
+}
+
+fn all_databases(state: &State) -> Response {
+    let mut names: Vec<&str> = state.databases.keys().map(String::as_str).collect();
+    if state.global.is_some() {
+        names.push("_global_changes");
+    }
+    names.sort_unstable();
+    Response::json(200, &Value::from(names).to_string())
+}
+
+fn database(state: &mut State, method: &str, name: &str, identity: &Identity) -> Response {
+    match method {
+        "GET" | "HEAD" => match readable(state, name, identity) {
+            Ok(database) => Response::json(
+                200,
+                &format!(
+                    r#"{{"instance_start_time":"0","db_name":{},"update_seq":"{}","doc_count":{}}}"#,
+                    json_string(name),
+                    database.writes,
+                    database.writes
+                ),
+            ),
+            Err(response) => response,
+        },
+        "PUT" | "DELETE" if !identity.is_admin() => not_admin(),
+        "PUT" if !is_legal_name(name) => Response::error(
+            400,
+            "illegal_database_name",
+            "Only lowercase characters (a-z), digits (0-9), and any of the characters _, $, (, ), +, -, and / are allowed. Must begin with a letter.",
+        ),
+        "PUT" if state.create_database(name) => Response::json(201, r#"{"ok":true}"#),
+        "PUT" => already_there(),
+        "DELETE" if state.delete_database(name) => Response::json(200, r#"{"ok":true}"#),
+        "DELETE" => no_database(),
+        "POST" => write(state, method, name, None, identity),
+        _ => not_allowed("DELETE,GET,HEAD,POST,PUT"),
+    }
+}
+
+fn is_legal_name(name: &str) -> bool {
+    matches!(name, "_users" | "_replicator")
+        || name.starts_with(|first: char| first.is_ascii_lowercase())
+            && name.chars().all(|letter| {
+                letter.is_ascii_lowercase() || letter.is_ascii_digit() || "_$()+-/".contains(letter)
+            })
+}
+
+fn security(state: &mut State, request: &Request, name: &str, identity: &Identity) -> Response {
+    let database = match readable(state, name, identity) {
+        Ok(database) => database,
+        Err(response) => return response,
+    };
+    match request.method.as_str() {
+        "GET" | "HEAD" => Response::json(200, &database.security.to_string()),
+        "PUT" if !identity.is_admin() => unauthorized("You are not a db or server admin."),
+        "PUT" => match serde_json::from_slice::<Value>(&request.body) {
+            Ok(security) if security.is_object() => {
+                database.security = security;
+                Response::json(200, r#"{"ok":true}"#)
+            }
+            _ => Response::error(400, "bad_request", "invalid UTF-8 JSON"),
+        },
+        _ => not_allowed("GET,HEAD,PUT"),
+    }
+}
+
+/// A write of a document: counted, never stored. A `_local` one fires no event.
+fn write(
+    state: &mut State,
+    method: &str,
+    name: &str,
+    id: Option<&str>,
+    identity: &Identity,
+) -> Response {
+    let writes = match readable(state, name, identity) {
+        Ok(database) => {
+            database.writes += 1;
+            database.writes
+        }
+        Err(response) => return response,
+    };
+    if !id.is_some_and(|id| id.starts_with("_local")) {
+        state.fire([format!("updated:{name}")]);
+    }
+    let status = if method == "DELETE" { 200 } else { 201 };
+    if id == Some("_bulk_docs") {
+        return Response::json(status, "[]");
+    }
+    let id = id.map_or_else(|| format!("{writes:032x}"), str::to_owned);
+    Response::json(
+        status,
+        &format!(
+            r#"{{"ok":true,"id":{},"rev":"{}"}}"#,
+            json_string(&id),
+            revision(u32::try_from(writes).unwrap_or(u32::MAX))
+        ),
+    )
+}
+
+/// The database, if it is there and this user may read it.
+fn readable<'a>(
+    state: &'a mut State,
+    name: &str,
+    identity: &Identity,
+) -> Result<&'a mut Database, Response> {
+    let database = state.databases.get_mut(name).ok_or_else(no_database)?;
+    if is_member(&database.security, identity) {
+        Ok(database)
+    } else if identity.name.is_none() {
+        Err(unauthorized("You are not authorized to access this db."))
+    } else {
+        let reason = "You are not allowed to access this db.";
+        Err(Response::error(403, "forbidden", reason))
+    }
+}
+
+fn is_member(security: &Value, identity: &Identity) -> bool {
+    let list = |group: &str, kind: &str| -> Vec<&str> {
+        let names = security.get(group).and_then(|group| group.get(kind));
+        let names = names.and_then(Value::as_array);
+        names
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect()
+    };
+    let listed = |group: &str| {
+        let roles = list(group, "roles");
+        identity
+            .name
+            .as_deref()
+            .is_some_and(|name| list(group, "names").contains(&name))
+            || identity
+                .roles
+                .iter()
+                .any(|role| roles.contains(&role.as_str()))
+    };
+    let open = list("members", "names").is_empty() && list("members", "roles").is_empty();
+    identity.is_admin() || open || listed("members") || listed("admins")
+}
+
+fn welcome() -> Response {
+    Response::json(
+        200,
+        r#"{"couchdb":"Welcome","version":"3.5.0","git_sha":"11f0d3643","uuid":"00000000000000000000000000000000","features":["access-ready","partitioned","pluggable-storage-engines","reshard","scheduler"],"vendor":{"name":"couchdb-howler, a stand-in"}}"#,
+    )
+}
+
+fn refuse(refusal: Refusal) -> Response {
+    match refusal {
+        Refusal::Incorrect => unauthorized("Name or password is incorrect."),
+        Refusal::Locked => Response::error(
+            403,
+            "forbidden",
+            "Account is temporarily locked due to multiple authentication failures",
+        ),
+        Refusal::MalformedCookie => Response::error(
+            400,
+            "bad_request",
+            "Malformed AuthSession cookie. Please clear your cookies.",
+        ),
+        Refusal::BadToken => Response::error(400, "bad_request", "Bad HMAC"),
+        Refusal::ExpiredToken => unauthorized("exp not in future"),
+    }
+}
+
+/// The answer to a refused login is the same, with an empty cookie.
+pub(super) fn refuse_login(refusal: Refusal) -> Response {
+    refuse(refusal).with("Set-Cookie", sessions::EMPTY_COOKIE.to_owned())
+}
+
+fn fault_response(status: u16) -> Response {
+    match status {
+        401 => unauthorized("Name or password is incorrect."),
+        403 => refuse(Refusal::Locked),
+        404 => no_database(),
+        _ => Response::error(status, "internal_server_error", "a fault was asked for"),
+    }
+}
+
+fn login_page() -> Response {
+    Response::json(302, "").with(
+        "Location",
+        "/_utils/session.html?return=%2F&reason=You%20are%20not%20a%20server%20admin.".to_owned(),
+    )
+}
+
+fn unauthorized(reason: &str) -> Response {
+    Response::error(401, "unauthorized", reason)
+}
+
+fn not_admin() -> Response {
+    unauthorized("You are not a server admin.")
+}
+
+fn no_database() -> Response {
+    Response::error(404, "not_found", "Database does not exist.")
+}
+
+fn missing() -> Response {
+    Response::error(404, "not_found", "missing")
+}
+
+fn already_there() -> Response {
+    Response::error(
+        412,
+        "file_exists",
+        "The database could not be created, the file already exists.",
+    )
+}
+
+fn not_allowed(methods: &str) -> Response {
+    let reason = format!("Only {methods} allowed");
+    Response::error(405, "method_not_allowed", &reason).with("Allow", methods.to_owned())
+}

@@ -1,0 +1,459 @@
+//! The one changes feed: what to ask CouchDB next, what its lines mean, and when it counts as broken.
+//!
+//! ```text
+//!    ┌─▶ Waiting ──▶ Dialing ──▶ Asking: (make _global_changes) ─▶ pin ─▶ stream ──▶ Streaming
+//!    │  (backoff)                    │  where to start is known: stream at once         │
+//!    └───────────────────────────────┴──────────── any break ───────────────────────────┘
+//! ```
+//!
+//! A feed that was opened with `since=now` and breaks before its first line has nothing to resume
+//! from. So the sequence to start from is asked for first (pinned), and every stream names one.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use crate::state::jitter::{Backoff, Jitter};
+use crate::state::timers::Millis;
+use crate::wire::couchdb::{self, ChangeKind, FeedLine, FeedSource, Requests};
+use crate::wire::http::Response;
+use crate::wire::lines::{Line, LineReader, MAX_LINE};
+use crate::wire::response::{Part, ResponseReader};
+
+/// So many heartbeats without a byte, and the feed counts as dead.
+const MISSED_HEARTBEATS: u64 = 3;
+/// Time for CouchDB to answer a question that is no stream, in milliseconds.
+const ANSWER_WITHIN: Millis = 10_000;
+/// A stream that stood for so long was a success, also when nothing changed meanwhile.
+const STEADY_AFTER: Millis = 5_000;
+/// Longest body of an answer that is no stream, in bytes. It holds a sequence.
+const MAX_ANSWER: usize = 4 * MAX_LINE;
+
+/// How to follow the feed.
+#[derive(Clone, Debug)]
+pub struct FeedSettings {
+    /// Which of the two.
+    pub source: FeedSource,
+    /// How often CouchDB is to show that it is alive, in milliseconds; positive.
+    pub heartbeat: Millis,
+    /// Whether to make `_global_changes` where it is missing.
+    pub create: bool,
+}
+
+/// What the feed wants done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FeedAction {
+    /// Connect to CouchDB; the answer is [`Feed::handle_connected`] or [`Feed::handle_lost`].
+    Dial,
+    /// Write this to the connection.
+    Send(Vec<u8>),
+    /// Give the connection up.
+    HangUp,
+}
+
+/// What the next bytes of the connection are.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FeedPart<'a> {
+    /// Lines, or parts of them, for [`Feed::next_line`].
+    Content(&'a [u8]),
+    /// Nothing for anybody else.
+    Nothing,
+    /// All input was used, or the connection is of no use any more.
+    Done,
+}
+
+/// What a line says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Told<'a> {
+    /// A database changed.
+    Change(Cow<'a, str>, ChangeKind),
+    /// Nothing for anybody else.
+    Nothing,
+    /// A line was passed over: it was too long.
+    Skipped,
+    /// A line is no JSON: for [`Feed::handle_broken_line`].
+    Broken,
+    /// The content is used up, or the connection is of no use any more.
+    Done,
+}
+
+/// What went wrong, in words that tell the operator what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Problem {
+    Connection(String),
+    Silent(Millis),
+    Cut,
+    Ended,
+    Framing(String),
+    BrokenLine,
+    Unauthorized,
+    Locked,
+    Missing(bool),
+    SinceRefused,
+    Status(u16),
+    NoSequence,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Question {
+    Create,
+    Pin,
+    Stream,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Waiting {
+        until: Millis,
+    },
+    Dialing,
+    Asking {
+        question: Question,
+        deadline: Millis,
+        head: Option<Response>,
+    },
+    /// `announced` once a line came: that is when all is well.
+    Streaming {
+        since: Millis,
+        deadline: Millis,
+        announced: bool,
+    },
+}
+
+/// The feed.
+#[derive(Debug)]
+pub struct Feed {
+    settings: FeedSettings,
+    requests: Requests,
+    phase: Phase,
+    /// Where to resume; None until the start was pinned.
+    since: Option<String>,
+    reader: ResponseReader,
+    lines: LineReader,
+    /// The body of an answer that is no stream.
+    answer: Vec<u8>,
+    backoff: Backoff,
+    jitter: Jitter,
+    /// The last problem that was logged; None while all is well.
+    problem: Option<Problem>,
+    /// Where a broken line was met, so that the same one does not stop the feed for ever.
+    broken_at: Option<String>,
+    /// Whether `_global_changes` was found missing and is to be made.
+    must_create: bool,
+}
+
+impl Feed {
+    /// A feed that dials as soon as its first timeout is handled.
+    pub fn new(settings: FeedSettings, requests: Requests, jitter: Jitter) -> Self {
+        Self {
+            settings,
+            requests,
+            phase: Phase::Waiting { until: 0 },
+            since: None,
+            reader: ResponseReader::new(),
+            lines: LineReader::default(),
+            answer: Vec::new(),
+            backoff: Backoff::default(),
+            jitter,
+            problem: None,
+            broken_at: None,
+            must_create: false,
+        }
+    }
+
+    /// Whether changes are being followed right now.
+    pub fn is_streaming(&self) -> bool {
+        matches!(self.phase, Phase::Streaming { .. })
+    }
+
+    /// When [`Feed::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        match self.phase {
+            Phase::Waiting { until } => Some(until),
+            Phase::Dialing => None,
+            Phase::Asking { deadline, .. } | Phase::Streaming { deadline, .. } => Some(deadline),
+        }
+    }
+
+    /// Does what the time asks for.
+    pub fn handle_timeout(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
+        if self.poll_timeout().is_none_or(|at| now < at) {
+            return;
+        }
+        match self.phase {
+            Phase::Waiting { .. } => {
+                self.phase = Phase::Dialing;
+                actions.push(FeedAction::Dial);
+            }
+            Phase::Asking { question: Question::Pin, .. } if self.settings.source == FeedSource::DbUpdates => {
+                self.start_from_now(now, actions);
+            }
+            _ => self.fail(Problem::Silent(self.patience()), now, actions),
+        }
+    }
+
+    /// The connection stands: asks what is to be asked first.
+    pub fn handle_connected(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
+        let question = match self.since {
+            _ if self.must_create => Question::Create,
+            None => Question::Pin,
+            Some(_) => Question::Stream,
+        };
+        self.ask(question, now, actions);
+    }
+
+    /// The connection could not be made, or broke; `error` says how, None for an end without a word.
+    pub fn handle_lost(&mut self, error: Option<&str>, now: Millis, actions: &mut Vec<FeedAction>) {
+        let at_end = error.is_none() && self.reader.ends_with_connection();
+        match (&self.phase, error) {
+            (Phase::Waiting { .. }, _) => {}
+            (Phase::Asking { .. }, None) if at_end => self.handle_answer(now, actions),
+            (Phase::Streaming { .. }, None) if at_end => self.fail(Problem::Ended, now, actions),
+            (_, None) => self.fail(Problem::Cut, now, actions),
+            (_, Some(error)) => self.fail(Problem::Connection(error.to_owned()), now, actions),
+        }
+    }
+
+    /// Takes the next part off what the connection gave; how many bytes were used, and the part.
+    pub fn handle_bytes<'a>(
+        &mut self,
+        input: &'a [u8],
+        now: Millis,
+        actions: &mut Vec<FeedAction>,
+    ) -> (usize, FeedPart<'a>) {
+        if matches!(self.phase, Phase::Waiting { .. } | Phase::Dialing) {
+            return (input.len(), FeedPart::Done);
+        }
+        let (used, part) = match self.reader.next(input) {
+            Ok(step) => step,
+            Err(error) => {
+                self.fail(Problem::Framing(error.to_string()), now, actions);
+                return (input.len(), FeedPart::Done);
+            }
+        };
+        let patience = self.patience();
+        if let Phase::Streaming { deadline, .. } = &mut self.phase {
+            *deadline = now + patience;
+        }
+        let part = match part {
+            Part::NeedMore => FeedPart::Done,
+            Part::Head(head) => {
+                self.handle_head(head, now);
+                FeedPart::Nothing
+            }
+            Part::Data(data) if self.is_streaming() => FeedPart::Content(data),
+            Part::Data(data) => {
+                if self.answer.len() + data.len() <= MAX_ANSWER {
+                    self.answer.extend_from_slice(data);
+                }
+                FeedPart::Nothing
+            }
+            Part::End if self.is_streaming() => {
+                self.fail(Problem::Ended, now, actions);
+                FeedPart::Done
+            }
+            Part::End => {
+                self.handle_answer(now, actions);
+                FeedPart::Done
+            }
+        };
+        (used, part)
+    }
+
+    /// Takes the next line off the content of the stream.
+    pub fn next_line<'a>(&'a mut self, content: &mut &'a [u8], now: Millis) -> Told<'a> {
+        let Phase::Streaming { since: started, announced, .. } = &mut self.phase else { return Told::Done };
+        let (used, line) = self.lines.next(content);
+        *content = &content[used..];
+        let line = match line {
+            Line::NeedMore => return Told::Done,
+            Line::Complete(line) => line,
+            Line::TooLong => {
+                log::warn!("Skipped a line of the changes feed that is over {MAX_LINE} bytes.");
+                return Told::Skipped;
+            }
+        };
+        let parsed = couchdb::parse_feed_line(line);
+        if matches!(parsed, Some(FeedLine::Change { .. })) || now >= *started + STEADY_AFTER {
+            self.backoff.reset();
+        }
+        if !*announced && parsed.is_some() {
+            *announced = true;
+            self.problem = None;
+            log::info!("Following the changes feed of CouchDB.");
+        }
+        match parsed {
+            Some(FeedLine::Change { database, kind, seq }) => {
+                remember(&mut self.since, &seq);
+                Told::Change(database, kind)
+            }
+            Some(FeedLine::Other { seq: Some(seq) } | FeedLine::LastSeq { seq }) => {
+                remember(&mut self.since, &seq);
+                Told::Nothing
+            }
+            Some(FeedLine::Heartbeat | FeedLine::Other { seq: None }) => Told::Nothing,
+            None => Told::Broken,
+        }
+    }
+
+    /// Handles [`Told::Broken`]: the feed is read again from the last complete line. When that ends at the
+    /// same line, it is passed over; true then.
+    pub fn handle_broken_line(&mut self, now: Millis, actions: &mut Vec<FeedAction>) -> bool {
+        if self.broken_at.is_some() && self.broken_at == self.since {
+            log::warn!("Skipped a line of the changes feed that is no JSON, twice.");
+            return true;
+        }
+        self.broken_at.clone_from(&self.since);
+        self.fail(Problem::BrokenLine, now, actions);
+        false
+    }
+
+    fn handle_head(&mut self, head: Response, now: Millis) {
+        let deadline = now + self.patience();
+        let Phase::Asking { question, head: known, .. } = &mut self.phase else { return };
+        if *question == Question::Stream && head.status == 200 {
+            self.lines = LineReader::default();
+            self.phase = Phase::Streaming { since: now, deadline, announced: false };
+        } else {
+            *known = Some(head);
+        }
+    }
+
+    /// Handles a whole answer that is no stream.
+    fn handle_answer(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
+        let Phase::Asking { question, head: Some(head), .. } = &self.phase else {
+            return self.fail(Problem::Cut, now, actions);
+        };
+        let (question, status, keep_alive) = (*question, head.status, head.keep_alive);
+        match (question, status) {
+            (Question::Create, 201 | 202 | 412) => {
+                self.must_create = false;
+                self.go_on(Question::Pin, keep_alive, now, actions);
+            }
+            (Question::Pin, 200) => match couchdb::parse_last_seq(&self.answer) {
+                Some(seq) => {
+                    self.since = Some(seq);
+                    self.go_on(Question::Stream, keep_alive, now, actions);
+                }
+                None if self.settings.source == FeedSource::DbUpdates => self.start_from_now(now, actions),
+                None => self.fail(Problem::NoSequence, now, actions),
+            },
+            (_, 404) => {
+                self.must_create = self.settings.create;
+                if self.must_create && question != Question::Create {
+                    log::warn!("CouchDB has no _global_changes database: making it.");
+                    return self.go_on(Question::Create, keep_alive, now, actions);
+                }
+                self.fail(Problem::Missing(self.settings.create), now, actions);
+            }
+            (Question::Stream, 400) => {
+                self.since = None;
+                self.fail(Problem::SinceRefused, now, actions);
+            }
+            (Question::Pin, 400 | 405 | 501) if self.settings.source == FeedSource::DbUpdates => {
+                self.start_from_now(now, actions);
+            }
+            (_, 401) => self.fail(Problem::Unauthorized, now, actions),
+            (_, 403) => self.fail(Problem::Locked, now, actions),
+            _ => self.fail(Problem::Status(status), now, actions),
+        }
+    }
+
+    /// Some hosts of `_db_updates` do not tell where it stands: it is opened without a pin then.
+    fn start_from_now(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
+        self.since = Some("now".to_owned());
+        self.go_on(Question::Stream, false, now, actions);
+    }
+
+    /// Asks on the same connection where CouchDB keeps it open, else on a new one.
+    fn go_on(&mut self, question: Question, keep_alive: bool, now: Millis, actions: &mut Vec<FeedAction>) {
+        if keep_alive {
+            return self.ask(question, now, actions);
+        }
+        self.phase = Phase::Dialing;
+        actions.extend([FeedAction::HangUp, FeedAction::Dial]);
+    }
+
+    fn ask(&mut self, question: Question, now: Millis, actions: &mut Vec<FeedAction>) {
+        let FeedSettings { source, heartbeat, .. } = self.settings;
+        let request = match question {
+            Question::Create => self.requests.create_global_changes(),
+            Question::Pin => self.requests.pin(source),
+            Question::Stream => self.requests.stream(source, self.since.as_deref().unwrap_or("now"), heartbeat),
+        };
+        // The head of `_db_updates` is held back until its first heartbeat.
+        let patience = if question == Question::Stream { self.patience() } else { ANSWER_WITHIN.min(self.patience()) };
+        self.reader = ResponseReader::new();
+        self.answer = Vec::new();
+        self.phase = Phase::Asking { question, deadline: now + patience, head: None };
+        actions.push(FeedAction::Send(request));
+    }
+
+    fn patience(&self) -> Millis {
+        self.settings.heartbeat * MISSED_HEARTBEATS
+    }
+
+    /// The feed broke: it is tried again after the backoff.
+    fn fail(&mut self, problem: Problem, now: Millis, actions: &mut Vec<FeedAction>) {
+        let wait = self.backoff.wait(&mut self.jitter);
+        if self.problem.as_ref() == Some(&problem) {
+            log::debug!("{problem} Next try in {wait} ms.");
+        } else {
+            log::log!(problem.level(), "{problem}");
+            self.problem = Some(problem);
+        }
+        self.phase = Phase::Waiting { until: now + wait };
+        self.reader = ResponseReader::new();
+        self.answer = Vec::new();
+        actions.push(FeedAction::HangUp);
+    }
+}
+
+/// Replaces the sequence without allocating where it fits.
+fn remember(since: &mut Option<String>, seq: &str) {
+    let kept = since.get_or_insert_default();
+    kept.clear();
+    kept.push_str(seq);
+}
+
+impl Problem {
+    /// What goes away by itself is a warning; what an operator must mend is an error.
+    fn level(&self) -> log::Level {
+        match self {
+            Self::Unauthorized | Self::Missing(_) => log::Level::Error,
+            Self::Ended => log::Level::Info,
+            _ => log::Level::Warn,
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connection(error) => write!(f, "The changes feed is not connected: {error}. Trying again."),
+            Self::Silent(ms) => write!(f, "CouchDB was silent for {ms} ms: opening the changes feed anew."),
+            Self::Cut => f.write_str("CouchDB cut the changes feed: resuming it."),
+            Self::Ended => f.write_str("CouchDB ended the changes feed: resuming it."),
+            Self::Framing(error) => write!(f, "The changes feed is broken: {error}. Resuming it."),
+            Self::BrokenLine => f.write_str("A line of the changes feed is no JSON: reading it again."),
+            Self::Unauthorized => f.write_str(
+                "CouchDB refuses the changes feed (401): the user in --couchdb_url must be a server admin,                  with the right password. Trying again.",
+            ),
+            Self::Locked => f.write_str(
+                "CouchDB refuses the changes feed (403): the user in --couchdb_url is locked out for some minutes                  after too many wrong passwords, or may not read the feed. Trying again.",
+            ),
+            Self::Missing(false) => f.write_str(
+                "CouchDB has no _global_changes database (404): make it with PUT /_global_changes, or start with                  --create_global_changes. Trying again.",
+            ),
+            Self::Missing(true) => f.write_str(
+                "CouchDB answers 404 although --create_global_changes is set: check the path in --couchdb_url.                  Trying again.",
+            ),
+            Self::SinceRefused => f.write_str(
+                "CouchDB does not know the sequence to resume from (400): following the feed from now on;                  changes may have been missed.",
+            ),
+            Self::Status(status) => write!(f, "CouchDB answers the changes feed with status {status}: trying again."),
+            Self::NoSequence => f.write_str(
+                "What answers the changes feed is no CouchDB (no last_seq): check the address and path in                  --couchdb_url. Trying again.",
+            ),
+        }
+    }
+}

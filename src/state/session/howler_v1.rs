@@ -1,0 +1,93 @@
+//! The `howler.v1` side of a session.
+
+use std::net::IpAddr;
+
+use super::{Action, Dialect, LOG_IN_WITHIN, MAX_STRIKES, Phase, Reply, Session, Turn};
+use crate::state::metrics::CloseReason;
+use crate::state::table::Key;
+use crate::wire::couchdb::{Identity, LogInError};
+use crate::wire::howler_v1::{self, Operation, RequestId};
+
+/// The error of a request that needs a log-in.
+const LOG_IN_FIRST: &str = "log in first";
+
+impl Session {
+    /// Opens a session: the server says hello, and waits for the log-in.
+    pub fn open_json(connection: Key, client: IpAddr, turn: &mut Turn<'_>) -> Self {
+        let phase = Phase::Anonymous(turn.now + LOG_IN_WITHIN);
+        let mut session = Self::new(Dialect::Json, phase, connection, client, turn.now);
+        session.outgoing.push(howler_v1::write_hello);
+        session
+    }
+
+    pub(super) fn handle_request(&mut self, text: &str, turn: &mut Turn<'_>) {
+        match self.phase {
+            Phase::LoggingIn(_) => return self.hold(text, turn),
+            Phase::Ended(_) => return,
+            _ => {}
+        }
+        let (id, operation) = howler_v1::parse_request(text);
+        match operation {
+            Ok(operation) => {
+                self.strikes = 0;
+                self.handle_operation(id, operation, turn);
+            }
+            Err(error) => {
+                self.strikes += 1;
+                self.outgoing.push(|out| howler_v1::write_error(out, &id, "TypeError", error.message()));
+                if self.strikes >= MAX_STRIKES {
+                    self.close(CloseReason::Malformed, turn);
+                }
+            }
+        }
+    }
+
+    fn handle_operation(&mut self, id: RequestId, operation: Operation<'_>, turn: &mut Turn<'_>) {
+        let reply = Reply::Json(id);
+        match operation {
+            Operation::LogIn(credentials) => {
+                self.phase = Phase::LoggingIn(reply);
+                turn.actions.push(Action::LogIn(credentials));
+            }
+            Operation::Heartbeat => self.answer_ok(&reply),
+            Operation::LogOut => {
+                self.answer_ok(&reply);
+                self.close(CloseReason::LoggedOut, turn);
+            }
+            _ if !self.is_active() => self.answer_error(&reply, LogInError::NotAuthenticated.name(), LOG_IN_FIRST),
+            Operation::Subscribe(positions) => {
+                let owned = positions.into_iter().map(|(name, position)| (name.into(), position.map(Into::into)));
+                turn.actions.push(Action::Subscribe(reply, owned.collect()));
+            }
+            Operation::Unsubscribe(names) => {
+                turn.actions.push(Action::Unsubscribe(reply, names.into_iter().map(Into::into).collect()));
+            }
+        }
+    }
+
+    pub(super) fn answer_log_in(&mut self, answer: Result<Identity, LogInError>, turn: &mut Turn<'_>) {
+        let Phase::LoggingIn(reply) = std::mem::replace(&mut self.phase, Phase::Active) else {
+            unreachable!("called in this phase alone");
+        };
+        match answer {
+            Ok(identity) => {
+                if let Reply::Json(id) = &reply {
+                    self.outgoing.push(|out| {
+                        howler_v1::write_logged_in(out, id, &identity.name, identity.cookie.reveal());
+                    });
+                }
+                self.release(turn);
+            }
+            Err(error) => {
+                self.answer_error(&reply, error.name(), error.message());
+                self.close(CloseReason::NotAuthenticated, turn);
+            }
+        }
+    }
+
+    fn close(&mut self, reason: CloseReason, turn: &mut Turn<'_>) {
+        self.held = None;
+        self.phase = Phase::Ended(reason);
+        turn.actions.extend([Action::Leave, Action::Close(reason)]);
+    }
+}

@@ -1,0 +1,343 @@
+//! One client's session, whichever dialect it speaks: from the log-in to the end.
+//!
+//! ```text
+//!            howler.v1                     Socket.IO
+//!            Anonymous                        │ CONNECT written
+//!                │ log-in                     ▼
+//!                └──────────────▶ LoggingIn ◀──────── CONNECT again ─┐
+//!                                     │ CouchDB answered             │
+//!                                     ▼                              │
+//!                                 Answering (Socket.IO: 25 ms after CONNECT was written)
+//!                               no │     │ yes                       │
+//!                                  ▼     └──────▶ Active ────────────┘
+//!                               Refused             │ log-out, DISCONNECT
+//!                 25 ms later      └────────────────┴───────▶ Ended ──▶ the transport is closed
+//! ```
+//!
+//! The machine knows no transport: what it says is put into its [`Outgoing`], one message each; the
+//! server frames and writes them. What is to be done elsewhere is returned as [`Action`]s.
+
+mod howler_v1;
+mod outgoing;
+mod socket_io;
+
+pub use outgoing::{Outgoing, messages};
+
+use std::net::IpAddr;
+
+use crate::state::metrics::CloseReason;
+use crate::state::table::Key;
+use crate::state::timers::{Alarm, Millis};
+use crate::wire::couchdb::{Credentials, Identity, LogInError};
+use crate::wire::engine_io;
+use crate::wire::howler_v1::RequestId;
+
+/// What a session speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// Socket.IO over a version of Engine.IO.
+    SocketIo(engine_io::Version),
+    /// `howler.v1`.
+    Json,
+}
+
+/// The time limits of sessions, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Engine.IO 3: the client's pings come this often.
+    pub ping_interval: Millis,
+    /// Engine.IO 3: and may be late by this much.
+    pub ping_timeout: Millis,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { ping_interval: 25_000, ping_timeout: 5_000 }
+    }
+}
+
+/// `howler.v1`: a connection that was silent for this long is pinged.
+const JSON_PING_AFTER: Millis = 25_000;
+/// `howler.v1`: and dropped when it stays silent for this long.
+const JSON_PONG_WITHIN: Millis = 20_000;
+/// `howler.v1`: time from the opening to the first log-in.
+const LOG_IN_WITHIN: Millis = 10_000;
+/// Socket.IO: time between CONNECT and the authentication event, and between a refusal and
+/// DISCONNECT. Clients miss an event that comes together with the packet before it. A millisecond
+/// over the 25 that were measured, since the clock counts whole ones.
+const SPACING: Millis = 26;
+/// Time in which a client that was told to disconnect may close the transport by itself.
+const GRACE: Millis = 500;
+/// Most bytes and messages that wait for the end of a log-in.
+const MAX_HELD: (usize, usize) = (64 * 1024, 256);
+/// So many malformed requests in a row end a `howler.v1` session.
+const MAX_STRIKES: u8 = 3;
+
+/// What a session wants done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Ask CouchDB who this is; the answer goes to [`Session::handle_log_in`].
+    LogIn(Credentials),
+    /// Subscribe to names, each with the position that the client knows; the answer goes to
+    /// [`Session::answer_subscribed`] or [`Session::answer_error`].
+    Subscribe(Reply, Vec<(Box<str>, Option<Box<str>>)>),
+    /// Unsubscribe from names; the answer goes to [`Session::answer_ok`].
+    Unsubscribe(Reply, Vec<Box<str>>),
+    /// End all subscriptions.
+    Leave,
+    /// Ask the client whether it is there: a WebSocket ping.
+    Ping,
+    /// Write what is outgoing, then close the transport.
+    Close(CloseReason),
+}
+
+/// How a request wants to be answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// Not at all: a Socket.IO event without an id.
+    Silent,
+    /// By a Socket.IO acknowledgement.
+    Ack(u64),
+    /// By a `howler.v1` answer.
+    Json(RequestId),
+}
+
+/// Where a session stands.
+#[derive(Debug)]
+enum Phase {
+    /// `howler.v1`: nobody has logged in; until then.
+    Anonymous(Millis),
+    /// CouchDB is asked.
+    LoggingIn(Reply),
+    /// Socket.IO: CouchDB's answer waits until CONNECT is old enough.
+    Answering(Box<Result<Identity, LogInError>>),
+    /// Logged in.
+    Active,
+    /// Socket.IO: the refusal was told; DISCONNECT is to follow.
+    Refused,
+    /// The session is over. Socket.IO: DISCONNECT was said by either side, and the client may close
+    /// the transport by itself.
+    Ended(CloseReason),
+}
+
+/// A session.
+#[derive(Debug)]
+pub struct Session {
+    dialect: Dialect,
+    phase: Phase,
+    /// The connection that carries it.
+    pub connection: Key,
+    /// Where the client is, as CouchDB is told.
+    pub client: IpAddr,
+    /// The entry in the timers.
+    pub alarm: Alarm,
+    /// What the session says and is not written yet.
+    pub outgoing: Outgoing,
+    /// The log-in that CouchDB works on, to be given up when the session ends.
+    pub log_in: Option<Key>,
+    user: Option<Box<User>>,
+    /// Messages that wait for the end of the log-in.
+    held: Option<Box<Held>>,
+    /// When the client was last heard of.
+    heard: Millis,
+    /// Socket.IO: the moment from which the next spaced packet may leave; None while the packet
+    /// before it has not left.
+    clear_from: Option<Millis>,
+    /// `howler.v1`: whether a ping is out.
+    pinged: bool,
+    strikes: u8,
+}
+
+/// Who logged in.
+#[derive(Debug)]
+struct User {
+    name: Box<str>,
+    cookie: Credentials,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    messages: Vec<Box<str>>,
+    bytes: usize,
+}
+
+/// What every input comes with.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    /// The time.
+    pub now: Millis,
+    /// The limits.
+    pub rules: &'a Rules,
+    /// What is to be done, in order.
+    pub actions: &'a mut Vec<Action>,
+}
+
+impl Session {
+    fn new(dialect: Dialect, phase: Phase, connection: Key, client: IpAddr, now: Millis) -> Self {
+        Self {
+            dialect,
+            phase,
+            connection,
+            client,
+            alarm: Alarm::default(),
+            outgoing: Outgoing::default(),
+            log_in: None,
+            user: None,
+            held: None,
+            heard: now,
+            clear_from: None,
+            pinged: false,
+            strikes: 0,
+        }
+    }
+
+    /// What it speaks.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// Whether it is logged in, and so may be told of changes.
+    pub fn is_active(&self) -> bool {
+        matches!(self.phase, Phase::Active)
+    }
+
+    /// The name of who logged in.
+    pub fn user_name(&self) -> Option<&str> {
+        self.user.as_ref().map(|user| &*user.name)
+    }
+
+    /// Takes a text message of the client.
+    pub fn handle_message(&mut self, text: &str, turn: &mut Turn<'_>) {
+        match self.dialect {
+            Dialect::SocketIo(_) => self.handle_engine_packet(text, turn),
+            Dialect::Json => self.handle_request(text, turn),
+        }
+    }
+
+    /// Takes note that something came from the client, be it a pong.
+    pub fn handle_heard(&mut self, now: Millis) {
+        self.heard = now;
+        self.pinged = false;
+    }
+
+    /// Takes CouchDB's answer to [`Action::LogIn`].
+    pub fn handle_log_in(&mut self, answer: Result<Identity, LogInError>, turn: &mut Turn<'_>) {
+        self.log_in = None;
+        if !matches!(self.phase, Phase::LoggingIn(_)) {
+            return;
+        }
+        if let Ok(identity) = &answer {
+            self.take_user(identity, turn);
+        }
+        match self.dialect {
+            Dialect::SocketIo(_) => {
+                self.phase = Phase::Answering(Box::new(answer));
+                self.advance(turn);
+            }
+            Dialect::Json => self.answer_log_in(answer, turn),
+        }
+    }
+
+    /// Remembers who this is; another user than before inherits no subscriptions.
+    fn take_user(&mut self, identity: &Identity, turn: &mut Turn<'_>) {
+        if self.user.as_ref().is_some_and(|user| user.name != identity.name) {
+            turn.actions.push(Action::Leave);
+        }
+        let cookie = Credentials::cookie(identity.cookie.reveal());
+        self.user = Some(Box::new(User { name: identity.name.clone(), cookie }));
+    }
+
+    /// Takes note that all that was outgoing has been written.
+    pub fn handle_flushed(&mut self, now: Millis) {
+        if matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_none() {
+            let wait = if matches!(self.phase, Phase::Ended(_)) { GRACE } else { SPACING };
+            self.clear_from = Some(now + wait);
+        }
+    }
+
+    /// When [`Session::handle_timeout`] is due.
+    pub fn poll_timeout(&self, rules: &Rules) -> Millis {
+        let silence = match self.dialect {
+            Dialect::SocketIo(_) => self.heard + rules.ping_interval + rules.ping_timeout,
+            Dialect::Json if self.pinged => self.heard + JSON_PING_AFTER + JSON_PONG_WITHIN,
+            Dialect::Json => self.heard + JSON_PING_AFTER,
+        };
+        match self.phase {
+            Phase::Anonymous(until) => silence.min(until),
+            Phase::Answering(_) | Phase::Refused | Phase::Ended(_) => silence.min(self.clear_from.unwrap_or(silence)),
+            Phase::LoggingIn(_) | Phase::Active => silence,
+        }
+    }
+
+    /// Does what the time asks for.
+    pub fn handle_timeout(&mut self, turn: &mut Turn<'_>) {
+        if turn.now < self.poll_timeout(turn.rules) {
+            return;
+        }
+        self.advance(turn);
+        match (&self.phase, self.dialect) {
+            (Phase::Anonymous(until), _) if *until <= turn.now => {
+                return turn.actions.push(Action::Close(CloseReason::LogInTimeout));
+            }
+            (Phase::Ended(reason), _) if self.clear_from.is_some_and(|at| at <= turn.now) => {
+                return turn.actions.push(Action::Close(*reason));
+            }
+            _ => {}
+        }
+        if turn.now < self.poll_timeout(turn.rules) {
+            return;
+        }
+        match self.dialect {
+            Dialect::Json if !self.pinged => {
+                self.pinged = true;
+                turn.actions.push(Action::Ping);
+            }
+            _ => turn.actions.push(Action::Close(CloseReason::PingTimeout)),
+        }
+    }
+
+    /// Puts a message aside until the log-in is over.
+    fn hold(&mut self, text: &str, turn: &mut Turn<'_>) {
+        let held = self.held.get_or_insert_default();
+        held.bytes += text.len();
+        held.messages.push(text.into());
+        if held.bytes > MAX_HELD.0 || held.messages.len() > MAX_HELD.1 {
+            self.held = None;
+            turn.actions.push(Action::Close(CloseReason::TooMuchHeld));
+        }
+    }
+
+    /// Carries out what was put aside. A message in it may start another log-in; what follows is put
+    /// aside again.
+    fn release(&mut self, turn: &mut Turn<'_>) {
+        for message in self.held.take().into_iter().flat_map(|held| held.messages) {
+            self.handle_message(&message, turn);
+        }
+    }
+
+    /// Answers a request that needs no more than a yes.
+    pub fn answer_ok(&mut self, reply: &Reply) {
+        match reply {
+            Reply::Silent => {}
+            Reply::Ack(id) => self.outgoing.push(|out| socket_io::ack(out, *id, "{}")),
+            Reply::Json(id) => self.outgoing.push(|out| crate::wire::howler_v1::write_ok(out, id)),
+        }
+    }
+
+    /// Answers `subscribe`; `changed` are the names whose position is not the one that was given.
+    pub fn answer_subscribed(&mut self, reply: &Reply, changed: &[&str]) {
+        match reply {
+            Reply::Json(id) => self.outgoing.push(|out| crate::wire::howler_v1::write_subscribed(out, id, changed)),
+            _ => self.answer_ok(reply),
+        }
+    }
+
+    /// Answers a request that is refused.
+    pub fn answer_error(&mut self, reply: &Reply, name: &str, message: &str) {
+        match reply {
+            Reply::Silent => {}
+            Reply::Ack(id) => self.outgoing.push(|out| socket_io::error_ack(out, *id, name, message)),
+            Reply::Json(id) => self.outgoing.push(|out| crate::wire::howler_v1::write_error(out, id, name, message)),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What a session says, until it is written: messages one behind the other, each with its length in
+//! front, so that every transport can frame them in its own way. Empty, it holds no memory.
+
+/// The messages.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    bytes: Vec<u8>,
+}
+
+const LENGTH: usize = size_of::<u32>();
+
+impl Outgoing {
+    /// Appends the message that `write` appends to the buffer it is given.
+    pub fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; LENGTH]);
+        write(&mut self.bytes);
+        let length = u32::try_from(self.bytes.len() - start - LENGTH).expect("messages are far below 4 GiB");
+        self.bytes[start..start + LENGTH].copy_from_slice(&length.to_ne_bytes());
+    }
+
+    /// Whether there is nothing to say.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Bytes held.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Takes all messages out; walk them with [`messages`].
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+/// The messages in what [`Outgoing::take`] gave.
+pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (length, rest) = bytes.split_first_chunk::<LENGTH>()?;
+        let (message, rest) = rest.split_at(u32::from_ne_bytes(*length) as usize);
+        bytes = rest;
+        Some(message)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_messages_apart_and_in_order() {
+        let mut outgoing = Outgoing::default();
+        for text in ["40", "", "long".repeat(100).as_str()] {
+            outgoing.push(|out| out.extend_from_slice(text.as_bytes()));
+        }
+        let bytes = outgoing.take();
+        assert!(outgoing.is_empty());
+        let lengths: Vec<_> = messages(&bytes).map(<[u8]>::len).collect();
+        assert_eq!(lengths, [2, 0, 400]);
+    }
+}

@@ -1,0 +1,104 @@
+//! A table of slots that are used again, each time under a new generation: an id that outlived its
+//! value finds nothing.
+
+/// A slot and its generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// The number of the slot; small numbers are used first.
+    pub index: u32,
+    /// How many values the slot held before.
+    pub generation: u32,
+}
+
+/// Values under [`Key`]s.
+#[derive(Debug)]
+pub struct Table<T> {
+    slots: Vec<Slot<T>>,
+    /// Free slots, the last freed on top.
+    free: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    generation: u32,
+    value: Option<T>,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self { slots: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Table<T> {
+    /// Puts a value into a free slot.
+    pub fn insert(&mut self, value: T) -> Key {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: 0, value: None });
+            u32::try_from(self.slots.len() - 1).expect("fewer slots than descriptors")
+        });
+        let slot = &mut self.slots[index as usize];
+        slot.value = Some(value);
+        Key { index, generation: slot.generation }
+    }
+
+    /// Takes a value out; its key finds nothing from here on.
+    pub fn remove(&mut self, key: Key) -> Option<T> {
+        let slot = self.slots.get_mut(key.index as usize).filter(|slot| slot.generation == key.generation)?;
+        let value = slot.value.take()?;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(key.index);
+        Some(value)
+    }
+
+    /// The value under a key, if it is still there.
+    pub fn get(&self, key: Key) -> Option<&T> {
+        self.slots.get(key.index as usize).filter(|slot| slot.generation == key.generation)?.value.as_ref()
+    }
+
+    /// The value under a key, if it is still there.
+    pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
+        self.slots.get_mut(key.index as usize).filter(|slot| slot.generation == key.generation)?.value.as_mut()
+    }
+
+    /// The key of the value that is in a slot now.
+    pub fn key_at(&self, index: u32) -> Option<Key> {
+        let slot = self.slots.get(index as usize)?;
+        slot.value.as_ref().map(|_| Key { index, generation: slot.generation })
+    }
+
+    /// The keys of all values, in the order of their slots.
+    pub fn keys(&self) -> impl Iterator<Item = Key> + '_ {
+        (0..u32::try_from(self.slots.len()).unwrap_or(u32::MAX)).filter_map(|index| self.key_at(index))
+    }
+
+    /// How many values there are.
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_outlived_its_value_finds_nothing() {
+        let mut table = Table::default();
+        let a = table.insert("a");
+        let b = table.insert("b");
+        assert_eq!(table.remove(a), Some("a"));
+        assert_eq!((table.remove(a), table.get(a), table.len()), (None, None, 1));
+        let c = table.insert("c");
+        assert_eq!((c.index, c.generation), (a.index, a.generation + 1));
+        assert_eq!((table.get(a), table.get(b), table.get(c)), (None, Some(&"b"), Some(&"c")));
+        assert_eq!(table.keys().collect::<Vec<_>>(), [c, b]);
+        assert_eq!(table.key_at(c.index), Some(c));
+        assert_eq!(table.key_at(9), None);
+    }
+}
