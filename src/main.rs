@@ -1,2 +1,151 @@
-//! x
-fn main() {}
+//! couchdb-howler: reads the command line and the environment, and runs the server.
+//!
+//! Exit codes: 0 after a stop, 1 when the server cannot start or its loop fails, 2 for a command line
+//! or environment that cannot be used.
+
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use couchdb_howler::config::{self, Command, Config};
+use couchdb_howler::demo::{self, Demo};
+use couchdb_howler::event_loop;
+use couchdb_howler::net::listener::Listener;
+use couchdb_howler::net::tls;
+use couchdb_howler::server::{Server, Settings};
+use couchdb_howler::state::feed::FeedSettings;
+use couchdb_howler::state::session::Rules;
+use couchdb_howler::wire::url::CouchUrl;
+
+const CANNOT_START: u8 = 1;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let args = std::env::args_os().skip(1);
+    let command = config::read(args, &|name| std::env::var_os(name), &|path| std::fs::read_to_string(path));
+    let done = match command {
+        Ok(Command::Help) => return print(&config::help()),
+        Ok(Command::Version) => return print(&format!("{}\n", config::version())),
+        Ok(Command::Run(config)) => run(config),
+        Err(error) => {
+            eprintln!("couchdb-howler: {error}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("couchdb-howler: {error}");
+            ExitCode::from(CANNOT_START)
+        }
+    }
+}
+
+/// Prints to a reader who may be gone already.
+fn print(text: &str) -> ExitCode {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+fn run(config: Config) -> Result<(), String> {
+    simple_logger::SimpleLogger::new()
+        .with_level(config.log_level)
+        .with_utc_timestamps()
+        .init()
+        .map_err(|error| format!("the log cannot be started: {error}"))?;
+    let listener = Listener::bind(config.host, config.port).map_err(|error| {
+        let host = config.host.map_or_else(|| "all addresses".to_owned(), |host| host.to_string());
+        format!("cannot listen on port {} of {host}: {error}", config.port)
+    })?;
+    let address = listener.address().map_err(|error| format!("the listener has no address: {error}"))?;
+    let demo = if config.demo {
+        Some(demo::start_demo().map_err(|error| format!("the stand-in CouchDB cannot be started: {error}"))?)
+    } else {
+        None
+    };
+    let couchdb_url = match &demo {
+        Some(demo) => CouchUrl::parse(&demo.url()).expect("the stand-in has a valid URL"),
+        None => config.couchdb_url.clone().expect("checked: a URL is there without --demo"),
+    };
+    let signals = catch_signals().map_err(|error| format!("signals cannot be caught: {error}"))?;
+    let poll = mio::Poll::new().map_err(|error| format!("no poll: {error}"))?;
+    let registry = poll.registry().try_clone().map_err(|error| format!("no poll: {error}"))?;
+    let couchdb = couchdb_url.to_string();
+    let settings = settings(&config, couchdb_url)?;
+    let server = Server::new(settings, listener, registry).map_err(|error| format!("cannot start: {error}"))?;
+    log::info!("couchdb-howler {} listens on {address}; CouchDB is at {couchdb}.", config::version());
+    if let Some(demo) = &demo {
+        print(&invitation(demo, address.port()));
+    }
+    event_loop::run(server, poll, signals).map_err(|error| format!("the event loop failed: {error}"))?;
+    log::info!("Stopped.");
+    Ok(())
+}
+
+fn settings(config: &Config, couchdb_url: CouchUrl) -> Result<Settings, String> {
+    let roots = match &config.ca_file {
+        Some(path) => {
+            let unusable = |error: &dyn std::fmt::Display| format!("--ca_file {}: {error}", path.display());
+            let pem = std::fs::read(path).map_err(|error| unusable(&error))?;
+            // Checked also where it is not needed: a mistake in it should not wait.
+            Some(tls::client_config(Some(&pem)).map_err(|error| unusable(&error))?)
+        }
+        None => None,
+    };
+    let tls = match roots {
+        None if couchdb_url.tls => Some(tls::client_config(None)?),
+        roots => roots,
+    };
+    let mut seed = [0; 8];
+    tls::random_bytes(&mut seed)?;
+    Ok(Settings {
+        couchdb_url,
+        feed: FeedSettings {
+            source: config.feed,
+            heartbeat: config.feed_heartbeat_ms,
+            create: config.create_global_changes,
+        },
+        tls,
+        rules: Rules::default(),
+        seed: u64::from_ne_bytes(seed),
+    })
+}
+
+/// SIGINT and SIGTERM, each a byte to read.
+fn catch_signals() -> std::io::Result<mio::net::UnixStream> {
+    let (signals, writer) = UnixStream::pair()?;
+    signals.set_nonblocking(true)?;
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
+    }
+    Ok(mio::net::UnixStream::from_std(signals))
+}
+
+/// What a newcomer can try.
+fn invitation(demo: &Demo, port: u16) -> String {
+    let databases = demo.databases();
+    let (user, password) = (demo::USER, demo::PASSWORD);
+    let list = databases.iter().take(2).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(",");
+    format!(
+        r#"
+This is a demo: a stand-in CouchDB runs beside the server, and its databases change all the time.
+
+  user {user}, password {password}, databases {}
+
+Connect from another terminal with a WebSocket client, one of
+
+  websocat ws://localhost:{port}/howler
+  npx wscat -c ws://localhost:{port}/howler
+  python3 -m websockets ws://localhost:{port}/howler        (after pip install websockets)
+
+and type
+
+  {{"op":"log-in","username":"{user}","password":"{password}"}}
+  {{"op":"subscribe","dbs":[{list}]}}
+
+Ctrl-C stops the server.
+
+"#,
+        databases.join(", "),
+    )
+}

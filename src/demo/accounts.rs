@@ -61,10 +61,7 @@ impl Identity {
 
     /// `"name":…,"roles":…` of an answer.
     pub(super) fn to_json(&self) -> String {
-        let name = self
-            .name
-            .as_deref()
-            .map_or_else(|| "null".to_owned(), json_string);
+        let name = self.name.as_deref().map_or_else(|| "null".to_owned(), json_string);
         let roles = serde_json::Value::from(self.roles.clone());
         format!(r#""name":{name},"roles":{roles}"#)
     }
@@ -133,9 +130,7 @@ impl Accounts {
     }
 
     pub(super) fn expire_token(&mut self, token: &str) -> bool {
-        self.tokens
-            .get_mut(token)
-            .is_some_and(|token| !std::mem::replace(&mut token.expired, true))
+        self.tokens.get_mut(token).is_some_and(|token| !std::mem::replace(&mut token.expired, true))
     }
 
     /// A restarted CouchDB remembers no wrong passwords.
@@ -145,11 +140,7 @@ impl Accounts {
 
     /// Who made this request, in CouchDB's order: a good cookie first; a bad one counts as none,
     /// and then the `Authorization` header decides.
-    pub(super) fn authenticate(
-        &mut self,
-        request: &Request,
-        now: Duration,
-    ) -> Result<Identity, Refusal> {
+    pub(super) fn authenticate(&mut self, request: &Request, now: Duration) -> Result<Identity, Refusal> {
         if let Some(cookie) = session_cookie(request)
             && !cookie.is_empty()
             && let Some(identity) = self.check_cookie(cookie, now)?
@@ -165,8 +156,7 @@ impl Accounts {
             return Ok(Identity::default());
         }
         let decoded = from_base64(credentials.trim()).and_then(|pair| String::from_utf8(pair).ok());
-        let Some((name, password)) = decoded.as_deref().and_then(|pair| pair.split_once(':'))
-        else {
+        let Some((name, password)) = decoded.as_deref().and_then(|pair| pair.split_once(':')) else {
             return Err(Refusal::Incorrect);
         };
         let mut identity = self.log_in(name, password, &request.client(), now)?;
@@ -199,10 +189,7 @@ impl Accounts {
             });
         }
         if let Some(lockout) = self.lockout {
-            let failures = Failures {
-                count: wrong_before + 1,
-                until: now + lockout,
-            };
+            let failures = Failures { count: wrong_before + 1, until: now + lockout };
             self.failures.insert(key, failures);
         }
         Err(Refusal::Incorrect)
@@ -210,10 +197,7 @@ impl Accounts {
 
     /// The value of a `Set-Cookie` that logs this user in.
     pub(super) fn new_cookie(&self, name: &str, now: Duration) -> String {
-        let value = self
-            .users
-            .get(name)
-            .map(|user| self.cookie_value(name, user.salt, now.as_millis()));
+        let value = self.users.get(name).map(|user| self.cookie_value(name, user.salt, now.as_millis()));
         format!(
             "AuthSession={}; Version=1; Expires={}; Max-Age={}; Path=/; HttpOnly",
             value.unwrap_or_default(),
@@ -247,12 +231,7 @@ impl Accounts {
             return Ok(None);
         }
         let renewed = (age > self.cookie_life / 10).then(|| self.new_cookie(name, now));
-        Ok(Some(Identity {
-            name: Some(name.to_owned()),
-            roles: user.roles.clone(),
-            method: Some("cookie"),
-            renewed,
-        }))
+        Ok(Some(Identity { name: Some(name.to_owned()), roles: user.roles.clone(), method: Some("cookie"), renewed }))
     }
 
     fn check_token(&self, token: &str) -> Result<Identity, Refusal> {
@@ -260,12 +239,7 @@ impl Accounts {
         if token.expired {
             return Err(Refusal::ExpiredToken);
         }
-        Ok(Identity {
-            name: Some(token.name.clone()),
-            roles: token.roles.clone(),
-            method: Some("jwt"),
-            renewed: None,
-        })
+        Ok(Identity { name: Some(token.name.clone()), roles: token.roles.clone(), method: Some("jwt"), renewed: None })
     }
 }
 

@@ -16,13 +16,8 @@ impl Clock {
         reason = "the stand-in is a server of its own, with threads of its own; this is its only reading"
     )]
     pub(super) fn start() -> Self {
-        let epoch = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Self {
-            started: Instant::now(),
-            epoch,
-        }
+        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { started: Instant::now(), epoch }
     }
 
     /// Time since 1970.

@@ -11,13 +11,7 @@ use super::state::Shared;
 /// Serves a connection until it ends. Whether the close is FIN or RST is settled here; the caller
 /// closes.
 pub(super) fn serve(shared: &Shared, stream: &TcpStream, number: u64, peer: SocketAddr) {
-    let mut reader = Reader {
-        stream,
-        peer,
-        number,
-        bytes: Vec::new(),
-        held_back: false,
-    };
+    let mut reader = Reader { stream, peer, number, bytes: Vec::new(), held_back: false };
     loop {
         let request = match reader.next_request() {
             Ok(Some(request)) => request,
@@ -80,9 +74,7 @@ impl Reader<'_> {
         }
         request.body = loop {
             let found = match framing {
-                Framing::Length(length) if self.bytes.len() >= length => {
-                    Some((length, self.bytes[..length].to_vec()))
-                }
+                Framing::Length(length) if self.bytes.len() >= length => Some((length, self.bytes[..length].to_vec())),
                 Framing::Length(_) => None,
                 Framing::Chunked => http::parse_chunked(&self.bytes).map_err(invalid)?,
             };
@@ -152,7 +144,5 @@ fn invalid(reason: &'static str) -> io::Error {
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack
-        .windows(needle.len())
-        .any(|window| window == needle)
+    haystack.windows(needle.len()).any(|window| window == needle)
 }

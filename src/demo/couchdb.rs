@@ -73,13 +73,7 @@ impl StandIn {
         let (poll, listener) = Listener::new()?;
         let listener = Arc::new(listener);
         let address = listener.open(options.address)?;
-        let mut stand_in = Self {
-            shared,
-            listener,
-            address,
-            admin: options.admin.clone(),
-            threads: Vec::new(),
-        };
+        let mut stand_in = Self { shared, listener, address, admin: options.admin.clone(), threads: Vec::new() };
         let (listener, shared) = stand_in.parts();
         stand_in.spawn("stand-in-listener", move || listener.run(poll, &shared))?;
         if !options.tick.is_zero() {
@@ -115,8 +109,7 @@ impl StandIn {
 
     /// Adds a user; one of that name is replaced, which ends its cookies.
     pub fn add_user(&self, name: &str, password: &str, roles: &[&str]) {
-        self.shared
-            .change(|state| state.accounts.add_user(name, password, roles));
+        self.shared.change(|state| state.accounts.add_user(name, password, roles));
     }
 
     /// Removes a user, which ends its cookies; false if there was none.
@@ -126,26 +119,22 @@ impl StandIn {
 
     /// Changes a password, which ends the user's cookies; false if there is no such user.
     pub fn change_password(&self, name: &str, password: &str) -> bool {
-        self.shared
-            .change(|state| state.accounts.change_password(name, password))
+        self.shared.change(|state| state.accounts.change_password(name, password))
     }
 
     /// Accepts `Authorization: Bearer <token>` as this user, who need not have a password.
     pub fn add_token(&self, token: &str, name: &str, roles: &[&str]) {
-        self.shared
-            .change(|state| state.accounts.add_token(token, name, roles));
+        self.shared.change(|state| state.accounts.add_token(token, name, roles));
     }
 
     /// From now on the token is one that expired; false if it was none.
     pub fn expire_token(&self, token: &str) -> bool {
-        self.shared
-            .change(|state| state.accounts.expire_token(token))
+        self.shared.change(|state| state.accounts.expire_token(token))
     }
 
     /// Whether requests without a good login are refused altogether.
     pub fn set_require_valid_user(&self, required: bool) {
-        self.shared
-            .change(|state| state.require_valid_user = required);
+        self.shared.change(|state| state.require_valid_user = required);
     }
 
     // Databases and events
@@ -247,22 +236,19 @@ impl StandIn {
     /// Breaks a feed that is not open yet, right after its start. Further calls are for the feeds
     /// after it.
     pub fn break_next_feed(&self, fault: FeedFault) {
-        self.shared
-            .change(|state| state.faults.next_feeds.push_back(fault));
+        self.shared.change(|state| state.faults.next_feeds.push_back(fault));
     }
 
     /// Answers the next so many feed requests, at once or continuous, with this status; a count of
     /// 0 ends that.
     pub fn fail_feed(&self, status: u16, count: usize) {
         let refusals = (count > 0).then_some((status, count));
-        self.shared
-            .change(|state| state.faults.feed_refusals = refusals);
+        self.shared.change(|state| state.faults.feed_refusals = refusals);
     }
 
     /// Answers every request for `/_session` with this status.
     pub fn fail_logins(&self, status: Option<u16>) {
-        self.shared
-            .change(|state| state.faults.login_status = status);
+        self.shared.change(|state| state.faults.login_status = status);
     }
 
     /// Answers every request for `/_session` so much later.
@@ -272,14 +258,12 @@ impl StandIn {
 
     /// Answers `GET` and `HEAD` of a database or its `_security` with this status.
     pub fn fail_access(&self, status: Option<u16>) {
-        self.shared
-            .change(|state| state.faults.access_status = status);
+        self.shared.change(|state| state.faults.access_status = status);
     }
 
     /// Answers `GET` and `HEAD` of a database or its `_security` so much later.
     pub fn set_access_delay(&self, delay: Duration) {
-        self.shared
-            .change(|state| state.faults.access_delay = delay);
+        self.shared.change(|state| state.faults.access_delay = delay);
     }
 
     /// Cuts what feeds send from now on in another way.
@@ -291,9 +275,7 @@ impl StandIn {
     pub fn refuse(&self) {
         self.listener.close();
         self.shared.change(State::close_links);
-        self.shared.wait_until(PATIENCE, |state| {
-            state.counters.open_connections == 0 || state.stopping
-        });
+        self.shared.wait_until(PATIENCE, |state| state.counters.open_connections == 0 || state.stopping);
     }
 
     /// Listens again, on the same port, and ends a pause.
@@ -367,8 +349,7 @@ impl StandIn {
 
     /// Waits until the counters are as wished; false if the time ran out.
     pub fn wait_for(&self, timeout: Duration, condition: impl Fn(&Counters) -> bool) -> bool {
-        self.shared
-            .wait_until(timeout, |state| condition(&state.counters))
+        self.shared.wait_until(timeout, |state| condition(&state.counters))
     }
 
     /// Waits until such a request came in, and returns the first; none if the time ran out.
@@ -397,7 +378,6 @@ impl Drop for StandIn {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        self.shared
-            .wait_until(PATIENCE, |state| state.counters.open_connections == 0);
+        self.shared.wait_until(PATIENCE, |state| state.counters.open_connections == 0);
     }
 }

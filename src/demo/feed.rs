@@ -56,30 +56,21 @@ pub(super) enum FeedEnd {
 }
 
 impl FeedRequest {
-    pub(super) fn parse(
-        request: &Request,
-        kind: FeedKind,
-        global: &GlobalChanges,
-    ) -> Result<Self, Response> {
+    pub(super) fn parse(request: &Request, kind: FeedKind, global: &GlobalChanges) -> Result<Self, Response> {
         let bad_request = |reason: &str| Response::error(400, "bad_request", reason);
         let since = request.query("since").unwrap_or_else(|| "0".to_owned());
-        let cursor = global
-            .cursor(&since)
-            .ok_or_else(|| bad_request("Malformed sequence supplied in 'since' parameter."))?;
+        let cursor =
+            global.cursor(&since).ok_or_else(|| bad_request("Malformed sequence supplied in 'since' parameter."))?;
         let milliseconds = |text: &str| text.parse().map(Duration::from_millis).ok();
         let heartbeat = match request.query("heartbeat").as_deref() {
             None | Some("false") => None,
             Some("true") => Some(DEFAULT_HEARTBEAT),
             Some(text) => {
                 let heartbeat = milliseconds(text).ok_or_else(|| {
-                    bad_request(
-                        "The heartbeat value should be a positive integer (in milliseconds).",
-                    )
+                    bad_request("The heartbeat value should be a positive integer (in milliseconds).")
                 })?;
                 if heartbeat.is_zero() && kind == FeedKind::Changes {
-                    return Err(bad_request(
-                        "The heartbeat value should be a positive integer.",
-                    ));
+                    return Err(bad_request("The heartbeat value should be a positive integer."));
                 }
                 // CouchDB sends without pause then. A thousand a second show the same.
                 Some(heartbeat.max(Duration::from_millis(1)))
@@ -87,23 +78,18 @@ impl FeedRequest {
         };
         let timeout = match request.query("timeout") {
             None => heartbeat.is_none().then_some(DEFAULT_TIMEOUT),
-            Some(text) => {
-                Some(milliseconds(&text).ok_or_else(|| bad_request("Invalid value for timeout"))?)
-            }
+            Some(text) => Some(milliseconds(&text).ok_or_else(|| bad_request("Invalid value for timeout"))?),
         };
         let left = match request.query("limit") {
             None => None,
             Some(text) => {
-                let limit: usize = text
-                    .parse()
-                    .map_err(|_| bad_request("Invalid value for limit"))?;
+                let limit: usize = text.parse().map_err(|_| bad_request("Invalid value for limit"))?;
                 Some(limit.max(1)) // that is what CouchDB makes of 0
             }
         };
         Ok(Self {
             kind,
-            continuous: request.query("feed").as_deref() == Some("continuous")
-                && request.method != "HEAD",
+            continuous: request.query("feed").as_deref() == Some("continuous") && request.method != "HEAD",
             cursor,
             heartbeat,
             timeout,
@@ -128,18 +114,14 @@ impl FeedRequest {
         }
         let lines = lines.join(",\n");
         let body = match self.kind {
-            FeedKind::Changes => format!(
-                "{{\"results\":[\n{lines}\n],\n\"last_seq\":\"{last_seq}\",\"pending\":{pending}}}"
-            ),
+            FeedKind::Changes => {
+                format!("{{\"results\":[\n{lines}\n],\n\"last_seq\":\"{last_seq}\",\"pending\":{pending}}}")
+            }
             FeedKind::DbUpdates => {
                 format!("{{\"results\":[\n{lines}\n],\"last_seq\":\"{last_seq}\"}}")
             }
         };
-        Response {
-            chunked: true,
-            headers: std::mem::take(&mut self.headers),
-            ..Response::json(200, &body)
-        }
+        Response { chunked: true, headers: std::mem::take(&mut self.headers), ..Response::json(200, &body) }
     }
 }
 
@@ -163,22 +145,13 @@ fn line(kind: FeedKind, event: &Event) -> Option<String> {
 }
 
 /// Serves a continuous feed until it ends.
-pub(super) fn run(
-    shared: &Shared,
-    stream: &TcpStream,
-    request: &Request,
-    feed: FeedRequest,
-) -> FeedEnd {
+pub(super) fn run(shared: &Shared, stream: &TcpStream, request: &Request, feed: FeedRequest) -> FeedEnd {
     shared.observe(|state| state.counters.open_feeds += 1);
     let mut server = Server {
         shared,
         connection: request.connection,
         head: head(shared, request, &feed),
-        out: Output {
-            stream,
-            chunking: Chunking::Normal,
-            bytes: Vec::new(),
-        },
+        out: Output { stream, chunking: Chunking::Normal, bytes: Vec::new() },
         beats: 0,
         last_written: shared.clock.now(),
         last_event: shared.clock.now(),
@@ -363,10 +336,9 @@ impl Server<'_> {
         }
         let last_seq = self.feed.cursor.seq();
         let chunks = match self.feed.kind {
-            FeedKind::Changes => vec![
-                format!("{{\"last_seq\":\"{last_seq}\",\"pending\":0}}\n").into_bytes(),
-                b"\n".to_vec(),
-            ],
+            FeedKind::Changes => {
+                vec![format!("{{\"last_seq\":\"{last_seq}\",\"pending\":0}}\n").into_bytes(), b"\n".to_vec()]
+            }
             FeedKind::DbUpdates => vec![format!("{{\"last_seq\":\"{last_seq}\"}}\n").into_bytes()],
         };
         self.write_chunks(&chunks)?;
@@ -418,9 +390,7 @@ impl FeedRequest {
                     chunks.push(Vec::new());
                     lines_in_chunk = 0;
                 }
-                let chunk = chunks
-                    .last_mut()
-                    .expect("one was pushed for the first line");
+                let chunk = chunks.last_mut().expect("one was pushed for the first line");
                 chunk.extend_from_slice(line.as_bytes());
                 chunk.push(b'\n');
                 open_batch = Some(batch);
@@ -438,10 +408,7 @@ impl FeedRequest {
 
 /// A correct line of so many bytes with its line feed, if that is enough for one.
 fn huge_line(length: usize) -> Vec<u8> {
-    let (start, end) = (
-        r#"{"seq":"1-"#,
-        "\",\"id\":\"updated:huge\",\"changes\":[]}\n",
-    );
+    let (start, end) = (r#"{"seq":"1-"#, "\",\"id\":\"updated:huge\",\"changes\":[]}\n");
     let padding = length.saturating_sub(start.len() + end.len());
     format!("{start}{}{end}", "A".repeat(padding)).into_bytes()
 }
@@ -457,9 +424,7 @@ impl Output<'_> {
     /// Frames payloads.
     fn push(&mut self, payloads: &[Vec<u8>]) {
         match self.chunking {
-            Chunking::Normal => payloads
-                .iter()
-                .for_each(|payload| push_chunk(&mut self.bytes, payload)),
+            Chunking::Normal => payloads.iter().for_each(|payload| push_chunk(&mut self.bytes, payload)),
             Chunking::Merge => push_chunk(&mut self.bytes, &payloads.concat()),
             Chunking::OneByte => self.push_cut(&payloads.concat(), 1),
             Chunking::SplitEvery(length) => self.push_cut(&payloads.concat(), length),

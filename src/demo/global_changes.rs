@@ -50,13 +50,7 @@ pub(super) struct Event<'a> {
 
 impl GlobalChanges {
     pub(super) fn new(incarnation: u32) -> Self {
-        Self {
-            incarnation,
-            ids: HashMap::new(),
-            documents: Vec::new(),
-            log: Vec::new(),
-            batch: 0,
-        }
+        Self { incarnation, ids: HashMap::new(), documents: Vec::new(), log: Vec::new(), batch: 0 }
     }
 
     /// Writes these event documents as one batch, each counted up by one.
@@ -71,22 +65,14 @@ impl GlobalChanges {
         let number = self.ids.get(id).copied().unwrap_or_else(|| {
             let number = u32::try_from(self.documents.len()).expect("fewer than 2^32 documents");
             let id: Arc<str> = id.into();
-            self.documents.push(EventDocument {
-                id: Arc::clone(&id),
-                revision: 0,
-                latest: 0,
-            });
+            self.documents.push(EventDocument { id: Arc::clone(&id), revision: 0, latest: 0 });
             self.ids.insert(id, number);
             number
         });
         let document = &mut self.documents[number as usize];
         document.revision += 1;
         document.latest = self.log.len();
-        self.log.push(Entry {
-            document: number,
-            revision: document.revision,
-            batch: self.batch,
-        });
+        self.log.push(Entry { document: number, revision: document.revision, batch: self.batch });
     }
 
     /// The revision of an event document.
@@ -119,18 +105,12 @@ impl GlobalChanges {
             "now" => [end; 2],
             "0" => [0; 2],
             _ => match decode_seq(since)? {
-                (incarnation, lanes) if incarnation == self.incarnation => {
-                    lanes.map(|lane| lane.min(end))
-                }
+                (incarnation, lanes) if incarnation == self.incarnation => lanes.map(|lane| lane.min(end)),
                 // A position in a database that was deleted since: accepted, and all is replayed.
                 _ => [0; 2],
             },
         };
-        Some(Cursor {
-            incarnation: self.incarnation,
-            lanes,
-            live_from: end,
-        })
+        Some(Cursor { incarnation: self.incarnation, lanes, live_from: end })
     }
 }
 
@@ -170,12 +150,7 @@ impl Cursor {
     }
 
     fn event<'a>(&self, changes: &'a GlobalChanges, entry: Entry, batch: Option<u32>) -> Event<'a> {
-        Event {
-            id: &changes.documents[entry.document as usize].id,
-            revision: entry.revision,
-            seq: self.seq(),
-            batch,
-        }
+        Event { id: &changes.documents[entry.document as usize].id, revision: entry.revision, seq: self.seq(), batch }
     }
 
     /// Whether the line that would come next belongs to this batch.
@@ -252,9 +227,7 @@ fn decode_seq(seq: &str) -> Option<(u32, [usize; 2])> {
 }
 
 fn checksum(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |sum: u32, byte| {
-        (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    })
+    bytes.iter().fold(0x811c_9dc5, |sum: u32, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 /// One step of `splitmix64`: all of its bits depend on all of the input.

@@ -28,10 +28,7 @@ pub(super) struct Request {
 impl Request {
     /// The first header of that name.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     /// The path without the query.
@@ -57,9 +54,8 @@ impl Request {
 
     /// Whether a browser's page is asked for rather than JSON.
     pub(super) fn wants_page(&self) -> bool {
-        self.header("accept").is_some_and(|accept| {
-            accept.contains("text/html") && !accept.contains("json") && !accept.contains("*/*")
-        })
+        self.header("accept")
+            .is_some_and(|accept| accept.contains("text/html") && !accept.contains("json") && !accept.contains("*/*"))
     }
 
     /// Whose request it is: what a gateway says, else the peer of the socket.
@@ -111,9 +107,8 @@ pub(super) fn parse_head(
         peer,
         connection,
     };
-    let chunked = request
-        .header("transfer-encoding")
-        .is_some_and(|value| value.to_ascii_lowercase().contains("chunked"));
+    let chunked =
+        request.header("transfer-encoding").is_some_and(|value| value.to_ascii_lowercase().contains("chunked"));
     let framing = if chunked {
         Framing::Chunked
     } else {
@@ -179,10 +174,7 @@ impl Response {
     /// CouchDB's form of an error.
     pub(super) fn error(status: u16, error: &str, reason: &str) -> Self {
         let reason = json_string(reason);
-        Self::json(
-            status,
-            &format!(r#"{{"error":"{error}","reason":{reason}}}"#),
-        )
+        Self::json(status, &format!(r#"{{"error":"{error}","reason":{reason}}}"#))
     }
 
     /// The same answer with one more header.
@@ -216,12 +208,7 @@ impl Response {
 }
 
 /// A response head up to where the framing header is due.
-pub(super) fn head(
-    status: u16,
-    headers: &[(&'static str, String)],
-    request: &Request,
-    now: Duration,
-) -> String {
+pub(super) fn head(status: u16, headers: &[(&'static str, String)], request: &Request, now: Duration) -> String {
     let reason = reason(status);
     let date = http_date(now);
     let mut head = format!(
@@ -347,17 +334,14 @@ pub(super) fn from_base64(text: &str) -> Option<Vec<u8>> {
 /// The date of HTTP headers and cookies.
 pub(super) fn http_date(since_1970: Duration) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    const MONTHS: [&str; 12] = [
-        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-    ];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let seconds = since_1970.as_secs();
     let days = seconds / 86_400;
     // Howard Hinnant's civil_from_days: years that begin in March have the leap day at their end.
     let shifted = days + 719_468;
     let era = shifted / 146_097;
     let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let march_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * march_month + 2) / 5 + 1;
@@ -408,10 +392,7 @@ mod tests {
         for end in 0..wire.len() {
             assert_eq!(parse_chunked(&wire[..end]), Ok(None), "{end}");
         }
-        assert_eq!(
-            parse_chunked(wire),
-            Ok(Some((wire.len(), b"abcde".to_vec())))
-        );
+        assert_eq!(parse_chunked(wire), Ok(Some((wire.len(), b"abcde".to_vec()))));
         assert!(parse_chunked(b"zz\r\n").is_err());
     }
 }

@@ -58,8 +58,7 @@ impl Listener {
         let open = TcpListener::bind(address)?;
         open.set_nonblocking(true)?;
         let mut watched = mio::net::TcpListener::from_std(open.try_clone()?);
-        self.registry
-            .register(&mut watched, LISTENER, Interest::READABLE)?;
+        self.registry.register(&mut watched, LISTENER, Interest::READABLE)?;
         let address = open.local_addr()?;
         socket.open = Some((open, watched));
         Ok(address)
@@ -141,35 +140,25 @@ impl Listener {
         let mut watched = mio::net::TcpStream::from_std(stream.try_clone()?);
         let stream = Arc::new(stream);
         shared.observe(|state| {
-            let link = Link {
-                stream: Arc::clone(&stream),
-                gone: false,
-                feed: None,
-            };
+            let link = Link { stream: Arc::clone(&stream), gone: false, feed: None };
             state.links.insert(number, link);
             let counters = &mut state.counters;
             counters.connections += 1;
             counters.open_connections += 1;
             counters.peak_connections = counters.peak_connections.max(counters.open_connections);
         });
-        let guard = Guard {
-            shared: Arc::clone(shared),
-            number,
-        };
-        self.registry
-            .register(&mut watched, Token(token), Interest::READABLE)?;
+        let guard = Guard { shared: Arc::clone(shared), number };
+        self.registry.register(&mut watched, Token(token), Interest::READABLE)?;
         let listener = Arc::clone(self);
-        thread::Builder::new()
-            .name(format!("stand-in-{number}"))
-            .spawn(move || {
-                connection::serve(&guard.shared, &stream, number, peer);
-                // All that holds the socket goes before the connection counts as closed.
-                let _ = listener.registry.deregister(&mut watched);
-                drop(watched);
-                guard.shared.lock().links.remove(&number);
-                drop(stream);
-                drop(guard);
-            })?;
+        thread::Builder::new().name(format!("stand-in-{number}")).spawn(move || {
+            connection::serve(&guard.shared, &stream, number, peer);
+            // All that holds the socket goes before the connection counts as closed.
+            let _ = listener.registry.deregister(&mut watched);
+            drop(watched);
+            guard.shared.lock().links.remove(&number);
+            drop(stream);
+            drop(guard);
+        })?;
         Ok(())
     }
 }

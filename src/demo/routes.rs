@@ -22,10 +22,7 @@ pub(super) enum Answer {
 /// Answers one request; waits if a delay is wished for.
 pub(super) fn answer(shared: &Shared, request: &Request) -> Answer {
     let path = request.path();
-    let Some(path) = path
-        .strip_prefix(shared.path_prefix.as_str())
-        .and_then(|path| path.strip_prefix('/'))
-    else {
+    let Some(path) = path.strip_prefix(shared.path_prefix.as_str()).and_then(|path| path.strip_prefix('/')) else {
         return Answer::Response(missing());
     };
     let segments: Vec<String> = path.split('/').map(unquote).collect();
@@ -63,10 +60,8 @@ pub(super) fn answer(shared: &Shared, request: &Request) -> Answer {
 
 /// Waits as long as is wished for this kind of request, and says whether it is to fail.
 fn fault(shared: &Shared, request: &Request, segments: &[&str]) -> Option<u16> {
-    let is_access = matches!(
-        (request.method.as_str(), segments),
-        ("GET" | "HEAD", [_] | [_, "_security"])
-    ) && !segments[0].is_empty();
+    let is_access = matches!((request.method.as_str(), segments), ("GET" | "HEAD", [_] | [_, "_security"]))
+        && !segments[0].is_empty();
     let is_session = segments == ["_session"];
     let delay = {
         let state = shared.lock();
@@ -115,13 +110,7 @@ fn renew(answer: &mut Answer, cookie: String) {
     }
 }
 
-fn route(
-    state: &mut State,
-    request: &Request,
-    segments: &[&str],
-    identity: &Identity,
-    now: Duration,
-) -> Answer {
+fn route(state: &mut State, request: &Request, segments: &[&str], identity: &Identity, now: Duration) -> Answer {
     if let Some(kind) = feed_kind(segments) {
         return feed(state, request, kind, identity);
     }
@@ -133,9 +122,7 @@ fn route(
         ("GET" | "HEAD", ["_session"]) => sessions::show(identity),
         ("DELETE", ["_session"]) => sessions::log_out(),
         (_, ["_session"]) => not_allowed("GET,HEAD,POST,DELETE"),
-        (_, ["_all_dbs" | "_dbs_info"] | ["_global_changes", ..]) if !identity.is_admin() => {
-            not_admin()
-        }
+        (_, ["_all_dbs" | "_dbs_info"] | ["_global_changes", ..]) if !identity.is_admin() => not_admin(),
         ("GET", ["_all_dbs"]) => all_databases(state),
         ("POST", ["_dbs_info"]) => Response::json(200, "[]"),
         (_, ["_dbs", ..]) if !identity.is_admin() => not_admin(),
@@ -145,12 +132,8 @@ fn route(
         ("POST", [name, "_bulk_docs"]) | ("PUT" | "DELETE", [name, _]) => {
             write(state, method, name, segments.get(1).copied(), identity)
         }
-        ("PUT" | "DELETE", [name, "_local", _]) => {
-            write(state, method, name, Some("_local/"), identity)
-        }
-        ("PUT" | "DELETE", [name, "_design", view]) => {
-            write(state, method, name, Some(view), identity)
-        }
+        ("PUT" | "DELETE", [name, "_local", _]) => write(state, method, name, Some("_local/"), identity),
+        ("PUT" | "DELETE", [name, "_design", view]) => write(state, method, name, Some(view), identity),
         (_, [name, ..]) => match readable(state, name, identity) {
             Ok(_) => missing(),
             Err(response) => response,
@@ -172,9 +155,7 @@ fn feed(state: &mut State, request: &Request, kind: FeedKind, identity: &Identit
         }
     };
     match (parsed, &state.global) {
-        (Ok(mut feed), Some(global)) if !feed.continuous => {
-            Answer::Response(feed.answer_at_once(global))
-        }
+        (Ok(mut feed), Some(global)) if !feed.continuous => Answer::Response(feed.answer_at_once(global)),
         (Ok(feed), _) => {
             state.open_feed(request.connection);
             Answer::Feed(Box::new(feed))
@@ -188,9 +169,7 @@ fn global_changes(state: &mut State, request: &Request, rest: &[&str]) -> Respon
     match (request.method.as_str(), rest) {
         ("PUT", []) if state.create_global_changes() => Response::json(201, r#"{"ok":true}"#),
         ("PUT", []) => already_there(),
-        ("DELETE", []) if state.delete_database("_global_changes") => {
-            Response::json(200, r#"{"ok":true}"#)
-        }
+        ("DELETE", []) if state.delete_database("_global_changes") => Response::json(200, r#"{"ok":true}"#),
         (method, rest) => match &mut state.global {
             None => no_database(),
             Some(global) => match (method, rest) {
@@ -202,14 +181,10 @@ fn global_changes(state: &mut State, request: &Request, rest: &[&str]) -> Respon
                 }
                 ("POST", ["_all_docs"]) => match keys_of(&request.body) {
                     Some(keys) => all_docs(global, &keys),
-                    None => {
-                        Response::error(400, "bad_request", "`keys` body member must be an array.")
-                    }
+                    None => Response::error(400, "bad_request", "`keys` body member must be an array."),
                 },
                 ("PUT", [id]) => write_event_document(global, id),
-                ("PUT", ["_design", view]) => {
-                    write_event_document(global, &format!("_design/{view}"))
-                }
+                ("PUT", ["_design", view]) => write_event_document(global, &format!("_design/{view}")),
                 _ => missing(),
             },
         },
@@ -251,19 +226,12 @@ fn all_docs(global: &GlobalChanges, keys: &[Value]) -> Response {
         }
         let found = key.as_str().and_then(|id| global.revision(id));
         let _ = match found {
-            Some(count) => write!(
-                body,
-                r#"{{"id":{key},"key":{key},"value":{{"rev":"{}"}}}}"#,
-                revision(count)
-            ),
+            Some(count) => write!(body, r#"{{"id":{key},"key":{key},"value":{{"rev":"{}"}}}}"#, revision(count)),
             None => write!(body, r#"{{"key":{key},"error":"not_found"}}"#),
         };
     }
     body.push_str("\r\n]}");
-    Response {
-        chunked: true,
-        ..Response::json(200, &body)
-    }
+    Response { chunked: true, ..Response::json(200, &body) }
 }
 
 fn all_databases(state: &State) -> Response {
@@ -307,9 +275,9 @@ fn database(state: &mut State, method: &str, name: &str, identity: &Identity) ->
 fn is_legal_name(name: &str) -> bool {
     matches!(name, "_users" | "_replicator")
         || name.starts_with(|first: char| first.is_ascii_lowercase())
-            && name.chars().all(|letter| {
-                letter.is_ascii_lowercase() || letter.is_ascii_digit() || "_$()+-/".contains(letter)
-            })
+            && name
+                .chars()
+                .all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || "_$()+-/".contains(letter))
 }
 
 fn security(state: &mut State, request: &Request, name: &str, identity: &Identity) -> Response {
@@ -332,13 +300,7 @@ fn security(state: &mut State, request: &Request, name: &str, identity: &Identit
 }
 
 /// A write of a document: counted, never stored. A `_local` one fires no event.
-fn write(
-    state: &mut State,
-    method: &str,
-    name: &str,
-    id: Option<&str>,
-    identity: &Identity,
-) -> Response {
+fn write(state: &mut State, method: &str, name: &str, id: Option<&str>, identity: &Identity) -> Response {
     let writes = match readable(state, name, identity) {
         Ok(database) => {
             database.writes += 1;
@@ -365,11 +327,7 @@ fn write(
 }
 
 /// The database, if it is there and this user may read it.
-fn readable<'a>(
-    state: &'a mut State,
-    name: &str,
-    identity: &Identity,
-) -> Result<&'a mut Database, Response> {
+fn readable<'a>(state: &'a mut State, name: &str, identity: &Identity) -> Result<&'a mut Database, Response> {
     let database = state.databases.get_mut(name).ok_or_else(no_database)?;
     if is_member(&database.security, identity) {
         Ok(database)
@@ -385,22 +343,12 @@ fn is_member(security: &Value, identity: &Identity) -> bool {
     let list = |group: &str, kind: &str| -> Vec<&str> {
         let names = security.get(group).and_then(|group| group.get(kind));
         let names = names.and_then(Value::as_array);
-        names
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect()
+        names.into_iter().flatten().filter_map(Value::as_str).collect()
     };
     let listed = |group: &str| {
         let roles = list(group, "roles");
-        identity
-            .name
-            .as_deref()
-            .is_some_and(|name| list(group, "names").contains(&name))
-            || identity
-                .roles
-                .iter()
-                .any(|role| roles.contains(&role.as_str()))
+        identity.name.as_deref().is_some_and(|name| list(group, "names").contains(&name))
+            || identity.roles.iter().any(|role| roles.contains(&role.as_str()))
     };
     let open = list("members", "names").is_empty() && list("members", "roles").is_empty();
     identity.is_admin() || open || listed("members") || listed("admins")
@@ -416,16 +364,12 @@ fn welcome() -> Response {
 fn refuse(refusal: Refusal) -> Response {
     match refusal {
         Refusal::Incorrect => unauthorized("Name or password is incorrect."),
-        Refusal::Locked => Response::error(
-            403,
-            "forbidden",
-            "Account is temporarily locked due to multiple authentication failures",
-        ),
-        Refusal::MalformedCookie => Response::error(
-            400,
-            "bad_request",
-            "Malformed AuthSession cookie. Please clear your cookies.",
-        ),
+        Refusal::Locked => {
+            Response::error(403, "forbidden", "Account is temporarily locked due to multiple authentication failures")
+        }
+        Refusal::MalformedCookie => {
+            Response::error(400, "bad_request", "Malformed AuthSession cookie. Please clear your cookies.")
+        }
         Refusal::BadToken => Response::error(400, "bad_request", "Bad HMAC"),
         Refusal::ExpiredToken => unauthorized("exp not in future"),
     }
@@ -446,10 +390,8 @@ fn fault_response(status: u16) -> Response {
 }
 
 fn login_page() -> Response {
-    Response::json(302, "").with(
-        "Location",
-        "/_utils/session.html?return=%2F&reason=You%20are%20not%20a%20server%20admin.".to_owned(),
-    )
+    Response::json(302, "")
+        .with("Location", "/_utils/session.html?return=%2F&reason=You%20are%20not%20a%20server%20admin.".to_owned())
 }
 
 fn unauthorized(reason: &str) -> Response {
@@ -469,11 +411,7 @@ fn missing() -> Response {
 }
 
 fn already_there() -> Response {
-    Response::error(
-        412,
-        "file_exists",
-        "The database could not be created, the file already exists.",
-    )
+    Response::error(412, "file_exists", "The database could not be created, the file already exists.")
 }
 
 fn not_allowed(methods: &str) -> Response {

@@ -22,8 +22,7 @@ pub(super) fn log_in(state: &mut State, request: &Request, now: Duration) -> Res
     match state.accounts.log_in(&name, &password, &client, now) {
         Ok(identity) => {
             let cookie = state.accounts.new_cookie(&name, now);
-            Response::json(200, &format!(r#"{{"ok":true,{}}}"#, identity.to_json()))
-                .with("Set-Cookie", cookie)
+            Response::json(200, &format!(r#"{{"ok":true,{}}}"#, identity.to_json())).with("Set-Cookie", cookie)
         }
         Err(refusal @ (Refusal::Incorrect | Refusal::Locked)) => refuse_login(refusal),
         Err(_) => refuse_login(Refusal::Incorrect),
@@ -32,9 +31,7 @@ pub(super) fn log_in(state: &mut State, request: &Request, now: Duration) -> Res
 
 /// `GET /_session`
 pub(super) fn show(identity: &Identity) -> Response {
-    let method = identity.method.map_or_else(String::new, |method| {
-        format!(r#","authenticated":"{method}""#)
-    });
+    let method = identity.method.map_or_else(String::new, |method| format!(r#","authenticated":"{method}""#));
     Response::json(
         200,
         &format!(
@@ -57,8 +54,7 @@ fn credentials(request: &Request) -> Result<(String, String), Response> {
     let no_password = || bad_request("request body must contain a password");
     match content_type.to_ascii_lowercase().as_str() {
         "application/json" => {
-            let body: Value = serde_json::from_slice(&request.body)
-                .map_err(|_| bad_request("invalid UTF-8 JSON"))?;
+            let body: Value = serde_json::from_slice(&request.body).map_err(|_| bad_request("invalid UTF-8 JSON"))?;
             if !body.is_object() {
                 return Err(bad_request("Request body must be a JSON object"));
             }
@@ -83,8 +79,5 @@ fn credentials(request: &Request) -> Result<(String, String), Response> {
 
 /// CouchDB crashes over a name or password that is no string.
 fn text(value: &Value) -> Result<String, Response> {
-    value
-        .as_str()
-        .map(str::to_owned)
-        .ok_or_else(|| Response::error(500, "unknown_error", "badarg"))
+    value.as_str().map(str::to_owned).ok_or_else(|| Response::error(500, "unknown_error", "badarg"))
 }

@@ -61,33 +61,20 @@ impl Drop for Demo {
 /// # Errors
 /// When no port can be listened on, or a thread cannot be started.
 pub fn start_demo() -> io::Result<Demo> {
-    let stand_in = Arc::new(StandIn::start(&Options {
-        tick: TICK,
-        ..Options::default()
-    })?);
+    let stand_in = Arc::new(StandIn::start(&Options { tick: TICK, ..Options::default() })?);
     stand_in.add_user(USER, PASSWORD, &[]);
     for name in DATABASES {
         stand_in.create_database_for(name, &[USER]);
     }
     let (stop, stopped) = mpsc::channel();
     let of_writer = Arc::clone(&stand_in);
-    let writer = thread::Builder::new()
-        .name("demo-writer".to_owned())
-        .spawn(move || {
-            let mut writer = Writer {
-                stand_in: of_writer,
-                dice: RandomState::new().hash_one(0),
-                guest: None,
-            };
-            while stopped.recv_timeout(writer.pause()) == Err(RecvTimeoutError::Timeout) {
-                writer.take_turn();
-            }
-        })?;
-    Ok(Demo {
-        stand_in,
-        stop: Some(stop),
-        writer: Some(writer),
-    })
+    let writer = thread::Builder::new().name("demo-writer".to_owned()).spawn(move || {
+        let mut writer = Writer { stand_in: of_writer, dice: RandomState::new().hash_one(0), guest: None };
+        while stopped.recv_timeout(writer.pause()) == Err(RecvTimeoutError::Timeout) {
+            writer.take_turn();
+        }
+    })?;
+    Ok(Demo { stand_in, stop: Some(stop), writer: Some(writer) })
 }
 
 /// Somebody who writes all the time.

@@ -39,10 +39,7 @@ pub struct RecordedRequest {
 impl RecordedRequest {
     /// The first header of that name, whatever its case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 }
 
@@ -227,25 +224,15 @@ impl State {
     /// Gives all open feeds something to do after what was written so far.
     pub(super) fn order_all(&mut self, what: &OrderKind) {
         let at = self.global.as_ref().map_or(0, GlobalChanges::end);
-        for orders in self
-            .links
-            .values_mut()
-            .filter_map(|link| link.feed.as_mut())
-        {
-            orders.push_back(Order {
-                at,
-                what: what.clone(),
-            });
+        for orders in self.links.values_mut().filter_map(|link| link.feed.as_mut()) {
+            orders.push_back(Order { at, what: what.clone() });
         }
     }
 
     /// From here on the connection takes orders for its feed.
     pub(super) fn open_feed(&mut self, connection: u64) {
         let at = self.global.as_ref().map_or(0, GlobalChanges::end);
-        let fault = self.faults.next_feeds.pop_front().map(|fault| Order {
-            at,
-            what: OrderKind::Break(fault),
-        });
+        let fault = self.faults.next_feeds.pop_front().map(|fault| Order { at, what: OrderKind::Break(fault) });
         if let Some(link) = self.links.get_mut(&connection) {
             link.feed = Some(fault.into_iter().collect());
         }
@@ -285,9 +272,7 @@ impl State {
         if is_session(request) {
             counters.session_requests += 1;
             counters.sessions_in_flight += 1;
-            counters.peak_sessions_in_flight = counters
-                .peak_sessions_in_flight
-                .max(counters.sessions_in_flight);
+            counters.peak_sessions_in_flight = counters.peak_sessions_in_flight.max(counters.sessions_in_flight);
         }
     }
 
@@ -307,10 +292,7 @@ fn is_session(request: &Request) -> bool {
 impl Database {
     fn new() -> Self {
         let admins_only = json!({"roles": ["_admin"]});
-        Self {
-            security: json!({"admins": admins_only, "members": admins_only}),
-            writes: 0,
-        }
+        Self { security: json!({"admins": admins_only, "members": admins_only}), writes: 0 }
     }
 }
 
@@ -371,11 +353,7 @@ impl Shared {
     }
 
     /// Waits until the state is as wished; false if the time ran out.
-    pub(super) fn wait_until(
-        &self,
-        timeout: Duration,
-        mut condition: impl FnMut(&State) -> bool,
-    ) -> bool {
+    pub(super) fn wait_until(&self, timeout: Duration, mut condition: impl FnMut(&State) -> bool) -> bool {
         let until = self.clock.now().saturating_add(timeout);
         let mut state = self.lock();
         while !condition(&state) {
@@ -407,13 +385,6 @@ impl Shared {
 }
 
 /// Waits on a condition for a while; the guard comes back either way.
-pub(super) fn wait<'a>(
-    condition: &Condvar,
-    state: MutexGuard<'a, State>,
-    timeout: Duration,
-) -> MutexGuard<'a, State> {
-    condition
-        .wait_timeout(state, timeout)
-        .unwrap_or_else(PoisonError::into_inner)
-        .0
+pub(super) fn wait<'a>(condition: &Condvar, state: MutexGuard<'a, State>, timeout: Duration) -> MutexGuard<'a, State> {
+    condition.wait_timeout(state, timeout).unwrap_or_else(PoisonError::into_inner).0
 }

@@ -48,17 +48,13 @@ impl Client {
     fn new(stand_in: &StandIn) -> Self {
         let stream = TcpStream::connect(stand_in.address()).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        Self {
-            stream,
-            bytes: Vec::new(),
-        }
+        Self { stream, bytes: Vec::new() }
     }
 
     fn send(&mut self, method: &str, target: &str, headers: &str, body: &str) {
         let length = body.len();
-        let request = format!(
-            "{method} {target} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
-        );
+        let request =
+            format!("{method} {target} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
         self.stream.write_all(request.as_bytes()).unwrap();
     }
 
@@ -83,11 +79,7 @@ impl Client {
         } else if let Some(length) = head.lines().find_map(length) {
             body = self.take(length);
         }
-        Reply {
-            status: head[9..12].parse().unwrap(),
-            head,
-            body: String::from_utf8(body).unwrap(),
-        }
+        Reply { status: head[9..12].parse().unwrap(), head, body: String::from_utf8(body).unwrap() }
     }
 
     fn head(&mut self) -> String {
@@ -124,25 +116,18 @@ impl Client {
     /// Lines, whatever the chunks, until there are so many.
     fn lines(&mut self, count: usize) -> Vec<Value> {
         let mut text = String::new();
-        while text.lines().filter(|line| !line.is_empty()).count() < count || !text.ends_with('\n')
-        {
+        while text.lines().filter(|line| !line.is_empty()).count() < count || !text.ends_with('\n') {
             text.push_str(&self.chunk().expect("the feed goes on"));
         }
         let lines = text.lines().filter(|line| !line.is_empty());
-        lines
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
+        lines.map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     fn take(&mut self, count: usize) -> Vec<u8> {
         while self.bytes.len() < count {
             let mut buffer = [0; 4096];
             let read = self.stream.read(&mut buffer).expect("more is to come");
-            assert!(
-                read > 0,
-                "ended after {:?}",
-                String::from_utf8_lossy(&self.bytes)
-            );
+            assert!(read > 0, "ended after {:?}", String::from_utf8_lossy(&self.bytes));
             self.bytes.extend_from_slice(&buffer[..read]);
         }
         self.bytes.drain(..count).collect()
@@ -173,10 +158,7 @@ fn start() -> StandIn {
 }
 
 fn ids(lines: &[Value]) -> Vec<&str> {
-    lines
-        .iter()
-        .map(|line| line["id"].as_str().unwrap())
-        .collect()
+    lines.iter().map(|line| line["id"].as_str().unwrap()).collect()
 }
 
 fn log_in(client: &mut Client, name: &str, password: &str, headers: &str) -> Reply {
@@ -216,12 +198,8 @@ mod feeds {
         stand_in.update("a/b");
         let chunk = feed.chunk().unwrap();
         assert!(chunk.starts_with(r#"{"seq":"3-g1AAAA"#), "{chunk}");
-        let rest =
-            r#"","id":"updated:a/b","changes":[{"rev":"1-967a00dff5e02add41819138abb3284d"}]}"#;
-        assert!(
-            chunk.trim_end().ends_with(rest) && chunk.ends_with("}\n"),
-            "{chunk}"
-        );
+        let rest = r#"","id":"updated:a/b","changes":[{"rev":"1-967a00dff5e02add41819138abb3284d"}]}"#;
+        assert!(chunk.trim_end().ends_with(rest) && chunk.ends_with("}\n"), "{chunk}");
         stand_in.create_database("plus+db");
         let chunk = feed.chunk().unwrap();
         assert_eq!(chunk.lines().count(), 2);
@@ -270,10 +248,7 @@ mod feeds {
         let target = "/_db_updates?feed=continuous&heartbeat=60000&since=now";
         client.send("GET", target, ADMIN, "");
         assert!(stand_in.wait_for_feeds(1, SOON));
-        client
-            .stream
-            .set_read_timeout(Some(Duration::from_millis(100)))
-            .unwrap();
+        client.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         assert!(client.stream.read(&mut [0]).is_err());
         client.stream.set_read_timeout(Some(SOON)).unwrap();
         stand_in.write_event_document("_design/views");
@@ -287,10 +262,7 @@ mod feeds {
         assert_eq!(line["seq"], stand_in.last_seq().unwrap());
         stand_in.break_feed(FeedFault::CleanEnd);
         let last: Value = serde_json::from_str(&client.chunk().unwrap()).unwrap();
-        assert_eq!(
-            last.as_object().unwrap().keys().collect::<Vec<_>>(),
-            ["last_seq"]
-        );
+        assert_eq!(last.as_object().unwrap().keys().collect::<Vec<_>>(), ["last_seq"]);
         assert_eq!(client.chunk(), None);
     }
 
@@ -298,12 +270,7 @@ mod feeds {
     fn db_updates_beat_irregularly_and_start_with_the_first_beat() {
         let stand_in = start();
         let mut client = Client::new(&stand_in);
-        client.send(
-            "GET",
-            "/_db_updates?feed=continuous&heartbeat=20&since=now",
-            ADMIN,
-            "",
-        );
+        client.send("GET", "/_db_updates?feed=continuous&heartbeat=20&since=now", ADMIN, "");
         client.head();
         assert_eq!(client.chunk().as_deref(), Some("\n"));
         assert_eq!(client.chunk().as_deref(), Some("\n"));
@@ -320,12 +287,7 @@ mod feeds {
         let mut sorted = ids(&lines);
         sorted.sort_unstable();
         assert_eq!(sorted, ["updated:a", "updated:b", "updated:c"]);
-        assert!(lines.iter().all(|line| {
-            line["changes"][0]["rev"]
-                .as_str()
-                .unwrap()
-                .starts_with("5-")
-        }));
+        assert!(lines.iter().all(|line| { line["changes"][0]["rev"].as_str().unwrap().starts_with("5-") }));
         let seq = lines[1]["seq"].as_str().unwrap();
         let mut resumed = Client::open_feed(&stand_in, &format!("heartbeat=60000&since={seq}"));
         assert_eq!(resumed.lines(1)[0]["id"], lines[2]["id"]);
@@ -336,9 +298,7 @@ mod feeds {
         let stand_in = start();
         stand_in.update("a");
         let mut client = Client::new(&stand_in);
-        let pin = client
-            .get("/_global_changes/_changes?since=now&limit=1", ADMIN)
-            .json();
+        let pin = client.get("/_global_changes/_changes?since=now&limit=1", ADMIN).json();
         let seq = stand_in.last_seq().unwrap();
         assert_eq!(pin, json!({"results": [], "last_seq": seq, "pending": 0}));
         let pin = client.get("/_db_updates?since=now&limit=1", ADMIN).json();
@@ -361,10 +321,7 @@ mod feeds {
                 let reply = client.get(&format!("{feed}?since={since}"), ADMIN);
                 let reason = "Malformed sequence supplied in 'since' parameter.";
                 assert_eq!(reply.status, 400);
-                assert_eq!(
-                    reply.json(),
-                    json!({"error": "bad_request", "reason": reason})
-                );
+                assert_eq!(reply.json(), json!({"error": "bad_request", "reason": reason}));
             }
             for headers in ["", "Authorization: Basic dTpw\r\n"] {
                 let reply = client.get(feed, headers);
@@ -377,10 +334,7 @@ mod feeds {
             let reply = client.get(feed, &format!("Accept: text/html\r\n{ADMIN}"));
             assert_eq!(reply.status, 302);
         }
-        let reply = client.get(
-            "/_global_changes/_changes?feed=continuous&heartbeat=0",
-            ADMIN,
-        );
+        let reply = client.get("/_global_changes/_changes?feed=continuous&heartbeat=0", ADMIN);
         assert_eq!(reply.status, 400);
         stand_in.delete_database("_global_changes");
         let reply = client.get("/_global_changes/_changes", ADMIN);
@@ -388,26 +342,14 @@ mod feeds {
         assert_eq!(reply.json()["reason"], "Database does not exist.");
         stand_in.create_database("_global_changes");
         stand_in.fail_feed(500, 2);
-        assert_eq!(
-            client
-                .get("/_global_changes/_changes?since=now", ADMIN)
-                .status,
-            500
-        );
-        assert_eq!(
-            client.get("/_db_updates?feed=continuous", ADMIN).status,
-            500
-        );
+        assert_eq!(client.get("/_global_changes/_changes?since=now", ADMIN).status, 500);
+        assert_eq!(client.get("/_db_updates?feed=continuous", ADMIN).status, 500);
         assert_eq!(client.get("/_db_updates?since=now", ADMIN).status, 200);
     }
 
     #[test]
     fn ticks_make_one_line_of_many_events() {
-        let stand_in = StandIn::start(&Options {
-            tick: Duration::from_millis(200),
-            ..Options::default()
-        })
-        .unwrap();
+        let stand_in = StandIn::start(&Options { tick: Duration::from_millis(200), ..Options::default() }).unwrap();
         let mut feed = Client::open_feed(&stand_in, "heartbeat=60000&since=now");
         for _ in 0..50 {
             stand_in.update("a");
@@ -433,10 +375,7 @@ mod feeds {
         assert_eq!(before["db_name"], "_global_changes");
         assert_eq!(before["update_seq"], old);
         let mut feed = Client::open_feed(&stand_in, "heartbeat=60000&since=now");
-        assert_eq!(
-            client.ask("DELETE", "/_global_changes", ADMIN, "").status,
-            200
-        );
+        assert_eq!(client.ask("DELETE", "/_global_changes", ADMIN, "").status, 200);
         assert!(feed.chunk().unwrap().starts_with("{\"last_seq\":"));
         assert_eq!(feed.chunk().as_deref(), Some("\n"));
         assert_eq!(feed.chunk(), None);
@@ -450,12 +389,7 @@ mod feeds {
         let mut feed = Client::open_feed(&stand_in, &format!("heartbeat=60000&since={old}"));
         let lines = feed.lines(1);
         assert_eq!(ids(&lines), ["updated:a"]);
-        assert!(
-            lines[0]["changes"][0]["rev"]
-                .as_str()
-                .unwrap()
-                .starts_with("1-")
-        );
+        assert!(lines[0]["changes"][0]["rev"].as_str().unwrap().starts_with("1-"));
     }
 
     #[test]
@@ -473,11 +407,7 @@ mod feeds {
             }
         });
         let names: Vec<String> = (0..500).map(|number| format!("db{number}")).collect();
-        for round in 0..if cfg!(debug_assertions) {
-            100_000
-        } else {
-            1_000_000
-        } {
+        for round in 0..if cfg!(debug_assertions) { 100_000 } else { 1_000_000 } {
             stand_in.update(&names[round % names.len()]);
         }
         // Thrice, should a read tear one of them.
@@ -486,9 +416,7 @@ mod feeds {
     }
 
     fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-        haystack
-            .windows(needle.len())
-            .any(|window| window == needle)
+        haystack.windows(needle.len()).any(|window| window == needle)
     }
 }
 
@@ -541,10 +469,7 @@ mod faults {
         let (text, end) = broken(&stand_in, FeedFault::Cut).rest();
         assert_eq!((text.as_str(), end), ("", None));
         let (text, end) = broken(&stand_in, FeedFault::CutMidChunk).rest();
-        assert!(
-            text.starts_with("d6\r\n{\"seq\":") && text.len() < 0xd6,
-            "{text}"
-        );
+        assert!(text.starts_with("d6\r\n{\"seq\":") && text.len() < 0xd6, "{text}");
         assert_eq!(end, None);
         let mut feed = broken(&stand_in, FeedFault::CleanEnd);
         assert!(feed.chunk().unwrap().contains("last_seq"));
@@ -579,9 +504,7 @@ mod faults {
         let stand_in = start();
         stand_in.break_next_feed(FeedFault::Silence);
         let mut feed = Client::open_feed(&stand_in, "heartbeat=20&since=now");
-        feed.stream
-            .set_read_timeout(Some(Duration::from_millis(200)))
-            .unwrap();
+        feed.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         stand_in.update("a");
         assert_eq!(feed.rest(), (String::new(), Some(ErrorKind::WouldBlock)));
         assert_eq!(stand_in.open_feeds(), 1);
@@ -602,10 +525,7 @@ mod faults {
         stand_in.pause_accepting();
         let mut client = Client::new(&stand_in);
         client.send("GET", "/", "", "");
-        client
-            .stream
-            .set_read_timeout(Some(Duration::from_millis(100)))
-            .unwrap();
+        client.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         assert!(client.stream.read(&mut [0]).is_err());
         client.stream.set_read_timeout(Some(SOON)).unwrap();
         stand_in.accept_again().unwrap();
@@ -679,10 +599,7 @@ mod sessions {
         assert_eq!(reply.json(), expected);
         let set = reply.header("Set-Cookie").unwrap();
         assert!(set.starts_with("AuthSession=bXl1c2Vy"), "{set}");
-        assert!(
-            set.ends_with(" GMT; Max-Age=600; Path=/; HttpOnly"),
-            "{set}"
-        );
+        assert!(set.ends_with(" GMT; Max-Age=600; Path=/; HttpOnly"), "{set}");
         let cookie = reply.cookie().unwrap().to_owned();
         let headers = format!("Cookie: AuthSession={cookie}\r\n");
         let reply = client.get("/_session", &headers);
@@ -713,17 +630,10 @@ mod sessions {
             ("[]", 400),
             ("{", 400),
         ] {
-            assert_eq!(
-                client.ask("POST", "/_session", json, body).status,
-                status,
-                "{body}"
-            );
+            assert_eq!(client.ask("POST", "/_session", json, body).status, status, "{body}");
         }
         let reply = client.ask("POST", "/_session", json, "{}");
-        assert_eq!(
-            reply.json()["reason"],
-            "request body must contain a username"
-        );
+        assert_eq!(reply.json()["reason"], "request body must contain a username");
         let plain = "Content-Type: text/plain\r\n";
         assert_eq!(client.ask("POST", "/_session", plain, "{}").status, 415);
         stand_in.fail_logins(Some(503));
@@ -736,10 +646,7 @@ mod sessions {
         let stand_in = start();
         stand_in.add_user("u", "p", &[]);
         let mut client = Client::new(&stand_in);
-        let cookie = log_in(&mut client, "u", "p", "")
-            .cookie()
-            .unwrap()
-            .to_owned();
+        let cookie = log_in(&mut client, "u", "p", "").cookie().unwrap().to_owned();
         let forged = to_base64url(b"u:18F00000000:0123456789abcdef");
         for bad in ["", forged.as_str()] {
             assert_eq!(who(&mut client, bad, ""), Value::Null);
@@ -747,12 +654,7 @@ mod sessions {
             assert_eq!(who(&mut client, bad, ADMIN), "admin");
         }
         assert_eq!(who(&mut client, &cookie, ADMIN), "u");
-        for malformed in [
-            "!",
-            "bogus",
-            &to_base64url(b"a:b"),
-            &to_base64url(b"a:zz:c"),
-        ] {
+        for malformed in ["!", "bogus", &to_base64url(b"a:b"), &to_base64url(b"a:zz:c")] {
             let reply = client.get("/_session", &format!("Cookie: AuthSession={malformed}\r\n"));
             assert_eq!(reply.status, 400, "{malformed}");
             let reason = "Malformed AuthSession cookie. Please clear your cookies.";
@@ -760,10 +662,7 @@ mod sessions {
         }
         stand_in.change_password("u", "q");
         assert_eq!(who(&mut client, &cookie, ""), Value::Null);
-        let cookie = log_in(&mut client, "u", "q", "")
-            .cookie()
-            .unwrap()
-            .to_owned();
+        let cookie = log_in(&mut client, "u", "q", "").cookie().unwrap().to_owned();
         stand_in.set_require_valid_user(true);
         assert_eq!(who(&mut client, &cookie, ""), "u");
         stand_in.remove_user("u");
@@ -775,17 +674,10 @@ mod sessions {
 
     #[test]
     fn cookies_are_renewed_and_expire() {
-        let stand_in = StandIn::start(&Options {
-            cookie_life: Duration::from_secs(4),
-            ..Options::default()
-        })
-        .unwrap();
+        let stand_in = StandIn::start(&Options { cookie_life: Duration::from_secs(4), ..Options::default() }).unwrap();
         stand_in.add_user("u", "p", &[]);
         let mut client = Client::new(&stand_in);
-        let old = log_in(&mut client, "u", "p", "")
-            .cookie()
-            .unwrap()
-            .to_owned();
+        let old = log_in(&mut client, "u", "p", "").cookie().unwrap().to_owned();
         let headers = format!("Cookie: AuthSession={old}\r\n");
         let fresh = until(|| client.get("/_up", &headers).cookie().map(str::to_owned));
         assert_ne!(fresh, old);
@@ -795,11 +687,8 @@ mod sessions {
 
     #[test]
     fn five_wrong_passwords_lock_a_name_for_one_address() {
-        let stand_in = StandIn::start(&Options {
-            lockout: Some(Duration::from_secs(2)),
-            ..Options::default()
-        })
-        .unwrap();
+        let stand_in =
+            StandIn::start(&Options { lockout: Some(Duration::from_secs(2)), ..Options::default() }).unwrap();
         stand_in.add_user("u", "p", &[]);
         let mut client = Client::new(&stand_in);
         let from = "X-Forwarded-For: 192.0.2.1, 10.0.0.1\r\n";
@@ -808,12 +697,7 @@ mod sessions {
         }
         let reply = log_in(&mut client, "u", "p", from);
         assert_eq!(reply.status, 403);
-        assert!(
-            reply.json()["reason"]
-                .as_str()
-                .unwrap()
-                .starts_with("Account is temporarily")
-        );
+        assert!(reply.json()["reason"].as_str().unwrap().starts_with("Account is temporarily"));
         assert_eq!(log_in(&mut client, "u", "p", "").status, 200);
         assert_eq!(log_in(&mut client, "admin", "password", from).status, 200);
         let basic = format!("{from}Authorization: Basic dTpw\r\n");
@@ -827,17 +711,9 @@ mod sessions {
         stand_in.add_token("abc", "t", &["_admin"]);
         let mut client = Client::new(&stand_in);
         let token = "Authorization: Bearer abc\r\n";
-        assert_eq!(
-            client.get("/_session", token).json()["userCtx"]["name"],
-            "t"
-        );
+        assert_eq!(client.get("/_session", token).json()["userCtx"]["name"], "t");
         assert_eq!(client.get("/_db_updates?since=now", token).status, 200);
-        assert_eq!(
-            client
-                .get("/_session", "Authorization: Bearer x\r\n")
-                .status,
-            400
-        );
+        assert_eq!(client.get("/_session", "Authorization: Bearer x\r\n").status, 400);
         stand_in.expire_token("abc");
         assert_eq!(client.get("/_session", token).status, 401);
     }
@@ -862,11 +738,7 @@ mod databases {
         let target = "/a%2Fb/_security";
         assert_eq!(client.ask("PUT", target, ADMIN, security).status, 200);
         for (method, target) in [("HEAD", "/a%2Fb"), ("GET", "/a%2Fb"), ("GET", target)] {
-            assert_eq!(
-                client.ask(method, target, member, "").status,
-                200,
-                "{target}"
-            );
+            assert_eq!(client.ask(method, target, member, "").status, 200, "{target}");
             assert_eq!(client.ask(method, target, stranger, "").status, 403);
             assert_eq!(client.ask(method, target, "", "").status, 401);
         }
@@ -921,11 +793,7 @@ mod databases {
 
     #[test]
     fn everything_is_below_the_prefix() {
-        let stand_in = StandIn::start(&Options {
-            path_prefix: "/couch".to_owned(),
-            ..Options::default()
-        })
-        .unwrap();
+        let stand_in = StandIn::start(&Options { path_prefix: "/couch".to_owned(), ..Options::default() }).unwrap();
         assert!(stand_in.url().ends_with("/couch"));
         let mut client = Client::new(&stand_in);
         assert_eq!(client.get("/couch/", "").json()["couchdb"], "Welcome");
@@ -943,16 +811,11 @@ mod databases {
         client.stream.write_all(chunked.as_bytes()).unwrap();
         assert_eq!(client.reply(true).status, 400);
         assert_eq!(client.reply(true).status, 404);
-        let seen = stand_in
-            .wait_for_request(SOON, |seen| seen.method == "POST")
-            .unwrap();
+        let seen = stand_in.wait_for_request(SOON, |seen| seen.method == "POST").unwrap();
         assert_eq!(seen.body, b"{\"n\"");
         assert_eq!(seen.header("x-a"), Some("1"));
         assert_eq!(stand_in.requests().len(), 2);
-        for odd in [
-            "\0\0\r\n\r\n",
-            "GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-        ] {
+        for odd in ["\0\0\r\n\r\n", "GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"] {
             let mut client = Client::new(&stand_in);
             client.stream.write_all(odd.as_bytes()).unwrap();
             assert_eq!(client.reply(true).status, 400);

@@ -259,17 +259,18 @@ impl Feed {
         (used, part)
     }
 
-    /// Takes the next line off the content of the stream.
-    pub fn next_line<'a>(&'a mut self, content: &mut &'a [u8], now: Millis) -> Told<'a> {
-        let Phase::Streaming { since: started, announced, .. } = &mut self.phase else { return Told::Done };
+    /// Takes the next line off the content of the stream; how many bytes were used, and what it says.
+    pub fn next_line<'a>(&'a mut self, content: &'a [u8], now: Millis) -> (usize, Told<'a>) {
+        let Phase::Streaming { since: started, announced, .. } = &mut self.phase else {
+            return (content.len(), Told::Done);
+        };
         let (used, line) = self.lines.next(content);
-        *content = &content[used..];
         let line = match line {
-            Line::NeedMore => return Told::Done,
+            Line::NeedMore => return (used, Told::Done),
             Line::Complete(line) => line,
             Line::TooLong => {
                 log::warn!("Skipped a line of the changes feed that is over {MAX_LINE} bytes.");
-                return Told::Skipped;
+                return (used, Told::Skipped);
             }
         };
         let parsed = couchdb::parse_feed_line(line);
@@ -281,7 +282,7 @@ impl Feed {
             self.problem = None;
             log::info!("Following the changes feed of CouchDB.");
         }
-        match parsed {
+        let told = match parsed {
             Some(FeedLine::Change { database, kind, seq }) => {
                 remember(&mut self.since, &seq);
                 Told::Change(database, kind)
@@ -292,7 +293,8 @@ impl Feed {
             }
             Some(FeedLine::Heartbeat | FeedLine::Other { seq: None }) => Told::Nothing,
             None => Told::Broken,
-        }
+        };
+        (used, told)
     }
 
     /// Handles [`Told::Broken`]: the feed is read again from the last complete line. When that ends at the

@@ -87,7 +87,7 @@ struct Exchange {
     body: Vec<u8>,
 }
 
-impl<P: Copy> Pool<P> {
+impl<P> Pool<P> {
     /// A pool of at most `size` connections.
     pub fn new(size: usize) -> Self {
         let connections = (0..size.max(1)).map(|_| Connection::Closed).collect();

@@ -33,13 +33,27 @@ impl<T> Default for Table<T> {
 impl<T> Table<T> {
     /// Puts a value into a free slot.
     pub fn insert(&mut self, value: T) -> Key {
-        let index = self.free.pop().unwrap_or_else(|| {
+        match self.try_insert_with(|_| Ok::<_, std::convert::Infallible>(value)) {
+            Ok(key) => key,
+            Err(never) => match never {},
+        }
+    }
+
+    /// Puts a value into a free slot that is made knowing its key; nothing changes when that fails.
+    ///
+    /// # Errors
+    /// What `make` failed with.
+    pub fn try_insert_with<E>(&mut self, make: impl FnOnce(Key) -> Result<T, E>) -> Result<Key, E> {
+        let index = self.free.last().copied().unwrap_or_else(|| {
+            self.free.push(u32::try_from(self.slots.len()).expect("fewer slots than descriptors"));
             self.slots.push(Slot { generation: 0, value: None });
-            u32::try_from(self.slots.len() - 1).expect("fewer slots than descriptors")
+            self.free[0]
         });
         let slot = &mut self.slots[index as usize];
-        slot.value = Some(value);
-        Key { index, generation: slot.generation }
+        let key = Key { index, generation: slot.generation };
+        slot.value = Some(make(key)?);
+        self.free.pop();
+        Ok(key)
     }
 
     /// Takes a value out; its key finds nothing from here on.

@@ -23,8 +23,6 @@ mod socket_io;
 
 pub use outgoing::{Outgoing, messages};
 
-use std::net::IpAddr;
-
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
 use crate::state::timers::{Alarm, Millis};
@@ -127,8 +125,6 @@ pub struct Session {
     phase: Phase,
     /// The connection that carries it.
     pub connection: Key,
-    /// Where the client is, as CouchDB is told.
-    pub client: IpAddr,
     /// The entry in the timers.
     pub alarm: Alarm,
     /// What the session says and is not written yet.
@@ -173,12 +169,11 @@ pub struct Turn<'a> {
 }
 
 impl Session {
-    fn new(dialect: Dialect, phase: Phase, connection: Key, client: IpAddr, now: Millis) -> Self {
+    fn new(dialect: Dialect, phase: Phase, connection: Key, now: Millis) -> Self {
         Self {
             dialect,
             phase,
             connection,
-            client,
             alarm: Alarm::default(),
             outgoing: Outgoing::default(),
             log_in: None,

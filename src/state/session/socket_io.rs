@@ -1,7 +1,5 @@
 //! The Socket.IO side of a session.
 
-use std::net::IpAddr;
-
 use super::{Action, Dialect, Phase, Reply, Session, Turn};
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
@@ -17,15 +15,9 @@ const NAMES_EXPECTED: &str = "expected an array of non-empty strings";
 impl Session {
     /// Opens a session of Engine.IO 3 over a WebSocket: the server speaks first, and logs in with what
     /// the handshake carried.
-    pub fn open_socket_io(
-        sid: &str,
-        credentials: Credentials,
-        connection: Key,
-        client: IpAddr,
-        turn: &mut Turn<'_>,
-    ) -> Self {
+    pub fn open_socket_io(sid: &str, credentials: Credentials, connection: Key, turn: &mut Turn<'_>) -> Self {
         let phase = Phase::LoggingIn(Reply::Silent);
-        let mut session = Self::new(Dialect::SocketIo(Version::V3), phase, connection, client, turn.now);
+        let mut session = Self::new(Dialect::SocketIo(Version::V3), phase, connection, turn.now);
         let rules = turn.rules;
         session.outgoing.push(|out| engine_io::write_open(out, sid, rules.ping_interval, rules.ping_timeout));
         session.outgoing.push(|out| out.extend_from_slice(socket_io::CONNECT));

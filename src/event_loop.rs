@@ -1,0 +1,80 @@
+//! The turn of the loop, and the only place that reads the clock.
+
+use std::io::{self, Read as _};
+use std::time::{Duration, Instant};
+
+use mio::net::UnixStream;
+use mio::{Events, Interest, Poll};
+
+use crate::server::{SIGNALS, Server};
+use crate::state::timers::Millis;
+
+/// Most events of one turn.
+const EVENTS: usize = 1024;
+
+/// Milliseconds since the start of the process.
+#[derive(Debug)]
+struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    #[allow(clippy::disallowed_methods, reason = "the one place that reads the clock")]
+    fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "the one place that reads the clock")]
+    fn now(&self) -> Millis {
+        let elapsed = Instant::now().duration_since(self.start).as_millis();
+        Millis::try_from(elapsed).unwrap_or(Millis::MAX)
+    }
+}
+
+/// Runs the server until it was told to stop, once or twice: `signals` becomes readable with a byte
+/// for each signal. The first one sees the clients off, the second ends at once.
+///
+/// # Errors
+/// When the poll itself fails.
+pub fn run(mut server: Server, mut poll: Poll, mut signals: UnixStream) -> io::Result<()> {
+    poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
+    let clock = Clock::start();
+    let mut events = Events::with_capacity(EVENTS);
+    let mut told = 0;
+    loop {
+        let now = clock.now();
+        let timeout = server.poll_timeout().map(|at| Duration::from_millis(at.saturating_sub(now)));
+        match poll.poll(&mut events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            polled => polled?,
+        }
+        let now = clock.now();
+        for event in &events {
+            if event.token() == SIGNALS {
+                told += count_signals(&mut signals);
+            } else {
+                server.ready(event, now);
+            }
+        }
+        match told {
+            0 => {}
+            1 => server.shut_down(now),
+            _ => return Ok(()),
+        }
+        server.run_unfinished(now);
+        server.expire_timers(now);
+        server.flush_dirty(now);
+        server.reap_closed();
+        if server.is_drained(now) {
+            return Ok(());
+        }
+    }
+}
+
+fn count_signals(signals: &mut UnixStream) -> usize {
+    let (mut buffer, mut count) = ([0; 16], 0);
+    while let Ok(read @ 1..) = signals.read(&mut buffer) {
+        count += read;
+    }
+    count
+}

@@ -1,0 +1,149 @@
+//! A stream with what waits in front of it and behind it: the bytes that could not be written, and
+//! the bytes of an item that has not come whole. Both hold memory only while there is something.
+
+use std::io;
+
+use mio::{Interest, Registry, Token};
+
+use super::stream::Stream;
+
+/// Whether all that was written has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// All of it.
+    All,
+    /// Some waits until the socket can be written again.
+    Blocked,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    /// What waits to be written.
+    outbox: Vec<u8>,
+    /// How much of the outbox has left.
+    sent: usize,
+    /// Received bytes that are not a whole item yet.
+    pub inbox: Vec<u8>,
+    /// The socket would not take more; an event will tell when it does.
+    blocked: bool,
+    /// Whether that event is asked for.
+    watched: bool,
+}
+
+impl Connection {
+    /// Takes a stream and has its events told under a token. `connecting` asks for the event that
+    /// tells that a connection stands.
+    ///
+    /// # Errors
+    /// What the registration failed with.
+    pub fn register(mut stream: Stream, connecting: bool, registry: &Registry, token: Token) -> io::Result<Self> {
+        let interest = if connecting { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        registry.register(stream.socket(), token, interest)?;
+        Ok(Self { stream, outbox: Vec::new(), sent: 0, inbox: Vec::new(), blocked: connecting, watched: connecting })
+    }
+
+    /// The stream, to read from.
+    pub fn stream(&mut self) -> &mut Stream {
+        &mut self.stream
+    }
+
+    /// Whether written bytes wait.
+    pub fn has_unsent(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// Whether the socket would not take more.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Bytes that wait to be written.
+    pub fn unsent(&self) -> usize {
+        self.outbox.len() - self.sent
+    }
+
+    /// Puts bytes behind what waits; they leave with the next write or flush.
+    pub fn queue(&mut self) -> &mut Vec<u8> {
+        &mut self.outbox
+    }
+
+    /// Writes, in one call to the system where that can be.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<Flushed> {
+        if !self.outbox.is_empty() || self.blocked {
+            self.outbox.extend_from_slice(bytes);
+            return self.flush();
+        }
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match self.stream.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => rest = &rest[written..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.outbox.extend_from_slice(rest);
+                    self.blocked = true;
+                    return Ok(Flushed::Blocked);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.flush_stream()
+    }
+
+    /// Writes what waits, as far as it goes.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub fn flush(&mut self) -> io::Result<Flushed> {
+        if self.blocked {
+            return Ok(Flushed::Blocked);
+        }
+        while self.sent < self.outbox.len() {
+            match self.stream.write(&self.outbox[self.sent..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => self.sent += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.blocked = true;
+                    return Ok(Flushed::Blocked);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.outbox = Vec::new();
+        self.sent = 0;
+        self.flush_stream()
+    }
+
+    fn flush_stream(&mut self) -> io::Result<Flushed> {
+        match self.stream.flush() {
+            Ok(()) => Ok(Flushed::All),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.blocked = true;
+                Ok(Flushed::Blocked)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The socket can be written again.
+    pub fn handle_writable(&mut self) {
+        self.blocked = false;
+    }
+
+    /// Asks for the event that tells that the socket can be written, or no longer, as the state wants it.
+    ///
+    /// # Errors
+    /// What the registration failed with.
+    pub fn update_interest(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        if self.watched == self.blocked {
+            return Ok(());
+        }
+        self.watched = self.blocked;
+        let interest = if self.blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        registry.reregister(self.stream.socket(), token, interest)
+    }
+}

@@ -1,0 +1,150 @@
+//! What is written, and when: at the end of a turn each session that has something to say is written to
+//! once. A notification is encoded once for each dialect; its bytes go to every subscriber.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::{Protocol, Server};
+use crate::net::connection::Flushed;
+use crate::state::session::{Dialect, messages};
+use crate::state::subscriptions::{DatabaseId, Subscriptions};
+use crate::state::table::Key;
+use crate::state::timers::Millis;
+use crate::wire::couchdb::ChangeKind;
+use crate::wire::{howler_v1, socket_io, websocket};
+
+/// Bytes that are put together for one write. What a client does not take of it is held for that client;
+/// all else stays in its set of changed databases.
+const MAX_WRITE: usize = 16 * 1024;
+/// Room for frames that is kept from turn to turn, in bytes.
+const KEPT_FRAMES: usize = 256 * 1024;
+
+/// The frames of this turn's notifications.
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    bytes: Vec<u8>,
+    places: HashMap<FrameKey, Range<usize>>,
+    /// The frame asked for last: mostly the next session is told the same.
+    last: Option<(FrameKey, Range<usize>)>,
+    message: Vec<u8>,
+    /// Where what goes to one session is put together.
+    assembly: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum FrameKey {
+    SocketIo(DatabaseId),
+    Json(DatabaseId, u8),
+}
+
+impl Frames {
+    /// The frame that tells of a change in a dialect.
+    fn place(
+        &mut self,
+        subscriptions: &Subscriptions,
+        database: DatabaseId,
+        kind: ChangeKind,
+        dialect: Dialect,
+    ) -> Range<usize> {
+        let key = match dialect {
+            Dialect::SocketIo(_) => FrameKey::SocketIo(database),
+            Dialect::Json => FrameKey::Json(database, kind as u8),
+        };
+        if let Some((last, place)) = &self.last
+            && *last == key
+        {
+            return place.clone();
+        }
+        let place = self.places.get(&key).cloned().unwrap_or_else(|| {
+            let name = subscriptions.name(database);
+            self.message.clear();
+            match dialect {
+                Dialect::SocketIo(_) => socket_io::write_change(&mut self.message, name),
+                Dialect::Json => howler_v1::write_change(&mut self.message, name, kind),
+            }
+            let start = self.bytes.len();
+            websocket::write_text(&mut self.bytes, &self.message);
+            let place = start..self.bytes.len();
+            self.places.insert(key, place.clone());
+            place
+        });
+        self.last = Some((key, place.clone()));
+        place
+    }
+
+    fn clear(&mut self) {
+        self.last = None;
+        self.places.clear();
+        self.bytes.clear();
+        if self.bytes.capacity() > KEPT_FRAMES {
+            self.bytes = Vec::new();
+            self.places = HashMap::new();
+        }
+    }
+}
+
+impl Server {
+    /// Writes to every session that has something to say.
+    pub fn flush_dirty(&mut self, now: Millis) {
+        // Flushing may end sessions, not wake them.
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for key in dirty.drain(..) {
+            self.flush_session(key, now);
+        }
+        if self.dirty.is_empty() {
+            self.dirty = dirty;
+        }
+        self.frames.clear();
+    }
+
+    fn flush_session(&mut self, key: Key, now: Millis) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let connection = session.connection;
+        let Some(peer) = self.peers.get_mut(connection) else { return };
+        if !matches!(peer.protocol, Protocol::WebSocket(..)) || peer.connection.is_blocked() {
+            return;
+        }
+        let dialect = session.dialect();
+        let mut said = false;
+        loop {
+            let frames = &mut self.frames;
+            let mut assembly = std::mem::take(&mut frames.assembly);
+            assembly.clear();
+            if !session.outgoing.is_empty() {
+                said = true;
+                for message in messages(&session.outgoing.take()) {
+                    websocket::write_text(&mut assembly, message);
+                }
+            }
+            // One notification alone is written from where it was encoded.
+            let mut single = None;
+            while assembly.len() < MAX_WRITE {
+                let Some((database, kind)) = self.subscriptions.take_dirty(key.index) else { break };
+                self.metrics.notifications += 1;
+                let place = frames.place(&self.subscriptions, database, kind, dialect);
+                if assembly.is_empty() && !self.subscriptions.is_dirty(key.index) {
+                    single = Some(place);
+                    break;
+                }
+                assembly.extend_from_slice(&frames.bytes[place]);
+            }
+            let bytes = single.map_or(&*assembly, |place| &frames.bytes[place]);
+            let idle = bytes.is_empty() && !peer.connection.has_unsent();
+            let written = if idle { Ok(Flushed::All) } else { peer.connection.write(bytes) };
+            frames.assembly = assembly;
+            match written {
+                Ok(Flushed::All) if !idle && self.subscriptions.is_dirty(key.index) => {}
+                Ok(Flushed::All) => break,
+                Ok(Flushed::Blocked) => return self.update_interest(connection, now),
+                Err(error) => return self.lost(connection, Some(&error), now),
+            }
+        }
+        if std::mem::take(&mut peer.unread) {
+            self.unfinished.push(connection);
+        }
+        if said {
+            session.handle_flushed(now);
+            self.arm_session(key, now);
+        }
+    }
+}

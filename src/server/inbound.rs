@@ -1,0 +1,375 @@
+//! Connections of clients: accepting them, their HTTP requests, their WebSocket frames.
+
+use std::io;
+
+use mio::event::Event;
+use mio::net::TcpStream;
+
+use super::{HEAD_WITHIN, LINGER, MAX_MESSAGE, Peer, Protocol, Server, Timer, token_of};
+use crate::net::connection::{Connection, Flushed};
+use crate::net::listener::Accepted;
+use crate::net::stream::Stream;
+use crate::state::metrics::CloseReason;
+use crate::state::routes::{self, Route};
+use crate::state::table::Key;
+use crate::state::timers::{Alarm, Millis};
+use crate::wire::http::{self, MAX_HEAD};
+use crate::wire::websocket::{self, Decoder, FrameError, Incoming};
+
+/// Most clients that are accepted in one turn.
+const ACCEPT_BATCH: usize = 256;
+/// Pause of accepting after descriptors ran out, in milliseconds.
+const ACCEPT_PAUSE: Millis = 500;
+
+/// What came of the bytes of a connection.
+enum Input {
+    /// So many were used; the rest is no whole item yet.
+    Used(usize),
+    /// The connection serves something else now; so many were used, and the rest is for that.
+    Switched(usize),
+    /// The connection is over or about to be.
+    Over,
+}
+
+impl Server {
+    pub(super) fn accept(&mut self, now: Millis) {
+        self.accept_pending = false;
+        if self.accept_from.is_some() {
+            return;
+        }
+        for _ in 0..ACCEPT_BATCH {
+            let Some(listener) = &self.listener else { return };
+            match listener.accept() {
+                Accepted::Client(socket, address) => self.take_client(socket, address.ip(), now),
+                Accepted::Nobody => return,
+                Accepted::Exhausted(error) => {
+                    self.metrics.accept_pauses += 1;
+                    log::warn!("No more clients can be accepted for the moment: {error}");
+                    self.accept_from = Some(now + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+        self.accept_pending = true;
+    }
+
+    fn take_client(&mut self, socket: TcpStream, address: std::net::IpAddr, now: Millis) {
+        self.metrics.accepted += 1;
+        // Notifications are small and must not wait for an acknowledgement of the one before.
+        let _ = socket.set_nodelay(true);
+        let added = self.add_peer(Stream::Plain(socket), Protocol::Http, address, Some(now + HEAD_WITHIN), now);
+        if let Err(error) = added {
+            log::warn!("A client could not be registered: {error}");
+        }
+    }
+
+    pub(super) fn add_peer(
+        &mut self,
+        stream: Stream,
+        protocol: Protocol,
+        address: std::net::IpAddr,
+        deadline: Option<Millis>,
+        now: Millis,
+    ) -> io::Result<Key> {
+        let connecting = matches!(protocol, Protocol::Upstream { .. });
+        let registry = &self.registry;
+        let key = self.peers.try_insert_with(|key| {
+            let connection = Connection::register(stream, connecting, registry, token_of(key))?;
+            io::Result::Ok(Peer { connection, protocol, address, deadline, alarm: Alarm::default(), unread: false })
+        })?;
+        self.arm_peer(key, now);
+        Ok(key)
+    }
+
+    pub(super) fn peer_ready(&mut self, key: Key, event: &Event, now: Millis) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        if let Protocol::Upstream { connected: false, .. } = peer.protocol {
+            if !self.upstream_connected(key, now) {
+                return;
+            }
+        } else if event.is_writable() {
+            peer.connection.handle_writable();
+            self.write_more(key, now);
+        }
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            self.read(key, event.is_read_closed() || event.is_error(), now);
+        }
+    }
+
+    /// The socket takes bytes again: first those that waited, then what its session has to say.
+    fn write_more(&mut self, key: Key, now: Millis) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        match peer.connection.flush() {
+            Err(error) => return self.lost(key, Some(&error), now),
+            Ok(Flushed::Blocked) => {}
+            Ok(Flushed::All) => {
+                if std::mem::take(&mut peer.unread) {
+                    self.unfinished.push(key);
+                }
+                match &peer.protocol {
+                    Protocol::WebSocket(session, _) => self.dirty.push(*session),
+                    Protocol::Lingering { .. } => self.shut_down_write(key, now),
+                    _ => {}
+                }
+            }
+        }
+        self.update_interest(key, now);
+    }
+
+    pub(super) fn update_interest(&mut self, key: Key, now: Millis) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        if let Err(error) = peer.connection.update_interest(&self.registry, token_of(key)) {
+            self.lost(key, Some(&error), now);
+        }
+    }
+
+    /// Reads one buffer, the connection's share of a turn; what is left is read in the next. `to_end` when
+    /// more than data may wait: an end that no further event tells of.
+    pub(super) fn read(&mut self, key: Key, to_end: bool, now: Millis) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        if matches!(peer.protocol, Protocol::Upstream { .. }) {
+            return self.read_upstream(key, now);
+        }
+        if matches!(peer.protocol, Protocol::Closed) {
+            return;
+        }
+        // Who does not take its answers may not ask on: what it can make us hold is bounded by this.
+        if peer.connection.has_unsent() && !matches!(peer.protocol, Protocol::Lingering { .. }) {
+            peer.unread = true;
+            return;
+        }
+        let stream = peer.connection.stream();
+        let short_is_last = stream.short_read_is_last() && !to_end;
+        match stream.read(&mut self.scratch) {
+            Ok(0) => self.lost(key, None, now),
+            Ok(length) => {
+                let emptied = length < self.scratch.len() && short_is_last;
+                self.take_input(key, length, now);
+                if !emptied {
+                    // Its share of the turn is used up: the others come first.
+                    self.unfinished.push(key);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => self.lost(key, Some(&error), now),
+        }
+    }
+
+    /// The client is gone, in order or not.
+    pub(super) fn lost(&mut self, key: Key, error: Option<&io::Error>, now: Millis) {
+        if self.is_upstream(key) {
+            let text = error.map(ToString::to_string);
+            return self.upstream_lost(key, text.as_deref(), now);
+        }
+        self.close_peer(key, CloseReason::ClientVanished);
+    }
+
+    /// Takes the first `length` bytes of the scratch buffer as the connection's next input.
+    fn take_input(&mut self, key: Key, length: usize, now: Millis) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        // Taken out for the time being: what is in it is the connection's, and the server is handed on.
+        let mut scratch = std::mem::take(&mut self.scratch);
+        if peer.connection.inbox.is_empty() {
+            let used = self.handle_input(key, &mut scratch[..length], 0, now);
+            if let (Some(used), Some(peer)) = (used, self.peers.get_mut(key)) {
+                peer.connection.inbox = scratch[used..length].to_vec();
+            }
+        } else {
+            let mut inbox = std::mem::take(&mut peer.connection.inbox);
+            let seen = inbox.len();
+            inbox.extend_from_slice(&scratch[..length]);
+            let used = self.handle_input(key, &mut inbox, seen, now);
+            if let (Some(used), Some(peer)) = (used, self.peers.get_mut(key)) {
+                if used == inbox.len() {
+                    inbox = Vec::new();
+                } else if used > 0 {
+                    inbox.drain(..used);
+                    inbox.shrink_to_fit();
+                }
+                peer.connection.inbox = inbox;
+            }
+        }
+        self.scratch = scratch;
+    }
+
+    /// Handles every whole item in `bytes`, of which `seen` were looked at before; how many were used, or
+    /// None when the rest does not matter any more.
+    fn handle_input(&mut self, key: Key, bytes: &mut [u8], seen: usize, now: Millis) -> Option<usize> {
+        let (mut used, mut seen) = (0, seen);
+        loop {
+            let rest = &mut bytes[used..];
+            let input = match &self.peers.get(key)?.protocol {
+                Protocol::Http => self.handle_request(key, rest, seen, now),
+                Protocol::WebSocket(..) => self.handle_frame(key, rest, now),
+                Protocol::Lingering { .. } | Protocol::Closed | Protocol::Upstream { .. } => Input::Over,
+            };
+            match input {
+                Input::Over => return None,
+                Input::Used(0) => return Some(used),
+                Input::Used(taken) => used += taken,
+                Input::Switched(taken) => {
+                    used += taken;
+                    seen = 0;
+                }
+            }
+        }
+    }
+
+    fn handle_request(&mut self, key: Key, bytes: &[u8], seen: usize, now: Millis) -> Input {
+        // What cannot be a method is no HTTP, and need not be waited for.
+        let garbage = bytes.first().is_some_and(|byte| !byte.is_ascii_alphabetic() && !byte.is_ascii_whitespace());
+        if !garbage && bytes.len() < MAX_HEAD && !http::head_is_complete(bytes, seen) {
+            return Input::Used(0);
+        }
+        match http::parse_request(bytes) {
+            Ok(None) => Input::Used(0),
+            Ok(Some((used, request))) => match routes::route(&request) {
+                Route::Howler { key: websocket_key, protocol } => {
+                    self.upgrade(key, websocket_key, protocol);
+                    self.open_json(key, now);
+                    Input::Switched(used)
+                }
+                Route::SocketIo { key: websocket_key, handshake } => {
+                    self.upgrade(key, websocket_key, None);
+                    self.open_socket_io(key, handshake, now);
+                    Input::Switched(used)
+                }
+                Route::Answer(answer) => {
+                    log::debug!("{} {}: {}", request.method, request.path, answer.status);
+                    self.answer(key, &answer, request.method == "HEAD", now);
+                    Input::Over
+                }
+            },
+            Err(error) => {
+                let body = format!("{error}\n");
+                self.answer_and_close(key, error.status(), &body, now);
+                Input::Over
+            }
+        }
+    }
+
+    fn upgrade(&mut self, key: Key, websocket_key: &str, protocol: Option<&str>) {
+        if let Some(peer) = self.peers.get_mut(key) {
+            http::write_upgrade(peer.connection.queue(), websocket_key, protocol);
+            peer.deadline = None;
+        }
+    }
+
+    fn answer(&mut self, key: Key, answer: &routes::Answer, head_only: bool, now: Millis) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        let mut fields = vec![("Content-Type", answer.content_type)];
+        fields.extend(answer.field);
+        let body = answer.body.as_bytes();
+        let answer = http::Answer { status: answer.status, fields: &fields, body, head_only, keep_alive: false };
+        http::write_response(peer.connection.queue(), &answer);
+        self.metrics.count_close(CloseReason::Served);
+        self.linger(key, now);
+    }
+
+    fn answer_and_close(&mut self, key: Key, status: u16, body: &str, now: Millis) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        let fields = [("Content-Type", "text/plain; charset=utf-8")];
+        let answer =
+            http::Answer { status, fields: &fields, body: body.as_bytes(), head_only: false, keep_alive: false };
+        http::write_response(peer.connection.queue(), &answer);
+        self.metrics.count_close(CloseReason::BadRequest);
+        self.linger(key, now);
+    }
+
+    pub(super) fn refuse_late_request(&mut self, key: Key, now: Millis) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        if peer.connection.inbox.is_empty() {
+            return self.close_peer(key, CloseReason::RequestTimeout);
+        }
+        self.answer_and_close(key, 408, "The request did not come in time.\n", now);
+    }
+
+    fn handle_frame(&mut self, key: Key, bytes: &mut [u8], now: Millis) -> Input {
+        let Some(peer) = self.peers.get_mut(key) else { return Input::Over };
+        let Protocol::WebSocket(session, decoder) = &mut peer.protocol else { return Input::Over };
+        let session = *session;
+        // Taken out while the session, which may end the connection, has the message.
+        let mut decoder = std::mem::take(decoder);
+        let outcome = match decoder.next(bytes, MAX_MESSAGE) {
+            Ok(None) => Input::Used(0),
+            Err(error) => {
+                let reason = match error {
+                    FrameError::Protocol => CloseReason::BrokenFrame,
+                    FrameError::TooBig => CloseReason::MessageTooBig,
+                    FrameError::InvalidUtf8 => CloseReason::InvalidUtf8,
+                };
+                self.close_session(session, reason, now);
+                Input::Over
+            }
+            Ok(Some((used, incoming))) => {
+                self.handle_incoming(key, session, &incoming, now);
+                Input::Used(used)
+            }
+        };
+        if let Some(Peer { protocol: Protocol::WebSocket(_, place), .. }) = self.peers.get_mut(key) {
+            *place = decoder;
+        }
+        outcome
+    }
+
+    fn handle_incoming(&mut self, key: Key, session: Key, incoming: &Incoming<'_>, now: Millis) {
+        if let Some(session) = self.sessions.get_mut(session) {
+            session.handle_heard(now);
+        }
+        match incoming {
+            Incoming::Text(text) => self.with_session(session, now, |session, turn| session.handle_message(text, turn)),
+            Incoming::Ping(payload) => {
+                if let Some(peer) = self.peers.get_mut(key) {
+                    websocket::write_pong(peer.connection.queue(), payload);
+                }
+                self.dirty.push(session);
+            }
+            Incoming::Pong | Incoming::Fragment => {}
+            Incoming::Binary => self.close_session(session, CloseReason::BinaryMessage, now),
+            Incoming::Close(_) => self.close_session(session, CloseReason::ClientClosed, now),
+        }
+    }
+
+    /// The last bytes are queued: they leave, then the sending side is shut down, then the peer is waited for. Closing
+    /// at once could destroy what is still on its way.
+    pub(super) fn linger(&mut self, key: Key, now: Millis) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        peer.protocol = Protocol::Lingering { shut_down: false };
+        peer.deadline = Some(now + LINGER);
+        peer.connection.inbox = Vec::new();
+        match peer.connection.flush() {
+            Ok(Flushed::All) => self.shut_down_write(key, now),
+            Ok(Flushed::Blocked) => self.update_interest(key, now),
+            Err(_) => return self.close_peer(key, CloseReason::ClientVanished),
+        }
+        self.arm_peer(key, now);
+        // What came before the peer noticed must be read, or the close becomes a reset.
+        self.unfinished.push(key);
+    }
+
+    fn shut_down_write(&mut self, key: Key, now: Millis) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        if let Protocol::Lingering { shut_down } = &mut peer.protocol
+            && !std::mem::replace(shut_down, true)
+        {
+            peer.connection.stream().shut_down_write();
+        }
+        self.arm_peer(key, now);
+    }
+
+    /// Opens the session of a connection that has become a WebSocket.
+    pub(super) fn carry(&mut self, key: Key, session: Key, now: Millis) {
+        if let Some(peer) = self.peers.get_mut(key) {
+            peer.protocol = Protocol::WebSocket(session, Decoder::default());
+        }
+        self.dirty.push(session);
+        self.arm_session(session, now);
+    }
+
+    pub(super) fn arm_session(&mut self, key: Key, now: Millis) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            let deadline = session.poll_timeout(&self.rules);
+            self.timers.arm(Timer::Session(key), &mut session.alarm, deadline, now);
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! The server: owns every table, hands each event to the machine that it is for, and carries out what
+//! the machines ask for. It is driven by [`crate::event_loop`], turn by turn.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `mod.rs` | the tables, and the steps of a turn |
+//! | `inbound.rs` | connections of clients: accepting, HTTP, WebSocket frames |
+//! | `sessions.rs` | actions of sessions |
+//! | `outbound.rs` | connections to CouchDB: the feed, the log-ins |
+//! | `flush.rs` | what is written, and when |
+
+mod flush;
+mod inbound;
+mod outbound;
+mod sessions;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use mio::event::Event;
+use mio::{Registry, Token};
+
+use crate::net::connection::Connection;
+use crate::net::listener::Listener;
+use crate::net::resolver::Resolver;
+use crate::state::dialer::{DialAction, Dialer};
+use crate::state::feed::{Feed, FeedAction, FeedSettings};
+use crate::state::jitter::Jitter;
+use crate::state::metrics::{CloseReason, Metrics};
+use crate::state::pool::{Pool, PoolAction};
+use crate::state::session::{Action, Rules, Session};
+use crate::state::subscriptions::{SessionIndex, Subscriptions};
+use crate::state::table::{Key, Table};
+use crate::state::timers::{Alarm, Millis, Timers};
+use crate::wire::couchdb::{Credentials, Requests};
+use crate::wire::url::CouchUrl;
+use crate::wire::websocket::Decoder;
+
+/// What the listener's events come under.
+pub const LISTENER: Token = Token(usize::MAX);
+/// What the wake-ups of the resolver come under.
+pub const WAKER: Token = Token(usize::MAX - 1);
+/// What signals come under; the event loop's own.
+pub const SIGNALS: Token = Token(usize::MAX - 2);
+
+/// Bytes that are read from a client in one turn: one buffer. And the most that is read at once from CouchDB.
+const READ_BUFFER: usize = 64 * 1024;
+/// Longest message of a client, over all its frames, in bytes.
+const MAX_MESSAGE: usize = 64 * 1024;
+/// Time for a client to send the head of its request, in milliseconds.
+const HEAD_WITHIN: Millis = 10_000;
+/// Time for a peer to take the last bytes and to close, in milliseconds.
+const LINGER: Millis = 3_000;
+/// Time in which all clients are seen off when the server stops, in milliseconds.
+const DRAIN_WITHIN: Millis = 4_000;
+/// Connections to CouchDB beside the feed's.
+const POOL_SIZE: usize = 8;
+
+/// How the server is to run.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where CouchDB is, with the credentials of a server admin.
+    pub couchdb_url: CouchUrl,
+    /// How to follow its feed.
+    pub feed: FeedSettings,
+    /// How to speak TLS with it; needed where its URL says `https`.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// The time limits of sessions.
+    pub rules: Rules,
+    /// Seed for spreading things in time; any number.
+    pub seed: u64,
+}
+
+/// The server.
+#[derive(Debug)]
+pub struct Server {
+    registry: Registry,
+    listener: Option<Listener>,
+    /// While descriptors have run out, when to accept again.
+    accept_from: Option<Millis>,
+    accept_pending: bool,
+    peers: Table<Peer>,
+    sessions: Table<Session>,
+    subscriptions: Subscriptions,
+    rules: Rules,
+    timers: Timers<Timer>,
+    jitter: Jitter,
+    metrics: Metrics,
+
+    couchdb: CouchDb,
+    feed: Feed,
+    pool: Pool<Purpose>,
+
+    /// One buffer for everything that is read.
+    scratch: Box<[u8]>,
+    /// Actions of the session at hand.
+    actions: Vec<Action>,
+    /// Sessions that have something to be written.
+    dirty: Vec<Key>,
+    woken: Vec<SessionIndex>,
+    frames: flush::Frames,
+    /// Connections with input that their share of this turn did not cover.
+    unfinished: Vec<Key>,
+    /// Connections that are over; their slots are freed at the end of the turn.
+    closed: Vec<Key>,
+    /// While stopping, when to stop waiting for clients.
+    drain_until: Option<Millis>,
+}
+
+/// The connections to CouchDB.
+#[derive(Debug)]
+struct CouchDb {
+    url: CouchUrl,
+    requests: Requests,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    dialer: Dialer<Upstream>,
+    resolver: Resolver,
+    feed_connection: Option<Key>,
+    pool_connections: [Option<Key>; POOL_SIZE],
+    feed_actions: Vec<FeedAction>,
+    pool_actions: Vec<PoolAction<Purpose>>,
+    dial_actions: Vec<DialAction<Upstream>>,
+}
+
+/// Whose connection to CouchDB it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Upstream {
+    Feed,
+    Pool(usize),
+}
+
+/// What a request to CouchDB is for.
+#[derive(Debug)]
+enum Purpose {
+    LogIn(Key, Credentials),
+}
+
+/// Whose deadline it is.
+#[derive(Clone, Copy, Debug)]
+enum Timer {
+    Peer(Key),
+    Session(Key),
+}
+
+/// A connection and what it is used for.
+#[derive(Debug)]
+struct Peer {
+    connection: Connection,
+    protocol: Protocol,
+    address: IpAddr,
+    /// When to give it up; none while its session, or the feed or the pool, sees to that.
+    deadline: Option<Millis>,
+    alarm: Alarm,
+    /// Whether there may be input that was not read: no event will tell of it.
+    unread: bool,
+}
+
+/// What a connection is used for.
+#[derive(Debug)]
+enum Protocol {
+    /// A client's request is awaited.
+    Http,
+    /// It carries a session.
+    WebSocket(Key, Decoder),
+    /// The last bytes are on their way out; what comes in is passed over until the peer closes.
+    Lingering { shut_down: bool },
+    /// It leads to CouchDB, and stands or not yet.
+    Upstream { owner: Upstream, connected: bool },
+    /// It is over.
+    Closed,
+}
+
+impl Server {
+    /// A server that listens already; it connects to CouchDB in its first turn.
+    ///
+    /// # Errors
+    /// When the listener's events cannot be had, or no thread started.
+    pub fn new(settings: Settings, mut listener: Listener, registry: Registry) -> io::Result<Self> {
+        listener.register(&registry, LISTENER)?;
+        let resolver = Resolver::start(mio::Waker::new(&registry, WAKER)?)?;
+        let Settings { couchdb_url: url, feed, tls, rules, seed } = settings;
+        let requests = Requests::new(&url);
+        Ok(Self {
+            registry,
+            listener: Some(listener),
+            accept_from: None,
+            accept_pending: false,
+            peers: Table::default(),
+            sessions: Table::default(),
+            subscriptions: Subscriptions::default(),
+            rules,
+            timers: Timers::default(),
+            jitter: Jitter::new(seed),
+            metrics: Metrics::default(),
+            feed: Feed::new(feed, requests.clone(), Jitter::new(seed.rotate_left(32))),
+            pool: Pool::new(POOL_SIZE),
+            couchdb: CouchDb {
+                dialer: Dialer::new(&url.host, url.port),
+                url,
+                requests,
+                tls,
+                resolver,
+                feed_connection: None,
+                pool_connections: [None; POOL_SIZE],
+                feed_actions: Vec::new(),
+                pool_actions: Vec::new(),
+                dial_actions: Vec::new(),
+            },
+            scratch: vec![0; READ_BUFFER].into(),
+            actions: Vec::new(),
+            dirty: Vec::new(),
+            woken: Vec::new(),
+            frames: flush::Frames::default(),
+            unfinished: Vec::new(),
+            closed: Vec::new(),
+            drain_until: None,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.as_ref().and_then(|listener| listener.address().ok())
+    }
+
+    /// How long the loop may wait for an event: until then; 0 while work is left.
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        if !self.unfinished.is_empty() || self.accept_pending {
+            return Some(0);
+        }
+        let due = [self.feed.poll_timeout(), self.pool.poll_timeout(), self.timers.poll_timeout()];
+        due.into_iter().chain([self.accept_from, self.drain_until]).flatten().min()
+    }
+
+    /// Handles one event of the poll.
+    pub fn ready(&mut self, event: &Event, now: Millis) {
+        match event.token() {
+            LISTENER => self.accept(now),
+            WAKER => self.handle_resolver(now),
+            token => self.peer_ready(key_of(token), event, now),
+        }
+    }
+
+    /// Goes on with what an earlier turn left.
+    pub fn run_unfinished(&mut self, now: Millis) {
+        if self.accept_pending {
+            self.accept(now);
+        }
+        for key in std::mem::take(&mut self.unfinished) {
+            self.read(key, true, now);
+        }
+    }
+
+    /// Does what the time asks for.
+    pub fn expire_timers(&mut self, now: Millis) {
+        self.feed.handle_timeout(now, &mut self.couchdb.feed_actions);
+        self.perform_feed_actions(now);
+        if self.pool.poll_timeout().is_some_and(|at| at <= now) {
+            self.pool.handle_timeout(now, &mut self.couchdb.pool_actions);
+            self.perform_pool_actions(now);
+        }
+        if self.accept_from.is_some_and(|at| at <= now) {
+            self.accept_from = None;
+            self.accept(now);
+        }
+        while let Some((bucket, due)) = self.timers.pop_due(now) {
+            for timer in due {
+                match timer {
+                    Timer::Session(key) => self.session_timeout(key, bucket, now),
+                    Timer::Peer(key) => self.peer_timeout(key, bucket, now),
+                }
+            }
+        }
+    }
+
+    /// Frees the slots of connections that are over.
+    pub fn reap_closed(&mut self) {
+        for key in self.closed.drain(..) {
+            if let Some(mut peer) = self.peers.remove(key) {
+                // Closing the socket ends its registration too; this also covers a socket that was duplicated.
+                let _ = self.registry.deregister(peer.connection.stream().socket());
+            }
+        }
+    }
+
+    /// Starts to stop: accepts nobody, and sees every client off.
+    pub fn shut_down(&mut self, now: Millis) {
+        if self.drain_until.is_some() {
+            return;
+        }
+        log::info!("Stopping: {} clients are told.", self.sessions.len());
+        self.drain_until = Some(now + DRAIN_WITHIN);
+        self.listener = None;
+        self.accept_pending = false;
+        self.accept_from = None;
+        for key in self.sessions.keys().collect::<Vec<_>>() {
+            self.say_goodbye(key, now);
+        }
+        for key in self.peers.keys().collect::<Vec<_>>() {
+            if self.peers.get(key).is_some_and(|peer| matches!(peer.protocol, Protocol::Http)) {
+                self.close_peer(key, CloseReason::ShuttingDown);
+            }
+        }
+    }
+
+    /// Whether stopping is over: every client is gone, or had its time.
+    pub fn is_drained(&self, now: Millis) -> bool {
+        let clients = || self.peers.keys().any(|key| !self.is_upstream(key));
+        self.drain_until.is_some_and(|until| until <= now || !clients())
+    }
+
+    /// What was counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    fn is_upstream(&self, key: Key) -> bool {
+        self.peers.get(key).is_some_and(|peer| matches!(peer.protocol, Protocol::Upstream { .. }))
+    }
+
+    /// A connection is over: nothing is read or written any more. What it carried ends with it.
+    fn close_peer(&mut self, key: Key, reason: CloseReason) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        match std::mem::replace(&mut peer.protocol, Protocol::Closed) {
+            Protocol::Closed => return,
+            Protocol::WebSocket(session, _) => {
+                self.metrics.count_close(reason);
+                log::debug!("Session of {} ended: {}.", peer.address, reason.text());
+                self.remove_session(session);
+            }
+            Protocol::Http => self.metrics.count_close(reason),
+            Protocol::Lingering { .. } | Protocol::Upstream { .. } => {}
+        }
+        self.closed.push(key);
+    }
+
+    fn arm_peer(&mut self, key: Key, now: Millis) {
+        if let Some(peer) = self.peers.get_mut(key)
+            && let Some(deadline) = peer.deadline
+        {
+            self.timers.arm(Timer::Peer(key), &mut peer.alarm, deadline, now);
+        }
+    }
+
+    fn peer_timeout(&mut self, key: Key, bucket: Millis, now: Millis) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        if !peer.alarm.fired(bucket) {
+            return;
+        }
+        match (peer.deadline, &peer.protocol) {
+            (None, _) => {}
+            (Some(deadline), _) if now < deadline => self.arm_peer(key, now),
+            (_, Protocol::Upstream { .. }) => self.upstream_lost(key, Some("no connection in time"), now),
+            (_, Protocol::Http) => self.refuse_late_request(key, now),
+            _ => self.close_peer(key, CloseReason::CloseTimeout),
+        }
+    }
+}
+
+fn token_of(key: Key) -> Token {
+    Token((key.generation as usize) << 32 | key.index as usize)
+}
+
+fn key_of(token: Token) -> Key {
+    let low = |number: usize| u32::try_from(number & 0xffff_ffff).expect("masked");
+    Key { index: low(token.0), generation: low(token.0 >> 32) }
+}

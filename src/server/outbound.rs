@@ -1,0 +1,259 @@
+//! Connections to CouchDB: dialing, the feed's bytes, the answers to log-ins.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use mio::net::TcpStream;
+use rustls::pki_types::ServerName;
+
+use super::{Protocol, Purpose, Server, Upstream};
+use crate::net::connection::Flushed;
+use crate::net::stream::Stream;
+use crate::state::dialer::DialAction;
+use crate::state::feed::{FeedAction, FeedPart, Told};
+use crate::state::metrics::CloseReason;
+use crate::state::pool::PoolAction;
+use crate::state::table::Key;
+use crate::state::timers::Millis;
+
+/// Time for one address of CouchDB to accept a connection, in milliseconds.
+const CONNECT_WITHIN: Millis = 3_000;
+/// Buffers that are read from CouchDB in one turn; then the clients come first.
+const READS_A_TURN: usize = 16;
+
+impl Server {
+    pub(super) fn handle_resolver(&mut self, now: Millis) {
+        while let Some(answer) = self.couchdb.resolver.take_answer() {
+            self.couchdb.dialer.handle_resolved(&answer, &mut self.couchdb.dial_actions);
+        }
+        self.perform_dial_actions(now);
+    }
+
+    fn dial(&mut self, owner: Upstream, now: Millis) {
+        self.hang_up(owner);
+        self.couchdb.dialer.dial(owner, &mut self.couchdb.dial_actions);
+        self.perform_dial_actions(now);
+    }
+
+    fn perform_dial_actions(&mut self, now: Millis) {
+        while let Some(action) = self.couchdb.dial_actions.pop() {
+            match action {
+                DialAction::Resolve => self.couchdb.resolver.ask(&self.couchdb.url.host),
+                DialAction::Connect(owner, address) => {
+                    if let Err(error) = self.connect(owner, address, now) {
+                        let error = format!("{address}: {error}");
+                        self.couchdb.dialer.handle_failed(owner, &error, &mut self.couchdb.dial_actions);
+                    }
+                }
+                DialAction::Failed(owner, error) => self.tell_lost(owner, Some(&error), now),
+            }
+        }
+    }
+
+    fn connect(&mut self, owner: Upstream, address: SocketAddr, now: Millis) -> io::Result<()> {
+        let socket = TcpStream::connect(address)?;
+        let _ = socket.set_nodelay(true);
+        let stream = if let (true, Some(tls)) = (self.couchdb.url.tls, &self.couchdb.tls) {
+            let host = self.couchdb.url.host.to_string();
+            let name = match host.parse::<IpAddr>() {
+                Ok(ip) => ServerName::from(ip),
+                Err(_) => ServerName::try_from(host).map_err(io::Error::other)?,
+            };
+            Stream::tls_client(socket, tls.clone(), name)?
+        } else {
+            Stream::Plain(socket)
+        };
+        let protocol = Protocol::Upstream { owner, connected: false };
+        let key = self.add_peer(stream, protocol, address.ip(), Some(now + CONNECT_WITHIN), now)?;
+        *self.connection_of(owner) = Some(key);
+        Ok(())
+    }
+
+    fn connection_of(&mut self, owner: Upstream) -> &mut Option<Key> {
+        match owner {
+            Upstream::Feed => &mut self.couchdb.feed_connection,
+            Upstream::Pool(number) => &mut self.couchdb.pool_connections[number],
+        }
+    }
+
+    /// An event of a connection that did not stand yet; whether it stands now.
+    pub(super) fn upstream_connected(&mut self, key: Key, now: Millis) -> bool {
+        let Some(peer) = self.peers.get_mut(key) else { return false };
+        let Protocol::Upstream { owner, connected } = &mut peer.protocol else { return false };
+        let owner = *owner;
+        let socket = peer.connection.stream().socket();
+        let error = match socket.take_error() {
+            Ok(None) => match socket.peer_addr() {
+                Ok(_) => None,
+                // Not yet: a further event will tell.
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => return false,
+                Err(error) => Some(error),
+            },
+            Ok(error) => error,
+            Err(error) => Some(error),
+        };
+        if let Some(error) = error {
+            let text = error.to_string();
+            self.upstream_lost(key, Some(&text), now);
+            return false;
+        }
+        *connected = true;
+        peer.deadline = None;
+        peer.connection.handle_writable();
+        self.couchdb.dialer.cancel(owner);
+        match owner {
+            Upstream::Feed => {
+                self.feed.handle_connected(now, &mut self.couchdb.feed_actions);
+                self.perform_feed_actions(now);
+            }
+            Upstream::Pool(number) => {
+                self.pool.handle_connected(number, now, &mut self.couchdb.pool_actions);
+                self.perform_pool_actions(now);
+            }
+        }
+        self.update_interest(key, now);
+        true
+    }
+
+    /// A connection to CouchDB ended, or did not come to stand.
+    pub(super) fn upstream_lost(&mut self, key: Key, error: Option<&str>, now: Millis) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Protocol::Upstream { owner, connected } = peer.protocol else { return };
+        let address = peer.address;
+        self.close_peer(key, CloseReason::ClientVanished);
+        *self.connection_of(owner) = None;
+        if connected {
+            return self.tell_lost(owner, error, now);
+        }
+        let error = format!("{address}: {}", error.unwrap_or("the connection was closed"));
+        self.couchdb.dialer.handle_failed(owner, &error, &mut self.couchdb.dial_actions);
+        self.perform_dial_actions(now);
+    }
+
+    fn tell_lost(&mut self, owner: Upstream, error: Option<&str>, now: Millis) {
+        match owner {
+            Upstream::Feed => {
+                self.metrics.feed_breaks += 1;
+                self.feed.handle_lost(error, now, &mut self.couchdb.feed_actions);
+                self.perform_feed_actions(now);
+            }
+            Upstream::Pool(number) => {
+                if let Some(error) = error {
+                    log::debug!("A connection for log-ins failed: {error}");
+                }
+                self.pool.handle_lost(number, now, &mut self.couchdb.pool_actions);
+                self.perform_pool_actions(now);
+            }
+        }
+    }
+
+    /// Closes a connection to CouchDB without telling its owner, who wanted it so.
+    fn hang_up(&mut self, owner: Upstream) {
+        self.couchdb.dialer.cancel(owner);
+        if let Some(key) = self.connection_of(owner).take() {
+            self.close_peer(key, CloseReason::Served);
+        }
+    }
+
+    fn send(&mut self, owner: Upstream, request: &[u8], now: Millis) {
+        let Some(key) = *self.connection_of(owner) else { return };
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        match peer.connection.write(request) {
+            Ok(Flushed::All | Flushed::Blocked) => self.update_interest(key, now),
+            Err(error) => self.lost(key, Some(&error), now),
+        }
+    }
+
+    pub(super) fn perform_feed_actions(&mut self, now: Millis) {
+        for action in std::mem::take(&mut self.couchdb.feed_actions) {
+            match action {
+                FeedAction::Dial => self.dial(Upstream::Feed, now),
+                FeedAction::Send(request) => self.send(Upstream::Feed, &request, now),
+                FeedAction::HangUp => self.hang_up(Upstream::Feed),
+            }
+        }
+    }
+
+    pub(super) fn perform_pool_actions(&mut self, now: Millis) {
+        for action in std::mem::take(&mut self.couchdb.pool_actions) {
+            match action {
+                PoolAction::Dial(number) => self.dial(Upstream::Pool(number), now),
+                PoolAction::Send(number, request) => self.send(Upstream::Pool(number), &request, now),
+                PoolAction::HangUp(number) => self.hang_up(Upstream::Pool(number)),
+                PoolAction::Done(Purpose::LogIn(session, credentials), answer) => {
+                    self.handle_log_in(session, &credentials, answer, now);
+                }
+            }
+        }
+    }
+
+    pub(super) fn read_upstream(&mut self, key: Key, now: Millis) {
+        for _ in 0..READS_A_TURN {
+            let Some(peer) = self.peers.get_mut(key) else { return };
+            let Protocol::Upstream { owner, .. } = peer.protocol else { return };
+            match peer.connection.stream().read(&mut self.scratch) {
+                Ok(0) => return self.upstream_lost(key, None, now),
+                Ok(length) => {
+                    let scratch = std::mem::take(&mut self.scratch);
+                    match owner {
+                        Upstream::Feed => self.take_feed(&scratch[..length], now),
+                        Upstream::Pool(number) => {
+                            self.pool.handle_bytes(number, &scratch[..length], now, &mut self.couchdb.pool_actions);
+                            self.perform_pool_actions(now);
+                        }
+                    }
+                    self.scratch = scratch;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // Reading may have made TLS write.
+                    return match peer.connection.flush() {
+                        Ok(_) => self.update_interest(key, now),
+                        Err(error) => self.lost(key, Some(&error), now),
+                    };
+                }
+                Err(error) => return self.lost(key, Some(&error), now),
+            }
+        }
+        self.unfinished.push(key);
+    }
+
+    /// Takes bytes of the feed: every change in them marks its subscribers.
+    fn take_feed(&mut self, mut input: &[u8], now: Millis) {
+        let Self { feed, subscriptions, metrics, woken, couchdb, .. } = self;
+        let actions = &mut couchdb.feed_actions;
+        loop {
+            let (used, part) = feed.handle_bytes(input, now, actions);
+            input = &input[used..];
+            let mut content = match part {
+                FeedPart::Done => break,
+                FeedPart::Nothing => continue,
+                FeedPart::Content(content) => content,
+            };
+            loop {
+                let (used, told) = feed.next_line(content, now);
+                content = &content[used..];
+                match told {
+                    Told::Change(name, kind) => {
+                        metrics.changes += 1;
+                        if let Some(database) = subscriptions.find(&name) {
+                            subscriptions.mark(database, kind, woken);
+                        }
+                    }
+                    Told::Nothing => {}
+                    Told::Skipped => metrics.skipped_lines += 1,
+                    Told::Done => break,
+                    Told::Broken => {
+                        if !feed.handle_broken_line(now, actions) {
+                            break;
+                        }
+                        metrics.skipped_lines += 1;
+                    }
+                }
+            }
+        }
+        for index in woken.drain(..) {
+            self.dirty.extend(self.sessions.key_at(index));
+        }
+        self.perform_feed_actions(now);
+    }
+}
