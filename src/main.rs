@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     let done = match command {
         Ok(Command::Help) => return print(&config::help()),
         Ok(Command::Version) => return print(&format!("{}\n", config::version())),
-        Ok(Command::Run(config)) => run(config),
+        Ok(Command::Run(config)) => run(&config),
         Err(error) => {
             eprintln!("couchdb-howler: {error}");
             return ExitCode::from(USAGE);
@@ -47,7 +47,7 @@ fn print(text: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn run(config: Config) -> Result<(), String> {
+fn run(config: &Config) -> Result<(), String> {
     simple_logger::SimpleLogger::new()
         .with_level(config.log_level)
         .with_utc_timestamps()
@@ -71,7 +71,7 @@ fn run(config: Config) -> Result<(), String> {
     let poll = mio::Poll::new().map_err(|error| format!("no poll: {error}"))?;
     let registry = poll.registry().try_clone().map_err(|error| format!("no poll: {error}"))?;
     let couchdb = couchdb_url.to_string();
-    let settings = settings(&config, couchdb_url)?;
+    let settings = settings(config, couchdb_url)?;
     let server = Server::new(settings, listener, registry).map_err(|error| format!("cannot start: {error}"))?;
     log::info!("couchdb-howler {} listens on {address}; CouchDB is at {couchdb}.", config::version());
     if let Some(demo) = &demo {

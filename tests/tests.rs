@@ -1,1 +1,19 @@
+//! The tests that run the real binary: one module a subject, and `support` with what they share.
+//!
+//! Every server they start prints into a file below the target folder; `secrets` in `support` has each
+//! of them searched for passwords and cookies when its server ends.
 
+#![allow(clippy::disallowed_methods, reason = "tests measure time and look names up as they like")]
+#![allow(unreachable_pub, missing_docs, reason = "one crate that nobody links to")]
+
+mod support;
+
+mod command_line;
+mod dispatch;
+mod feed;
+mod json_protocol;
+mod layers;
+mod real_clients;
+mod socket_io;
+mod static_binary;
+mod stopping;

@@ -100,9 +100,14 @@ impl StandIn {
 
     /// Its URL with the admin's name and password, and the path prefix if there is one.
     pub fn url(&self) -> String {
+        let escaped = |text: &str| {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+            let escape = |byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+            text.bytes().map(escape).collect::<String>()
+        };
         let (name, password) = &self.admin;
         let prefix = &self.shared.path_prefix;
-        format!("http://{name}:{password}@{}{prefix}", self.address)
+        format!("http://{}:{}@{}{prefix}", escaped(name), escaped(password), self.address)
     }
 
     // Accounts

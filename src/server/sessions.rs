@@ -41,10 +41,10 @@ impl Server {
     pub(super) fn with_session(&mut self, key: Key, now: Millis, input: impl FnOnce(&mut Session, &mut Turn<'_>)) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         input(session, &mut Turn { now, rules: &self.rules, actions: &mut self.actions });
-        if !session.outgoing.is_empty() {
+        self.perform(key, now);
+        if self.sessions.get(key).is_some_and(|session| !session.outgoing.is_empty()) {
             self.dirty.push(key);
         }
-        self.perform(key, now);
         self.arm_session(key, now);
     }
 
@@ -63,6 +63,9 @@ impl Server {
                 Action::LogIn(credentials) => self.log_in(key, credentials, now),
                 Action::Subscribe(reply, names) => self.subscribe(key, &reply, &names),
                 Action::Unsubscribe(reply, names) => self.unsubscribe(key, &reply, &names),
+                Action::Resume(text) => {
+                    self.with_session(key, now, |session, turn| session.handle_message(&text, turn));
+                }
                 Action::Leave => self.subscriptions.remove_session(key.index),
                 Action::Ping => self.ping(key),
                 Action::Close(reason) => self.close_session(key, reason, now),

@@ -81,6 +81,9 @@ pub enum Action {
     Subscribe(Reply, Vec<(Box<str>, Option<Box<str>>)>),
     /// Unsubscribe from names; the answer goes to [`Session::answer_ok`].
     Unsubscribe(Reply, Vec<Box<str>>),
+    /// Hand this message, which was put aside, to [`Session::handle_message`] again, once all actions
+    /// before this one are carried out.
+    Resume(Box<str>),
     /// End all subscriptions.
     Leave,
     /// Ask the client whether it is there: a WebSocket ping.
@@ -302,12 +305,11 @@ impl Session {
         }
     }
 
-    /// Carries out what was put aside. A message in it may start another log-in; what follows is put
-    /// aside again.
+    /// Has what was put aside carried out, one message after the other, so that the answers come in
+    /// order. A message in it may start another log-in; what follows is put aside again.
     fn release(&mut self, turn: &mut Turn<'_>) {
-        for message in self.held.take().into_iter().flat_map(|held| held.messages) {
-            self.handle_message(&message, turn);
-        }
+        let held = self.held.take().into_iter().flat_map(|held| held.messages);
+        turn.actions.extend(held.map(Action::Resume));
     }
 
     /// Answers a request that needs no more than a yes.

@@ -1,0 +1,1 @@
+//! Options and environment of the real binary.

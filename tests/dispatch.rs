@@ -1,0 +1,1 @@
+//! Many clients, slow clients, clients that vanish.

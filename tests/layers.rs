@@ -1,0 +1,1 @@
+//! The sources themselves: imports point down.

@@ -1,0 +1,1 @@
+//! Clients from the registries, against the real binary.

@@ -1,0 +1,1 @@
+//! The static build, alone in an empty root folder.

@@ -1,0 +1,260 @@
+//! A small blocking WebSocket client, independent of the server's own code: cheap enough for thousands
+//! of them in one process.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{PASSWORD, SOON, USER};
+
+/// What the server sent.
+#[derive(Debug, PartialEq, Eq, Clone)]
+pub enum Received {
+    Text(String),
+    Ping,
+    Pong(Vec<u8>),
+    /// A close frame with its code and reason.
+    Close(u16, String),
+    /// The end of the connection without one.
+    End,
+    /// Nothing within the time.
+    Nothing,
+}
+
+pub struct Client {
+    socket: TcpStream,
+    buffer: Vec<u8>,
+    next_id: u64,
+    /// Events that came while an answer was awaited.
+    pub events: Vec<Value>,
+}
+
+impl Client {
+    /// A WebSocket on a path, after a handshake that succeeded.
+    pub fn open(address: SocketAddr, path: &str) -> Self {
+        Self::try_open(address, path, "").expect("the handshake succeeds")
+    }
+
+    /// The same with further header lines; what the server answered where it refused.
+    pub fn try_open(address: SocketAddr, path: &str, fields: &str) -> Result<Self, String> {
+        let mut socket = TcpStream::connect(address).map_err(|error| error.to_string())?;
+        socket.set_nodelay(true).expect("a socket option");
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{fields}\r\n"
+        );
+        socket.write_all(head.as_bytes()).map_err(|error| error.to_string())?;
+        let mut client = Self { socket, buffer: Vec::new(), next_id: 1, events: Vec::new() };
+        let end = loop {
+            if let Some(at) = client.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if !client.read_more(SOON).map_err(|error| error.to_string())? {
+                return Err(format!("no answer but {:?}", String::from_utf8_lossy(&client.buffer)));
+            }
+        };
+        let head: Vec<u8> = client.buffer.drain(..end).collect();
+        let head = String::from_utf8(head).map_err(|error| error.to_string())?;
+        if head.starts_with("HTTP/1.1 101 ") {
+            assert!(head.contains("Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"), "{head}");
+            return Ok(client);
+        }
+        while client.read_more(SOON).unwrap_or(false) {}
+        Err(head + &String::from_utf8_lossy(&client.buffer))
+    }
+
+    /// A `howler.v1` session; the hello was read.
+    pub fn json(address: SocketAddr) -> Self {
+        let mut client = Self::open(address, "/howler");
+        let hello = client.receive_json(SOON).expect("hello comes first");
+        assert_eq!(hello["event"], "hello");
+        client
+    }
+
+    /// A `howler.v1` session of the user.
+    pub fn logged_in(address: SocketAddr) -> Self {
+        let mut client = Self::json(address);
+        let answer = client.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}));
+        assert_eq!(answer["ok"], true, "{answer}");
+        client
+    }
+
+    /// A `howler.v1` session of the user that subscribes to databases.
+    pub fn subscribed(address: SocketAddr, databases: &[&str]) -> Self {
+        let mut client = Self::logged_in(address);
+        let answer = client.ask(json!({"op": "subscribe", "dbs": databases}));
+        assert_eq!(answer["ok"], true, "{answer}");
+        client
+    }
+
+    /// A Socket.IO session (Engine.IO 3) with the query's credentials; nothing was read.
+    pub fn socket_io(address: SocketAddr, credentials: &str) -> Self {
+        Self::open(address, &format!("/socket.io/?EIO=3&transport=websocket&{credentials}"))
+    }
+
+    /// A Socket.IO session that is authenticated.
+    pub fn socket_io_logged_in(address: SocketAddr) -> Self {
+        let mut client = Self::socket_io(address, &format!("username={USER}&password={PASSWORD}"));
+        for start in ["0{", "40", "42[\"authenticated\""] {
+            let text = client.receive_text(SOON).expect("the login goes on");
+            assert!(text.starts_with(start), "{start}: {text}");
+        }
+        client
+    }
+
+    pub fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    /// Sends raw bytes.
+    pub fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.socket.write_all(bytes)
+    }
+
+    pub fn send(&mut self, text: &str) {
+        self.send_raw(&frame(0x81, text.as_bytes())).expect("the server reads");
+    }
+
+    /// Sends a request with an id of its own; the id.
+    pub fn request(&mut self, mut request: Value) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        request["id"] = id.into();
+        self.send(&request.to_string());
+        id
+    }
+
+    /// Sends a request and waits for its answer; events that come before it are kept.
+    pub fn ask(&mut self, request: Value) -> Value {
+        let id = self.request(request);
+        self.answer(id)
+    }
+
+    pub fn answer(&mut self, id: u64) -> Value {
+        loop {
+            let value = self.receive_json(SOON).expect("an answer comes");
+            if value["id"] == id {
+                return value;
+            }
+            assert!(value.get("event").is_some(), "neither the answer nor an event: {value}");
+            self.events.push(value);
+        }
+    }
+
+    /// The database of the next change.
+    pub fn next_change(&mut self, within: Duration) -> Option<String> {
+        let event = if self.events.is_empty() { self.receive_json(within)? } else { self.events.remove(0) };
+        assert_eq!(event["event"], "change", "{event}");
+        Some(event["db"].as_str().expect("a name").to_owned())
+    }
+
+    pub fn receive_json(&mut self, within: Duration) -> Option<Value> {
+        self.receive_text(within).map(|text| serde_json::from_str(&text).expect("the server sends JSON"))
+    }
+
+    /// The next text message; None when none comes, or the connection ends.
+    pub fn receive_text(&mut self, within: Duration) -> Option<String> {
+        loop {
+            match self.receive(within) {
+                Received::Text(text) => return Some(text),
+                Received::Ping => self.send_raw(&frame(0x8a, b"")).ok()?,
+                Received::Pong(_) => {}
+                Received::Nothing | Received::End | Received::Close(..) => return None,
+            }
+        }
+    }
+
+    /// Reads until the connection ends; the close frame, if there was one, and the texts before it.
+    pub fn receive_close(&mut self, within: Duration) -> (Vec<String>, Received) {
+        let mut texts = Vec::new();
+        loop {
+            match self.receive(within) {
+                Received::Text(text) => texts.push(text),
+                Received::Ping | Received::Pong(_) => {}
+                end => return (texts, end),
+            }
+        }
+    }
+
+    pub fn receive(&mut self, within: Duration) -> Received {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(received) = self.take_frame() {
+                return received;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Received::Nothing;
+            }
+            match self.read_more(left) {
+                Ok(true) => {}
+                Ok(false) => return Received::End,
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+                Err(_) => return Received::End,
+            }
+        }
+    }
+
+    fn take_frame(&mut self) -> Option<Received> {
+        let (&[first, second], rest) = self.buffer.split_first_chunk::<2>()?;
+        assert_eq!(second & 0x80, 0, "a server does not mask");
+        let (length, rest) = match second {
+            126 => {
+                let (bytes, rest) = rest.split_first_chunk::<2>()?;
+                (usize::from(u16::from_be_bytes(*bytes)), rest)
+            }
+            127 => {
+                let (bytes, rest) = rest.split_first_chunk::<8>()?;
+                (usize::try_from(u64::from_be_bytes(*bytes)).expect("fits"), rest)
+            }
+            short => (usize::from(short), rest),
+        };
+        let payload = rest.get(..length)?.to_vec();
+        let used = self.buffer.len() - rest.len() + length;
+        self.buffer.drain(..used);
+        Some(match first {
+            0x81 => Received::Text(String::from_utf8(payload).expect("text is UTF-8")),
+            0x88 => {
+                let (code, reason) = payload.split_first_chunk::<2>().expect("our closes have a code");
+                Received::Close(u16::from_be_bytes(*code), String::from_utf8_lossy(reason).into_owned())
+            }
+            0x89 => Received::Ping,
+            0x8a => Received::Pong(payload),
+            other => panic!("a frame that the server must not send: {other:x}"),
+        })
+    }
+
+    fn read_more(&mut self, within: Duration) -> io::Result<bool> {
+        self.socket.set_read_timeout(Some(within.max(Duration::from_millis(1))))?;
+        let mut bytes = [0; 16 * 1024];
+        let read = self.socket.read(&mut bytes)?;
+        self.buffer.extend_from_slice(&bytes[..read]);
+        Ok(read > 0)
+    }
+
+    pub fn shut_down(&self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+/// A client's frame; `first` is its first byte on the wire.
+pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mask = [0x37, 0xfa, 0x21, 0x3d];
+    let mut out = vec![first];
+    match u16::try_from(payload.len()) {
+        Ok(length @ 0..=125) => out.push(0x80 | u8::try_from(length).expect("short")),
+        Ok(length) => {
+            out.push(0xfe);
+            out.extend(length.to_be_bytes());
+        }
+        Err(_) => {
+            out.push(0xff);
+            out.extend((payload.len() as u64).to_be_bytes());
+        }
+    }
+    out.extend(mask);
+    out.extend(payload.iter().enumerate().map(|(i, byte)| byte ^ mask[i % 4]));
+    out
+}

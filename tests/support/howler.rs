@@ -1,0 +1,215 @@
+//! The server as a child process.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use couchdb_howler::demo::StandIn;
+
+use super::{SECRET_MARK, SOON};
+
+/// The binary under test.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_couchdb-howler");
+
+/// A running server. It is killed when this is dropped, and what it printed is searched for secrets.
+pub struct Howler {
+    child: Child,
+    output: Arc<Output>,
+    address: SocketAddr,
+}
+
+#[derive(Default)]
+struct Output {
+    lines: Mutex<Vec<String>>,
+    more: Condvar,
+    /// How many of its two streams have ended.
+    ended: AtomicUsize,
+}
+
+impl Howler {
+    /// A server that follows a stand-in whose feed it has opened.
+    pub fn start(couchdb: &StandIn) -> Self {
+        Self::start_with(couchdb, &[])
+    }
+
+    /// The same with further options.
+    pub fn start_with(couchdb: &StandIn, options: &[&str]) -> Self {
+        let feeds = couchdb.open_feeds();
+        let howler = Self::launch(&[&["--couchdb_url", &couchdb.url()], options].concat());
+        assert!(couchdb.wait_for_feeds(feeds + 1, SOON), "the server opens its feed");
+        howler
+    }
+
+    /// A server with these options, listening on a free port of the loopback; its feed may not be open yet.
+    pub fn launch(options: &[&str]) -> Self {
+        Self::launch_command(Command::new(BINARY).args(options))
+    }
+
+    /// The same for a command that was set up otherwise.
+    pub fn launch_command(command: &mut Command) -> Self {
+        let mut child = command
+            .args(["--port", "0", "--host", "127.0.0.1", "--log_level", "debug"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let output = Arc::new(Output::default());
+        let file = Arc::new(Mutex::new(output_file()));
+        collect(child.stdout.take().expect("piped"), output.clone(), file.clone());
+        collect(child.stderr.take().expect("piped"), output.clone(), file);
+        let mut howler = Self { child, output, address: ([127, 0, 0, 1], 0).into() };
+        let line = howler.wait_for_line("listens on ");
+        let address = line.split("listens on ").nth(1).and_then(|rest| rest.split(';').next());
+        howler.address = address.and_then(|text| text.parse().ok()).expect("the line names the address");
+        howler
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All that it has printed.
+    pub fn output(&self) -> String {
+        self.output.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+    }
+
+    /// How many lines it printed that hold a text.
+    pub fn count_lines(&self, text: &str) -> usize {
+        let lines = self.output.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// Waits for a line that holds a text, from the start of its output.
+    pub fn wait_for_line(&self, text: &str) -> String {
+        self.wait_for_lines(text, 1)
+    }
+
+    /// Waits for so many lines that hold a text; the last of them.
+    pub fn wait_for_lines(&self, text: &str, count: usize) -> String {
+        let deadline = Instant::now() + SOON;
+        let mut lines = self.output.lines.lock().expect("no test holds it");
+        loop {
+            if let Some(line) = lines.iter().filter(|line| line.contains(text)).nth(count - 1) {
+                return line.clone();
+            }
+            let ended = self.output.ended.load(Ordering::Acquire) == 2;
+            let left = if ended { Duration::ZERO } else { deadline.saturating_duration_since(Instant::now()) };
+            assert!(!left.is_zero(), "no line with {text:?} (x{count}) in:\n{}", lines.join("\n"));
+            lines = self.output.more.wait_timeout(lines, left).expect("no test holds it").0;
+        }
+    }
+
+    /// Sends it a signal, by name.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the server does not end:\n{}", self.output());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Resident memory in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux says so");
+        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+    }
+
+    /// Open file descriptors.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.id())).expect("it runs").count()
+    }
+}
+
+impl Drop for Howler {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let output = self.output();
+        if !std::thread::panicking() {
+            assert!(!output.contains("panicked"), "the server panicked:\n{output}");
+            assert_no_secret(&output);
+        }
+    }
+}
+
+/// Searches what a server printed for passwords and cookies.
+pub fn assert_no_secret(output: &str) {
+    for secret in [SECRET_MARK, "AuthSession=", "Basic "] {
+        if let Some(line) = output.lines().find(|line| line.contains(secret)) {
+            panic!("a secret ({secret}) was printed: {line}");
+        }
+    }
+}
+
+/// What a run of the binary that ends by itself printed, and its exit code.
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs the binary to its end, with nothing in its environment but what is given.
+pub fn run(options: &[&str], environment: &[(&str, &str)]) -> Ended {
+    let output = Command::new(BINARY)
+        .args(options)
+        .env_clear()
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints text");
+    let ended = Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) };
+    let mut file = output_file();
+    let _ = writeln!(file, "{}{}", ended.stdout, ended.stderr);
+    assert_no_secret(&ended.stdout);
+    assert_no_secret(&ended.stderr);
+    ended
+}
+
+/// A file of its own for what one server prints, kept after the test run.
+fn output_file() -> File {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("output");
+    std::fs::create_dir_all(&folder).expect("the target folder can be written");
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    File::create(folder.join(format!("{}-{number}.log", std::process::id()))).expect("the file can be made")
+}
+
+fn collect(stream: impl Read + Send + 'static, output: Arc<Output>, file: Arc<Mutex<File>>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            if let Ok(mut file) = file.lock() {
+                let _ = writeln!(file, "{line}");
+            }
+            output.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            output.more.notify_all();
+        }
+        output.ended.fetch_add(1, Ordering::AcqRel);
+        output.more.notify_all();
+    });
+}
