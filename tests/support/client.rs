@@ -2,7 +2,7 @@
 //! of them in one process.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -104,10 +104,6 @@ impl Client {
         client
     }
 
-    pub fn socket(&self) -> &TcpStream {
-        &self.socket
-    }
-
     /// Sends raw bytes.
     pub fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.socket.write_all(bytes)
@@ -179,6 +175,7 @@ impl Client {
     }
 
     pub fn receive(&mut self, within: Duration) -> Received {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, Interrupted, TimedOut, WouldBlock};
         let deadline = Instant::now() + within;
         loop {
             if let Some(received) = self.take_frame() {
@@ -191,8 +188,10 @@ impl Client {
             match self.read_more(left) {
                 Ok(true) => {}
                 Ok(false) => return Received::End,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
-                Err(_) => return Received::End,
+                Err(error) if matches!(error.kind(), WouldBlock | TimedOut | Interrupted) => {}
+                // A reset: the server closed while something of ours was on its way.
+                Err(error) if matches!(error.kind(), ConnectionReset | BrokenPipe) => return Received::End,
+                Err(error) => panic!("reading failed: {error}"),
             }
         }
     }
@@ -232,10 +231,6 @@ impl Client {
         let read = self.socket.read(&mut bytes)?;
         self.buffer.extend_from_slice(&bytes[..read]);
         Ok(read > 0)
-    }
-
-    pub fn shut_down(&self) {
-        let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
