@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::json;
 use super::secret::Secret;
 use super::url::{CouchUrl, percent_encode};
 
@@ -113,7 +114,7 @@ fn plain_string(bytes: &[u8]) -> Option<(&str, &[u8])> {
 }
 
 fn parse_any_line(line: &[u8]) -> Option<FeedLine<'_>> {
-    let raw: RawLine<'_> = serde_json::from_slice(line).ok()?;
+    let raw: RawLine<'_> = json::parse_object(line)?;
     if let Some(seq) = raw.last_seq {
         return Some(FeedLine::LastSeq { seq: opaque(seq)? });
     }
@@ -131,7 +132,7 @@ fn parse_any_line(line: &[u8]) -> Option<FeedLine<'_>> {
 fn opaque(seq: &RawValue) -> Option<Cow<'_, str>> {
     match seq.get() {
         "null" => None,
-        text if text.starts_with('"') => super::json::parse_string(text),
+        text if text.starts_with('"') => json::parse_string(text),
         text => Some(Cow::Borrowed(text)),
     }
 }
@@ -157,7 +158,7 @@ fn change_of<'a>(database: Cow<'a, str>, kind: Option<ChangeKind>, seq: Cow<'a, 
 
 /// Reads the `last_seq` of an answer that is no stream.
 pub fn parse_last_seq(body: &[u8]) -> Option<String> {
-    let raw: RawLine<'_> = serde_json::from_slice(body).ok()?;
+    let raw: RawLine<'_> = json::parse_object(body)?;
     opaque(raw.last_seq?).map(Cow::into_owned)
 }
 
@@ -355,7 +356,7 @@ pub fn read_log_in(
         403 => return Err(LogInError::Locked),
         _ => return Err(LogInError::Unavailable),
     }
-    let body: SessionBody<'_> = serde_json::from_slice(body).map_err(|_| LogInError::Unavailable)?;
+    let body: SessionBody<'_> = json::parse_object(body).ok_or(LogInError::Unavailable)?;
     match credentials {
         Credentials::Password { username, .. } => {
             // CouchDB sets an empty cookie where it lets nobody in.
@@ -438,6 +439,7 @@ mod tests {
         for broken in [
             &b"\xff"[..],
             b"[]",
+            b"[\"4-g\",null,\"updated:a\",false,null,null]",
             b"{\"seq\":\"\xff\",\"id\":\"updated:a\",\"changes\":[{\"rev\":\"1\"}]}",
             b"{\"seq\":\"a\nb\",\"id\":\"updated:a\",\"changes\":[{\"rev\":\"1\"}]}",
         ] {
@@ -528,6 +530,7 @@ mod tests {
         assert_eq!(read_log_in(&cookie, 200, set(), good).unwrap().cookie.reveal(), "AuthSession=new; Path=/");
         assert_eq!(read_log_in(&cookie, 200, None, nobody), Err(LogInError::NotAuthenticated));
         assert_eq!(read_log_in(&cookie, 200, None, b"<html>"), Err(LogInError::Unavailable));
+        assert_eq!(read_log_in(&cookie, 200, None, br#"[null,{"name":"myuser"}]"#), Err(LogInError::Unavailable));
         assert_eq!(read_log_in(&cookie, 200, None, ok), Err(LogInError::NotAuthenticated));
     }
 
@@ -535,5 +538,6 @@ mod tests {
     fn pins() {
         assert_eq!(parse_last_seq(br#"{"results":[],"last_seq":"9-a","pending":0}"#).as_deref(), Some("9-a"));
         assert_eq!(parse_last_seq(b"{}"), None);
+        assert_eq!(parse_last_seq(br#"[null,"9-a",null,false,null,null]"#), None, "no object");
     }
 }

@@ -84,7 +84,7 @@ struct RawRequest<'a> {
 
 /// Reads a message. The id is there for the answer also where the rest is wrong.
 pub fn parse_request(text: &str) -> (RequestId, Result<Operation<'_>, RequestError>) {
-    let Ok(raw) = serde_json::from_str::<RawRequest<'_>>(text) else {
+    let Some(raw) = json::parse_object::<RawRequest<'_>>(text.as_bytes()) else {
         return (RequestId(None), Err(RequestError::Shape));
     };
     let id = match raw.id.map(RawValue::get) {
@@ -247,6 +247,7 @@ mod tests {
         for (text, error) in [
             ("", RequestError::Shape),
             ("[]", RequestError::Shape),
+            (r#"[1,"heartbeat",null,null,null,null]"#, RequestError::Shape),
             ("{}", RequestError::Shape),
             (r#"{"op":1}"#, RequestError::Shape),
             (r#"{"op":"heartbeat","id":{}}"#, RequestError::Shape),

@@ -11,6 +11,12 @@ pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 /// A list of database names; None when the JSON is no array of non-empty strings.
 pub type Names<'a> = Option<Vec<Cow<'a, str>>>;
 
+/// Reads a JSON object into a struct; None when it is something else. serde alone would take an
+/// array of the fields' values for the struct too.
+pub(crate) fn parse_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
+    json.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice(json).ok())?
+}
+
 /// Reads a JSON string; None when it is something else.
 pub fn parse_string(json: &str) -> Option<Cow<'_, str>> {
     serde_json::from_str::<Text<'_>>(json).ok().map(|text| text.0)
