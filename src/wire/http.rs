@@ -247,12 +247,18 @@ fn head_error(error: httparse::Error) -> HeadError {
 }
 
 fn field_text(value: &[u8]) -> Result<&str, HeadError> {
-    std::str::from_utf8(value).map(str::trim).map_err(|_| HeadError::Malformed)
+    std::str::from_utf8(value).map(trim).map_err(|_| HeadError::Malformed)
+}
+
+/// Takes off the white space that HTTP knows (RFC 9110 section 5.6.3). That of Unicode stays: a proxy
+/// in front would not take it off, and see another value than this server.
+fn trim(text: &str) -> &str {
+    text.trim_matches([' ', '\t'])
 }
 
 /// Whether a comma-separated field holds a token, in any case of letters (RFC 9110 section 5.6.1).
 pub fn has_token(value: &str, token: &str) -> bool {
-    value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token))
+    value.split(',').any(|part| trim(part).eq_ignore_ascii_case(token))
 }
 
 /// Appends an answer with a body, whole: status line, `Content-Length`, `Connection`, the given
@@ -368,6 +374,8 @@ mod tests {
             "Content-Length:\r\n",
             "Content-Length: 99999999999999999999\r\n",
             "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: chunked\u{a0}\r\n",
+            "Content-Length: \u{2003}1\r\n",
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
         ] {
             assert_eq!(refused(shape), Err(HeadError::BodyLength), "{shape}");
