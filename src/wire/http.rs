@@ -127,7 +127,7 @@ pub fn parse_request(buffer: &[u8]) -> Result<Option<(usize, Request<'_>)>, Head
         websocket_version: None,
         websocket_protocol: None,
     };
-    let (mut upgrade_named, mut upgrade_asked, mut hosts) = (false, false, 0);
+    let (mut upgrade_named, mut upgrade_asked, mut close, mut hosts) = (false, false, false, 0);
     let mut framing = Framing::default();
     for header in parsed.headers.iter() {
         let value = field_text(header.value)?;
@@ -135,8 +135,8 @@ pub fn parse_request(buffer: &[u8]) -> Result<Option<(usize, Request<'_>)>, Head
             n if n.eq_ignore_ascii_case("host") => hosts += 1,
             n if n.eq_ignore_ascii_case("connection") => {
                 upgrade_asked |= has_token(value, "upgrade");
-                request.keep_alive =
-                    (request.keep_alive || has_token(value, "keep-alive")) && !has_token(value, "close");
+                request.keep_alive |= has_token(value, "keep-alive");
+                close |= has_token(value, "close");
             }
             n if n.eq_ignore_ascii_case("upgrade") => upgrade_named |= has_token(value, "websocket"),
             n if n.eq_ignore_ascii_case("origin") => request.origin = Some(value),
@@ -154,6 +154,8 @@ pub fn parse_request(buffer: &[u8]) -> Result<Option<(usize, Request<'_>)>, Head
     if framing.chunked && !http_1_1 {
         return Err(HeadError::BodyLength);
     }
+    // `close` in any field wins (RFC 9112 section 9.3).
+    request.keep_alive &= !close;
     request.upgrade = upgrade_named && upgrade_asked;
     request.content_length = if framing.chunked { None } else { Some(framing.length.unwrap_or(0)) };
     Ok(Some((length, request)))
@@ -187,14 +189,15 @@ pub fn parse_response(buffer: &[u8]) -> Result<Option<(usize, Response)>, HeadEr
         Err(error) => return Err(head_error(error)),
     };
     let status = parsed.code.unwrap_or(0);
-    let mut keep_alive = parsed.version == Some(1);
+    let (mut keep_alive, mut close) = (parsed.version == Some(1), false);
     let mut framing = Framing::default();
     let mut auth_cookie = None;
     for header in parsed.headers.iter() {
         let Ok(value) = field_text(header.value) else { continue };
         match header.name {
             n if n.eq_ignore_ascii_case("connection") => {
-                keep_alive = (keep_alive || has_token(value, "keep-alive")) && !has_token(value, "close");
+                keep_alive |= has_token(value, "keep-alive");
+                close |= has_token(value, "close");
             }
             n if n.eq_ignore_ascii_case("set-cookie") && value.starts_with("AuthSession=") => {
                 auth_cookie = Some(super::secret::Secret::new(value));
@@ -208,7 +211,7 @@ pub fn parse_response(buffer: &[u8]) -> Result<Option<(usize, Response)>, HeadEr
         Framing { length: Some(length), .. } => BodyDecoder::Length(length),
         Framing { .. } => BodyDecoder::UntilClose,
     };
-    keep_alive &= !body.ends_with_connection();
+    keep_alive &= !close && !body.ends_with_connection();
     Ok(Some((length, Response { status, keep_alive, body, auth_cookie })))
 }
 
@@ -395,6 +398,7 @@ mod tests {
         let alive = |head: &str| parse_request(head.as_bytes()).unwrap().unwrap().1.keep_alive;
         assert!(alive("GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert!(!alive("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"));
+        assert!(!alive("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n"));
         assert!(!alive("GET / HTTP/1.0\r\n\r\n"));
         assert!(alive("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"));
     }
@@ -413,6 +417,8 @@ mod tests {
         assert_eq!((until_close.body, until_close.keep_alive), (BodyDecoder::UntilClose, false));
         let empty = parse_response(b"HTTP/1.1 204 No\r\n\r\n").unwrap().unwrap().1;
         assert_eq!((empty.body, empty.keep_alive), (BodyDecoder::Length(0), true));
+        let closing = b"HTTP/1.1 204 No\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n";
+        assert!(!parse_response(closing).unwrap().unwrap().1.keep_alive);
         assert!(parse_response(b"SSH-2.0-x\r\n").is_err());
     }
 
