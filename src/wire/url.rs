@@ -35,6 +35,8 @@ pub enum UrlError {
     Encoding,
     /// A space or a control character.
     Character,
+    /// An `@` in the path: most likely a `/` in the password, whose rest would be taken for a path.
+    PathAt,
 }
 
 impl fmt::Display for UrlError {
@@ -48,6 +50,7 @@ impl fmt::Display for UrlError {
             }
             Self::Encoding => "a % must be followed by two hexadecimal digits (write a literal % as %25)",
             Self::Character => "it must not hold spaces or control characters",
+            Self::PathAt => "its path must not hold an @ (write / as %2F in a password, and @ as %40 in a path)",
         })
     }
 }
@@ -70,8 +73,12 @@ impl CouchUrl {
         if rest.contains(['?', '#']) {
             return Err(UrlError::QueryOrFragment);
         }
-        // A password may hold a raw `@` or `/`… only the former can be told apart from the host.
+        // A password may hold a raw `@`. A raw `/` would make a host of the user's name and a path of the
+        // rest of the password, and a path is shown: with `http://admin:12/34@host`, in every log.
         let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+        if path.contains('@') {
+            return Err(UrlError::PathAt);
+        }
         let (credentials, address) = match authority.rsplit_once('@') {
             Some((credentials, address)) => (Some(parse_credentials(credentials)?), address),
             None => (None, authority),
@@ -242,6 +249,8 @@ mod tests {
             ("http://host/?a=b", UrlError::QueryOrFragment),
             ("http://u:50%@host", UrlError::Encoding),
             ("http://ho st", UrlError::Character),
+            ("http://admin:12/34@host", UrlError::PathAt),
+            ("http://admin:se/cret@host", UrlError::PathAt),
         ] {
             assert_eq!(CouchUrl::parse(text), Err(error), "{text}");
         }
