@@ -1,0 +1,120 @@
+//! The URL of CouchDB as an operator types it, and the requests that are made from it and from what
+//! clients log in with. The first line of an input is the URL, the rest is a client's text.
+//!
+//! Asserted:
+//! - nothing in front of the last `@` of a URL is ever shown, whether it could be read or not;
+//! - the URL as shown reads as the same place;
+//! - the value of a cookie holds nothing that could end its field or begin another cookie;
+//! - every request is one head, which our own parser reads, and a body of the length that it tells; a log-in
+//!   never carries the server's own credentials.
+
+#![no_main]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use couchdb_howler::wire::couchdb::{Credentials, FeedSource, Requests};
+use couchdb_howler::wire::http::parse_request;
+use couchdb_howler::wire::secret::Secret;
+use couchdb_howler::wire::url::{CouchUrl, mask_credentials, query_pairs};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let text = String::from_utf8_lossy(data);
+    check_mask(&text);
+    let (first, rest) = text.split_once('\n').unwrap_or((&text, &text));
+    check_cookie(rest);
+    if let Ok(url) = CouchUrl::parse(first) {
+        check_url(first, &url);
+        check_requests(&url, rest);
+    }
+});
+
+fn check_mask(text: &str) {
+    let masked = mask_credentials(text);
+    let Some(at) = text.rfind('@') else {
+        assert_eq!(masked, text);
+        return;
+    };
+    let head = masked.strip_suffix(&text[at..]).and_then(|head| head.strip_suffix("***")).expect("masked");
+    let scheme = head.strip_suffix("://");
+    assert!(head.is_empty() || scheme.is_some_and(|s| s.bytes().all(|b| b.is_ascii_alphabetic())), "{masked}");
+}
+
+fn check_url(text: &str, url: &CouchUrl) {
+    let place = |url: &CouchUrl| (url.tls, url.host.clone(), url.port, url.prefix.clone());
+    let shown = url.to_string();
+    assert_eq!(CouchUrl::parse(&shown).as_ref().map(place), Ok(place(url)), "{shown}");
+    // Whatever stands behind the last @ is all of the place.
+    let (scheme, rest) = text.split_once("://").expect("has a scheme");
+    let bare = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
+    assert_eq!(CouchUrl::parse(&format!("{scheme}://{bare}")).as_ref().map(place), Ok(place(url)), "{shown}");
+    assert_eq!(url.credentials.is_some(), rest.contains('@'));
+    // Neither shows what the password is: another one gives the same texts.
+    if let Some((user, _)) = &url.credentials {
+        let other = CouchUrl { credentials: Some((user.clone(), Secret::new("another"))), ..url.clone() };
+        assert_eq!((other.to_string(), format!("{other:?}")), (shown, format!("{url:?}")));
+    }
+}
+
+fn check_cookie(text: &str) {
+    if let Credentials::Cookie(value) = Credentials::cookie(text) {
+        let value = value.reveal();
+        assert!(!value.is_empty() && text.contains(value));
+        assert!(value.bytes().all(|b| b.is_ascii_graphic() && !b"\",;\\".contains(&b)), "{value:?}");
+    }
+}
+
+fn check_requests(url: &CouchUrl, text: &str) {
+    let requests = Requests::new(url);
+    for client in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        for credentials in
+            [Credentials::Password { username: text.into(), password: Secret::new(text) }, Credentials::cookie(text)]
+        {
+            let log_in = requests.log_in(&credentials, client);
+            assert_eq!(log_in.is_none(), credentials == Credentials::Unusable);
+            let Some(log_in) = log_in else { continue };
+            let (fields, body) = check_request(&log_in, &format!("{}/_session", url.prefix));
+            assert!(!fields.iter().any(|field| field.starts_with("authorization:")), "{fields:?}");
+            assert_eq!(
+                fields.iter().filter(|field| field.starts_with("cookie:")).count(),
+                usize::from(body.is_empty())
+            );
+            if !body.is_empty() {
+                let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+                assert_eq!(body, serde_json::json!({"name": text, "password": text}));
+            }
+        }
+    }
+    for source in [FeedSource::GlobalChanges, FeedSource::DbUpdates] {
+        let stream = requests.stream(source, text, 1);
+        let (_, request) = parse_request(&stream).expect("ours").expect("whole");
+        let since: Vec<_> = query_pairs(request.query).filter(|(name, _)| name == "since").collect();
+        assert_eq!(since, [("since".into(), text.into())]);
+        let path = format!(
+            "{}{}",
+            url.prefix,
+            match source {
+                FeedSource::GlobalChanges => "/_global_changes/_changes",
+                FeedSource::DbUpdates => "/_db_updates",
+            }
+        );
+        check_request(&stream, &path);
+        check_request(&requests.pin(source), &path);
+    }
+    check_request(&requests.create_global_changes(), &format!("{}/_global_changes", url.prefix));
+}
+
+/// The fields of a request, with names in small letters, and its body.
+fn check_request(bytes: &[u8], path: &str) -> (Vec<String>, String) {
+    let text = std::str::from_utf8(bytes).expect("text");
+    let (head, body) = text.split_once("\r\n\r\n").expect("a head end");
+    assert!(!head.replace("\r\n", "").contains(['\r', '\n', '\0']), "{head:?}");
+    let (length, request) = parse_request(bytes).expect("our own head").expect("whole");
+    assert_eq!((length, request.path), (head.len() + 4, path));
+    assert_eq!(request.content_length, Some(body.len() as u64));
+    let fields = head.lines().skip(1).map(|field| {
+        let (name, value) = field.split_once(':').expect("a field");
+        format!("{}:{value}", name.to_ascii_lowercase())
+    });
+    (fields.collect(), body.to_owned())
+}

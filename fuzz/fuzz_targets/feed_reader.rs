@@ -1,0 +1,141 @@
+//! An answer of CouchDB as the feed reads it: head, body framing, lines, JSON.
+//!
+//! Asserted, for an input that is the whole of what CouchDB sends:
+//! - heads, lines, the end, and the error with everything that came before it are the same however
+//!   the bytes are cut: whole, one by one, or at points taken from the input;
+//! - "need more" means that all input was used, and no step stands still;
+//! - a change names a database: not an empty name, and not `_dbs`;
+//! - a line and the same JSON written anew (keys in another order, escapes undone) read alike, and so
+//!   does the same change in the form that CouchDB usually writes, which is read by another path;
+//! - a line that is read as anything but a heartbeat is a JSON object.
+
+#![no_main]
+
+use couchdb_howler::wire::couchdb::{ChangeKind, FeedLine, parse_feed_line, parse_last_seq};
+use couchdb_howler::wire::http::Response;
+use couchdb_howler::wire::lines::{Line, LineReader, MAX_LINE};
+use couchdb_howler::wire::response::{Part, ResponseError, ResponseReader};
+use couchdb_howler_fuzz::{WAYS, pieces};
+use libfuzzer_sys::fuzz_target;
+use serde_json::Value;
+
+/// What was read, in order.
+#[derive(Debug, PartialEq, Eq)]
+enum Item {
+    Head(Response),
+    /// A line; None when it was too long.
+    Line(Option<Vec<u8>>),
+    /// The answer was complete behind so many bytes.
+    End(usize),
+    Error(ResponseError),
+}
+
+fuzz_target!(|data: &[u8]| {
+    let whole = read(&pieces(data, 0));
+    for way in 1..WAYS {
+        assert_eq!(read(&pieces(data, way)), whole, "way {way}");
+    }
+    for item in &whole {
+        if let Item::Line(Some(line)) = item {
+            assert!(line.len() <= MAX_LINE && !line.contains(&b'\n'));
+            check_line(line);
+        }
+    }
+    // The same bytes as bare lines: mutations need not get past the framing to reach the JSON.
+    data.split(|byte| *byte == b'\n').for_each(check_line);
+    let _ = parse_last_seq(data);
+});
+
+fn read(pieces: &[&[u8]]) -> Vec<Item> {
+    let (mut reader, mut lines, mut items, mut total) = (ResponseReader::new(), LineReader::default(), Vec::new(), 0);
+    for piece in pieces {
+        let mut rest = *piece;
+        loop {
+            let (used, part) = match reader.next(rest) {
+                Ok(next) => next,
+                Err(error) => {
+                    items.push(Item::Error(error));
+                    return items;
+                }
+            };
+            total += used;
+            rest = &rest[used..];
+            match part {
+                Part::Head(head) => items.push(Item::Head(head)),
+                Part::Data(data) => {
+                    assert!(!data.is_empty(), "a step that stands still");
+                    take_lines(&mut lines, data, &mut items);
+                }
+                Part::End => {
+                    items.push(Item::End(total));
+                    return items;
+                }
+                Part::NeedMore => {
+                    assert!(rest.is_empty(), "needs more and has more");
+                    break;
+                }
+            }
+        }
+    }
+    items
+}
+
+fn take_lines(lines: &mut LineReader, mut rest: &[u8], items: &mut Vec<Item>) {
+    loop {
+        let (used, line) = lines.next(rest);
+        rest = &rest[used..];
+        match line {
+            Line::Complete(line) => items.push(Item::Line(Some(line.to_vec()))),
+            Line::TooLong => items.push(Item::Line(None)),
+            Line::NeedMore => {
+                assert!(rest.is_empty(), "needs more and has more");
+                return;
+            }
+        }
+    }
+}
+
+fn check_line(line: &[u8]) {
+    let Some(parsed) = parse_feed_line(line) else { return };
+    if parsed == FeedLine::Heartbeat {
+        assert!(line.iter().all(u8::is_ascii_whitespace));
+        return;
+    }
+    assert!(line.trim_ascii_start().starts_with(b"{"), "not an object: {parsed:?}");
+    if let FeedLine::Change { database, kind, seq } = &parsed {
+        assert!(!database.is_empty() && database != "_dbs");
+        let kind = match kind {
+            ChangeKind::Created => "created",
+            ChangeKind::Updated => "updated",
+            ChangeKind::Deleted => "deleted",
+        };
+        let id = Value::from(format!("{kind}:{database}"));
+        let usual = format!(r#"{{"seq":{},"id":{id},"changes":[{{"rev":"1-a"}}]}}"#, Value::from(&**seq));
+        assert_eq!(parse_feed_line(usual.as_bytes()).as_ref(), Some(&parsed), "{usual}");
+    }
+    // Fields that the reader passes over may hold what a tree of values cannot: numbers out of
+    // range, halves of surrogate pairs, depth.
+    let Ok(mut value) = serde_json::from_slice::<Value>(line) else { return };
+    for name in ["seq", "last_seq"] {
+        // Other sequences than strings go back as they were written, to the digit and space.
+        if let Some(seq) = value.get_mut(name).filter(|seq| !seq.is_string() && !seq.is_null()) {
+            *seq = Value::from("opaque");
+        }
+    }
+    let anew = value.to_string();
+    let again = parse_feed_line(anew.as_bytes()).expect("still the JSON of a line");
+    assert_eq!(without_odd_seq(again, &value), without_odd_seq(parsed, &value), "{anew}");
+}
+
+/// The line with its sequence blanked where the check has replaced it.
+fn without_odd_seq<'a>(line: FeedLine<'a>, value: &Value) -> FeedLine<'a> {
+    let odd = |name: &str| value.get(name).and_then(Value::as_str) == Some("opaque");
+    match line {
+        FeedLine::Change { database, kind, .. } if odd("seq") => {
+            FeedLine::Change { database, kind, seq: "opaque".into() }
+        }
+        FeedLine::Other { seq: Some(_) } if odd("seq") => FeedLine::Other { seq: Some("opaque".into()) },
+        FeedLine::LastSeq { .. } if odd("last_seq") => FeedLine::LastSeq { seq: "opaque".into() },
+        line => line,
+    }
+}

@@ -1,0 +1,149 @@
+//! Heads of HTTP messages, from strangers (requests) and from CouchDB (answers), and the query
+//! of a handshake.
+//!
+//! Asserted:
+//! - a head that is complete stays what it is whatever follows it, is not complete one byte earlier, and
+//!   one that is broken stays broken; checked at every prefix of short inputs, else at points taken from
+//!   the input;
+//! - `head_is_complete` finds the end in a growing buffer exactly when it finds it in the whole of
+//!   it, and never overlooks one that the parser sees;
+//! - no text that is taken from a request holds a control character, and path and query no space either;
+//! - white space that is none in HTTP does not hide in a length or coding of the body;
+//! - the answer to an upgrade is one head, whatever the key was;
+//! - percent-encoding is undone by decoding, alone and in a query.
+
+#![no_main]
+
+use couchdb_howler::wire::body::BodyDecoder;
+use couchdb_howler::wire::couchdb::Credentials;
+use couchdb_howler::wire::http::{
+    HeadError, MAX_HEAD, Request, has_token, head_is_complete, parse_request, parse_response, write_upgrade,
+};
+use couchdb_howler::wire::{engine_io, url};
+use couchdb_howler_fuzz::{WAYS, cuts};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    prefixes_agree(data, parse_request);
+    prefixes_agree(data, parse_response);
+    ends_are_found(data);
+    if let Ok(Some((length, request))) = parse_request(data) {
+        check_request(&request, &data[..length]);
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        check_query(text);
+        check_encoding(text);
+    }
+});
+
+type Parsed<T> = Result<Option<(usize, T)>, HeadError>;
+
+fn prefixes_agree<'a, T: PartialEq + std::fmt::Debug>(data: &'a [u8], parse: impl Fn(&'a [u8]) -> Parsed<T>) {
+    let whole = parse(data);
+    if let Ok(Some((length, _))) = &whole {
+        assert!(*length <= data.len().min(MAX_HEAD));
+        assert!(head_is_complete(&data[..*length], 0), "an end is overlooked");
+        assert_eq!(parse(&data[..*length]), whole);
+        assert_eq!(parse(&data[..*length - 1]), Ok(None));
+    }
+    let mut ends = if data.len() < 64 { (0..data.len()).collect() } else { cuts(data, 3) };
+    ends.push(MAX_HEAD.min(data.len()));
+    for end in ends {
+        match parse(&data[..end]) {
+            Ok(None) => {}
+            decided => assert_eq!(decided, whole, "{end}"),
+        }
+    }
+}
+
+fn ends_are_found(data: &[u8]) {
+    for way in 0..WAYS {
+        let mut seen = 0;
+        for end in cuts(data, way) {
+            let found = head_is_complete(&data[..end], seen);
+            assert_eq!(found, head_is_complete(&data[..end], 0), "way {way}, {seen}..{end}");
+            if found {
+                break;
+            }
+            seen = end;
+        }
+    }
+}
+
+fn check_request(request: &Request<'_>, head: &[u8]) {
+    let plain = |text: &str| !text.bytes().any(|b| b.is_ascii_control() && b != b'\t');
+    let visible = |text: &str| !text.bytes().any(|b| b.is_ascii_control() || b == b' ');
+    assert!(!request.method.is_empty());
+    assert!(visible(request.method) && visible(request.path) && visible(request.query));
+    for field in [
+        request.content_type,
+        request.origin,
+        request.forwarded_for,
+        request.websocket_key,
+        request.websocket_version,
+        request.websocket_protocol,
+    ] {
+        assert!(field.is_none_or(plain), "{field:?}");
+    }
+    assert_eq!(request.content_length.is_none(), request.body() == BodyDecoder::chunked());
+    check_framing(request, head);
+    let protocol = request.websocket_protocol.is_some_and(|p| has_token(p, "howler.v1")).then_some("howler.v1");
+    let mut answer = Vec::new();
+    write_upgrade(&mut answer, request.websocket_key.unwrap_or(""), protocol);
+    let (length, response) = parse_response(&answer).expect("ours").expect("whole");
+    assert_eq!((length, response.status), (answer.len(), 101));
+    check_query(request.query);
+}
+
+/// The length of the body again, by the strictest reading of the two fields.
+fn check_framing(request: &Request<'_>, head: &[u8]) {
+    let (mut lengths, mut codings) = (Vec::new(), Vec::new());
+    for line in head.split(|byte| *byte == b'\n').skip(1) {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
+        let value: &[u8] = line[colon + 1..].trim_ascii();
+        if line[..colon].eq_ignore_ascii_case(b"content-length") {
+            lengths.push(value);
+        } else if line[..colon].eq_ignore_ascii_case(b"transfer-encoding") {
+            codings.push(value);
+        }
+    }
+    match (&lengths[..], &codings[..]) {
+        ([], []) => assert_eq!(request.content_length, Some(0)),
+        ([length], []) => {
+            assert!(length.iter().all(u8::is_ascii_digit));
+            let length = std::str::from_utf8(length).expect("digits").parse().expect("a number");
+            assert_eq!(request.content_length, Some(length));
+        }
+        ([], [coding]) => {
+            assert!(coding.eq_ignore_ascii_case(b"chunked"), "{coding:?}");
+            assert_eq!(request.content_length, None);
+        }
+        _ => panic!("a body of two lengths was let in"),
+    }
+}
+
+fn check_query(query: &str) {
+    for (name, value) in url::query_pairs(query) {
+        let mut anew = String::new();
+        url::percent_encode(&name, &mut anew);
+        anew.push('=');
+        url::percent_encode(&value, &mut anew);
+        let pairs: Vec<_> = url::query_pairs(&anew).collect();
+        assert_eq!(pairs, [(name, value)]);
+    }
+    if let Ok(handshake) = engine_io::parse_handshake(query)
+        && let Credentials::Cookie(value) = handshake.credentials
+    {
+        assert!(value.reveal().bytes().all(|b| b.is_ascii_graphic() && b != b';'));
+    }
+}
+
+fn check_encoding(text: &str) {
+    let mut encoded = String::new();
+    url::percent_encode(text, &mut encoded);
+    assert!(encoded.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%".contains(&b)));
+    for form in [false, true] {
+        assert_eq!(url::percent_decode(&encoded, form).as_deref(), Some(text));
+        let _ = url::percent_decode(text, form);
+    }
+}

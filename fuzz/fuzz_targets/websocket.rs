@@ -1,0 +1,166 @@
+//! A client's WebSocket frames.
+//!
+//! Asserted, with a small and a large limit:
+//! - messages, and the error with everything before it, are the same however the bytes are cut;
+//! - no message is over the limit, no ping over 125 bytes, and a close code is one that may be sent;
+//! - tungstenite, reading the same bytes as a server, sees the same messages.
+//!
+//! Where the two are meant to differ:
+//! - text is checked when the message is whole here, fragment by fragment there: their error may come
+//!   first, before control frames that stand between the fragments;
+//! - what a header alone rules out (size, a long or fragmented control frame, a missing mask) is refused
+//!   before the payload came here, and after it there;
+//! - a close frame with a code that may not be sent is an error here, and a close with 1002 there;
+//! - 1014 ("bad gateway", registered by IANA after the RFC) may be sent here, and not there.
+
+#![no_main]
+
+use std::io::{self, Read, Write};
+
+use couchdb_howler::wire::websocket::{Decoder, FrameError, Incoming, MAX_CONTROL};
+use couchdb_howler_fuzz::{WAYS, pieces};
+use libfuzzer_sys::fuzz_target;
+use tungstenite::protocol::{Message, Role, WebSocket, WebSocketConfig};
+
+const SMALL: usize = 24;
+const LARGE: usize = 64 * 1024;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Item {
+    Text(String),
+    Binary,
+    Ping(Vec<u8>),
+    Pong,
+    Close(u16),
+}
+
+/// How a stream of frames ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    NeedMore,
+    Closed,
+    Error(FrameError),
+}
+
+fuzz_target!(|data: &[u8]| {
+    for limit in [SMALL, LARGE] {
+        let (items, end) = read(&pieces(data, 0), limit);
+        for way in 1..WAYS {
+            assert_eq!(read(&pieces(data, way), limit), (items.clone(), end), "way {way}");
+        }
+        compare(&items, end, data, limit);
+    }
+});
+
+fn read(pieces: &[&[u8]], limit: usize) -> (Vec<Item>, End) {
+    let (mut decoder, mut buffer, mut items) = (Decoder::default(), Vec::new(), Vec::new());
+    for piece in pieces {
+        buffer.extend_from_slice(piece);
+        let mut at = 0;
+        loop {
+            let (used, incoming) = match decoder.next(&mut buffer[at..], limit) {
+                Ok(Some(next)) => next,
+                Ok(None) => break,
+                Err(error) => return (items, End::Error(error)),
+            };
+            items.push(match incoming {
+                Incoming::Text(text) => {
+                    assert!(text.len() <= limit);
+                    Item::Text(text.to_owned())
+                }
+                Incoming::Binary => Item::Binary,
+                Incoming::Ping(payload) => {
+                    assert!(payload.len() <= MAX_CONTROL);
+                    Item::Ping(payload.to_vec())
+                }
+                Incoming::Pong => Item::Pong,
+                Incoming::Close(code) => {
+                    assert!(matches!(code, 1000..=1003 | 1005 | 1007..=1014 | 3000..=4999), "{code}");
+                    items.push(Item::Close(code));
+                    return (items, End::Closed);
+                }
+                Incoming::Fragment => {
+                    at += used;
+                    continue;
+                }
+            });
+            at += used;
+        }
+        buffer.drain(..at);
+    }
+    (items, End::NeedMore)
+}
+
+fn compare(ours: &[Item], end: End, data: &[u8], limit: usize) {
+    let (theirs, their_end) = oracle(data, limit);
+    let context = || format!("ours {ours:?} {end:?}, theirs {theirs:?} {their_end:?}");
+    for (our, their) in ours.iter().zip(&theirs) {
+        let bad_gateway = *our == Item::Close(1014) && *their == Item::Close(1002);
+        assert!(our == their || bad_gateway, "{}", context());
+    }
+    if ours.len() > theirs.len() {
+        assert_eq!(their_end, End::Error(FrameError::InvalidUtf8), "{}", context());
+        return;
+    }
+    if theirs.len() > ours.len() {
+        let replaced = theirs[ours.len()..] == [Item::Close(1002)];
+        assert!(end == End::Error(FrameError::Protocol) && replaced, "{}", context());
+        return;
+    }
+    match (end, their_end) {
+        (End::Error(our), End::NeedMore) => assert_ne!(our, FrameError::InvalidUtf8, "{}", context()),
+        (our, End::Error(FrameError::InvalidUtf8)) => assert_ne!(our, End::Closed, "{}", context()),
+        // A close frame may be wrong by its code and by its reason; size and kind may both be wrong.
+        (End::Error(_), End::Error(_)) => {}
+        (our, their) => assert_eq!(our, their, "{}", context()),
+    }
+}
+
+fn oracle(data: &[u8], limit: usize) -> (Vec<Item>, End) {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(512)
+        .write_buffer_size(0)
+        .max_message_size(Some(limit))
+        .max_frame_size(Some(limit.max(MAX_CONTROL)));
+    let mut socket = WebSocket::from_raw_socket(Wire(data), Role::Server, Some(config));
+    let mut items = Vec::new();
+    loop {
+        items.push(match socket.read() {
+            Ok(Message::Text(text)) => Item::Text(text.as_str().to_owned()),
+            Ok(Message::Binary(_)) => Item::Binary,
+            Ok(Message::Ping(payload)) => Item::Ping(payload.to_vec()),
+            Ok(Message::Pong(_)) => Item::Pong,
+            Ok(Message::Close(frame)) => {
+                items.push(Item::Close(frame.map_or(1005, |frame| frame.code.into())));
+                return (items, End::Closed);
+            }
+            Ok(Message::Frame(_)) => unreachable!("never given by a read"),
+            Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                return (items, End::NeedMore);
+            }
+            Err(tungstenite::Error::Utf8(_)) => return (items, End::Error(FrameError::InvalidUtf8)),
+            Err(tungstenite::Error::Capacity(_)) => return (items, End::Error(FrameError::TooBig)),
+            Err(tungstenite::Error::Protocol(_)) => return (items, End::Error(FrameError::Protocol)),
+            Err(error) => panic!("{error}"),
+        });
+    }
+}
+
+/// The bytes of a client, then silence; answers go nowhere.
+struct Wire<'a>(&'a [u8]);
+
+impl Read for Wire<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.0.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { self.0.read(buffer) }
+    }
+}
+
+impl Write for Wire<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

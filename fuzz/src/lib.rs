@@ -1,0 +1,45 @@
+//! What the targets share: ways to cut an input into the pieces that a network could deliver.
+
+/// How many ways [`pieces`] knows.
+pub const WAYS: usize = 5;
+
+/// Cuts `data` into pieces: way 0 leaves it whole, way 1 cuts it into single bytes, the others cut
+/// at points taken from the bytes themselves (so that a seed is a plain recording, without a plan of
+/// its cuts in front), into pieces of at most 7, 64 and 1024 bytes.
+pub fn pieces(data: &[u8], way: usize) -> Vec<&[u8]> {
+    let longest = match way {
+        0 => return vec![data],
+        1 => return data.chunks(1).collect(),
+        2 => 7,
+        3 => 64,
+        _ => 1024,
+    };
+    // FNV-1a over the input, then xorshift: every byte moves every cut.
+    let mut state = data.iter().fold(0xcbf2_9ce4_8422_2325 ^ way as u64, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    }) | 1;
+    let (mut rest, mut pieces) = (data, Vec::new());
+    while !rest.is_empty() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        // An empty piece now and then: a read that brought nothing.
+        let length = (usize::try_from(state % 4096).expect("small") % (longest + 1)).min(rest.len());
+        let (piece, after) = rest.split_at(length);
+        pieces.push(piece);
+        rest = after;
+    }
+    pieces
+}
+
+/// The ends of all pieces, as offsets into the input.
+pub fn cuts(data: &[u8], way: usize) -> Vec<usize> {
+    let mut end = 0;
+    pieces(data, way)
+        .iter()
+        .map(|piece| {
+            end += piece.len();
+            end
+        })
+        .collect()
+}
