@@ -206,7 +206,10 @@ impl Server {
             match input {
                 Input::Over => return None,
                 Input::Used(0) => return Some(used),
-                Input::Used(taken) => used += taken,
+                Input::Used(taken) => {
+                    used += taken;
+                    seen = seen.saturating_sub(taken);
+                }
                 Input::Switched(taken) => {
                     used += taken;
                     seen = 0;
@@ -216,8 +219,13 @@ impl Server {
     }
 
     fn handle_request(&mut self, key: Key, bytes: &[u8], seen: usize, now: Millis) -> Input {
+        // RFC 9112 section 2.2: empty lines before a request are passed over.
+        let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        if blank > 0 {
+            return Input::Used(blank);
+        }
         // What cannot be a method is no HTTP, and need not be waited for.
-        let garbage = bytes.first().is_some_and(|byte| !byte.is_ascii_alphabetic() && !byte.is_ascii_whitespace());
+        let garbage = bytes.first().is_some_and(|byte| !byte.is_ascii_alphabetic());
         if !garbage && bytes.len() < MAX_HEAD && !http::head_is_complete(bytes, seen) {
             return Input::Used(0);
         }

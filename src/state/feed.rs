@@ -284,7 +284,9 @@ impl Feed {
         }
         let told = match parsed {
             Some(FeedLine::Change { database, kind, seq }) => {
-                remember(&mut self.since, &seq);
+                if let Some(seq) = seq {
+                    remember(&mut self.since, &seq);
+                }
                 Told::Change(database, kind)
             }
             Some(FeedLine::Other { seq: Some(seq) } | FeedLine::LastSeq { seq }) => {

@@ -53,8 +53,9 @@ pub enum FeedLine<'a> {
         database: Cow<'a, str>,
         /// What happened.
         kind: ChangeKind,
-        /// The update sequence to resume from behind this line: opaque.
-        seq: Cow<'a, str>,
+        /// The update sequence to resume from behind this line: opaque. None where the line has none: it
+        /// is told all the same, and a resumed feed tells it again.
+        seq: Option<Cow<'a, str>>,
     },
     /// A line about no database (a design document, `_dbs`, a tombstone); only its sequence counts.
     Other {
@@ -103,7 +104,7 @@ fn parse_usual_line(line: &[u8]) -> Option<FeedLine<'_>> {
     if rest != b"}]}" {
         return None;
     }
-    Some(change_of_document(Cow::Borrowed(id), Cow::Borrowed(seq)))
+    Some(change_of_document(Cow::Borrowed(id), Some(Cow::Borrowed(seq))))
 }
 
 /// A JSON string without escapes up to its closing quote, and what follows that.
@@ -119,11 +120,13 @@ fn parse_any_line(line: &[u8]) -> Option<FeedLine<'_>> {
         return Some(FeedLine::LastSeq { seq: opaque(seq)? });
     }
     let seq = raw.seq.and_then(opaque);
-    let (Some(seq), false) = (seq.clone(), raw.deleted) else { return Some(FeedLine::Other { seq }) };
+    if raw.deleted {
+        return Some(FeedLine::Other { seq });
+    }
     match (raw.id, raw.db_name, raw.kind) {
         (Some(id), ..) => Some(change_of_document(id, seq)),
         (None, Some(name), Some(kind)) => Some(change_of(name, ChangeKind::parse(&kind), seq)),
-        _ => Some(FeedLine::Other { seq: Some(seq) }),
+        _ => Some(FeedLine::Other { seq }),
     }
 }
 
@@ -138,8 +141,8 @@ fn opaque(seq: &RawValue) -> Option<Cow<'_, str>> {
 }
 
 /// The change that an event document's id `kind:name` tells of. The name may hold further colons.
-fn change_of_document<'a>(id: Cow<'a, str>, seq: Cow<'a, str>) -> FeedLine<'a> {
-    let Some(colon) = id.find(':') else { return FeedLine::Other { seq: Some(seq) } };
+fn change_of_document<'a>(id: Cow<'a, str>, seq: Option<Cow<'a, str>>) -> FeedLine<'a> {
+    let Some(colon) = id.find(':') else { return FeedLine::Other { seq } };
     let kind = ChangeKind::parse(&id[..colon]);
     let name = match id {
         Cow::Borrowed(id) => Cow::Borrowed(&id[colon + 1..]),
@@ -148,11 +151,11 @@ fn change_of_document<'a>(id: Cow<'a, str>, seq: Cow<'a, str>) -> FeedLine<'a> {
     change_of(name, kind, seq)
 }
 
-fn change_of<'a>(database: Cow<'a, str>, kind: Option<ChangeKind>, seq: Cow<'a, str>) -> FeedLine<'a> {
+fn change_of<'a>(database: Cow<'a, str>, kind: Option<ChangeKind>, seq: Option<Cow<'a, str>>) -> FeedLine<'a> {
     match kind {
         // The table of databases itself: written on every create and delete.
         Some(kind) if database != "_dbs" && !database.is_empty() => FeedLine::Change { database, kind, seq },
-        _ => FeedLine::Other { seq: Some(seq) },
+        _ => FeedLine::Other { seq },
     }
 }
 
@@ -384,7 +387,7 @@ mod tests {
     use super::*;
 
     fn change<'a>(database: &'a str, kind: ChangeKind, seq: &'a str) -> FeedLine<'a> {
-        FeedLine::Change { database: database.into(), kind, seq: seq.into() }
+        FeedLine::Change { database: database.into(), kind, seq: Some(seq.into()) }
     }
 
     fn other(seq: &str) -> FeedLine<'_> {
@@ -413,7 +416,11 @@ mod tests {
             ),
             (r#"{"id":"updated:a","seq":12,"changes":[{"rev":"1-9"},{"rev":"2-8"}]}"#, change("a", Updated, "12")),
             (r#"{"seq":[1,"x"],"id":"updated:a","changes":[]}"#, change("a", Updated, r#"[1,"x"]"#)),
-            (r#"{"seq":null,"id":"updated:a","changes":[]}"#, FeedLine::Other { seq: None }),
+            (
+                r#"{"seq":null,"id":"updated:a","changes":[]}"#,
+                FeedLine::Change { database: "a".into(), kind: Updated, seq: None },
+            ),
+            (r#"{"seq":null,"id":"nothing","changes":[]}"#, FeedLine::Other { seq: None }),
             (r#"{"db_name":"t1","type":"created","seq":"4-g"}"#, change("t1", Created, "4-g")),
             (r#"{"db_name":"t1","type":"ddoc_updated","seq":"4-g"}"#, other("4-g")),
             (r#"{"db_name":"_dbs","type":"updated","seq":"4-g"}"#, other("4-g")),

@@ -53,9 +53,8 @@ impl fmt::Display for HeadError {
 /// Whether `buffer` holds a whole head, when its first `seen` bytes were looked at before without
 /// success. A head is parsed only then, so that a slow drip costs linear time.
 pub fn head_is_complete(buffer: &[u8], seen: usize) -> bool {
-    let from = seen.saturating_sub(3);
-    memchr::memchr_iter(b'\n', &buffer[from..]).any(|at| {
-        let before = &buffer[..from + at];
+    memchr::memchr_iter(b'\n', &buffer[seen..]).any(|at| {
+        let before = &buffer[..seen + at];
         before.ends_with(b"\n") || before.ends_with(b"\n\r")
     })
 }
