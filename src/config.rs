@@ -19,6 +19,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use crate::state::routes::Origins;
 use crate::wire::couchdb::FeedSource;
 use crate::wire::url::{CouchUrl, mask_credentials};
 
@@ -41,6 +42,12 @@ pub struct Config {
     pub create_global_changes: bool,
     /// How often CouchDB is to send a heartbeat.
     pub feed_heartbeat_ms: u64,
+    /// Which origins browsers may come from.
+    pub origins: Origins,
+    /// How often Engine.IO pings come.
+    pub ping_interval_ms: u64,
+    /// How late they, or their answers, may be; None for the default of each version.
+    pub ping_timeout_ms: Option<u64>,
     /// Whether to run beside a built-in stand-in for CouchDB.
     pub demo: bool,
 }
@@ -167,6 +174,33 @@ pub const OPTIONS: &[OptionRow] = &[
         secret: false,
         bare_variable: false,
         help: "Milliseconds between CouchDB's heartbeats",
+    },
+    OptionRow {
+        name: "origins",
+        short: None,
+        takes: Takes::Text("LIST", "* or origins such as https://app.example.com, separated by commas"),
+        default: None,
+        secret: false,
+        bare_variable: false,
+        help: "Origins whose pages may connect; all (*) unless given",
+    },
+    OptionRow {
+        name: "ping_interval",
+        short: None,
+        takes: Takes::Number("MS", 100..=600_000),
+        default: Some("25000"),
+        secret: false,
+        bare_variable: false,
+        help: "Milliseconds between pings of Socket.IO",
+    },
+    OptionRow {
+        name: "ping_timeout",
+        short: None,
+        takes: Takes::Number("MS", 0..=600_000),
+        default: Some("0"),
+        secret: false,
+        bare_variable: false,
+        help: "How late they may be; 0 for what is usual",
     },
     OptionRow {
         name: "demo",
@@ -511,8 +545,31 @@ impl Typed {
             },
             create_global_changes: self.switch("create_global_changes")?,
             feed_heartbeat_ms: self.number("feed_heartbeat")?,
+            origins: self.origins()?,
+            ping_interval_ms: self.number("ping_interval")?,
+            ping_timeout_ms: Some(self.number("ping_timeout")?).filter(|ms| *ms > 0),
             demo,
         })
+    }
+
+    fn origins(&self) -> Result<Origins, ConfigError> {
+        let (row, given) = self.find("origins");
+        let Some(given) = given else { return Ok(Origins::Any) };
+        let listed: Vec<&str> = given.text.split(',').map(str::trim).filter(|one| !one.is_empty()).collect();
+        if listed.contains(&"*") {
+            return Ok(Origins::Any);
+        }
+        // As browsers send them: nothing behind the port, not even a slash.
+        let is_origin = |one: &&str| {
+            one.split_once("://").is_some_and(|(scheme, rest)| {
+                !scheme.is_empty() && !rest.is_empty() && !rest.contains(['/', '@', '?', '#', '*', ' '])
+            })
+        };
+        match listed.iter().find(|one| !is_origin(one)) {
+            Some(one) => Err(row.unusable(given, &format!("{one:?} is no origin"))),
+            None if listed.is_empty() => Err(row.unusable(given, "")),
+            None => Ok(Origins::Listed(listed.into_iter().map(Into::into).collect())),
+        }
     }
 
     fn find(&self, name: &str) -> (&'static OptionRow, Option<&Given>) {
@@ -565,10 +622,6 @@ impl Typed {
             return Err(row.wrong(&given.source, "expected none with --demo, which brings its own CouchDB"));
         }
         let url = CouchUrl::parse(&given.text).map_err(|error| row.unusable(given, &error.to_string()))?;
-        if url.prefix.contains('@') {
-            // Most likely a password with a slash, whose rest is now taken for a path.
-            return Err(row.unusable(given, "write / as %2F in a password, and @ as %40 in a path"));
-        }
         if url.credentials.as_ref().is_none_or(|(user, _)| user.is_empty()) {
             return Err(row.unusable(given, "the credentials of a server admin are missing"));
         }
@@ -723,6 +776,9 @@ mod tests {
             feed: FeedSource::GlobalChanges,
             create_global_changes: false,
             feed_heartbeat_ms: 10_000,
+            origins: Origins::Any,
+            ping_interval_ms: 25_000,
+            ping_timeout_ms: None,
             demo: false,
         };
         assert_eq!(with_url("").config(), expected);
@@ -740,14 +796,21 @@ mod tests {
             feed: FeedSource::DbUpdates,
             create_global_changes: true,
             feed_heartbeat_ms: 100,
+            origins: Origins::Listed(vec!["https://a.example".into(), "http://b:81".into()]),
+            ping_interval_ms: 300,
+            ping_timeout_ms: Some(200),
             demo: false,
         };
         let flags = "--host ::1 --port=0 -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
-                     --create-global_changes --feed-heartbeat 100";
+                     --create-global_changes --feed-heartbeat 100 --origins https://a.example,http://b:81 \
+                     --ping_interval 300 --ping-timeout=200";
         assert_eq!(with_url(flags).config(), expected);
         let variables = args("")
             .env("HOWLER_COUCHDB_URL", URL)
             .env("HOWLER_HOST", "::1")
+            .env("HOWLER_ORIGINS", " https://a.example, http://b:81,")
+            .env("HOWLER_PING_INTERVAL", "300")
+            .env("HOWLER_PING_TIMEOUT", "200")
             .env("HOWLER_PORT", "0")
             .env("HOWLER_LOG_LEVEL", "debug")
             .env("HOWLER_CA_FILE", "/etc/a@b:c.pem")
@@ -862,6 +925,9 @@ mod tests {
             ("-p --", &["--port", "the value is missing"]),
             ("--feed_heartbeat 99", &["--feed_heartbeat: expected a number from 100 to 60000, got \"99\""]),
             ("--feed_heartbeat 60001", &["--feed_heartbeat"]),
+            ("--origins a.example", &["--origins", "is no origin"]),
+            ("--origins https://a.example/", &["--origins", "is no origin"]),
+            ("--origins ,", &["--origins"]),
             ("-l trace", &["--log_level: expected one of error, warn, info, debug, got \"trace\""]),
             ("--feed changes", &["--feed: expected one of global_changes, db_updates, got \"changes\""]),
             ("--host localhost", &["--host: expected an IP address such as 127.0.0.1 or ::1, got \"localhost\""]),
@@ -972,9 +1038,9 @@ mod tests {
             ("http://u:hunter2@", "\"http://***@\": the host"),
             ("http://u:hunter2@h:port", "\"http://***@***\": the port"),
             ("http://h:5984@u:hunter2", "\"http://***@***\": the port"),
-            ("http://u:hun/ter2@h", "\"http://***@h\": the port"),
-            ("http://u:12/hunter2@h", "\"http://***@h\": write / as %2F"),
-            ("http://u:p@x/hunter2@h", "\"http://***@h\": write / as %2F"),
+            ("http://u:hun/ter2@h", "\"http://***@h\": its path must not hold an @"),
+            ("http://u:12/hunter2@h", "\"http://***@h\": its path must not hold an @"),
+            ("http://u:p@x/hunter2@h", "\"http://***@h\": its path must not hold an @"),
             ("http://u:hun#ter2@h", "\"http://***@h\": it must not hold a query"),
             ("http://u:hun?ter2@h", "\"http://***@h\": it must not hold a query"),
             ("http://h?name=u&password=hunter2", "\"http://***\": it must not hold a query"),

@@ -106,7 +106,8 @@ fn settings(config: &Config, couchdb_url: CouchUrl) -> Result<Settings, String> 
             create: config.create_global_changes,
         },
         tls,
-        rules: Rules::default(),
+        rules: Rules { ping_interval: config.ping_interval_ms, ping_timeout: config.ping_timeout_ms },
+        origins: config.origins.clone(),
         seed: u64::from_ne_bytes(seed),
     })
 }

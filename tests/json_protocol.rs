@@ -160,8 +160,8 @@ fn the_sub_protocol_is_confirmed_and_requests_that_are_none_are_explained() {
     assert!(Client::try_open(howler.address(), "/howler", "Sec-WebSocket-Protocol: howler.v1\r\n").is_ok());
     for (path, fields, status, word) in [
         ("/nothing", "", "404", "/howler"),
-        ("/socket.io/?EIO=3&transport=polling", "", "400", r#"{"code":0,"message":"Transport unknown"}"#),
-        ("/socket.io/?EIO=4&transport=websocket", "", "400", r#"{"code":5,"message":"Unsupported protocol version"}"#),
+        ("/socket.io/?EIO=3&transport=pigeon", "", "400", r#"{"code":0,"message":"Transport unknown"}"#),
+        ("/socket.io/?EIO=5&transport=websocket", "", "400", r#"{"code":5,"message":"Unsupported protocol version"}"#),
         ("/socket.io/?EIO=3&transport=websocket&sid=x", "", "400", r#"{"code":1,"message":"Session ID unknown"}"#),
         ("/howler", "Content-Length: 1\r\nContent-Length: 2\r\n", "400", "length"),
     ] {

@@ -9,7 +9,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("net", &["net"]),
     ("server", &["wire", "state", "net", "server"]),
     ("event_loop", &["state", "server"]),
-    ("config", &["wire"]),
+    ("config", &["wire", "state"]),
     ("demo", &["demo"]),
 ];
 

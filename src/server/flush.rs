@@ -99,7 +99,7 @@ impl Server {
 
     fn flush_session(&mut self, key: Key, now: Millis) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let connection = session.connection;
+        let Some(connection) = session.websocket() else { return self.flush_polling(key, now) };
         let Some(peer) = self.peers.get_mut(connection) else { return };
         if !matches!(peer.protocol, Protocol::WebSocket(..)) || peer.connection.is_blocked() {
             return;

@@ -5,7 +5,8 @@ use std::io;
 use mio::event::Event;
 use mio::net::TcpStream;
 
-use super::{HEAD_WITHIN, LINGER, MAX_MESSAGE, Peer, Protocol, Server, Timer, token_of};
+use super::http_exchange::Exchange;
+use super::{HEAD_WITHIN, Http, LINGER, MAX_MESSAGE, Peer, Protocol, Server, Timer, token_of};
 use crate::net::connection::{Connection, Flushed};
 use crate::net::listener::Accepted;
 use crate::net::stream::Stream;
@@ -13,7 +14,7 @@ use crate::state::metrics::CloseReason;
 use crate::state::routes::{self, Route};
 use crate::state::table::Key;
 use crate::state::timers::{Alarm, Millis};
-use crate::wire::http::{self, MAX_HEAD};
+use crate::wire::http::{self, MAX_HEAD, Request};
 use crate::wire::websocket::{self, Decoder, FrameError, Incoming};
 
 /// Most clients that are accepted in one turn.
@@ -57,7 +58,8 @@ impl Server {
         self.metrics.accepted += 1;
         // Notifications are small and must not wait for an acknowledgement of the one before.
         let _ = socket.set_nodelay(true);
-        let added = self.add_peer(Stream::Plain(socket), Protocol::Http, address, Some(now + HEAD_WITHIN), now);
+        let added =
+            self.add_peer(Stream::Plain(socket), Protocol::Http(Http::Head), address, Some(now + HEAD_WITHIN), now);
         if let Err(error) = added {
             log::warn!("A client could not be registered: {error}");
         }
@@ -133,11 +135,19 @@ impl Server {
         if matches!(peer.protocol, Protocol::Closed) {
             return;
         }
-        // Who does not take its answers may not ask on: what it can make us hold is bounded by this.
-        if peer.connection.has_unsent() && !matches!(peer.protocol, Protocol::Lingering { .. }) {
+        // Who does not take its answers may not ask on, nor who has asked a lot already: what it can make
+        // us hold is bounded by this.
+        let parked = matches!(peer.protocol, Protocol::Http(Http::Parked(_)));
+        let full = peer.connection.has_unsent() || (parked && peer.connection.inbox.len() >= MAX_HEAD);
+        if full && !matches!(peer.protocol, Protocol::Lingering { .. }) {
             peer.unread = true;
             return;
         }
+        if !parked && !peer.connection.inbox.is_empty() && matches!(peer.protocol, Protocol::Http(_)) {
+            // A request that came early.
+            self.take_input(key, 0, now);
+        }
+        let Some(peer) = self.peers.get_mut(key) else { return };
         let stream = peer.connection.stream();
         let short_is_last = stream.short_read_is_last() && !to_end;
         match stream.read(&mut self.scratch) {
@@ -199,8 +209,11 @@ impl Server {
         loop {
             let rest = &mut bytes[used..];
             let input = match &self.peers.get(key)?.protocol {
-                Protocol::Http => self.handle_request(key, rest, seen, now),
-                Protocol::WebSocket(..) => self.handle_frame(key, rest, now),
+                Protocol::Http(Http::Head) => self.handle_request(key, rest, seen, now),
+                Protocol::Http(Http::Body(_)) => Input::Switched(self.handle_body(key, rest, now)),
+                // The next request waits for the answer to this one.
+                Protocol::Http(Http::Parked(_)) => Input::Used(0),
+                Protocol::WebSocket(..) | Protocol::Probing(..) => self.handle_frame(key, rest, now),
                 Protocol::Lingering { .. } | Protocol::Closed | Protocol::Upstream { .. } => Input::Over,
             };
             match input {
@@ -213,6 +226,9 @@ impl Server {
                 Input::Switched(taken) => {
                     used += taken;
                     seen = 0;
+                    if used == bytes.len() {
+                        return Some(used);
+                    }
                 }
             }
         }
@@ -231,47 +247,59 @@ impl Server {
         }
         match http::parse_request(bytes) {
             Ok(None) => Input::Used(0),
-            Ok(Some((used, request))) => match routes::route(&request) {
-                Route::Howler { key: websocket_key, protocol } => {
-                    self.upgrade(key, websocket_key, protocol);
-                    self.open_json(key, now);
-                    Input::Switched(used)
-                }
-                Route::SocketIo { key: websocket_key, handshake } => {
-                    self.upgrade(key, websocket_key, None);
-                    self.open_socket_io(key, handshake, now);
-                    Input::Switched(used)
-                }
-                Route::Answer(answer) => {
-                    log::debug!("{} {}: {}", request.method, request.path, answer.status);
-                    self.answer(key, &answer, request.method == "HEAD", now);
-                    Input::Over
-                }
-            },
+            Ok(Some((used, request))) => {
+                self.serve(key, &request, now);
+                Input::Switched(used)
+            }
             Err(error) => {
-                let body = format!("{error}\n");
-                self.answer_and_close(key, error.status(), &body, now);
+                self.answer_and_close(key, error.status(), &format!("{error}\n"), now);
                 Input::Over
             }
         }
     }
 
-    fn upgrade(&mut self, key: Key, websocket_key: &str, protocol: Option<&str>) {
+    fn serve(&mut self, key: Key, request: &Request<'_>, now: Millis) {
+        let mut exchange = Exchange::of(request);
+        if routes::carries_sessions(request.path) && !self.origins.allow(request.origin) {
+            return self.respond_answer(key, &exchange, &routes::ORIGIN_REFUSED, now);
+        }
+        match routes::route(request) {
+            Route::Howler { key: websocket_key, protocol } => {
+                self.upgrade(key, websocket_key, protocol);
+                self.open_json(key, now);
+            }
+            Route::OpenWebSocket(query, version, websocket_key) => {
+                self.upgrade(key, websocket_key, None);
+                self.open_socket_io(key, version, query.credentials, None, now);
+            }
+            Route::OpenPolling(query, version) => {
+                exchange.jsonp = query.jsonp;
+                self.open_socket_io(key, version, query.credentials, Some(exchange), now);
+            }
+            Route::Poll(sid, jsonp) => {
+                exchange.jsonp = jsonp;
+                self.poll_session(key, sid, exchange, now);
+            }
+            Route::Post(sid, format) => {
+                exchange.keep_alive = request.keep_alive;
+                self.begin_post(key, sid, format, request.body(), exchange, now);
+            }
+            Route::Upgrade(sid, websocket_key) => {
+                self.begin_upgrade(key, sid, websocket_key, &exchange, now);
+            }
+            Route::Preflight => self.respond_preflight(key, &exchange, now),
+            Route::Answer(answer) => {
+                log::debug!("{} {}: {}", request.method, request.path, answer.status);
+                self.respond_answer(key, &exchange, &answer, now);
+            }
+        }
+    }
+
+    pub(super) fn upgrade(&mut self, key: Key, websocket_key: &str, protocol: Option<&str>) {
         if let Some(peer) = self.peers.get_mut(key) {
             http::write_upgrade(peer.connection.queue(), websocket_key, protocol);
             peer.deadline = None;
         }
-    }
-
-    fn answer(&mut self, key: Key, answer: &routes::Answer, head_only: bool, now: Millis) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
-        let mut fields = vec![("Content-Type", answer.content_type)];
-        fields.extend(answer.field);
-        let body = answer.body.as_bytes();
-        let answer = http::Answer { status: answer.status, fields: &fields, body, head_only, keep_alive: false };
-        http::write_response(peer.connection.queue(), &answer);
-        self.metrics.count_close(CloseReason::Served);
-        self.linger(key, now);
     }
 
     fn answer_and_close(&mut self, key: Key, status: u16, body: &str, now: Millis) {
@@ -294,7 +322,9 @@ impl Server {
 
     fn handle_frame(&mut self, key: Key, bytes: &mut [u8], now: Millis) -> Input {
         let Some(peer) = self.peers.get_mut(key) else { return Input::Over };
-        let Protocol::WebSocket(session, decoder) = &mut peer.protocol else { return Input::Over };
+        let (Protocol::WebSocket(session, decoder) | Protocol::Probing(session, decoder)) = &mut peer.protocol else {
+            return Input::Over;
+        };
         let session = *session;
         // Taken out while the session, which may end the connection, has the message.
         let mut decoder = std::mem::take(decoder);
@@ -306,7 +336,7 @@ impl Server {
                     FrameError::TooBig => CloseReason::MessageTooBig,
                     FrameError::InvalidUtf8 => CloseReason::InvalidUtf8,
                 };
-                self.close_session(session, reason, now);
+                self.close_websocket(key, session, reason, now);
                 Input::Over
             }
             Ok(Some((used, incoming))) => {
@@ -314,27 +344,44 @@ impl Server {
                 Input::Used(used)
             }
         };
-        if let Some(Peer { protocol: Protocol::WebSocket(_, place), .. }) = self.peers.get_mut(key) {
+        if let Some(peer) = self.peers.get_mut(key)
+            && let Protocol::WebSocket(_, place) | Protocol::Probing(_, place) = &mut peer.protocol
+        {
             *place = decoder;
         }
         outcome
     }
 
     fn handle_incoming(&mut self, key: Key, session: Key, incoming: &Incoming<'_>, now: Millis) {
-        if let Some(session) = self.sessions.get_mut(session) {
+        let probing = self.peers.get(key).is_some_and(|peer| matches!(peer.protocol, Protocol::Probing(..)));
+        if let Some(session) = self.sessions.get_mut(session).filter(|_| !probing) {
             session.handle_heard(now);
         }
         match incoming {
+            Incoming::Text(text) if probing => self.handle_probe(key, session, text, now),
             Incoming::Text(text) => self.with_session(session, now, |session, turn| session.handle_message(text, turn)),
             Incoming::Ping(payload) => {
                 if let Some(peer) = self.peers.get_mut(key) {
                     websocket::write_pong(peer.connection.queue(), payload);
                 }
-                self.dirty.push(session);
+                if probing { self.flush_peer(key, now) } else { self.dirty.push(session) }
             }
             Incoming::Pong | Incoming::Fragment => {}
-            Incoming::Binary => self.close_session(session, CloseReason::BinaryMessage, now),
-            Incoming::Close(_) => self.close_session(session, CloseReason::ClientClosed, now),
+            Incoming::Binary => self.close_websocket(key, session, CloseReason::BinaryMessage, now),
+            Incoming::Close(_) => self.close_websocket(key, session, CloseReason::ClientClosed, now),
+        }
+    }
+
+    /// Closes a WebSocket, and the session that it carries. One that is only to take over leaves the session
+    /// alone.
+    fn close_websocket(&mut self, key: Key, session: Key, reason: CloseReason, now: Millis) {
+        match self.peers.get_mut(key) {
+            Some(Peer { protocol: Protocol::Probing(..), connection, .. }) => {
+                websocket::write_close(connection.queue(), reason.close_code(), reason.text());
+                self.forget_connection(key, session);
+                self.linger(key, now);
+            }
+            _ => self.close_session(session, reason, now),
         }
     }
 

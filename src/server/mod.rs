@@ -5,13 +5,17 @@
 //! |---|---|
 //! | `mod.rs` | the tables, and the steps of a turn |
 //! | `inbound.rs` | connections of clients: accepting, HTTP, WebSocket frames |
+//! | `http_exchange.rs` | answers to HTTP requests |
+//! | `polling.rs` | sessions over HTTP long polling, and their upgrade |
 //! | `sessions.rs` | actions of sessions |
 //! | `outbound.rs` | connections to CouchDB: the feed, the log-ins |
 //! | `flush.rs` | what is written, and when |
 
 mod flush;
+mod http_exchange;
 mod inbound;
 mod outbound;
+mod polling;
 mod sessions;
 
 use std::io;
@@ -29,6 +33,7 @@ use crate::state::feed::{Feed, FeedAction, FeedSettings};
 use crate::state::jitter::Jitter;
 use crate::state::metrics::{CloseReason, Metrics};
 use crate::state::pool::{Pool, PoolAction};
+use crate::state::routes::Origins;
 use crate::state::session::{Action, Rules, Session};
 use crate::state::subscriptions::{SessionIndex, Subscriptions};
 use crate::state::table::{Key, Table};
@@ -68,6 +73,8 @@ pub struct Settings {
     pub tls: Option<Arc<rustls::ClientConfig>>,
     /// The time limits of sessions.
     pub rules: Rules,
+    /// Which origins browsers may come from.
+    pub origins: Origins,
     /// Seed for spreading things in time; any number.
     pub seed: u64,
 }
@@ -84,6 +91,7 @@ pub struct Server {
     sessions: Table<Session>,
     subscriptions: Subscriptions,
     rules: Rules,
+    origins: Origins,
     timers: Timers<Timer>,
     jitter: Jitter,
     metrics: Metrics,
@@ -159,16 +167,29 @@ struct Peer {
 /// What a connection is used for.
 #[derive(Debug)]
 enum Protocol {
-    /// A client's request is awaited.
-    Http,
+    /// A client's requests.
+    Http(Http),
     /// It carries a session.
     WebSocket(Key, Decoder),
+    /// It is to take over a session that polls.
+    Probing(Key, Decoder),
     /// The last bytes are on their way out; what comes in is passed over until the peer closes.
     Lingering { shut_down: bool },
     /// It leads to CouchDB, and stands or not yet.
     Upstream { owner: Upstream, connected: bool },
     /// It is over.
     Closed,
+}
+
+/// Where a connection stands with its requests.
+#[derive(Debug)]
+enum Http {
+    /// A head is awaited.
+    Head,
+    /// The body of a POST comes in.
+    Body(Box<polling::Post>),
+    /// The answer to a GET waits for something to tell.
+    Parked(Box<polling::Parked>),
 }
 
 impl Server {
@@ -179,7 +200,7 @@ impl Server {
     pub fn new(settings: Settings, mut listener: Listener, registry: Registry) -> io::Result<Self> {
         listener.register(&registry, LISTENER)?;
         let resolver = Resolver::start(mio::Waker::new(&registry, WAKER)?)?;
-        let Settings { couchdb_url: url, feed, tls, rules, seed } = settings;
+        let Settings { couchdb_url: url, feed, tls, rules, origins, seed } = settings;
         let requests = Requests::new(&url);
         Ok(Self {
             registry,
@@ -190,6 +211,7 @@ impl Server {
             sessions: Table::default(),
             subscriptions: Subscriptions::default(),
             rules,
+            origins,
             timers: Timers::default(),
             jitter: Jitter::new(seed),
             metrics: Metrics::default(),
@@ -297,8 +319,13 @@ impl Server {
             self.say_goodbye(key, now);
         }
         for key in self.peers.keys().collect::<Vec<_>>() {
-            if self.peers.get(key).is_some_and(|peer| matches!(peer.protocol, Protocol::Http)) {
-                self.close_peer(key, CloseReason::ShuttingDown);
+            if self
+                .peers
+                .get(key)
+                .is_some_and(|peer| matches!(peer.protocol, Protocol::Http(_) | Protocol::Probing(..)))
+            {
+                self.metrics.count_close(CloseReason::ShuttingDown);
+                self.linger(key, now);
             }
         }
     }
@@ -328,7 +355,18 @@ impl Server {
                 log::debug!("Session of {} ended: {}.", peer.address, reason.text());
                 self.remove_session(session);
             }
-            Protocol::Http => self.metrics.count_close(reason),
+            Protocol::Http(http) => {
+                self.metrics.count_close(reason);
+                match http {
+                    Http::Head => {}
+                    Http::Body(post) => self.forget_connection(key, post.session()),
+                    Http::Parked(parked) => self.forget_connection(key, parked.session),
+                }
+            }
+            Protocol::Probing(session, _) => {
+                self.metrics.count_close(reason);
+                self.forget_connection(key, session);
+            }
             Protocol::Lingering { .. } | Protocol::Upstream { .. } => {}
         }
         self.closed.push(key);
@@ -351,7 +389,8 @@ impl Server {
             (None, _) => {}
             (Some(deadline), _) if now < deadline => self.arm_peer(key, now),
             (_, Protocol::Upstream { .. }) => self.upstream_lost(key, Some("no connection in time"), now),
-            (_, Protocol::Http) => self.refuse_late_request(key, now),
+            (_, Protocol::Http(Http::Head)) => self.refuse_late_request(key, now),
+            (_, Protocol::Http(_) | Protocol::Probing(..)) => self.close_peer(key, CloseReason::RequestTimeout),
             _ => self.close_peer(key, CloseReason::CloseTimeout),
         }
     }

@@ -1,39 +1,64 @@
 //! What sessions ask for, carried out.
 
-use super::{Protocol, Purpose, Server};
+use std::convert::Infallible;
+
+use super::http_exchange::Exchange;
+use super::polling::sid_of;
+use super::{Purpose, Server};
 use crate::state::metrics::CloseReason;
 use crate::state::pool::Answer;
-use crate::state::session::{Action, Dialect, Reply, Session, Turn, messages};
+use crate::state::session::{Action, Dialect, Opening, Reply, Session, TAG, Transport, Turn, messages};
 use crate::state::subscriptions::{MAX_NAME, MAX_SUBSCRIPTIONS};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{self, Credentials, Identity, LogInError};
-use crate::wire::engine_io::Handshake;
+use crate::wire::engine_io::{SID_LENGTH, Sid, Version};
 use crate::wire::{howler_v1, websocket};
 
-/// Bytes of randomness in a session id.
-const SID_BYTES: usize = 15;
 /// `goodbye` asks clients to come back after this long, in milliseconds, and up to as long again.
 const RETRY_AFTER: u64 = 1_000;
 
 impl Server {
     pub(super) fn open_json(&mut self, connection: Key, now: Millis) {
+        let Some(peer) = self.peers.get(connection) else { return };
         let mut turn = Turn { now, rules: &self.rules, actions: &mut self.actions };
-        let session = self.sessions.insert(Session::open_json(connection, &mut turn));
+        let session = self.sessions.insert(Session::open_json(connection, peer.address, &mut turn));
         self.carry(connection, session, now);
     }
 
-    pub(super) fn open_socket_io(&mut self, connection: Key, handshake: Handshake, now: Millis) {
-        let mut id = [0; SID_BYTES];
-        if let Err(error) = crate::net::tls::random_bytes(&mut id) {
+    /// Opens a session on the WebSocket that a connection has become, or by polling, with the request that is to be
+    /// answered.
+    pub(super) fn open_socket_io(
+        &mut self,
+        connection: Key,
+        version: Version,
+        credentials: Credentials,
+        polling: Option<Exchange>,
+        now: Millis,
+    ) {
+        let Some(client) = self.peers.get(connection).map(|peer| peer.address) else { return };
+        let mut tag = [0; TAG];
+        if let Err(error) = crate::net::tls::random_bytes(&mut tag) {
             log::error!("No session can be opened: {error}");
             return self.close_peer(connection, CloseReason::ShuttingDown);
         }
-        let sid = data_encoding::BASE64URL_NOPAD.encode(&id);
-        let mut turn = Turn { now, rules: &self.rules, actions: &mut self.actions };
-        let session = Session::open_socket_io(&sid, handshake.credentials, connection, &mut turn);
-        let session = self.sessions.insert(session);
-        self.carry(connection, session, now);
+        let transport = match polling {
+            None => Transport::WebSocket(connection),
+            Some(_) => Transport::Polling(Box::default()),
+        };
+        let Self { sessions, rules, actions, .. } = self;
+        let opened = sessions.try_insert_with(|key| {
+            let opening = Opening { version, sid: sid_of(key, tag), tag, credentials, transport, client };
+            Ok::<_, Infallible>(Session::open_socket_io(opening, &mut Turn { now, rules, actions }))
+        });
+        let session = opened.unwrap_or_else(|never| match never {});
+        match polling {
+            None => self.carry(connection, session, now),
+            Some(mut exchange) => {
+                exchange.sid = Some(sid_of(session, tag));
+                self.answer_opening(connection, session, exchange, now);
+            }
+        }
         self.perform(session, now);
     }
 
@@ -67,6 +92,7 @@ impl Server {
                     self.with_session(key, now, |session, turn| session.handle_message(&text, turn));
                 }
                 Action::Leave => self.subscriptions.remove_session(key.index),
+                Action::Connect => self.confirm_connect(key),
                 Action::Ping => self.ping(key),
                 Action::Close(reason) => self.close_session(key, reason, now),
             }
@@ -79,8 +105,7 @@ impl Server {
 
     fn log_in(&mut self, key: Key, credentials: Credentials, now: Millis) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let Some(peer) = self.peers.get(session.connection) else { return };
-        let Some(request) = self.couchdb.requests.log_in(&credentials, peer.address) else {
+        let Some(request) = self.couchdb.requests.log_in(&credentials, session.client) else {
             return self.logged_in(key, Err(LogInError::NotAuthenticated), now);
         };
         let purpose = Purpose::LogIn(key, credentials);
@@ -141,29 +166,41 @@ impl Server {
         }
     }
 
+    fn confirm_connect(&mut self, key: Key) {
+        let mut id = [0; SID_LENGTH];
+        // Where the system has no randomness, this id, which nothing is found by, can do without.
+        let _ = crate::net::tls::random_bytes(&mut id);
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.confirm_connect(Sid(id));
+        }
+    }
+
     fn ping(&mut self, key: Key) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        if let Some(peer) = self.peers.get_mut(session.connection) {
+        let connection = self.sessions.get(key).and_then(Session::websocket);
+        if let Some(peer) = connection.and_then(|connection| self.peers.get_mut(connection)) {
             websocket::write_ping(peer.connection.queue());
             self.dirty.push(key);
         }
     }
 
-    /// Ends a session whose client is still there: what it has to say leaves, then a close frame.
+    /// Ends a session whose client is still there: what it has to say leaves, then the transport is closed.
     pub(super) fn close_session(&mut self, key: Key, reason: CloseReason, now: Millis) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let connection = session.connection;
-        let outgoing = session.outgoing.take();
-        if let Some(peer) = self.peers.get_mut(connection) {
-            let out = peer.connection.queue();
-            for message in messages(&outgoing) {
-                websocket::write_text(out, message);
+        self.metrics.count_close(reason);
+        log::debug!("Session of {} closed: {}.", session.client, reason.text());
+        match session.websocket() {
+            None => self.close_polling(key, now),
+            Some(connection) => {
+                let outgoing = session.outgoing.take();
+                if let Some(peer) = self.peers.get_mut(connection) {
+                    let out = peer.connection.queue();
+                    for message in messages(&outgoing) {
+                        websocket::write_text(out, message);
+                    }
+                    websocket::write_close(out, reason.close_code(), reason.text());
+                    self.linger(connection, now);
+                }
             }
-            websocket::write_close(out, reason.close_code(), reason.text());
-            self.metrics.count_close(reason);
-            log::debug!("Session of {} closed: {}.", peer.address, reason.text());
-            peer.protocol = Protocol::Lingering { shut_down: false };
-            self.linger(connection, now);
         }
         self.remove_session(key);
     }

@@ -50,6 +50,10 @@ close_reasons! {
     BrokenPacket => "broken packet", close_code::POLICY;
     /// Malformed requests again and again.
     Malformed => "malformed input", close_code::POLICY;
+    /// A client that asks and does not take the answers.
+    NotReading => "answers are not read", close_code::POLICY;
+    /// Two polls or two posts at once.
+    Overlap => "overlapping requests", close_code::POLICY;
     /// Too many messages before the log-in was over.
     TooMuchHeld => "too many messages before the log-in", close_code::POLICY;
     /// A request that cannot be served.

@@ -1,6 +1,6 @@
 //! What a request asks this server for. A pure function of the head.
 
-use crate::wire::engine_io::{self, Handshake};
+use crate::wire::engine_io::{self, Query, Refusal, Sid, Transport, Version};
 use crate::wire::howler_v1;
 use crate::wire::http::{Request, has_token};
 
@@ -15,14 +15,30 @@ pub enum Route<'a> {
         protocol: Option<&'static str>,
     },
     /// A Socket.IO session over a WebSocket.
-    SocketIo {
-        /// `Sec-WebSocket-Key`.
-        key: &'a str,
-        /// What the query said.
-        handshake: Handshake,
-    },
+    OpenWebSocket(Query, Version, &'a str),
+    /// A Socket.IO session by polling.
+    OpenPolling(Query, Version),
+    /// A poll of a session, with the JSONP callback to answer to.
+    Poll(Sid, Option<u32>),
+    /// A post to a session.
+    Post(Sid, PostFormat),
+    /// A WebSocket that is to take a session over.
+    Upgrade(Sid, &'a str),
+    /// The question of a browser which requests of another origin's page are welcome.
+    Preflight,
     /// An answer without further ado.
     Answer(Answer),
+}
+
+/// How packets stand in a post.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PostFormat {
+    /// As text.
+    Text,
+    /// In the binary framing of version 3.
+    Binary,
+    /// As a form of a JSONP client.
+    Form,
 }
 
 /// A short answer.
@@ -38,12 +54,33 @@ pub struct Answer {
     pub body: &'static str,
 }
 
+/// Which origins (RFC 6454) browsers may come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origins {
+    /// All.
+    Any,
+    /// These alone, each as a browser sends it: `https://app.example.com`.
+    Listed(Vec<Box<str>>),
+}
+
+impl Origins {
+    /// Whether a request may open a session. One without an origin comes from no browser.
+    pub fn allow(&self, origin: Option<&str>) -> bool {
+        match (self, origin) {
+            (Self::Any, _) | (_, None) => true,
+            (Self::Listed(listed), Some(origin)) => listed.iter().any(|one| one.eq_ignore_ascii_case(origin)),
+        }
+    }
+}
+
 const TEXT: &str = "text/plain; charset=utf-8";
 
 const fn text(status: u16, body: &'static str) -> Answer {
     Answer { status, content_type: TEXT, field: None, body }
 }
 
+/// The answer to an origin that is not allowed.
+pub const ORIGIN_REFUSED: Answer = text(403, "Pages of this origin may not connect (see --origins).\n");
 const NOT_FOUND: Answer = text(404, "There is nothing here. Clients connect to /howler (WebSocket) or /socket.io/.\n");
 const METHOD: Answer =
     Answer { field: Some(("Allow", "GET")), ..text(405, "Only GET is answered here, as a WebSocket handshake.\n") };
@@ -57,6 +94,16 @@ const WEBSOCKET_VERSION: Answer = Answer {
 };
 const WEBSOCKET_KEY: Answer = text(400, "The WebSocket handshake has no valid Sec-WebSocket-Key.\n");
 
+/// The answer to a request under `/socket.io/` that is refused.
+pub fn refusal(refusal: Refusal) -> Answer {
+    Answer { status: 400, content_type: "application/json", field: None, body: refusal.body() }
+}
+
+/// Whether a path opens or carries sessions, so that origins matter to it.
+pub fn carries_sessions(path: &str) -> bool {
+    matches!(path, "/howler" | "/howler/" | "/socket.io" | "/socket.io/")
+}
+
 /// Decides by the head of a request.
 pub fn route<'a>(request: &Request<'a>) -> Route<'a> {
     match request.path {
@@ -64,20 +111,39 @@ pub fn route<'a>(request: &Request<'a>) -> Route<'a> {
             Ok(key) => Route::Howler { key, protocol: sub_protocol(request) },
             Err(answer) => Route::Answer(answer),
         },
-        "/socket.io/" | "/socket.io" => match engine_io::parse_handshake(request.query) {
-            Ok(_) if request.method != "GET" => refuse(engine_io::Refusal::Method),
-            Ok(handshake) => match websocket_key(request) {
-                Ok(key) => Route::SocketIo { key, handshake },
-                Err(_) => refuse(engine_io::Refusal::Request),
-            },
-            Err(refusal) => refuse(refusal),
-        },
+        "/socket.io/" | "/socket.io" if request.method == "OPTIONS" => Route::Preflight,
+        "/socket.io/" | "/socket.io" => socket_io(request).unwrap_or_else(|why| Route::Answer(refusal(why))),
         _ => Route::Answer(NOT_FOUND),
     }
 }
 
-fn refuse(refusal: engine_io::Refusal) -> Route<'static> {
-    Route::Answer(Answer { content_type: "application/json", ..text(400, refusal.body()) })
+fn socket_io<'a>(request: &Request<'a>) -> Result<Route<'a>, Refusal> {
+    let query = engine_io::parse_query(request.query)?;
+    let websocket = query.transport == Transport::WebSocket;
+    let key = || websocket_key(request).map_err(|_| Refusal::Request);
+    match (query.sid, request.method) {
+        (None, "GET") => {
+            let version = query.version.ok_or(Refusal::Version)?;
+            if websocket {
+                return Ok(Route::OpenWebSocket(query, version, key()?));
+            }
+            Ok(Route::OpenPolling(query, version))
+        }
+        (None, _) => Err(Refusal::Method),
+        (Some(sid), "GET") if websocket => Ok(Route::Upgrade(sid, key()?)),
+        (Some(sid), "GET") => Ok(Route::Poll(sid, query.jsonp)),
+        (Some(sid), "POST") if !websocket => Ok(Route::Post(sid, post_format(request, &query))),
+        (Some(_), _) => Err(Refusal::Request),
+    }
+}
+
+fn post_format(request: &Request<'_>, query: &Query) -> PostFormat {
+    let media_type = request.content_type.and_then(|value| value.split(';').next()).map(str::trim);
+    match media_type {
+        Some(octets) if octets.eq_ignore_ascii_case("application/octet-stream") => PostFormat::Binary,
+        _ if query.jsonp.is_some() => PostFormat::Form,
+        _ => PostFormat::Text,
+    }
 }
 
 /// The key of a valid WebSocket handshake (RFC 6455 section 4.2.1).
@@ -105,12 +171,15 @@ mod tests {
     use super::*;
     use crate::wire::http::parse_request;
 
-    fn status(head: &str) -> u16 {
+    fn named(head: &str) -> String {
         let bytes = head.replace('\n', "\r\n") + "\r\n";
         let (_, request) = parse_request(bytes.as_bytes()).unwrap().unwrap();
         match route(&request) {
-            Route::Howler { .. } | Route::SocketIo { .. } => 101,
-            Route::Answer(answer) => answer.status,
+            Route::Answer(answer) if answer.content_type == "application/json" => {
+                format!("{} {}", answer.status, &answer.body[8..9])
+            }
+            Route::Answer(answer) => answer.status.to_string(),
+            other => format!("{other:?}").split(['(', ' ']).next().unwrap_or("").to_owned(),
         }
     }
 
@@ -119,23 +188,35 @@ mod tests {
 
     #[test]
     fn routes() {
-        for (line, status_due) in [
-            ("GET /howler", 101),
-            ("GET /howler?x=y", 101),
-            ("GET /socket.io/?transport=websocket&EIO=3", 101),
-            ("GET /socket.io/?transport=websocket&EIO=4", 400),
-            ("GET /socket.io/?transport=polling&EIO=3", 400),
-            ("POST /socket.io/?transport=websocket&EIO=3", 400),
-            ("POST /howler", 405),
-            ("GET /", 404),
-            ("GET /howlers", 404),
+        let sid = Sid([7; engine_io::SID_LENGTH]);
+        for (line, expected) in [
+            ("GET /howler", "Howler"),
+            ("GET /howler?x=y", "Howler"),
+            ("POST /howler", "405"),
+            ("GET /", "404"),
+            ("GET /howlers", "404"),
+            ("GET /socket.io/?transport=websocket&EIO=3", "OpenWebSocket"),
+            ("GET /socket.io?transport=websocket&EIO=4", "OpenWebSocket"),
+            ("GET /socket.io/?transport=polling", "OpenPolling"),
+            ("GET /socket.io/?transport=polling&EIO=5", "400 5"),
+            ("GET /socket.io/?transport=carrier-pigeon", "400 0"),
+            ("GET /socket.io/", "400 0"),
+            ("POST /socket.io/?transport=polling", "400 2"),
+            ("HEAD /socket.io/?transport=polling", "400 2"),
+            ("GET /socket.io/?transport=polling&sid=zzz", "400 1"),
+            (&format!("GET /socket.io/?transport=polling&sid={sid}"), "Poll"),
+            (&format!("POST /socket.io/?transport=polling&sid={sid}"), "Post"),
+            (&format!("DELETE /socket.io/?transport=polling&sid={sid}"), "400 3"),
+            (&format!("POST /socket.io/?transport=websocket&sid={sid}"), "400 3"),
+            (&format!("GET /socket.io/?transport=websocket&sid={sid}"), "Upgrade"),
+            ("OPTIONS /socket.io/?transport=polling", "Preflight"),
         ] {
-            assert_eq!(status(&format!("{line} HTTP/1.1\n{UPGRADE}")), status_due, "{line}");
+            assert_eq!(named(&format!("{line} HTTP/1.1\n{UPGRADE}")), expected, "{line}");
         }
-        assert_eq!(status("GET /howler HTTP/1.1\nHost: a\n"), 426);
-        assert_eq!(status(&format!("GET /howler HTTP/1.1\n{}", UPGRADE.replace("13", "8"))), 426);
-        assert_eq!(status(&format!("GET /howler HTTP/1.1\n{}", UPGRADE.replace("dGhl", "d"))), 400);
-        assert_eq!(status("GET /socket.io/?transport=websocket HTTP/1.1\nHost: a\n"), 400);
+        assert_eq!(named("GET /howler HTTP/1.1\nHost: a\n"), "426");
+        assert_eq!(named(&format!("GET /howler HTTP/1.1\n{}", UPGRADE.replace("13", "8"))), "426");
+        assert_eq!(named(&format!("GET /howler HTTP/1.1\n{}", UPGRADE.replace("dGhl", "d"))), "400");
+        assert_eq!(named("GET /socket.io/?transport=websocket HTTP/1.1\nHost: a\n"), "400 3");
     }
 
     #[test]
@@ -146,6 +227,16 @@ mod tests {
                 format!("GET /howler HTTP/1.1\n{UPGRADE}Sec-WebSocket-Protocol: {offered}\n\n").replace('\n', "\r\n");
             let (_, request) = parse_request(head.as_bytes()).unwrap().unwrap();
             assert!(matches!(route(&request), Route::Howler { protocol, .. } if protocol == confirmed));
+        }
+    }
+
+    #[test]
+    fn origins() {
+        let listed = Origins::Listed(vec!["https://app.example.com".into()]);
+        assert!(listed.allow(None) && listed.allow(Some("https://app.example.com")));
+        for other in ["https://app.example.com.evil.com", "http://app.example.com", "null", ""] {
+            assert!(!listed.allow(Some(other)), "{other}");
+            assert!(Origins::Any.allow(Some(other)));
         }
     }
 }

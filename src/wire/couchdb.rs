@@ -259,7 +259,7 @@ impl Requests {
 }
 
 /// What a client logs in with.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Credentials {
     /// A user name with its password. A missing one is empty, and refused by CouchDB.
     Password {
@@ -270,7 +270,8 @@ pub enum Credentials {
     },
     /// The value of an `AuthSession` cookie: characters that a `Cookie` field may hold.
     Cookie(Secret),
-    /// A cookie that holds no `AuthSession`.
+    /// None at all, or a cookie that holds no `AuthSession`.
+    #[default]
     Unusable,
 }
 

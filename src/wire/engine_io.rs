@@ -1,7 +1,11 @@
 //! Engine.IO (protocol versions 3 and 4): the layer under Socket.IO that opens sessions, keeps them
 //! alive and carries packets.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::io::Write as _;
+
+use serde::Deserialize;
 
 use super::couchdb::Credentials;
 use super::secret::Secret;
@@ -59,12 +63,57 @@ pub fn parse_packet(text: &str) -> Option<Packet<'_>> {
     Some(Packet { kind, data: &text[1..] })
 }
 
-/// Appends the open packet, without `upgrades` (a WebSocket has nowhere to go).
-pub fn write_open(out: &mut Vec<u8>, sid: &str, ping_interval: u64, ping_timeout: u64) {
+/// Appends the open packet.
+pub fn write_open(out: &mut Vec<u8>, open: &Open) {
+    let Open { version, sid, may_upgrade, ping_interval, ping_timeout } = open;
+    let upgrades = if *may_upgrade { "\"websocket\"" } else { "" };
     let _ = write!(
         out,
-        "0{{\"sid\":\"{sid}\",\"upgrades\":[],\"pingInterval\":{ping_interval},\"pingTimeout\":{ping_timeout}}}"
+        "0{{\"sid\":\"{sid}\",\"upgrades\":[{upgrades}],\"pingInterval\":{ping_interval},\"pingTimeout\":{ping_timeout}"
     );
+    if *version == Version::V4 {
+        let _ = write!(out, ",\"maxPayload\":{MAX_PAYLOAD}");
+    }
+    out.push(b'}');
+}
+
+/// Longest body of a POST and longest answer to a GET, in bytes.
+pub const MAX_PAYLOAD: usize = 64 * 1024;
+
+/// What the open packet says.
+#[derive(Clone, Debug)]
+pub struct Open {
+    /// The version that the client speaks.
+    pub version: Version,
+    /// The session's id.
+    pub sid: Sid,
+    /// Whether the session may move to a WebSocket: it is not on one.
+    pub may_upgrade: bool,
+    /// How often the pinging side pings, in milliseconds.
+    pub ping_interval: u64,
+    /// How late an answer may be, in milliseconds.
+    pub ping_timeout: u64,
+}
+
+/// A session's id: bytes that nobody can guess, and in them where the session is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sid(pub [u8; SID_LENGTH]);
+
+/// Bytes of a session's id.
+pub const SID_LENGTH: usize = 20;
+
+impl Sid {
+    /// Reads an id; None when it is none of ours.
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes = data_encoding::BASE64URL_NOPAD.decode(text.as_bytes()).ok()?;
+        bytes.try_into().ok().map(Self)
+    }
+}
+
+impl fmt::Display for Sid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        data_encoding::BASE64URL_NOPAD.encode_display(&self.0).fmt(f)
+    }
 }
 
 /// Why a request under `/socket.io/` is refused, with the codes that clients know.
@@ -95,51 +144,92 @@ impl Refusal {
     }
 }
 
-/// The query of a handshake.
+/// How packets travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// HTTP long polling.
+    Polling,
+    /// A WebSocket.
+    WebSocket,
+}
+
+/// The query of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Handshake {
-    /// `EIO`; version 3 when it is missing.
-    pub version: Version,
+pub struct Query {
+    /// `EIO`; version 3 when it is missing. None when it is none that is served, which matters
+    /// only to a request that opens a session.
+    pub version: Option<Version>,
+    /// `transport`.
+    pub transport: Transport,
+    /// `sid`; with an id that is none of ours it is [`Refusal::SessionId`].
+    pub sid: Option<Sid>,
+    /// `j`: the number of the JSONP callback to answer to.
+    pub jsonp: Option<u32>,
     /// `username` and `password`, or `cookie`, which wins when it is not empty.
     pub credentials: Credentials,
 }
 
-/// Reads the query of a request that opens a session over a WebSocket.
+/// Reads the query of a request.
 ///
 /// # Errors
 /// The [`Refusal`] to answer with.
-pub fn parse_handshake(query: &str) -> Result<Handshake, Refusal> {
-    let (mut version, mut transport, mut sid) = (None, None, None);
-    let (mut username, mut password, mut cookie) = (None, None, None);
+pub fn parse_query(query: &str) -> Result<Query, Refusal> {
+    let (mut version, mut transport, mut sid, mut jsonp) = (None, None, None, None);
+    let mut credentials = CredentialFields::default();
     for (name, value) in url::query_pairs(query) {
         match &*name {
             "EIO" => version = Some(value),
             "transport" => transport = Some(value),
             "sid" => sid = Some(value),
-            "username" => username = Some(value),
-            "password" => password = Some(value),
-            "cookie" => cookie = Some(value),
+            // What is no number is read as one by what it has of digits, as the callback is numbered.
+            "j" => jsonp = value.chars().filter(char::is_ascii_digit).collect::<String>().parse().ok(),
+            "username" => credentials.username = Some(value),
+            "password" => credentials.password = Some(value),
+            "cookie" => credentials.cookie = Some(value),
             _ => {}
         }
     }
+    let transport = match transport.as_deref() {
+        Some("polling") => Transport::Polling,
+        Some("websocket") => Transport::WebSocket,
+        _ => return Err(Refusal::Transport),
+    };
     let version = match version.as_deref() {
-        None | Some("3") => Version::V3,
-        Some(_) => return Err(Refusal::Version),
+        None | Some("3") => Some(Version::V3),
+        Some("4") => Some(Version::V4),
+        Some(_) => None,
     };
-    if transport.as_deref() != Some("websocket") {
-        return Err(Refusal::Transport);
-    }
-    if sid.is_some() {
-        return Err(Refusal::SessionId);
-    }
-    let credentials = match cookie.filter(|cookie| !cookie.is_empty()) {
-        Some(cookie) => Credentials::cookie(&cookie),
-        None => Credentials::Password {
-            username: username.unwrap_or_default().into(),
-            password: Secret::new(password.unwrap_or_default()),
-        },
+    let sid = match sid {
+        Some(text) => Some(Sid::parse(&text).ok_or(Refusal::SessionId)?),
+        None => None,
     };
-    Ok(Handshake { version, credentials })
+    Ok(Query { version, transport, sid, jsonp, credentials: credentials.read().unwrap_or_default() })
+}
+
+/// The fields that credentials are given by, in a query or in the auth object of CONNECT.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct CredentialFields<'a> {
+    #[serde(borrow)]
+    username: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    password: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    cookie: Option<Cow<'a, str>>,
+}
+
+impl CredentialFields<'_> {
+    /// The credentials; None when no field is there.
+    pub(super) fn read(self) -> Option<Credentials> {
+        if let Some(cookie) = self.cookie.filter(|cookie| !cookie.is_empty()) {
+            return Some(Credentials::cookie(&cookie));
+        }
+        if self.username.is_none() && self.password.is_none() {
+            return None;
+        }
+        let username = self.username.unwrap_or_default().into();
+        Some(Credentials::Password { username, password: Secret::new(self.password.unwrap_or_default()) })
+    }
 }
 
 #[cfg(test)]
@@ -156,28 +246,49 @@ mod tests {
     }
 
     #[test]
-    fn handshakes() {
-        let parsed = parse_handshake("username=a%20b&password=p%26w&EIO=3&transport=websocket").unwrap();
-        assert_eq!(parsed.version, Version::V3);
+    fn queries() {
+        let parsed = parse_query("username=a%20b&password=p%26w&EIO=3&transport=websocket").unwrap();
+        assert_eq!((parsed.version, parsed.transport), (Some(Version::V3), Transport::WebSocket));
         let expected = Credentials::Password { username: "a b".into(), password: Secret::new("p&w") };
         assert_eq!(parsed.credentials, expected);
-        let parsed = parse_handshake("cookie=AuthSession%3Dabc%3B%20Version%3D1&transport=websocket").unwrap();
+        let parsed = parse_query("cookie=AuthSession%3Dabc%3B%20Version%3D1&transport=polling&EIO=4&j=12").unwrap();
         assert_eq!(parsed.credentials, Credentials::Cookie(Secret::new("abc")));
-        for (query, refusal) in [
-            ("transport=polling&EIO=3", Refusal::Transport),
-            ("", Refusal::Transport),
-            ("transport=websocket&EIO=4", Refusal::Version),
-            ("transport=websocket&EIO=5", Refusal::Version),
-            ("transport=websocket&EIO=3&sid=x", Refusal::SessionId),
-        ] {
-            assert_eq!(parse_handshake(query), Err(refusal), "{query}");
+        assert_eq!((parsed.version, parsed.transport, parsed.jsonp), (Some(Version::V4), Transport::Polling, Some(12)));
+        assert_eq!(parse_query("transport=polling&EIO=5").unwrap().version, None);
+        assert_eq!(parse_query("transport=polling").unwrap().version, Some(Version::V3));
+        assert_eq!(parse_query(""), Err(Refusal::Transport));
+        assert_eq!(parse_query("transport=flashsocket&sid=x"), Err(Refusal::Transport));
+        assert_eq!(parse_query("transport=polling&sid=x"), Err(Refusal::SessionId));
+    }
+
+    #[test]
+    fn session_ids_go_both_ways() {
+        let sid = Sid([0xfb; SID_LENGTH]);
+        assert_eq!(Sid::parse(&sid.to_string()), Some(sid));
+        for other in ["", "abc", "GfpBe6QCXluYghFXAAAE", &format!("{sid}A"), &sid.to_string().replace('-', "+")] {
+            assert_eq!(Sid::parse(other), None, "{other}");
         }
     }
 
     #[test]
-    fn open_packet() {
-        let mut out = Vec::new();
-        write_open(&mut out, "abc", 25000, 5000);
-        assert_eq!(out, br#"0{"sid":"abc","upgrades":[],"pingInterval":25000,"pingTimeout":5000}"#);
+    fn open_packets() {
+        let open = |version, may_upgrade| {
+            let open =
+                Open { version, sid: Sid([0; SID_LENGTH]), may_upgrade, ping_interval: 25000, ping_timeout: 5000 };
+            let mut out = Vec::new();
+            write_open(&mut out, &open);
+            String::from_utf8(out).unwrap()
+        };
+        let sid = "A".repeat(27);
+        assert_eq!(
+            open(Version::V3, false),
+            format!(r#"0{{"sid":"{sid}","upgrades":[],"pingInterval":25000,"pingTimeout":5000}}"#)
+        );
+        assert_eq!(
+            open(Version::V4, true),
+            format!(
+                r#"0{{"sid":"{sid}","upgrades":["websocket"],"pingInterval":25000,"pingTimeout":5000,"maxPayload":65536}}"#
+            )
+        );
     }
 }

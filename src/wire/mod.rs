@@ -8,6 +8,7 @@ pub mod howler_v1;
 pub mod http;
 pub mod json;
 pub mod lines;
+pub mod payload;
 pub mod response;
 pub mod secret;
 pub mod socket_io;

@@ -6,6 +6,8 @@ use std::io::Write as _;
 
 use serde_json::value::RawValue;
 
+use super::couchdb::Credentials;
+use super::engine_io::{CredentialFields, Sid, Version};
 use super::json::{Names, parse_names, parse_string, write_string};
 
 /// The kind of a packet.
@@ -88,8 +90,19 @@ pub fn parse_event(data: &str) -> Option<Event<'_>> {
     })
 }
 
-/// Message that opens the root namespace in version 4 of the protocol.
-pub const CONNECT: &[u8] = b"40";
+/// Appends the message that opens the root namespace: in version 5 of the protocol with an id.
+pub fn write_connect(out: &mut Vec<u8>, id: Option<Sid>) {
+    out.extend_from_slice(b"40");
+    if let Some(id) = id {
+        let _ = write!(out, "{{\"sid\":\"{id}\"}}");
+    }
+}
+
+/// Reads the auth object of CONNECT (version 5 of the protocol); None when it names nobody.
+pub fn parse_auth(data: &str) -> Option<Credentials> {
+    super::json::parse_object::<CredentialFields<'_>>(data.as_bytes())?.read()
+}
+
 /// Message that ends the session.
 pub const DISCONNECT: &[u8] = b"41";
 
@@ -126,9 +139,12 @@ pub fn write_change(out: &mut Vec<u8>, database: &str) {
     out.push(b']');
 }
 
-/// Appends what version 4 of the protocol answers to CONNECT of a namespace that is not there.
-pub fn write_invalid_namespace(out: &mut Vec<u8>, namespace: &str) {
-    let _ = write!(out, "44{namespace},\"Invalid namespace\"");
+/// Appends the answer to CONNECT of a namespace that is not there.
+pub fn write_invalid_namespace(out: &mut Vec<u8>, namespace: &str, version: Version) {
+    let _ = match version {
+        Version::V3 => write!(out, "44{namespace},\"Invalid namespace\""),
+        Version::V4 => write!(out, "44{namespace},{{\"message\":\"Invalid namespace\"}}"),
+    };
 }
 
 fn write_error(out: &mut Vec<u8>, name: &str, message: &str) {
@@ -142,6 +158,7 @@ fn write_error(out: &mut Vec<u8>, name: &str, message: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::secret::Secret;
 
     #[test]
     fn packets() {
@@ -205,6 +222,21 @@ mod tests {
             written(&|o| write_error_ack(o, 1, "TypeError", "m")),
             r#"431[{"error":true,"errorName":"TypeError","errorMessage":"m"}]"#
         );
-        assert_eq!(written(&|o| write_invalid_namespace(o, "/foo")), r#"44/foo,"Invalid namespace""#);
+        let refused = |version| written(&|o| write_invalid_namespace(o, "/foo", version));
+        assert_eq!(refused(Version::V3), r#"44/foo,"Invalid namespace""#);
+        assert_eq!(refused(Version::V4), r#"44/foo,{"message":"Invalid namespace"}"#);
+        assert_eq!(written(&|o| write_connect(o, None)), "40");
+        let sid = Sid([0; 20]);
+        assert_eq!(written(&|o| write_connect(o, Some(sid))), format!(r#"40{{"sid":"{sid}"}}"#));
+    }
+
+    #[test]
+    fn auth_objects() {
+        let password = Credentials::Password { username: "u".into(), password: Secret::new("p") };
+        assert_eq!(parse_auth(r#"{"username":"u","password":"p","x":1}"#), Some(password));
+        assert_eq!(parse_auth(r#"{"cookie":"AuthSession=abc"}"#), Some(Credentials::cookie("AuthSession=abc")));
+        for nobody in ["", "{}", "[]", "null", r#"{"username":1}"#, r#"["u","p",null]"#] {
+            assert_eq!(parse_auth(nobody), None, "{nobody}");
+        }
     }
 }

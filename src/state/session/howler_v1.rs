@@ -1,6 +1,8 @@
 //! The `howler.v1` side of a session.
 
-use super::{Action, Dialect, LOG_IN_WITHIN, MAX_STRIKES, Phase, Reply, Session, Turn};
+use std::net::IpAddr;
+
+use super::{Action, Dialect, LOG_IN_WITHIN, MAX_STRIKES, Phase, Reply, Session, Transport, Turn};
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
 use crate::wire::couchdb::{Identity, LogInError};
@@ -11,9 +13,9 @@ const LOG_IN_FIRST: &str = "log in first";
 
 impl Session {
     /// Opens a session: the server says hello, and waits for the log-in.
-    pub fn open_json(connection: Key, turn: &mut Turn<'_>) -> Self {
+    pub fn open_json(connection: Key, client: IpAddr, turn: &mut Turn<'_>) -> Self {
         let phase = Phase::Anonymous(turn.now + LOG_IN_WITHIN);
-        let mut session = Self::new(Dialect::Json, phase, connection, turn.now);
+        let mut session = Self::new(Dialect::Json, phase, Transport::WebSocket(connection), client, turn.now);
         session.outgoing.push(howler_v1::write_hello);
         session
     }

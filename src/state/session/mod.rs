@@ -1,16 +1,16 @@
 //! One client's session, whichever dialect it speaks: from the log-in to the end.
 //!
 //! ```text
-//!            howler.v1                     Socket.IO
-//!            Anonymous                        │ CONNECT written
-//!                │ log-in                     ▼
-//!                └──────────────▶ LoggingIn ◀──────── CONNECT again ─┐
-//!                                     │ CouchDB answered             │
-//!                                     ▼                              │
-//!                                 Answering (Socket.IO: 25 ms after CONNECT was written)
-//!                               no │     │ yes                       │
-//!                                  ▼     └──────▶ Active ────────────┘
-//!                               Refused             │ log-out, DISCONNECT
+//!            howler.v1            Socket.IO: Awaiting ◀──── DISCONNECT of the client ───┐
+//!            Anonymous                        │ CONNECT (version 3: the server's own)    │
+//!                │ log-in                     ▼                                          │
+//!                └──────────────▶ LoggingIn ◀──────── CONNECT again ─┐                   │
+//!                                     │ CouchDB answered             │                   │
+//!                                     ▼                              │                   │
+//!                                 Answering (Socket.IO: 25 ms after CONNECT was written) │
+//!                               no │     │ yes                       │                   │
+//!                                  ▼     └──────▶ Active ────────────┴───────────────────┘
+//!                               Refused             │ log-out
 //!                 25 ms later      └────────────────┴───────▶ Ended ──▶ the transport is closed
 //! ```
 //!
@@ -22,19 +22,22 @@ mod outgoing;
 mod socket_io;
 
 pub use outgoing::{Outgoing, messages};
+pub use socket_io::Opening;
+
+use std::net::IpAddr;
 
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
 use crate::state::timers::{Alarm, Millis};
 use crate::wire::couchdb::{Credentials, Identity, LogInError};
-use crate::wire::engine_io;
+use crate::wire::engine_io::Version;
 use crate::wire::howler_v1::RequestId;
 
 /// What a session speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     /// Socket.IO over a version of Engine.IO.
-    SocketIo(engine_io::Version),
+    SocketIo(Version),
     /// `howler.v1`.
     Json,
 }
@@ -42,15 +45,26 @@ pub enum Dialect {
 /// The time limits of sessions, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// Engine.IO 3: the client's pings come this often.
+    /// Engine.IO: pings come this often.
     pub ping_interval: Millis,
-    /// Engine.IO 3: and may be late by this much.
-    pub ping_timeout: Millis,
+    /// Engine.IO: and they, or their answers, may be late by this much. None for the default of each
+    /// version.
+    pub ping_timeout: Option<Millis>,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { ping_interval: 25_000, ping_timeout: 5_000 }
+        Self { ping_interval: 25_000, ping_timeout: None }
+    }
+}
+
+impl Rules {
+    /// How late a ping (version 3) or its answer (version 4) may be.
+    pub fn ping_timeout(&self, version: Version) -> Millis {
+        self.ping_timeout.unwrap_or(match version {
+            Version::V3 => 5_000,
+            Version::V4 => 20_000,
+        })
     }
 }
 
@@ -58,7 +72,8 @@ impl Default for Rules {
 const JSON_PING_AFTER: Millis = 25_000;
 /// `howler.v1`: and dropped when it stays silent for this long.
 const JSON_PONG_WITHIN: Millis = 20_000;
-/// `howler.v1`: time from the opening to the first log-in.
+/// Time from the opening to the first log-in, or to CONNECT; and from the client's DISCONNECT to the
+/// end of the transport, which is the client's to close.
 const LOG_IN_WITHIN: Millis = 10_000;
 /// Socket.IO: time between CONNECT and the authentication event, and between a refusal and
 /// DISCONNECT. Clients miss an event that comes together with the packet before it. A millisecond
@@ -86,6 +101,8 @@ pub enum Action {
     Resume(Box<str>),
     /// End all subscriptions.
     Leave,
+    /// Confirm CONNECT with an id of its own: [`Session::confirm_connect`].
+    Connect,
     /// Ask the client whether it is there: a WebSocket ping.
     Ping,
     /// Write what is outgoing, then close the transport.
@@ -108,6 +125,8 @@ pub enum Reply {
 enum Phase {
     /// `howler.v1`: nobody has logged in; until then.
     Anonymous(Millis),
+    /// Socket.IO: the client's CONNECT is awaited.
+    Awaiting(Box<Awaited>),
     /// CouchDB is asked.
     LoggingIn(Reply),
     /// Socket.IO: CouchDB's answer waits until CONNECT is old enough.
@@ -126,8 +145,12 @@ enum Phase {
 pub struct Session {
     dialect: Dialect,
     phase: Phase,
-    /// The connection that carries it.
-    pub connection: Key,
+    /// What carries it.
+    pub transport: Transport,
+    /// Where the client is, as CouchDB is told.
+    pub client: IpAddr,
+    /// What makes the session's id hard to guess.
+    pub tag: [u8; TAG],
     /// The entry in the timers.
     pub alarm: Alarm,
     /// What the session says and is not written yet.
@@ -142,9 +165,44 @@ pub struct Session {
     /// Socket.IO: the moment from which the next spaced packet may leave; None while the packet
     /// before it has not left.
     clear_from: Option<Millis>,
-    /// `howler.v1`: whether a ping is out.
+    /// `howler.v1` and Engine.IO 4: whether a ping is out.
     pinged: bool,
     strikes: u8,
+}
+
+/// Bytes of a session's id that are random.
+pub const TAG: usize = 12;
+
+/// What carries a session.
+#[derive(Debug)]
+pub enum Transport {
+    /// A WebSocket, on this connection.
+    WebSocket(Key),
+    /// Requests on any number of connections.
+    Polling(Box<Polling>),
+}
+
+/// The requests of a session that polls.
+#[derive(Debug, Default)]
+pub struct Polling {
+    /// The connection whose GET waits for something to tell.
+    pub parked: Option<Key>,
+    /// The connection whose POST is coming in.
+    pub posting: Option<Key>,
+    /// The WebSocket that is to take over.
+    pub probing: Option<Key>,
+    /// Whether it has probed: parked GETs are freed from then on.
+    pub probed: bool,
+}
+
+/// A CONNECT that is due.
+#[derive(Debug)]
+struct Awaited {
+    until: Millis,
+    /// Why the session ends when it does not come.
+    otherwise: CloseReason,
+    /// Who logs in, when CONNECT does not say.
+    credentials: Credentials,
 }
 
 /// Who logged in.
@@ -172,11 +230,13 @@ pub struct Turn<'a> {
 }
 
 impl Session {
-    fn new(dialect: Dialect, phase: Phase, connection: Key, now: Millis) -> Self {
+    fn new(dialect: Dialect, phase: Phase, transport: Transport, client: IpAddr, now: Millis) -> Self {
         Self {
             dialect,
             phase,
-            connection,
+            transport,
+            client,
+            tag: [0; TAG],
             alarm: Alarm::default(),
             outgoing: Outgoing::default(),
             log_in: None,
@@ -212,10 +272,29 @@ impl Session {
         }
     }
 
-    /// Takes note that something came from the client, be it a pong.
+    /// Takes note that something came from the client, be it a pong. In Engine.IO 4 only pongs count: the
+    /// client expects its pings whatever it sends.
     pub fn handle_heard(&mut self, now: Millis) {
-        self.heard = now;
-        self.pinged = false;
+        if self.dialect != Dialect::SocketIo(Version::V4) {
+            self.heard = now;
+            self.pinged = false;
+        }
+    }
+
+    /// The WebSocket that carries it.
+    pub fn websocket(&self) -> Option<Key> {
+        match self.transport {
+            Transport::WebSocket(connection) => Some(connection),
+            Transport::Polling(_) => None,
+        }
+    }
+
+    /// The requests of a session that polls.
+    pub fn polling(&mut self) -> Option<&mut Polling> {
+        match &mut self.transport {
+            Transport::WebSocket(_) => None,
+            Transport::Polling(polling) => Some(polling),
+        }
     }
 
     /// Takes CouchDB's answer to [`Action::LogIn`].
@@ -256,12 +335,14 @@ impl Session {
     /// When [`Session::handle_timeout`] is due.
     pub fn poll_timeout(&self, rules: &Rules) -> Millis {
         let silence = match self.dialect {
-            Dialect::SocketIo(_) => self.heard + rules.ping_interval + rules.ping_timeout,
+            Dialect::SocketIo(Version::V4) if !self.pinged => self.heard + rules.ping_interval,
+            Dialect::SocketIo(version) => self.heard + rules.ping_interval + rules.ping_timeout(version),
             Dialect::Json if self.pinged => self.heard + JSON_PING_AFTER + JSON_PONG_WITHIN,
             Dialect::Json => self.heard + JSON_PING_AFTER,
         };
         match self.phase {
             Phase::Anonymous(until) => silence.min(until),
+            Phase::Awaiting(ref awaited) => silence.min(awaited.until),
             Phase::Answering(_) | Phase::Refused | Phase::Ended(_) => silence.min(self.clear_from.unwrap_or(silence)),
             Phase::LoggingIn(_) | Phase::Active => silence,
         }
@@ -277,6 +358,9 @@ impl Session {
             (Phase::Anonymous(until), _) if *until <= turn.now => {
                 return turn.actions.push(Action::Close(CloseReason::LogInTimeout));
             }
+            (Phase::Awaiting(awaited), _) if awaited.until <= turn.now => {
+                return turn.actions.push(Action::Close(awaited.otherwise));
+            }
             (Phase::Ended(reason), _) if self.clear_from.is_some_and(|at| at <= turn.now) => {
                 return turn.actions.push(Action::Close(*reason));
             }
@@ -289,6 +373,10 @@ impl Session {
             Dialect::Json if !self.pinged => {
                 self.pinged = true;
                 turn.actions.push(Action::Ping);
+            }
+            Dialect::SocketIo(Version::V4) if !self.pinged => {
+                self.pinged = true;
+                self.outgoing.push(|out| out.push(b'2'));
             }
             _ => turn.actions.push(Action::Close(CloseReason::PingTimeout)),
         }

@@ -1,37 +1,78 @@
-//! The Socket.IO side of a session.
+//! The Socket.IO side of a session, over Engine.IO 3 and 4.
 
-use super::{Action, Dialect, Phase, Reply, Session, Turn};
+use std::net::IpAddr;
+
+use super::{Action, Awaited, Dialect, LOG_IN_WITHIN, Phase, Reply, Session, TAG, Transport, Turn};
 use crate::state::metrics::CloseReason;
-use crate::state::table::Key;
+use crate::state::timers::Millis;
 use crate::wire::couchdb::{Credentials, Identity, LogInError};
-use crate::wire::engine_io::{self, Version};
+use crate::wire::engine_io::{self, Open, Sid, Version};
 use crate::wire::json::Names;
 use crate::wire::socket_io::{self, Event, PacketKind};
 pub(super) use crate::wire::socket_io::{write_ack as ack, write_error_ack as error_ack};
+
+/// How a session begins.
+#[derive(Debug)]
+pub struct Opening {
+    /// The version of Engine.IO.
+    pub version: Version,
+    /// The session's id.
+    pub sid: Sid,
+    /// What of the id is random.
+    pub tag: [u8; TAG],
+    /// What the handshake's query carried.
+    pub credentials: Credentials,
+    /// What carries the session.
+    pub transport: Transport,
+    /// Where the client is.
+    pub client: IpAddr,
+}
 
 /// What an acknowledgement says of an argument that is none.
 const NAMES_EXPECTED: &str = "expected an array of non-empty strings";
 
 impl Session {
-    /// Opens a session of Engine.IO 3 over a WebSocket: the server speaks first, and logs in with what
-    /// the handshake carried.
-    pub fn open_socket_io(sid: &str, credentials: Credentials, connection: Key, turn: &mut Turn<'_>) -> Self {
-        let phase = Phase::LoggingIn(Reply::Silent);
-        let mut session = Self::new(Dialect::SocketIo(Version::V3), phase, connection, turn.now);
-        let rules = turn.rules;
-        session.outgoing.push(|out| engine_io::write_open(out, sid, rules.ping_interval, rules.ping_timeout));
-        session.outgoing.push(|out| out.extend_from_slice(socket_io::CONNECT));
-        turn.actions.push(Action::LogIn(credentials));
+    /// Opens a session. In version 3 the server connects the client by itself, and logs in with what the handshake
+    /// carried; in version 4 the client connects.
+    pub fn open_socket_io(opening: Opening, turn: &mut Turn<'_>) -> Self {
+        let Opening { version, sid, tag, credentials, transport, client } = opening;
+        let phase = match version {
+            Version::V3 => Phase::LoggingIn(Reply::Silent),
+            Version::V4 => awaiting(turn.now, CloseReason::LogInTimeout, credentials.clone()),
+        };
+        let may_upgrade = matches!(transport, Transport::Polling(_));
+        let mut session = Self::new(Dialect::SocketIo(version), phase, transport, client, turn.now);
+        session.tag = tag;
+        let ping_interval = turn.rules.ping_interval;
+        let ping_timeout = turn.rules.ping_timeout(version);
+        let open = Open { version, sid, may_upgrade, ping_interval, ping_timeout };
+        session.outgoing.push(|out| engine_io::write_open(out, &open));
+        if version == Version::V3 {
+            session.outgoing.push(|out| socket_io::write_connect(out, None));
+            turn.actions.push(Action::LogIn(credentials));
+        }
         session
+    }
+
+    /// Tells the client that it is connected, under an id of its own where the version has such.
+    pub fn confirm_connect(&mut self, id: Sid) {
+        let id = (self.dialect == Dialect::SocketIo(Version::V4)).then_some(id);
+        self.outgoing.push(|out| socket_io::write_connect(out, id));
     }
 
     pub(super) fn handle_engine_packet(&mut self, text: &str, turn: &mut Turn<'_>) {
         let Some(packet) = engine_io::parse_packet(text) else { return broken(turn) };
+        let version_4 = self.dialect == Dialect::SocketIo(Version::V4);
         match packet.kind {
+            engine_io::PacketKind::Ping if version_4 => broken(turn),
             engine_io::PacketKind::Ping => self.outgoing.push(|out| {
                 out.push(b'3');
                 out.extend_from_slice(packet.data.as_bytes());
             }),
+            engine_io::PacketKind::Pong if version_4 => {
+                self.heard = turn.now;
+                self.pinged = false;
+            }
             engine_io::PacketKind::Message => self.handle_packet(text, packet.data, turn),
             engine_io::PacketKind::Close => turn.actions.push(Action::Close(CloseReason::ClientClosed)),
             engine_io::PacketKind::Pong | engine_io::PacketKind::Upgrade | engine_io::PacketKind::Noop => {}
@@ -43,9 +84,10 @@ impl Session {
     fn handle_packet(&mut self, text: &str, data: &str, turn: &mut Turn<'_>) {
         let Some(packet) = socket_io::parse_packet(data) else { return broken(turn) };
         match packet.kind {
-            PacketKind::Connect if packet.namespace == "/" => self.connect_again(turn),
+            PacketKind::Connect if packet.namespace == "/" => self.connect(packet.data, turn),
             PacketKind::Connect => {
-                self.outgoing.push(|out| socket_io::write_invalid_namespace(out, packet.namespace));
+                let Dialect::SocketIo(version) = self.dialect else { return };
+                self.outgoing.push(|out| socket_io::write_invalid_namespace(out, packet.namespace, version));
             }
             PacketKind::Disconnect if packet.namespace == "/" => self.disconnect(turn),
             PacketKind::Event => {
@@ -63,7 +105,9 @@ impl Session {
         match self.phase {
             Phase::LoggingIn(_) | Phase::Answering(_) => return self.hold(text, turn),
             Phase::Active => {}
-            Phase::Anonymous(_) | Phase::Refused | Phase::Ended(_) => return,
+            // Version 4 of Engine.IO: who has not connected may say nothing else.
+            Phase::Awaiting(_) if self.dialect == Dialect::SocketIo(Version::V4) => return broken(turn),
+            Phase::Awaiting(_) | Phase::Anonymous(_) | Phase::Refused | Phase::Ended(_) => return,
         }
         match event {
             Event::Subscribe(names) => {
@@ -101,23 +145,29 @@ impl Session {
         }
     }
 
-    /// A CONNECT on a session that has had its own is answered by authenticating again; while that
-    /// happens anyway, it changes nothing.
-    fn connect_again(&mut self, turn: &mut Turn<'_>) {
-        if !self.is_active() {
-            return;
-        }
-        let Some(user) = &self.user else { return };
-        turn.actions.push(Action::LogIn(user.cookie.clone()));
-        self.outgoing.push(|out| out.extend_from_slice(socket_io::CONNECT));
+    /// CONNECT starts a log-in, with the credentials that it carries or those from before. While one is under way
+    /// anyway, or the session has ended, it changes nothing.
+    fn connect(&mut self, auth: &str, turn: &mut Turn<'_>) {
+        let known = match (&self.phase, &self.user) {
+            (Phase::Awaiting(awaited), _) => awaited.credentials.clone(),
+            (Phase::Active, Some(user)) => user.cookie.clone(),
+            _ => return,
+        };
+        let credentials = socket_io::parse_auth(auth).unwrap_or(known);
+        turn.actions.extend([Action::Connect, Action::LogIn(credentials)]);
         self.clear_from = None;
         self.phase = Phase::LoggingIn(Reply::Silent);
     }
 
-    /// The client left: the session is over, and the client closes the transport.
+    /// The client left. It may connect again; the transport is its to close.
     fn disconnect(&mut self, turn: &mut Turn<'_>) {
-        self.end(CloseReason::ClientClosed, turn);
-        self.clear_from = Some(turn.now + super::GRACE);
+        if matches!(self.phase, Phase::Ended(_) | Phase::Refused) {
+            return;
+        }
+        turn.actions.push(Action::Leave);
+        self.held = None;
+        let cookie = self.user.take().map(|user| user.cookie).unwrap_or_default();
+        self.phase = awaiting(turn.now, CloseReason::ClientClosed, cookie);
     }
 
     fn end(&mut self, reason: CloseReason, turn: &mut Turn<'_>) {
@@ -157,6 +207,10 @@ impl Session {
             }
         }
     }
+}
+
+fn awaiting(now: Millis, otherwise: CloseReason, credentials: Credentials) -> Phase {
+    Phase::Awaiting(Box::new(Awaited { until: now + LOG_IN_WITHIN, otherwise, credentials }))
 }
 
 fn broken(turn: &mut Turn<'_>) {

@@ -1,0 +1,119 @@
+//! One HTTP request and its answer: what of the request decides the form of the answer, CORS, and
+//! what becomes of the connection then.
+
+use super::{Http, Protocol, Server};
+use crate::net::connection::Flushed;
+use crate::state::metrics::CloseReason;
+use crate::state::routes;
+use crate::state::table::Key;
+use crate::state::timers::Millis;
+use crate::wire::engine_io::Sid;
+use crate::wire::http::{self, Request};
+
+/// Time for the next request on a connection that is kept, in milliseconds.
+const KEEP_ALIVE: Millis = 60_000;
+
+/// The content types of Engine.IO's answers.
+pub(super) const TEXT: &str = "text/plain; charset=UTF-8";
+pub(super) const HTML: &str = "text/html";
+/// What the log says of a binary post in version 4.
+pub(super) const OCTETS_REFUSED: &str = "A binary post of an Engine.IO 4 client was refused.";
+
+/// What of a request decides the form of its answer.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) keep_alive: bool,
+    pub(super) head_only: bool,
+    /// The page that a browser asks for.
+    pub(super) origin: Option<Box<str>>,
+    /// The JSONP callback to answer to.
+    pub(super) jsonp: Option<u32>,
+    /// The session, once it is known: load balancers find it in a cookie.
+    pub(super) sid: Option<Sid>,
+}
+
+impl Exchange {
+    pub(super) fn of(request: &Request<'_>) -> Self {
+        Self {
+            keep_alive: request.keep_alive && request.content_length == Some(0),
+            head_only: request.method == "HEAD",
+            origin: request.origin.map(Into::into),
+            jsonp: None,
+            sid: None,
+        }
+    }
+}
+
+impl Server {
+    /// Writes an answer; the connection awaits the next request, or is closed.
+    pub(super) fn respond(
+        &mut self,
+        key: Key,
+        exchange: &Exchange,
+        status: u16,
+        content_type: &str,
+        body: &[u8],
+        now: Millis,
+    ) {
+        self.respond_with(key, exchange, status, &[("Content-Type", content_type)], body, now);
+    }
+
+    pub(super) fn respond_answer(&mut self, key: Key, exchange: &Exchange, answer: &routes::Answer, now: Millis) {
+        let mut fields = vec![("Content-Type", answer.content_type)];
+        fields.extend(answer.field);
+        self.respond_with(key, exchange, answer.status, &fields, answer.body.as_bytes(), now);
+    }
+
+    /// The answer to a browser that asks which requests of another origin's page are welcome.
+    pub(super) fn respond_preflight(&mut self, key: Key, exchange: &Exchange, now: Millis) {
+        let fields = [
+            ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
+            ("Access-Control-Allow-Headers", "Content-Type"),
+            ("Access-Control-Max-Age", "600"),
+        ];
+        self.respond_with(key, exchange, 204, &fields, b"", now);
+    }
+
+    fn respond_with(
+        &mut self,
+        key: Key,
+        exchange: &Exchange,
+        status: u16,
+        own_fields: &[(&str, &str)],
+        body: &[u8],
+        now: Millis,
+    ) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        let cookie = exchange.sid.map(|sid| format!("io={sid}; Path=/; HttpOnly"));
+        let mut fields = own_fields.to_vec();
+        match &exchange.origin {
+            Some(origin) => fields.extend([
+                ("Access-Control-Allow-Origin", &**origin),
+                ("Access-Control-Allow-Credentials", "true"),
+                ("Vary", "Origin"),
+            ]),
+            None => fields.push(("Access-Control-Allow-Origin", "*")),
+        }
+        fields.extend(cookie.as_deref().map(|cookie| ("Set-Cookie", cookie)));
+        let keep_alive = exchange.keep_alive && self.drain_until.is_none();
+        let answer = http::Answer { status, fields: &fields, body, head_only: exchange.head_only, keep_alive };
+        http::write_response(peer.connection.queue(), &answer);
+        if !keep_alive {
+            self.metrics.count_close(CloseReason::Served);
+            return self.linger(key, now);
+        }
+        peer.protocol = Protocol::Http(Http::Head);
+        peer.deadline = Some(now + KEEP_ALIVE);
+        let flushed = peer.connection.flush();
+        // A request that came early, or input that was left unread.
+        if !peer.connection.inbox.is_empty() || std::mem::take(&mut peer.unread) {
+            self.unfinished.push(key);
+        }
+        match flushed {
+            Ok(Flushed::All) => {}
+            Ok(Flushed::Blocked) => self.update_interest(key, now),
+            Err(error) => return self.lost(key, Some(&error), now),
+        }
+        self.arm_peer(key, now);
+    }
+}

@@ -1,0 +1,399 @@
+//! Sessions over HTTP long polling: GETs that are parked until there is something to tell, POSTs, and the
+//! WebSocket that takes over.
+//!
+//! A connection is not a session here: any connection may bring the next request, and goes back to
+//! awaiting a request when its answer is written.
+
+use super::http_exchange::{Exchange, HTML, OCTETS_REFUSED, TEXT};
+use super::{Http, Protocol, Server};
+use crate::net::connection::Flushed;
+use crate::state::metrics::CloseReason;
+use crate::state::routes::{self, PostFormat};
+use crate::state::session::{Dialect, Polling, Session, TAG, Transport, messages};
+use crate::state::table::Key;
+use crate::state::timers::Millis;
+use crate::wire::body::{BodyDecoder, Piece};
+use crate::wire::engine_io::{self, MAX_PAYLOAD, Refusal, SID_LENGTH, Sid, Version};
+use crate::wire::websocket::{self, Decoder};
+use crate::wire::{payload, socket_io};
+
+/// Time for the body of a POST to come, in milliseconds.
+const BODY_WITHIN: Millis = 10_000;
+/// Time for a WebSocket that was opened for a session to probe and take over, in milliseconds.
+const UPGRADE_WITHIN: Millis = 10_000;
+/// Most bytes of answers that wait for a client to poll.
+const MAX_OUTGOING: usize = 64 * 1024;
+
+/// A POST whose body comes in.
+#[derive(Debug)]
+pub(super) struct Post {
+    exchange: Exchange,
+    session: Key,
+    format: PostFormat,
+    decoder: BodyDecoder,
+    body: Vec<u8>,
+}
+
+impl Post {
+    /// The session that it is for.
+    pub(super) fn session(&self) -> Key {
+        self.session
+    }
+}
+
+/// A GET that waits for something to tell.
+#[derive(Debug)]
+pub(super) struct Parked {
+    pub(super) exchange: Exchange,
+    pub(super) session: Key,
+}
+
+/// The id under which a session is found.
+pub(super) fn sid_of(key: Key, tag: [u8; TAG]) -> Sid {
+    let mut sid = [0; SID_LENGTH];
+    sid[..4].copy_from_slice(&key.index.to_be_bytes());
+    sid[4..8].copy_from_slice(&key.generation.to_be_bytes());
+    sid[8..].copy_from_slice(&tag);
+    Sid(sid)
+}
+
+impl Server {
+    /// The session of an id.
+    fn find_session(&self, sid: Sid) -> Option<Key> {
+        let number = |from: usize| u32::from_be_bytes(sid.0[from..from + 4].try_into().expect("four bytes"));
+        let key = Key { index: number(0), generation: number(4) };
+        self.sessions.get(key).filter(|session| sid_of(key, session.tag) == sid).map(|_| key)
+    }
+
+    pub(super) fn poll_session(&mut self, key: Key, sid: Sid, mut exchange: Exchange, now: Millis) {
+        let Some(session) = self.find_session(sid) else {
+            return self.respond_refusal(key, &exchange, Refusal::SessionId, now);
+        };
+        exchange.sid = Some(sid);
+        let polling = self.sessions.get_mut(session).and_then(Session::polling);
+        match polling {
+            None => self.respond_refusal(key, &exchange, Refusal::Request, now),
+            Some(Polling { parked: Some(_), .. }) => {
+                self.respond_refusal(key, &exchange, Refusal::Request, now);
+                self.close_session(session, CloseReason::Overlap, now);
+            }
+            Some(polling) => {
+                polling.parked = Some(key);
+                self.park(key, Parked { exchange, session });
+                // Answered at the end of the turn, if there is something to tell.
+                self.dirty.push(session);
+            }
+        }
+    }
+
+    fn park(&mut self, key: Key, parked: Parked) {
+        if let Some(peer) = self.peers.get_mut(key) {
+            peer.protocol = Protocol::Http(Http::Parked(Box::new(parked)));
+            // Its session sees to the time.
+            peer.deadline = None;
+        }
+    }
+
+    /// The first answer to a client that polls: what the session says by itself.
+    pub(super) fn answer_opening(&mut self, key: Key, session: Key, exchange: Exchange, now: Millis) {
+        if let Some(polling) = self.sessions.get_mut(session).and_then(Session::polling) {
+            polling.parked = Some(key);
+        }
+        self.park(key, Parked { exchange, session });
+        self.arm_session(session, now);
+        self.dirty.push(session);
+    }
+
+    /// Writes what a polling session has to say into the answer to its parked GET, if there is one.
+    pub(super) fn flush_polling(&mut self, key: Key, now: Millis) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Dialect::SocketIo(version) = session.dialect() else { return };
+        let Some(polling) = session.polling() else { return };
+        let freed = polling.probed;
+        let Some(connection) = polling.parked else { return };
+        if session.outgoing.is_empty() && !self.subscriptions.is_dirty(key.index) && !freed {
+            return;
+        }
+        let said = !session.outgoing.is_empty();
+        let mut out = Vec::new();
+        for message in messages(&session.outgoing.take()) {
+            payload::write_packet(&mut out, message, version);
+        }
+        let mut message = Vec::new();
+        while out.len() < MAX_PAYLOAD / 2 {
+            let Some((database, _)) = self.subscriptions.take_dirty(key.index) else { break };
+            self.metrics.notifications += 1;
+            message.clear();
+            socket_io::write_change(&mut message, self.subscriptions.name(database));
+            payload::write_packet(&mut out, &message, version);
+        }
+        if out.is_empty() {
+            payload::write_packet(&mut out, b"6", version);
+        }
+        self.answer_parked(connection, &out, now);
+        if said && let Some(session) = self.sessions.get_mut(key) {
+            session.handle_flushed(now);
+            self.arm_session(key, now);
+        }
+    }
+
+    /// Answers a parked GET; its connection awaits the next request.
+    fn answer_parked(&mut self, connection: Key, content: &[u8], now: Millis) {
+        let Some(peer) = self.peers.get_mut(connection) else { return };
+        let Protocol::Http(http @ Http::Parked(_)) = &mut peer.protocol else { return };
+        let Http::Parked(parked) = std::mem::replace(http, Http::Head) else { unreachable!("matched above") };
+        if let Some(polling) = self.sessions.get_mut(parked.session).and_then(Session::polling) {
+            polling.parked = None;
+        }
+        let exchange = &parked.exchange;
+        match exchange.jsonp {
+            Some(callback) => {
+                let script = payload::wrap_jsonp(content, callback);
+                self.respond(connection, exchange, 200, "text/javascript; charset=UTF-8", &script, now);
+            }
+            None => self.respond(connection, exchange, 200, TEXT, content, now),
+        }
+    }
+
+    /// Ends a polling session: a parked GET is told.
+    pub(super) fn close_polling(&mut self, key: Key, now: Millis) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Dialect::SocketIo(version) = session.dialect() else { return };
+        let outgoing = session.outgoing.take();
+        let Some(polling) = session.polling() else { return };
+        let (parked, probing) = (polling.parked, polling.probing);
+        let mut out = Vec::new();
+        for message in messages(&outgoing) {
+            payload::write_packet(&mut out, message, version);
+        }
+        payload::write_packet(&mut out, b"1", version);
+        if let Some(connection) = parked {
+            self.answer_parked(connection, &out, now);
+        }
+        if let Some(connection) = probing {
+            self.close_peer(connection, CloseReason::ClientVanished);
+        }
+    }
+
+    pub(super) fn begin_post(
+        &mut self,
+        key: Key,
+        sid: Sid,
+        format: PostFormat,
+        decoder: BodyDecoder,
+        mut exchange: Exchange,
+        now: Millis,
+    ) {
+        // The body is on its way, whatever the answer.
+        let Some(session) = self.find_session(sid) else {
+            exchange.keep_alive = false;
+            return self.respond_refusal(key, &exchange, Refusal::SessionId, now);
+        };
+        exchange.sid = Some(sid);
+        match self.sessions.get_mut(session).and_then(Session::polling) {
+            None => {
+                exchange.keep_alive = false;
+                self.respond_refusal(key, &exchange, Refusal::Request, now);
+            }
+            Some(Polling { posting: Some(_), .. }) => {
+                exchange.keep_alive = false;
+                self.respond_refusal(key, &exchange, Refusal::Request, now);
+                self.close_session(session, CloseReason::Overlap, now);
+            }
+            Some(_) if matches!(decoder, BodyDecoder::Length(length) if length > MAX_PAYLOAD as u64) => {
+                self.refuse_payload(key, exchange, now);
+            }
+            Some(polling) => {
+                polling.posting = Some(key);
+                let post = Post { exchange, session, format, decoder, body: Vec::new() };
+                if let Some(peer) = self.peers.get_mut(key) {
+                    peer.protocol = Protocol::Http(Http::Body(Box::new(post)));
+                    peer.deadline = Some(now + BODY_WITHIN);
+                }
+                self.arm_peer(key, now);
+                // An empty body has come already.
+                self.handle_body(key, &[], now);
+            }
+        }
+    }
+
+    fn refuse_payload(&mut self, key: Key, mut exchange: Exchange, now: Millis) {
+        exchange.keep_alive = false;
+        self.respond(key, &exchange, 413, TEXT, b"The body is too long.\n", now);
+    }
+
+    /// Takes bytes of a POST's body; how many were used.
+    pub(super) fn handle_body(&mut self, key: Key, bytes: &[u8], now: Millis) -> usize {
+        let Some(peer) = self.peers.get_mut(key) else { return 0 };
+        let Protocol::Http(Http::Body(post)) = &mut peer.protocol else { return 0 };
+        let mut used = 0;
+        loop {
+            match post.decoder.next(&bytes[used..]) {
+                Ok((taken, Piece::Data(data))) if post.body.len() + data.len() <= MAX_PAYLOAD => {
+                    post.body.extend_from_slice(data);
+                    used += taken;
+                }
+                Ok((_, Piece::Data(_))) => {
+                    let post = self.take_post(key);
+                    if let Some(post) = post {
+                        self.refuse_payload(key, post.exchange, now);
+                    }
+                    return used;
+                }
+                Ok((taken, Piece::NeedMore)) => return used + taken,
+                Ok((taken, Piece::End)) => {
+                    if let Some(post) = self.take_post(key) {
+                        self.finish_post(key, &post, now);
+                    }
+                    return used + taken;
+                }
+                Err(_) => {
+                    if let Some(mut post) = self.take_post(key) {
+                        post.exchange.keep_alive = false;
+                        self.refuse_post(key, &post, now);
+                    }
+                    return used;
+                }
+            }
+        }
+    }
+
+    /// The POST is no longer under way.
+    fn take_post(&mut self, key: Key) -> Option<Box<Post>> {
+        let peer = self.peers.get_mut(key)?;
+        let Protocol::Http(http @ Http::Body(_)) = &mut peer.protocol else { return None };
+        let Http::Body(post) = std::mem::replace(http, Http::Head) else { unreachable!("matched above") };
+        if let Some(polling) = self.sessions.get_mut(post.session).and_then(Session::polling) {
+            polling.posting = None;
+        }
+        Some(post)
+    }
+
+    fn refuse_post(&mut self, key: Key, post: &Post, now: Millis) {
+        self.respond_refusal(key, &post.exchange, Refusal::Request, now);
+        self.close_session(post.session, CloseReason::BrokenPacket, now);
+    }
+
+    fn finish_post(&mut self, key: Key, post: &Post, now: Millis) {
+        let Some(session) = self.sessions.get(post.session) else {
+            return self.respond_refusal(key, &post.exchange, Refusal::SessionId, now);
+        };
+        let Dialect::SocketIo(version) = session.dialect() else { return };
+        if post.format == PostFormat::Binary && version == Version::V4 {
+            log::debug!("{OCTETS_REFUSED}");
+            return self.refuse_post(key, post, now);
+        }
+        let unwrapped;
+        let packets = match (post.format, std::str::from_utf8(&post.body)) {
+            (PostFormat::Binary, _) => payload::split_binary(&post.body),
+            (_, Err(_)) => None,
+            (PostFormat::Text, Ok(text)) => payload::split(text, version),
+            (PostFormat::Form, Ok(text)) => {
+                unwrapped = payload::unwrap_jsonp(text);
+                unwrapped.as_deref().and_then(|text| payload::split(text, version))
+            }
+        };
+        let whole = packets.filter(|packets| packets.iter().all(|packet| engine_io::parse_packet(packet).is_some()));
+        let Some(packets) = whole else { return self.refuse_post(key, post, now) };
+        self.respond(key, &post.exchange, 200, HTML, b"ok", now);
+        for packet in packets {
+            self.with_session(post.session, now, |session, turn| {
+                session.handle_heard(now);
+                session.handle_message(packet, turn);
+            });
+        }
+        let session = self.sessions.get(post.session);
+        if session.is_some_and(|session| session.websocket().is_none() && session.outgoing.len() > MAX_OUTGOING) {
+            self.close_session(post.session, CloseReason::NotReading, now);
+        }
+    }
+
+    /// A WebSocket that is to take a session over; false when the session is not one that can be.
+    pub(super) fn begin_upgrade(
+        &mut self,
+        key: Key,
+        sid: Sid,
+        websocket_key: &str,
+        exchange: &Exchange,
+        now: Millis,
+    ) -> bool {
+        let session = self.find_session(sid);
+        let polling = session.and_then(|session| self.sessions.get_mut(session)).and_then(Session::polling);
+        let (Some(session), refusal) = (session, polling) else {
+            self.respond_refusal(key, exchange, Refusal::SessionId, now);
+            return false;
+        };
+        match refusal {
+            Some(polling) if polling.probing.is_none() => polling.probing = Some(key),
+            _ => {
+                self.respond_refusal(key, exchange, Refusal::Request, now);
+                return false;
+            }
+        }
+        self.upgrade(key, websocket_key, None);
+        if let Some(peer) = self.peers.get_mut(key) {
+            peer.protocol = Protocol::Probing(session, Decoder::default());
+            peer.deadline = Some(now + UPGRADE_WITHIN);
+        }
+        self.flush_peer(key, now);
+        self.arm_peer(key, now);
+        true
+    }
+
+    /// A text on a WebSocket that has not taken over: `2probe`, then `5`.
+    pub(super) fn handle_probe(&mut self, key: Key, session: Key, text: &str, now: Millis) {
+        let polling = self.sessions.get_mut(session).and_then(Session::polling);
+        let Some(polling) = polling.filter(|polling| polling.probing == Some(key)) else {
+            return self.close_peer(key, CloseReason::BrokenPacket);
+        };
+        match (text, polling.probed) {
+            ("2probe", _) => {
+                polling.probed = true;
+                if let Some(peer) = self.peers.get_mut(key) {
+                    websocket::write_text(peer.connection.queue(), b"3probe");
+                }
+                self.flush_peer(key, now);
+                // A parked GET is freed, so that the client may stop polling.
+                self.flush_polling(session, now);
+            }
+            ("5", true) => self.take_over(key, session, now),
+            _ => self.close_peer(key, CloseReason::BrokenPacket),
+        }
+    }
+
+    fn take_over(&mut self, key: Key, session: Key, now: Millis) {
+        self.flush_polling(session, now);
+        if let Some(session) = self.sessions.get_mut(session) {
+            session.transport = Transport::WebSocket(key);
+        }
+        if let Some(peer) = self.peers.get_mut(key) {
+            peer.deadline = None;
+        }
+        self.carry(key, session, now);
+    }
+
+    /// A connection that brought a request of a session is over.
+    pub(super) fn forget_connection(&mut self, key: Key, session: Key) {
+        let Some(polling) = self.sessions.get_mut(session).and_then(Session::polling) else { return };
+        for place in [&mut polling.parked, &mut polling.posting, &mut polling.probing] {
+            if *place == Some(key) {
+                *place = None;
+            }
+        }
+        polling.probed &= polling.probing.is_some();
+    }
+
+    fn respond_refusal(&mut self, key: Key, exchange: &Exchange, refusal: Refusal, now: Millis) {
+        let answer = routes::refusal(refusal);
+        self.respond(key, exchange, answer.status, answer.content_type, answer.body.as_bytes(), now);
+    }
+
+    pub(super) fn flush_peer(&mut self, key: Key, now: Millis) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        match peer.connection.flush() {
+            Ok(Flushed::All) => {}
+            Ok(Flushed::Blocked) => self.update_interest(key, now),
+            Err(error) => self.lost(key, Some(&error), now),
+        }
+    }
+}
