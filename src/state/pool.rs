@@ -133,7 +133,7 @@ impl<P> Pool<P> {
             None => 0,
         });
         let busy = self.connections.iter().filter_map(|connection| match connection {
-            Connection::Busy(exchange) => Some(exchange.sent + NO_ANSWER_FOR),
+            Connection::Busy(exchange) => Some(self.answer_due(exchange)),
             _ => None,
         });
         busy.chain(waiting).min()
@@ -143,7 +143,7 @@ impl<P> Pool<P> {
     pub fn handle_timeout(&mut self, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         for number in 0..self.connections.len() {
             if let Connection::Busy(exchange) = &self.connections[number]
-                && exchange.sent + NO_ANSWER_FOR <= now
+                && self.answer_due(exchange) <= now
             {
                 let ticket = exchange.ticket;
                 self.connections[number] = Connection::Closed;
@@ -259,6 +259,12 @@ impl<P> Pool<P> {
 
     fn deadline(&self, submitted: Millis) -> Millis {
         (submitted.max(self.last_answer) + NO_ANSWER_FOR).min(submitted + LONGEST_WAIT)
+    }
+
+    /// When a request that was sent fails. Time that it spent in the queue while CouchDB said nothing counts too.
+    fn answer_due(&self, exchange: &Exchange) -> Millis {
+        let alone = exchange.sent + NO_ANSWER_FOR;
+        self.tickets.get(exchange.ticket).map_or(alone, |ticket| alone.min(self.deadline(ticket.submitted)))
     }
 
     /// When there is something to dial for, that cannot be dialed yet.
@@ -377,6 +383,22 @@ mod tests {
         assert_eq!(pool.poll_timeout(), Some(14_500));
         pool.handle_timeout(14_500, &mut actions);
         assert_eq!(done(&mut actions), [(3, None)]);
+    }
+
+    #[test]
+    fn who_queued_before_a_silent_couchdb_waits_no_longer_than_who_was_sent() {
+        let (mut pool, mut actions) = (Pool::new(1), Vec::new());
+        pool.submit(vec![b'a'], 1u32, 0, &mut actions).unwrap();
+        pool.handle_connected(0, 0, &mut actions);
+        pool.submit(vec![b'b'], 2u32, 10, &mut actions).unwrap();
+        // The first one fails, and the second is sent: a moment before its time is over too.
+        assert_eq!(pool.poll_timeout(), Some(4500));
+        pool.handle_timeout(4500, &mut actions);
+        pool.handle_connected(0, 4501, &mut actions);
+        assert!(actions.contains(&PoolAction::Send(0, vec![b'b'])));
+        assert_eq!(pool.poll_timeout(), Some(4510));
+        pool.handle_timeout(4510, &mut actions);
+        assert_eq!(done(&mut actions), [(1, None), (2, None)]);
     }
 
     #[test]
