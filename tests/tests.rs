@@ -17,3 +17,4 @@ mod real_clients;
 mod socket_io;
 mod static_binary;
 mod stopping;
+mod tls;

@@ -11,6 +11,8 @@ use mio::net::TcpStream;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 
+use super::tls;
+
 /// Most bytes that rustls keeps on their way out, in each direction.
 const TLS_BUFFER: usize = 64 * 1024;
 
@@ -45,7 +47,7 @@ impl Stream {
     pub fn socket(&mut self) -> &mut TcpStream {
         match self {
             Self::Plain(socket) => socket,
-            Self::TlsClient(tls) => &mut tls.socket,
+            Self::TlsClient(client) => &mut client.socket,
         }
     }
 
@@ -62,7 +64,7 @@ impl Stream {
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => retry(|| socket.read(buffer)),
-            Self::TlsClient(tls) => tls.read(buffer),
+            Self::TlsClient(client) => client.read(buffer),
         }
     }
 
@@ -73,7 +75,7 @@ impl Stream {
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => retry(|| socket.write(bytes)),
-            Self::TlsClient(tls) => tls.write(bytes),
+            Self::TlsClient(client) => client.write(bytes),
         }
     }
 
@@ -84,15 +86,15 @@ impl Stream {
     pub fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(_) => Ok(()),
-            Self::TlsClient(tls) => tls.write_records(),
+            Self::TlsClient(client) => client.write_records(),
         }
     }
 
     /// Says that nothing more will be written.
     pub fn shut_down_write(&mut self) {
-        if let Self::TlsClient(tls) = self {
-            tls.session.send_close_notify();
-            let _ = tls.write_records();
+        if let Self::TlsClient(client) = self {
+            client.session.send_close_notify();
+            let _ = client.write_records();
         }
         let _ = self.socket().shutdown(Shutdown::Write);
     }
@@ -103,6 +105,9 @@ impl TlsClient {
         loop {
             match self.session.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(io::Error::new(error.kind(), "the connection was cut (TLS: no close_notify)"));
+                }
                 done => return done,
             }
             // The end of the socket shows in the reader: as an end, or as a truncation.
@@ -111,7 +116,7 @@ impl TlsClient {
             if let Err(error) = self.session.process_new_packets() {
                 // Tell the peer why.
                 let _ = self.write_records();
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, tls::explain(&error)));
             }
             match self.write_records() {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig, Error, InvalidMessage, RootCertStore};
 
 /// The configuration of a client that trusts the built-in roots, and those of a PEM text.
 ///
@@ -33,6 +33,30 @@ pub fn client_config(extra_roots: Option<&[u8]>) -> Result<Arc<ClientConfig>, St
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// What is wrong with the peer, in words that tell an operator what to do. They are the same whenever the
+/// same goes wrong: no times, no counts.
+pub fn explain(error: &Error) -> String {
+    let text = match error {
+        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            "its certificate is from an unknown authority: --ca_file takes the certificate of a private one"
+        }
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "its certificate is not for the host in --couchdb_url",
+        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            "its certificate has expired"
+        }
+        Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
+            "its certificate is not valid yet: check the clocks"
+        }
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            "the peer speaks no TLS: check https in --couchdb_url, and the port"
+        }
+        _ => return error.to_string(),
+    };
+    text.to_owned()
 }
 
 /// Fills a buffer with randomness that nobody can guess.

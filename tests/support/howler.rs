@@ -94,6 +94,19 @@ impl Howler {
         lines.iter().filter(|line| line.contains(text)).count()
     }
 
+    /// The same without those for developers: how often an operator was told.
+    pub fn count_told(&self, text: &str) -> usize {
+        let lines = self.output.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().filter(|line| line.contains(text) && !line.contains("DEBUG")).count()
+    }
+
+    /// Expects that an operator was told something so often; waits for it, since what it prints comes here later than
+    /// what it sends.
+    pub fn assert_told(&self, text: &str, times: usize) {
+        self.wait_for_lines(text, times);
+        assert_eq!(self.count_told(text), times, "{text}:\n{}", self.output());
+    }
+
     /// Waits for a line that holds a text, from the start of its output.
     pub fn wait_for_line(&self, text: &str) -> String {
         self.wait_for_lines(text, 1)

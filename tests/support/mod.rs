@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod howler;
+pub mod tls;
 
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ pub const SECRET_MARK: &str = "zq7-";
 
 /// Longest wait for something that is to happen. Generous: machines are shared.
 pub const SOON: Duration = Duration::from_secs(20);
+/// Longest time to the answer to a log-in when CouchDB gives none.
+pub const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 /// A wait after which something that would have happened is taken not to happen.
 pub const A_MOMENT: Duration = Duration::from_millis(300);
 

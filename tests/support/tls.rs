@@ -1,0 +1,232 @@
+//! TLS in front of a stand-in: a private certificate authority, and a small proxy that terminates TLS.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use couchdb_howler::demo::StandIn;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ServerConfig, ServerConnection, SupportedProtocolVersion};
+
+/// A private certificate authority; its certificate is in a file that is removed with it.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    file: PathBuf,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let mut params = CertificateParams::default();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        params.distinguished_name.push(DnType::CommonName, format!("Authority {number} of the tests"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = KeyPair::generate().expect("a key");
+        let issuer = CertifiedIssuer::self_signed(params, key).expect("an authority");
+        let name = format!("authority-{}-{}.pem", std::process::id(), number);
+        let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::write(&file, issuer.pem()).expect("the target folder can be written");
+        Self { issuer, file }
+    }
+
+    /// What `--ca_file` takes.
+    pub fn file(&self) -> &str {
+        self.file.to_str().expect("a path in UTF-8")
+    }
+
+    /// A server's configuration with a certificate for names and addresses.
+    pub fn server(&self, names: &[&str]) -> ServerConfig {
+        self.server_with(names, false, rustls::ALL_VERSIONS)
+    }
+
+    /// The same with a certificate that is over, or for some versions of TLS alone.
+    pub fn server_with(
+        &self,
+        names: &[&str],
+        expired: bool,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> ServerConfig {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut params = CertificateParams::new(names).expect("names for a certificate");
+        if expired {
+            params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+        }
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(versions)
+            .expect("ring speaks them")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .expect("the key fits")
+    }
+}
+
+impl Drop for Authority {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+/// A proxy that takes TLS connections and makes plain ones to a stand-in of them. Where the stand-in ends a
+/// connection, the proxy ends its own with `close_notify`.
+pub struct TlsProxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    couchdb: SocketAddr,
+    config: Arc<ServerConfig>,
+    /// Every byte is a write of its own.
+    byte_by_byte: bool,
+    stopping: AtomicBool,
+    clients: Mutex<Vec<TcpStream>>,
+}
+
+impl TlsProxy {
+    pub fn start(couchdb: &StandIn, config: ServerConfig) -> Self {
+        Self::start_at(couchdb, config, Ipv4Addr::LOCALHOST.into(), false)
+    }
+
+    pub fn start_at(couchdb: &StandIn, config: ServerConfig, host: IpAddr, byte_by_byte: bool) -> Self {
+        let listener = TcpListener::bind((host, 0)).expect("a port is free");
+        let address = listener.local_addr().expect("it listens");
+        let shared = Arc::new(Shared {
+            couchdb: couchdb.address(),
+            config: Arc::new(config),
+            byte_by_byte,
+            stopping: AtomicBool::new(false),
+            clients: Mutex::default(),
+        });
+        let accepting = shared.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if accepting.stopping.load(Ordering::Acquire) {
+                    return;
+                }
+                let shared = accepting.clone();
+                std::thread::spawn(move || shared.serve(client));
+            }
+        });
+        Self { address, shared }
+    }
+
+    /// The URL of the stand-in behind it, by a name of this machine.
+    pub fn url(&self, couchdb: &StandIn, host: &str) -> String {
+        tls_url(couchdb, &format!("{host}:{}", self.address.port()))
+    }
+
+    /// Ends all connections without `close_notify`, as an attacker could.
+    pub fn cut(&self) {
+        for client in self.shared.clients().drain(..) {
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for TlsProxy {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        let _ = TcpStream::connect(self.address);
+        self.cut();
+    }
+}
+
+/// The URL of a stand-in with another scheme and address.
+pub fn tls_url(couchdb: &StandIn, address: &str) -> String {
+    couchdb.url().replacen("http:", "https:", 1).replace(&couchdb.address().to_string(), address)
+}
+
+impl Shared {
+    fn clients(&self) -> std::sync::MutexGuard<'_, Vec<TcpStream>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves a connection until one side ends it. What fails here ends the connection.
+    fn serve(self: Arc<Self>, client: TcpStream) {
+        let _ = client.set_nodelay(true);
+        let Ok(upstream) = TcpStream::connect(self.couchdb) else { return };
+        let _ = upstream.set_nodelay(true);
+        self.clients().push(client.try_clone().expect("a descriptor"));
+        let session = ServerConnection::new(self.config.clone()).expect("the configuration is good");
+        let tunnel =
+            Arc::new(Tunnel { session: Mutex::new(session), client, upstream, byte_by_byte: self.byte_by_byte });
+        let downwards = tunnel.clone();
+        let thread = std::thread::spawn(move || {
+            let _ = downwards.carry_down();
+            let _ = downwards.client.shutdown(Shutdown::Both);
+        });
+        let _ = tunnel.carry_up();
+        let _ = tunnel.upstream.shutdown(Shutdown::Both);
+        let _ = thread.join();
+    }
+}
+
+/// One connection.
+struct Tunnel {
+    session: Mutex<ServerConnection>,
+    client: TcpStream,
+    upstream: TcpStream,
+    byte_by_byte: bool,
+}
+
+impl Tunnel {
+    /// From the client to the stand-in.
+    fn carry_up(&self) -> io::Result<()> {
+        let mut bytes = [0; 16 * 1024];
+        loop {
+            let read = (&self.client).read(&mut bytes)?;
+            let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut rest = &bytes[..read];
+            let mut plain = Vec::new();
+            loop {
+                session.read_tls(&mut rest)?;
+                let state = session.process_new_packets();
+                self.write_records(&mut session)?;
+                let waiting = state.map_err(io::Error::other)?.plaintext_bytes_to_read();
+                let start = plain.len();
+                plain.resize(start + waiting, 0);
+                session.reader().read_exact(&mut plain[start..])?;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            drop(session);
+            if read == 0 {
+                return Ok(());
+            }
+            (&self.upstream).write_all(&plain)?;
+        }
+    }
+
+    /// From the stand-in to the client.
+    fn carry_down(&self) -> io::Result<()> {
+        let mut bytes = [0; 16 * 1024];
+        loop {
+            let read = (&self.upstream).read(&mut bytes).unwrap_or(0);
+            let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+            if read == 0 {
+                session.send_close_notify();
+                return self.write_records(&mut session);
+            }
+            session.writer().write_all(&bytes[..read])?;
+            self.write_records(&mut session)?;
+        }
+    }
+
+    fn write_records(&self, session: &mut ServerConnection) -> io::Result<()> {
+        let mut records = Vec::new();
+        while session.wants_write() {
+            session.write_tls(&mut records)?;
+        }
+        let length = if self.byte_by_byte { 1 } else { records.len().max(1) };
+        records.chunks(length).try_for_each(|part| (&self.client).write_all(part))
+    }
+}

@@ -1,0 +1,151 @@
+//! CouchDB over TLS: who is trusted, and that a cut is never taken for an end.
+
+use std::net::{Ipv6Addr, TcpListener};
+use std::time::Instant;
+
+use couchdb_howler::demo::{FeedFault, Options, StandIn};
+use rustls::version::{TLS12, TLS13};
+use serde_json::json;
+
+use crate::support::client::Client;
+use crate::support::howler::Howler;
+use crate::support::tls::{Authority, TlsProxy, tls_url};
+use crate::support::{ANSWERED_WITHIN, PASSWORD, SOON, USER, couchdb, couchdb_with};
+
+/// Names and addresses of this machine, as certificates hold them.
+const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+
+/// A server that follows `couchdb` at a URL, and a client of it that is told of `db` and `during`.
+fn follow(couchdb: &StandIn, url: &str, authority: &Authority) -> (Client, Howler) {
+    let howler = Howler::launch(&["--couchdb_url", url, "--ca_file", authority.file()]);
+    assert!(couchdb.wait_for_feeds(1, SOON), "the feed opens:\n{}", howler.output());
+    let client = Client::subscribed(howler.address(), &["db", "during"]);
+    (client, howler)
+}
+
+fn is_told(couchdb: &StandIn, client: &mut Client, database: &str) {
+    couchdb.update(database);
+    assert_eq!(client.next_change(SOON).as_deref(), Some(database));
+}
+
+#[test]
+fn follows_and_logs_in_by_name_by_address_and_below_a_path() {
+    let authority = Authority::new();
+    for (host, listen, prefix) in
+        [("localhost", "127.0.0.1", ""), ("127.0.0.1", "127.0.0.1", "/couch/db"), ("[::1]", "::1", "")]
+    {
+        let couchdb = couchdb_with(Options { path_prefix: prefix.to_owned(), ..Options::default() });
+        let listen = listen.parse().expect("an address");
+        let proxy = TlsProxy::start_at(&couchdb, authority.server(&NAMES), listen, false);
+        let (mut client, _howler) = follow(&couchdb, &proxy.url(&couchdb, host), &authority);
+        is_told(&couchdb, &mut client, "db");
+        let asked = couchdb.requests();
+        assert!(asked.iter().all(|request| request.target.starts_with(prefix)), "{host}");
+        let expected = proxy.url(&couchdb, host);
+        let expected = expected.rsplit('@').next().and_then(|rest| rest.split('/').next());
+        assert!(asked.iter().all(|request| request.header("Host") == expected), "{host}");
+    }
+}
+
+#[test]
+fn speaks_both_versions_of_tls_also_when_they_come_byte_by_byte() {
+    let authority = Authority::new();
+    for version in [&TLS12, &TLS13] {
+        for byte_by_byte in [false, true] {
+            let couchdb = couchdb();
+            let config = authority.server_with(&NAMES, false, &[version]);
+            let proxy = TlsProxy::start_at(&couchdb, config, [127, 0, 0, 1].into(), byte_by_byte);
+            let (mut client, howler) = follow(&couchdb, &proxy.url(&couchdb, "localhost"), &authority);
+            is_told(&couchdb, &mut client, "db");
+            assert_eq!(howler.count_told("WARN"), 0, "{}", howler.output());
+        }
+    }
+}
+
+#[test]
+fn many_changes_at_once_come_through_tls() {
+    let (couchdb, authority) = (couchdb(), Authority::new());
+    let proxy = TlsProxy::start(&couchdb, authority.server(&NAMES));
+    let (mut client, _howler) = follow(&couchdb, &proxy.url(&couchdb, "localhost"), &authority);
+    let names: Vec<String> = (0..1000).map(|number| format!("db-{number}")).collect();
+    assert_eq!(client.ask(json!({"op": "subscribe", "dbs": names}))["ok"], true);
+    couchdb.update_many(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut told: Vec<_> = names.iter().map(|_| client.next_change(SOON).expect("a change")).collect();
+    told.sort();
+    told.dedup();
+    assert_eq!(told.len(), names.len());
+}
+
+#[test]
+fn a_cut_without_close_notify_is_a_cut() {
+    let (couchdb, authority) = (couchdb(), Authority::new());
+    let proxy = TlsProxy::start(&couchdb, authority.server(&NAMES));
+    let (mut client, howler) = follow(&couchdb, &proxy.url(&couchdb, "localhost"), &authority);
+    is_told(&couchdb, &mut client, "db");
+    proxy.cut();
+    is_told(&couchdb, &mut client, "during");
+    is_told(&couchdb, &mut client, "db");
+    howler.assert_told("the connection was cut (TLS: no close_notify)", 1);
+    howler.assert_told("WARN", 1);
+    Client::logged_in(howler.address());
+}
+
+#[test]
+fn close_notify_is_an_end() {
+    let (couchdb, authority) = (couchdb(), Authority::new());
+    let proxy = TlsProxy::start(&couchdb, authority.server(&NAMES));
+    let (mut client, howler) = follow(&couchdb, &proxy.url(&couchdb, "localhost"), &authority);
+    is_told(&couchdb, &mut client, "db");
+    couchdb.break_feed(FeedFault::Cut);
+    is_told(&couchdb, &mut client, "during");
+    is_told(&couchdb, &mut client, "db");
+    howler.assert_told("CouchDB cut the changes feed", 1);
+    howler.assert_told("WARN", 1);
+}
+
+/// Expects that a server does not follow, says why once, and serves on.
+fn is_refused(url: &str, ca_file: &str, line: &str) {
+    let howler = Howler::launch(&["--couchdb_url", url, "--ca_file", ca_file]);
+    howler.wait_for_lines("Next try in", 3);
+    howler.assert_told(line, 1);
+    howler.assert_told("WARN", 1);
+    Client::json(howler.address());
+}
+
+#[test]
+fn a_wrong_certificate_is_refused_and_named() {
+    let (couchdb, authority, stranger) = (couchdb(), Authority::new(), Authority::new());
+    for (config, line) in [
+        (stranger.server(&NAMES), "from an unknown authority: --ca_file"),
+        (authority.server(&["elsewhere.example"]), "is not for the host in --couchdb_url"),
+        (authority.server_with(&NAMES, true, rustls::ALL_VERSIONS), "has expired"),
+    ] {
+        let proxy = TlsProxy::start(&couchdb, config);
+        is_refused(&proxy.url(&couchdb, "localhost"), authority.file(), line);
+    }
+    assert_eq!(couchdb.counters().requests, 0, "nothing was said to a stranger");
+}
+
+#[test]
+fn a_peer_that_speaks_no_tls_is_named() {
+    let (couchdb, authority) = (couchdb(), Authority::new());
+    let url = tls_url(&couchdb, &couchdb.address().to_string());
+    is_refused(&url, authority.file(), "speaks no TLS: check https in --couchdb_url");
+    // And the other way around.
+    let proxy = TlsProxy::start(&couchdb, authority.server(&NAMES));
+    let url = proxy.url(&couchdb, "localhost").replacen("https:", "http:", 1);
+    is_refused(&url, authority.file(), "the answer is not HTTP/1.1");
+}
+
+#[test]
+fn a_port_that_says_nothing_does_not_hold_log_ins() {
+    let authority = Authority::new();
+    let silent = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).expect("a port is free");
+    let url = format!("https://admin:zq7-admin@{}", silent.local_addr().expect("it listens"));
+    let howler = Howler::launch(&["--couchdb_url", &url, "--ca_file", authority.file()]);
+    let mut client = Client::json(howler.address());
+    let started = Instant::now();
+    let answer = client.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}));
+    assert_eq!(answer["error"], "ServiceUnavailableError");
+    assert!(started.elapsed() < ANSWERED_WITHIN, "{:?}", started.elapsed());
+}
