@@ -440,23 +440,29 @@ impl fmt::Display for Problem {
             Self::Framing(error) => write!(f, "The changes feed is broken: {error}. Resuming it."),
             Self::BrokenLine => f.write_str("A line of the changes feed is no JSON: reading it again."),
             Self::Unauthorized => f.write_str(
-                "CouchDB refuses the changes feed (401): the user in --couchdb_url must be a server admin,                  with the right password. Trying again.",
+                "CouchDB refuses the changes feed (401): the user in --couchdb_url must be a server admin, \
+                 with the right password. Trying again.",
             ),
             Self::Locked => f.write_str(
-                "CouchDB refuses the changes feed (403): the user in --couchdb_url is locked out for some minutes                  after too many wrong passwords, or may not read the feed. Trying again.",
+                "CouchDB refuses the changes feed (403): the user in --couchdb_url is locked out for some minutes \
+                 after too many wrong passwords, or may not read the feed. Trying again.",
             ),
             Self::Missing(false) => f.write_str(
-                "CouchDB has no _global_changes database (404): make it with PUT /_global_changes, or start with                  --create_global_changes. Trying again.",
+                "CouchDB has no _global_changes database (404): make it with PUT /_global_changes, or start with \
+                 --create_global_changes. Trying again.",
             ),
             Self::Missing(true) => f.write_str(
-                "CouchDB answers 404 although --create_global_changes is set: check the path in --couchdb_url.                  Trying again.",
+                "CouchDB answers 404 although --create_global_changes is set: check the path in --couchdb_url. \
+                 Trying again.",
             ),
             Self::SinceRefused => f.write_str(
-                "CouchDB does not know the sequence to resume from (400): following the feed from now on;                  changes may have been missed.",
+                "CouchDB does not know the sequence to resume from (400): following the feed from now on; \
+                 changes may have been missed.",
             ),
             Self::Status(status) => write!(f, "CouchDB answers the changes feed with status {status}: trying again."),
             Self::NoSequence => f.write_str(
-                "What answers the changes feed is no CouchDB (no last_seq): check the address and path in                  --couchdb_url. Trying again.",
+                "What answers the changes feed is no CouchDB (no last_seq): check the address and path in \
+                 --couchdb_url. Trying again.",
             ),
         }
     }
