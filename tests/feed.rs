@@ -1,1 +1,491 @@
 //! The changes feed: what breaks it, and that nothing behind the break is lost.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use couchdb_howler::demo::{Chunking, FeedFault, Options, RecordedRequest, StandIn};
+use serde_json::json;
+
+use crate::support::client::Client;
+use crate::support::howler::Howler;
+use crate::support::{A_MOMENT, ANSWERED_WITHIN, PASSWORD, SOON, USER, couchdb, couchdb_with};
+
+/// What is said when all is well.
+const FOLLOWING: &str = "Following the changes feed of CouchDB.";
+
+/// A stand-in, a server that follows it, and a client that is told of `before`, `during` and `after`.
+struct Scene {
+    client: Client,
+    howler: Howler,
+    couchdb: StandIn,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(options: &[&str]) -> Self {
+        Self::at(couchdb(), options)
+    }
+
+    fn at(couchdb: StandIn, options: &[&str]) -> Self {
+        let howler = Howler::start_with(&couchdb, options);
+        let client = Client::subscribed(howler.address(), &["before", "during", "after"]);
+        Self { client, howler, couchdb }
+    }
+
+    /// A change is written, and told.
+    fn is_told(&mut self, database: &str) {
+        self.couchdb.update(database);
+        self.hears(database);
+    }
+
+    fn hears(&mut self, database: &str) {
+        let change = self.client.next_change(SOON);
+        assert_eq!(change.as_deref(), Some(database), "{}", self.howler.output());
+    }
+
+    fn hears_nothing_more(&mut self) {
+        assert_eq!(self.client.next_change(A_MOMENT), None, "{}", self.howler.output());
+    }
+
+    /// An operator was told this, once, and of nothing else that went wrong.
+    fn said_once(&self, line: &str) {
+        self.said(line);
+        let problems = self.howler.count_told("WARN") + self.howler.count_told("ERROR");
+        let own = usize::from(!self.howler.wait_for_line(line).contains("INFO"));
+        assert_eq!(problems, own, "{}", self.howler.output());
+    }
+
+    /// An operator was told this, once.
+    fn said(&self, line: &str) {
+        self.howler.assert_told(line, 1);
+    }
+
+    fn feed_requests(&self) -> Vec<RecordedRequest> {
+        self.couchdb.requests().into_iter().filter(|request| request.target.contains("feed=continuous")).collect()
+    }
+}
+
+/// The `since` of a request.
+fn since(request: &RecordedRequest) -> &str {
+    request.target.split("since=").nth(1).expect("every feed names where it starts")
+}
+
+/// Breaks a feed under the server: what is written while the feed is away and behind that is told, each
+/// change once, and the operator is told of it once, also where it goes on breaking.
+fn survives(fault: FeedFault, options: &[&str], line: &str) {
+    let mut scene = Scene::with(options);
+    scene.is_told("before");
+    scene.couchdb.break_feed(fault);
+    scene.couchdb.update("during");
+    scene.hears("during");
+    scene.said_once(line);
+    scene.howler.assert_told(FOLLOWING, 2);
+    // Three times, with nothing but the head between.
+    scene.couchdb.break_next_feed(fault);
+    scene.couchdb.break_next_feed(fault);
+    scene.couchdb.break_feed(fault);
+    assert!(scene.couchdb.wait_for(SOON, |counters| counters.feed_requests == 5), "{}", scene.howler.output());
+    scene.is_told("after");
+    scene.hears_nothing_more();
+    scene.howler.assert_told(line, 2);
+    scene.howler.assert_told(FOLLOWING, 3);
+    assert_eq!(scene.couchdb.counters().pin_requests, 1, "the start is asked for once");
+}
+
+#[test]
+fn a_reset() {
+    survives(FeedFault::Reset, &[], "The changes feed is not connected: ");
+}
+
+#[test]
+fn a_cut_between_chunks() {
+    survives(FeedFault::Cut, &[], "CouchDB cut the changes feed: resuming it.");
+}
+
+#[test]
+fn a_cut_within_a_chunk() {
+    survives(FeedFault::CutMidChunk, &[], "CouchDB cut the changes feed: resuming it.");
+}
+
+#[test]
+fn a_clean_end() {
+    survives(FeedFault::CleanEnd, &[], "CouchDB ended the changes feed: resuming it.");
+}
+
+#[test]
+fn a_second_response_within_the_first() {
+    survives(FeedFault::Garbage, &[], "The changes feed is broken: something else stands where a chunk size was due.");
+}
+
+#[test]
+fn a_chunk_size_that_is_none() {
+    survives(FeedFault::BadChunkSize, &[], "The changes feed is broken: something else stands where a chunk size");
+}
+
+#[test]
+fn silence() {
+    survives(FeedFault::Silence, &["--feed_heartbeat", "150"], "CouchDB was silent for 450 ms: opening the changes");
+}
+
+#[test]
+fn a_quiet_feed_is_not_taken_for_a_silent_one() {
+    for source in ["global_changes", "db_updates"] {
+        let mut scene = Scene::with(&["--feed", source, "--feed_heartbeat", "100"]);
+        scene.howler.wait_for_line(FOLLOWING);
+        scene.hears_nothing_more();
+        scene.hears_nothing_more();
+        scene.is_told("after");
+        assert_eq!(scene.couchdb.counters().feed_requests, 1, "{source}:\n{}", scene.howler.output());
+        assert_eq!(scene.howler.count_told("WARN"), 0, "{source}");
+    }
+}
+
+/// Refuses requests for the feed for a while, first at the start and then under way.
+fn survives_refusals(status: u16, line: &str) {
+    let couchdb = couchdb();
+    couchdb.fail_feed(status, 3);
+    let howler = Howler::launch(&["--couchdb_url", &couchdb.url()]);
+    assert!(couchdb.wait_for_feeds(1, SOON), "{}", howler.output());
+    let client = Client::subscribed(howler.address(), &["before", "during", "after"]);
+    let mut scene = Scene { client, howler, couchdb };
+    scene.said_once(line);
+    scene.is_told("before");
+    scene.couchdb.fail_feed(status, 3);
+    scene.couchdb.break_feed(FeedFault::CleanEnd);
+    scene.couchdb.update("during");
+    scene.hears("during");
+    scene.is_told("after");
+    scene.hears_nothing_more();
+    scene.howler.assert_told(line, 2);
+}
+
+#[test]
+fn a_password_that_is_refused_for_some_time() {
+    survives_refusals(401, "(401): the user in --couchdb_url must be a server admin, with the right password.");
+}
+
+#[test]
+fn an_admin_who_is_locked_out_for_some_time() {
+    survives_refusals(403, "(403): the user in --couchdb_url is locked out for some minutes after too many");
+}
+
+#[test]
+fn internal_errors() {
+    survives_refusals(500, "CouchDB answers the changes feed with status 500: trying again.");
+}
+
+#[test]
+fn a_sequence_that_is_refused() {
+    let mut scene = Scene::new();
+    scene.is_told("before");
+    scene.couchdb.fail_feed(400, 1);
+    scene.couchdb.break_feed(FeedFault::Cut);
+    scene.howler.wait_for_lines(FOLLOWING, 2);
+    scene.is_told("after");
+    scene.said("CouchDB does not know the sequence to resume from (400): following the feed from now on; changes may");
+    assert_eq!(scene.couchdb.counters().pin_requests, 2);
+}
+
+#[test]
+fn global_changes_made_by_an_operator() {
+    let couchdb = couchdb_with(Options { global_changes: false, ..Options::default() });
+    let howler = Howler::launch(&["--couchdb_url", &couchdb.url()]);
+    let client = Client::subscribed(howler.address(), &["before", "during", "after"]);
+    let mut scene = Scene { client, howler, couchdb };
+    scene.howler.wait_for_lines("Next try in", 2);
+    scene.said_once(
+        "no _global_changes database (404): make it with PUT /_global_changes, or start with \
+                     --create_global_changes. Trying again.",
+    );
+    scene.couchdb.create_database("_global_changes");
+    assert!(scene.couchdb.wait_for_feeds(1, SOON));
+    scene.is_told("after");
+    scene.said("--create_global_changes");
+}
+
+#[test]
+fn global_changes_made_by_the_server() {
+    let couchdb = couchdb_with(Options { global_changes: false, ..Options::default() });
+    let mut scene = Scene::at(couchdb, &["--create_global_changes"]);
+    scene.is_told("after");
+    scene.said_once("CouchDB has no _global_changes database: making it.");
+    // And again where it is deleted under the feed.
+    scene.couchdb.delete_database("_global_changes");
+    assert!(scene.couchdb.wait_for(SOON, |counters| counters.feed_requests == 3 && counters.open_feeds == 1));
+    scene.is_told("after");
+    scene.howler.assert_told("making it.", 2);
+}
+
+#[test]
+fn global_changes_deleted_under_the_feed() {
+    let mut scene = Scene::new();
+    scene.is_told("before");
+    scene.couchdb.delete_database("_global_changes");
+    scene.howler.wait_for_lines("Next try in", 1);
+    scene.couchdb.create_database("_global_changes");
+    scene.couchdb.update("during");
+    scene.hears("during");
+    scene.is_told("after");
+    scene.said_once("--create_global_changes");
+    scene.said("CouchDB ended the changes feed");
+}
+
+#[test]
+fn couchdb_that_is_away_for_seconds() {
+    let mut scene = Scene::new();
+    scene.is_told("before");
+    scene.couchdb.refuse();
+    scene.couchdb.update("during");
+    scene.howler.wait_for_lines("Next try in", 4);
+    scene.couchdb.accept_again().expect("its port is free");
+    scene.hears("during");
+    scene.is_told("after");
+    scene.hears_nothing_more();
+    scene.said("CouchDB cut the changes feed");
+    scene.said("The changes feed is not connected: ");
+    assert_eq!(scene.howler.count_told("WARN"), 2, "{}", scene.howler.output());
+}
+
+#[test]
+fn couchdb_that_is_restarted() {
+    let couchdb = couchdb_with(Options { tick: Duration::from_millis(50), ..Options::default() });
+    let mut scene = Scene::at(couchdb, &[]);
+    for _ in 0..3 {
+        scene.is_told("before");
+        scene.couchdb.update("during");
+        scene.couchdb.restart(false).expect("its port is free");
+        scene.hears("during");
+        scene.is_told("after");
+    }
+    scene.hears_nothing_more();
+    assert_eq!(scene.couchdb.counters().pin_requests, 1);
+}
+
+#[test]
+fn any_cutting_into_chunks_and_writes() {
+    let cuttings = [
+        Chunking::OneByte,
+        Chunking::SplitEvery(2),
+        Chunking::SplitEvery(7),
+        Chunking::SplitEvery(300),
+        Chunking::Merge,
+    ];
+    for source in ["global_changes", "db_updates"] {
+        for chunking in cuttings {
+            let couchdb = couchdb();
+            couchdb.set_chunking(chunking);
+            let mut scene = Scene::at(couchdb, &["--feed", source, "--feed_heartbeat", "500"]);
+            scene.couchdb.update_many(&["before", "during", "elsewhere", "after"]);
+            let told: BTreeSet<_> = (0..3).map(|_| scene.client.next_change(SOON)).collect();
+            assert_eq!(told.len(), 3, "{chunking:?}: {told:?}");
+            scene.couchdb.break_feed(FeedFault::CleanEnd);
+            scene.is_told("before");
+            assert_eq!(scene.howler.count_told("WARN"), 0, "{chunking:?}:\n{}", scene.howler.output());
+        }
+    }
+}
+
+#[test]
+fn a_thousand_lines_in_one_chunk_are_told_once_each() {
+    let mut scene = Scene::new();
+    let names: Vec<String> = (0..1000).map(|number| format!("db-{number}")).collect();
+    assert_eq!(scene.client.ask(json!({"op": "subscribe", "dbs": names}))["ok"], true);
+    scene.couchdb.update_many(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut told: Vec<_> = names.iter().map(|_| scene.client.next_change(SOON).expect("a change")).collect();
+    let mut expected = names.clone();
+    told.sort();
+    expected.sort();
+    assert_eq!(told, expected);
+    scene.hears_nothing_more();
+}
+
+#[test]
+fn a_line_that_is_no_json_is_read_again_and_then_passed_over() {
+    let mut scene = Scene::new();
+    scene.is_told("before");
+    scene.couchdb.break_feed(FeedFault::BrokenJson);
+    scene.couchdb.update("during");
+    scene.hears("during");
+    scene.hears_nothing_more();
+    scene.said_once("A line of the changes feed is no JSON: reading it again.");
+    assert_eq!(scene.couchdb.counters().feed_requests, 2);
+    // One that stays broken stops nothing.
+    scene.couchdb.break_next_feed(FeedFault::BrokenJson);
+    scene.couchdb.break_feed(FeedFault::BrokenJson);
+    scene.howler.wait_for_line("Skipped");
+    scene.is_told("after");
+    scene.said("Skipped a line of the changes feed that is no JSON, twice.");
+    assert_eq!(scene.couchdb.counters().feed_requests, 3, "the feed went on");
+}
+
+#[test]
+fn a_line_that_is_too_long_is_passed_over() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.client.ask(json!({"op": "subscribe", "dbs": ["huge"]}))["ok"], true);
+    scene.couchdb.break_feed(FeedFault::HugeLine(60_000));
+    scene.hears("huge");
+    scene.couchdb.break_feed(FeedFault::HugeLine(200_000));
+    scene.is_told("after");
+    scene.hears_nothing_more();
+    scene.said_once("Skipped a line of the changes feed that is over 65536 bytes.");
+    assert_eq!(scene.couchdb.counters().feed_requests, 1, "the feed went on");
+}
+
+#[test]
+fn the_other_feed() {
+    let mut scene = Scene::with(&["--feed", "db_updates", "--feed_heartbeat", "200"]);
+    scene.is_told("before");
+    for fault in [FeedFault::Reset, FeedFault::CutMidChunk, FeedFault::CleanEnd, FeedFault::Garbage, FeedFault::Silence]
+    {
+        scene.couchdb.break_feed(fault);
+        scene.couchdb.update("during");
+        scene.hears("during");
+        scene.is_told("after");
+    }
+    scene.hears_nothing_more();
+    assert!(scene.feed_requests().iter().all(|request| request.target.starts_with("/_db_updates?")));
+}
+
+#[test]
+fn lines_about_no_database_tell_nobody_anything() {
+    let mut scene = Scene::new();
+    let names = ["_dbs", "views", "_design/views", "gone", "", "nothing", "_users"];
+    assert_eq!(scene.client.ask(json!({"op": "subscribe", "dbs": &names[..4]}))["ok"], true);
+    assert_eq!(scene.client.ask(json!({"op": "subscribe", "dbs": &names[5..]}))["ok"], true);
+    scene.couchdb.write_event_document("_design/views");
+    scene.couchdb.write_event_document("nothing");
+    scene.couchdb.write_event_document("updated:_dbs");
+    scene.couchdb.write_event_document("renamed:views");
+    let seq = scene.couchdb.last_seq().expect("a position");
+    for line in [
+        format!(r#"{{"seq":"{seq}","id":"updated:gone","changes":[{{"rev":"2-9"}}],"deleted":true}}"#),
+        format!(r#"{{"seq":"{seq}","changes":[]}}"#),
+        format!(r#"{{"seq":"{seq}","id":"updated:","changes":[]}}"#),
+        "{}".to_owned(),
+    ] {
+        scene.couchdb.inject_line(line.as_bytes());
+    }
+    scene.is_told("_users");
+    scene.is_told("after");
+    scene.hears_nothing_more();
+    assert_eq!(scene.couchdb.counters().feed_requests, 1);
+    assert_eq!(scene.howler.count_told("WARN"), 0, "{}", scene.howler.output());
+}
+
+#[test]
+fn a_feed_that_breaks_before_its_first_change_starts_where_it_was_pinned() {
+    let couchdb = couchdb();
+    couchdb.update("long ago");
+    let pinned = couchdb.last_seq().expect("a position");
+    let mut scene = Scene::at(couchdb, &[]);
+    scene.couchdb.break_next_feed(FeedFault::Cut);
+    scene.couchdb.break_feed(FeedFault::Cut);
+    scene.couchdb.update("during");
+    scene.hears("during");
+    let requests = scene.feed_requests();
+    assert!(requests.len() >= 2 && requests[..2].iter().all(|request| since(request) == pinned), "{requests:?}");
+    assert_eq!(scene.couchdb.counters().pin_requests, 1);
+}
+
+// Log-ins
+
+fn log_in() -> serde_json::Value {
+    json!({"op": "log-in", "username": USER, "password": PASSWORD})
+}
+
+#[test]
+fn log_ins_are_answered_soon_while_couchdb_is_away() {
+    let couchdbs: Vec<_> = (0..5).map(|_| couchdb()).collect();
+    let howlers: Vec<_> = couchdbs.iter().map(Howler::start).collect();
+    couchdbs[0].refuse();
+    couchdbs[1].pause_accepting();
+    couchdbs[2].set_login_delay(Duration::from_secs(60));
+    couchdbs[3].fail_logins(Some(500));
+    couchdbs[4].fail_logins(Some(503));
+    let started = Instant::now();
+    let mut waiting = Vec::new();
+    for howler in &howlers {
+        // More than are asked at once: those who queue wait no longer.
+        for _ in 0..12 {
+            let mut client = Client::json(howler.address());
+            waiting.push((client.request(log_in()), client));
+        }
+    }
+    for (id, client) in &mut waiting {
+        let answer = client.answer(*id);
+        assert_eq!(answer["error"], "ServiceUnavailableError", "{answer}");
+    }
+    let took = started.elapsed();
+    assert!(took < ANSWERED_WITHIN, "{took:?}");
+    for (couchdb, howler) in couchdbs.iter().zip(&howlers) {
+        couchdb.set_login_delay(Duration::ZERO);
+        couchdb.fail_logins(None);
+        couchdb.accept_again().expect("its port is free");
+        let mut client = Client::subscribed(howler.address(), &["after"]);
+        couchdb.update("after");
+        assert_eq!(client.next_change(SOON).as_deref(), Some("after"));
+    }
+}
+
+#[test]
+fn a_log_in_outlasts_a_short_outage() {
+    let scene = Scene::new();
+    scene.couchdb.refuse();
+    let mut client = Client::json(scene.howler.address());
+    let id = client.request(log_in());
+    scene.howler.wait_for_lines("A connection for log-ins failed", 3);
+    scene.couchdb.accept_again().expect("its port is free");
+    assert_eq!(client.answer(id)["ok"], true);
+}
+
+#[test]
+fn log_ins_queue() {
+    let scene = Scene::new();
+    scene.couchdb.set_login_delay(Duration::from_millis(20));
+    let mut clients: Vec<_> = (0..100).map(|_| Client::json(scene.howler.address())).collect();
+    let ids: Vec<_> = clients.iter_mut().map(|client| client.request(log_in())).collect();
+    for (client, id) in clients.iter_mut().zip(ids) {
+        assert_eq!(client.answer(id)["ok"], true);
+    }
+    let counters = scene.couchdb.counters();
+    assert_eq!(counters.peak_sessions_in_flight, 8, "as many as are allowed, and no more");
+    assert!(counters.peak_connections <= 9, "{counters:?}");
+    assert_eq!(counters.session_requests, 101, "each asked once");
+}
+
+#[test]
+fn a_cookie_is_checked_alone_and_for_its_client() {
+    let scene = Scene::new();
+    let mut client = Client::json(scene.howler.address());
+    let cookie = client.ask(log_in())["cookie"].as_str().expect("a cookie").to_owned();
+    let pair = cookie.split(';').next().expect("a pair");
+    let mut again = Client::json(scene.howler.address());
+    let text = format!("other=1; {pair}; more=2");
+    assert_eq!(again.ask(json!({"op": "log-in", "cookie": text}))["ok"], true);
+    let asked = scene.couchdb.requests();
+    let sessions = || asked.iter().filter(|request| request.target == "/_session");
+    let check = sessions().find(|request| request.method == "GET").expect("it was asked");
+    assert_eq!(check.header("Cookie"), Some(pair));
+    for request in sessions() {
+        assert_eq!(request.header("Authorization"), None);
+        assert_eq!(request.header("X-Forwarded-For"), Some("127.0.0.1"));
+        assert_eq!(request.header("Accept"), Some("application/json"));
+    }
+}
+
+#[test]
+fn connections_that_couchdb_closed_between_log_ins_are_no_failure() {
+    let scene = Scene::new();
+    for _ in 0..3 {
+        let mut clients: Vec<_> = (0..10).map(|_| Client::json(scene.howler.address())).collect();
+        let ids: Vec<_> = clients.iter_mut().map(|client| client.request(log_in())).collect();
+        for (client, id) in clients.iter_mut().zip(ids) {
+            assert_eq!(client.answer(id)["ok"], true);
+        }
+        scene.couchdb.restart(false).expect("its port is free");
+    }
+    assert_eq!(scene.howler.count_lines("A log-in failed"), 0);
+}

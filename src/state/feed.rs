@@ -102,21 +102,10 @@ enum Question {
 
 #[derive(Debug)]
 enum Phase {
-    Waiting {
-        until: Millis,
-    },
+    Waiting { until: Millis },
     Dialing,
-    Asking {
-        question: Question,
-        deadline: Millis,
-        head: Option<Response>,
-    },
-    /// `announced` once a line came: that is when all is well.
-    Streaming {
-        since: Millis,
-        deadline: Millis,
-        announced: bool,
-    },
+    Asking { question: Question, deadline: Millis, head: Option<Response> },
+    Streaming { since: Millis, deadline: Millis },
 }
 
 /// The feed.
@@ -133,8 +122,10 @@ pub struct Feed {
     answer: Vec<u8>,
     backoff: Backoff,
     jitter: Jitter,
-    /// The last problem that was logged; None while all is well.
+    /// The last problem that was logged; None once the feed proved itself, with a change or by standing for a while.
     problem: Option<Problem>,
+    /// Whether it was logged that the feed is followed, since there was something else to log.
+    announced: bool,
     /// Where a broken line was met, so that the same one does not stop the feed for ever.
     broken_at: Option<String>,
     /// Whether `_global_changes` was found missing and is to be made.
@@ -155,6 +146,7 @@ impl Feed {
             backoff: Backoff::default(),
             jitter,
             problem: None,
+            announced: false,
             broken_at: None,
             must_create: false,
         }
@@ -261,7 +253,7 @@ impl Feed {
 
     /// Takes the next line off the content of the stream; how many bytes were used, and what it says.
     pub fn next_line<'a>(&'a mut self, content: &'a [u8], now: Millis) -> (usize, Told<'a>) {
-        let Phase::Streaming { since: started, announced, .. } = &mut self.phase else {
+        let Phase::Streaming { since: started, .. } = self.phase else {
             return (content.len(), Told::Done);
         };
         let (used, line) = self.lines.next(content);
@@ -274,12 +266,12 @@ impl Feed {
             }
         };
         let parsed = couchdb::parse_feed_line(line);
-        if matches!(parsed, Some(FeedLine::Change { .. })) || now >= *started + STEADY_AFTER {
+        if matches!(parsed, Some(FeedLine::Change { .. })) || now >= started + STEADY_AFTER {
             self.backoff.reset();
-        }
-        if !*announced && parsed.is_some() {
-            *announced = true;
             self.problem = None;
+        }
+        if !self.announced && parsed.is_some() {
+            self.announced = true;
             log::info!("Following the changes feed of CouchDB.");
         }
         let told = match parsed {
@@ -316,7 +308,7 @@ impl Feed {
         let Phase::Asking { question, head: known, .. } = &mut self.phase else { return };
         if *question == Question::Stream && head.status == 200 {
             self.lines = LineReader::default();
-            self.phase = Phase::Streaming { since: now, deadline, announced: false };
+            self.phase = Phase::Streaming { since: now, deadline };
         } else {
             *known = Some(head);
         }
@@ -404,6 +396,7 @@ impl Feed {
         } else {
             log::log!(problem.level(), "{problem}");
             self.problem = Some(problem);
+            self.announced = false;
         }
         self.phase = Phase::Waiting { until: now + wait };
         self.reader = ResponseReader::new();
