@@ -22,7 +22,7 @@ const LONGEST_WAIT: Millis = 30_000;
 const REDIAL_AFTER: Millis = 250;
 /// Longest body of an answer, in bytes.
 const MAX_BODY: usize = 64 * 1024;
-/// How often a request is sent, when connections end without an answer to it.
+/// How often a request is sent over new connections that end without an answer to it.
 const MAX_ATTEMPTS: u8 = 2;
 
 /// What the pool wants done. `usize` is the number of a connection.
@@ -66,6 +66,7 @@ struct Ticket<P> {
     purpose: P,
     request: Vec<u8>,
     submitted: Millis,
+    /// New connections that ended under it.
     attempts: u8,
 }
 
@@ -73,7 +74,10 @@ struct Ticket<P> {
 enum Connection {
     Closed,
     Dialing,
-    Idle,
+    /// `used` when it has carried an answer.
+    Idle {
+        used: bool,
+    },
     Busy(Box<Exchange>),
 }
 
@@ -82,6 +86,8 @@ enum Connection {
 struct Exchange {
     ticket: Key,
     sent: Millis,
+    /// Whether the connection had carried an answer before.
+    used: bool,
     reader: ResponseReader,
     head: Option<Response>,
     body: Vec<u8>,
@@ -163,14 +169,14 @@ impl<P> Pool<P> {
 
     /// A connection stands.
     pub fn handle_connected(&mut self, number: usize, now: Millis, actions: &mut Vec<PoolAction<P>>) {
-        self.connections[number] = Connection::Idle;
+        self.connections[number] = Connection::Idle { used: false };
         self.pump(now, actions);
     }
 
     /// A connection could not be made, or ended.
     pub fn handle_lost(&mut self, number: usize, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         match std::mem::replace(&mut self.connections[number], Connection::Closed) {
-            Connection::Closed | Connection::Idle => {}
+            Connection::Closed | Connection::Idle { .. } => {}
             Connection::Dialing => self.redial_from = now + REDIAL_AFTER,
             Connection::Busy(exchange) if exchange.reader.ends_with_connection() => {
                 self.complete(*exchange, now, actions);
@@ -216,7 +222,9 @@ impl<P> Pool<P> {
 
     /// An answer is complete.
     fn handle_end(&mut self, number: usize, now: Millis, actions: &mut Vec<PoolAction<P>>) {
-        let Connection::Busy(exchange) = std::mem::replace(&mut self.connections[number], Connection::Idle) else {
+        let Connection::Busy(exchange) =
+            std::mem::replace(&mut self.connections[number], Connection::Idle { used: true })
+        else {
             unreachable!("called for a busy connection");
         };
         if !exchange.head.as_ref().is_some_and(|head| head.keep_alive) {
@@ -240,15 +248,18 @@ impl<P> Pool<P> {
         self.finish(exchange.ticket, answer, actions);
     }
 
-    /// The connection ended before the answer. Most likely CouchDB closed an idle one while the request was
-    /// on its way: it is sent once more.
+    /// The connection ended before the answer: the request is sent once more. A connection that had carried
+    /// answers most likely was closed while idle; that does not count, and the next one may be like it.
     fn try_again(&mut self, exchange: &Exchange, actions: &mut Vec<PoolAction<P>>) {
-        match self.tickets.get(exchange.ticket) {
-            Some(ticket) if exchange.reader.is_untouched() && ticket.attempts < MAX_ATTEMPTS => {
-                self.waiting.push_front(exchange.ticket);
+        if let Some(ticket) = self.tickets.get_mut(exchange.ticket)
+            && exchange.reader.is_untouched()
+        {
+            ticket.attempts += u8::from(!exchange.used);
+            if ticket.attempts < MAX_ATTEMPTS {
+                return self.waiting.push_front(exchange.ticket);
             }
-            _ => self.finish(exchange.ticket, None, actions),
         }
+        self.finish(exchange.ticket, None, actions);
     }
 
     fn finish(&mut self, ticket: Key, answer: Option<Answer>, actions: &mut Vec<PoolAction<P>>) {
@@ -276,11 +287,11 @@ impl<P> Pool<P> {
     /// Sends what waits over connections that are idle, and dials more where there are none.
     fn pump(&mut self, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         for number in 0..self.connections.len() {
-            if matches!(self.connections[number], Connection::Idle) {
+            if let Connection::Idle { used } = self.connections[number] {
                 let Some((ticket, request)) = self.next_request() else { return };
                 let (reader, head, body) = (ResponseReader::new(), None, Vec::new());
                 self.connections[number] =
-                    Connection::Busy(Box::new(Exchange { ticket, sent: now, reader, head, body }));
+                    Connection::Busy(Box::new(Exchange { ticket, sent: now, used, reader, head, body }));
                 actions.push(PoolAction::Send(number, request));
             }
         }
@@ -299,11 +310,8 @@ impl<P> Pool<P> {
     /// The next request that nobody cancelled.
     fn next_request(&mut self) -> Option<(Key, Vec<u8>)> {
         while let Some(key) = self.waiting.pop_front() {
-            if let Some(ticket) = self.tickets.get_mut(key) {
-                ticket.attempts += 1;
-                let again = ticket.attempts < MAX_ATTEMPTS;
-                let request = if again { ticket.request.clone() } else { std::mem::take(&mut ticket.request) };
-                return Some((key, request));
+            if let Some(ticket) = self.tickets.get(key) {
+                return Some((key, ticket.request.clone()));
             }
         }
         None
@@ -358,6 +366,34 @@ mod tests {
             pool.handle_lost(0, 1, &mut actions);
         }
         assert_eq!(done(&mut actions), [(7, None)]);
+    }
+
+    #[test]
+    fn connections_that_went_stale_while_idle_do_not_count_as_tries() {
+        let (mut pool, mut actions) = (Pool::new(3), Vec::new());
+        for purpose in 0..3u32 {
+            pool.submit(vec![b'a'], purpose, 0, &mut actions).unwrap();
+        }
+        for number in 0..3 {
+            pool.handle_connected(number, 0, &mut actions);
+        }
+        for number in 0..3 {
+            pool.handle_bytes(number, OK, 1, &mut actions);
+        }
+        assert_eq!(done(&mut actions).len(), 3);
+        // Something between here and there forgot all three: each shows it when it is written to.
+        pool.submit(vec![b'b'], 7, 100, &mut actions).unwrap();
+        for number in 0..3 {
+            assert!(actions.contains(&PoolAction::Send(number, vec![b'b'])), "{number}: {actions:?}");
+            pool.handle_lost(number, 100, &mut actions);
+        }
+        let dialed = actions.iter().find_map(|action| match action {
+            PoolAction::Dial(number) => Some(*number),
+            _ => None,
+        });
+        pool.handle_connected(dialed.expect("none is left, so one is dialed"), 101, &mut actions);
+        pool.handle_bytes(dialed.unwrap(), OK, 102, &mut actions);
+        assert_eq!(done(&mut actions), [(7, Some(200))]);
     }
 
     #[test]
