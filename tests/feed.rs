@@ -127,16 +127,18 @@ fn a_chunk_size_that_is_none() {
 
 #[test]
 fn silence() {
-    survives(FeedFault::Silence, &["--feed_heartbeat", "150"], "CouchDB was silent for 450 ms: opening the changes");
+    survives(FeedFault::Silence, &["--feed_heartbeat", "200"], "CouchDB was silent for 600 ms: opening the changes");
 }
 
 #[test]
 fn a_quiet_feed_is_not_taken_for_a_silent_one() {
     for source in ["global_changes", "db_updates"] {
-        let mut scene = Scene::with(&["--feed", source, "--feed_heartbeat", "100"]);
+        let mut scene = Scene::with(&["--feed", source, "--feed_heartbeat", "300"]);
         scene.howler.wait_for_line(FOLLOWING);
-        scene.hears_nothing_more();
-        scene.hears_nothing_more();
+        // Longer than three heartbeats.
+        for _ in 0..4 {
+            scene.hears_nothing_more();
+        }
         scene.is_told("after");
         assert_eq!(scene.couchdb.counters().feed_requests, 1, "{source}:\n{}", scene.howler.output());
         assert_eq!(scene.howler.count_told("WARN"), 0, "{source}");
