@@ -241,7 +241,7 @@ fn couchdb_that_is_away_for_seconds() {
     scene.is_told("before");
     scene.couchdb.refuse();
     scene.couchdb.update("during");
-    scene.howler.wait_for_lines("Next try in", 4);
+    scene.howler.wait_for_lines("Next try in", 3);
     scene.couchdb.accept_again().expect("its port is free");
     scene.hears("during");
     scene.is_told("after");
