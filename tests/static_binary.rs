@@ -1,1 +1,95 @@
-//! The static build, alone in an empty root folder.
+//! The static build, alone in an empty root folder, as in an image of nothing else.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use crate::support::client::Client;
+use crate::support::howler::Howler;
+use crate::support::tls::{Authority, TlsProxy};
+use crate::support::{SOON, couchdb};
+
+/// `tests/run.sh` builds it and says where it is.
+fn binary() -> PathBuf {
+    let built = std::env::var_os("HOWLER_STATIC_BINARY").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/x86_64-unknown-linux-musl/release/couchdb-howler"),
+        PathBuf::from,
+    );
+    assert!(
+        built.is_file(),
+        "{} is missing: cargo build --release --target x86_64-unknown-linux-musl",
+        built.display()
+    );
+    built
+}
+
+/// A folder with the binary and nothing else but the files given.
+struct Root(PathBuf);
+
+impl Root {
+    fn new(name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("root-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("the target folder can be written");
+        std::fs::copy(binary(), folder.join("couchdb-howler")).expect("the binary can be copied");
+        Self(folder)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("chroot");
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg(&self.0).arg("/couchdb-howler");
+        command
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn it_runs_alone_over_https_by_name() {
+    let couchdb = couchdb();
+    let authority = Authority::new();
+    let proxy = TlsProxy::start(&couchdb, authority.server(&["localhost"]));
+    let root = Root::new("https");
+    std::fs::copy(authority.file(), root.0.join("ca.pem")).unwrap();
+    // There is no hosts file and no resolver's configuration in there: `localhost` is known all the same.
+    let url = proxy.url(&couchdb, "localhost");
+    let howler = Howler::launch_command(root.command().args(["--couchdb_url", &url, "--ca_file", "/ca.pem"]));
+    assert!(couchdb.wait_for_feeds(1, SOON), "{}", howler.output());
+    let mut client = Client::subscribed(howler.address(), &["db"]);
+    couchdb.update("db");
+    assert_eq!(client.next_change(SOON).as_deref(), Some("db"));
+    let size = std::fs::metadata(binary()).unwrap().len();
+    println!("static binary: {:.2} MB, {} KiB resident with one client", size as f64 / 1e6, howler.resident_kib());
+    assert!(size <= 3_000_000, "{size} bytes");
+
+    // With a hosts file, any name.
+    drop((client, howler));
+    assert!(couchdb.wait_for_feeds(0, SOON));
+    std::fs::create_dir(root.0.join("etc")).unwrap();
+    std::fs::write(root.0.join("etc/hosts"), "127.0.0.1 couch.internal\n").unwrap();
+    let proxy = TlsProxy::start(&couchdb, authority.server(&["couch.internal"]));
+    let url = proxy.url(&couchdb, "couch.internal");
+    let howler = Howler::launch_command(root.command().args(["--couchdb_url", &url, "--ca_file", "/ca.pem"]));
+    assert!(couchdb.wait_for_feeds(1, SOON), "{}", howler.output());
+}
+
+#[test]
+fn it_starts_quickly() {
+    let couchdb = couchdb();
+    let root = Root::new("start");
+    let mut times: Vec<_> = (0..11)
+        .map(|_| {
+            let began = Instant::now();
+            let howler = Howler::launch_command(root.command().args(["--couchdb_url", &couchdb.url()]));
+            let took = began.elapsed();
+            drop(howler);
+            took
+        })
+        .collect();
+    times.sort();
+    // A figure, not a check: machines are shared.
+    println!("from the start of chroot to the line that names the port: median {:.1} ms", times[5].as_secs_f64() * 1e3);
+}
