@@ -1,1 +1,326 @@
-//! Clients from the registries, against the real binary.
+//! Clients from the registries, against the real binary: every library and version in every mode of its
+//! transport does what an app does. `tests/clients/install.sh` installs them.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::support::howler::{Howler, lasting_port};
+use crate::support::script::Script;
+use crate::support::{PASSWORD, USER, couchdb};
+
+/// Whether the server speaks HTTP polling and the upgrade from it. It refuses both so far.
+const POLLING: bool = false;
+/// Whether the server speaks Engine.IO 4. It refuses it so far.
+const ENGINE_IO_4: bool = false;
+/// Whether the server has the options `--ping_interval` and `--ping_timeout`. It refuses them so far.
+const PING_OPTIONS: bool = false;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Library {
+    /// socket.io-client of npm, by its major version.
+    SocketIoClient(u8),
+    /// python-socketio of PyPI, by its major version, with threads.
+    PythonSync(u8),
+    /// The same with asyncio.
+    PythonAsyncio(u8),
+    /// howler.v1 with `ws` of npm.
+    Ws,
+    /// howler.v1 with `websockets` of PyPI.
+    Websockets,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mode {
+    Polling,
+    WebSocket,
+    /// What the library does when it is not told: polling, then an upgrade.
+    Default,
+}
+
+/// Where the credentials stand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Given {
+    /// In the query of the handshake (Socket.IO) or in the request (howler.v1).
+    Plainly,
+    /// In the auth object of CONNECT, which Engine.IO 4 clients have.
+    InAuth,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Row(Library, Mode, Given);
+
+use Given::{InAuth, Plainly};
+use Library::{PythonAsyncio, PythonSync, SocketIoClient, Websockets, Ws};
+use Mode::{Default, Polling, WebSocket};
+
+/// Every combination that must work.
+const ROWS: &[Row] = &[
+    // howler.v1
+    Row(Ws, WebSocket, Plainly),
+    Row(Websockets, WebSocket, Plainly),
+    // Engine.IO 3
+    Row(SocketIoClient(1), WebSocket, Plainly),
+    Row(SocketIoClient(1), Polling, Plainly),
+    Row(SocketIoClient(1), Default, Plainly),
+    Row(SocketIoClient(2), WebSocket, Plainly),
+    Row(SocketIoClient(2), Polling, Plainly),
+    Row(SocketIoClient(2), Default, Plainly),
+    Row(PythonSync(4), WebSocket, Plainly),
+    Row(PythonSync(4), Polling, Plainly),
+    Row(PythonSync(4), Default, Plainly),
+    Row(PythonAsyncio(4), WebSocket, Plainly),
+    Row(PythonAsyncio(4), Polling, Plainly),
+    Row(PythonAsyncio(4), Default, Plainly),
+    // Engine.IO 4
+    Row(SocketIoClient(3), WebSocket, Plainly),
+    Row(SocketIoClient(3), Polling, InAuth),
+    Row(SocketIoClient(3), Default, Plainly),
+    Row(SocketIoClient(4), WebSocket, Plainly),
+    Row(SocketIoClient(4), WebSocket, InAuth),
+    Row(SocketIoClient(4), Polling, Plainly),
+    Row(SocketIoClient(4), Default, InAuth),
+    Row(PythonSync(5), WebSocket, Plainly),
+    Row(PythonSync(5), Polling, Plainly),
+    Row(PythonSync(5), Default, InAuth),
+    Row(PythonAsyncio(5), WebSocket, InAuth),
+    Row(PythonAsyncio(5), Polling, Plainly),
+    Row(PythonAsyncio(5), Default, Plainly),
+];
+
+impl Row {
+    fn active(self) -> bool {
+        let Self(library, mode, _) = self;
+        let engine_io_4 = matches!(library, SocketIoClient(3..) | PythonSync(5..) | PythonAsyncio(5..));
+        (POLLING || mode == WebSocket) && (ENGINE_IO_4 || !engine_io_4)
+    }
+
+    fn script(self) -> Script {
+        let Self(library, mode, _) = self;
+        let mode = match mode {
+            Polling => "polling",
+            WebSocket => "websocket",
+            Default => "default",
+        };
+        match library {
+            SocketIoClient(major) => Script::node("socket_io.js", &[&major.to_string(), mode]),
+            PythonSync(major) => Script::python(&format!("py-v{major}"), "socket_io.py", &["sync", mode]),
+            PythonAsyncio(major) => Script::python(&format!("py-v{major}"), "socket_io.py", &["asyncio", mode]),
+            Ws => Script::node("json_ws.js", &[]),
+            Websockets => Script::python("py-v5", "json_ws.py", &[]),
+        }
+    }
+
+    /// Tells the script to make a client and to connect it; nothing is waited for.
+    fn connect(self, script: &mut Script, client: &str, howler: &Howler, credentials: &Value) {
+        let url = format!("http://{}", howler.address());
+        let place = if self.2 == InAuth { "auth" } else { "query" };
+        script.tell(&json!({"do": "connect", "as": client, "url": url, place: credentials}));
+    }
+
+    /// The same, and waits until the client is authenticated over the transport that it is to have; its cookie.
+    fn log_in(self, script: &mut Script, client: &str, howler: &Howler, credentials: &Value) -> String {
+        self.connect(script, client, howler, credentials);
+        self.expect_authenticated(script, client)
+    }
+
+    fn expect_authenticated(self, script: &mut Script, client: &str) -> String {
+        script.expect(client, "connect");
+        let event = script.expect(client, "authenticated");
+        match self.1 {
+            Polling => assert_eq!(event["transport"], "polling"),
+            WebSocket => assert_eq!(event["transport"], "websocket"),
+            Default => {
+                script.expect(client, "upgraded");
+            }
+        }
+        let cookie = event["data"]["cookie"].as_str().expect("a cookie");
+        assert!(cookie.starts_with("AuthSession="), "{cookie}");
+        cookie.to_owned()
+    }
+
+    fn is_howler_v1(self) -> bool {
+        matches!(self.0, Ws | Websockets)
+    }
+
+    /// What answers `subscribe` and the like.
+    fn assert_plain_ack(self, ack: &Value) {
+        if self.is_howler_v1() { assert_eq!(ack["ok"], true) } else { assert_eq!(*ack, json!({})) }
+    }
+
+    /// The reason of a disconnect that the server wanted, where the library tells it. It is what keeps
+    /// the library from connecting again.
+    fn assert_disconnected(self, event: &Value, code: &str) {
+        let reason = event["reason"].as_str().unwrap_or_default();
+        match self.0 {
+            SocketIoClient(_) => assert_eq!(reason, "io server disconnect"),
+            PythonSync(5) | PythonAsyncio(5) => assert_eq!(reason, "server disconnect"),
+            PythonSync(_) | PythonAsyncio(_) => {}
+            Ws | Websockets => assert!(reason.starts_with(code), "{reason}"),
+        }
+    }
+}
+
+fn password() -> Value {
+    json!({"username": USER, "password": PASSWORD})
+}
+
+/// Runs a scenario with every active row, a few at a time; fails naming every row that failed.
+fn for_every_row(scenario: fn(Row, &mut Script)) {
+    let rows: Vec<Row> = ROWS.iter().copied().filter(|row| row.active()).collect();
+    let at_once = std::thread::available_parallelism().map_or(2, usize::from) * 2;
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut failed = Vec::new();
+        while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let began = Instant::now();
+            let outcome = catch_unwind(AssertUnwindSafe(|| scenario(*row, &mut row.script())));
+            println!("{row:?}: {} in {:?}", if outcome.is_ok() { "ok" } else { "FAILED" }, began.elapsed());
+            if outcome.is_err() {
+                failed.push(format!("{row:?}"));
+            }
+        }
+        failed
+    };
+    let failed: Vec<String> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("its panics were caught")).collect()
+    });
+    assert!(failed.is_empty(), "failed, see above: {failed:#?}");
+}
+
+#[test]
+fn every_client_logs_in_and_hears_each_change_once() {
+    for_every_row(|row, script| {
+        let couchdb = couchdb();
+        let howler = Howler::start(&couchdb);
+        let cookie = row.log_in(script, "app", &howler, &password());
+        assert!(cookie.ends_with("HttpOnly"), "as CouchDB gave it: {cookie}");
+
+        script.tell(&json!({"do": "subscribe", "as": "app", "dbs": ["a/b", "plus+db", "plain", "end"]}));
+        row.assert_plain_ack(&script.expect_ack("app", "subscribe"));
+        for name in ["plain", "others", "a/b", "plus+db", "others", "plain"] {
+            couchdb.update(name);
+            if name != "others" {
+                assert_eq!(script.expect("app", "change")["db"], name);
+            }
+        }
+        script.tell(&json!({"do": "unsubscribe", "as": "app", "dbs": ["plain", "never"]}));
+        row.assert_plain_ack(&script.expect_ack("app", "unsubscribe"));
+        couchdb.update("plain");
+        couchdb.update("end");
+        assert_eq!(script.expect("app", "change")["db"], "end", "and not the one given up");
+        script.tell(&json!({"do": "heartbeat", "as": "app"}));
+        assert_eq!(script.expect_ack("app", "heartbeat"), json!({"ok": true}));
+
+        // The cookie logs in, as it came and as the bare pair.
+        let pair = cookie.split(';').next().expect("a pair");
+        row.log_in(script, "whole", &howler, &json!({"cookie": cookie}));
+        row.log_in(script, "pair", &howler, &json!({"cookie": pair}));
+
+        // What was changed twice, or told twice, would have come by now.
+        assert_eq!(script.take_others("app"), [] as [Value; 0]);
+        script.tell(&json!({"do": "log-out", "as": "app"}));
+        row.assert_plain_ack(&script.expect_ack("app", "log-out"));
+        row.assert_disconnected(&script.expect("app", "disconnect"), "1000");
+    });
+}
+
+#[test]
+fn every_client_is_told_why_it_is_refused() {
+    for_every_row(|row, script| {
+        let couchdb = couchdb();
+        let howler = Howler::start(&couchdb);
+        for (client, credentials) in [
+            ("wrong password", json!({"username": USER, "password": "zq7-wrong"})),
+            ("empty password", json!({"username": USER, "password": ""})),
+            ("forged cookie", json!({"cookie": "AuthSession=bXl1c2VyOjVGQjQ6Zm9yZ2Vk; Version=1; Path=/; HttpOnly"})),
+            ("malformed cookie", json!({"cookie": "malformed"})),
+        ] {
+            row.connect(script, client, &howler, &credentials);
+            let refusal = &script.expect(client, "not-authenticated")["data"];
+            assert_eq!(refusal["error"], true, "{client}");
+            assert_eq!(refusal["errorName"], "NotAuthenticatedError", "{client}");
+            assert!(refusal["errorMessage"].as_str().is_some_and(|text| !text.is_empty()), "{client}");
+            row.assert_disconnected(&script.expect(client, "disconnect"), "4401");
+        }
+    });
+}
+
+#[test]
+fn every_client_comes_back_after_a_restart() {
+    for_every_row(|row, script| {
+        let couchdb = couchdb();
+        let port = lasting_port();
+        // The transport's own heartbeat runs all the while, at both ends.
+        let options: &[&str] = if PING_OPTIONS { &["--ping_interval", "250", "--ping_timeout", "15000"] } else { &[] };
+        let mut howler = Howler::start_on(port, &couchdb, options);
+        let cookie = row.log_in(script, "app", &howler, &password());
+        script.tell(&json!({"do": "subscribe", "as": "app", "dbs": ["db"]}));
+        row.assert_plain_ack(&script.expect_ack("app", "subscribe"));
+        for (round, signal) in ["TERM", "KILL"].into_iter().enumerate() {
+            howler.signal(signal);
+            howler.wait();
+            script.expect("app", "disconnect");
+            howler = Howler::start_on(port, &couchdb, options);
+            // Some apps open a second connection meanwhile, with the cookie they were given.
+            let second = format!("second-{round}");
+            row.log_in(script, &second, &howler, &json!({"cookie": cookie}));
+            // By itself; the app subscribes again when it is authenticated.
+            row.expect_authenticated(script, "app");
+            row.assert_plain_ack(&script.expect_ack("app", "subscribe"));
+            couchdb.update("db");
+            assert_eq!(script.expect("app", "change")["db"], "db");
+            // Not every library tells of an end that the app asked for.
+            script.tell(&json!({"do": "disconnect", "as": second}));
+        }
+        if PING_OPTIONS && matches!(row.0, SocketIoClient(_)) {
+            for _ in 0..4 {
+                script.expect("app", "alive");
+            }
+        }
+        script.tell(&json!({"do": "heartbeat", "as": "app"}));
+        assert_eq!(script.expect_ack("app", "heartbeat"), json!({"ok": true}));
+        let mut others = script.take_others("app");
+        others.retain(|event| !["alive", "connect_error"].map(Value::from).contains(&event["event"]));
+        assert_eq!(others, [] as [Value; 0], "the connection stood, and each change came once");
+    });
+}
+
+/// Logs in as apps with an old client do, again and again: its promise of `connect` must never be settled too late
+/// for the answer to the log-in.
+fn five_hundred_logins(mode: Mode) {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut script = Row(SocketIoClient(2), mode, Plainly).script();
+    let url = format!("http://{}", howler.address());
+    let mut outcome = json!({"authenticated": 0, "refused": 0, "hung": 0});
+    for _ in 0..5 {
+        // In parts, so that a hundred that take long are not taken for a script that says nothing.
+        script.tell(&json!({
+            "do": "log-ins", "as": "all", "url": url, "query": password(),
+            "count": 100, "at_once": 10, "timeout_ms": 10_000,
+        }));
+        let part = script.expect("all", "log-ins");
+        for (name, sum) in outcome.as_object_mut().expect("it is one") {
+            *sum = (sum.as_u64().expect("a number") + part[name].as_u64().expect("a number")).into();
+        }
+        println!("{part}");
+    }
+    println!("500 log-ins, {mode:?}: {outcome}");
+    assert_eq!(outcome, json!({"authenticated": 500, "refused": 0, "hung": 0}));
+}
+
+#[test]
+fn five_hundred_logins_in_a_row_hang_never() {
+    five_hundred_logins(WebSocket);
+}
+
+#[test]
+fn five_hundred_logins_in_a_row_hang_never_with_an_upgrade() {
+    if POLLING {
+        five_hundred_logins(Default);
+    }
+}

@@ -45,6 +45,15 @@ impl Howler {
         howler
     }
 
+    /// A server that follows a stand-in, on a port that is given: so that a second can take the place of a first.
+    pub fn start_on(port: u16, couchdb: &StandIn, options: &[&str]) -> Self {
+        let feeds = couchdb.open_feeds();
+        let url = couchdb.url();
+        let howler = Self::launch_command_on(port, Command::new(BINARY).args(["--couchdb_url", &url]).args(options));
+        assert!(couchdb.wait_for_feeds(feeds + 1, SOON), "the server opens its feed");
+        howler
+    }
+
     /// A server with these options, listening on a free port of the loopback; its feed may not be open yet.
     pub fn launch(options: &[&str]) -> Self {
         Self::launch_command(Command::new(BINARY).args(options))
@@ -52,8 +61,12 @@ impl Howler {
 
     /// The same for a command that was set up otherwise.
     pub fn launch_command(command: &mut Command) -> Self {
+        Self::launch_command_on(0, command)
+    }
+
+    fn launch_command_on(port: u16, command: &mut Command) -> Self {
         let mut child = command
-            .args(["--port", "0", "--host", "127.0.0.1", "--log_level", "debug"])
+            .args(["--port", &port.to_string(), "--host", "127.0.0.1", "--log_level", "debug"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -166,6 +179,20 @@ impl Drop for Howler {
         if !std::thread::panicking() {
             assert!(!output.contains("panicked"), "the server panicked:\n{output}");
             assert_no_secret(&output);
+        }
+    }
+}
+
+/// A free port that stays free between one server and the next: below those that the system gives to outgoing
+/// connections, one of which could take it meanwhile (or, towards a closed port of theirs, connect to itself).
+pub fn lasting_port() -> u16 {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let start = std::process::id() as usize * 97;
+    loop {
+        let offset = (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        let port = 20_000 + u16::try_from(offset).expect("below 12000");
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
         }
     }
 }

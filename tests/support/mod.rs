@@ -1,8 +1,10 @@
-//! What the tests share: the server as a child process, the stand-in CouchDB, small blocking clients.
+//! What the tests share: the server as a child process, the stand-in CouchDB, small blocking clients,
+//! scripts that drive other clients.
 
 pub mod client;
 pub mod howler;
 pub mod tls;
+pub mod script;
 
 use std::time::Duration;
 

@@ -1,0 +1,147 @@
+//! A client in another language as a child process: commands in and events out, a line of JSON each. The
+//! vocabulary is told in `tests/clients/socket_io.js`.
+
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::SOON;
+
+/// A running script. It is killed when this is dropped.
+pub struct Script {
+    child: Child,
+    commands: ChildStdin,
+    lines: Receiver<Value>,
+    /// Events that came while others were waited for.
+    events: Vec<Value>,
+    errors: Arc<Mutex<String>>,
+}
+
+impl Script {
+    /// A script of tests/clients that node runs.
+    pub fn node(file: &str, arguments: &[&str]) -> Self {
+        assert_installed();
+        Self::start(Path::new("node"), file, arguments)
+    }
+
+    /// A script of tests/clients that runs in one of the virtual environments: `py-v4` or `py-v5`.
+    pub fn python(environment: &str, file: &str, arguments: &[&str]) -> Self {
+        assert_installed();
+        Self::start(&target().join(environment).join("bin/python"), file, arguments)
+    }
+
+    fn start(program: &Path, file: &str, arguments: &[&str]) -> Self {
+        let mut child = Command::new(program)
+            .arg(clients().join(file))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program:?} does not start ({error}): run tests/clients/install.sh"));
+        let (sender, lines) = mpsc::channel();
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let event = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                if sender.send(event).is_err() {
+                    return;
+                }
+            }
+        });
+        let errors = Arc::new(Mutex::new(String::new()));
+        collect(child.stderr.take().expect("piped"), errors.clone());
+        let commands = child.stdin.take().expect("piped");
+        Self { child, commands, lines, events: Vec::new(), errors }
+    }
+
+    /// Gives it a command.
+    pub fn tell(&mut self, command: &Value) {
+        if let Err(error) = writeln!(self.commands, "{command}") {
+            self.fail(&format!("the script took no more commands ({error})"));
+        }
+    }
+
+    /// Waits for the next event of that name of one of its clients, and takes it out of the others.
+    pub fn expect(&mut self, client: &str, event: &str) -> Value {
+        let deadline = Instant::now() + SOON;
+        let wanted = |value: &Value| value["of"] == client && value["event"] == event;
+        if let Some(at) = self.events.iter().position(wanted) {
+            return self.events.remove(at);
+        }
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(value) if wanted(&value) => return value,
+                Ok(value) => self.events.push(value),
+                Err(error) => self.fail(&format!("no {event:?} of {client:?} ({error})")),
+            }
+        }
+    }
+
+    /// Waits for the acknowledgement of a command; what the server said in it.
+    pub fn expect_ack(&mut self, client: &str, command: &str) -> Value {
+        let mut ack = self.expect(client, "ack");
+        if ack["to"] != command {
+            self.fail(&format!("not the acknowledgement of {command:?}: {ack}"));
+        }
+        ack["data"].take()
+    }
+
+    /// Takes the events of one of its clients that have come and that nobody has waited for.
+    pub fn take_others(&mut self, client: &str) -> Vec<Value> {
+        self.events.extend(self.lines.try_iter());
+        self.events.extract_if(.., |event| event["of"] == client).collect()
+    }
+
+    fn fail(&self, problem: &str) -> ! {
+        let events: String = self.events.iter().map(|event| format!("\n  {event}")).collect();
+        let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        panic!("{problem}\nother events:{events}\nstderr of the script:\n{errors}")
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn collect(mut stream: impl Read + Send + 'static, errors: Arc<Mutex<String>>) {
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(read @ 1..) = stream.read(&mut bytes) {
+            errors.lock().unwrap_or_else(PoisonError::into_inner).push_str(&String::from_utf8_lossy(&bytes[..read]));
+        }
+    });
+}
+
+/// A test without its clients fails; it is not left out.
+fn assert_installed() {
+    static PROBLEM: OnceLock<Option<String>> = OnceLock::new();
+    let problem = PROBLEM.get_or_init(|| {
+        let check =
+            Command::new(clients().join("install.sh")).arg("--check").env("CARGO_TARGET_DIR", target()).output();
+        match check {
+            Ok(output) if output.status.success() => None,
+            Ok(output) => Some(String::from_utf8_lossy(&output.stderr).into_owned()),
+            Err(error) => Some(format!("tests/clients/install.sh does not run: {error}")),
+        }
+    });
+    if let Some(problem) = problem {
+        panic!("the clients of the tests are not installed, run tests/clients/install.sh: {problem}");
+    }
+}
+
+fn clients() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
+}
+
+fn target() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("cargo makes it in the target folder")
+}
