@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::client::{Client, Received};
+use crate::support::client::{Client, Received, frame};
 use crate::support::howler::Howler;
 use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
 
@@ -29,6 +29,27 @@ fn the_order_of_events_and_the_distance_of_the_first() {
         // Measured by the receiver: what is less than the distance that the server keeps by far is wrong.
         let distance = connected.elapsed();
         assert!(distance >= Duration::from_millis(22), "round {round}: {distance:?}");
+    }
+}
+
+#[test]
+fn the_authentication_waits_until_connect_was_read() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    for answering in [true, false] {
+        let mut client = Client::socket_io(howler.address(), &credentials());
+        assert!(matches!(client.receive(SOON), Received::Text(text) if text.starts_with("0{")));
+        assert_eq!(client.receive(SOON), Received::Text("40".into()));
+        let connected = Instant::now();
+        assert_eq!(client.receive(SOON), Received::Ping);
+        // A client that is busy for a while: what comes now it would read together with the packet before.
+        assert_eq!(client.receive(A_MOMENT), Received::Nothing);
+        if answering {
+            client.send_raw(&frame(0x8a, b"")).unwrap();
+        }
+        assert!(matches!(client.receive(SOON), Received::Text(text) if text.starts_with("42[\"authenticated\"")));
+        // One that never answers is not left without it.
+        assert_eq!(connected.elapsed() < Duration::from_millis(1_900), answering, "{:?}", connected.elapsed());
     }
 }
 

@@ -115,6 +115,9 @@ impl Server {
                 for message in messages(&session.outgoing.take()) {
                     websocket::write_text(&mut assembly, message);
                 }
+                if session.asks_receipt() {
+                    websocket::write_ping(&mut assembly);
+                }
             }
             // One notification alone is written from where it was encoded.
             let mut single = None;

@@ -12,6 +12,7 @@ use crate::net::listener::Accepted;
 use crate::net::stream::Stream;
 use crate::state::metrics::CloseReason;
 use crate::state::routes::{self, Route};
+use crate::state::session::Session;
 use crate::state::table::Key;
 use crate::state::timers::{Alarm, Millis};
 use crate::wire::http::{self, MAX_HEAD, Request};
@@ -366,6 +367,7 @@ impl Server {
                 }
                 if probing { self.flush_peer(key, now) } else { self.dirty.push(session) }
             }
+            Incoming::Pong if !probing => self.with_session(session, now, Session::handle_pong),
             Incoming::Pong | Incoming::Fragment => {}
             Incoming::Binary => self.close_websocket(key, session, CloseReason::BinaryMessage, now),
             Incoming::Close(_) => self.close_websocket(key, session, CloseReason::ClientClosed, now),

@@ -9,7 +9,8 @@
 //   {"do":"connect","as":"a","url":"http://…","query":{…},"auth":{…}}
 //   {"do":"subscribe"|"unsubscribe","as":"a","dbs":["db"]}     {"do":"heartbeat"|"log-out","as":"a"}
 //   {"do":"disconnect","as":"a"}
-//   {"do":"log-ins","as":"all","url":"http://…","query":{…},"count":500,"at_once":10,"timeout_ms":10000}
+//   {"do":"log-ins","as":"all","url":"http://…","query":{…},"count":500,"at_once":10,"timeout_ms":10000,
+//    "busy_ms":0}
 //
 //   {"of":"a","event":"connect"}             {"of":"a","event":"upgraded"}       {"of":"a","event":"alive"}
 //   {"of":"a","event":"authenticated","data":{…},"transport":"websocket"}
@@ -78,14 +79,19 @@ const commands = {
   'log-out': ({ as }) => ask(as, 'log-out', null),
   disconnect: ({ as }) => clients.get(as).socket.disconnect(),
 
-  async 'log-ins' ({ as, url, query, auth, count, at_once: atOnce, timeout_ms: timeout }) {
+  async 'log-ins' ({ as, url, query, auth, count, at_once: atOnce, timeout_ms: timeout, busy_ms: busyMs }) {
     const outcomes = { authenticated: 0, refused: 0, hung: 0 }
     const began = Date.now()
+    // An app that computes for so long at a time: what comes meanwhile it reads in one go.
+    const busy = busyMs && setInterval(() => {
+      for (const until = Date.now() + busyMs; Date.now() < until;);
+    }, 1)
     let left = count
     const worker = async () => {
       while (left-- > 0) outcomes[await logIn(url, query, auth, timeout)]++
     }
     await Promise.all(Array.from({ length: atOnce }, worker))
+    clearInterval(busy)
     tell(as, 'log-ins', { ...outcomes, ms: Date.now() - began })
   }
 }

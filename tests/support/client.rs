@@ -168,7 +168,8 @@ impl Client {
         loop {
             match self.receive(within) {
                 Received::Text(text) => texts.push(text),
-                Received::Ping | Received::Pong(_) => {}
+                Received::Ping => drop(self.send_raw(&frame(0x8a, b""))),
+                Received::Pong(_) => {}
                 end => return (texts, end),
             }
         }

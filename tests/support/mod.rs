@@ -3,8 +3,8 @@
 
 pub mod client;
 pub mod howler;
-pub mod tls;
 pub mod script;
+pub mod tls;
 
 use std::time::Duration;
 

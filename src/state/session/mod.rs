@@ -7,11 +7,11 @@
 //!                └──────────────▶ LoggingIn ◀──────── CONNECT again ─┐                   │
 //!                                     │ CouchDB answered             │                   │
 //!                                     ▼                              │                   │
-//!                                 Answering (Socket.IO: 25 ms after CONNECT was written) │
+//!                                 Answering (Socket.IO: until CONNECT was handled)       │
 //!                               no │     │ yes                       │                   │
 //!                                  ▼     └──────▶ Active ────────────┴───────────────────┘
 //!                               Refused             │ log-out
-//!                 25 ms later      └────────────────┴───────▶ Ended ──▶ the transport is closed
+//!                once handled      └────────────────┴───────▶ Ended ──▶ the transport is closed
 //! ```
 //!
 //! The machine knows no transport: what it says is put into its [`Outgoing`], one message each; the
@@ -79,6 +79,11 @@ const LOG_IN_WITHIN: Millis = 10_000;
 /// DISCONNECT. Clients miss an event that comes together with the packet before it. A millisecond
 /// over the 25 that were measured, since the clock counts whole ones.
 const SPACING: Millis = 26;
+/// Socket.IO over a WebSocket: a client that computes, or a machine that is busy, takes longer than any
+/// distance. So a WebSocket ping goes with the packet, and the next waits for the pong, which says that
+/// the packet was read: what comes after it is read in another go. But it waits no longer than this, in
+/// case something on the way swallows pings.
+const RECEIPT_WITHIN: Millis = 2_000;
 /// Time in which a client that was told to disconnect may close the transport by itself.
 const GRACE: Millis = 500;
 /// Most bytes and messages that wait for the end of a log-in.
@@ -165,6 +170,8 @@ pub struct Session {
     /// Socket.IO: the moment from which the next spaced packet may leave; None while the packet
     /// before it has not left.
     clear_from: Option<Millis>,
+    /// Socket.IO: whether the client has yet to answer the ping that went with the packet before.
+    unconfirmed: bool,
     /// `howler.v1` and Engine.IO 4: whether a ping is out.
     pinged: bool,
     strikes: u8,
@@ -244,6 +251,7 @@ impl Session {
             held: None,
             heard: now,
             clear_from: None,
+            unconfirmed: false,
             pinged: false,
             strikes: 0,
         }
@@ -297,6 +305,15 @@ impl Session {
         }
     }
 
+    /// Takes a pong of the client.
+    pub fn handle_pong(&mut self, turn: &mut Turn<'_>) {
+        // One that comes before the packet has left belongs to an older ping.
+        if self.unconfirmed && self.clear_from.is_some() {
+            self.unconfirmed = false;
+            self.advance(turn);
+        }
+    }
+
     /// Takes CouchDB's answer to [`Action::LogIn`].
     pub fn handle_log_in(&mut self, answer: Result<Identity, LogInError>, turn: &mut Turn<'_>) {
         self.log_in = None;
@@ -324,12 +341,26 @@ impl Session {
         self.user = Some(Box::new(User { name: identity.name.clone(), cookie }));
     }
 
+    /// Whether a WebSocket ping is to go with what is about to be written; its pong tells that the client
+    /// has read that.
+    pub fn asks_receipt(&mut self) -> bool {
+        let spaced = matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_none();
+        let asks = spaced && !matches!(self.phase, Phase::Ended(_));
+        self.unconfirmed |= asks;
+        asks
+    }
+
     /// Takes note that all that was outgoing has been written.
     pub fn handle_flushed(&mut self, now: Millis) {
         if matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_none() {
             let wait = if matches!(self.phase, Phase::Ended(_)) { GRACE } else { SPACING };
             self.clear_from = Some(now + wait);
         }
+    }
+
+    /// The moment from which the next spaced packet may leave, if the packet before it has.
+    fn next_from(&self) -> Option<Millis> {
+        self.clear_from.map(|at| if self.unconfirmed { at + RECEIPT_WITHIN } else { at })
     }
 
     /// When [`Session::handle_timeout`] is due.
@@ -343,7 +374,7 @@ impl Session {
         match self.phase {
             Phase::Anonymous(until) => silence.min(until),
             Phase::Awaiting(ref awaited) => silence.min(awaited.until),
-            Phase::Answering(_) | Phase::Refused | Phase::Ended(_) => silence.min(self.clear_from.unwrap_or(silence)),
+            Phase::Answering(_) | Phase::Refused | Phase::Ended(_) => silence.min(self.next_from().unwrap_or(silence)),
             Phase::LoggingIn(_) | Phase::Active => silence,
         }
     }
@@ -361,7 +392,7 @@ impl Session {
             (Phase::Awaiting(awaited), _) if awaited.until <= turn.now => {
                 return turn.actions.push(Action::Close(awaited.otherwise));
             }
-            (Phase::Ended(reason), _) if self.clear_from.is_some_and(|at| at <= turn.now) => {
+            (Phase::Ended(reason), _) if self.next_from().is_some_and(|at| at <= turn.now) => {
                 return turn.actions.push(Action::Close(*reason));
             }
             _ => {}

@@ -175,11 +175,12 @@ impl Session {
         self.held = None;
         self.phase = Phase::Ended(reason);
         self.clear_from = None;
+        self.unconfirmed = false;
     }
 
     /// Says what has waited for its distance to the packet before.
     pub(super) fn advance(&mut self, turn: &mut Turn<'_>) {
-        if self.clear_from.is_none_or(|at| turn.now < at) {
+        if self.next_from().is_none_or(|at| turn.now < at) {
             return;
         }
         match std::mem::replace(&mut self.phase, Phase::Active) {
