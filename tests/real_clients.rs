@@ -12,11 +12,11 @@ use crate::support::script::Script;
 use crate::support::{PASSWORD, USER, couchdb};
 
 /// Whether the server speaks HTTP polling and the upgrade from it. It refuses both so far.
-const POLLING: bool = false;
+const POLLING: bool = true;
 /// Whether the server speaks Engine.IO 4. It refuses it so far.
-const ENGINE_IO_4: bool = false;
+const ENGINE_IO_4: bool = true;
 /// Whether the server has the options `--ping_interval` and `--ping_timeout`. It refuses them so far.
-const PING_OPTIONS: bool = false;
+const PING_OPTIONS: bool = true;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Library {
