@@ -105,13 +105,11 @@ impl Server {
             return;
         }
         let dialect = session.dialect();
-        let mut said = false;
         loop {
             let frames = &mut self.frames;
             let mut assembly = std::mem::take(&mut frames.assembly);
             assembly.clear();
             if !session.outgoing.is_empty() {
-                said = true;
                 for message in messages(&session.outgoing.take()) {
                     websocket::write_text(&mut assembly, message);
                 }
@@ -145,8 +143,8 @@ impl Server {
         if std::mem::take(&mut peer.unread) {
             self.unfinished.push(connection);
         }
-        if said {
-            session.handle_flushed(now);
+        // What it waited for may have left with an earlier write that was blocked.
+        if session.handle_flushed(now) {
             self.arm_session(key, now);
         }
     }

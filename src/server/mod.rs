@@ -247,7 +247,7 @@ impl Server {
 
     /// How long the loop may wait for an event: until then; 0 while work is left.
     pub fn poll_timeout(&self) -> Option<Millis> {
-        if !self.unfinished.is_empty() || self.accept_pending {
+        if !self.unfinished.is_empty() || !self.dirty.is_empty() || self.accept_pending {
             return Some(0);
         }
         let due = [self.feed.poll_timeout(), self.pool.poll_timeout(), self.timers.poll_timeout()];

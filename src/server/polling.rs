@@ -131,8 +131,7 @@ impl Server {
             payload::write_packet(&mut out, b"6", version);
         }
         self.answer_parked(connection, &out, now);
-        if said && let Some(session) = self.sessions.get_mut(key) {
-            session.handle_flushed(now);
+        if said && self.sessions.get_mut(key).is_some_and(|session| session.handle_flushed(now)) {
             self.arm_session(key, now);
         }
     }

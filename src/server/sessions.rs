@@ -8,7 +8,7 @@ use super::{Purpose, Server};
 use crate::state::metrics::CloseReason;
 use crate::state::pool::Answer;
 use crate::state::session::{Action, Dialect, Opening, Reply, Session, TAG, Transport, Turn, messages};
-use crate::state::subscriptions::{MAX_NAME, MAX_SUBSCRIPTIONS};
+use crate::state::subscriptions::{MAX_NAME, MAX_SUBSCRIPTIONS, TooManySubscriptions};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{self, Credentials, Identity, LogInError};
@@ -144,13 +144,20 @@ impl Server {
             let message = format!("a database name is longer than {MAX_NAME} bytes");
             return session.answer_error(reply, "LimitError", &message);
         }
-        for (number, (name, _)) in names.iter().enumerate() {
-            let Err(_full) = self.subscriptions.subscribe(key.index, name) else { continue };
-            // All or nothing: those of this request that are new are taken back. One that was there before it
-            // cannot be told from them by now, so only what is over the limit is left out.
-            let message =
-                format!("more than {MAX_SUBSCRIPTIONS} subscriptions; the first {number} names were subscribed");
-            return session.answer_error(reply, "LimitError", &message);
+        // All or nothing.
+        let mut added = Vec::new();
+        for (name, _) in names {
+            match self.subscriptions.subscribe(key.index, name) {
+                Ok(true) => added.push(name),
+                Ok(false) => {}
+                Err(TooManySubscriptions) => {
+                    for name in added {
+                        self.subscriptions.unsubscribe(key.index, name);
+                    }
+                    let message = format!("a client may have {MAX_SUBSCRIPTIONS} subscriptions and no more");
+                    return session.answer_error(reply, "LimitError", &message);
+                }
+            }
         }
         // Where no position is known, a database that was known at one counts as changed.
         let changed: Vec<&str> = names.iter().filter(|(_, known)| known.is_some()).map(|(name, _)| &**name).collect();

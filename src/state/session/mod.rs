@@ -350,12 +350,14 @@ impl Session {
         asks
     }
 
-    /// Takes note that all that was outgoing has been written.
-    pub fn handle_flushed(&mut self, now: Millis) {
-        if matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_none() {
+    /// Takes note that all that was outgoing has been written; whether that sets a deadline.
+    pub fn handle_flushed(&mut self, now: Millis) -> bool {
+        let awaited = matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_none();
+        if awaited {
             let wait = if matches!(self.phase, Phase::Ended(_)) { GRACE } else { SPACING };
             self.clear_from = Some(now + wait);
         }
+        awaited
     }
 
     /// The moment from which the next spaced packet may leave, if the packet before it has.
