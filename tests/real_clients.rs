@@ -20,15 +20,15 @@ const PING_OPTIONS: bool = true;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Library {
-    /// socket.io-client of npm, by its major version.
+    /// `socket.io-client` of npm, by its major version.
     SocketIoClient(u8),
-    /// python-socketio of PyPI, by its major version, with threads.
+    /// `python-socketio` of `PyPI`, by its major version, with threads.
     PythonSync(u8),
     /// The same with asyncio.
     PythonAsyncio(u8),
     /// howler.v1 with `ws` of npm.
     Ws,
-    /// howler.v1 with `websockets` of PyPI.
+    /// howler.v1 with `websockets` of `PyPI`.
     Websockets,
 }
 

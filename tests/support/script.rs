@@ -43,7 +43,9 @@ impl Script {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| panic!("{program:?} does not start ({error}): run tests/clients/install.sh"));
+            .unwrap_or_else(|error| {
+                panic!("{} does not start ({error}): run tests/clients/install.sh", program.display())
+            });
         let (sender, lines) = mpsc::channel();
         let stdout = BufReader::new(child.stdout.take().expect("piped"));
         std::thread::spawn(move || {
@@ -99,9 +101,10 @@ impl Script {
     }
 
     fn fail(&self, problem: &str) -> ! {
-        let events: String = self.events.iter().map(|event| format!("\n  {event}")).collect();
+        let events: Vec<String> = self.events.iter().map(Value::to_string).collect();
+        let events = events.join("\n");
         let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        panic!("{problem}\nother events:{events}\nstderr of the script:\n{errors}")
+        panic!("{problem}\nother events:\n{events}\nstderr of the script:\n{errors}")
     }
 }
 
