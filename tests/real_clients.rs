@@ -11,13 +11,6 @@ use crate::support::howler::{Howler, lasting_port};
 use crate::support::script::Script;
 use crate::support::{PASSWORD, USER, couchdb};
 
-/// Whether the server speaks HTTP polling and the upgrade from it. It refuses both so far.
-const POLLING: bool = true;
-/// Whether the server speaks Engine.IO 4. It refuses it so far.
-const ENGINE_IO_4: bool = true;
-/// Whether the server has the options `--ping_interval` and `--ping_timeout`. It refuses them so far.
-const PING_OPTIONS: bool = true;
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Library {
     /// `socket.io-client` of npm, by its major version.
@@ -91,12 +84,6 @@ const ROWS: &[Row] = &[
 ];
 
 impl Row {
-    fn active(self) -> bool {
-        let Self(library, mode, _) = self;
-        let engine_io_4 = matches!(library, SocketIoClient(3..) | PythonSync(5..) | PythonAsyncio(5..));
-        (POLLING || mode == WebSocket) && (ENGINE_IO_4 || !engine_io_4)
-    }
-
     fn script(self) -> Script {
         let Self(library, mode, _) = self;
         let mode = match mode {
@@ -167,14 +154,13 @@ fn password() -> Value {
     json!({"username": USER, "password": PASSWORD})
 }
 
-/// Runs a scenario with every active row, a few at a time; fails naming every row that failed.
+/// Runs a scenario with every row, a few at a time; fails naming every row that failed.
 fn for_every_row(scenario: fn(Row, &mut Script)) {
-    let rows: Vec<Row> = ROWS.iter().copied().filter(|row| row.active()).collect();
     let at_once = std::thread::available_parallelism().map_or(2, usize::from) * 2;
     let next = AtomicUsize::new(0);
     let work = || {
         let mut failed = Vec::new();
-        while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(row) = ROWS.get(next.fetch_add(1, Ordering::Relaxed)) {
             let began = Instant::now();
             let outcome = catch_unwind(AssertUnwindSafe(|| scenario(*row, &mut row.script())));
             println!("{row:?}: {} in {:?}", if outcome.is_ok() { "ok" } else { "FAILED" }, began.elapsed());
@@ -255,7 +241,7 @@ fn every_client_comes_back_after_a_restart() {
         let couchdb = couchdb();
         let port = lasting_port();
         // The transport's own heartbeat runs all the while, at both ends.
-        let options: &[&str] = if PING_OPTIONS { &["--ping_interval", "250", "--ping_timeout", "15000"] } else { &[] };
+        let options: &[&str] = &["--ping_interval", "250", "--ping_timeout", "15000"];
         let mut howler = Howler::start_on(port, &couchdb, options);
         let cookie = row.log_in(script, "app", &howler, &password());
         script.tell(&json!({"do": "subscribe", "as": "app", "dbs": ["db"]}));
@@ -276,7 +262,7 @@ fn every_client_comes_back_after_a_restart() {
             // Not every library tells of an end that the app asked for.
             script.tell(&json!({"do": "disconnect", "as": second}));
         }
-        if PING_OPTIONS && matches!(row.0, SocketIoClient(_)) {
+        if matches!(row.0, SocketIoClient(_)) {
             for _ in 0..4 {
                 script.expect("app", "alive");
             }
@@ -324,8 +310,6 @@ fn logins_of_a_busy_app_hang_never() {
 
 #[test]
 fn five_hundred_logins_in_a_row_hang_never_with_an_upgrade() {
-    if POLLING {
-        logins(Default, 5, 100, 0);
-        logins(Default, 3, 10, 100);
-    }
+    logins(Default, 5, 100, 0);
+    logins(Default, 3, 10, 100);
 }

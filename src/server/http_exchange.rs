@@ -24,6 +24,9 @@ pub(super) const OCTETS_REFUSED: &str = "A binary post of an Engine.IO 4 client 
 pub(super) struct Exchange {
     pub(super) keep_alive: bool,
     pub(super) head_only: bool,
+    /// Whether the client takes a close packet for the wish of its own app, and would not come back.
+    /// `python-socketio` does while it polls; it says who it is by the HTTP library that it uses.
+    pub(super) close_is_final: bool,
     /// The page that a browser asks for.
     pub(super) origin: Option<Box<str>>,
     /// The JSONP callback to answer to.
@@ -37,6 +40,9 @@ impl Exchange {
         Self {
             keep_alive: request.keep_alive && request.content_length == Some(0),
             head_only: request.method == "HEAD",
+            close_is_final: request
+                .user_agent
+                .is_some_and(|agent| agent.starts_with("python-requests/") || agent.starts_with("Python/")),
             origin: request.origin.map(Into::into),
             jsonp: None,
             sid: None,

@@ -5,7 +5,7 @@
 //! awaiting a request when its answer is written.
 
 use super::http_exchange::{Exchange, HTML, OCTETS_REFUSED, TEXT};
-use super::{Http, Protocol, Server};
+use super::{Http, Peer, Protocol, Server};
 use crate::net::connection::Flushed;
 use crate::state::metrics::CloseReason;
 use crate::state::routes::{self, PostFormat};
@@ -130,14 +130,14 @@ impl Server {
         if out.is_empty() {
             payload::write_packet(&mut out, b"6", version);
         }
-        self.answer_parked(connection, &out, now);
+        self.answer_parked(connection, 200, &out, now);
         if said && self.sessions.get_mut(key).is_some_and(|session| session.handle_flushed(now)) {
             self.arm_session(key, now);
         }
     }
 
     /// Answers a parked GET; its connection awaits the next request.
-    fn answer_parked(&mut self, connection: Key, content: &[u8], now: Millis) {
+    fn answer_parked(&mut self, connection: Key, status: u16, content: &[u8], now: Millis) {
         let Some(peer) = self.peers.get_mut(connection) else { return };
         let Protocol::Http(http @ Http::Parked(_)) = &mut peer.protocol else { return };
         let Http::Parked(parked) = std::mem::replace(http, Http::Head) else { unreachable!("matched above") };
@@ -148,14 +148,15 @@ impl Server {
         match exchange.jsonp {
             Some(callback) => {
                 let script = payload::wrap_jsonp(content, callback);
-                self.respond(connection, exchange, 200, "text/javascript; charset=UTF-8", &script, now);
+                self.respond(connection, exchange, status, "text/javascript; charset=UTF-8", &script, now);
             }
-            None => self.respond(connection, exchange, 200, TEXT, content, now),
+            None => self.respond(connection, exchange, status, TEXT, content, now),
         }
     }
 
-    /// Ends a polling session: a parked GET is told.
-    pub(super) fn close_polling(&mut self, key: Key, now: Millis) {
+    /// Ends a polling session: a parked GET is told. A client that is to come back, and would not after a close
+    /// packet, is told by a status.
+    pub(super) fn close_polling(&mut self, key: Key, reason: CloseReason, now: Millis) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Dialect::SocketIo(version) = session.dialect() else { return };
         let outgoing = session.outgoing.take();
@@ -167,7 +168,15 @@ impl Server {
         }
         payload::write_packet(&mut out, b"1", version);
         if let Some(connection) = parked {
-            self.answer_parked(connection, &out, now);
+            let close_is_final = matches!(
+                self.peers.get(connection),
+                Some(Peer { protocol: Protocol::Http(Http::Parked(parked)), .. }) if parked.exchange.close_is_final
+            );
+            if reason == CloseReason::ShuttingDown && close_is_final {
+                self.answer_parked(connection, 503, b"The server stops.\n", now);
+            } else {
+                self.answer_parked(connection, 200, &out, now);
+            }
         }
         if let Some(connection) = probing {
             self.close_peer(connection, CloseReason::ClientVanished);

@@ -196,7 +196,7 @@ impl Server {
         self.metrics.count_close(reason);
         log::debug!("Session of {} closed: {}.", session.client, reason.text());
         match session.websocket() {
-            None => self.close_polling(key, now),
+            None => self.close_polling(key, reason, now),
             Some(connection) => {
                 let outgoing = session.outgoing.take();
                 if let Some(peer) = self.peers.get_mut(connection) {

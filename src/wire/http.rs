@@ -76,6 +76,8 @@ pub struct Request<'a> {
     pub content_type: Option<&'a str>,
     /// `Origin`.
     pub origin: Option<&'a str>,
+    /// `User-Agent`.
+    pub user_agent: Option<&'a str>,
     /// `X-Forwarded-For`, the last one.
     pub forwarded_for: Option<&'a str>,
     /// Whether `Upgrade: websocket` was asked for (RFC 6455 section 4.2.1).
@@ -120,6 +122,7 @@ pub fn parse_request(buffer: &[u8]) -> Result<Option<(usize, Request<'_>)>, Head
         content_length: Some(0),
         content_type: None,
         origin: None,
+        user_agent: None,
         forwarded_for: None,
         upgrade: false,
         websocket_key: None,
@@ -140,6 +143,7 @@ pub fn parse_request(buffer: &[u8]) -> Result<Option<(usize, Request<'_>)>, Head
             n if n.eq_ignore_ascii_case("upgrade") => upgrade_named |= has_token(value, "websocket"),
             n if n.eq_ignore_ascii_case("origin") => request.origin = Some(value),
             n if n.eq_ignore_ascii_case("content-type") => request.content_type = Some(value),
+            n if n.eq_ignore_ascii_case("user-agent") => request.user_agent = Some(value),
             n if n.eq_ignore_ascii_case("x-forwarded-for") => request.forwarded_for = Some(value),
             n if n.eq_ignore_ascii_case("sec-websocket-key") => request.websocket_key = Some(value),
             n if n.eq_ignore_ascii_case("sec-websocket-version") => request.websocket_version = Some(value),

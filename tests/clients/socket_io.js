@@ -51,13 +51,15 @@ const commands = {
     socket.on('connect', () => {
       tell(as, 'connect')
       const engine = socket.io.engine
+      if (Number(major) === 3) engine.on('pong', () => tell(as, 'alive'))
       if (mode !== 'default') return
       if (engine.transport.name === 'websocket') tell(as, 'upgraded')
       else engine.once('upgrade', () => tell(as, 'upgraded'))
     })
     socket.on('connect_error', error => tell(as, 'connect_error', { message: String(error) }))
     socket.on('disconnect', reason => tell(as, 'disconnect', { reason }))
-    // The transport's own heartbeat: up to Engine.IO 3 the server answers it, since 4 it sends it.
+    // The transport's own heartbeat: up to Engine.IO 3 the server answers it, since 4 it sends it. Version 3
+    // of the client tells of that one through its engine alone.
     socket.io.on(major < 3 ? 'pong' : 'ping', () => tell(as, 'alive'))
     await connected(socket)
     socket.on('authenticated', data => {

@@ -31,6 +31,7 @@ class Client:
         self.socket = socket
         self.name = command["as"]
         self.dbs = []
+        self.upgraded = False
         query = urllib.parse.urlencode(command.get("query") or {})
         self.url = command["url"] + ("?" + query if query else "")
         self.options = {}
@@ -40,16 +41,22 @@ class Client:
             self.options["auth"] = command["auth"]
         socket.on("connect", lambda: tell(self.name, "connect"))
         # Since python-socketio 5.12 a handler that takes an argument is given the reason.
-        socket.on("disconnect", lambda *reason: tell(self.name, "disconnect", reason=reason[0] if reason else None))
+        socket.on("disconnect", self.disconnected)
         socket.on("not-authenticated", lambda data: tell(self.name, "not-authenticated", data=data))
         socket.on("change", lambda db: tell(self.name, "change", db=db))
 
+    def disconnected(self, *reason):
+        self.upgraded = False
+        tell(self.name, "disconnect", reason=reason[0] if reason else None)
+
     def tell_authenticated(self, data):
         tell(self.name, "authenticated", data=data, transport=self.socket.transport())
+        self.tell_upgraded()
 
-    def connected(self):
-        """`connect` has returned: by then the library has upgraded, or given that up."""
-        if mode == "default" and self.socket.transport() == "websocket":
+    def tell_upgraded(self):
+        """Once a connection: when `connect` has returned, or when the library has connected again by itself."""
+        if mode == "default" and self.socket.transport() == "websocket" and not self.upgraded:
+            self.upgraded = True
             tell(self.name, "upgraded")
 
     def request(self, command):
@@ -78,7 +85,7 @@ class SyncClient(Client):
 
     def connect(self):
         self.socket.connect(self.url, **self.options)
-        self.connected()
+        self.tell_upgraded()
 
     def handle(self, command):
         if command["do"] == "disconnect":
@@ -100,7 +107,7 @@ class AsyncClient(Client):
 
     async def connect(self):
         await self.socket.connect(self.url, **self.options)
-        self.connected()
+        self.tell_upgraded()
 
     async def handle(self, command):
         if command["do"] == "disconnect":

@@ -39,18 +39,26 @@ impl Howler {
 
     /// The same with further options.
     pub fn start_with(couchdb: &StandIn, options: &[&str]) -> Self {
-        let feeds = couchdb.open_feeds();
+        // Counted, not looked at: the feed of a server that was killed may not have been missed yet.
+        let feeds = couchdb.counters().feed_requests;
         let howler = Self::launch(&[&["--couchdb_url", &couchdb.url()], options].concat());
-        assert!(couchdb.wait_for_feeds(feeds + 1, SOON), "the server opens its feed");
+        assert!(
+            couchdb.wait_for(SOON, |seen| seen.feed_requests > feeds && seen.open_feeds > 0),
+            "the server opens its feed"
+        );
         howler
     }
 
     /// A server that follows a stand-in, on a port that is given: so that a second can take the place of a first.
     pub fn start_on(port: u16, couchdb: &StandIn, options: &[&str]) -> Self {
-        let feeds = couchdb.open_feeds();
+        // Counted, not looked at: the feed of a server that was killed may not have been missed yet.
+        let feeds = couchdb.counters().feed_requests;
         let url = couchdb.url();
         let howler = Self::launch_command_on(port, Command::new(BINARY).args(["--couchdb_url", &url]).args(options));
-        assert!(couchdb.wait_for_feeds(feeds + 1, SOON), "the server opens its feed");
+        assert!(
+            couchdb.wait_for(SOON, |seen| seen.feed_requests > feeds && seen.open_feeds > 0),
+            "the server opens its feed"
+        );
         howler
     }
 
