@@ -8,11 +8,13 @@
 
 mod support;
 
+mod browser;
 mod command_line;
 mod dispatch;
 mod feed;
 mod json_protocol;
 mod layers;
+mod load_balancer;
 mod real_clients;
 mod socket_io;
 mod static_binary;

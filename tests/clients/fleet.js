@@ -1,0 +1,45 @@
+'use strict'
+// Many clients in one process, each as socket.io-client makes them unless told otherwise: polling, then an
+// upgrade, connecting again when the server goes.
+//
+//   node fleet.js
+//
+// Commands come on stdin and events go to stdout, each a line of JSON, in the words of socket_io.js. The
+// clients take turns at versions 2 and 4 of the library, and subscribe again after every log-in:
+//
+//   {"do":"start","name":"c","count":200,"url":"http://…","query":{…},"dbs":["db"]}
+//
+//   {"of":"c7","event":"authenticated"}      {"of":"c7","event":"upgraded"}
+//   {"of":"c7","event":"ack","to":"subscribe","data":{…}}
+//   {"of":"c7","event":"change","db":"db"}   {"of":"c7","event":"connect_error"|"disconnect", …}
+
+const readline = require('node:readline')
+
+const libraries = [require('sio2'), require('sio4').io]
+
+function tell (of, event, more) {
+  process.stdout.write(JSON.stringify({ of, event, ...more }) + '\n')
+}
+
+function start ({ name, count, url, query, dbs }) {
+  for (let number = 0; number < count; number++) {
+    const as = name + number
+    const socket = libraries[number % libraries.length](url, { forceNew: true, query })
+    socket.on('connect', () => {
+      const engine = socket.io.engine
+      if (engine.transport.name === 'websocket') tell(as, 'upgraded')
+      else engine.once('upgrade', () => tell(as, 'upgraded'))
+    })
+    socket.on('connect_error', error => tell(as, 'connect_error', { message: String(error) }))
+    socket.on('disconnect', reason => tell(as, 'disconnect', { reason }))
+    socket.on('authenticated', () => {
+      tell(as, 'authenticated')
+      socket.emit('subscribe', dbs, data => tell(as, 'ack', { to: 'subscribe', data }))
+    })
+    socket.on('change', db => tell(as, 'change', { db }))
+  }
+}
+
+readline.createInterface({ input: process.stdin })
+  .on('line', line => start(JSON.parse(line)))
+  .on('close', () => process.exit())
