@@ -18,23 +18,25 @@ use crate::support::{PASSWORD, SOON, USER, couchdb};
 struct HaProxy {
     child: Child,
     port: u16,
+    tls_port: u16,
 }
 
 impl HaProxy {
     /// Runs it before two servers, with the README's configuration.
     fn start(first: &Howler, second: &Howler) -> Self {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr());
-        let port = port.expect("a port is free").port();
+        let (port, tls_port) = (free_port(), free_port());
+        let file = |end: &str| PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("haproxy-{port}.{end}"));
         let mut configuration = from_readme();
         for (written, meant) in [
-            (":3000\n    balance", format!("127.0.0.1:{port}\n    balance")),
+            (" :3000\n", format!(" 127.0.0.1:{port}\n")),
+            ("# bind :443 ", format!("bind 127.0.0.1:{tls_port} ")),
+            ("/etc/haproxy/howler.pem", write_certificate(&file("pem"))),
             ("10.0.0.1:3000", first.address().to_string()),
             ("10.0.0.2:3000", second.address().to_string()),
         ] {
             assert_eq!(configuration.matches(written).count(), 1, "{written:?} in {configuration}");
             configuration = configuration.replace(written, &meant);
         }
-        let file = |end: &str| PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("haproxy-{port}.{end}"));
         std::fs::write(file("cfg"), configuration).expect("the target folder can be written");
         let log = File::create(file("log")).expect("the target folder can be written");
         let child = Command::new(program())
@@ -46,7 +48,7 @@ impl HaProxy {
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| panic!("haproxy does not start ({error}): install Debian's package haproxy"));
-        let mut haproxy = Self { child, port };
+        let mut haproxy = Self { child, port, tls_port };
         let began = Instant::now();
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             let ended = haproxy.child.try_wait().expect("it is our child");
@@ -59,6 +61,10 @@ impl HaProxy {
     fn url(&self) -> String {
         format!("http://localhost:{}", self.port)
     }
+
+    fn tls_url(&self) -> String {
+        format!("https://localhost:{}", self.tls_port)
+    }
 }
 
 impl Drop for HaProxy {
@@ -66,6 +72,19 @@ impl Drop for HaProxy {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn free_port() -> u16 {
+    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr());
+    socket.expect("a port is free").port()
+}
+
+/// A certificate and its key in one file, as HAProxy wants them; the file's name.
+fn write_certificate(file: &Path) -> String {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate can be made");
+    std::fs::write(file, made.cert.pem() + &made.signing_key.serialize_pem())
+        .expect("the target folder can be written");
+    file.to_str().expect("a name in UTF-8").to_owned()
 }
 
 /// Debian keeps it where only root looks.
@@ -158,6 +177,15 @@ fn two_hundred_default_clients_are_shared_and_move_when_an_instance_stops() {
 
 #[test]
 fn pages_are_served_through_it_with_cookies_and_without() {
+    serve_pages(HaProxy::url, "HTTP/1.1");
+}
+
+#[test]
+fn pages_are_served_through_it_over_http_2() {
+    serve_pages(HaProxy::tls_url, "HTTP/2.0");
+}
+
+fn serve_pages(url: fn(&HaProxy) -> String, version: &str) {
     let couchdb = couchdb();
     let first = Howler::start(&couchdb);
     let second = Howler::start(&couchdb);
@@ -173,7 +201,7 @@ fn pages_are_served_through_it_with_cookies_and_without() {
             ("sio4", json!({"transports": ["websocket"]})),
         ] {
             let page = format!("{round} {library} {options}");
-            browser.open(&page, library, &haproxy.url(), &options);
+            browser.open(&page, library, &url(&haproxy), &options);
             browser.expect(&page, "authenticated");
             browser.subscribe(&page, &[&page]);
             if options.get("transports").is_none() {
@@ -181,7 +209,10 @@ fn pages_are_served_through_it_with_cookies_and_without() {
             }
             couchdb.update(&page);
             assert_eq!(browser.expect(&page, "change")["db"], page.as_str());
-            assert_eq!(browser.report(&page)["complaints"], json!([]), "{page}");
+            let report = browser.report(&page);
+            assert_eq!(report["complaints"], json!([]), "{page}");
+            let polls = options["transports"] != json!(["websocket"]);
+            assert_eq!(report["versions"], if polls { json!([version]) } else { json!([]) }, "{page}");
         }
     }
     let (first, second) = (stop(first), stop(second));

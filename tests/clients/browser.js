@@ -18,8 +18,8 @@
 //   {"of":"a","event":"authenticated","data":{…},"transport":"websocket"}
 //   {"of":"a","event":"ack","to":"subscribe","data":{…}}        {"of":"a","event":"change","db":"db"}
 //   {"of":"a","event":"fetched","status":400,"body":"…"}        {"of":"a","event":"closed"}
-//   {"of":"a","event":"report","requests":{"GET":3,"POST":2},"with_cookie":4,"websockets":1,
-//    "cookies":["io"],"complaints":["what stands in the console, and uncaught errors"]}
+//   {"of":"a","event":"report","requests":{"GET":3,"POST":2},"versions":["HTTP/1.1"],"with_cookie":4,
+//    "websockets":1,"cookies":["io"],"complaints":["what stands in the console, and uncaught errors"]}
 
 const fs = require('node:fs')
 const http = require('node:http')
@@ -103,10 +103,9 @@ async function main () {
 
   // A page in a profile of its own, with the library loaded.
   async function load (as, name, server) {
-    const context = await browser.newContext()
+    const context = await browser.newContext({ ignoreHTTPSErrors: true })
     const page = await context.newPage()
-    const seen = { requests: {}, with_cookie: 0, websockets: 0, complaints: [] }
-    const waits = []
+    const seen = { requests: {}, versions: [], with_cookie: 0, websockets: 0, complaints: [] }
     page.on('console', message => {
       if (['error', 'warning'].includes(message.type())) seen.complaints.push(message.text())
     })
@@ -115,7 +114,13 @@ async function main () {
     page.on('request', request => {
       if (!request.url().startsWith(server)) return
       seen.requests[request.method()] = (seen.requests[request.method()] || 0) + 1
-      waits.push(request.allHeaders().then(headers => { if ('cookie' in headers) seen.with_cookie++ }, () => {}))
+      request.allHeaders().then(headers => { if ('cookie' in headers) seen.with_cookie++ }, () => {})
+    })
+    page.on('response', response => {
+      if (!response.url().startsWith(server)) return
+      response.httpVersion().then(version => {
+        if (!seen.versions.includes(version)) seen.versions.push(version)
+      }, () => {})
     })
     await page.exposeFunction('tell', (event, more) => tell(as, event, more))
     await page.goto(`${origin}/${name}`)
