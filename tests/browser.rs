@@ -27,11 +27,11 @@ impl Browser {
     pub fn open(&mut self, page: &str, library: &str, url: &str, options: &Value) {
         let mut options = options.clone();
         options["query"] = json!({"username": USER, "password": PASSWORD});
-        self.tell(json!({"do": "open", "as": page, "library": library, "url": url, "options": options}));
+        self.tell(&json!({"do": "open", "as": page, "library": library, "url": url, "options": options}));
     }
 
-    pub fn tell(&mut self, command: Value) {
-        self.script.tell(&command);
+    pub fn tell(&mut self, command: &Value) {
+        self.script.tell(command);
     }
 
     pub fn expect(&mut self, page: &str, event: &str) -> Value {
@@ -39,24 +39,24 @@ impl Browser {
     }
 
     pub fn subscribe(&mut self, page: &str, databases: &[&str]) {
-        self.tell(json!({"do": "subscribe", "as": page, "dbs": databases}));
+        self.tell(&json!({"do": "subscribe", "as": page, "dbs": databases}));
         assert_eq!(self.script.expect_ack(page, "subscribe"), json!({}));
     }
 
     /// What the page did so far: its requests, its cookies, and what stands in its console.
     pub fn report(&mut self, page: &str) -> Value {
-        self.tell(json!({"do": "report", "as": page}));
+        self.tell(&json!({"do": "report", "as": page}));
         self.expect(page, "report")
     }
 
     pub fn close(&mut self, page: &str) {
-        self.tell(json!({"do": "close", "as": page}));
+        self.tell(&json!({"do": "close", "as": page}));
         self.expect(page, "closed");
     }
 
     /// Ends the browser in order, so that it leaves nothing behind.
     pub fn end(mut self) {
-        self.tell(json!({"do": "end"}));
+        self.tell(&json!({"do": "end"}));
         self.expect("browser", "ended");
     }
 }
@@ -148,9 +148,9 @@ fn use_page(
     let event = browser.expect(page, "change");
     assert_eq!(event["db"], database);
     assert_eq!(event["transport"], if matches!(mode, Polling | Jsonp) { "polling" } else { "websocket" });
-    browser.tell(json!({"do": "heartbeat", "as": page}));
+    browser.tell(&json!({"do": "heartbeat", "as": page}));
     assert_eq!(browser.expect(page, "ack")["data"], json!({"ok": true}));
-    browser.tell(json!({"do": "log-out", "as": page}));
+    browser.tell(&json!({"do": "log-out", "as": page}));
     assert_eq!(browser.expect(page, "ack")["data"], json!({}));
     assert_eq!(browser.expect(page, "disconnect")["reason"], "io server disconnect");
     let report = browser.report(page);
@@ -253,7 +253,7 @@ fn post_octets(browser: &mut Browser, page: &str, howler: &Howler) {
         "headers": {"Content-Type": "application/octet-stream"},
     });
     let url = format!("{}/socket.io/?EIO=3&transport=polling&sid=none", url(howler));
-    browser.tell(json!({"do": "fetch", "as": page, "library": "sio2", "url": url, "options": options}));
+    browser.tell(&json!({"do": "fetch", "as": page, "library": "sio2", "url": url, "options": options}));
 }
 
 #[test]

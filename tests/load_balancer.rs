@@ -52,7 +52,11 @@ impl HaProxy {
         let began = Instant::now();
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             let ended = haproxy.child.try_wait().expect("it is our child");
-            assert!(ended.is_none() && began.elapsed() < SOON, "haproxy does not listen, see {:?}", file("log"));
+            assert!(
+                ended.is_none() && began.elapsed() < SOON,
+                "haproxy does not listen, see {}",
+                file("log").display()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         haproxy
