@@ -11,10 +11,13 @@ mod support;
 mod browser;
 mod command_line;
 mod dispatch;
+mod engine_io_4;
 mod feed;
 mod json_protocol;
 mod layers;
 mod load_balancer;
+
+mod polling;
 mod real_clients;
 mod socket_io;
 mod static_binary;

@@ -6,6 +6,8 @@ pub mod howler;
 pub mod script;
 pub mod tls;
 
+pub mod http;
+
 use std::time::Duration;
 
 use couchdb_howler::demo::{Options, StandIn};

@@ -1,0 +1,271 @@
+//! A small blocking HTTP/1.1 client that keeps its connection, and an Engine.IO client that polls with it.
+//! Independent of the server's own code, and free to send what no real client would.
+
+use std::collections::VecDeque;
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::{PASSWORD, SOON, USER};
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    /// Status line and fields as they came.
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The value of a header field.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let fields = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        fields.map(|(n, value)| (n, value.trim())).find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("the body is text")
+    }
+
+    /// The code of an Engine.IO refusal.
+    pub fn refusal(&self) -> Option<u64> {
+        serde_json::from_slice::<Value>(&self.body).ok()?.get("code")?.as_u64()
+    }
+}
+
+/// A connection.
+pub struct Http {
+    socket: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Http {
+    pub fn connect(address: SocketAddr) -> Self {
+        let socket = TcpStream::connect(address).expect("the server listens");
+        socket.set_nodelay(true).expect("a socket option");
+        Self { socket, buffer: Vec::new() }
+    }
+
+    pub fn send_raw(&mut self, bytes: impl AsRef<[u8]>) {
+        self.socket.write_all(bytes.as_ref()).expect("the server reads");
+    }
+
+    /// Sends a request and does not wait for its answer.
+    pub fn send(&mut self, method: &str, target: &str, fields: &str, body: &[u8]) {
+        self.send_raw(request(method, target, fields, body));
+    }
+
+    pub fn get(&mut self, target: &str) -> Answer {
+        self.ask("GET", target, "", b"")
+    }
+
+    pub fn post(&mut self, target: &str, body: impl AsRef<[u8]>) -> Answer {
+        self.ask("POST", target, "Content-Type: text/plain;charset=UTF-8\r\n", body.as_ref())
+    }
+
+    pub fn ask(&mut self, method: &str, target: &str, fields: &str, body: &[u8]) -> Answer {
+        self.send(method, target, fields, body);
+        if method == "HEAD" {
+            return self.receive_head(SOON).expect("an answer comes").0;
+        }
+        self.answer()
+    }
+
+    /// The answer that is due.
+    pub fn answer(&mut self) -> Answer {
+        self.receive(SOON).expect("an answer comes")
+    }
+
+    /// The next answer; None when none comes, or the connection ends.
+    pub fn receive(&mut self, within: Duration) -> Option<Answer> {
+        let deadline = Instant::now() + within;
+        let (mut answer, length) = self.receive_head(within)?;
+        while self.buffer.len() < length {
+            if !self.read_more(deadline)? {
+                return None;
+            }
+        }
+        answer.body = self.buffer.drain(..length).collect();
+        Some(answer)
+    }
+
+    fn receive_head(&mut self, within: Duration) -> Option<(Answer, usize)> {
+        let deadline = Instant::now() + within;
+        let end = loop {
+            if let Some(at) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if !self.read_more(deadline)? {
+                return None;
+            }
+        };
+        let head = String::from_utf8(self.buffer.drain(..end).collect()).expect("a head is text");
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status line");
+        let answer = Answer { status, head, body: Vec::new() };
+        let length = answer.field("Content-Length").expect("every answer tells its length").parse();
+        Some((answer, length.expect("a number")))
+    }
+
+    /// Whether the server ends the connection without sending anything more.
+    pub fn ends(&mut self) -> bool {
+        self.buffer.is_empty() && self.read_more(Instant::now() + SOON) == Some(false)
+    }
+
+    /// Whether nothing comes, not even the end.
+    pub fn is_silent(&mut self, during: Duration) -> bool {
+        self.buffer.is_empty() && self.read_more(Instant::now() + during).is_none()
+    }
+
+    /// Reads once; false at the end of the connection, None when nothing comes in time.
+    fn read_more(&mut self, deadline: Instant) -> Option<bool> {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, Interrupted, TimedOut, WouldBlock};
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.socket.set_read_timeout(Some(left.max(Duration::from_millis(1)))).expect("a socket option");
+        let mut bytes = [0; 16 * 1024];
+        match self.socket.read(&mut bytes) {
+            Ok(read) => {
+                self.buffer.extend_from_slice(&bytes[..read]);
+                Some(read > 0)
+            }
+            Err(error) if matches!(error.kind(), ConnectionReset | BrokenPipe) => Some(false),
+            Err(error) if error.kind() == Interrupted && !left.is_zero() => self.read_more(deadline),
+            Err(error) if matches!(error.kind(), WouldBlock | TimedOut | Interrupted) => None,
+            Err(error) => panic!("reading failed: {error}"),
+        }
+    }
+}
+
+/// The bytes of a request whose body is as long as it says.
+pub fn request(method: &str, target: &str, fields: &str, body: &[u8]) -> Vec<u8> {
+    let length =
+        if body.is_empty() && method != "POST" { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    let head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{fields}{length}\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+/// An Engine.IO session that polls, with one connection for GETs and one for POSTs, as browsers do.
+pub struct Poller {
+    address: SocketAddr,
+    version: u8,
+    pub sid: String,
+    /// For GETs.
+    pub polls: Http,
+    /// For POSTs.
+    pub posts: Http,
+    /// Packets that came and were not asked for yet.
+    pub packets: VecDeque<String>,
+}
+
+impl Poller {
+    /// Opens a session with a query's parameters; the packets of the first answer wait to be taken.
+    pub fn open(address: SocketAddr, version: u8, query: &str) -> Self {
+        let mut polls = Http::connect(address);
+        let answer = polls.get(&format!("/socket.io/?EIO={version}&transport=polling&{query}"));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let packets = split(answer.text(), version);
+        let open: Value = serde_json::from_str(&packets[0][1..]).expect("the open packet is JSON");
+        let sid = open["sid"].as_str().expect("an id").to_owned();
+        Self { address, version, sid, polls, posts: Http::connect(address), packets: packets.into() }
+    }
+
+    /// A session (version 3) of the user that is authenticated.
+    pub fn logged_in(address: SocketAddr) -> Self {
+        let mut poller = Self::open(address, 3, &format!("username={USER}&password={PASSWORD}"));
+        for start in ["0{", "40", "42[\"authenticated\""] {
+            let packet = poller.next();
+            assert!(packet.starts_with(start), "{start}: {packet}");
+        }
+        poller
+    }
+
+    /// The same, subscribed to databases.
+    pub fn subscribed(address: SocketAddr, databases: &[&str]) -> Self {
+        let mut poller = Self::logged_in(address);
+        poller.send(&[&format!("420[\"subscribe\",{}]", serde_json::json!(databases))]);
+        assert_eq!(poller.next(), "430[{}]");
+        poller
+    }
+
+    /// Where its requests go.
+    pub fn target(&self) -> String {
+        format!("/socket.io/?EIO={}&transport=polling&sid={}", self.version, self.sid)
+    }
+
+    /// Where a WebSocket that takes it over is opened.
+    pub fn websocket_target(&self) -> String {
+        self.target().replace("polling", "websocket")
+    }
+
+    /// Sends a GET; [`Poller::finish_poll`] takes its answer.
+    pub fn start_poll(&mut self) {
+        let target = self.target();
+        self.polls.send("GET", &target, "", b"");
+    }
+
+    /// The packets that the GET is answered with.
+    pub fn finish_poll(&mut self) -> Vec<String> {
+        let answer = self.polls.answer();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        split(answer.text(), self.version)
+    }
+
+    pub fn poll(&mut self) -> Vec<String> {
+        self.start_poll();
+        self.finish_poll()
+    }
+
+    /// The next packet, polled for when none is there.
+    pub fn next(&mut self) -> String {
+        while self.packets.is_empty() {
+            self.packets = self.poll().into();
+        }
+        self.packets.pop_front().expect("checked above")
+    }
+
+    /// Posts packets.
+    pub fn send(&mut self, packets: &[&str]) {
+        let answer = self.post(join(packets, self.version));
+        assert_eq!((answer.status, answer.text()), (200, "ok"), "{packets:?}");
+    }
+
+    pub fn post(&mut self, body: impl AsRef<[u8]>) -> Answer {
+        let target = self.target();
+        self.posts.post(&target, body)
+    }
+
+    /// Whether the server knows its session: judged by a packet that changes nothing.
+    pub fn is_known(&self) -> bool {
+        let answer = Http::connect(self.address).post(&self.target(), join(&["6"], self.version));
+        match (answer.status, answer.refusal()) {
+            (200, _) => true,
+            (400, Some(1)) => false,
+            _ => panic!("{answer:?}"),
+        }
+    }
+}
+
+/// The packets of a payload.
+pub fn split(payload: &str, version: u8) -> Vec<String> {
+    if version == 4 {
+        return payload.split('\u{1e}').map(Into::into).collect();
+    }
+    let (mut packets, mut rest) = (Vec::new(), payload.encode_utf16().collect::<Vec<_>>());
+    while !rest.is_empty() {
+        let colon = rest.iter().position(|unit| *unit == u16::from(b':')).expect("a length comes first");
+        let length = String::from_utf16(&rest[..colon]).expect("digits").parse::<usize>().expect("a length");
+        packets.push(String::from_utf16(&rest[colon + 1..colon + 1 + length]).expect("whole characters"));
+        rest.drain(..colon + 1 + length);
+    }
+    packets
+}
+
+/// A payload of packets.
+pub fn join(packets: &[&str], version: u8) -> String {
+    if version == 4 {
+        return packets.join("\u{1e}");
+    }
+    packets.iter().map(|packet| format!("{}:{packet}", packet.encode_utf16().count())).collect()
+}
