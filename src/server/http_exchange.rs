@@ -112,7 +112,8 @@ impl Server {
         peer.deadline = Some(now + KEEP_ALIVE);
         let flushed = peer.connection.flush();
         // A request that came early, or input that was left unread.
-        if !peer.connection.inbox.is_empty() || std::mem::take(&mut peer.unread) {
+        peer.early = !peer.connection.inbox.is_empty();
+        if peer.early || std::mem::take(&mut peer.unread) {
             self.unfinished.push(key);
         }
         match flushed {

@@ -78,7 +78,15 @@ impl Server {
         let registry = &self.registry;
         let key = self.peers.try_insert_with(|key| {
             let connection = Connection::register(stream, connecting, registry, token_of(key))?;
-            io::Result::Ok(Peer { connection, protocol, address, deadline, alarm: Alarm::default(), unread: false })
+            io::Result::Ok(Peer {
+                connection,
+                protocol,
+                address,
+                deadline,
+                alarm: Alarm::default(),
+                unread: false,
+                early: false,
+            })
         })?;
         self.arm_peer(key, now);
         Ok(key)
@@ -144,8 +152,7 @@ impl Server {
             peer.unread = true;
             return;
         }
-        if !parked && !peer.connection.inbox.is_empty() && matches!(peer.protocol, Protocol::Http(_)) {
-            // A request that came early.
+        if !parked && std::mem::take(&mut peer.early) && matches!(peer.protocol, Protocol::Http(_)) {
             self.take_input(key, 0, now);
         }
         let Some(peer) = self.peers.get_mut(key) else { return };
@@ -187,7 +194,8 @@ impl Server {
             }
         } else {
             let mut inbox = std::mem::take(&mut peer.connection.inbox);
-            let seen = inbox.len();
+            // Nothing of a request that came early was looked at.
+            let seen = if length == 0 { 0 } else { inbox.len() };
             inbox.extend_from_slice(&scratch[..length]);
             let used = self.handle_input(key, &mut inbox, seen, now);
             if let (Some(used), Some(peer)) = (used, self.peers.get_mut(key)) {

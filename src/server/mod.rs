@@ -162,6 +162,8 @@ struct Peer {
     alarm: Alarm,
     /// Whether there may be input that was not read: no event will tell of it.
     unread: bool,
+    /// Whether a request came before the one in front of it was answered, and was not looked at yet.
+    early: bool,
 }
 
 /// What a connection is used for.

@@ -61,7 +61,8 @@ impl Client {
             assert!(head.contains("Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"), "{head}");
             return Ok(client);
         }
-        while client.read_more(SOON).unwrap_or(false) {}
+        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok());
+        while client.buffer.len() < length.unwrap_or(usize::MAX) && client.read_more(SOON).unwrap_or(false) {}
         Err(head + &String::from_utf8_lossy(&client.buffer))
     }
 
