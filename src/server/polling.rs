@@ -62,7 +62,9 @@ impl Server {
     fn find_session(&self, sid: Sid) -> Option<Key> {
         let number = |from: usize| u32::from_be_bytes(sid.0[from..from + 4].try_into().expect("four bytes"));
         let key = Key { index: number(0), generation: number(4) };
-        self.sessions.get(key).filter(|session| sid_of(key, session.tag) == sid).map(|_| key)
+        // The sessions of the other dialect have no id, and nothing random in what would be theirs.
+        let named = |session: &&Session| session.dialect() != Dialect::Json && sid_of(key, session.tag) == sid;
+        self.sessions.get(key).filter(named).map(|_| key)
     }
 
     pub(super) fn poll_session(&mut self, key: Key, sid: Sid, mut exchange: Exchange, now: Millis) {
