@@ -105,6 +105,10 @@ impl Server {
 
     fn log_in(&mut self, key: Key, credentials: Credentials, now: Millis) {
         let Some(session) = self.sessions.get_mut(key) else { return };
+        if let Some(ticket) = session.log_in.take() {
+            // The client has connected anew: the answer to who it was before is not its any more.
+            self.pool.cancel(ticket);
+        }
         let Some(request) = self.couchdb.requests.log_in(&credentials, session.client) else {
             return self.logged_in(key, Err(LogInError::NotAuthenticated), now);
         };
