@@ -159,9 +159,10 @@ impl Session {
         self.phase = Phase::LoggingIn(Reply::Silent);
     }
 
-    /// The client left. It may connect again; the transport is its to close.
+    /// The client left. It may connect again; the transport is its to close. Who is not connected cannot leave, and
+    /// gains no time by it.
     fn disconnect(&mut self, turn: &mut Turn<'_>) {
-        if matches!(self.phase, Phase::Ended(_) | Phase::Refused) {
+        if matches!(self.phase, Phase::Awaiting(_) | Phase::Ended(_) | Phase::Refused) {
             return;
         }
         turn.actions.push(Action::Leave);
