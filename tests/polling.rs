@@ -517,7 +517,7 @@ fn jsonp() {
     // A name with a line end is `\n` in JSON, which the form escapes once more.
     let packet = r#"421["subscribe",["a\nb","c"]]"#;
     let escaped = format!("{}:{packet}", packet.len()).replace("\\n", "\\\\n");
-    let form: String = escaped.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let form = escaped.bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>().concat();
     let fields = "Content-Type: application/x-www-form-urlencoded\r\n";
     let mut posts = Http::connect(howler.address());
     let answer = posts.ask("POST", &format!("{target}&j=2"), fields, format!("d={form}").as_bytes());

@@ -267,5 +267,5 @@ pub fn join(packets: &[&str], version: u8) -> String {
     if version == 4 {
         return packets.join("\u{1e}");
     }
-    packets.iter().map(|packet| format!("{}:{packet}", packet.encode_utf16().count())).collect()
+    packets.iter().map(|packet| format!("{}:{packet}", packet.encode_utf16().count())).collect::<Vec<_>>().concat()
 }
