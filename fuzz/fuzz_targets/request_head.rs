@@ -10,16 +10,21 @@
 //! - no text that is taken from a request holds a control character, and path and query no space either;
 //! - white space that is none in HTTP does not hide in a length or coding of the body;
 //! - the answer to an upgrade is one head, whatever the key was;
+//! - the query of a session is what its parameters say, and an id in it is written as it was read;
 //! - percent-encoding is undone by decoding, alone and in a query.
 
 #![no_main]
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use couchdb_howler::wire::body::BodyDecoder;
 use couchdb_howler::wire::couchdb::Credentials;
+use couchdb_howler::wire::engine_io::{self, Refusal, Sid, Transport, Version};
 use couchdb_howler::wire::http::{
     HeadError, MAX_HEAD, Request, has_token, head_is_complete, parse_request, parse_response, write_upgrade,
 };
-use couchdb_howler::wire::{engine_io, url};
+use couchdb_howler::wire::url;
 use couchdb_howler_fuzz::{WAYS, cuts};
 use libfuzzer_sys::fuzz_target;
 
@@ -131,10 +136,41 @@ fn check_query(query: &str) {
         let pairs: Vec<_> = url::query_pairs(&anew).collect();
         assert_eq!(pairs, [(name, value)]);
     }
-    if let Ok(handshake) = engine_io::parse_handshake(query)
-        && let Credentials::Cookie(value) = handshake.credentials
-    {
-        assert!(value.reveal().bytes().all(|b| b.is_ascii_graphic() && b != b';'));
+    check_parameters(query);
+}
+
+/// The parameters of Engine.IO; of those that are given twice the last one counts.
+fn check_parameters(query: &str) {
+    let mut given: HashMap<Cow<'_, str>, Cow<'_, str>> = url::query_pairs(query).collect();
+    let parsed = engine_io::parse_query(query);
+    let known = given.get("transport").is_some_and(|name| ["polling", "websocket"].contains(&&**name));
+    let query = match parsed {
+        Ok(query) => query,
+        Err(Refusal::Transport) => return assert!(!known),
+        Err(Refusal::SessionId) => return assert!(known && Sid::parse(&given["sid"]).is_none()),
+        Err(refusal) => panic!("{refusal:?} is not decided by the query"),
+    };
+    assert!(known && (query.transport == Transport::Polling) == (given["transport"] == "polling"));
+    let version = given.get("EIO").map_or("3", |version| version);
+    assert_eq!(
+        query.version,
+        [("3", Version::V3), ("4", Version::V4)].into_iter().find(|v| v.0 == version).map(|v| v.1)
+    );
+    assert_eq!(query.sid.map(|sid| sid.to_string()), given.remove("sid").map(Cow::into_owned));
+    assert!(query.jsonp.is_none() || given["j"].contains(|c: char| c.is_ascii_digit()));
+    let has_cookie = given.get("cookie").is_some_and(|cookie| !cookie.is_empty());
+    match query.credentials {
+        Credentials::Cookie(value) => {
+            assert!(has_cookie && value.reveal().bytes().all(|b| b.is_ascii_graphic() && b != b';'));
+        }
+        Credentials::Password { username, password } => {
+            assert!(!has_cookie);
+            let mut text = |name| given.remove(name).unwrap_or_default();
+            assert_eq!((text("username"), text("password")), ((&*username).into(), password.reveal().into()));
+        }
+        Credentials::Unusable => {
+            assert!(has_cookie || !given.contains_key("username") && !given.contains_key("password"));
+        }
     }
 }
 

@@ -4,13 +4,17 @@
 //! - a packet is a kind and the rest of its text; written anew, a Socket.IO packet reads the same;
 //! - an event is what a general JSON reader sees in it: its name, and names of databases none of
 //!   which is empty;
+//! - an auth object names who a general JSON reader sees in it;
+//! - the id of a session is read as it was written, and only so;
 //! - everything that is written to a client is a packet again, with JSON that holds the given texts,
 //!   whatever characters are in them.
 
 #![no_main]
 
-use couchdb_howler::wire::engine_io;
+use couchdb_howler::wire::couchdb::Credentials;
+use couchdb_howler::wire::engine_io::{self, Sid, Version};
 use couchdb_howler::wire::json::write_string;
+use couchdb_howler::wire::secret::Secret;
 use couchdb_howler::wire::socket_io::{self, Event, Packet, PacketKind};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
@@ -39,12 +43,41 @@ fn check_packet(text: &str) {
     let anew = format!("{}{},{id}{}", &text[..1], packet.namespace, packet.data);
     assert_eq!(socket_io::parse_packet(&anew), Some(packet));
     check_event(packet.data);
-    let mut refusal = Vec::new();
-    socket_io::write_invalid_namespace(&mut refusal, packet.namespace);
-    let refusal = String::from_utf8(refusal).expect("text");
-    let refused = message(&refusal);
-    assert_eq!((refused.kind, refused.namespace), (PacketKind::Error, packet.namespace));
-    assert!(serde_json::from_str::<Value>(refused.data).is_ok());
+    check_auth(packet.data);
+    for (version, expected) in
+        [(Version::V3, json!("Invalid namespace")), (Version::V4, json!({"message": "Invalid namespace"}))]
+    {
+        let refusal = written(&|out| socket_io::write_invalid_namespace(out, packet.namespace, version));
+        let refused = message(&refusal);
+        assert_eq!((refused.kind, refused.namespace), (PacketKind::Error, packet.namespace));
+        assert_eq!(serde_json::from_str::<Value>(refused.data).ok(), Some(expected));
+    }
+}
+
+/// Who an auth object names, by what a general JSON reader sees in it.
+fn check_auth(data: &str) {
+    let auth = socket_io::parse_auth(data);
+    let Ok(value) = serde_json::from_str::<Value>(data) else { return };
+    let field = |name| match value.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(&**text)),
+        Some(_) => Err(()),
+    };
+    let expected = match (field("username"), field("password"), field("cookie")) {
+        (Ok(_), Ok(_), Ok(Some(cookie))) if !cookie.is_empty() => Some(Credentials::cookie(cookie)),
+        (Ok(None), Ok(None), Ok(_)) => None,
+        (Ok(username), Ok(password), Ok(_)) => {
+            let (username, password) = (username.unwrap_or(""), Secret::new(password.unwrap_or("")));
+            Some(Credentials::Password { username: username.into(), password })
+        }
+        _ => None,
+    };
+    // A general reader takes the last of fields that are there twice; ours takes none of them.
+    assert!(auth == expected || auth.is_none() && has_field_twice(data), "{auth:?}, {expected:?}");
+}
+
+fn has_field_twice(data: &str) -> bool {
+    ["username", "password", "cookie"].iter().any(|name| data.matches(name).count() > 1) || data.contains('\\')
 }
 
 fn check_event(data: &str) {
@@ -71,12 +104,23 @@ fn check_event(data: &str) {
     assert_eq!(event, Some(expected));
 }
 
+fn written(write: &dyn Fn(&mut Vec<u8>)) -> String {
+    let mut out = Vec::new();
+    write(&mut out);
+    String::from_utf8(out).expect("text")
+}
+
 fn check_writers(text: &str) {
-    let written = |write: &dyn Fn(&mut Vec<u8>)| {
-        let mut out = Vec::new();
-        write(&mut out);
-        String::from_utf8(out).expect("text")
-    };
+    if let Some(id) = text.as_bytes().first_chunk().copied().map(Sid) {
+        assert_eq!(Sid::parse(&id.to_string()), Some(id));
+        let connect = written(&|out| socket_io::write_connect(out, Some(id)));
+        let packet = message(&connect);
+        assert_eq!((packet.kind, packet.namespace, packet.id), (PacketKind::Connect, "/", None));
+        assert_eq!(serde_json::from_str::<Value>(packet.data).ok(), Some(json!({"sid": id.to_string()})));
+    }
+    if let Some(id) = Sid::parse(text) {
+        assert_eq!(id.to_string(), text);
+    }
     let error = json!({"error": true, "errorName": "TypeError", "errorMessage": text});
     for (out, kind, id, expected) in [
         (written(&|o| socket_io::write_change(o, text)), PacketKind::Event, None, json!(["change", text])),
