@@ -203,6 +203,8 @@ impl Session {
             }
             Err(error) => {
                 self.outgoing.push(|out| socket_io::write_not_authenticated(out, error.name(), error.message()));
+                // Whoever was logged in before, it is nobody now.
+                turn.actions.push(Action::Leave);
                 self.held = None;
                 self.phase = Phase::Refused;
                 self.clear_from = None;
@@ -217,4 +219,38 @@ fn awaiting(now: Millis, otherwise: CloseReason, credentials: Credentials) -> Ph
 
 fn broken(turn: &mut Turn<'_>) {
     turn.actions.push(Action::Close(CloseReason::BrokenPacket));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::super::Rules;
+    use super::*;
+    use crate::wire::secret::Secret;
+
+    /// What a session wants done after an input at a moment.
+    fn after(session: &mut Session, now: Millis, input: impl FnOnce(&mut Session, &mut Turn<'_>)) -> Vec<Action> {
+        let mut actions = Vec::new();
+        input(session, &mut Turn { now, rules: &Rules::default(), actions: &mut actions });
+        actions
+    }
+
+    #[test]
+    fn a_client_that_is_refused_on_connecting_again_is_told_of_no_more_changes() {
+        let (version, credentials) = (Version::V3, Credentials::cookie("AuthSession=abc"));
+        let (sid, tag, client) = (Sid([0; 20]), [0; TAG], Ipv4Addr::LOCALHOST.into());
+        let opening = Opening { version, sid, tag, credentials, transport: Transport::Polling(Box::default()), client };
+        let (rules, actions) = (&Rules::default(), &mut Vec::new());
+        let mut session = Session::open_socket_io(opening, &mut Turn { now: 0, rules, actions });
+        session.handle_flushed(0);
+        let identity = Identity { name: "u".into(), cookie: Secret::new("AuthSession=abc") };
+        after(&mut session, 100, |session, turn| session.handle_log_in(Ok(identity), turn));
+        assert!(session.is_active());
+        let asked = after(&mut session, 200, |session, turn| session.handle_message("40", turn));
+        assert!(matches!(asked[..], [Action::Connect, Action::LogIn(_)]), "{asked:?}");
+        session.handle_flushed(200);
+        let refused = Err(LogInError::NotAuthenticated);
+        assert_eq!(after(&mut session, 300, |session, turn| session.handle_log_in(refused, turn)), [Action::Leave]);
+    }
 }
