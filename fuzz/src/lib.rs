@@ -1,4 +1,7 @@
-//! What the targets share: ways to cut an input into the pieces that a network could deliver.
+//! What the targets share: ways to cut an input into the pieces that a network could deliver, and the driver
+//! of sessions.
+
+pub mod sessions;
 
 /// How many ways [`pieces`] knows.
 pub const WAYS: usize = 5;

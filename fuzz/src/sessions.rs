@@ -1,0 +1,711 @@
+//! Sessions as a server drives them, without a server: the clients, CouchDB and the clock are a script, and a
+//! model beside the sessions knows what each client may be told.
+//!
+//! A script is lines; what is no operation is passed over. `N` is the digit of a client:
+//!
+//! ```text
+//! N+3p       opens a session: 3p and 4p (Engine.IO, polling), 3w and 4w (WebSocket), j (howler.v1)
+//! N>text     the client sends a message
+//! N#2        the client sends one of the long messages of `long_message`
+//! N*20       the client sends its last message so many times again
+//! N=o        CouchDB answers the log-in: o and u are users, n (not authenticated), l (locked), x (unavailable)
+//! N!         what the session has to say is written
+//! N.         the client reads all at once from here on, or no more
+//! N^         the session moves from polling to a WebSocket
+//! N-         the connection is lost
+//! @+name     a database changes: + is created, - deleted, = updated
+//! ~1234      time passes, in milliseconds; timeouts are handled when they are due
+//! ~1234L     … and late, at the end of it
+//! %          CouchDB cannot be asked from here on, or can again
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+
+use couchdb_howler::state::metrics::CloseReason;
+use couchdb_howler::state::session::{Action, Dialect, Opening, Reply, Rules, Session, TAG, Transport, Turn, messages};
+use couchdb_howler::state::subscriptions::{MAX_NAME, MAX_SUBSCRIPTIONS, Subscriptions};
+use couchdb_howler::state::table::Key;
+use couchdb_howler::state::timers::Millis;
+use couchdb_howler::wire::couchdb::{ChangeKind, Credentials, Identity, LogInError};
+use couchdb_howler::wire::engine_io::{self, SID_LENGTH, Sid, Version};
+use couchdb_howler::wire::howler_v1::{self, Operation};
+use couchdb_howler::wire::secret::Secret;
+use couchdb_howler::wire::socket_io::{self, Event};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+const CLIENTS: u32 = 5;
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// Bounds the time that a script takes.
+const MAX_OPERATIONS: usize = 300;
+const MAX_MESSAGES: usize = 1_500;
+const MAX_LONG: usize = 8;
+/// Most bytes and messages that wait for the end of a log-in.
+const MAX_HELD: (usize, usize) = (64 * 1024, 256);
+/// Most bytes that wait for a client to poll, as the server has it.
+const MAX_OUTGOING: usize = 64 * 1024;
+/// Time between the packets that clients must not get together.
+const SPACING: Millis = 25;
+/// Time for a log-in, or for CONNECT.
+const LOG_IN_WITHIN: Millis = 10_000;
+
+/// Where a client takes its session to be, from what it said and was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It has not logged in, or (Socket.IO) not connected; since then.
+    Awaiting(Millis),
+    LoggingIn,
+    Active,
+    /// Socket.IO: it was told so; `41` is to follow.
+    Refused,
+    /// Socket.IO: `41` was said by the server.
+    Ended,
+}
+
+/// A request that is to be answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Asked {
+    /// The id to the letter; None for a request of `howler.v1` that had none.
+    id: Option<String>,
+    what: Request,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Request {
+    LogIn,
+    Subscribe,
+    LogOut,
+    Other,
+}
+
+struct Client {
+    session: Session,
+    /// What the session said and nobody wrote.
+    unwritten: Vec<String>,
+    /// Whether it is written at once.
+    reads: bool,
+    /// Whether CouchDB works on a log-in.
+    log_in: bool,
+    last_message: String,
+    stage: Stage,
+    /// What was asked for and not answered, in the order of asking.
+    asked: VecDeque<Asked>,
+    /// Messages and bytes that are put aside.
+    held: (usize, usize),
+    user: Option<&'static str>,
+    /// The databases subscribed to, with what was not told of them.
+    wanted: BTreeMap<String, Option<ChangeKind>>,
+    heard: Millis,
+    /// When CONNECT was written, and when the refusal was.
+    connected: Option<Millis>,
+    refused: Option<Millis>,
+}
+
+/// The server's side of a script, and the model.
+#[derive(Default)]
+pub struct World {
+    now: Millis,
+    rules: Rules,
+    subscriptions: Subscriptions,
+    clients: BTreeMap<u32, Client>,
+    unavailable: bool,
+    sent: usize,
+    long: usize,
+}
+
+/// Runs a script from its begin to its end, and on until everyone has left.
+pub fn run(script: &str) {
+    let mut world = World::default();
+    for line in script.lines().take(MAX_OPERATIONS) {
+        world.operate(line);
+        world.write_to_readers();
+        world.check();
+    }
+    while let Some(slot) = world.clients.keys().next().copied() {
+        world.remove(slot);
+    }
+    let s = &world.subscriptions;
+    assert_eq!((s.databases(), s.total()), (0, 0), "everyone left");
+}
+
+impl World {
+    fn operate(&mut self, line: &str) {
+        let mut characters = line.chars();
+        let (Some(first), second) = (characters.next(), characters.next()) else { return };
+        let rest = characters.as_str();
+        match (first, second) {
+            ('~', Some(_)) => self.advance(&line[1..]),
+            ('%', _) => self.unavailable ^= true,
+            ('@', Some('+')) => self.change(rest, ChangeKind::Created),
+            ('@', Some('-')) => self.change(rest, ChangeKind::Deleted),
+            ('@', Some('=')) => self.change(rest, ChangeKind::Updated),
+            (digit, Some(operation)) => {
+                if let Some(slot) = digit.to_digit(CLIENTS) {
+                    self.operate_client(slot, operation, rest);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn operate_client(&mut self, slot: u32, operation: char, rest: &str) {
+        if operation == '+' {
+            return self.open(slot, rest);
+        }
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        match operation {
+            '>' => self.say(slot, rest),
+            '#' if self.long < MAX_LONG => {
+                self.long += 1;
+                let message = long_message(client.session.dialect(), rest.parse().unwrap_or(0));
+                self.say(slot, &message);
+            }
+            '*' => {
+                let message = client.last_message.clone();
+                let times = if message.len() > 1024 { 2 } else { rest.parse().unwrap_or(0) };
+                (0..times.min(MAX_MESSAGES)).for_each(|_| self.say(slot, &message));
+            }
+            '=' if client.log_in => self.answer_log_in(slot, rest),
+            '!' => self.write(slot),
+            '.' => client.reads ^= true,
+            '^' if client.session.websocket().is_none() => {
+                client.session.transport = Transport::WebSocket(key(slot));
+                client.reads = true;
+            }
+            '-' => self.remove(slot),
+            _ => {}
+        }
+    }
+
+    fn open(&mut self, slot: u32, how: &str) {
+        if self.clients.contains_key(&slot) {
+            return;
+        }
+        let (now, mut actions) = (self.now, Vec::new());
+        let turn = &mut Turn { now, rules: &self.rules, actions: &mut actions };
+        let (version, websocket) = match how {
+            "3p" => (Some(Version::V3), false),
+            "3w" => (Some(Version::V3), true),
+            "4p" => (Some(Version::V4), false),
+            "4w" => (Some(Version::V4), true),
+            "j" => (None, true),
+            _ => return,
+        };
+        let session = match version {
+            None => Session::open_json(key(slot), CLIENT, turn),
+            Some(version) => {
+                let credentials = Credentials::Password { username: "u".into(), password: Secret::new("p") };
+                let transport =
+                    if websocket { Transport::WebSocket(key(slot)) } else { Transport::Polling(Box::default()) };
+                let (sid, tag) = (Sid([slot as u8; SID_LENGTH]), [0; TAG]);
+                Session::open_socket_io(Opening { version, sid, tag, credentials, transport, client: CLIENT }, turn)
+            }
+        };
+        let client = Client {
+            session,
+            unwritten: Vec::new(),
+            reads: websocket,
+            log_in: false,
+            last_message: String::new(),
+            stage: Stage::Awaiting(now),
+            asked: VecDeque::new(),
+            held: (0, 0),
+            user: None,
+            wanted: BTreeMap::new(),
+            heard: now,
+            connected: None,
+            refused: None,
+        };
+        self.clients.insert(slot, client);
+        self.perform(slot, actions);
+    }
+
+    /// A client sends a message.
+    fn say(&mut self, slot: u32, text: &str) {
+        self.sent += 1;
+        let now = self.now;
+        let Some(client) = self.clients.get_mut(&slot).filter(|_| self.sent <= MAX_MESSAGES) else { return };
+        text.clone_into(&mut client.last_message);
+        client.hear(text, now);
+        client.session.handle_heard(now);
+        self.hand_over(slot, text);
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        let waiting: usize = client.unwritten.iter().map(String::len).sum();
+        if waiting > MAX_OUTGOING {
+            match client.session.transport {
+                Transport::WebSocket(_) => self.write(slot),
+                Transport::Polling(_) => self.close(slot, CloseReason::NotReading),
+            }
+        }
+    }
+
+    /// A message comes to a session, from the client or from where it was put aside.
+    fn hand_over(&mut self, slot: u32, text: &str) {
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        if client.stage == Stage::LoggingIn && client.is_held(text) {
+            client.held.0 += text.len();
+            client.held.1 += 1;
+        }
+        self.with_session(slot, |session, turn| session.handle_message(text, turn));
+    }
+
+    fn answer_log_in(&mut self, slot: u32, how: &str) {
+        let identity = |name: &'static str| (Some(name), Ok(Identity { name: name.into(), cookie: cookie() }));
+        let (user, answer) = match how {
+            "o" => identity("one"),
+            "u" => identity("another"),
+            "n" => (None, Err(LogInError::NotAuthenticated)),
+            "l" => (None, Err(LogInError::Locked)),
+            "x" => (None, Err(LogInError::Unavailable)),
+            _ => return,
+        };
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        client.log_in = false;
+        let (stage, said) = (client.stage, client.unwritten.len());
+        let other = stage == Stage::LoggingIn && user.is_some() && client.user.is_some() && client.user != user;
+        if stage == Stage::LoggingIn {
+            client.user = user.or(client.user);
+        }
+        self.with_session(slot, |session, turn| session.handle_log_in(answer, turn));
+        let Some(client) = self.clients.get(&slot) else { return };
+        assert!(!other || client.wanted.is_empty() || client.stage == Stage::Active, "subscriptions of another user");
+        assert!(stage == Stage::LoggingIn || client.unwritten.len() == said, "nobody waits for it");
+    }
+
+    fn advance(&mut self, how: &str) {
+        let (millis, late) = how.strip_suffix('L').map_or((how, false), |millis| (millis, true));
+        let Ok(millis) = millis.parse::<u16>() else { return };
+        let end = self.now + Millis::from(millis).min(60_000);
+        if late {
+            self.now = end;
+        }
+        let due = |world: &Self| {
+            let timeouts =
+                world.clients.iter().map(|(slot, client)| (client.session.poll_timeout(&world.rules), *slot));
+            timeouts.min().filter(|(at, _)| *at <= end)
+        };
+        while let Some((at, slot)) = due(self) {
+            self.now = self.now.max(at);
+            self.with_session(slot, Session::handle_timeout);
+            if let Some(client) = self.clients.get(&slot) {
+                assert!(client.session.poll_timeout(&self.rules) > self.now, "a timeout that does not pass");
+            }
+            self.write_to_readers();
+        }
+        self.now = end;
+    }
+
+    fn change(&mut self, name: &str, kind: ChangeKind) {
+        let (mut woken, mut expected) = (Vec::new(), BTreeSet::new());
+        for (slot, client) in &mut self.clients {
+            let idle = !client.is_dirty();
+            let Some(untold) = client.wanted.get_mut(name) else { continue };
+            *untold = Some(untold.map_or(kind, |earlier| earlier.merge(kind)));
+            expected.extend(idle.then_some(*slot));
+        }
+        if let Some(database) = self.subscriptions.find(name) {
+            assert_eq!(self.subscriptions.name(database), name);
+            self.subscriptions.mark(database, kind, &mut woken);
+        }
+        assert_eq!(woken.len(), expected.len());
+        assert_eq!(woken.into_iter().collect::<BTreeSet<_>>(), expected);
+    }
+
+    /// As the server does: an input, then what the session asks for.
+    fn with_session(&mut self, slot: u32, input: impl FnOnce(&mut Session, &mut Turn<'_>)) {
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        let mut actions = Vec::new();
+        input(&mut client.session, &mut Turn { now: self.now, rules: &self.rules, actions: &mut actions });
+        self.perform(slot, actions);
+    }
+
+    fn perform(&mut self, slot: u32, actions: Vec<Action>) {
+        self.listen(slot);
+        for action in actions {
+            match action {
+                Action::LogIn(credentials) => self.log_in(slot, &credentials),
+                Action::Subscribe(reply, names) => self.subscribe(slot, &reply, &names),
+                Action::Unsubscribe(reply, names) => self.unsubscribe(slot, &reply, &names),
+                Action::Resume(text) => self.hand_over(slot, &text),
+                Action::Leave => {
+                    self.subscriptions.remove_session(slot);
+                    if let Some(client) = self.clients.get_mut(&slot) {
+                        client.wanted.clear();
+                    }
+                }
+                Action::Connect => {
+                    if let Some(client) = self.clients.get_mut(&slot) {
+                        client.session.confirm_connect(Sid([0xff; SID_LENGTH]));
+                    }
+                }
+                Action::Ping => assert_eq!(self.clients[&slot].session.dialect(), Dialect::Json),
+                Action::Close(reason) => self.close(slot, reason),
+            }
+            self.listen(slot);
+        }
+    }
+
+    fn log_in(&mut self, slot: u32, credentials: &Credentials) {
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        assert!(matches!(client.stage, Stage::Awaiting(_) | Stage::Active), "{:?}", client.stage);
+        client.stage = Stage::LoggingIn;
+        // One that CouchDB still works on is given up.
+        client.log_in = !self.unavailable && *credentials != Credentials::Unusable;
+        client.session.log_in = client.log_in.then_some(key(slot));
+        if *credentials == Credentials::Unusable {
+            self.with_session(slot, |session, turn| session.handle_log_in(Err(LogInError::NotAuthenticated), turn));
+        } else if self.unavailable {
+            self.with_session(slot, |session, turn| session.handle_log_in(Err(LogInError::Unavailable), turn));
+        }
+    }
+
+    fn subscribe(&mut self, slot: u32, reply: &Reply, names: &[(Box<str>, Option<Box<str>>)]) {
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        assert_eq!(client.stage, Stage::Active, "who is not logged in subscribes to nothing");
+        if names.iter().any(|(name, _)| name.len() > MAX_NAME) {
+            return client.session.answer_error(reply, "LimitError", "a name is too long");
+        }
+        for (name, _) in names {
+            assert!(!name.is_empty());
+            let full = client.wanted.len() >= MAX_SUBSCRIPTIONS;
+            let new = !client.wanted.contains_key(&**name);
+            match self.subscriptions.subscribe(slot, name) {
+                Ok(subscribed) => assert!(subscribed == new && !(new && full)),
+                Err(_) => {
+                    assert!(new && full);
+                    return client.session.answer_error(reply, "LimitError", "too many");
+                }
+            }
+            client.wanted.entry((**name).to_owned()).or_default();
+        }
+        let changed: Vec<&str> = names.iter().filter(|(_, known)| known.is_some()).map(|(name, _)| &**name).collect();
+        client.session.answer_subscribed(reply, &changed);
+    }
+
+    fn unsubscribe(&mut self, slot: u32, reply: &Reply, names: &[Box<str>]) {
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        for name in names {
+            assert_eq!(self.subscriptions.unsubscribe(slot, name), client.wanted.remove(&**name).is_some());
+        }
+        client.session.answer_ok(reply);
+    }
+
+    fn listen(&mut self, slot: u32) {
+        let now = self.now;
+        if let Some(client) = self.clients.get_mut(&slot) {
+            let said = client.session.outgoing.take();
+            for message in messages(&said) {
+                client.be_told(std::str::from_utf8(message).expect("text"), now);
+            }
+        }
+    }
+
+    fn write_to_readers(&mut self) {
+        for slot in 0..CLIENTS {
+            if self.clients.get(&slot).is_some_and(|client| client.reads) {
+                self.write(slot);
+            }
+        }
+    }
+
+    /// What a session has to say is written, then every change.
+    fn write(&mut self, slot: u32) {
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        let said = !client.unwritten.is_empty();
+        client.check_spacing(self.now);
+        while let Some((database, kind)) = self.subscriptions.take_dirty(slot) {
+            let untold = client.wanted.get_mut(self.subscriptions.name(database)).expect("subscribed to it");
+            assert_eq!(untold.take(), Some(kind), "each change once");
+            let authenticated = client.stage == Stage::LoggingIn && client.user.is_some();
+            assert!(client.stage == Stage::Active || authenticated, "a change told to {:?}", client.stage);
+        }
+        assert!(!client.is_dirty(), "a change is lost");
+        if said {
+            client.session.handle_flushed(self.now);
+        }
+    }
+
+    /// The server ends a session: what it said is written.
+    fn close(&mut self, slot: u32, reason: CloseReason) {
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        let too_much = client.held.0 > MAX_HELD.0 || client.held.1 > MAX_HELD.1;
+        assert_eq!(reason == CloseReason::TooMuchHeld, too_much);
+        client.check_spacing(self.now);
+        self.remove(slot);
+    }
+
+    fn remove(&mut self, slot: u32) {
+        self.clients.remove(&slot);
+        self.subscriptions.remove_session(slot);
+    }
+
+    /// What holds between two turns.
+    fn check(&self) {
+        let mut total = 0;
+        for slot in 0..CLIENTS {
+            let client = self.clients.get(&slot);
+            let wanted = client.map_or(0, |client| client.wanted.len());
+            assert!(wanted <= MAX_SUBSCRIPTIONS);
+            assert_eq!(self.subscriptions.count(slot), wanted);
+            assert_eq!(self.subscriptions.is_dirty(slot), client.is_some_and(Client::is_dirty));
+            total += wanted;
+            if let Some(client) = client {
+                client.check(self.now);
+            }
+        }
+        assert_eq!(self.subscriptions.total(), total);
+        if total < 1_000 {
+            let names: BTreeSet<&String> = self.clients.values().flat_map(|client| client.wanted.keys()).collect();
+            assert_eq!(self.subscriptions.databases(), names.len());
+        }
+    }
+}
+
+impl Client {
+    fn is_dirty(&self) -> bool {
+        self.wanted.values().any(Option::is_some)
+    }
+
+    /// Whether a message is one that waits for the end of a log-in.
+    fn is_held(&self, text: &str) -> bool {
+        self.session.dialect() == Dialect::Json || socket_event(text).is_some()
+    }
+
+    /// What a message of this client asks for, and what it changes by itself.
+    fn hear(&mut self, text: &str, now: Millis) {
+        if self.session.dialect() == Dialect::Json {
+            self.heard = now;
+            let (id, operation) = howler_v1::parse_request(text);
+            let what = match operation {
+                Ok(Operation::LogIn(_)) => Request::LogIn,
+                Ok(Operation::Subscribe(_)) => Request::Subscribe,
+                Ok(Operation::LogOut) => Request::LogOut,
+                _ => Request::Other,
+            };
+            let mut echo = Vec::new();
+            howler_v1::write_ok(&mut echo, &id);
+            let id = fields(std::str::from_utf8(&echo).expect("text")).get("id").map(|id| id.get().to_owned());
+            self.asked.push_back(Asked { id, what });
+            return;
+        }
+        let version_4 = self.session.dialect() == Dialect::SocketIo(Version::V4);
+        let packet = engine_io::parse_packet(text);
+        if !version_4 || packet.is_some_and(|packet| packet.kind == engine_io::PacketKind::Pong) {
+            self.heard = now;
+        }
+        let Some(packet) = socket_packet(text) else { return };
+        let over = matches!(self.stage, Stage::Refused | Stage::Ended);
+        if packet.kind == socket_io::PacketKind::Disconnect && packet.namespace == "/" && !over {
+            self.stage = Stage::Awaiting(now);
+            self.asked.clear();
+            self.held = (0, 0);
+            self.user = None;
+        }
+        let listening = matches!(self.stage, Stage::LoggingIn | Stage::Active);
+        if let (Some(event), Some(id), true) = (socket_event(text), packet.id, listening) {
+            let what = match event {
+                Event::Subscribe(_) => Request::Subscribe,
+                Event::LogOut => Request::LogOut,
+                Event::Unknown => return,
+                Event::Unsubscribe(_) | Event::Heartbeat => Request::Other,
+            };
+            self.asked.push_back(Asked { id: Some(id.to_string()), what });
+        }
+    }
+
+    /// The session says something.
+    fn be_told(&mut self, text: &str, now: Millis) {
+        match self.session.dialect() {
+            Dialect::Json => self.be_told_json(text),
+            Dialect::SocketIo(version) => self.be_told_packet(text, version),
+        }
+        assert!(now >= self.heard);
+        self.unwritten.push(text.to_owned());
+    }
+
+    fn be_told_json(&mut self, text: &str) {
+        let fields = fields(text);
+        if let Some(event) = fields.get("event") {
+            return assert_eq!(event.get(), "\"hello\"");
+        }
+        let asked = self.asked.pop_front().expect("nothing was asked");
+        assert_eq!(asked.id.as_deref(), fields.get("id").map(|id| id.get()), "answers come in order");
+        let ok = fields.contains_key("ok");
+        assert_ne!(ok, fields.contains_key("error"));
+        match asked.what {
+            Request::LogIn if ok => {
+                assert!(self.stage == Stage::LoggingIn && fields.contains_key("cookie"));
+                self.authenticated();
+            }
+            Request::LogIn => assert_eq!(self.stage, Stage::LoggingIn),
+            Request::Subscribe => {
+                assert_eq!(ok, fields.contains_key("changed"));
+                assert!(!ok || self.stage == Stage::Active);
+            }
+            Request::LogOut | Request::Other => {}
+        }
+    }
+
+    fn be_told_packet(&mut self, text: &str, version: Version) {
+        if let Some(last) = self.asked.front().filter(|asked| asked.what == Request::LogOut && asked.id.is_none()) {
+            panic!("{last:?} has an id");
+        }
+        let packet = engine_io::parse_packet(text).expect("a packet");
+        match packet.kind {
+            engine_io::PacketKind::Open => assert!(self.unwritten.is_empty() && self.connected.is_none()),
+            engine_io::PacketKind::Ping => assert!(version == Version::V4 && packet.data.is_empty()),
+            engine_io::PacketKind::Pong => assert_eq!(version, Version::V3),
+            engine_io::PacketKind::Message => {}
+            other => panic!("{other:?} is not the session's to say"),
+        }
+        let Some(packet) = socket_packet(text) else { return };
+        let namespace = (packet.kind == socket_io::PacketKind::Error) == (packet.namespace != "/");
+        assert!(namespace || packet.kind == socket_io::PacketKind::Error);
+        match packet.kind {
+            socket_io::PacketKind::Connect => assert_eq!(packet.data.is_empty(), version == Version::V3),
+            socket_io::PacketKind::Disconnect => {
+                let logged_out = self.unwritten.last().is_some_and(|last| is_ack(last));
+                assert!(self.stage == Stage::Refused || self.stage == Stage::Active, "{:?}", self.stage);
+                assert!(self.stage == Stage::Refused || logged_out || self.asked.is_empty());
+                self.stage = Stage::Ended;
+                self.asked.clear();
+            }
+            socket_io::PacketKind::Event => match event_name(packet.data).as_str() {
+                "authenticated" => {
+                    assert_eq!(self.stage, Stage::LoggingIn);
+                    self.authenticated();
+                }
+                "not-authenticated" => {
+                    assert_eq!(self.stage, Stage::LoggingIn);
+                    self.stage = Stage::Refused;
+                    self.asked.clear();
+                    self.held = (0, 0);
+                }
+                other => panic!("{other} is not the session's to say"),
+            },
+            socket_io::PacketKind::Ack => {
+                assert_eq!(self.stage, Stage::Active);
+                let asked = self.asked.pop_front().expect("nothing was asked");
+                assert_eq!(asked.id, packet.id.map(|id| id.to_string()), "answers come in order");
+                assert!(serde_json::from_str::<Value>(packet.data).expect("JSON").is_array());
+            }
+            socket_io::PacketKind::Error => {}
+        }
+    }
+
+    fn authenticated(&mut self) {
+        self.stage = Stage::Active;
+        self.held = (0, 0);
+    }
+
+    /// What is written now is in one payload, or one segment.
+    fn check_spacing(&mut self, now: Millis) {
+        if self.session.dialect() == Dialect::Json {
+            return self.unwritten.clear();
+        }
+        let (mut connect, mut refusal) = (false, false);
+        for (number, text) in self.unwritten.iter().enumerate() {
+            let Some(packet) = socket_packet(text) else { continue };
+            match packet.kind {
+                socket_io::PacketKind::Connect => {
+                    connect = true;
+                    self.connected = Some(now);
+                }
+                socket_io::PacketKind::Event => {
+                    assert!(!connect, "with CONNECT: {text}");
+                    assert!(self.connected.is_some_and(|at| now >= at + SPACING), "too soon: {text}");
+                    if event_name(packet.data) == "not-authenticated" {
+                        refusal = true;
+                        self.refused = Some(now);
+                    }
+                }
+                socket_io::PacketKind::Disconnect => {
+                    assert!(!connect && !refusal, "DISCONNECT with what it must not come with");
+                    let after_ack = number > 0 && is_ack(&self.unwritten[number - 1]);
+                    assert!(after_ack || self.refused.is_none_or(|at| now >= at + SPACING), "DISCONNECT too soon");
+                }
+                socket_io::PacketKind::Ack | socket_io::PacketKind::Error => {}
+            }
+        }
+        self.unwritten.clear();
+    }
+
+    fn check(&self, now: Millis) {
+        assert!(self.session.outgoing.is_empty());
+        assert!(self.held.0 <= MAX_HELD.0 && self.held.1 <= MAX_HELD.1, "{:?}", self.held);
+        assert!(self.stage == Stage::LoggingIn || self.asked.is_empty(), "not answered: {:?}", self.asked);
+        let silence = match self.session.dialect() {
+            Dialect::SocketIo(Version::V3) => 30_000,
+            Dialect::SocketIo(Version::V4) | Dialect::Json => 45_000,
+        };
+        assert!(now < self.heard + silence, "silent for too long");
+        match self.stage {
+            Stage::Awaiting(since) => assert!(now < since + LOG_IN_WITHIN && self.wanted.is_empty()),
+            Stage::Refused | Stage::Ended => assert!(self.wanted.is_empty(), "subscribed in {:?}", self.stage),
+            Stage::Active => assert!(self.session.is_active()),
+            Stage::LoggingIn => assert!(!self.session.is_active()),
+        }
+    }
+}
+
+fn key(slot: u32) -> Key {
+    Key { index: slot, generation: 0 }
+}
+
+fn cookie() -> Secret {
+    Secret::new("AuthSession=abc; Version=1; Path=/; HttpOnly")
+}
+
+fn socket_packet(text: &str) -> Option<socket_io::Packet<'_>> {
+    let packet = engine_io::parse_packet(text)?;
+    if packet.kind == engine_io::PacketKind::Message { socket_io::parse_packet(packet.data) } else { None }
+}
+
+/// The event in a message, when it is one in the root namespace.
+fn socket_event(text: &str) -> Option<Event<'_>> {
+    let packet = socket_packet(text)?;
+    if packet.kind != socket_io::PacketKind::Event || packet.namespace != "/" {
+        return None;
+    }
+    socket_io::parse_event(packet.data)
+}
+
+fn is_ack(text: &str) -> bool {
+    socket_packet(text).is_some_and(|packet| packet.kind == socket_io::PacketKind::Ack)
+}
+
+fn event_name(data: &str) -> String {
+    let event: Value = serde_json::from_str(data).expect("JSON");
+    event[0].as_str().expect("a name").to_owned()
+}
+
+fn fields(text: &str) -> BTreeMap<String, Box<RawValue>> {
+    serde_json::from_str(text).expect("an object")
+}
+
+/// Messages at the limits: 0 to 3 subscribe to 4000 names each (some of them the same), 4 to a name that is too
+/// long, 5 to the longest, 6 is a long heartbeat.
+fn long_message(dialect: Dialect, number: usize) -> String {
+    let mut names = String::new();
+    match number {
+        0..=3 => (number * 3_500..number * 3_500 + 4_000).for_each(|n| {
+            let _ = write!(names, "\"n{n}\",");
+        }),
+        4 => names = format!("\"{}\",", "n".repeat(MAX_NAME + 1)),
+        5 => names = format!("\"{}\",", "n".repeat(MAX_NAME)),
+        _ => {
+            let space = " ".repeat(30_000);
+            return match dialect {
+                Dialect::SocketIo(_) => format!("4276[\"heartbeat\",{space}null]"),
+                Dialect::Json => format!("{{\"id\":76,{space}\"op\":\"heartbeat\"}}"),
+            };
+        }
+    }
+    names.pop();
+    match dialect {
+        Dialect::SocketIo(_) => format!("4277[\"subscribe\",[{names}]]"),
+        Dialect::Json => format!("{{\"id\":77,\"op\":\"subscribe\",\"dbs\":[{names}]}}"),
+    }
+}
