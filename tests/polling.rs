@@ -9,7 +9,8 @@ use crate::support::http::{Http, Poller, join, request, split};
 use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
 
 /// What an event must keep from the packet before it, as its receiver may measure it.
-const DISTANCE: Duration = Duration::from_millis(22);
+/// Measured from before the packet was asked for: how late it is read here says nothing of the server.
+const DISTANCE: Duration = Duration::from_millis(25);
 
 fn handshake() -> String {
     format!("/socket.io/?username={USER}&password={PASSWORD}&EIO=3&transport=polling&t=Q89igtO&b64=1")
@@ -25,8 +26,9 @@ fn a_session_as_recorded() {
     let howler = Howler::start(&couchdb);
     for round in 0..5 {
         let mut polls = Http::connect(howler.address());
-        let answer = polls.get(&handshake());
+        // From before the 40 was written: how late it is read here says nothing of the server.
         let connected = Instant::now();
+        let answer = polls.get(&handshake());
         assert_eq!((answer.status, answer.field("Content-Type")), (200, Some("text/plain; charset=UTF-8")));
         let text = answer.text();
         let (length, rest) = text.split_once(':').unwrap();
@@ -64,16 +66,15 @@ fn a_session_as_recorded() {
 fn refusals_keep_their_distance_in_polls_of_their_own() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
+    let began = Instant::now();
     let mut poller = Poller::open(howler.address(), 3, "username=nobody&password=zq7-no");
     assert_eq!(poller.packets.len(), 2);
-    let began = Instant::now();
     let refusal = poller.poll();
     assert!(refusal.len() == 1 && refusal[0].starts_with("42[\"not-authenticated\",{\"error\":true"), "{refusal:?}");
     assert!(began.elapsed() >= DISTANCE);
     // However late it polls: the next answer holds the disconnect alone.
-    let began = Instant::now();
     assert_eq!(poller.poll(), ["41"]);
-    assert!(began.elapsed() >= DISTANCE);
+    assert!(began.elapsed() >= 2 * DISTANCE);
     assert_eq!(poller.poll(), ["1"], "and then the transport is closed");
     assert!(!poller.is_known());
 }
@@ -447,14 +448,14 @@ fn a_poll_that_is_given_up_loses_nothing() {
 #[test]
 fn a_session_that_does_not_poll_ends_and_holds_little() {
     let couchdb = couchdb();
-    let howler = Howler::start_with(&couchdb, &["--ping_interval", "300", "--ping_timeout", "200"]);
+    let howler = Howler::start_with(&couchdb, &["--ping_interval", "300", "--ping_timeout", "700"]);
     let mut poller = Poller::subscribed(howler.address(), &["a", "b"]);
     for _ in 0..100 {
         couchdb.update_many(&["a", "b", "a"]);
     }
     // One that pings lives on without polling, and finds each of its databases once.
     let began = Instant::now();
-    while began.elapsed() < Duration::from_millis(800) {
+    while began.elapsed() < Duration::from_millis(1300) {
         poller.send(&["6"]);
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -465,11 +466,11 @@ fn a_session_that_does_not_poll_ends_and_holds_little() {
     let began = Instant::now();
     poller.start_poll();
     assert_eq!(poller.finish_poll(), ["1"]);
-    assert!(began.elapsed() < Duration::from_millis(1500) && began.elapsed() > Duration::from_millis(200));
+    assert!(began.elapsed() < Duration::from_secs(5) && began.elapsed() > Duration::from_millis(200));
     assert!(!poller.is_known());
     // One that does nothing ends unnoticed.
     let poller = Poller::subscribed(howler.address(), &["a"]);
-    std::thread::sleep(Duration::from_millis(900));
+    std::thread::sleep(Duration::from_millis(1600));
     assert!(!poller.is_known());
 }
 
@@ -640,8 +641,8 @@ fn an_upgrade_at_once_keeps_the_order_of_the_first_packets() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     for _ in 0..5 {
-        let mut poller = Poller::open(howler.address(), 3, &format!("username={USER}&password={PASSWORD}"));
         let connected = Instant::now();
+        let mut poller = Poller::open(howler.address(), 3, &format!("username={USER}&password={PASSWORD}"));
         let mut websocket = Client::open(howler.address(), &poller.websocket_target());
         websocket
             .send_raw(&[frame(0x81, b"2probe"), frame(0x81, b"5"), frame(0x81, br#"421["heartbeat"]"#)].concat())

@@ -15,6 +15,8 @@ fn the_order_of_events_and_the_distance_of_the_first() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     for round in 0..10 {
+        // From before the 40 was written: how late it is read here says nothing of the server.
+        let connected = Instant::now();
         let mut client = Client::socket_io(howler.address(), &credentials());
         let open = client.receive_text(SOON).unwrap();
         assert!(
@@ -23,12 +25,10 @@ fn the_order_of_events_and_the_distance_of_the_first() {
             "{open}"
         );
         assert_eq!(client.receive_text(SOON).unwrap(), "40");
-        let connected = Instant::now();
         let text = client.receive_text(SOON).unwrap();
         assert!(text.starts_with("42[\"authenticated\",{\"cookie\":\"AuthSession="), "{text}");
-        // Measured by the receiver: what is less than the distance that the server keeps by far is wrong.
         let distance = connected.elapsed();
-        assert!(distance >= Duration::from_millis(22), "round {round}: {distance:?}");
+        assert!(distance >= Duration::from_millis(25), "round {round}: {distance:?}");
     }
 }
 

@@ -344,8 +344,8 @@ impl Session {
     /// Whether a WebSocket ping is to go with what is about to be written; its pong tells that the client
     /// has read that.
     pub fn asks_receipt(&mut self) -> bool {
-        let spaced = matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_none();
-        let asks = spaced && !matches!(self.phase, Phase::Ended(_));
+        let followed = matches!(self.phase, Phase::LoggingIn(_) | Phase::Answering(_) | Phase::Refused);
+        let asks = matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_none() && followed;
         self.unconfirmed |= asks;
         asks
     }
