@@ -156,6 +156,21 @@ fn connect_again_authenticates_again_and_other_namespaces_are_refused() {
 }
 
 #[test]
+fn a_log_in_that_was_given_up_does_not_answer_for_the_next() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    for _ in 0..5 {
+        let mut client = Client::socket_io(howler.address(), &credentials());
+        client.send("41");
+        client.send(&format!(r#"40{{"username":"{USER}","password":"zq7-wrong"}}"#));
+        client.send("41");
+        client.send(&format!(r#"40{{"username":"{USER}","password":"{PASSWORD}"}}"#));
+        let event = std::iter::from_fn(|| client.receive_text(SOON)).find(|text| text.starts_with("42")).unwrap();
+        assert!(event.starts_with("42[\"authenticated\""), "{event}");
+    }
+}
+
+#[test]
 fn a_broken_packet_closes_the_session_and_a_disconnect_ends_it() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
