@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzes every parser for some seconds each (20 unless told otherwise), from the committed seeds:
+# Fuzzes every parser, and whole sessions, for some seconds each (20 unless told otherwise), from the
+# committed seeds:
 #
 #     tests/fuzz.sh [SECONDS] [TARGET…]
 #

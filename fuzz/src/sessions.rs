@@ -39,9 +39,9 @@ use serde_json::value::RawValue;
 const CLIENTS: u32 = 5;
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Bounds the time that a script takes.
-const MAX_OPERATIONS: usize = 300;
-const MAX_MESSAGES: usize = 1_500;
-const MAX_LONG: usize = 8;
+const MAX_OPERATIONS: usize = 200;
+const MAX_MESSAGES: usize = 600;
+const MAX_LONG: usize = 6;
 /// Most bytes and messages that wait for the end of a log-in.
 const MAX_HELD: (usize, usize) = (64 * 1024, 256);
 /// Most bytes that wait for a client to poll, as the server has it.
