@@ -1,4 +1,29 @@
-//! couchdb-howler
+//! couchdb-howler: one changes feed of CouchDB in, notifications to tens of thousands of WebSockets out.
+//!
+//! ```text
+//! CouchDB ──one feed──▶ response ─▶ lines ─▶ Change { database, kind }
+//!                                                │
+//!                           index: database name ─▶ subscribers        (O(subscribers))
+//!                                                │ marks their sessions
+//!   end of the turn: each marked session is flushed once
+//!       WebSocket: frames put together, ONE write      polling: the parked GET is answered
+//! ```
+//!
+//! A change is a level, not an event: "database X is newer than you know". So a session that cannot
+//! be written to keeps a *set* of changed databases, never a queue.
+//!
+//! | layer | knows | never touches |
+//! |---|---|---|
+//! | [`wire`] | bytes ↔ values: HTTP, body framing, lines, WebSocket, Engine.IO, Socket.IO, `howler.v1`, CouchDB | sockets, clock, environment, randomness |
+//! | [`state`] | machines and tables: subscriptions, sessions, feed, log-ins, timers, routes | sockets, clock (`now` is an argument), randomness (handed in) |
+//! | [`net`] | mio and rustls: streams, connections, listener, resolver thread | what the bytes mean |
+//! | [`server`] | owns all tables, carries out what the machines ask for | the clock |
+//! | [`event_loop`] | the turn; the only place that reads the clock | |
+//! | [`config`] and `main` | arguments and environment → checked [`config::Config`] → run → exit code | |
+//!
+//! Imports point down only; `tests/layers.rs` reads the sources and fails on one that does not.
+//! [`demo`] stands beside: a stand-in for CouchDB, for `--demo` and for the tests.
+
 pub mod config;
 pub mod demo;
 pub mod event_loop;

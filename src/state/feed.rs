@@ -473,7 +473,7 @@ impl fmt::Display for Problem {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::Cell;
 
     use super::*;
     use crate::wire::url::CouchUrl;
@@ -486,7 +486,7 @@ mod tests {
     const MADE: &[u8] = b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}";
 
     thread_local! {
-        static LOGGED: RefCell<Vec<(log::Level, String)>> = const { RefCell::new(Vec::new()) };
+        static LOGGED: Cell<Vec<(log::Level, String)>> = const { Cell::new(Vec::new()) };
     }
 
     /// Keeps what the thread of each test logs.
@@ -498,7 +498,9 @@ mod tests {
         }
 
         fn log(&self, record: &log::Record<'_>) {
-            LOGGED.with_borrow_mut(|lines| lines.push((record.level(), record.args().to_string())));
+            let mut lines = LOGGED.take();
+            lines.push((record.level(), record.args().to_string()));
+            LOGGED.set(lines);
         }
 
         fn flush(&self) {}
