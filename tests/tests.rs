@@ -1,7 +1,7 @@
 //! The tests that run the real binary: one module a subject, and `support` with what they share.
 //!
-//! Every server they start prints into a file below the target folder; `secrets` in `support` has each
-//! of them searched for passwords and cookies when its server ends.
+//! What each server prints is searched for passwords and cookies when it ends, and kept in a file below the
+//! target folder, which `tests/run.sh` searches once more.
 
 #![allow(clippy::disallowed_methods, reason = "tests measure time and look names up as they like")]
 #![allow(unreachable_pub, missing_docs, reason = "one crate that nobody links to")]
@@ -16,7 +16,6 @@ mod feed;
 mod json_protocol;
 mod layers;
 mod load_balancer;
-
 mod polling;
 mod real_clients;
 mod socket_io;
