@@ -9,8 +9,8 @@ use crate::support::howler::Howler;
 use crate::support::http::{Http, Poller};
 use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
 
-/// What an event must keep from the packet before it, as its receiver may measure it.
-/// Measured from before the packet was asked for: how late it is read here says nothing of the server.
+/// What an event must keep from the packet before it. Measured from before that packet was asked for: how late
+/// it is read here says nothing of the server.
 const DISTANCE: Duration = Duration::from_millis(25);
 const QUICK: &[&str] = &["--ping_interval", "300", "--ping_timeout", "1500"];
 

@@ -8,8 +8,8 @@ use crate::support::howler::Howler;
 use crate::support::http::{Http, Poller, join, request, split};
 use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
 
-/// What an event must keep from the packet before it, as its receiver may measure it.
-/// Measured from before the packet was asked for: how late it is read here says nothing of the server.
+/// What an event must keep from the packet before it. Measured from before that packet was asked for: how late
+/// it is read here says nothing of the server.
 const DISTANCE: Duration = Duration::from_millis(25);
 
 fn handshake() -> String {
@@ -470,7 +470,7 @@ fn a_session_that_does_not_poll_ends_and_holds_little() {
     assert!(!poller.is_known());
     // One that does nothing ends unnoticed.
     let poller = Poller::subscribed(howler.address(), &["a"]);
-    std::thread::sleep(Duration::from_millis(1600));
+    howler.wait_for_lines("closed: ping timeout", 2);
     assert!(!poller.is_known());
 }
 

@@ -59,11 +59,6 @@ impl Connection {
         self.blocked
     }
 
-    /// Bytes that wait to be written.
-    pub fn unsent(&self) -> usize {
-        self.outbox.len() - self.sent
-    }
-
     /// Puts bytes behind what waits; they leave with the next write or flush.
     pub fn queue(&mut self) -> &mut Vec<u8> {
         &mut self.outbox

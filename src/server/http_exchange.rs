@@ -16,8 +16,6 @@ const KEEP_ALIVE: Millis = 60_000;
 /// The content types of Engine.IO's answers.
 pub(super) const TEXT: &str = "text/plain; charset=UTF-8";
 pub(super) const HTML: &str = "text/html";
-/// What the log says of a binary post in version 4.
-pub(super) const OCTETS_REFUSED: &str = "A binary post of an Engine.IO 4 client was refused.";
 
 /// What of a request decides the form of its answer.
 #[derive(Debug)]

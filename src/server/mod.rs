@@ -19,7 +19,7 @@ mod polling;
 mod sessions;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mio::event::Event;
@@ -240,11 +240,6 @@ impl Server {
             closed: Vec::new(),
             drain_until: None,
         })
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.listener.as_ref().and_then(|listener| listener.address().ok())
     }
 
     /// How long the loop may wait for an event: until then; 0 while work is left.

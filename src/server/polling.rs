@@ -4,7 +4,7 @@
 //! A connection is not a session here: any connection may bring the next request, and goes back to
 //! awaiting a request when its answer is written.
 
-use super::http_exchange::{Exchange, HTML, OCTETS_REFUSED, TEXT};
+use super::http_exchange::{Exchange, HTML, TEXT};
 use super::{Http, Peer, Protocol, Server};
 use crate::net::connection::Flushed;
 use crate::state::metrics::CloseReason;
@@ -290,7 +290,6 @@ impl Server {
         };
         let Dialect::SocketIo(version) = session.dialect() else { return };
         if post.format == PostFormat::Binary && version == Version::V4 {
-            log::debug!("{OCTETS_REFUSED}");
             return self.refuse_post(key, post, now);
         }
         let unwrapped;
@@ -318,27 +317,16 @@ impl Server {
         }
     }
 
-    /// A WebSocket that is to take a session over; false when the session is not one that can be.
-    pub(super) fn begin_upgrade(
-        &mut self,
-        key: Key,
-        sid: Sid,
-        websocket_key: &str,
-        exchange: &Exchange,
-        now: Millis,
-    ) -> bool {
+    /// Opens a WebSocket that is to take a session over, when the session is one that can be.
+    pub(super) fn begin_upgrade(&mut self, key: Key, sid: Sid, websocket_key: &str, exchange: &Exchange, now: Millis) {
         let session = self.find_session(sid);
         let polling = session.and_then(|session| self.sessions.get_mut(session)).and_then(Session::polling);
         let (Some(session), refusal) = (session, polling) else {
-            self.respond_refusal(key, exchange, Refusal::SessionId, now);
-            return false;
+            return self.respond_refusal(key, exchange, Refusal::SessionId, now);
         };
         match refusal {
             Some(polling) if polling.probing.is_none() => polling.probing = Some(key),
-            _ => {
-                self.respond_refusal(key, exchange, Refusal::Request, now);
-                return false;
-            }
+            _ => return self.respond_refusal(key, exchange, Refusal::Request, now),
         }
         self.upgrade(key, websocket_key, None);
         if let Some(peer) = self.peers.get_mut(key) {
@@ -347,7 +335,6 @@ impl Server {
         }
         self.flush_peer(key, now);
         self.arm_peer(key, now);
-        true
     }
 
     /// A text on a WebSocket that has not taken over: `2probe`, then `5`.
