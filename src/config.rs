@@ -19,6 +19,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use crate::state::resync::Policy;
 use crate::state::routes::Origins;
 use crate::wire::couchdb::FeedSource;
 use crate::wire::url::{CouchUrl, mask_credentials};
@@ -48,6 +49,14 @@ pub struct Config {
     pub ping_interval_ms: u64,
     /// How late they, or their answers, may be; None for the default of each version.
     pub ping_timeout_ms: Option<u64>,
+    /// How many log-ins CouchDB is asked for at once.
+    pub login_concurrency: usize,
+    /// When clients are told that changes may have been lost.
+    pub resync: Policy,
+    /// How long a client may take nothing of what is written to it.
+    pub slow_timeout_s: u64,
+    /// How long it is remembered what broken sessions of Socket.IO were told of; 0 for not at all.
+    pub catch_up_sessions_s: u64,
     /// Whether to run beside a built-in stand-in for CouchDB.
     pub demo: bool,
 }
@@ -56,7 +65,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Serve.
-    Run(Config),
+    Run(Box<Config>),
     /// Print [`help`].
     Help,
     /// Print [`version`].
@@ -203,6 +212,42 @@ pub const OPTIONS: &[OptionRow] = &[
         help: "How late they may be; 0 for what is usual",
     },
     OptionRow {
+        name: "login_concurrency",
+        short: None,
+        takes: Takes::Number("COUNT", 1..=256),
+        default: Some("8"),
+        secret: false,
+        bare_variable: false,
+        help: "Log-ins that CouchDB is asked for at once",
+    },
+    OptionRow {
+        name: "resync",
+        short: None,
+        takes: Takes::Choice(&["off", "lost", "always"]),
+        default: Some("lost"),
+        secret: false,
+        bare_variable: false,
+        help: "When clients are told to sync anew",
+    },
+    OptionRow {
+        name: "slow_timeout",
+        short: None,
+        takes: Takes::Number("SECONDS", 1..=3_600),
+        default: Some("60"),
+        secret: false,
+        bare_variable: false,
+        help: "Close clients that read nothing for so long",
+    },
+    OptionRow {
+        name: "catch_up_sessions",
+        short: None,
+        takes: Takes::Number("SECONDS", 0..=86_400),
+        default: Some("0"),
+        secret: false,
+        bare_variable: false,
+        help: "Remember what broken Socket.IO sessions were told",
+    },
+    OptionRow {
         name: "demo",
         short: None,
         takes: Takes::Switch,
@@ -253,7 +298,7 @@ pub fn read(
     }
     typed.mistake.take().map_or(Ok(()), Err)?;
     help.and(version)?;
-    typed.check().map(Command::Run)
+    typed.check().map(|config| Command::Run(Box::new(config)))
 }
 
 /// The version alone, as scripts like it.
@@ -548,6 +593,14 @@ impl Typed {
             origins: self.origins()?,
             ping_interval_ms: self.number("ping_interval")?,
             ping_timeout_ms: Some(self.number("ping_timeout")?).filter(|ms| *ms > 0),
+            login_concurrency: usize::try_from(self.number("login_concurrency")?).expect("the table's range is small"),
+            resync: match self.choice("resync")? {
+                "off" => Policy::Off,
+                "always" => Policy::Always,
+                _ => Policy::Lost,
+            },
+            slow_timeout_s: self.number("slow_timeout")?,
+            catch_up_sessions_s: self.number("catch_up_sessions")?,
             demo,
         })
     }
@@ -737,7 +790,7 @@ mod tests {
 
         fn config(&self) -> Config {
             match self.read() {
-                Ok(Command::Run(config)) => config,
+                Ok(Command::Run(config)) => *config,
                 other => panic!("{:?}: {other:?}", self.args),
             }
         }
@@ -779,6 +832,10 @@ mod tests {
             origins: Origins::Any,
             ping_interval_ms: 25_000,
             ping_timeout_ms: None,
+            login_concurrency: 8,
+            resync: Policy::Lost,
+            slow_timeout_s: 60,
+            catch_up_sessions_s: 0,
             demo: false,
         };
         assert_eq!(with_url("").config(), expected);
@@ -799,11 +856,16 @@ mod tests {
             origins: Origins::Listed(vec!["https://a.example".into(), "http://b:81".into()]),
             ping_interval_ms: 300,
             ping_timeout_ms: Some(200),
+            login_concurrency: 16,
+            resync: Policy::Always,
+            slow_timeout_s: 5,
+            catch_up_sessions_s: 300,
             demo: false,
         };
         let flags = "--host ::1 --port=0 -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
                      --create-global_changes --feed-heartbeat 100 --origins https://a.example,http://b:81 \
-                     --ping_interval 300 --ping-timeout=200";
+                     --ping_interval 300 --ping-timeout=200 --login_concurrency 16 --resync always --slow_timeout 5 \
+                     --catch-up-sessions 300";
         assert_eq!(with_url(flags).config(), expected);
         let variables = args("")
             .env("HOWLER_COUCHDB_URL", URL)
@@ -816,6 +878,10 @@ mod tests {
             .env("HOWLER_CA_FILE", "/etc/a@b:c.pem")
             .env("HOWLER_FEED", "db_updates")
             .env("HOWLER_CREATE_GLOBAL_CHANGES", "true")
+            .env("HOWLER_LOGIN_CONCURRENCY", "16")
+            .env("HOWLER_RESYNC", "always")
+            .env("HOWLER_SLOW_TIMEOUT", "5")
+            .env("HOWLER_CATCH_UP_SESSIONS", "300")
             .env("HOWLER_FEED_HEARTBEAT", "100");
         assert_eq!(variables.config(), expected);
         assert!(args("").env("HOWLER_DEMO", "1").config().demo);

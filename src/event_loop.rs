@@ -63,6 +63,7 @@ pub fn run(mut server: Server, mut poll: Poll, mut signals: UnixStream) -> io::R
         }
         server.run_unfinished(now);
         server.expire_timers(now);
+        server.send_look_ups(now);
         server.flush_dirty(now);
         server.reap_closed();
         if server.is_drained(now) {

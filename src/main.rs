@@ -108,6 +108,10 @@ fn settings(config: &Config, couchdb_url: CouchUrl) -> Result<Settings, String> 
         tls,
         rules: Rules { ping_interval: config.ping_interval_ms, ping_timeout: config.ping_timeout_ms },
         origins: config.origins.clone(),
+        login_concurrency: config.login_concurrency,
+        resync: config.resync,
+        slow_timeout: config.slow_timeout_s * 1_000,
+        catch_up_for: config.catch_up_sessions_s * 1_000,
         seed: u64::from_ne_bytes(seed),
     })
 }

@@ -109,7 +109,7 @@ fn clients_that_vanish_leave_nothing_behind() {
             couchdb.update("db");
         }
         drop(clients);
-        wait_until(|| howler.descriptors() <= descriptors + 8);
+        wait_until(|| howler.descriptors() <= descriptors + 12);
         resident.push(howler.resident_kib());
         println!(
             "1000 clients came (peak {peak} KiB) and went: {} KiB, {} descriptors",
@@ -123,7 +123,7 @@ fn clients_that_vanish_leave_nothing_behind() {
         let mut socket = std::net::TcpStream::connect(howler.address()).expect("accepted");
         std::io::Write::write_all(&mut socket, b"GET /howler HT").expect("sent");
     }
-    wait_until(|| howler.descriptors() <= descriptors + 8);
+    wait_until(|| howler.descriptors() <= descriptors + 12);
     let mut client = Client::subscribed(howler.address(), &["db"]);
     couchdb.update("db");
     assert_eq!(client.next_change(SOON).as_deref(), Some("db"));

@@ -46,6 +46,15 @@ impl Scene {
         assert_eq!(change.as_deref(), Some(database), "{}", self.howler.output());
     }
 
+    /// A change is told, and beside it that others may have been lost.
+    fn hears_with_resync(&mut self, database: &str) {
+        let before = self.client.wait_for_resync();
+        if before.is_empty() {
+            return self.hears(database);
+        }
+        assert_eq!(before, [database], "{}", self.howler.output());
+    }
+
     fn hears_nothing_more(&mut self) {
         assert_eq!(self.client.next_change(A_MOMENT), None, "{}", self.howler.output());
     }
@@ -203,7 +212,9 @@ fn global_changes_made_by_an_operator() {
                      --create_global_changes. Trying again.",
     );
     scene.couchdb.create_database("_global_changes");
-    assert!(scene.couchdb.wait_for_feeds(1, SOON));
+    // What happened before it was made is not known: each counts as changed.
+    let told: BTreeSet<_> = (0..3).map(|_| scene.client.next_change(SOON)).collect();
+    assert_eq!(told.len(), 3, "{told:?}");
     scene.is_told("after");
     scene.said("--create_global_changes");
 }
@@ -217,6 +228,7 @@ fn global_changes_made_by_the_server() {
     // And again where it is deleted under the feed.
     scene.couchdb.delete_database("_global_changes");
     assert!(scene.couchdb.wait_for(SOON, |counters| counters.feed_requests == 3 && counters.open_feeds == 1));
+    assert!(scene.client.wait_for_resync().is_empty());
     scene.is_told("after");
     scene.howler.assert_told("making it.", 2);
 }
@@ -229,9 +241,10 @@ fn global_changes_deleted_under_the_feed() {
     scene.howler.wait_for_lines("Next try in", 1);
     scene.couchdb.create_database("_global_changes");
     scene.couchdb.update("during");
-    scene.hears("during");
+    scene.hears_with_resync("during");
     scene.is_told("after");
-    scene.said_once("--create_global_changes");
+    scene.said("--create_global_changes");
+    scene.said("_global_changes is not the database that it was");
     scene.said("CouchDB ended the changes feed");
 }
 
@@ -243,7 +256,7 @@ fn couchdb_that_is_away_for_seconds() {
     scene.couchdb.update("during");
     scene.howler.wait_for_lines("Next try in", 3);
     scene.couchdb.accept_again().expect("its port is free");
-    scene.hears("during");
+    scene.hears_with_resync("during");
     scene.is_told("after");
     scene.hears_nothing_more();
     scene.said("CouchDB cut the changes feed");
@@ -454,7 +467,7 @@ fn log_ins_queue() {
     }
     let counters = scene.couchdb.counters();
     assert_eq!(counters.peak_sessions_in_flight, 8, "as many as are allowed, and no more");
-    assert!(counters.peak_connections <= 9, "{counters:?}");
+    assert!(counters.peak_connections <= 12, "{counters:?}");
     assert_eq!(counters.session_requests, 101, "each asked once");
 }
 

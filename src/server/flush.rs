@@ -60,7 +60,7 @@ impl Frames {
             self.message.clear();
             match dialect {
                 Dialect::SocketIo(_) => socket_io::write_change(&mut self.message, name),
-                Dialect::Json => howler_v1::write_change(&mut self.message, name, kind),
+                Dialect::Json => howler_v1::write_change(&mut self.message, name, kind, subscriptions.told(database)),
             }
             let start = self.bytes.len();
             websocket::write_text(&mut self.bytes, &self.message);
@@ -136,7 +136,7 @@ impl Server {
             match written {
                 Ok(Flushed::All) if !idle && self.subscriptions.is_dirty(key.index) => {}
                 Ok(Flushed::All) => break,
-                Ok(Flushed::Blocked) => return self.update_interest(connection, now),
+                Ok(Flushed::Blocked) => return self.wait_for_reader(connection, now),
                 Err(error) => return self.lost(connection, Some(&error), now),
             }
         }

@@ -110,9 +110,13 @@ impl Server {
     /// The socket takes bytes again: first those that waited, then what its session has to say.
     fn write_more(&mut self, key: Key, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
+        if matches!(peer.protocol, Protocol::WebSocket(..)) {
+            // It has taken something.
+            peer.deadline = None;
+        }
         match peer.connection.flush() {
             Err(error) => return self.lost(key, Some(&error), now),
-            Ok(Flushed::Blocked) => {}
+            Ok(Flushed::Blocked) => return self.wait_for_reader(key, now),
             Ok(Flushed::All) => {
                 if std::mem::take(&mut peer.unread) {
                     self.unfinished.push(key);
@@ -123,6 +127,18 @@ impl Server {
                     _ => {}
                 }
             }
+        }
+        self.update_interest(key, now);
+    }
+
+    /// A client does not take what is written: it is waited for as long as it takes some of it now and then.
+    pub(super) fn wait_for_reader(&mut self, key: Key, now: Millis) {
+        if let Some(peer) = self.peers.get_mut(key)
+            && matches!(peer.protocol, Protocol::WebSocket(..))
+            && peer.deadline.is_none()
+        {
+            peer.deadline = Some(now + self.slow_timeout);
+            self.arm_peer(key, now);
         }
         self.update_interest(key, now);
     }
@@ -179,7 +195,7 @@ impl Server {
             let text = error.map(ToString::to_string);
             return self.upstream_lost(key, text.as_deref(), now);
         }
-        self.close_peer(key, CloseReason::ClientVanished);
+        self.close_peer(key, CloseReason::ClientVanished, now);
     }
 
     /// Takes the first `length` bytes of the scratch buffer as the connection's next input.
@@ -324,7 +340,7 @@ impl Server {
     pub(super) fn refuse_late_request(&mut self, key: Key, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         if peer.connection.inbox.is_empty() {
-            return self.close_peer(key, CloseReason::RequestTimeout);
+            return self.close_peer(key, CloseReason::RequestTimeout, now);
         }
         self.answer_and_close(key, 408, "The request did not come in time.\n", now);
     }
@@ -405,7 +421,7 @@ impl Server {
         match peer.connection.flush() {
             Ok(Flushed::All) => self.shut_down_write(key, now),
             Ok(Flushed::Blocked) => self.update_interest(key, now),
-            Err(_) => return self.close_peer(key, CloseReason::ClientVanished),
+            Err(_) => return self.close_peer(key, CloseReason::ClientVanished, now),
         }
         self.arm_peer(key, now);
         // What came before the peer noticed must be read, or the close becomes a reset.

@@ -8,6 +8,7 @@
 //! | `http_exchange.rs` | answers to HTTP requests |
 //! | `polling.rs` | sessions over HTTP long polling, and their upgrade |
 //! | `sessions.rs` | actions of sessions |
+//! | `positions.rs` | subscribing, look-ups of positions, resync |
 //! | `outbound.rs` | connections to CouchDB: the feed, the log-ins |
 //! | `flush.rs` | what is written, and when |
 
@@ -16,6 +17,7 @@ mod http_exchange;
 mod inbound;
 mod outbound;
 mod polling;
+mod positions;
 mod sessions;
 
 use std::io;
@@ -28,17 +30,21 @@ use mio::{Registry, Token};
 use crate::net::connection::Connection;
 use crate::net::listener::Listener;
 use crate::net::resolver::Resolver;
+use crate::state::catch_up::CatchUp;
 use crate::state::dialer::{DialAction, Dialer};
 use crate::state::feed::{Feed, FeedAction, FeedSettings};
 use crate::state::jitter::Jitter;
 use crate::state::metrics::{CloseReason, Metrics};
-use crate::state::pool::{Pool, PoolAction};
+use crate::state::pool::{self, Pool, PoolAction};
+use crate::state::positions::{Batch, MAX_BATCHES, Positions};
+use crate::state::resync::{Policy, Wave};
 use crate::state::routes::Origins;
 use crate::state::session::{Action, Rules, Session};
 use crate::state::subscriptions::{SessionIndex, Subscriptions};
 use crate::state::table::{Key, Table};
 use crate::state::timers::{Alarm, Millis, Timers};
-use crate::wire::couchdb::{Credentials, Requests};
+use crate::wire::couchdb::{Credentials, FeedSource, Requests};
+use crate::wire::positions::MAX_ANSWER;
 use crate::wire::url::CouchUrl;
 use crate::wire::websocket::Decoder;
 
@@ -59,8 +65,8 @@ const HEAD_WITHIN: Millis = 10_000;
 const LINGER: Millis = 3_000;
 /// Time in which all clients are seen off when the server stops, in milliseconds.
 const DRAIN_WITHIN: Millis = 4_000;
-/// Connections to CouchDB beside the feed's.
-const POOL_SIZE: usize = 8;
+/// Connections to CouchDB for look-ups: one for each batch, and one for the epoch.
+const LOOK_UPS: usize = MAX_BATCHES + 1;
 
 /// How the server is to run.
 #[derive(Debug)]
@@ -75,6 +81,14 @@ pub struct Settings {
     pub rules: Rules,
     /// Which origins browsers may come from.
     pub origins: Origins,
+    /// How many log-ins CouchDB is asked for at once.
+    pub login_concurrency: usize,
+    /// When clients are told that changes may have been lost.
+    pub resync: Policy,
+    /// How long a client may take nothing of what is written to it, in milliseconds.
+    pub slow_timeout: Millis,
+    /// How long it is remembered what broken sessions of Socket.IO were told of, in milliseconds; 0 for not at all.
+    pub catch_up_for: Millis,
     /// Seed for spreading things in time; any number.
     pub seed: u64,
 }
@@ -98,7 +112,23 @@ pub struct Server {
 
     couchdb: CouchDb,
     feed: Feed,
+    /// Log-ins.
     pool: Pool<Purpose>,
+    /// All other requests, so that they do not wait behind a storm of log-ins.
+    look_ups: Pool<Purpose>,
+    positions: Positions,
+    /// Whether the feed is one whose changes have positions.
+    asks_epoch: bool,
+    /// When to ask again for the epoch.
+    epoch_retry: Option<Millis>,
+    /// Whether changes were ever followed.
+    followed: bool,
+    resync: Policy,
+    wave: Option<Wave>,
+    /// When clients were told last in a wave.
+    last_wave: Option<Millis>,
+    catch_up: CatchUp,
+    slow_timeout: Millis,
 
     /// One buffer for everything that is read.
     scratch: Box<[u8]>,
@@ -125,9 +155,11 @@ struct CouchDb {
     dialer: Dialer<Upstream>,
     resolver: Resolver,
     feed_connection: Option<Key>,
-    pool_connections: [Option<Key>; POOL_SIZE],
+    pool_connections: Vec<Option<Key>>,
+    look_up_connections: [Option<Key>; LOOK_UPS],
     feed_actions: Vec<FeedAction>,
     pool_actions: Vec<PoolAction<Purpose>>,
+    look_up_actions: Vec<PoolAction<Purpose>>,
     dial_actions: Vec<DialAction<Upstream>>,
 }
 
@@ -136,12 +168,15 @@ struct CouchDb {
 enum Upstream {
     Feed,
     Pool(usize),
+    LookUps(usize),
 }
 
 /// What a request to CouchDB is for.
 #[derive(Debug)]
 enum Purpose {
     LogIn(Key, Credentials),
+    LookUp(Batch),
+    Epoch,
 }
 
 /// Whose deadline it is.
@@ -202,7 +237,8 @@ impl Server {
     pub fn new(settings: Settings, mut listener: Listener, registry: Registry) -> io::Result<Self> {
         listener.register(&registry, LISTENER)?;
         let resolver = Resolver::start(mio::Waker::new(&registry, WAKER)?)?;
-        let Settings { couchdb_url: url, feed, tls, rules, origins, seed } = settings;
+        let Settings { couchdb_url: url, feed, tls, login_concurrency, seed, .. } = settings;
+        let has_revisions = feed.source == FeedSource::GlobalChanges;
         let requests = Requests::new(&url);
         Ok(Self {
             registry,
@@ -212,13 +248,23 @@ impl Server {
             peers: Table::default(),
             sessions: Table::default(),
             subscriptions: Subscriptions::default(),
-            rules,
-            origins,
+            rules: settings.rules,
+            origins: settings.origins,
             timers: Timers::default(),
             jitter: Jitter::new(seed),
             metrics: Metrics::default(),
             feed: Feed::new(feed, requests.clone(), Jitter::new(seed.rotate_left(32))),
-            pool: Pool::new(POOL_SIZE),
+            pool: Pool::new(login_concurrency, pool::MAX_BODY),
+            look_ups: Pool::new(LOOK_UPS, MAX_ANSWER),
+            positions: Positions::new(has_revisions),
+            asks_epoch: has_revisions,
+            epoch_retry: None,
+            followed: false,
+            resync: settings.resync,
+            wave: None,
+            last_wave: None,
+            catch_up: CatchUp::new(settings.catch_up_for),
+            slow_timeout: settings.slow_timeout,
             couchdb: CouchDb {
                 dialer: Dialer::new(&url.host, url.port),
                 url,
@@ -226,9 +272,11 @@ impl Server {
                 tls,
                 resolver,
                 feed_connection: None,
-                pool_connections: [None; POOL_SIZE],
+                pool_connections: vec![None; login_concurrency],
+                look_up_connections: [None; LOOK_UPS],
                 feed_actions: Vec::new(),
                 pool_actions: Vec::new(),
+                look_up_actions: Vec::new(),
                 dial_actions: Vec::new(),
             },
             scratch: vec![0; READ_BUFFER].into(),
@@ -247,8 +295,19 @@ impl Server {
         if !self.unfinished.is_empty() || !self.dirty.is_empty() || self.accept_pending {
             return Some(0);
         }
-        let due = [self.feed.poll_timeout(), self.pool.poll_timeout(), self.timers.poll_timeout()];
-        due.into_iter().chain([self.accept_from, self.drain_until]).flatten().min()
+        let due = [
+            self.feed.poll_timeout(),
+            self.pool.poll_timeout(),
+            self.look_ups.poll_timeout(),
+            self.positions.poll_timeout(),
+            self.wave.as_ref().and_then(Wave::poll_timeout),
+            self.catch_up.poll_timeout(),
+            self.timers.poll_timeout(),
+            self.epoch_retry,
+            self.accept_from,
+            self.drain_until,
+        ];
+        due.into_iter().flatten().min()
     }
 
     /// Handles one event of the poll.
@@ -278,6 +337,15 @@ impl Server {
             self.pool.handle_timeout(now, &mut self.couchdb.pool_actions);
             self.perform_pool_actions(now);
         }
+        if self.look_ups.poll_timeout().is_some_and(|at| at <= now) {
+            self.look_ups.handle_timeout(now, &mut self.couchdb.look_up_actions);
+            self.perform_look_up_actions(now);
+        }
+        self.retry_epoch(now);
+        self.positions.handle_timeout(now, &mut self.subscriptions);
+        self.answer_ready();
+        self.catch_up.handle_timeout(now);
+        self.advance_wave(now);
         if self.accept_from.is_some_and(|at| at <= now) {
             self.accept_from = None;
             self.accept(now);
@@ -343,13 +411,14 @@ impl Server {
     }
 
     /// A connection is over: nothing is read or written any more. What it carried ends with it.
-    fn close_peer(&mut self, key: Key, reason: CloseReason) {
+    fn close_peer(&mut self, key: Key, reason: CloseReason, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         match std::mem::replace(&mut peer.protocol, Protocol::Closed) {
             Protocol::Closed => return,
             Protocol::WebSocket(session, _) => {
                 self.metrics.count_close(reason);
                 log::debug!("Session of {} ended: {}.", peer.address, reason.text());
+                self.remember(session, now);
                 self.remove_session(session);
             }
             Protocol::Http(http) => {
@@ -387,8 +456,9 @@ impl Server {
             (Some(deadline), _) if now < deadline => self.arm_peer(key, now),
             (_, Protocol::Upstream { .. }) => self.upstream_lost(key, Some("no connection in time"), now),
             (_, Protocol::Http(Http::Head)) => self.refuse_late_request(key, now),
-            (_, Protocol::Http(_) | Protocol::Probing(..)) => self.close_peer(key, CloseReason::RequestTimeout),
-            _ => self.close_peer(key, CloseReason::CloseTimeout),
+            (_, Protocol::Http(_) | Protocol::Probing(..)) => self.close_peer(key, CloseReason::RequestTimeout, now),
+            (_, Protocol::WebSocket(..)) => self.close_peer(key, CloseReason::SlowReader, now),
+            _ => self.close_peer(key, CloseReason::CloseTimeout, now),
         }
     }
 }

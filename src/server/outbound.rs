@@ -12,7 +12,7 @@ use crate::net::stream::Stream;
 use crate::state::dialer::DialAction;
 use crate::state::feed::{FeedAction, FeedPart, Told};
 use crate::state::metrics::CloseReason;
-use crate::state::pool::PoolAction;
+use crate::state::pool::{Answer, PoolAction};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 
@@ -30,7 +30,7 @@ impl Server {
     }
 
     fn dial(&mut self, owner: Upstream, now: Millis) {
-        self.hang_up(owner);
+        self.hang_up(owner, now);
         self.couchdb.dialer.dial(owner, &mut self.couchdb.dial_actions);
         self.perform_dial_actions(now);
     }
@@ -73,6 +73,7 @@ impl Server {
         match owner {
             Upstream::Feed => &mut self.couchdb.feed_connection,
             Upstream::Pool(number) => &mut self.couchdb.pool_connections[number],
+            Upstream::LookUps(number) => &mut self.couchdb.look_up_connections[number],
         }
     }
 
@@ -110,6 +111,10 @@ impl Server {
                 self.pool.handle_connected(number, now, &mut self.couchdb.pool_actions);
                 self.perform_pool_actions(now);
             }
+            Upstream::LookUps(number) => {
+                self.look_ups.handle_connected(number, now, &mut self.couchdb.look_up_actions);
+                self.perform_look_up_actions(now);
+            }
         }
         self.update_interest(key, now);
         true
@@ -120,7 +125,7 @@ impl Server {
         let Some(peer) = self.peers.get_mut(key) else { return };
         let Protocol::Upstream { owner, connected } = peer.protocol else { return };
         let address = peer.address;
-        self.close_peer(key, CloseReason::ClientVanished);
+        self.close_peer(key, CloseReason::ClientVanished, now);
         *self.connection_of(owner) = None;
         if connected {
             return self.tell_lost(owner, error, now);
@@ -144,14 +149,21 @@ impl Server {
                 self.pool.handle_lost(number, now, &mut self.couchdb.pool_actions);
                 self.perform_pool_actions(now);
             }
+            Upstream::LookUps(number) => {
+                if let Some(error) = error {
+                    log::debug!("A connection for look-ups failed: {error}");
+                }
+                self.look_ups.handle_lost(number, now, &mut self.couchdb.look_up_actions);
+                self.perform_look_up_actions(now);
+            }
         }
     }
 
     /// Closes a connection to CouchDB without telling its owner, who wanted it so.
-    fn hang_up(&mut self, owner: Upstream) {
+    fn hang_up(&mut self, owner: Upstream, now: Millis) {
         self.couchdb.dialer.cancel(owner);
         if let Some(key) = self.connection_of(owner).take() {
-            self.close_peer(key, CloseReason::Served);
+            self.close_peer(key, CloseReason::Served, now);
         }
     }
 
@@ -169,7 +181,9 @@ impl Server {
             match action {
                 FeedAction::Dial => self.dial(Upstream::Feed, now),
                 FeedAction::Send(request) => self.send(Upstream::Feed, &request, now),
-                FeedAction::HangUp => self.hang_up(Upstream::Feed),
+                FeedAction::HangUp => self.hang_up(Upstream::Feed, now),
+                FeedAction::Pinned => self.handle_pinned(),
+                FeedAction::Opened(continuity) => self.handle_opened(continuity, now),
             }
         }
     }
@@ -179,11 +193,32 @@ impl Server {
             match action {
                 PoolAction::Dial(number) => self.dial(Upstream::Pool(number), now),
                 PoolAction::Send(number, request) => self.send(Upstream::Pool(number), &request, now),
-                PoolAction::HangUp(number) => self.hang_up(Upstream::Pool(number)),
-                PoolAction::Done(Purpose::LogIn(session, credentials), answer) => {
-                    self.handle_log_in(session, &credentials, answer, now);
-                }
+                PoolAction::HangUp(number) => self.hang_up(Upstream::Pool(number), now),
+                PoolAction::Done(purpose, answer) => self.handle_answer(purpose, answer, now),
             }
+        }
+    }
+
+    pub(super) fn perform_look_up_actions(&mut self, now: Millis) {
+        for action in std::mem::take(&mut self.couchdb.look_up_actions) {
+            match action {
+                PoolAction::Dial(number) => self.dial(Upstream::LookUps(number), now),
+                PoolAction::Send(number, request) => self.send(Upstream::LookUps(number), &request, now),
+                PoolAction::HangUp(number) => self.hang_up(Upstream::LookUps(number), now),
+                PoolAction::Done(purpose, answer) => self.handle_answer(purpose, answer, now),
+            }
+        }
+    }
+
+    /// CouchDB answered a request, or did not.
+    fn handle_answer(&mut self, purpose: Purpose, answer: Option<Answer>, now: Millis) {
+        if answer.is_some() {
+            self.feed.handle_reachable(now);
+        }
+        match purpose {
+            Purpose::LogIn(session, credentials) => self.handle_log_in(session, &credentials, answer, now),
+            Purpose::LookUp(batch) => self.handle_look_up(batch, answer.as_ref(), now),
+            Purpose::Epoch => self.handle_epoch(answer.as_ref(), now),
         }
     }
 
@@ -200,6 +235,11 @@ impl Server {
                         Upstream::Pool(number) => {
                             self.pool.handle_bytes(number, &scratch[..length], now, &mut self.couchdb.pool_actions);
                             self.perform_pool_actions(now);
+                        }
+                        Upstream::LookUps(number) => {
+                            let actions = &mut self.couchdb.look_up_actions;
+                            self.look_ups.handle_bytes(number, &scratch[..length], now, actions);
+                            self.perform_look_up_actions(now);
                         }
                     }
                     self.scratch = scratch;
@@ -219,8 +259,9 @@ impl Server {
 
     /// Takes bytes of the feed: every change in them marks its subscribers.
     fn take_feed(&mut self, mut input: &[u8], now: Millis) {
-        let Self { feed, subscriptions, metrics, woken, couchdb, .. } = self;
+        let Self { feed, subscriptions, positions, metrics, woken, couchdb, .. } = self;
         let actions = &mut couchdb.feed_actions;
+        let mut skipped = 0;
         loop {
             let (used, part) = feed.handle_bytes(input, now, actions);
             input = &input[used..];
@@ -233,27 +274,34 @@ impl Server {
                 let (used, told) = feed.next_line(content, now);
                 content = &content[used..];
                 match told {
-                    Told::Change(name, kind) => {
+                    Told::Change(name, kind, revision) => {
                         metrics.changes += 1;
-                        if let Some(database) = subscriptions.find(&name) {
-                            subscriptions.mark(database, kind, woken);
+                        if let Some(database) = subscriptions.find(&name)
+                            && subscriptions.watch_mut(database).handle_line(kind, revision, now)
+                        {
+                            metrics.merged_notifications += subscriptions.mark(database, kind, woken);
+                            if revision.is_none() {
+                                positions.want(database, subscriptions);
+                            }
                         }
                     }
                     Told::Nothing => {}
-                    Told::Skipped => metrics.skipped_lines += 1,
+                    Told::Skipped => skipped += 1,
                     Told::Done => break,
                     Told::Broken => {
                         if !feed.handle_broken_line(now, actions) {
                             break;
                         }
-                        metrics.skipped_lines += 1;
+                        skipped += 1;
                     }
                 }
             }
         }
-        for index in woken.drain(..) {
-            self.dirty.extend(self.sessions.key_at(index));
-        }
+        self.wake();
         self.perform_feed_actions(now);
+        if skipped > 0 {
+            self.metrics.skipped_lines += skipped;
+            self.handle_gap(now);
+        }
     }
 }

@@ -181,7 +181,7 @@ impl Server {
             }
         }
         if let Some(connection) = probing {
-            self.close_peer(connection, CloseReason::ClientVanished);
+            self.close_peer(connection, CloseReason::ClientVanished, now);
         }
     }
 
@@ -341,7 +341,7 @@ impl Server {
     pub(super) fn handle_probe(&mut self, key: Key, session: Key, text: &str, now: Millis) {
         let polling = self.sessions.get_mut(session).and_then(Session::polling);
         let Some(polling) = polling.filter(|polling| polling.probing == Some(key)) else {
-            return self.close_peer(key, CloseReason::BrokenPacket);
+            return self.close_peer(key, CloseReason::BrokenPacket, now);
         };
         match (text, polling.probed) {
             ("2probe", _) => {
@@ -354,7 +354,7 @@ impl Server {
                 self.flush_polling(session, now);
             }
             ("5", true) => self.take_over(key, session, now),
-            _ => self.close_peer(key, CloseReason::BrokenPacket),
+            _ => self.close_peer(key, CloseReason::BrokenPacket, now),
         }
     }
 

@@ -7,8 +7,7 @@ use super::polling::sid_of;
 use super::{Purpose, Server};
 use crate::state::metrics::CloseReason;
 use crate::state::pool::Answer;
-use crate::state::session::{Action, Dialect, Opening, Reply, Session, TAG, Transport, Turn, messages};
-use crate::state::subscriptions::{MAX_NAME, MAX_SUBSCRIPTIONS, TooManySubscriptions};
+use crate::state::session::{Action, Dialect, Opening, Session, TAG, Transport, Turn, messages};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{self, Credentials, Identity, LogInError};
@@ -17,12 +16,15 @@ use crate::wire::{howler_v1, websocket};
 
 /// `goodbye` asks clients to come back after this long, in milliseconds, and up to as long again.
 const RETRY_AFTER: u64 = 1_000;
+/// A log-in that CouchDB could not answer is to be tried again after this long, in milliseconds, and up to as long again.
+const LOG_IN_AFTER: Millis = 5_000;
 
 impl Server {
     pub(super) fn open_json(&mut self, connection: Key, now: Millis) {
         let Some(peer) = self.peers.get(connection) else { return };
         let mut turn = Turn { now, rules: &self.rules, actions: &mut self.actions };
-        let session = self.sessions.insert(Session::open_json(connection, peer.address, &mut turn));
+        let epoch = self.positions.epoch();
+        let session = self.sessions.insert(Session::open_json(connection, peer.address, epoch, &mut turn));
         self.carry(connection, session, now);
     }
 
@@ -40,7 +42,7 @@ impl Server {
         let mut tag = [0; TAG];
         if let Err(error) = crate::net::tls::random_bytes(&mut tag) {
             log::error!("No session can be opened: {error}");
-            return self.close_peer(connection, CloseReason::ShuttingDown);
+            return self.close_peer(connection, CloseReason::ShuttingDown, now);
         }
         let transport = match polling {
             None => Transport::WebSocket(connection),
@@ -86,12 +88,12 @@ impl Server {
         for action in actions.drain(..) {
             match action {
                 Action::LogIn(credentials) => self.log_in(key, credentials, now),
-                Action::Subscribe(reply, names) => self.subscribe(key, &reply, &names),
+                Action::Subscribe(reply, names, epoch) => self.subscribe(key, reply, names, epoch.as_deref(), now),
                 Action::Unsubscribe(reply, names) => self.unsubscribe(key, &reply, &names),
                 Action::Resume(text) => {
                     self.with_session(key, now, |session, turn| session.handle_message(&text, turn));
                 }
-                Action::Leave => self.subscriptions.remove_session(key.index),
+                Action::Leave => self.leave(key),
                 Action::Connect => self.confirm_connect(key),
                 Action::Ping => self.ping(key),
                 Action::Close(reason) => self.close_session(key, reason, now),
@@ -139,42 +141,8 @@ impl Server {
                 log::debug!("A log-in failed: {}", error.name());
             }
         }
-        self.with_session(key, now, |session, turn| session.handle_log_in(outcome, turn));
-    }
-
-    fn subscribe(&mut self, key: Key, reply: &Reply, names: &[(Box<str>, Option<Box<str>>)]) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        if names.iter().any(|(name, _)| name.len() > MAX_NAME) {
-            let message = format!("a database name is longer than {MAX_NAME} bytes");
-            return session.answer_error(reply, "LimitError", &message);
-        }
-        // All or nothing.
-        let mut added = Vec::new();
-        for (name, _) in names {
-            match self.subscriptions.subscribe(key.index, name) {
-                Ok(true) => added.push(name),
-                Ok(false) => {}
-                Err(TooManySubscriptions) => {
-                    for name in added {
-                        self.subscriptions.unsubscribe(key.index, name);
-                    }
-                    let message = format!("a client may have {MAX_SUBSCRIPTIONS} subscriptions and no more");
-                    return session.answer_error(reply, "LimitError", &message);
-                }
-            }
-        }
-        // Where no position is known, a database that was known at one counts as changed.
-        let changed: Vec<&str> = names.iter().filter(|(_, known)| known.is_some()).map(|(name, _)| &**name).collect();
-        session.answer_subscribed(reply, &changed);
-    }
-
-    fn unsubscribe(&mut self, key: Key, reply: &Reply, names: &[Box<str>]) {
-        for name in names {
-            self.subscriptions.unsubscribe(key.index, name);
-        }
-        if let Some(session) = self.sessions.get_mut(key) {
-            session.answer_ok(reply);
-        }
+        let retry_after = LOG_IN_AFTER + self.jitter.below(LOG_IN_AFTER);
+        self.with_session(key, now, |session, turn| session.handle_log_in(outcome, retry_after, turn));
     }
 
     fn confirm_connect(&mut self, key: Key) {
@@ -196,6 +164,7 @@ impl Server {
 
     /// Ends a session whose client is still there: what it has to say leaves, then the transport is closed.
     pub(super) fn close_session(&mut self, key: Key, reason: CloseReason, now: Millis) {
+        self.remember(key, now);
         let Some(session) = self.sessions.get_mut(key) else { return };
         self.metrics.count_close(reason);
         log::debug!("Session of {} closed: {}.", session.client, reason.text());
@@ -219,6 +188,7 @@ impl Server {
     pub(super) fn remove_session(&mut self, key: Key) {
         let Some(session) = self.sessions.remove(key) else { return };
         self.subscriptions.remove_session(key.index);
+        self.positions.cancel(key);
         if let Some(ticket) = session.log_in {
             self.pool.cancel(ticket);
         }

@@ -17,12 +17,17 @@ use crate::state::timers::Millis;
 use crate::wire::couchdb::{self, ChangeKind, FeedLine, FeedSource, Requests};
 use crate::wire::http::Response;
 use crate::wire::lines::{Line, LineReader, MAX_LINE};
+use crate::wire::positions::Revision;
 use crate::wire::response::{Part, ResponseReader};
 
+/// In place of a sequence: from what comes next.
+const NOW: &str = "now";
 /// So many heartbeats without a byte, and the feed counts as dead.
 const MISSED_HEARTBEATS: u64 = 3;
 /// Time for CouchDB to answer a question that is no stream, in milliseconds.
 const ANSWER_WITHIN: Millis = 10_000;
+/// When CouchDB turns out to be there, the feed is dialed after at most so long, in milliseconds.
+const REDIAL_AFTER: Millis = 100;
 /// A stream that stood for so long was a success, also when nothing changed meanwhile.
 const STEADY_AFTER: Millis = 5_000;
 /// Longest body of an answer that is no stream, in bytes. It holds a sequence.
@@ -48,6 +53,23 @@ pub enum FeedAction {
     Send(Vec<u8>),
     /// Give the connection up.
     HangUp,
+    /// From here on no change is missed, since the start of the next stream is known.
+    Pinned,
+    /// Changes are being followed; what may have happened since they were before.
+    Opened(Continuity),
+}
+
+/// What lies between a stream of changes and the one before, from the best to the worst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Continuity {
+    /// Every change that CouchDB recorded comes in one of the two.
+    Whole,
+    /// There is a gap: this one starts from now. Positions tell what changed in it.
+    Gap,
+    /// CouchDB was away: what changed in the last half second before it stopped may not be recorded.
+    Doubtful,
+    /// `_global_changes` was missing meanwhile: changes were not recorded.
+    Unrecorded,
 }
 
 /// What the next bytes of the connection are.
@@ -65,7 +87,7 @@ pub enum FeedPart<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Told<'a> {
     /// A database changed.
-    Change(Cow<'a, str>, ChangeKind),
+    Change(Cow<'a, str>, ChangeKind, Option<Revision>),
     /// Nothing for anybody else.
     Nothing,
     /// A line was passed over: it was too long.
@@ -130,6 +152,8 @@ pub struct Feed {
     broken_at: Option<String>,
     /// Whether `_global_changes` was found missing and is to be made.
     must_create: bool,
+    /// The worst since the last stream; None before the first.
+    continuity: Option<Continuity>,
 }
 
 impl Feed {
@@ -149,6 +173,7 @@ impl Feed {
             announced: false,
             broken_at: None,
             must_create: false,
+            continuity: None,
         }
     }
 
@@ -199,6 +224,10 @@ impl Feed {
         let at_end = error.is_none() && self.reader.ends_with_connection();
         match (&self.phase, error) {
             (Phase::Waiting { .. }, _) => {}
+            (Phase::Dialing, _) => {
+                self.worsen(Continuity::Doubtful);
+                self.fail(Problem::Connection(error.unwrap_or("the connection was closed").to_owned()), now, actions);
+            }
             (Phase::Asking { .. }, None) if at_end => self.handle_answer(now, actions),
             (Phase::Streaming { .. }, None) if at_end => self.fail(Problem::Ended, now, actions),
             (_, None) => self.fail(Problem::Cut, now, actions),
@@ -230,7 +259,7 @@ impl Feed {
         let part = match part {
             Part::NeedMore => FeedPart::Done,
             Part::Head(head) => {
-                self.handle_head(head, now);
+                self.handle_head(head, now, actions);
                 FeedPart::Nothing
             }
             Part::Data(data) if self.is_streaming() => FeedPart::Content(data),
@@ -276,11 +305,11 @@ impl Feed {
             log::info!("Following the changes feed of CouchDB.");
         }
         let told = match parsed {
-            Some(FeedLine::Change { database, kind, seq }) => {
+            Some(FeedLine::Change { database, kind, revision, seq }) => {
                 if let Some(seq) = seq {
                     remember(&mut self.since, &seq);
                 }
-                Told::Change(database, kind)
+                Told::Change(database, kind, revision)
             }
             Some(FeedLine::Other { seq: Some(seq) } | FeedLine::LastSeq { seq }) => {
                 remember(&mut self.since, &seq);
@@ -304,12 +333,14 @@ impl Feed {
         false
     }
 
-    fn handle_head(&mut self, head: Response, now: Millis) {
+    fn handle_head(&mut self, head: Response, now: Millis, actions: &mut Vec<FeedAction>) {
         let deadline = now + self.patience();
         let Phase::Asking { question, head: known, .. } = &mut self.phase else { return };
         if *question == Question::Stream && head.status == 200 {
             self.lines = LineReader::default();
             self.phase = Phase::Streaming { since: now, deadline };
+            let continuity = self.continuity.replace(Continuity::Whole);
+            actions.push(FeedAction::Opened(continuity.unwrap_or(Continuity::Whole)));
         } else {
             *known = Some(head);
         }
@@ -334,12 +365,14 @@ impl Feed {
             (Question::Pin, 200) => match couchdb::parse_last_seq(&self.answer) {
                 Some(seq) => {
                     self.since = Some(seq);
+                    actions.push(FeedAction::Pinned);
                     self.go_on(Question::Stream, keep_alive, now, actions);
                 }
                 None if self.settings.source == FeedSource::DbUpdates => self.start_from_now(now, actions),
                 None => self.fail(Problem::NoSequence, now, actions),
             },
             (_, 404) => {
+                self.worsen(Continuity::Unrecorded);
                 self.must_create = self.settings.create;
                 if self.must_create && question != Question::Create {
                     log::warn!("CouchDB has no _global_changes database: making it.");
@@ -349,6 +382,7 @@ impl Feed {
             }
             (Question::Stream, 400) => {
                 self.since = None;
+                self.worsen(Continuity::Gap);
                 self.fail(Problem::SinceRefused, now, actions);
             }
             (Question::Pin, 400 | 405 | 501) if self.settings.source == FeedSource::DbUpdates => {
@@ -356,13 +390,32 @@ impl Feed {
             }
             (_, 401) => self.fail(Problem::Unauthorized, now, actions),
             (_, 403) => self.fail(Problem::Locked, now, actions),
-            _ => self.fail(Problem::Status(status), now, actions),
+            _ => {
+                if matches!(status, 502..=504) {
+                    // What stands before CouchDB answers for it while it is away.
+                    self.worsen(Continuity::Doubtful);
+                }
+                self.fail(Problem::Status(status), now, actions);
+            }
+        }
+    }
+
+    fn worsen(&mut self, continuity: Continuity) {
+        // What happened before the first stream is no loss: nobody was told that this server knows.
+        self.continuity = self.continuity.map(|worst| worst.max(continuity));
+    }
+
+    /// CouchDB has just answered somebody else: what could not be connected is tried again soon.
+    pub fn handle_reachable(&mut self, now: Millis) {
+        if let (Phase::Waiting { until }, Some(Problem::Connection(_))) = (&mut self.phase, &self.problem) {
+            *until = (*until).min(now + self.jitter.around(REDIAL_AFTER));
         }
     }
 
     /// Some hosts of `_db_updates` do not tell where it stands: it is opened without a pin then.
     fn start_from_now(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
-        self.since = Some("now".to_owned());
+        self.since = Some(NOW.to_owned());
+        actions.push(FeedAction::Pinned);
         self.go_on(Question::Stream, false, now, actions);
     }
 
@@ -380,7 +433,7 @@ impl Feed {
         let request = match question {
             Question::Create => self.requests.create_global_changes(),
             Question::Pin => self.requests.pin(source),
-            Question::Stream => self.requests.stream(source, self.since.as_deref().unwrap_or("now"), heartbeat),
+            Question::Stream => self.requests.stream(source, self.since.as_deref().unwrap_or(NOW), heartbeat),
         };
         let patience = self.patience_for(question);
         self.reader = ResponseReader::new();
@@ -400,6 +453,10 @@ impl Feed {
 
     /// The feed broke: it is tried again after the backoff.
     fn fail(&mut self, problem: Problem, now: Millis, actions: &mut Vec<FeedAction>) {
+        if self.since.as_deref() == Some(NOW) {
+            // There is nothing to resume from.
+            self.worsen(Continuity::Gap);
+        }
         let wait = self.backoff.wait(&mut self.jitter);
         if self.problem.as_ref() == Some(&problem) {
             log::debug!("{problem} Next try in {wait} ms.");
@@ -518,6 +575,8 @@ mod tests {
         now: Millis,
         actions: Vec<FeedAction>,
         changes: Vec<String>,
+        opened: Vec<Continuity>,
+        pins: usize,
     }
 
     impl Rig {
@@ -527,7 +586,7 @@ mod tests {
             let url = CouchUrl::parse("http://admin:secret@db.example:5984").expect("a URL");
             let settings = FeedSettings { source, heartbeat: HEARTBEAT, create };
             let feed = Feed::new(settings, Requests::new(&url), Jitter::new(1));
-            Self { feed, now: 0, actions: Vec::new(), changes: Vec::new() }
+            Self { feed, now: 0, actions: Vec::new(), changes: Vec::new(), opened: Vec::new(), pins: 0 }
         }
 
         /// A feed that streams from `7-a`.
@@ -577,6 +636,17 @@ mod tests {
         fn give(&mut self, mut input: &[u8]) {
             loop {
                 let (used, part) = self.feed.handle_bytes(input, self.now, &mut self.actions);
+                self.actions.retain(|action| match action {
+                    FeedAction::Opened(continuity) => {
+                        self.opened.push(*continuity);
+                        false
+                    }
+                    FeedAction::Pinned => {
+                        self.pins += 1;
+                        false
+                    }
+                    _ => true,
+                });
                 input = &input[used..];
                 let mut content = match part {
                     FeedPart::Done => return,
@@ -587,7 +657,7 @@ mod tests {
                     let (used, told) = self.feed.next_line(content, self.now);
                     content = &content[used..];
                     match told {
-                        Told::Change(name, kind) => self.changes.push(format!("{kind:?} {name}")),
+                        Told::Change(name, kind, _) => self.changes.push(format!("{kind:?} {name}")),
                         Told::Nothing | Told::Skipped => {}
                         Told::Done => break,
                         Told::Broken => {
@@ -646,7 +716,8 @@ mod tests {
         rig.give(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"last_seq\":\"7-a\"}");
         assert_eq!(rig.actions, [], "the end of the connection ends the answer");
         rig.feed.handle_lost(None, rig.now, &mut rig.actions);
-        assert_eq!(rig.actions.drain(..).collect::<Vec<_>>(), [FeedAction::HangUp, FeedAction::Dial]);
+        let done = [FeedAction::Pinned, FeedAction::HangUp, FeedAction::Dial];
+        assert_eq!(rig.actions.drain(..).collect::<Vec<_>>(), done);
         rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
         // A cut is no such end.
         let mut rig = Rig::new(FeedSource::GlobalChanges, false);
@@ -740,6 +811,7 @@ mod tests {
                 Some(refusal) => rig.give(refusal),
                 None => rig.feed.handle_timeout(3 * HEARTBEAT, &mut rig.actions),
             }
+            rig.actions.retain(|action| *action != FeedAction::Pinned);
             assert_eq!(rig.actions.drain(..).collect::<Vec<_>>(), [FeedAction::HangUp, FeedAction::Dial]);
             rig.connect("GET /_db_updates?feed=continuous&heartbeat=1000&since=now");
         }
@@ -887,6 +959,113 @@ mod tests {
             }
         }
         check(&stream.chunks(1).collect::<Vec<_>>());
+    }
+
+    /// What is said of the stream that opens behind some trouble.
+    fn continuity_after(trouble: impl FnOnce(&mut Rig)) -> Continuity {
+        let mut rig = Rig::streaming();
+        assert_eq!((&rig.opened[..], rig.pins), (&[Continuity::Whole][..], 1), "nothing was followed before");
+        trouble(&mut rig);
+        rig.give(OPENED);
+        rig.opened[1]
+    }
+
+    const STREAM: &str = "GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a";
+
+    #[test]
+    fn says_what_may_be_missing_between_two_streams() {
+        let cut = |rig: &mut Rig| {
+            rig.feed.handle_lost(None, rig.now, &mut rig.actions);
+            rig.hangs_up();
+            rig.dial();
+        };
+        let refused = |rig: &mut Rig| {
+            rig.feed.handle_lost(Some("connection refused"), rig.now, &mut rig.actions);
+            rig.hangs_up();
+            rig.dial();
+        };
+        let since_refused = |rig: &mut Rig| {
+            rig.connect(STREAM);
+            rig.give(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\n{}");
+            rig.hangs_up();
+            rig.dial();
+            rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+            rig.give(PINNED);
+            rig.asks(STREAM);
+        };
+        let whole = continuity_after(|rig| {
+            cut(rig);
+            rig.connect(STREAM);
+        });
+        assert_eq!(whole, Continuity::Whole);
+        let away = continuity_after(|rig| {
+            cut(rig);
+            refused(rig);
+            rig.connect(STREAM);
+        });
+        assert_eq!(away, Continuity::Doubtful);
+        let gateway = continuity_after(|rig| {
+            cut(rig);
+            rig.connect(STREAM);
+            rig.give(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 2\r\n\r\n{}");
+            rig.hangs_up();
+            rig.dial();
+            rig.connect(STREAM);
+        });
+        assert_eq!(gateway, Continuity::Doubtful);
+        let gap = continuity_after(|rig| {
+            cut(rig);
+            since_refused(rig);
+        });
+        assert_eq!(gap, Continuity::Gap);
+        let worst = continuity_after(|rig| {
+            cut(rig);
+            refused(rig);
+            since_refused(rig);
+        });
+        assert_eq!(worst, Continuity::Doubtful, "the worse of the two");
+        let missing = continuity_after(|rig| {
+            cut(rig);
+            rig.connect(STREAM);
+            rig.give(MISSING);
+            rig.hangs_up();
+            rig.dial();
+            rig.connect(STREAM);
+        });
+        assert_eq!(missing, Continuity::Unrecorded);
+    }
+
+    #[test]
+    fn a_feed_that_cannot_be_pinned_may_miss_something_when_it_breaks_early() {
+        let mut rig = Rig::new(FeedSource::DbUpdates, false);
+        rig.dial();
+        rig.connect("GET /_db_updates?since=now&limit=1");
+        rig.give(b"HTTP/1.1 501 Not Implemented\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}");
+        rig.actions.clear();
+        for _ in 0..2 {
+            rig.connect("GET /_db_updates?feed=continuous&heartbeat=1000&since=now");
+            rig.give(OPENED);
+            rig.feed.handle_lost(None, rig.now, &mut rig.actions);
+            rig.hangs_up();
+            rig.dial();
+        }
+        assert_eq!(rig.opened, [Continuity::Whole, Continuity::Gap]);
+    }
+
+    #[test]
+    fn dials_soon_when_couchdb_turns_out_to_be_there() {
+        let mut rig = Rig::streaming();
+        for _ in 0..10 {
+            rig.feed.handle_lost(Some("connection refused"), rig.now, &mut rig.actions);
+            rig.hangs_up();
+            if rig.feed.poll_timeout().is_some_and(|at| at > rig.now + 10_000) {
+                break;
+            }
+            rig.dial();
+        }
+        assert!(rig.feed.poll_timeout().expect("it waits") > rig.now + 10_000);
+        rig.feed.handle_reachable(rig.now);
+        assert!(rig.feed.poll_timeout().expect("it waits") <= rig.now + REDIAL_AFTER);
     }
 
     #[test]

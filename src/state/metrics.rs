@@ -56,6 +56,8 @@ close_reasons! {
     Overlap => "overlapping requests", close_code::POLICY;
     /// Too many messages before the log-in was over.
     TooMuchHeld => "too many messages before the log-in", close_code::POLICY;
+    /// A client that takes nothing of what is written to it.
+    SlowReader => "reads nothing", close_code::POLICY;
     /// A request that cannot be served.
     BadRequest => "bad request", close_code::PROTOCOL;
     /// A request whose head or body did not come in time.
@@ -87,6 +89,14 @@ pub struct Metrics {
     pub feed_breaks: u64,
     /// Notifications handed to clients' connections.
     pub notifications: u64,
+    /// Notifications that became one with an earlier one which the client had not been told yet.
+    pub merged_notifications: u64,
+    /// Requests for the positions of databases.
+    pub look_ups: u64,
+    /// Those that were not answered, or not with positions.
+    pub failed_look_ups: u64,
+    /// Times that all clients were told that changes may have been lost.
+    pub resyncs: u64,
     closes: [u64; CloseReason::ALL.len()],
 }
 

@@ -1,13 +1,17 @@
 //! Machines and tables. None knows a socket; the time is an argument, randomness is handed in, and what
 //! is to be done is returned.
 
+pub mod catch_up;
 pub mod dialer;
 pub mod feed;
 pub mod jitter;
 pub mod metrics;
 pub mod pool;
+pub mod positions;
+pub mod resync;
 pub mod routes;
 pub mod session;
 pub mod subscriptions;
 pub mod table;
 pub mod timers;
+pub mod watch;

@@ -20,8 +20,8 @@ const NO_ANSWER_FOR: Millis = 4_500;
 const LONGEST_WAIT: Millis = 30_000;
 /// Time from a failed connection to the next try, in milliseconds.
 const REDIAL_AFTER: Millis = 250;
-/// Longest body of an answer, in bytes.
-const MAX_BODY: usize = 64 * 1024;
+/// Longest body of an answer about a session, in bytes.
+pub const MAX_BODY: usize = 64 * 1024;
 /// How often a request is sent over new connections that end without an answer to it.
 const MAX_ATTEMPTS: u8 = 2;
 
@@ -53,6 +53,8 @@ pub struct Answer {
 #[derive(Debug)]
 pub struct Pool<P> {
     connections: Vec<Connection>,
+    /// Longest body of an answer, in bytes.
+    max_body: usize,
     tickets: Table<Ticket<P>>,
     /// Tickets that wait, oldest first; those that were cancelled are in here still.
     waiting: VecDeque<Key>,
@@ -94,10 +96,17 @@ struct Exchange {
 }
 
 impl<P> Pool<P> {
-    /// A pool of at most `size` connections.
-    pub fn new(size: usize) -> Self {
+    /// A pool of at most `size` connections, with answers of at most `max_body` bytes.
+    pub fn new(size: usize, max_body: usize) -> Self {
         let connections = (0..size.max(1)).map(|_| Connection::Closed).collect();
-        Self { connections, tickets: Table::default(), waiting: VecDeque::new(), last_answer: 0, redial_from: 0 }
+        Self {
+            connections,
+            max_body,
+            tickets: Table::default(),
+            waiting: VecDeque::new(),
+            last_answer: 0,
+            redial_from: 0,
+        }
     }
 
     /// Takes a request. The key is good for [`Pool::cancel`]; None when too many wait.
@@ -202,7 +211,7 @@ impl<P> Pool<P> {
                     exchange.head = Some(head);
                     input = &input[used..];
                 }
-                Ok((used, Part::Data(data))) if exchange.body.len() + data.len() <= MAX_BODY => {
+                Ok((used, Part::Data(data))) if exchange.body.len() + data.len() <= self.max_body => {
                     exchange.body.extend_from_slice(data);
                     input = &input[used..];
                 }
@@ -336,7 +345,7 @@ mod tests {
 
     #[test]
     fn queues_in_order_over_few_connections() {
-        let (mut pool, mut actions) = (Pool::new(2), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(2, MAX_BODY), Vec::new());
         for purpose in 0..4u32 {
             pool.submit(vec![b'a'], purpose, 0, &mut actions).unwrap();
         }
@@ -357,7 +366,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_ended_under_a_request_is_tried_once_more() {
-        let (mut pool, mut actions) = (Pool::new(1), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY), Vec::new());
         pool.submit(vec![b'a'], 7u32, 0, &mut actions).unwrap();
         for attempt in 0..2 {
             pool.handle_connected(0, 1, &mut actions);
@@ -370,7 +379,7 @@ mod tests {
 
     #[test]
     fn connections_that_went_stale_while_idle_do_not_count_as_tries() {
-        let (mut pool, mut actions) = (Pool::new(3), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(3, MAX_BODY), Vec::new());
         for purpose in 0..3u32 {
             pool.submit(vec![b'a'], purpose, 0, &mut actions).unwrap();
         }
@@ -398,7 +407,7 @@ mod tests {
 
     #[test]
     fn fails_within_five_seconds_when_couchdb_is_away_or_silent() {
-        let (mut pool, mut actions) = (Pool::new(1), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY), Vec::new());
         pool.submit(vec![b'a'], 1u32, 1000, &mut actions).unwrap();
         pool.submit(vec![b'b'], 2u32, 1000, &mut actions).unwrap();
         pool.handle_lost(0, 1001, &mut actions);
@@ -423,7 +432,7 @@ mod tests {
 
     #[test]
     fn who_queued_before_a_silent_couchdb_waits_no_longer_than_who_was_sent() {
-        let (mut pool, mut actions) = (Pool::new(1), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY), Vec::new());
         pool.submit(vec![b'a'], 1u32, 0, &mut actions).unwrap();
         pool.handle_connected(0, 0, &mut actions);
         pool.submit(vec![b'b'], 2u32, 10, &mut actions).unwrap();
@@ -439,7 +448,7 @@ mod tests {
 
     #[test]
     fn a_long_queue_is_no_failure_while_answers_come() {
-        let (mut pool, mut actions) = (Pool::new(1), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY), Vec::new());
         for purpose in 0..20u32 {
             pool.submit(vec![b'a'], purpose, 0, &mut actions).unwrap();
         }
@@ -455,7 +464,7 @@ mod tests {
 
     #[test]
     fn what_is_cancelled_is_neither_sent_nor_told() {
-        let (mut pool, mut actions) = (Pool::new(1), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY), Vec::new());
         let first = pool.submit(vec![b'a'], 1u32, 0, &mut actions).unwrap();
         let second = pool.submit(vec![b'b'], 2u32, 0, &mut actions).unwrap();
         pool.submit(vec![b'c'], 3u32, 0, &mut actions).unwrap();
@@ -472,7 +481,7 @@ mod tests {
 
     #[test]
     fn broken_answers_and_answers_to_nothing_end_the_connection() {
-        let (mut pool, mut actions) = (Pool::new(1), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY), Vec::new());
         pool.submit(vec![b'a'], 1u32, 0, &mut actions).unwrap();
         pool.handle_connected(0, 0, &mut actions);
         pool.handle_bytes(0, b"SSH-2.0\r\n", 1, &mut actions);

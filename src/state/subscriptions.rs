@@ -10,12 +10,16 @@
 //!                   chain of the entries that are dirty: first ─▶ … ─▶ last
 //! ```
 //!
+//! A database is kept while someone subscribes to it or holds it, with what is known of its position.
+//!
 //! What a session has not been told is a chain through its own entries: marking allocates nothing, a
 //! database is in it once however often it changed, and it is bounded by the session's subscriptions.
 
 use std::collections::HashMap;
 
+use crate::state::watch::Watch;
 use crate::wire::couchdb::ChangeKind;
+use crate::wire::positions::Position;
 
 /// Most databases that one session may subscribe to.
 pub const MAX_SUBSCRIPTIONS: usize = 10_000;
@@ -27,7 +31,7 @@ const LOOKUP_FROM: usize = 32;
 /// No entry: the end of a chain.
 const NONE: u32 = u32::MAX;
 
-/// A database that someone subscribes to: valid until its last subscriber leaves.
+/// A database that someone subscribes to or holds: valid until the last of them leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DatabaseId(u32);
 
@@ -47,12 +51,20 @@ pub struct Subscriptions {
     sessions: Vec<Interests>,
     /// Subscriptions of all sessions together.
     total: usize,
+    /// Whether databases without subscribers are kept for [`Subscriptions::take_orphans`].
+    pub keeps_orphans: bool,
+    orphans: Vec<DatabaseId>,
+    /// What tells positions from the same ones before CouchDB may have lost events; 0 when it never did.
+    doubt: u32,
 }
 
 #[derive(Debug)]
 struct Database {
     name: Box<str>,
     subscribers: Vec<Subscriber>,
+    watch: Watch,
+    /// How many keep it beside its subscribers.
+    holds: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -144,7 +156,81 @@ impl Subscriptions {
         }
     }
 
-    /// The database of a name, when someone subscribes to it.
+    /// Whether a session subscribes to a name.
+    pub fn has(&self, session: SessionIndex, name: &str) -> bool {
+        let Some(&database) = self.names.get(name) else { return false };
+        self.sessions.get(session as usize).is_some_and(|interests| interests.find(database).is_some())
+    }
+
+    /// The database of a name, kept until [`Subscriptions::release`].
+    pub fn hold(&mut self, name: &str) -> DatabaseId {
+        let database = self.names.get(name).copied().unwrap_or_else(|| self.add_database(name));
+        self.databases[database as usize].holds += 1;
+        DatabaseId(database)
+    }
+
+    /// Keeps a database once more.
+    pub fn hold_id(&mut self, database: DatabaseId) {
+        self.databases[database.0 as usize].holds += 1;
+    }
+
+    /// Ends a hold.
+    pub fn release(&mut self, database: DatabaseId) {
+        self.databases[database.0 as usize].holds -= 1;
+        self.drop_unused(database.0);
+    }
+
+    /// The databases whose last subscriber has left, each held once for the caller.
+    pub fn take_orphans(&mut self) -> Vec<DatabaseId> {
+        std::mem::take(&mut self.orphans)
+    }
+
+    /// What is known of a database.
+    pub fn watch(&self, database: DatabaseId) -> &Watch {
+        &self.databases[database.0 as usize].watch
+    }
+
+    /// What is known of a database.
+    pub fn watch_mut(&mut self, database: DatabaseId) -> &mut Watch {
+        &mut self.databases[database.0 as usize].watch
+    }
+
+    /// The position of a database as clients are given it, if it is certain.
+    pub fn known(&self, database: DatabaseId) -> Option<Position> {
+        let watch = self.watch(database);
+        watch.known().map(|position| self.with_doubt(position, watch))
+    }
+
+    /// The position of a database up to which its subscribers were told, as clients are given it.
+    pub fn told(&self, database: DatabaseId) -> Option<Position> {
+        let watch = self.watch(database);
+        watch.told().map(|position| self.with_doubt(position, watch))
+    }
+
+    fn with_doubt(&self, position: Position, watch: &Watch) -> Position {
+        Position { doubt: if watch.is_settled() { 0 } else { self.doubt }, ..position }
+    }
+
+    /// CouchDB may have lost events: whoever comes back with a position from before is told, even when it is still
+    /// the same. `doubt` is any number that was not used before.
+    pub fn doubt(&mut self, doubt: u32) {
+        self.doubt = doubt.max(1);
+        for database in &mut self.databases {
+            database.watch.unsettle();
+        }
+    }
+
+    /// Whether someone subscribes to a database.
+    pub fn has_subscribers(&self, database: DatabaseId) -> bool {
+        !self.databases[database.0 as usize].subscribers.is_empty()
+    }
+
+    /// All databases that are kept.
+    pub fn all(&self) -> Vec<DatabaseId> {
+        self.names.values().copied().map(DatabaseId).collect()
+    }
+
+    /// The database of a name, when someone subscribes to it or holds it.
     pub fn find(&self, name: &str) -> Option<DatabaseId> {
         self.names.get(name).copied().map(DatabaseId)
     }
@@ -155,16 +241,40 @@ impl Subscriptions {
     }
 
     /// Notes for each subscriber of a database that it changed. Sessions that had nothing noted before are
-    /// appended to `woken`.
-    pub fn mark(&mut self, database: DatabaseId, kind: ChangeKind, woken: &mut Vec<SessionIndex>) {
+    /// appended to `woken`. Returns for how many subscribers the change became one with an earlier one.
+    pub fn mark(&mut self, database: DatabaseId, kind: ChangeKind, woken: &mut Vec<SessionIndex>) -> u64 {
+        let mut merged = 0;
         for subscriber in &self.databases[database.0 as usize].subscribers {
             let interests = &mut self.sessions[subscriber.session as usize];
             let idle = interests.first == NONE;
-            interests.mark(subscriber.entry, kind);
+            merged += u64::from(!interests.mark(subscriber.entry, kind));
             if idle {
                 woken.push(subscriber.session);
             }
         }
+        merged
+    }
+
+    /// Notes for one subscriber that a database changed; whether it subscribes to that.
+    pub fn mark_for(&mut self, session: SessionIndex, database: DatabaseId, kind: ChangeKind) -> bool {
+        let Some(interests) = self.sessions.get_mut(session as usize) else { return false };
+        let Some(entry) = interests.find(database.0) else { return false };
+        interests.mark(entry, kind);
+        true
+    }
+
+    /// Notes for a session that each of its databases may have changed.
+    pub fn mark_all(&mut self, session: SessionIndex) {
+        let Some(interests) = self.sessions.get_mut(session as usize) else { return };
+        for entry in 0..index(interests.entries.len()) {
+            interests.mark(entry, ChangeKind::Updated);
+        }
+    }
+
+    /// The databases of a session, each with whether the session was told of everything in it.
+    pub fn of_session(&self, session: SessionIndex) -> impl Iterator<Item = (DatabaseId, bool)> + '_ {
+        let entries = self.sessions.get(session as usize).map_or(&[][..], |interests| &interests.entries);
+        entries.iter().map(|entry| (DatabaseId(entry.database), entry.dirty.is_none()))
     }
 
     /// Takes the database that has been waiting longest to be told to a session.
@@ -188,7 +298,7 @@ impl Subscriptions {
         self.sessions.get(session as usize).map_or(0, |interests| interests.entries.len())
     }
 
-    /// How many databases someone subscribes to.
+    /// How many databases someone subscribes to or holds.
     pub fn databases(&self) -> usize {
         self.names.len()
     }
@@ -199,7 +309,7 @@ impl Subscriptions {
     }
 
     fn add_database(&mut self, name: &str) -> u32 {
-        let database = Database { name: name.into(), subscribers: Vec::new() };
+        let database = Database { name: name.into(), subscribers: Vec::new(), watch: Watch::default(), holds: 0 };
         let slot = if let Some(slot) = self.free.pop() {
             self.databases[slot as usize] = database;
             slot
@@ -223,9 +333,21 @@ impl Subscriptions {
         self.total -= 1;
         if database.subscribers.is_empty() {
             database.subscribers = Vec::new();
-            let name = std::mem::take(&mut database.name);
+            // Who holds it already sees to it; else it is handed on to who lets it linger.
+            if self.keeps_orphans && database.holds == 0 {
+                database.holds = 1;
+                self.orphans.push(DatabaseId(entry.database));
+            }
+            self.drop_unused(entry.database);
+        }
+    }
+
+    fn drop_unused(&mut self, database: u32) {
+        let its = &mut self.databases[database as usize];
+        if its.holds == 0 && its.subscribers.is_empty() {
+            let name = std::mem::take(&mut its.name);
             self.names.remove(&name);
-            self.free.push(entry.database);
+            self.free.push(database);
         }
     }
 }
@@ -275,16 +397,18 @@ impl Interests {
         removed
     }
 
-    fn mark(&mut self, entry: u32, kind: ChangeKind) {
+    /// Notes a change; false when another was noted already and not told.
+    fn mark(&mut self, entry: u32, kind: ChangeKind) -> bool {
         let its = &mut self.entries[entry as usize];
         if let Some(earlier) = its.dirty {
             its.dirty = Some(earlier.merge(kind));
-            return;
+            return false;
         }
         its.dirty = Some(kind);
         let last = self.last;
         self.link(last, entry);
         self.link(entry, NONE);
+        true
     }
 
     /// Takes an entry out of the chain; what it had to tell, if anything.

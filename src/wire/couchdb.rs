@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::json;
+use super::positions::{self, Revision};
 use super::secret::Secret;
 use super::url::{CouchUrl, percent_encode};
 
@@ -33,6 +34,15 @@ impl ChangeKind {
         }
     }
 
+    /// Its name: in the ids of event documents, and in what clients are told.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::Deleted => "deleted",
+        }
+    }
+
     /// The kind to tell when several changes of one database become one notification: that a
     /// database came or went says more than that it was written to, and of two such the later
     /// one counts. CouchDB gives the events of one tick in any order.
@@ -53,6 +63,8 @@ pub enum FeedLine<'a> {
         database: Cow<'a, str>,
         /// What happened.
         kind: ChangeKind,
+        /// The revision of the event document; None where the line has none, as in `_db_updates`.
+        revision: Option<Revision>,
         /// The update sequence to resume from behind this line: opaque. None where the line has none: it
         /// is told all the same, and a resumed feed tells it again.
         seq: Option<Cow<'a, str>>,
@@ -78,12 +90,20 @@ struct RawLine<'a> {
     last_seq: Option<&'a RawValue>,
     #[serde(borrow)]
     id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    changes: Option<&'a RawValue>,
     #[serde(default)]
     deleted: bool,
     #[serde(borrow)]
     db_name: Option<Cow<'a, str>>,
     #[serde(borrow, rename = "type")]
     kind: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct RawChange<'a> {
+    #[serde(borrow)]
+    rev: Cow<'a, str>,
 }
 
 /// Reads one line of either feed, without its line feed; None when it is not the JSON of one.
@@ -100,11 +120,11 @@ fn parse_usual_line(line: &[u8]) -> Option<FeedLine<'_>> {
     let rest = line.strip_prefix(b"{\"seq\":\"")?;
     let (seq, rest) = plain_string(rest)?;
     let (id, rest) = plain_string(rest.strip_prefix(b",\"id\":\"")?)?;
-    let (_, rest) = plain_string(rest.strip_prefix(b",\"changes\":[{\"rev\":\"")?)?;
+    let (revision, rest) = plain_string(rest.strip_prefix(b",\"changes\":[{\"rev\":\"")?)?;
     if rest != b"}]}" {
         return None;
     }
-    Some(change_of_document(Cow::Borrowed(id), Some(Cow::Borrowed(seq))))
+    Some(change_of_document(Cow::Borrowed(id), Revision::parse(revision), Some(Cow::Borrowed(seq))))
 }
 
 /// A JSON string without escapes up to its closing quote, and what follows that.
@@ -124,8 +144,8 @@ fn parse_any_line(line: &[u8]) -> Option<FeedLine<'_>> {
         return Some(FeedLine::Other { seq });
     }
     match (raw.id, raw.db_name, raw.kind) {
-        (Some(id), ..) => Some(change_of_document(id, seq)),
-        (None, Some(name), Some(kind)) => Some(change_of(name, ChangeKind::parse(&kind), seq)),
+        (Some(id), ..) => Some(change_of_document(id, raw.changes.and_then(winning_revision), seq)),
+        (None, Some(name), Some(kind)) => Some(change_of(name, ChangeKind::parse(&kind), None, seq)),
         _ => Some(FeedLine::Other { seq }),
     }
 }
@@ -140,21 +160,32 @@ fn opaque(seq: &RawValue) -> Option<Cow<'_, str>> {
     }
 }
 
+/// The first of the `changes` of a line.
+fn winning_revision(changes: &RawValue) -> Option<Revision> {
+    let changes: Vec<RawChange<'_>> = serde_json::from_str(changes.get()).ok()?;
+    Revision::parse(&changes.first()?.rev)
+}
+
 /// The change that an event document's id `kind:name` tells of. The name may hold further colons.
-fn change_of_document<'a>(id: Cow<'a, str>, seq: Option<Cow<'a, str>>) -> FeedLine<'a> {
+fn change_of_document<'a>(id: Cow<'a, str>, revision: Option<Revision>, seq: Option<Cow<'a, str>>) -> FeedLine<'a> {
     let Some(colon) = id.find(':') else { return FeedLine::Other { seq } };
     let kind = ChangeKind::parse(&id[..colon]);
     let name = match id {
         Cow::Borrowed(id) => Cow::Borrowed(&id[colon + 1..]),
         Cow::Owned(mut id) => Cow::Owned(id.split_off(colon + 1)),
     };
-    change_of(name, kind, seq)
+    change_of(name, kind, revision, seq)
 }
 
-fn change_of<'a>(database: Cow<'a, str>, kind: Option<ChangeKind>, seq: Option<Cow<'a, str>>) -> FeedLine<'a> {
+fn change_of<'a>(
+    database: Cow<'a, str>,
+    kind: Option<ChangeKind>,
+    revision: Option<Revision>,
+    seq: Option<Cow<'a, str>>,
+) -> FeedLine<'a> {
     match kind {
         // The table of databases itself: written on every create and delete.
-        Some(kind) if database != "_dbs" && !database.is_empty() => FeedLine::Change { database, kind, seq },
+        Some(kind) if database != "_dbs" && !database.is_empty() => FeedLine::Change { database, kind, revision, seq },
         _ => FeedLine::Other { seq },
     }
 }
@@ -213,6 +244,16 @@ impl Requests {
         let mut target = format!("{}?feed=continuous&heartbeat={heartbeat_ms}&since=", source.path());
         percent_encode(since, &mut target);
         self.write("GET", &target, self.admin.reveal(), b"")
+    }
+
+    /// Asks for the current revisions of the event documents of databases.
+    pub fn look_up<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<u8> {
+        self.write("POST", "/_global_changes/_all_docs", self.admin.reveal(), &positions::write_keys(names))
+    }
+
+    /// Asks what `_global_changes` is, above all since when.
+    pub fn epoch(&self) -> Vec<u8> {
+        self.write("GET", "/_global_changes", self.admin.reveal(), b"")
     }
 
     /// Makes the `_global_changes` database.
@@ -388,7 +429,12 @@ mod tests {
     use super::*;
 
     fn change<'a>(database: &'a str, kind: ChangeKind, seq: &'a str) -> FeedLine<'a> {
-        FeedLine::Change { database: database.into(), kind, seq: Some(seq.into()) }
+        FeedLine::Change { database: database.into(), kind, revision: None, seq: Some(seq.into()) }
+    }
+
+    fn revised<'a>(database: &'a str, kind: ChangeKind, revision: &str, seq: &'a str) -> FeedLine<'a> {
+        let revision = Revision::parse(revision);
+        FeedLine::Change { database: database.into(), kind, revision, seq: Some(seq.into()) }
     }
 
     fn other(seq: &str) -> FeedLine<'_> {
@@ -399,13 +445,19 @@ mod tests {
     fn reads_the_lines_of_both_feeds() {
         use ChangeKind::{Created, Deleted, Updated};
         for (line, expected) in [
-            (r#"{"seq":"4-g1A","id":"created:t1","changes":[{"rev":"1-967a"}]}"#, change("t1", Created, "4-g1A")),
-            (r#"{"seq":"8-x","id":"updated:a/b","changes":[{"rev":"1-9"}]}"#, change("a/b", Updated, "8-x")),
+            (
+                r#"{"seq":"4-g1A","id":"created:t1","changes":[{"rev":"1-967a"}]}"#,
+                revised("t1", Created, "1-967a", "4-g1A"),
+            ),
+            (r#"{"seq":"8-x","id":"updated:a/b","changes":[{"rev":"1-9"}]}"#, revised("a/b", Updated, "1-9", "8-x")),
             (
                 r#"{"seq":"8-x","id":"deleted:plus+db:x","changes":[{"rev":"1-9"}]}"#,
-                change("plus+db:x", Deleted, "8-x"),
+                revised("plus+db:x", Deleted, "1-9", "8-x"),
             ),
-            (r#"{"seq":"8-x","id":"updated:_users","changes":[{"rev":"1-9"}]}"#, change("_users", Updated, "8-x")),
+            (
+                r#"{"seq":"8-x","id":"updated:_users","changes":[{"rev":"1-9"}]}"#,
+                revised("_users", Updated, "1-9", "8-x"),
+            ),
             (r#"{"seq":"9-y","id":"updated:_dbs","changes":[{"rev":"1-9"}]}"#, other("9-y")),
             (r#"{"seq":"9-y","id":"_design/a:b","changes":[{"rev":"1-9"}]}"#, other("9-y")),
             (r#"{"seq":"9-y","id":"updated:","changes":[{"rev":"1-9"}]}"#, other("9-y")),
@@ -413,13 +465,17 @@ mod tests {
             (r#"{"seq":"9-y","id":"updated:a","changes":[{"rev":"2-9"}],"deleted":true}"#, other("9-y")),
             (
                 r#"{"seq":"9-\u0079","id":"updated:gr\u00fcn","changes":[{"rev":"1-9"}]}"#,
-                change("grün", Updated, "9-y"),
+                revised("grün", Updated, "1-9", "9-y"),
             ),
-            (r#"{"id":"updated:a","seq":12,"changes":[{"rev":"1-9"},{"rev":"2-8"}]}"#, change("a", Updated, "12")),
+            (
+                r#"{"id":"updated:a","seq":12,"changes":[{"rev":"1-9"},{"rev":"2-8"}]}"#,
+                revised("a", Updated, "1-9", "12"),
+            ),
+            (r#"{"seq":"1","id":"updated:a","changes":[{"rev":"x"}]}"#, change("a", Updated, "1")),
             (r#"{"seq":[1,"x"],"id":"updated:a","changes":[]}"#, change("a", Updated, r#"[1,"x"]"#)),
             (
                 r#"{"seq":null,"id":"updated:a","changes":[]}"#,
-                FeedLine::Change { database: "a".into(), kind: Updated, seq: None },
+                FeedLine::Change { database: "a".into(), kind: Updated, revision: None, seq: None },
             ),
             (r#"{"seq":null,"id":"nothing","changes":[]}"#, FeedLine::Other { seq: None }),
             (r#"{"db_name":"t1","type":"created","seq":"4-g"}"#, change("t1", Created, "4-g")),

@@ -3,12 +3,14 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io::Write as _;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::couchdb::{ChangeKind, Credentials};
 use super::json::{self, Text, parse_string, write_string};
+use super::positions::Position;
 use super::secret::Secret;
 
 /// The name of the sub-protocol (RFC 6455 section 1.9).
@@ -26,8 +28,9 @@ pub struct RequestId(Option<Box<str>>);
 pub enum Operation<'a> {
     /// `log-in`.
     LogIn(Credentials),
-    /// `subscribe` to databases, each with the last position known.
-    Subscribe(Positions<'a>),
+    /// `subscribe` to databases, each with the last position known, and the epoch that these are of where the client
+    /// says so.
+    Subscribe(Positions<'a>, Option<Cow<'a, str>>),
     /// `unsubscribe` from databases.
     Unsubscribe(Vec<Cow<'a, str>>),
     /// `heartbeat`.
@@ -60,7 +63,8 @@ impl RequestError {
             Self::Operation => "\"op\" must be log-in, subscribe, unsubscribe, heartbeat or log-out",
             Self::Credentials => "log-in takes the strings \"username\" and \"password\", or \"cookie\"",
             Self::Databases => {
-                "\"dbs\" must be an array of non-empty strings, or an object of positions (strings or null)"
+                "\"dbs\" must be an array of non-empty strings, or an object of positions (strings or null); \
+                 \"epoch\" a string or null"
             }
         }
     }
@@ -80,6 +84,8 @@ struct RawRequest<'a> {
     cookie: Option<&'a RawValue>,
     #[serde(borrow)]
     dbs: Option<&'a RawValue>,
+    #[serde(borrow)]
+    epoch: Option<&'a RawValue>,
 }
 
 /// Reads a message. The id is there for the answer also where the rest is wrong.
@@ -97,7 +103,7 @@ pub fn parse_request(text: &str) -> (RequestId, Result<Operation<'_>, RequestErr
     let operation = match raw.op.as_ref().map(|op| &*op.0) {
         None => Err(RequestError::Shape),
         Some("log-in") => credentials(&raw).map(Operation::LogIn).ok_or(RequestError::Credentials),
-        Some("subscribe") => raw.dbs.and_then(positions).map(Operation::Subscribe).ok_or(RequestError::Databases),
+        Some("subscribe") => subscription(&raw).ok_or(RequestError::Databases),
         Some("unsubscribe") => raw
             .dbs
             .and_then(|dbs| json::parse_names(dbs.get()))
@@ -119,6 +125,14 @@ fn credentials(raw: &RawRequest<'_>) -> Option<Credentials> {
     Some(Credentials::Password { username, password: Secret::new(string(raw.password)?) })
 }
 
+fn subscription<'a>(raw: &RawRequest<'a>) -> Option<Operation<'a>> {
+    let epoch = match raw.epoch.map(RawValue::get) {
+        None | Some("null") => None,
+        Some(text) => Some(parse_string(text)?),
+    };
+    Some(Operation::Subscribe(positions(raw.dbs?)?, epoch))
+}
+
 /// `dbs` of `subscribe`: names, or names with positions.
 fn positions(dbs: &RawValue) -> Option<Positions<'_>> {
     if !dbs.get().starts_with('{') {
@@ -131,11 +145,24 @@ fn positions(dbs: &RawValue) -> Option<Positions<'_>> {
     Some(map.into_iter().map(|(name, position)| (Cow::Owned(name), position.map(|text| text.0))).collect())
 }
 
-/// Appends the first message of a connection.
-pub fn write_hello(out: &mut Vec<u8>) {
+/// Appends the first message of a connection, with the epoch in which positions mean something, if that is known. It
+/// comes again when that becomes another one.
+pub fn write_hello(out: &mut Vec<u8>, epoch: Option<&str>) {
     out.extend_from_slice(
-        concat!("{\"event\":\"hello\",\"server\":\"couchdb-howler/", env!("CARGO_PKG_VERSION"), "\"}").as_bytes(),
+        concat!("{\"event\":\"hello\",\"server\":\"couchdb-howler/", env!("CARGO_PKG_VERSION"), "\"").as_bytes(),
     );
+    if let Some(epoch) = epoch {
+        out.extend_from_slice(b",\"epoch\":");
+        write_string(out, epoch);
+    }
+    out.push(b'}');
+}
+
+/// Appends the `resync` event: whatever the client subscribes to may have changed.
+pub fn write_resync(out: &mut Vec<u8>, reason: &str) {
+    out.extend_from_slice(b"{\"event\":\"resync\",\"reason\":");
+    write_string(out, reason);
+    out.push(b'}');
 }
 
 /// Appends the answer to `unsubscribe`, `heartbeat` and `log-out`.
@@ -154,11 +181,39 @@ pub fn write_logged_in(out: &mut Vec<u8>, id: &RequestId, username: &str, cookie
     out.push(b'}');
 }
 
-/// Appends the answer to `subscribe`: `changed` are those of the named databases that may have changed
-/// since the position that the client gave.
-pub fn write_subscribed(out: &mut Vec<u8>, id: &RequestId, changed: &[&str]) {
+/// Appends the answer to `subscribe`: where the databases stand, null where that is not known (all of it left out
+/// where positions are never known), and those which may have changed since the position that the client gave. With the
+/// epoch when `hello` came before that was known.
+pub fn write_subscribed(
+    out: &mut Vec<u8>,
+    id: &RequestId,
+    positions: Option<&[(&str, Option<Position>)]>,
+    changed: &[&str],
+    epoch: Option<&str>,
+) {
     open_answer(out, id);
-    out.extend_from_slice(b"\"ok\":true,\"changed\":[");
+    out.extend_from_slice(b"\"ok\":true,");
+    if let Some(epoch) = epoch {
+        out.extend_from_slice(b"\"epoch\":");
+        write_string(out, epoch);
+        out.push(b',');
+    }
+    if let Some(positions) = positions {
+        out.extend_from_slice(b"\"dbs\":{");
+        for (i, (name, position)) in positions.iter().enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            write_string(out, name);
+            out.push(b':');
+            match position {
+                Some(position) => write_position(out, *position),
+                None => out.extend_from_slice(b"null"),
+            }
+        }
+        out.extend_from_slice(b"},");
+    }
+    out.extend_from_slice(b"\"changed\":[");
     for (i, name) in changed.iter().enumerate() {
         if i > 0 {
             out.push(b',');
@@ -168,30 +223,41 @@ pub fn write_subscribed(out: &mut Vec<u8>, id: &RequestId, changed: &[&str]) {
     out.extend_from_slice(b"]}");
 }
 
-/// Appends an answer that says no.
-pub fn write_error(out: &mut Vec<u8>, id: &RequestId, name: &str, message: &str) {
+/// Appends an answer that says no; with `retry_after_ms` when asking again then may help.
+pub fn write_error(out: &mut Vec<u8>, id: &RequestId, name: &str, message: &str, retry_after_ms: Option<u64>) {
     open_answer(out, id);
     out.extend_from_slice(b"\"error\":");
     write_string(out, name);
     out.extend_from_slice(b",\"message\":");
     write_string(out, message);
+    if let Some(milliseconds) = retry_after_ms {
+        let _ = write!(out, ",\"retry_after_ms\":{milliseconds}");
+    }
     out.push(b'}');
 }
 
-/// Appends the `change` event.
-pub fn write_change(out: &mut Vec<u8>, database: &str, kind: ChangeKind) {
+/// Appends the `change` event, with where the database stands, if that is known.
+pub fn write_change(out: &mut Vec<u8>, database: &str, kind: ChangeKind, position: Option<Position>) {
     out.extend_from_slice(b"{\"event\":\"change\",\"db\":");
     write_string(out, database);
     out.extend_from_slice(match kind {
-        ChangeKind::Created => b",\"kind\":\"created\"}",
-        ChangeKind::Updated => b",\"kind\":\"updated\"}",
-        ChangeKind::Deleted => b",\"kind\":\"deleted\"}",
+        ChangeKind::Created => b",\"kind\":\"created\"",
+        ChangeKind::Updated => b",\"kind\":\"updated\"",
+        ChangeKind::Deleted => b",\"kind\":\"deleted\"",
     });
+    if let Some(position) = position {
+        out.extend_from_slice(b",\"position\":");
+        write_position(out, position);
+    }
+    out.push(b'}');
+}
+
+fn write_position(out: &mut Vec<u8>, position: Position) {
+    let _ = write!(out, "\"{position}\"");
 }
 
 /// Appends the `goodbye` event: the server stops, come back after so many milliseconds.
 pub fn write_goodbye(out: &mut Vec<u8>, retry_after_ms: u64) {
-    use std::io::Write as _;
     let _ = write!(out, "{{\"event\":\"goodbye\",\"reason\":\"shutting-down\",\"retry_after_ms\":{retry_after_ms}}}");
 }
 
@@ -228,11 +294,11 @@ mod tests {
         );
         assert_eq!(
             request(r#"{"op":"subscribe","dbs":["a"]}"#),
-            (None, Ok(Operation::Subscribe(vec![("a".into(), None)])))
+            (None, Ok(Operation::Subscribe(vec![("a".into(), None)], None)))
         );
         assert_eq!(
-            request(r#"{"op":"subscribe","dbs":{"a":"29.1.0","b":null}}"#).1,
-            Ok(Operation::Subscribe(vec![("a".into(), Some("29.1.0".into())), ("b".into(), None)]))
+            request(r#"{"op":"subscribe","dbs":{"a":"29.1.0","b":null},"epoch":"17"}"#).1,
+            Ok(Operation::Subscribe(vec![("a".into(), Some("29.1.0".into())), ("b".into(), None)], Some("17".into())))
         );
         assert_eq!(
             request(r#"{"op":"unsubscribe","dbs":["a","b"]}"#).1,
@@ -262,6 +328,7 @@ mod tests {
             (r#"{"op":"subscribe","dbs":[""]}"#, RequestError::Databases),
             (r#"{"op":"subscribe","dbs":{"":null}}"#, RequestError::Databases),
             (r#"{"op":"subscribe","dbs":{"a":1}}"#, RequestError::Databases),
+            (r#"{"op":"subscribe","dbs":["a"],"epoch":17}"#, RequestError::Databases),
             (r#"{"op":"unsubscribe","dbs":{"a":null}}"#, RequestError::Databases),
         ] {
             assert_eq!(parse_request(text).1, Err(error), "{text}");
@@ -285,21 +352,39 @@ mod tests {
             String::from_utf8(out).unwrap()
         };
         let id = RequestId(Some("3".into()));
-        assert!(written(&|o| write_hello(o)).starts_with(r#"{"event":"hello","server":"couchdb-howler/1"#));
+        assert!(written(&|o| write_hello(o, None)).starts_with(r#"{"event":"hello","server":"couchdb-howler/1"#));
+        assert!(written(&|o| write_hello(o, Some("17"))).ends_with(r#","epoch":"17"}"#));
+        assert_eq!(written(&|o| write_resync(o, "why")), r#"{"event":"resync","reason":"why"}"#);
+        let position = Position { counts: [32, 1, 0], doubt: 0 };
         assert_eq!(written(&|o| write_ok(o, &id)), r#"{"id":3,"ok":true}"#);
         assert_eq!(written(&|o| write_ok(o, &RequestId(None))), r#"{"ok":true}"#);
         assert_eq!(
             written(&|o| write_logged_in(o, &id, "u", "c")),
             r#"{"id":3,"ok":true,"username":"u","cookie":"c"}"#
         );
-        assert_eq!(written(&|o| write_subscribed(o, &id, &["a", "b"])), r#"{"id":3,"ok":true,"changed":["a","b"]}"#);
         assert_eq!(
-            written(&|o| write_error(o, &id, "TypeError", "x")),
+            written(&|o| write_subscribed(o, &id, None, &["a", "b"], None)),
+            r#"{"id":3,"ok":true,"changed":["a","b"]}"#
+        );
+        assert_eq!(
+            written(&|o| write_subscribed(o, &id, Some(&[("a", Some(position)), ("b", None)]), &["b"], Some("17"))),
+            r#"{"id":3,"ok":true,"epoch":"17","dbs":{"a":"32.1.0","b":null},"changed":["b"]}"#
+        );
+        assert_eq!(
+            written(&|o| write_error(o, &id, "TypeError", "x", None)),
             r#"{"id":3,"error":"TypeError","message":"x"}"#
         );
         assert_eq!(
-            written(&|o| write_change(o, "a/b", ChangeKind::Deleted)),
+            written(&|o| write_error(o, &id, "LimitError", "x", Some(70))),
+            r#"{"id":3,"error":"LimitError","message":"x","retry_after_ms":70}"#
+        );
+        assert_eq!(
+            written(&|o| write_change(o, "a/b", ChangeKind::Deleted, None)),
             r#"{"event":"change","db":"a/b","kind":"deleted"}"#
+        );
+        assert_eq!(
+            written(&|o| write_change(o, "a", ChangeKind::Updated, Some(position))),
+            r#"{"event":"change","db":"a","kind":"updated","position":"32.1.0"}"#
         );
         assert_eq!(
             written(&|o| write_goodbye(o, 5)),

@@ -9,6 +9,7 @@ pub mod http;
 pub mod json;
 pub mod lines;
 pub mod payload;
+pub mod positions;
 pub mod response;
 pub mod secret;
 pub mod socket_io;

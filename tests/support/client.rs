@@ -140,11 +140,32 @@ impl Client {
         }
     }
 
-    /// The database of the next change.
+    /// The next event, whatever it is.
+    pub fn next_event(&mut self, within: Duration) -> Option<Value> {
+        if self.events.is_empty() { self.receive_json(within) } else { Some(self.events.remove(0)) }
+    }
+
+    /// The database of the next change; none is to come by way of a resync.
     pub fn next_change(&mut self, within: Duration) -> Option<String> {
-        let event = if self.events.is_empty() { self.receive_json(within)? } else { self.events.remove(0) };
+        let event = self.next_event(within)?;
         assert_eq!(event["event"], "change", "{event}");
         Some(event["db"].as_str().expect("a name").to_owned())
+    }
+
+    /// Waits for the word that changes may have been lost; the databases that were told to have changed before it.
+    pub fn wait_for_resync(&mut self) -> Vec<String> {
+        let mut changed = Vec::new();
+        loop {
+            let event = self.next_event(SOON).expect("a resync comes");
+            match event["event"].as_str() {
+                Some("change") => changed.push(event["db"].as_str().expect("a name").to_owned()),
+                Some("hello") => {}
+                _ => {
+                    assert_eq!(event["event"], "resync", "{event}");
+                    return changed;
+                }
+            }
+        }
     }
 
     pub fn receive_json(&mut self, within: Duration) -> Option<Value> {

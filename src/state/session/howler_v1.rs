@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::{Action, Dialect, LOG_IN_WITHIN, MAX_STRIKES, Phase, Reply, Session, Transport, Turn};
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
+use crate::state::timers::Millis;
 use crate::wire::couchdb::{Identity, LogInError};
 use crate::wire::howler_v1::{self, Operation, RequestId};
 
@@ -13,11 +14,22 @@ const LOG_IN_FIRST: &str = "log in first";
 
 impl Session {
     /// Opens a session: the server says hello, and waits for the log-in.
-    pub fn open_json(connection: Key, client: IpAddr, turn: &mut Turn<'_>) -> Self {
+    pub fn open_json(connection: Key, client: IpAddr, epoch: Option<&str>, turn: &mut Turn<'_>) -> Self {
         let phase = Phase::Anonymous(turn.now + LOG_IN_WITHIN);
         let mut session = Self::new(Dialect::Json, phase, Transport::WebSocket(connection), client, turn.now);
-        session.outgoing.push(howler_v1::write_hello);
+        session.say_hello(epoch);
         session
+    }
+
+    /// Tells the client who is here, and the epoch.
+    pub fn say_hello(&mut self, epoch: Option<&str>) {
+        self.knows_epoch = epoch.is_some();
+        self.outgoing.push(|out| howler_v1::write_hello(out, epoch));
+    }
+
+    /// Tells the client that changes may have been lost.
+    pub fn say_resync(&mut self, reason: &str) {
+        self.outgoing.push(|out| howler_v1::write_resync(out, reason));
     }
 
     pub(super) fn handle_request(&mut self, text: &str, turn: &mut Turn<'_>) {
@@ -34,7 +46,7 @@ impl Session {
             }
             Err(error) => {
                 self.strikes += 1;
-                self.outgoing.push(|out| howler_v1::write_error(out, &id, "TypeError", error.message()));
+                self.outgoing.push(|out| howler_v1::write_error(out, &id, "TypeError", error.message(), None));
                 if self.strikes >= MAX_STRIKES {
                     self.close(CloseReason::Malformed, turn);
                 }
@@ -55,9 +67,9 @@ impl Session {
                 self.close(CloseReason::LoggedOut, turn);
             }
             _ if !self.is_active() => self.answer_error(&reply, LogInError::NotAuthenticated.name(), LOG_IN_FIRST),
-            Operation::Subscribe(positions) => {
+            Operation::Subscribe(positions, epoch) => {
                 let owned = positions.into_iter().map(|(name, position)| (name.into(), position.map(Into::into)));
-                turn.actions.push(Action::Subscribe(reply, owned.collect()));
+                turn.actions.push(Action::Subscribe(reply, owned.collect(), epoch.map(Into::into)));
             }
             Operation::Unsubscribe(names) => {
                 turn.actions.push(Action::Unsubscribe(reply, names.into_iter().map(Into::into).collect()));
@@ -65,7 +77,12 @@ impl Session {
         }
     }
 
-    pub(super) fn answer_log_in(&mut self, answer: Result<Identity, LogInError>, turn: &mut Turn<'_>) {
+    pub(super) fn answer_log_in(
+        &mut self,
+        answer: Result<Identity, LogInError>,
+        retry_after: Millis,
+        turn: &mut Turn<'_>,
+    ) {
         let Phase::LoggingIn(reply) = std::mem::replace(&mut self.phase, Phase::Active) else {
             unreachable!("called in this phase alone");
         };
@@ -79,7 +96,11 @@ impl Session {
                 self.release(turn);
             }
             Err(error) => {
-                self.answer_error(&reply, error.name(), error.message());
+                if let Reply::Json(id) = &reply {
+                    let retry_after = (error == LogInError::Unavailable).then_some(retry_after);
+                    self.outgoing
+                        .push(|out| howler_v1::write_error(out, id, error.name(), error.message(), retry_after));
+                }
                 self.close(CloseReason::NotAuthenticated, turn);
             }
         }

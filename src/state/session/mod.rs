@@ -31,7 +31,8 @@ use crate::state::table::Key;
 use crate::state::timers::{Alarm, Millis};
 use crate::wire::couchdb::{Credentials, Identity, LogInError};
 use crate::wire::engine_io::Version;
-use crate::wire::howler_v1::RequestId;
+use crate::wire::howler_v1::{self as json, RequestId};
+use crate::wire::positions::Position;
 
 /// What a session speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,9 +97,9 @@ const MAX_STRIKES: u8 = 3;
 pub enum Action {
     /// Ask CouchDB who this is; the answer goes to [`Session::handle_log_in`].
     LogIn(Credentials),
-    /// Subscribe to names, each with the position that the client knows; the answer goes to
-    /// [`Session::answer_subscribed`] or [`Session::answer_error`].
-    Subscribe(Reply, Vec<(Box<str>, Option<Box<str>>)>),
+    /// Subscribe to names, each with the position that the client knows, and the epoch that these are of where it
+    /// says so; the answer goes to [`Session::answer_subscribed`] or [`Session::answer_error`].
+    Subscribe(Reply, Vec<(Box<str>, Option<Box<str>>)>, Option<Box<str>>),
     /// Unsubscribe from names; the answer goes to [`Session::answer_ok`].
     Unsubscribe(Reply, Vec<Box<str>>),
     /// Hand this message, which was put aside, to [`Session::handle_message`] again, once all actions
@@ -175,6 +176,8 @@ pub struct Session {
     /// `howler.v1` and Engine.IO 4: whether a ping is out.
     pinged: bool,
     strikes: u8,
+    /// `howler.v1`: whether the client was told an epoch.
+    knows_epoch: bool,
 }
 
 /// Bytes of a session's id that are random.
@@ -254,6 +257,7 @@ impl Session {
             unconfirmed: false,
             pinged: false,
             strikes: 0,
+            knows_epoch: false,
         }
     }
 
@@ -289,6 +293,18 @@ impl Session {
         }
     }
 
+    /// When the client was last heard of.
+    pub fn heard(&self) -> Millis {
+        self.heard
+    }
+
+    /// Takes note that the client takes what is written to it, though nothing can be read of it meanwhile: it is not
+    /// silent.
+    pub fn handle_taking(&mut self, now: Millis) {
+        self.heard = now;
+        self.pinged = false;
+    }
+
     /// The WebSocket that carries it.
     pub fn websocket(&self) -> Option<Key> {
         match self.transport {
@@ -314,8 +330,9 @@ impl Session {
         }
     }
 
-    /// Takes CouchDB's answer to [`Action::LogIn`].
-    pub fn handle_log_in(&mut self, answer: Result<Identity, LogInError>, turn: &mut Turn<'_>) {
+    /// Takes CouchDB's answer to [`Action::LogIn`]; when it could not say, the client is asked to come back after so
+    /// long.
+    pub fn handle_log_in(&mut self, answer: Result<Identity, LogInError>, retry_after: Millis, turn: &mut Turn<'_>) {
         self.log_in = None;
         if !matches!(self.phase, Phase::LoggingIn(_)) {
             return;
@@ -328,7 +345,7 @@ impl Session {
                 self.phase = Phase::Answering(Box::new(answer));
                 self.advance(turn);
             }
-            Dialect::Json => self.answer_log_in(answer, turn),
+            Dialect::Json => self.answer_log_in(answer, retry_after, turn),
         }
     }
 
@@ -438,16 +455,23 @@ impl Session {
         match reply {
             Reply::Silent => {}
             Reply::Ack(id) => self.outgoing.push(|out| socket_io::ack(out, *id, "{}")),
-            Reply::Json(id) => self.outgoing.push(|out| crate::wire::howler_v1::write_ok(out, id)),
+            Reply::Json(id) => self.outgoing.push(|out| json::write_ok(out, id)),
         }
     }
 
-    /// Answers `subscribe`; `changed` are the names whose position is not the one that was given.
-    pub fn answer_subscribed(&mut self, reply: &Reply, changed: &[&str]) {
-        match reply {
-            Reply::Json(id) => self.outgoing.push(|out| crate::wire::howler_v1::write_subscribed(out, id, changed)),
-            _ => self.answer_ok(reply),
-        }
+    /// Answers `subscribe`: where the databases stand, if that is ever known, and those whose position is not
+    /// the one that was given. The epoch is told to who came before it was known.
+    pub fn answer_subscribed(
+        &mut self,
+        reply: &Reply,
+        positions: Option<&[(&str, Option<Position>)]>,
+        changed: &[&str],
+        epoch: Option<&str>,
+    ) {
+        let Reply::Json(id) = reply else { return self.answer_ok(reply) };
+        let news = epoch.filter(|_| !self.knows_epoch);
+        self.knows_epoch |= news.is_some();
+        self.outgoing.push(|out| json::write_subscribed(out, id, positions, changed, news));
     }
 
     /// Answers a request that is refused.
@@ -455,7 +479,7 @@ impl Session {
         match reply {
             Reply::Silent => {}
             Reply::Ack(id) => self.outgoing.push(|out| socket_io::error_ack(out, *id, name, message)),
-            Reply::Json(id) => self.outgoing.push(|out| crate::wire::howler_v1::write_error(out, id, name, message)),
+            Reply::Json(id) => self.outgoing.push(|out| json::write_error(out, id, name, message, None)),
         }
     }
 }

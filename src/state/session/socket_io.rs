@@ -113,7 +113,7 @@ impl Session {
             Event::Subscribe(names) => {
                 let with_no_position = |name: Box<str>| (name, None);
                 self.with_names(names, reply, turn, |reply, names| {
-                    Action::Subscribe(reply, names.into_iter().map(with_no_position).collect())
+                    Action::Subscribe(reply, names.into_iter().map(with_no_position).collect(), None)
                 });
             }
             Event::Unsubscribe(names) => self.with_names(names, reply, turn, Action::Unsubscribe),
@@ -245,12 +245,12 @@ mod tests {
         let mut session = Session::open_socket_io(opening, &mut Turn { now: 0, rules, actions });
         session.handle_flushed(0);
         let identity = Identity { name: "u".into(), cookie: Secret::new("AuthSession=abc") };
-        after(&mut session, 100, |session, turn| session.handle_log_in(Ok(identity), turn));
+        after(&mut session, 100, |session, turn| session.handle_log_in(Ok(identity), 0, turn));
         assert!(session.is_active());
         let asked = after(&mut session, 200, |session, turn| session.handle_message("40", turn));
         assert!(matches!(asked[..], [Action::Connect, Action::LogIn(_)]), "{asked:?}");
         session.handle_flushed(200);
         let refused = Err(LogInError::NotAuthenticated);
-        assert_eq!(after(&mut session, 300, |session, turn| session.handle_log_in(refused, turn)), [Action::Leave]);
+        assert_eq!(after(&mut session, 300, |session, turn| session.handle_log_in(refused, 0, turn)), [Action::Leave]);
     }
 }

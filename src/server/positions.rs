@@ -1,0 +1,307 @@
+//! Subscribing, with the positions that tell what a client missed; and what is done when changes may have been lost.
+
+use super::{Purpose, Server};
+use crate::state::feed::Continuity;
+use crate::state::pool::Answer;
+use crate::state::positions::{Batch, Named, Pending};
+use crate::state::resync::{Policy, Wave};
+use crate::state::session::{Dialect, Reply};
+use crate::state::subscriptions::{MAX_NAME, MAX_SUBSCRIPTIONS, TooManySubscriptions};
+use crate::state::table::Key;
+use crate::state::timers::Millis;
+use crate::state::watch::IN_FLIGHT;
+use crate::wire::couchdb::ChangeKind;
+use crate::wire::positions::{self, Position};
+
+/// Time between questions for the epoch that were not answered, in milliseconds.
+const EPOCH_RETRY: Millis = 1_000;
+/// In place of a position of another epoch: no position is written like this.
+const FOREIGN: &str = "";
+
+impl Server {
+    /// A session subscribes: at once, or when the positions that it is to be compared with are known.
+    pub(super) fn subscribe(&mut self, key: Key, reply: Reply, mut names: Named, epoch: Option<&str>, now: Millis) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if names.iter().any(|(name, _)| name.len() > MAX_NAME) {
+            let message = format!("a database name is longer than {MAX_NAME} bytes");
+            return session.answer_error(&reply, "LimitError", &message);
+        }
+        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        names.dedup_by(|(later, _), (earlier, _)| later == earlier);
+        let new = names.iter().filter(|(name, _)| !self.subscriptions.has(key.index, name)).count();
+        let more = new + self.positions.pending_names(key);
+        if more > 0 && self.subscriptions.count(key.index) + more > MAX_SUBSCRIPTIONS {
+            return session.answer_error(&reply, "LimitError", &too_many());
+        }
+        if epoch.is_some() && epoch != self.positions.epoch() {
+            for (_, known) in names.iter_mut().filter(|(_, known)| known.is_some()) {
+                *known = Some(FOREIGN.into());
+            }
+        }
+        if session.dialect() != Dialect::Json {
+            for (name, given) in &mut names {
+                let remembered = session.user_name().and_then(|user| self.catch_up.recall(user, name, now));
+                *given = remembered.map(|position| position.map_or(FOREIGN.into(), |it| it.to_string().into()));
+            }
+        }
+        if session.dialect() == Dialect::Json || names.iter().any(|(_, given)| given.is_some()) {
+            self.positions.wait(key, reply, names, now, &mut self.subscriptions);
+            self.answer_ready();
+        } else {
+            self.complete_subscription(key, &reply, &names);
+        }
+    }
+
+    /// Answers every `subscribe` whose positions are known.
+    pub(super) fn answer_ready(&mut self) {
+        while let Some(Pending { session, reply, names, .. }) = self.positions.next_ready() {
+            self.complete_subscription(session, &reply, &names);
+            self.dirty.push(session);
+        }
+    }
+
+    /// Subscribes and compares in one step: what changes from here on is told after this answer.
+    fn complete_subscription(&mut self, key: Key, reply: &Reply, names: &Named) {
+        let Self { sessions, subscriptions, positions, .. } = self;
+        let Some(session) = sessions.get_mut(key) else { return };
+        // All or nothing.
+        let mut added = Vec::new();
+        for (name, _) in names {
+            match subscriptions.subscribe(key.index, name) {
+                Ok(true) => added.push(name),
+                Ok(false) => {}
+                Err(TooManySubscriptions) => {
+                    for name in added {
+                        subscriptions.unsubscribe(key.index, name);
+                    }
+                    return session.answer_error(reply, "LimitError", &too_many());
+                }
+            }
+        }
+        let mut stand = Vec::with_capacity(names.len());
+        let mut changed = Vec::new();
+        for (name, given) in names {
+            let database = subscriptions.find(name).expect("subscribed above");
+            positions.want(database, subscriptions);
+            let position = subscriptions.known(database);
+            stand.push((&**name, position));
+            // Where no position is known, a database that was known at one counts as changed.
+            let moved = |given: &str| position.is_none_or(|position: Position| !position.is(given));
+            if given.as_deref().is_some_and(moved) {
+                changed.push(&**name);
+            }
+        }
+        session.answer_subscribed(reply, positions.are_kept().then_some(&stand), &changed, positions.epoch());
+        if session.dialect() != Dialect::Json {
+            let changed: Vec<_> = changed.iter().filter_map(|name| subscriptions.find(name)).collect();
+            for database in changed {
+                subscriptions.mark_for(key.index, database, ChangeKind::Updated);
+            }
+        }
+    }
+
+    /// A session ends whose client may come back: how far its databases had come.
+    pub(super) fn remember(&mut self, key: Key, now: Millis) {
+        let Self { sessions, subscriptions, catch_up, wave, last_wave, .. } = self;
+        let Some(session) = sessions.get(key).filter(|session| session.dialect() != Dialect::Json) else { return };
+        let (true, Some(user)) = (catch_up.is_on(), session.user_name()) else { return };
+        let reached = wave.is_none() && last_wave.is_none_or(|at| at + IN_FLIGHT < session.heard());
+        let databases = subscriptions.of_session(key.index).map(|(database, told)| {
+            let certain = told && subscriptions.watch(database).told_by(session.heard()) && reached;
+            (subscriptions.name(database), subscriptions.told(database).filter(|_| certain))
+        });
+        catch_up.remember(user, databases, now);
+    }
+
+    pub(super) fn unsubscribe(&mut self, key: Key, reply: &Reply, names: &[Box<str>]) {
+        for name in names {
+            self.positions.withdraw(key, name);
+            self.subscriptions.unsubscribe(key.index, name);
+        }
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.answer_ok(reply);
+        }
+    }
+
+    /// Ends all subscriptions of a session, those too that were about to be.
+    pub(super) fn leave(&mut self, key: Key) {
+        self.subscriptions.remove_session(key.index);
+        for reply in self.positions.cancel(key) {
+            if let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_active()) {
+                session.answer_error(&reply, "NotAuthenticatedError", "somebody else has logged in");
+            }
+        }
+    }
+
+    /// At the end of a turn: sends the look-ups that it asked for, all in as few requests as can be.
+    pub fn send_look_ups(&mut self, now: Millis) {
+        self.positions.linger(now, &mut self.subscriptions);
+        while let Some(batch) = self.positions.next_batch(&mut self.subscriptions) {
+            let names = batch.databases.iter().map(|database| self.subscriptions.name(*database));
+            let request = self.couchdb.requests.look_up(names);
+            self.metrics.look_ups += 1;
+            self.ask_couchdb(request, Purpose::LookUp(batch), now);
+        }
+    }
+
+    fn ask_couchdb(&mut self, request: Vec<u8>, purpose: Purpose, now: Millis) {
+        let submitted = self.look_ups.submit(request, purpose, now, &mut self.couchdb.look_up_actions);
+        debug_assert!(submitted.is_some(), "there are never more than a few");
+        self.perform_look_up_actions(now);
+    }
+
+    /// CouchDB answered a look-up, or did not.
+    pub(super) fn handle_look_up(&mut self, batch: Batch, answer: Option<&Answer>, now: Millis) {
+        let body = answer.filter(|answer| answer.status == 200).map(|answer| &*answer.body);
+        let Self { positions, subscriptions, woken, jitter, .. } = self;
+        if !positions.handle_look_up(batch, body, (now, jitter), subscriptions, woken) {
+            self.metrics.failed_look_ups += 1;
+            let status = answer.map(|answer| answer.status);
+            log::debug!("The positions of databases could not be looked up: status {status:?}.");
+        }
+        self.wake();
+        self.answer_ready();
+    }
+
+    /// Marked sessions are flushed at the end of the turn.
+    pub(super) fn wake(&mut self) {
+        for index in self.woken.drain(..) {
+            self.dirty.extend(self.sessions.key_at(index));
+        }
+    }
+
+    /// Where the first stream starts is known. Who subscribed before that may have missed something.
+    pub(super) fn handle_pinned(&mut self) {
+        if !self.followed {
+            for database in self.positions.handle_doubt(&mut self.subscriptions) {
+                self.subscriptions.mark(database, ChangeKind::Updated, &mut self.woken);
+            }
+            self.wake();
+        }
+    }
+
+    /// The feed missed something, which shows in the positions; where one is not known, the database counts as
+    /// changed.
+    pub(super) fn handle_gap(&mut self, now: Millis) {
+        let unknown = self.positions.handle_doubt(&mut self.subscriptions);
+        if self.positions.are_kept() {
+            for database in unknown {
+                self.subscriptions.mark(database, ChangeKind::Updated, &mut self.woken);
+            }
+            self.wake();
+        } else if self.resync != Policy::Off {
+            self.start_wave("the feed of changes has a gap", now);
+        }
+    }
+
+    /// Changes are followed: from where they were, or with something missing in between.
+    pub(super) fn handle_opened(&mut self, continuity: Continuity, now: Millis) {
+        if self.asks_epoch {
+            self.ask_epoch(now);
+        }
+        if continuity != Continuity::Whole {
+            self.handle_gap(now);
+        }
+        let lost = match continuity {
+            Continuity::Whole | Continuity::Gap => None,
+            Continuity::Doubtful => Some("CouchDB was away"),
+            Continuity::Unrecorded => Some("CouchDB did not record changes for a while"),
+        };
+        match (self.resync, lost) {
+            (Policy::Off, _) | (Policy::Lost, None) => {}
+            (_, Some(reason)) => {
+                // Clients that are away, or go before they are told, are told when they come back.
+                let doubt = self.jitter.below(u64::from(u32::MAX));
+                self.subscriptions.doubt(u32::try_from(doubt).expect("below that"));
+                self.start_wave(reason, now);
+            }
+            (Policy::Always, None) if self.followed => self.start_wave("the feed of changes was interrupted", now),
+            (Policy::Always, None) => {}
+        }
+        self.followed = true;
+    }
+
+    fn ask_epoch(&mut self, now: Millis) {
+        self.epoch_retry = None;
+        let request = self.couchdb.requests.epoch();
+        self.ask_couchdb(request, Purpose::Epoch, now);
+    }
+
+    pub(super) fn retry_epoch(&mut self, now: Millis) {
+        if self.epoch_retry.is_some_and(|at| at <= now) {
+            self.ask_epoch(now);
+        }
+    }
+
+    /// CouchDB said in what epoch positions are, or did not.
+    pub(super) fn handle_epoch(&mut self, answer: Option<&Answer>, now: Millis) {
+        let body = answer.filter(|answer| answer.status == 200);
+        let Some(epoch) = body.and_then(|answer| positions::read_epoch(&answer.body)) else {
+            // Without the feed, its next start asks.
+            self.epoch_retry = self.feed.is_streaming().then_some(now + EPOCH_RETRY);
+            return;
+        };
+        let other = self.positions.handle_epoch(epoch, &mut self.subscriptions);
+        self.answer_ready();
+        if other {
+            self.catch_up.doubt();
+        }
+        if other && self.resync == Policy::Off {
+            for key in self.sessions.keys().collect::<Vec<_>>() {
+                self.say_hello_again(key);
+            }
+        } else if other {
+            log::warn!("_global_changes is not the database that it was: clients are told to sync anew.");
+            self.start_wave("changes are recorded anew", now);
+            if let Some(wave) = &mut self.wave {
+                wave.other_epoch = true;
+            }
+        }
+    }
+
+    fn say_hello_again(&mut self, key: Key) {
+        let epoch = self.positions.epoch();
+        if let Some(session) = self.sessions.get_mut(key).filter(|session| session.dialect() == Dialect::Json) {
+            session.say_hello(epoch);
+            self.dirty.push(key);
+        }
+    }
+
+    fn start_wave(&mut self, reason: &'static str, now: Millis) {
+        let sessions: Vec<_> = self.sessions.keys().collect();
+        log::info!("{} clients are told that changes may have been lost: {reason}.", sessions.len());
+        self.metrics.resyncs += 1;
+        // Those whom an earlier wave has not reached yet are in this one.
+        let other_epoch = self.wave.take().is_some_and(|wave| wave.other_epoch);
+        let mut wave = Wave::new(reason, sessions, now, &mut self.jitter);
+        wave.other_epoch = other_epoch;
+        self.wave = Some(wave);
+    }
+
+    /// Tells the sessions whose turn it is that changes may have been lost.
+    pub(super) fn advance_wave(&mut self, now: Millis) {
+        let Some(mut wave) = self.wave.take_if(|wave| wave.poll_timeout().is_none_or(|at| at <= now)) else { return };
+        let (reason, other_epoch) = (wave.reason, wave.other_epoch);
+        for key in wave.next(now) {
+            self.tell_resync(*key, reason, other_epoch);
+        }
+        self.last_wave = Some(now);
+        self.wave = wave.poll_timeout().is_some().then_some(wave);
+    }
+
+    fn tell_resync(&mut self, key: Key, reason: &str, other_epoch: bool) {
+        if other_epoch {
+            self.say_hello_again(key);
+        }
+        let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_active()) else { return };
+        match session.dialect() {
+            Dialect::Json => session.say_resync(reason),
+            Dialect::SocketIo(_) => self.subscriptions.mark_all(key.index),
+        }
+        self.dirty.push(key);
+    }
+}
+
+fn too_many() -> String {
+    format!("a client may have {MAX_SUBSCRIPTIONS} subscriptions and no more")
+}

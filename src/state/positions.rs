@@ -1,0 +1,388 @@
+//! Looks the positions of databases up, in batches, and puts `subscribe` requests aside until the positions that they
+//! are to be compared with are known.
+//!
+//! ```text
+//!  subscribe {a: "29.1.0"} ──▶ waits for a ──┐
+//!  subscribe {a: null, b: …} ──▶ waits ──────┤    one look-up of a, whoever asks
+//!                                            ▼
+//!     wanted: a b … ──▶ batches ──▶ _all_docs ──▶ what is known of a  ◀── lines of the feed
+//!                                            │
+//!                                            └──▶ compare and subscribe, in one step
+//! ```
+//!
+//! A database that is waited for is kept from then on, so that the feed's lines about it count; who waits is subscribed
+//! at the moment of the answer and not before. So a change is either in the position that is compared, or comes after
+//! the answer.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::state::jitter::{Backoff, Jitter};
+use crate::state::session::Reply;
+use crate::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
+use crate::state::table::{Key, Table};
+use crate::state::timers::Millis;
+use crate::wire::positions::{self, MAX_NAMES};
+
+/// Most look-ups at once.
+pub const MAX_BATCHES: usize = 2;
+/// A `subscribe` is answered after this long without the positions that are not known by then, in milliseconds.
+const ANSWER_WITHIN: Millis = 5_000;
+/// The position of a database is kept for this long after its last subscriber left, in milliseconds.
+const LINGER: Millis = 60_000;
+/// Most databases that are kept without subscribers.
+const MAX_LINGERING: usize = 100_000;
+/// Most databases that wait to be looked up; beyond, positions are not known.
+const MAX_WANTED: usize = 200_000;
+
+/// Names of databases, each with the position that the client knows.
+pub type Named = Vec<(Box<str>, Option<Box<str>>)>;
+
+/// A `subscribe` whose answer waits, or is due.
+#[derive(Debug)]
+pub struct Pending {
+    /// Who is to be subscribed.
+    pub session: Key,
+    /// How to answer.
+    pub reply: Reply,
+    /// To what.
+    pub names: Named,
+    /// How many positions it waits for.
+    missing: usize,
+}
+
+/// Databases that are looked up together.
+#[derive(Debug)]
+pub struct Batch {
+    /// The databases, each held once.
+    pub databases: Vec<DatabaseId>,
+    /// What is found out before the feed started anew says nothing about what came before it started.
+    era: u32,
+}
+
+/// Whether positions mean anything.
+#[derive(Debug, PartialEq, Eq)]
+enum Epoch {
+    /// The feed has none.
+    Never,
+    /// Not known yet.
+    Awaited,
+    Known(Box<str>),
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Positions {
+    epoch: Epoch,
+    era: u32,
+    /// To be looked up; each is held once.
+    wanted: VecDeque<DatabaseId>,
+    batches: usize,
+    pending: Table<Pending>,
+    waiting_for: HashMap<DatabaseId, Vec<Key>>,
+    pending_of: HashMap<Key, Vec<Key>>,
+    deadlines: VecDeque<(Millis, Key)>,
+    /// Databases without subscribers, each held once, until when.
+    lingering: VecDeque<(Millis, DatabaseId)>,
+    retry_at: Option<Millis>,
+    backoff: Backoff,
+    /// Requests whose answer is due.
+    ready: VecDeque<Pending>,
+}
+
+impl Positions {
+    /// For a feed whose lines have revisions, or one whose lines do not.
+    pub fn new(with_revisions: bool) -> Self {
+        Self {
+            epoch: if with_revisions { Epoch::Awaited } else { Epoch::Never },
+            era: 0,
+            wanted: VecDeque::new(),
+            batches: 0,
+            pending: Table::default(),
+            waiting_for: HashMap::new(),
+            pending_of: HashMap::new(),
+            deadlines: VecDeque::new(),
+            lingering: VecDeque::new(),
+            retry_at: None,
+            backoff: Backoff::default(),
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// Whether there are positions, now or later.
+    pub fn are_kept(&self) -> bool {
+        self.epoch != Epoch::Never
+    }
+
+    /// What positions are good in.
+    pub fn epoch(&self) -> Option<&str> {
+        match &self.epoch {
+            Epoch::Known(epoch) => Some(epoch),
+            _ => None,
+        }
+    }
+
+    /// How many `subscribe` requests wait for positions.
+    pub fn waiting(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// To how many names a session is about to be subscribed.
+    pub fn pending_names(&self, session: Key) -> usize {
+        self.pending_of(session).map(|pending| pending.names.len()).sum()
+    }
+
+    fn pending_of(&self, session: Key) -> impl Iterator<Item = &Pending> {
+        self.pending_of.get(&session).into_iter().flatten().filter_map(|key| self.pending.get(*key))
+    }
+
+    /// Takes what CouchDB says about the epoch; whether another one was known before.
+    pub fn handle_epoch(&mut self, epoch: Option<Box<str>>, subscriptions: &mut Subscriptions) -> bool {
+        let epoch = epoch.map_or(Epoch::Never, Epoch::Known);
+        if epoch == self.epoch {
+            return false;
+        }
+        let other = self.epoch != Epoch::Awaited;
+        self.epoch = epoch;
+        subscriptions.keeps_orphans = self.are_kept();
+        if other {
+            self.era += 1;
+            for database in subscriptions.all() {
+                subscriptions.watch_mut(database).forget();
+            }
+        }
+        if self.epoch == Epoch::Never {
+            self.answer_all();
+        } else {
+            self.want_unknown(subscriptions);
+        }
+        other
+    }
+
+    /// Has everything that someone subscribes to looked up that is not known.
+    fn want_unknown(&mut self, subscriptions: &mut Subscriptions) {
+        for database in subscriptions.all() {
+            let needed = subscriptions.has_subscribers(database) || self.is_awaited(database);
+            if !needed {
+                // Nobody is told of what comes, so what a later look-up finds is no news either.
+                subscriptions.watch_mut(database).forget();
+            } else if subscriptions.watch(database).known().is_none() {
+                self.want(database, subscriptions);
+            }
+        }
+    }
+
+    /// Lines of the feed may have been missed: all positions are looked up anew, and what moved meanwhile is told.
+    /// Returns the databases with subscribers of which no position was known to compare with.
+    pub fn handle_doubt(&mut self, subscriptions: &mut Subscriptions) -> Vec<DatabaseId> {
+        self.era += 1;
+        let mut unknown = Vec::new();
+        for database in subscriptions.all() {
+            if subscriptions.has_subscribers(database) && subscriptions.watch(database).told().is_none() {
+                unknown.push(database);
+            }
+            subscriptions.watch_mut(database).doubt();
+        }
+        if self.are_kept() {
+            self.want_unknown(subscriptions);
+        }
+        unknown
+    }
+
+    /// Has the position of a database looked up, if it is to be had and not known.
+    pub fn want(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
+        if !self.are_kept() || subscriptions.watch(database).known().is_some() {
+            return;
+        }
+        if !is_possible(subscriptions.name(database)) {
+            return subscriptions.watch_mut(database).assume();
+        }
+        if self.wanted.len() >= MAX_WANTED {
+            return;
+        }
+        let watch = subscriptions.watch_mut(database);
+        if !std::mem::replace(&mut watch.wanted, true) {
+            subscriptions.hold_id(database);
+            self.wanted.push_back(database);
+        }
+    }
+
+    /// Takes a `subscribe` that is to be compared: its answer is due when all positions are known, or its time is over.
+    pub fn wait(&mut self, session: Key, reply: Reply, names: Named, now: Millis, subscriptions: &mut Subscriptions) {
+        let mut awaited = Vec::new();
+        for (name, _) in &names {
+            let database = subscriptions.hold(name);
+            self.want(database, subscriptions);
+            // A look-up that is to come, or under way, holds it too.
+            if subscriptions.watch(database).wanted {
+                awaited.push(database);
+            }
+            subscriptions.release(database);
+        }
+        let pending = Pending { session, reply, names, missing: awaited.len() };
+        if awaited.is_empty() {
+            return self.ready.push_back(pending);
+        }
+        let key = self.pending.insert(pending);
+        for database in awaited {
+            let waiting = self.waiting_for.entry(database).or_default();
+            if waiting.len() == waiting.capacity() {
+                // Those who do not wait any more make room first.
+                waiting.retain(|key| self.pending.get(*key).is_some());
+            }
+            waiting.push(key);
+        }
+        self.pending_of.entry(session).or_default().push(key);
+        self.deadlines.push_back((now + ANSWER_WITHIN, key));
+    }
+
+    /// A session does not want to be subscribed to a name any more.
+    pub fn withdraw(&mut self, session: Key, name: &str) {
+        for key in self.pending_of.get(&session).into_iter().flatten() {
+            if let Some(pending) = self.pending.get_mut(*key) {
+                pending.names.retain(|(wanted, _)| **wanted != *name);
+            }
+        }
+    }
+
+    /// Takes all requests of a session back: how each wanted to be answered.
+    pub fn cancel(&mut self, session: Key) -> Vec<Reply> {
+        self.ready.retain(|pending| pending.session != session);
+        let keys = self.pending_of.remove(&session).unwrap_or_default();
+        keys.into_iter().filter_map(|key| self.pending.remove(key)).map(|pending| pending.reply).collect()
+    }
+
+    /// The next answer that is due: its session is subscribed and told in one step.
+    pub fn next_ready(&mut self) -> Option<Pending> {
+        self.ready.pop_front()
+    }
+
+    /// The next databases to look up together, unless enough are being looked up.
+    pub fn next_batch(&mut self, subscriptions: &mut Subscriptions) -> Option<Batch> {
+        let may = self.epoch().is_some() && self.retry_at.is_none() && self.batches < MAX_BATCHES;
+        let mut databases = Vec::new();
+        while may && databases.len() < MAX_NAMES {
+            let Some(database) = self.wanted.pop_front() else { break };
+            if subscriptions.has_subscribers(database) || self.is_awaited(database) {
+                databases.push(database);
+            } else {
+                self.waiting_for.remove(&database);
+                subscriptions.watch_mut(database).forget();
+                subscriptions.watch_mut(database).wanted = false;
+                subscriptions.release(database);
+            }
+        }
+        self.batches += usize::from(!databases.is_empty());
+        (!databases.is_empty()).then_some(Batch { databases, era: self.era })
+    }
+
+    fn is_awaited(&self, database: DatabaseId) -> bool {
+        let waiting = self.waiting_for.get(&database);
+        waiting.is_some_and(|waiting| waiting.iter().any(|key| self.pending.get(*key).is_some()))
+    }
+
+    /// Takes CouchDB's answer to a batch, None when there is none. `woken` gets the sessions that are to be told of
+    /// changes. Returns whether the answer was one; else it is asked again.
+    pub fn handle_look_up(
+        &mut self,
+        batch: Batch,
+        body: Option<&[u8]>,
+        (now, jitter): (Millis, &mut Jitter),
+        subscriptions: &mut Subscriptions,
+        woken: &mut Vec<SessionIndex>,
+    ) -> bool {
+        self.batches -= 1;
+        let names = batch.databases.iter().map(|database| subscriptions.name(*database));
+        let rows = body.and_then(|body| positions::read_rows(body, names));
+        let found = rows.is_some();
+        let Some(rows) = rows.filter(|_| batch.era == self.era) else {
+            if !found {
+                self.retry_at = Some(now + self.backoff.wait(jitter));
+            }
+            for database in batch.databases.into_iter().rev() {
+                self.wanted.push_front(database);
+            }
+            return found;
+        };
+        self.backoff.reset();
+        for (database, revisions) in batch.databases.into_iter().zip(rows) {
+            let subscribed = subscriptions.has_subscribers(database);
+            let watch = subscriptions.watch_mut(database);
+            watch.wanted = false;
+            for kind in watch.handle_look_up(revisions, subscribed, now) {
+                subscriptions.mark(database, kind, woken);
+            }
+            self.found(database);
+            subscriptions.release(database);
+        }
+        true
+    }
+
+    /// A position that was waited for is known.
+    fn found(&mut self, database: DatabaseId) {
+        let Some(waiting) = self.waiting_for.remove(&database) else { return };
+        for key in waiting {
+            let Some(pending) = self.pending.get_mut(key) else { continue };
+            pending.missing -= 1;
+            if pending.missing == 0 {
+                self.answer(key);
+            }
+        }
+    }
+
+    fn answer(&mut self, key: Key) {
+        let Some(pending) = self.pending.remove(key) else { return };
+        if let Some(keys) = self.pending_of.get_mut(&pending.session) {
+            keys.retain(|other| *other != key);
+            if keys.is_empty() {
+                self.pending_of.remove(&pending.session);
+            }
+        }
+        self.ready.push_back(pending);
+    }
+
+    fn answer_all(&mut self) {
+        for key in self.pending.keys().collect::<Vec<_>>() {
+            self.answer(key);
+        }
+    }
+
+    /// Keeps databases whose last subscriber has left for a while.
+    pub fn linger(&mut self, now: Millis, subscriptions: &mut Subscriptions) {
+        for database in subscriptions.take_orphans() {
+            self.lingering.push_back((now + LINGER, database));
+        }
+        while self.lingering.len() > MAX_LINGERING {
+            let Some((_, database)) = self.lingering.pop_front() else { break };
+            subscriptions.release(database);
+        }
+    }
+
+    /// When [`Positions::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        let retry = self.retry_at.filter(|_| !self.wanted.is_empty());
+        let deadline = self.deadlines.front().map(|(at, _)| *at);
+        let linger = self.lingering.front().map(|(at, _)| *at);
+        [retry, deadline, linger].into_iter().flatten().min()
+    }
+
+    /// Does what the time asks for.
+    pub fn handle_timeout(&mut self, now: Millis, subscriptions: &mut Subscriptions) {
+        self.retry_at = self.retry_at.filter(|at| now < *at);
+        while self.deadlines.front().is_some_and(|(at, _)| *at <= now) {
+            if let Some((_, key)) = self.deadlines.pop_front() {
+                self.answer(key);
+            }
+        }
+        while self.lingering.front().is_some_and(|(at, _)| *at <= now) {
+            if let Some((_, database)) = self.lingering.pop_front() {
+                subscriptions.release(database);
+            }
+        }
+    }
+}
+
+/// Whether a database could have this name as far as its characters go, so that asking for it is of use. What CouchDB
+/// allows is less; this much keeps questions and answers as long as their names.
+fn is_possible(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
+}

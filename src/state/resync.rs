@@ -1,0 +1,96 @@
+//! When changes may have been lost, every client is told to sync anew: one after the other in random order, so that
+//! CouchDB does not get all of them at once.
+
+use crate::state::jitter::Jitter;
+use crate::state::table::Key;
+use crate::state::timers::Millis;
+
+/// When clients are told that changes may have been lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Never.
+    Off,
+    /// When changes may have been lost for good.
+    Lost,
+    /// Whenever the feed was interrupted.
+    Always,
+}
+
+/// Time over which very many clients are told, in milliseconds.
+const SPREAD: Millis = 5_000;
+/// Few clients are told faster: so many milliseconds for each.
+const EACH: Millis = 5;
+/// Clients are told in steps of this, in milliseconds.
+const STEP: Millis = 20;
+
+/// The clients that are still to be told.
+#[derive(Debug)]
+pub struct Wave {
+    /// Why, in words for the client's developer.
+    pub reason: &'static str,
+    /// Whether the epoch is another one.
+    pub other_epoch: bool,
+    order: Vec<Key>,
+    told: usize,
+    started: Millis,
+    spread: Millis,
+}
+
+impl Wave {
+    /// A wave that reaches these sessions.
+    pub fn new(reason: &'static str, mut sessions: Vec<Key>, now: Millis, jitter: &mut Jitter) -> Self {
+        for last in (1..sessions.len()).rev() {
+            let other = usize::try_from(jitter.below(last as u64 + 1)).expect("below a usize");
+            sessions.swap(last, other);
+        }
+        let spread = SPREAD.min(sessions.len() as Millis * EACH).max(1);
+        Self { reason, other_epoch: false, order: sessions, told: 0, started: now, spread }
+    }
+
+    /// When the next are due; None when all were told.
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        if self.told == self.order.len() {
+            return None;
+        }
+        let due = ((self.told as Millis + 1) * self.spread).div_ceil(self.order.len() as Millis);
+        Some(self.started + due.next_multiple_of(STEP))
+    }
+
+    /// The sessions whose turn it is.
+    pub fn next(&mut self, now: Millis) -> &[Key] {
+        let passed = now.saturating_sub(self.started).min(self.spread);
+        let due = usize::try_from(self.order.len() as u64 * passed / self.spread).expect("no more than there are");
+        let from = self.told;
+        self.told = due.max(from);
+        &self.order[from..self.told]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(count: u32) -> Vec<Key> {
+        (0..count).map(|index| Key { index, generation: 0 }).collect()
+    }
+
+    #[test]
+    fn reaches_everybody_once_spread_over_the_time() {
+        for count in [1, 7, 1000, 30_000] {
+            let mut wave = Wave::new("", keys(count), 500, &mut Jitter::new(3));
+            let mut told = Vec::new();
+            let mut most = 0;
+            while let Some(at) = wave.poll_timeout() {
+                let now = wave.next(at);
+                most = most.max(now.len());
+                told.extend_from_slice(now);
+                assert!(!now.is_empty() && at <= 500 + SPREAD + STEP, "{at}");
+            }
+            assert!(most <= 4 + count as usize / 100, "{most} of {count} at once");
+            assert!(count < 1000 || told[..100] != keys(100), "in no order");
+            told.sort_unstable();
+            assert_eq!(told, keys(count));
+        }
+        assert_eq!(Wave::new("", Vec::new(), 0, &mut Jitter::new(3)).poll_timeout(), None);
+    }
+}

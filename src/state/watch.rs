@@ -1,0 +1,232 @@
+//! What is known of one database's events: its position, and whether that is certain.
+//!
+//! ```text
+//!             look-up                       doubt                look-up
+//!  Unknown ─────────────▶ Known ◀──▶ Stale: the position that its subscribers were told of
+//!     ▲                                │
+//!     └──────── another epoch ─────────┘
+//! ```
+//!
+//! Lines of the feed and the answer to a look-up come over two connections, in no order. A line counts as told
+//! before only when it is the last line of its kind again, to the letter; an answer never takes a position back.
+
+use crate::state::timers::Millis;
+use crate::wire::couchdb::ChangeKind;
+use crate::wire::positions::{KINDS, Position, Revision, slot};
+
+/// Longest time for what is said to a client to arrive and for a sign of life to come back, in milliseconds.
+pub const IN_FLIGHT: Millis = 5_000;
+
+fn seconds(time: Millis) -> u32 {
+    // Behind 136 years, a position is not certain any more.
+    u32::try_from(time / 1_000 + IN_FLIGHT / 1_000 + 1).unwrap_or(u32::MAX)
+}
+
+/// A database that is watched.
+#[derive(Clone, Debug, Default)]
+pub struct Watch {
+    /// What lines and look-ups said, whichever is more; certain while [`Certainty::Known`].
+    position: Position,
+    /// Of each kind, the fingerprint of the line that was told last.
+    told: [u32; 3],
+    certainty: Certainty,
+    /// Whether a look-up of it is to come or under way.
+    pub wanted: bool,
+    /// Whether a line came since CouchDB may have lost one: then the position is none from before.
+    settled: bool,
+    /// When it changed last, in seconds.
+    changed: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Certainty {
+    /// Never looked up.
+    #[default]
+    Unknown,
+    /// Looked up, but lines may have been missed since.
+    Stale,
+    /// Looked up, and kept by the feed since.
+    Known,
+}
+
+impl Watch {
+    /// The position, if it is certain.
+    pub fn known(&self) -> Option<Position> {
+        (self.certainty == Certainty::Known).then_some(self.position)
+    }
+
+    /// Whether the position is none that a client can have from before CouchDB may have lost events.
+    pub fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    /// CouchDB may have lost events.
+    pub fn unsettle(&mut self) {
+        self.settled = false;
+    }
+
+    /// The position up to which subscribers were told, if there is one: a client that comes back with it is told of
+    /// everything that it missed.
+    pub fn told(&self) -> Option<Position> {
+        (self.certainty != Certainty::Unknown).then_some(self.position)
+    }
+
+    /// Takes a line of the feed; whether its subscribers are to be told.
+    pub fn handle_line(&mut self, kind: ChangeKind, revision: Option<Revision>, now: Millis) -> bool {
+        self.changed = seconds(now);
+        self.settled = true;
+        let Some(revision) = revision else {
+            self.doubt();
+            return true;
+        };
+        let slot = slot(kind);
+        let count = &mut self.position.counts[slot];
+        if *count == revision.number && self.told[slot] == revision.mark {
+            return false;
+        }
+        *count = revision.number.max(*count);
+        self.told[slot] = revision.mark;
+        true
+    }
+
+    /// Takes the answer to a look-up: the kinds of event that subscribers were not told of. `subscribed` says
+    /// whether there are any. Those of a database that was never looked up are told by the feed.
+    pub fn handle_look_up(
+        &mut self,
+        revisions: [Revision; 3],
+        subscribed: bool,
+        now: Millis,
+    ) -> impl Iterator<Item = ChangeKind> + use<> {
+        let mut moved = [false; 3];
+        for (slot, revision) in revisions.into_iter().enumerate() {
+            if revision.number <= self.position.counts[slot] {
+                continue;
+            }
+            self.position.counts[slot] = revision.number;
+            moved[slot] = subscribed && self.certainty != Certainty::Unknown;
+            if moved[slot] {
+                self.changed = seconds(now);
+            }
+            if moved[slot] || !subscribed {
+                // The line that says the same may be on its way.
+                self.told[slot] = revision.mark;
+            }
+        }
+        self.certainty = Certainty::Known;
+        let [_, created, deleted] = self.position.counts;
+        // What a client is told last decides: a database is there when it was made more often than deleted.
+        let order = if created > deleted { [0, 2, 1] } else { [0, 1, 2] };
+        order.into_iter().filter(move |slot| moved[*slot]).map(|slot| KINDS[slot])
+    }
+
+    /// Whether a client that was heard of at a moment has been told of everything until now for certain: what is said
+    /// just before a connection breaks may never arrive.
+    pub fn told_by(&self, heard: Millis) -> bool {
+        self.changed < seconds(heard.saturating_sub(IN_FLIGHT))
+    }
+
+    /// Lines may have been missed.
+    pub fn doubt(&mut self) {
+        if self.certainty == Certainty::Known {
+            self.certainty = Certainty::Stale;
+        }
+    }
+
+    /// Nobody subscribes to it any more who was told of its position, or that means nothing in another epoch.
+    pub fn forget(&mut self) {
+        *self = Self { wanted: self.wanted, ..Self::default() };
+    }
+
+    /// Takes the position to be what the feed says: for names that no database can have.
+    pub fn assume(&mut self) {
+        self.certainty = Certainty::Known;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ChangeKind::{Created, Deleted, Updated};
+
+    use super::*;
+
+    fn revision(number: u32) -> Revision {
+        Revision::parse(&format!("{number}-{number:x}")).expect("a revision")
+    }
+
+    fn rows(counts: [u32; 3]) -> [Revision; 3] {
+        counts.map(|count| if count == 0 { Revision::default() } else { revision(count) })
+    }
+
+    fn look_up(watch: &mut Watch, counts: [u32; 3], subscribed: bool) -> Vec<ChangeKind> {
+        watch.handle_look_up(rows(counts), subscribed, 0).collect()
+    }
+
+    fn text(position: Option<Position>) -> String {
+        position.map_or("-".to_owned(), |position| position.to_string())
+    }
+
+    #[test]
+    fn lines_keep_what_a_look_up_found() {
+        let mut watch = Watch::default();
+        assert_eq!((text(watch.known()), text(watch.told())), ("-".into(), "-".into()));
+        assert!(look_up(&mut watch, [29, 1, 0], false).is_empty());
+        assert_eq!(text(watch.known()), "29.1.0");
+        assert!(!watch.handle_line(Updated, Some(revision(29)), 0), "the look-up had it, and nobody was there before");
+        assert!(watch.handle_line(Updated, Some(revision(30)), 0));
+        assert!(!watch.handle_line(Updated, Some(revision(30)), 0), "a line that comes twice");
+        assert!(watch.handle_line(Deleted, Some(revision(1)), 0));
+        assert_eq!(text(watch.known()), "30.1.1");
+        let elsewhere = Revision::parse("30-other").expect("a revision");
+        assert!(watch.handle_line(Updated, Some(elsewhere), 0), "the same number, and not the same write");
+        assert!(watch.handle_line(Updated, Some(revision(28)), 0), "whatever it is, it is not known to be told");
+        assert_eq!(text(watch.known()), "30.1.1");
+    }
+
+    #[test]
+    fn a_line_and_an_answer_may_come_in_any_order() {
+        // Subscribed before the look-up, as clients without positions are: the line must be told, before the answer or
+        // behind it.
+        let mut watch = Watch::default();
+        assert!(watch.handle_line(Updated, Some(revision(5)), 0));
+        assert!(look_up(&mut watch, [5, 1, 0], true).is_empty());
+        assert!(!watch.handle_line(Updated, Some(revision(5)), 0));
+        let mut watch = Watch::default();
+        assert!(look_up(&mut watch, [5, 1, 0], true).is_empty());
+        assert!(watch.handle_line(Updated, Some(revision(5)), 0));
+        // The line was quicker than the look-up that does not know it.
+        let mut watch = Watch::default();
+        assert!(watch.handle_line(Updated, Some(revision(6)), 0));
+        assert!(look_up(&mut watch, [5, 1, 0], false).is_empty());
+        assert_eq!(text(watch.known()), "6.1.0");
+    }
+
+    #[test]
+    fn what_moved_while_in_doubt_is_told_once() {
+        let mut watch = Watch::default();
+        look_up(&mut watch, [5, 1, 0], false);
+        watch.doubt();
+        assert_eq!((text(watch.known()), text(watch.told())), ("-".into(), "5.1.0".into()));
+        assert_eq!(look_up(&mut watch, [7, 2, 1], true), [Updated, Deleted, Created]);
+        assert!(!watch.handle_line(Updated, Some(revision(7)), 0), "it was told");
+        watch.doubt();
+        assert!(look_up(&mut watch, [7, 2, 1], true).is_empty());
+        watch.doubt();
+        assert_eq!(look_up(&mut watch, [7, 2, 2], true), [Deleted]);
+        watch.doubt();
+        assert!(watch.handle_line(Updated, Some(revision(8)), 0));
+        assert!(look_up(&mut watch, [8, 2, 2], true).is_empty(), "the line has told it");
+        watch.forget();
+        assert_eq!(text(watch.told()), "-");
+        assert!(look_up(&mut watch, [1, 0, 0], true).is_empty());
+        assert_eq!(text(watch.known()), "1.0.0");
+    }
+
+    #[test]
+    fn a_line_without_a_revision_is_told_and_leaves_doubt() {
+        let mut watch = Watch::default();
+        assert!(watch.handle_line(Created, None, 0));
+        look_up(&mut watch, [1, 1, 0], false);
+        assert!(watch.handle_line(Created, None, 0));
+        assert_eq!((text(watch.known()), text(watch.told())), ("-".into(), "1.1.0".into()));
+    }
+}
