@@ -1,0 +1,712 @@
+// The client of couchdb-howler: holds one WebSocket, says which CouchDB databases changed, and comes back by
+// itself. For browsers and Node; speaks howler.v1; needs nothing else.
+//
+//   const client = new Client('https://howler.example.com')
+//   client.on('change', (db, { kind, position }) => …)
+//   await client.subscribe(['db1', 'db2'])
+//   await client.logIn('myuser', 'mypwd')
+//
+// No syntax younger than ES2018 stands here, so that old bundlers read it.
+
+const SESSION = 'couchdb-howler-session'
+const SESSION_SECONDS = 30 * 24 * 60 * 60
+// The server takes messages up to 64 KiB and names up to 256 bytes.
+const MESSAGE_BYTES = 60000
+const NAME_BYTES = 256
+// Timers cannot count much further, and nobody means more.
+const LONGEST_WAIT = 60 * 60 * 1000
+// What passes by itself; after any other refusal only the app can help.
+const PASSING = ['ServiceUnavailableError', 'LimitError']
+
+const defaults = {
+  heartbeatMilliseconds: 30000,
+  // From the first byte to the answer to the log-in, which may wait 30 s in the server's queue.
+  connectMilliseconds: 45000,
+  logOutMilliseconds: 5000
+}
+const defaultBackoff = { initial: 2000, factor: 2, maximum: 30000 }
+
+/** Tells changes of CouchDB databases. What each method and event does stands in `howler.d.ts`, too. */
+export default class Client {
+  /**
+   * Connects by itself when the session holds a cookie; otherwise `logIn` does.
+   * `third` is the number of milliseconds between heartbeats, or an object of options.
+   */
+  constructor (url, session, third) {
+    const options = typeof third === 'number' ? { heartbeatMilliseconds: third } : third || {}
+    this._options = Object.assign({}, defaults, given(options))
+    this._backoff = Object.assign({}, defaultBackoff, given(options.backoff || {}))
+    this._url = address(url)
+    this._WebSocket = options.WebSocket || globalThis.WebSocket
+    if (typeof this._WebSocket !== 'function') {
+      throw failure('TypeError', 'there is no WebSocket here: give one, as in new Client(url, session, { WebSocket })')
+    }
+    this._session = session || (hasCookies() ? new CookieSession() : new MemorySession())
+    this._positions = options.positions || new Map()
+    // Each is done with the session after the one before.
+    this._sessionBusy = Promise.resolve()
+
+    this._listeners = new Map()
+    this._subscriptions = new Map()
+    // Replaced by every call that decides anew whether to be connected: what is under way for an older one gives up.
+    this._turn = {}
+    // What to log in with when connecting; null while not to be connected.
+    this._credentials = null
+    // The promise of a `logIn` that is under way.
+    this._pending = null
+    // The connection, or the try to make one.
+    this._link = null
+    this._connected = false
+    this._failures = 0
+    this._retry = null
+    this._mustWait = false
+    this._hurry = () => this._hasten()
+    this._resume()
+  }
+
+  /**
+   * Logs in by name and password, or by a cookie alone. Resolves with `{ cookie, username }` when subscriptions
+   * are in place, too; rejects with a named error when it was refused. A server that cannot be reached is tried
+   * again, each failure being told by `error`. A later `logIn`, `logOut` or `stop` rejects it with `AbortError`.
+   */
+  async logIn (username, password, cookie) {
+    const turn = this._turn = {}
+    this._end('another log-in took its place')
+    return new Promise((resolve, reject) => {
+      // A listener of `disconnect` may have decided otherwise.
+      if (this._turn !== turn) return reject(failure('AbortError', 'another call took its place'))
+      this._credentials = cookie ? { cookie } : { username: text(username), password: text(password) }
+      this._pending = { resolve, reject }
+      this._failures = 0
+      this._open()
+    })
+  }
+
+  /** Logs out, forgets the session, and disconnects; subscriptions are kept for the next `logIn`. */
+  async logOut () {
+    const turn = this._turn = {}
+    const link = this._link
+    const connected = this._connected
+    this._credentials = null
+    this._abort('logged out')
+    try {
+      await this._withSession(session => session.clear())
+    } finally {
+      if (connected && link === this._link) {
+        await new Promise(resolve => {
+          const timer = setTimeout(resolve, this._options.logOutMilliseconds)
+          this._ask(link, { op: 'log-out' }, () => resolve(clearTimeout(timer)))
+        })
+      }
+      if (turn === this._turn) this._end('logged out')
+    }
+  }
+
+  /**
+   * Subscribes to a database or an array of them. Resolves when the server has acknowledged it; at once when not
+   * connected, or when the connection breaks meanwhile: it is kept then, and sent after the next log-in.
+   */
+  async subscribe (db) {
+    const names = list(db)
+    for (const name of names) {
+      if (!this._subscriptions.has(name)) this._subscriptions.set(name, this._subscription(name))
+    }
+    if (!this._connected) return
+    await this._announce(names, false)
+  }
+
+  /** Gives up a database or an array of them; from now on no `change` of it is emitted. Its position is kept. */
+  async unsubscribe (db) {
+    const names = list(db).filter(name => {
+      const subscription = this._subscriptions.get(name)
+      this._subscriptions.delete(name)
+      return subscription && this._link && subscription.link === this._link
+    })
+    const parts = batches(names.map(name => [name, null])).map(part => this._request({
+      op: 'unsubscribe', dbs: part.map(([name]) => name)
+    }))
+    for (const answer of await Promise.all(parts)) {
+      if (answer && answer.error) throw failure(answer.error, answer.message)
+    }
+  }
+
+  /** Disconnects and stays so until the next `logIn`; session and subscriptions are kept. */
+  stop () {
+    this._turn = {}
+    this._end('stopped')
+  }
+
+  /** Whether it is connected and logged in. */
+  isConnected () {
+    return this._connected
+  }
+
+  /** Calls a function at every such event. */
+  on (event, listener) {
+    if (typeof listener !== 'function') throw new TypeError('a listener is a function')
+    this._listeners.set(event, (this._listeners.get(event) || []).concat({ listener, call: listener }))
+    return this
+  }
+
+  /** Calls a function at the next such event only. */
+  once (event, listener) {
+    if (typeof listener !== 'function') throw new TypeError('a listener is a function')
+    const entry = {
+      listener,
+      call: (...rest) => {
+        this._remove(event, entry)
+        return listener(...rest)
+      }
+    }
+    this._listeners.set(event, (this._listeners.get(event) || []).concat(entry))
+    return this
+  }
+
+  /** Takes a listener away. */
+  off (event, listener) {
+    const entries = this._listeners.get(event) || []
+    // The one added last, as Node's emitters do.
+    this._remove(event, entries.slice().reverse().find(entry => entry.listener === listener))
+    return this
+  }
+
+  /** The same as `on`. */
+  addListener (event, listener) {
+    return this.on(event, listener)
+  }
+
+  /** The same as `off`. */
+  removeListener (event, listener) {
+    return this.off(event, listener)
+  }
+
+  /** Takes all listeners away, or those of one event. */
+  removeAllListeners (event) {
+    if (event === undefined) this._listeners.clear()
+    else this._listeners.delete(event)
+    return this
+  }
+
+  /** How many listeners an event has. */
+  listenerCount (event) {
+    return (this._listeners.get(event) || []).length
+  }
+
+  /** Calls the listeners of an event; whether there were any. */
+  emit (event, ...rest) {
+    return this._emit(event, rest).length > 0
+  }
+
+  // What the listeners returned. One that throws keeps nobody from hearing: its error is left to the runtime, as
+  // those of event handlers are.
+  _emit (event, rest) {
+    const entries = this._listeners.get(event) || []
+    if (event === 'error' && entries.length === 0) console.error('couchdb-howler:', rest[0])
+    return entries.map(({ call }) => {
+      try {
+        return call.apply(this, rest)
+      } catch (error) {
+        setTimeout(() => { throw error })
+        return FAILED
+      }
+    })
+  }
+
+  _remove (event, entry) {
+    const left = (this._listeners.get(event) || []).filter(other => other !== entry)
+    if (left.length > 0) this._listeners.set(event, left)
+    else this._listeners.delete(event)
+  }
+
+  // ---- connecting
+
+  // Logs in with the cookie that an earlier run left.
+  async _resume () {
+    const turn = this._turn
+    try {
+      const cookie = await this._withSession(session => session.get())
+      if (!cookie || turn !== this._turn) return
+      this._credentials = { cookie }
+      this._open()
+    } catch (error) {
+      this.emit('error', error)
+    }
+  }
+
+  _withSession (use) {
+    const done = this._sessionBusy.then(() => use(this._session))
+    this._sessionBusy = done.catch(() => {})
+    return done
+  }
+
+  _open () {
+    clearTimeout(this._retry)
+    this._retry = null
+    this._mustWait = false
+    this._listenToPage('addEventListener')
+    const link = this._link = { asked: new Map(), lastId: 0, timer: null, heard: false, epoch: '', retryAfter: undefined }
+    link.timer = setTimeout(() => this._lost(link, 'no answer'), this._options.connectMilliseconds)
+    try {
+      link.socket = new this._WebSocket(this._url, 'howler.v1')
+    } catch (error) {
+      return this._lost(link, error.message)
+    }
+    link.socket.onopen = () => {
+      if (this._link !== link) return
+      this._ask(link, Object.assign({ op: 'log-in' }, this._credentials), answer => this._answered(link, answer))
+    }
+    link.socket.onmessage = message => {
+      if (this._link === link) this._received(link, message.data)
+    }
+    link.socket.onclose = () => this._lost(link, 'the connection was closed')
+    // A close follows; without a listener some implementations throw.
+    link.socket.onerror = () => {}
+  }
+
+  _answered (link, answer) {
+    if (!answer) return
+    if (answer.error) return this._refused(link, answer)
+    const { cookie, username } = answer
+    // The password is not needed any more.
+    if (typeof cookie === 'string') this._keepSession(cookie)
+    const { _turn: turn, _pending: pending } = this
+    this._connected = true
+    this._beat(link)
+    this.emit('connect')
+    if (this._link !== link) return
+    this._announce(Array.from(this._subscriptions.keys()), true).then(() => this._sessionBusy).then(() => {
+      if (this._link !== link || this._turn !== turn) return
+      this._failures = 0
+      this.emit('ready')
+      // A listener may have ended it; then it was rejected.
+      if (this._pending !== pending || !pending) return
+      this._pending = null
+      pending.resolve({ cookie, username })
+    })
+  }
+
+  _keepSession (cookie) {
+    this._credentials = { cookie }
+    this._withSession(session => session.set(cookie)).catch(error => this.emit('error', error))
+  }
+
+  async _refused (link, answer) {
+    const error = failure(answer.error, answer.message)
+    const { _turn: turn, _credentials: credentials } = this
+    link.retryAfter = answer.retry_after_ms
+    const again = PASSING.includes(error.name) && (credentials.cookie || isTime(link.retryAfter))
+    this._close(link)
+    if (again) {
+      this._wait(link)
+      this.emit('error', error)
+      return
+    }
+    if (error.name === 'NotAuthenticatedError' && credentials.cookie) {
+      const stored = await this._withSession(session => session.get()).catch(() => undefined)
+      // Another tab may have a younger one.
+      if (turn === this._turn && !this._pending && stored && stored !== credentials.cookie) {
+        this._credentials = { cookie: stored }
+        return this._open()
+      }
+      if (stored === credentials.cookie) await this._withSession(session => session.clear()).catch(() => {})
+      if (turn !== this._turn) return
+    }
+    this._credentials = null
+    this._listenToPage('removeEventListener')
+    const pending = this._pending
+    this._pending = null
+    if (pending) pending.reject(error)
+    else this.emit('error', error)
+  }
+
+  // The connection broke, or there was none.
+  _lost (link, why) {
+    if (this._link !== link) return
+    const turn = this._turn
+    this._close(link)
+    if (turn !== this._turn || !this._credentials) return
+    this._wait(link)
+    if (this._pending) this.emit('error', failure('ServiceUnavailableError', `cannot connect, trying again: ${why}`))
+  }
+
+  _wait (link) {
+    this._mustWait = isTime(link.retryAfter)
+    const { initial, factor, maximum } = this._backoff
+    const most = Math.min(maximum, initial * Math.pow(factor, this._failures++))
+    const delay = this._mustWait ? Math.min(link.retryAfter, LONGEST_WAIT) : most * (0.1 + 0.9 * Math.random())
+    this._retry = setTimeout(() => this._open(), delay)
+  }
+
+  // The browser is online again, or the page visible: it may have slept.
+  _hasten () {
+    if (globalThis.document && document.visibilityState === 'hidden') return
+    if (this._retry && !this._mustWait) this._open()
+    else if (this._connected) this._probe(this._link)
+  }
+
+  _listenToPage (how) {
+    if (typeof globalThis[how] === 'function') globalThis[how]('online', this._hurry)
+    if (globalThis.document && document[how]) document[how]('visibilitychange', this._hurry)
+  }
+
+  // Ends all that is under way.
+  _end (why) {
+    clearTimeout(this._retry)
+    this._retry = null
+    this._credentials = null
+    this._listenToPage('removeEventListener')
+    this._abort(why)
+    if (this._link) this._close(this._link)
+  }
+
+  _abort (why) {
+    const pending = this._pending
+    this._pending = null
+    if (pending) pending.reject(failure('AbortError', why))
+  }
+
+  _close (link) {
+    const connected = this._connected
+    this._link = null
+    this._connected = false
+    clearTimeout(link.timer)
+    if (link.socket) {
+      link.socket.onopen = link.socket.onmessage = link.socket.onclose = null
+      try { link.socket.close(1000) } catch (error) {}
+    }
+    const asked = Array.from(link.asked.values())
+    link.asked.clear()
+    for (const answer of asked) answer()
+    if (connected) this.emit('disconnect')
+  }
+
+  // ---- the heartbeat: when nothing was heard for so long, ask; when then nothing comes either, the link is dead
+
+  _beat (link) {
+    clearTimeout(link.timer)
+    const { heartbeatMilliseconds } = this._options
+    if (!(heartbeatMilliseconds > 0)) return
+    link.heard = false
+    link.timer = setTimeout(() => {
+      if (link.heard) this._beat(link)
+      else this._probe(link)
+    }, heartbeatMilliseconds)
+  }
+
+  _probe (link) {
+    clearTimeout(link.timer)
+    const patience = (this._options.heartbeatMilliseconds || defaults.heartbeatMilliseconds) / 2
+    const due = Date.now() + 2 * patience
+    link.heard = false
+    this._ask(link, { op: 'heartbeat' }, () => {})
+    link.timer = setTimeout(() => {
+      if (link.heard) this._beat(link)
+      // A timer that is late proves nothing: the page slept, and so may have what came.
+      else if (Date.now() > due) this._probe(link)
+      else this._lost(link, 'no heartbeat')
+    }, patience)
+  }
+
+  // ---- messages
+
+  _ask (link, request, answer) {
+    const id = ++link.lastId
+    link.asked.set(id, answer)
+    try {
+      link.socket.send(JSON.stringify(Object.assign({ id }, request)))
+    } catch (error) {
+      // It is closing; what was asked is answered by its end.
+    }
+  }
+
+  // The answer; none when the connection ended before.
+  _request (request) {
+    return new Promise(resolve => this._ask(this._link, request, resolve))
+  }
+
+  _received (link, data) {
+    link.heard = true
+    let message
+    try {
+      message = JSON.parse(data)
+    } catch (error) {
+      return
+    }
+    switch (message.event) {
+      case 'hello':
+        link.epoch = text(message.epoch)
+        return
+      case 'change':
+        return this._changed(link, message.db, message.kind, message.position)
+      case 'resync':
+        this.emit('resync', { reason: message.reason })
+        for (const name of Array.from(this._subscriptions.keys())) this._changed(link, name)
+        return
+      case 'session':
+        if (typeof message.cookie !== 'string') return
+        this._keepSession(message.cookie)
+        this.emit('session', message.cookie)
+        return
+      case 'unsubscribed':
+        return this._drop(message.db, this._subscriptions.get(message.db), message)
+      case 'goodbye':
+        link.retryAfter = message.retry_after_ms
+        return
+    }
+    const answer = link.asked.get(message.id)
+    link.asked.delete(message.id)
+    if (answer) answer(message)
+  }
+
+  // ---- subscriptions and positions
+
+  _subscription (name) {
+    const subscription = {
+      // On which connection it was sent, and what becomes of that.
+      link: null,
+      sent: null,
+      // Whether the server has ever acknowledged it.
+      acknowledged: false,
+      // How many changes were told, and the last one that was dealt with.
+      told: 0,
+      done: 0,
+      // What is stored: an epoch and a position. Undefined when the database is new here.
+      known: undefined
+    }
+    subscription.loaded = Promise.resolve().then(() => this._positions.get(name))
+      // What cannot be read may have changed.
+      .then(known => { subscription.known = known || undefined }, () => { subscription.known = '' })
+    return subscription
+  }
+
+  // Sends the subscriptions that were not sent on this connection. Rejects with the first that is refused, unless
+  // that is told by events alone.
+  async _announce (names, quietly) {
+    const link = this._link
+    const subscriptions = names.map(name => this._subscriptions.get(name)).filter(Boolean)
+    const fresh = names.filter(name => {
+      const subscription = this._subscriptions.get(name)
+      return subscription && subscription.link !== link
+    }).map(name => [name, this._subscriptions.get(name)])
+    const sent = Promise.all(fresh.map(([, subscription]) => subscription.loaded)).then(() => {
+      if (this._link !== link) return
+      const current = fresh.filter(([name, subscription]) => this._subscriptions.get(name) === subscription)
+      const dbs = current.map(([name, { known }]) => [name, positionOf(known, link.epoch)])
+      return Promise.all(batches(dbs).map(part => this._subscribe(link, part)))
+    })
+    for (const [, subscription] of fresh) Object.assign(subscription, { link, sent })
+    await Promise.all(subscriptions.map(subscription => subscription.sent))
+    const refused = subscriptions.find(subscription => subscription.refusal)
+    if (refused && !quietly) throw refused.refusal
+  }
+
+  async _subscribe (link, part) {
+    const asked = part.map(([name, given]) => [name, given, this._subscriptions.get(name)])
+    return new Promise(resolve => {
+      this._ask(link, { op: 'subscribe', dbs: fromEntries(part) }, answer => {
+        if (answer) this._subscribed(link, asked, answer)
+        resolve()
+      })
+    })
+  }
+
+  _subscribed (link, asked, answer) {
+    const positions = answer.dbs || {}
+    const errors = answer.errors || {}
+    const changed = new Set(answer.changed)
+    for (const [name, given, subscription] of asked) {
+      // Given up meanwhile, and perhaps asked for again.
+      if (this._subscriptions.get(name) !== subscription) continue
+      const refusal = answer.error ? answer : own(errors, name)
+      if (refusal) {
+        this._drop(name, subscription, refusal)
+        continue
+      }
+      const position = own(positions, name)
+      const seen = subscription.acknowledged || subscription.known !== undefined
+      subscription.acknowledged = true
+      // Seen before, and nobody can say that it is still the same.
+      if (changed.has(name) || (seen && !(position && position === given))) this._changed(link, name, undefined, position)
+      else if (position) this._remember(name, subscription, link.epoch, position)
+    }
+  }
+
+  // Told and not dealt with yet: its position is remembered when the listeners are through.
+  _changed (link, name, kind, position) {
+    const subscription = this._subscriptions.get(name)
+    if (!subscription) return
+    const number = ++subscription.told
+    const results = this._emit('change', [name, { kind, position }])
+    const remember = () => {
+      if (!position || number < subscription.done) return
+      subscription.done = number
+      this._remember(name, subscription, link.epoch, position)
+    }
+    if (results.length === 0 || results.includes(FAILED)) return
+    // Where a listener's promise is rejected the runtime tells of it, as it does without us.
+    if (results.some(isPromise)) Promise.all(results).then(remember)
+    else remember()
+  }
+
+  _remember (name, subscription, epoch, position) {
+    const known = `${epoch} ${position}`
+    if (subscription.known === known) return
+    subscription.known = known
+    // What could not be stored is told again some day.
+    const store = async () => this._positions.set(name, known)
+    store().catch(() => {})
+  }
+
+  _drop (name, subscription, { error, message }) {
+    if (!subscription) return
+    this._subscriptions.delete(name)
+    subscription.refusal = failure(error || 'ForbiddenError', message, name)
+    this.emit('error', subscription.refusal)
+  }
+
+  /** A store of positions in `localStorage`, for the option `positions`. */
+  static localPositions (prefix = 'couchdb-howler-position:') {
+    return {
+      get: db => localStorage.getItem(prefix + db),
+      set: (db, known) => localStorage.setItem(prefix + db, known),
+      delete: db => localStorage.removeItem(prefix + db)
+    }
+  }
+}
+
+// Keeps the session as a cookie of the page's own site, which the page alone sends to the server, by its log-in.
+class CookieSession {
+  get () {
+    const cookie = document.cookie.split('; ').find(pair => pair.startsWith(SESSION + '='))
+    try {
+      return cookie && decodeURIComponent(cookie.slice(SESSION.length + 1))
+    } catch (error) {
+      return undefined
+    }
+  }
+
+  set (cookie) {
+    this._write(encodeURIComponent(cookie), SESSION_SECONDS)
+  }
+
+  clear () {
+    this._write('', 0)
+  }
+
+  _write (value, seconds) {
+    const secure = location.protocol === 'https:' ? '; Secure' : ''
+    document.cookie = `${SESSION}=${value}; Path=/; Max-Age=${seconds}; SameSite=Lax${secure}`
+  }
+}
+
+class MemorySession {
+  get () {
+    return this._cookie
+  }
+
+  set (cookie) {
+    this._cookie = cookie
+  }
+
+  clear () {
+    this._cookie = undefined
+  }
+}
+
+// What a listener that threw stands for among what listeners returned.
+const FAILED = {}
+
+// Sandboxed pages throw when asked for cookies.
+function hasCookies () {
+  try {
+    return typeof document.cookie === 'string'
+  } catch (error) {
+    return false
+  }
+}
+
+function address (url) {
+  const parsed = new URL(url, globalThis.document ? document.baseURI : undefined)
+  const scheme = { 'http:': 'ws:', 'https:': 'wss:' }[parsed.protocol] || parsed.protocol
+  if (!/^wss?:$/.test(scheme)) throw new TypeError('the URL must begin with http, https, ws or wss')
+  return `${scheme}//${parsed.host}${parsed.pathname.replace(/\/*$/, '/howler')}${parsed.search}`
+}
+
+// The options that were given: an undefined one is not.
+function given (options) {
+  const present = {}
+  for (const name of Object.keys(options)) {
+    if (options[name] !== undefined && options[name] !== null) present[name] = options[name]
+  }
+  return present
+}
+
+function list (db) {
+  const names = Array.from(new Set(Array.isArray(db) ? db : [db]))
+  for (const name of names) {
+    if (typeof name !== 'string' || name === '') throw new TypeError('a database name is a string that is not empty')
+    if (bytes(name) > NAME_BYTES) throw failure('LimitError', `a database name is longer than ${NAME_BYTES} bytes`, name)
+  }
+  return names
+}
+
+// Parts that stay below the limit of a message each.
+function batches (dbs) {
+  const parts = []
+  let room = 0
+  for (const db of dbs) {
+    const size = bytes(JSON.stringify(db)) + 2
+    if (size > room) {
+      parts.push([])
+      room = MESSAGE_BYTES
+    }
+    parts[parts.length - 1].push(db)
+    room -= size
+  }
+  return parts
+}
+
+// How long a string is in UTF-8.
+function bytes (string) {
+  let length = 0
+  for (const character of string) {
+    const code = character.codePointAt(0)
+    length += code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4
+  }
+  return length
+}
+
+// The position in what was stored; null when it is of another epoch, and so cannot be compared.
+function positionOf (known, epoch) {
+  return known && known.startsWith(epoch + ' ') ? known.slice(epoch.length + 1) : null
+}
+
+// Names such as `__proto__` are just names.
+function fromEntries (entries) {
+  const object = Object.create(null)
+  for (const [name, value] of entries) object[name] = value
+  return object
+}
+
+function own (object, name) {
+  return Object.prototype.hasOwnProperty.call(object, name) ? object[name] : undefined
+}
+
+function isPromise (value) {
+  return value !== null && typeof value === 'object' && typeof value.then === 'function'
+}
+
+function isTime (milliseconds) {
+  return typeof milliseconds === 'number' && milliseconds >= 0
+}
+
+function text (value) {
+  return value === undefined || value === null ? '' : String(value)
+}
+
+function failure (name, message, db) {
+  const error = new Error(message || name)
+  error.name = name
+  if (db !== undefined) error.db = db
+  return error
+}
