@@ -85,21 +85,20 @@ export default class Client {
   /** Logs out, forgets the session, and disconnects; subscriptions are kept for the next `logIn`. */
   async logOut () {
     const turn = this._turn = {}
-    const link = this._link
-    const connected = this._connected
+    // No session that comes from now on is kept.
     this._credentials = null
+    const cleared = this._withSession(session => session.clear())
+    // Whoever called hears of it, though only after the server did.
+    cleared.catch(() => {})
     this._abort('logged out')
-    try {
-      await this._withSession(session => session.clear())
-    } finally {
-      if (connected && link === this._link) {
-        await new Promise(resolve => {
-          const timer = setTimeout(resolve, this._options.logOutMilliseconds)
-          this._ask(link, { op: 'log-out' }, () => resolve(clearTimeout(timer)))
-        })
-      }
-      if (turn === this._turn) this._end('logged out')
+    if (this._connected && turn === this._turn) {
+      await new Promise(resolve => {
+        const timer = setTimeout(resolve, this._options.logOutMilliseconds)
+        this._ask(this._link, { op: 'log-out' }, () => resolve(clearTimeout(timer)))
+      })
     }
+    if (turn === this._turn) this._end('logged out')
+    return cleared
   }
 
   /**
@@ -112,7 +111,9 @@ export default class Client {
       if (!this._subscriptions.has(name)) this._subscriptions.set(name, this._subscription(name))
     }
     if (!this._connected) return
-    await this._announce(names, false)
+    const subscriptions = names.map(name => this._subscriptions.get(name))
+    await this._announce(subscriptions)
+    for (const { refusal } of subscriptions) if (refusal) throw refusal
   }
 
   /** Gives up a database or an array of them; from now on no `change` of it is emitted. Its position is kept. */
@@ -249,7 +250,8 @@ export default class Client {
     try {
       link.socket = new this._WebSocket(this._url, 'howler.v1')
     } catch (error) {
-      return this._lost(link, error.message)
+      // The URL, or the page's rules; no try will do better, but the app may.
+      return this._lost(link, error.message, true)
     }
     link.socket.onopen = () => {
       if (this._link !== link) return
@@ -274,8 +276,13 @@ export default class Client {
     this._beat(link)
     this.emit('connect')
     if (this._link !== link) return
-    this._announce(Array.from(this._subscriptions.keys()), true).then(() => this._sessionBusy).then(() => {
+    const subscriptions = Array.from(this._subscriptions.values())
+    this._announce(subscriptions).then(() => this._sessionBusy).then(() => {
       if (this._link !== link || this._turn !== turn) return
+      // Those of single databases were told already; these are one for many.
+      const refusals = subscriptions.map(({ refusal }) => refusal).filter(refusal => refusal && refusal.db === undefined)
+      for (const refusal of new Set(refusals)) this.emit('error', refusal)
+      if (this._link !== link) return
       this._failures = 0
       this.emit('ready')
       // A listener may have ended it; then it was rejected.
@@ -286,6 +293,7 @@ export default class Client {
   }
 
   _keepSession (cookie) {
+    if (!this._credentials) return
     this._credentials = { cookie }
     this._withSession(session => session.set(cookie)).catch(error => this.emit('error', error))
   }
@@ -320,13 +328,13 @@ export default class Client {
   }
 
   // The connection broke, or there was none.
-  _lost (link, why) {
+  _lost (link, why, tell) {
     if (this._link !== link) return
     const turn = this._turn
     this._close(link)
     if (turn !== this._turn || !this._credentials) return
     this._wait(link)
-    if (this._pending) this.emit('error', failure('ServiceUnavailableError', `cannot connect, trying again: ${why}`))
+    if (this._pending || tell) this.emit('error', failure('ServiceUnavailableError', `cannot connect, trying again: ${why}`))
   }
 
   _wait (link) {
@@ -372,7 +380,7 @@ export default class Client {
     clearTimeout(link.timer)
     if (link.socket) {
       link.socket.onopen = link.socket.onmessage = link.socket.onclose = null
-      try { link.socket.close(1000) } catch (error) {}
+      link.socket.close(1000)
     }
     const asked = Array.from(link.asked.values())
     link.asked.clear()
@@ -403,7 +411,11 @@ export default class Client {
       if (link.heard) this._beat(link)
       // A timer that is late proves nothing: the page slept, and so may have what came.
       else if (Date.now() > due) this._probe(link)
-      else this._lost(link, 'no heartbeat')
+      else {
+        // `ws` would wait half a minute for the answer to its close.
+        if (link.socket.terminate) link.socket.terminate()
+        this._lost(link, 'no heartbeat')
+      }
     }, patience)
   }
 
@@ -428,7 +440,7 @@ export default class Client {
     link.heard = true
     let message
     try {
-      message = JSON.parse(data)
+      message = Object(JSON.parse(data))
     } catch (error) {
       return
     }
@@ -448,7 +460,7 @@ export default class Client {
         this.emit('session', message.cookie)
         return
       case 'unsubscribed':
-        return this._drop(message.db, this._subscriptions.get(message.db), message)
+        return this._forbid(message.db, message)
       case 'goodbye':
         link.retryAfter = message.retry_after_ms
         return
@@ -462,6 +474,7 @@ export default class Client {
 
   _subscription (name) {
     const subscription = {
+      name,
       // On which connection it was sent, and what becomes of that.
       link: null,
       sent: null,
@@ -475,35 +488,28 @@ export default class Client {
     }
     subscription.loaded = Promise.resolve().then(() => this._positions.get(name))
       // What cannot be read may have changed.
-      .then(known => { subscription.known = known || undefined }, () => { subscription.known = '' })
+      .then(known => { subscription.known = known ? String(known) : undefined }, () => { subscription.known = '' })
     return subscription
   }
 
-  // Sends the subscriptions that were not sent on this connection. Rejects with the first that is refused, unless
-  // that is told by events alone.
-  async _announce (names, quietly) {
+  // Sends those of the subscriptions that were not sent on this connection; settled when all of them were answered.
+  _announce (subscriptions) {
     const link = this._link
-    const subscriptions = names.map(name => this._subscriptions.get(name)).filter(Boolean)
-    const fresh = names.filter(name => {
-      const subscription = this._subscriptions.get(name)
-      return subscription && subscription.link !== link
-    }).map(name => [name, this._subscriptions.get(name)])
-    const sent = Promise.all(fresh.map(([, subscription]) => subscription.loaded)).then(() => {
+    const fresh = subscriptions.filter(subscription => subscription.link !== link)
+    const sent = Promise.all(fresh.map(subscription => subscription.loaded)).then(() => {
       if (this._link !== link) return
-      const current = fresh.filter(([name, subscription]) => this._subscriptions.get(name) === subscription)
-      const dbs = current.map(([name, { known }]) => [name, positionOf(known, link.epoch)])
-      return Promise.all(batches(dbs).map(part => this._subscribe(link, part)))
+      const asked = fresh.filter(subscription => this._subscriptions.get(subscription.name) === subscription)
+        .map(subscription => [subscription.name, positionOf(subscription.known, link.epoch), subscription])
+      return Promise.all(batches(asked).map(part => this._subscribe(link, part)))
     })
-    for (const [, subscription] of fresh) Object.assign(subscription, { link, sent })
-    await Promise.all(subscriptions.map(subscription => subscription.sent))
-    const refused = subscriptions.find(subscription => subscription.refusal)
-    if (refused && !quietly) throw refused.refusal
+    for (const subscription of fresh) Object.assign(subscription, { link, sent })
+    return Promise.all(subscriptions.map(subscription => subscription.sent))
   }
 
-  async _subscribe (link, part) {
-    const asked = part.map(([name, given]) => [name, given, this._subscriptions.get(name)])
+  _subscribe (link, asked) {
     return new Promise(resolve => {
-      this._ask(link, { op: 'subscribe', dbs: fromEntries(part) }, answer => {
+      this._ask(link, { op: 'subscribe', dbs: fromEntries(asked) }, answer => {
+        // At once: a change may follow in the same breath.
         if (answer) this._subscribed(link, asked, answer)
         resolve()
       })
@@ -511,18 +517,16 @@ export default class Client {
   }
 
   _subscribed (link, asked, answer) {
-    const positions = answer.dbs || {}
-    const errors = answer.errors || {}
     const changed = new Set(answer.changed)
+    const refusal = answer.error && failure(answer.error, answer.message)
     for (const [name, given, subscription] of asked) {
       // Given up meanwhile, and perhaps asked for again.
       if (this._subscriptions.get(name) !== subscription) continue
-      const refusal = answer.error ? answer : own(errors, name)
-      if (refusal) {
-        this._drop(name, subscription, refusal)
-        continue
-      }
-      const position = own(positions, name)
+      const forbidden = own(answer.errors, name)
+      if (refusal) this._drop(name, refusal)
+      else if (forbidden) this._forbid(name, forbidden)
+      if (refusal || forbidden) continue
+      const position = own(answer.dbs, name)
       const seen = subscription.acknowledged || subscription.known !== undefined
       subscription.acknowledged = true
       // Seen before, and nobody can say that it is still the same.
@@ -557,11 +561,16 @@ export default class Client {
     store().catch(() => {})
   }
 
-  _drop (name, subscription, { error, message }) {
-    if (!subscription) return
+  _forbid (name, { error, message }) {
+    if (!this._subscriptions.has(name)) return
+    const refusal = failure(text(error) || 'ForbiddenError', message, name)
+    this._drop(name, refusal)
+    this.emit('error', refusal)
+  }
+
+  _drop (name, refusal) {
+    this._subscriptions.get(name).refusal = refusal
     this._subscriptions.delete(name)
-    subscription.refusal = failure(error || 'ForbiddenError', message, name)
-    this.emit('error', subscription.refusal)
   }
 
   /** A store of positions in `localStorage`, for the option `positions`. */
@@ -626,7 +635,7 @@ function hasCookies () {
 }
 
 function address (url) {
-  const parsed = new URL(url, globalThis.document ? document.baseURI : undefined)
+  const parsed = new URL(url, globalThis.document ? document.baseURI : (globalThis.location || {}).href)
   const scheme = { 'http:': 'ws:', 'https:': 'wss:' }[parsed.protocol] || parsed.protocol
   if (!/^wss?:$/.test(scheme)) throw new TypeError('the URL must begin with http, https, ws or wss')
   return `${scheme}//${parsed.host}${parsed.pathname.replace(/\/*$/, '/howler')}${parsed.search}`
@@ -655,7 +664,7 @@ function batches (dbs) {
   const parts = []
   let room = 0
   for (const db of dbs) {
-    const size = bytes(JSON.stringify(db)) + 2
+    const size = bytes(JSON.stringify([db[0], db[1]]))
     if (size > room) {
       parts.push([])
       room = MESSAGE_BYTES
@@ -689,7 +698,7 @@ function fromEntries (entries) {
 }
 
 function own (object, name) {
-  return Object.prototype.hasOwnProperty.call(object, name) ? object[name] : undefined
+  return object && Object.prototype.hasOwnProperty.call(object, name) ? object[name] : undefined
 }
 
 function isPromise (value) {
