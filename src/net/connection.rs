@@ -2,6 +2,7 @@
 //! the bytes of an item that has not come whole. Both hold memory only while there is something.
 
 use std::io;
+use std::sync::Arc;
 
 use mio::{Interest, Registry, Token};
 
@@ -24,6 +25,9 @@ pub struct Connection {
     outbox: Vec<u8>,
     /// How much of the outbox has left.
     sent: usize,
+    /// What waits behind the outbox, and how much of it has left: bytes that others are sent too, so that many slow
+    /// peers cost no copy each.
+    shared: Option<(Arc<[u8]>, usize)>,
     /// Received bytes that are not a whole item yet.
     pub inbox: Vec<u8>,
     /// The socket would not take more; an event will tell when it does.
@@ -41,7 +45,15 @@ impl Connection {
     pub fn register(mut stream: Stream, connecting: bool, registry: &Registry, token: Token) -> io::Result<Self> {
         let interest = if connecting { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         registry.register(stream.socket(), token, interest)?;
-        Ok(Self { stream, outbox: Vec::new(), sent: 0, inbox: Vec::new(), blocked: connecting, watched: connecting })
+        Ok(Self {
+            stream,
+            outbox: Vec::new(),
+            sent: 0,
+            shared: None,
+            inbox: Vec::new(),
+            blocked: connecting,
+            watched: connecting,
+        })
     }
 
     /// The stream, to read from.
@@ -51,7 +63,7 @@ impl Connection {
 
     /// Whether written bytes wait.
     pub fn has_unsent(&self) -> bool {
-        !self.outbox.is_empty()
+        !self.outbox.is_empty() || self.shared.is_some()
     }
 
     /// Whether the socket would not take more.
@@ -61,7 +73,16 @@ impl Connection {
 
     /// Puts bytes behind what waits; they leave with the next write or flush.
     pub fn queue(&mut self) -> &mut Vec<u8> {
+        if let Some((bytes, sent)) = self.shared.take() {
+            self.outbox.extend_from_slice(&bytes[sent..]);
+        }
         &mut self.outbox
+    }
+
+    /// Puts bytes that are shared behind what waits; they leave with the next flush.
+    pub fn queue_shared(&mut self, bytes: Arc<[u8]>) {
+        self.queue();
+        self.shared = Some((bytes, 0));
     }
 
     /// Writes, in one call to the system where that can be.
@@ -69,22 +90,15 @@ impl Connection {
     /// # Errors
     /// The connection is lost.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<Flushed> {
-        if !self.outbox.is_empty() || self.blocked {
-            self.outbox.extend_from_slice(bytes);
+        if self.has_unsent() || self.blocked {
+            self.queue().extend_from_slice(bytes);
             return self.flush();
         }
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            match self.stream.write(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => rest = &rest[written..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.outbox.extend_from_slice(rest);
-                    self.blocked = true;
-                    return Ok(Flushed::Blocked);
-                }
-                Err(error) => return Err(error),
-            }
+        let mut sent = 0;
+        if send(&mut self.stream, bytes, &mut sent)? == Flushed::Blocked {
+            self.outbox.extend_from_slice(&bytes[sent..]);
+            self.blocked = true;
+            return Ok(Flushed::Blocked);
         }
         self.flush_stream()
     }
@@ -97,19 +111,19 @@ impl Connection {
         if self.blocked {
             return Ok(Flushed::Blocked);
         }
-        while self.sent < self.outbox.len() {
-            match self.stream.write(&self.outbox[self.sent..]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => self.sent += written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.blocked = true;
-                    return Ok(Flushed::Blocked);
-                }
-                Err(error) => return Err(error),
+        let mut flushed = send(&mut self.stream, &self.outbox, &mut self.sent)?;
+        if flushed == Flushed::All {
+            self.outbox = Vec::new();
+            self.sent = 0;
+            if let Some((bytes, sent)) = &mut self.shared {
+                flushed = send(&mut self.stream, bytes, sent)?;
             }
         }
-        self.outbox = Vec::new();
-        self.sent = 0;
+        if flushed == Flushed::Blocked {
+            self.blocked = true;
+            return Ok(Flushed::Blocked);
+        }
+        self.shared = None;
         self.flush_stream()
     }
 
@@ -141,4 +155,17 @@ impl Connection {
         let interest = if self.blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         registry.reregister(self.stream.socket(), token, interest)
     }
+}
+
+/// Writes bytes from `sent` on, as far as it goes.
+fn send(stream: &mut Stream, bytes: &[u8], sent: &mut usize) -> io::Result<Flushed> {
+    while *sent < bytes.len() {
+        match stream.write(&bytes[*sent..]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => *sent += written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Flushed::Blocked),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Flushed::All)
 }

@@ -233,7 +233,14 @@ impl Server {
         let (mut used, mut seen) = (0, seen);
         loop {
             let rest = &mut bytes[used..];
-            let input = match &self.peers.get(key)?.protocol {
+            let peer = self.peers.get_mut(key)?;
+            let input = match &peer.protocol {
+                // Answers add up only as fast as they are taken: the next request waits in its few bytes.
+                Protocol::Http(Http::Head) if peer.connection.has_unsent() => {
+                    peer.early = true;
+                    peer.unread = true;
+                    return Some(used);
+                }
                 Protocol::Http(Http::Head) => self.handle_request(key, rest, seen, now),
                 Protocol::Http(Http::Body(_)) => Input::Switched(self.handle_body(key, rest, now)),
                 // The next request waits for the answer to this one.
