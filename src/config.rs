@@ -45,6 +45,8 @@ pub struct Config {
     pub feed_heartbeat_ms: u64,
     /// Which origins browsers may come from.
     pub origins: Origins,
+    /// Whether the console is left out.
+    pub no_console: bool,
     /// How often Engine.IO pings come.
     pub ping_interval_ms: u64,
     /// How late they, or their answers, may be; None for the default of each version.
@@ -192,6 +194,15 @@ pub const OPTIONS: &[OptionRow] = &[
         secret: false,
         bare_variable: false,
         help: "Origins whose pages may connect; all (*) unless given",
+    },
+    OptionRow {
+        name: "no_console",
+        short: None,
+        takes: Takes::Switch,
+        default: None,
+        secret: false,
+        bare_variable: false,
+        help: "Serve no console, the page at /",
     },
     OptionRow {
         name: "ping_interval",
@@ -591,6 +602,7 @@ impl Typed {
             create_global_changes: self.switch("create_global_changes")?,
             feed_heartbeat_ms: self.number("feed_heartbeat")?,
             origins: self.origins()?,
+            no_console: self.switch("no_console")?,
             ping_interval_ms: self.number("ping_interval")?,
             ping_timeout_ms: Some(self.number("ping_timeout")?).filter(|ms| *ms > 0),
             login_concurrency: usize::try_from(self.number("login_concurrency")?).expect("the table's range is small"),
@@ -830,6 +842,7 @@ mod tests {
             create_global_changes: false,
             feed_heartbeat_ms: 10_000,
             origins: Origins::Any,
+            no_console: false,
             ping_interval_ms: 25_000,
             ping_timeout_ms: None,
             login_concurrency: 8,
@@ -854,6 +867,7 @@ mod tests {
             create_global_changes: true,
             feed_heartbeat_ms: 100,
             origins: Origins::Listed(vec!["https://a.example".into(), "http://b:81".into()]),
+            no_console: true,
             ping_interval_ms: 300,
             ping_timeout_ms: Some(200),
             login_concurrency: 16,
@@ -864,13 +878,14 @@ mod tests {
         };
         let flags = "--host ::1 --port=0 -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
                      --create-global_changes --feed-heartbeat 100 --origins https://a.example,http://b:81 \
-                     --ping_interval 300 --ping-timeout=200 --login_concurrency 16 --resync always --slow_timeout 5 \
+                     --no-console --ping_interval 300 --ping-timeout=200 --login_concurrency 16 --resync always --slow_timeout 5 \
                      --catch-up-sessions 300";
         assert_eq!(with_url(flags).config(), expected);
         let variables = args("")
             .env("HOWLER_COUCHDB_URL", URL)
             .env("HOWLER_HOST", "::1")
             .env("HOWLER_ORIGINS", " https://a.example, http://b:81,")
+            .env("HOWLER_NO_CONSOLE", "yes")
             .env("HOWLER_PING_INTERVAL", "300")
             .env("HOWLER_PING_TIMEOUT", "200")
             .env("HOWLER_PORT", "0")

@@ -4,6 +4,7 @@
 //! or environment that cannot be used.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -15,6 +16,7 @@ use couchdb_howler::net::tls;
 use couchdb_howler::server::{Server, Settings};
 use couchdb_howler::state::feed::FeedSettings;
 use couchdb_howler::state::session::Rules;
+use couchdb_howler::state::site::{Console, DemoAccount, Site};
 use couchdb_howler::wire::url::CouchUrl;
 
 const CANNOT_START: u8 = 1;
@@ -71,18 +73,18 @@ fn run(config: &Config) -> Result<(), String> {
     let poll = mio::Poll::new().map_err(|error| format!("no poll: {error}"))?;
     let registry = poll.registry().try_clone().map_err(|error| format!("no poll: {error}"))?;
     let couchdb = couchdb_url.to_string();
-    let settings = settings(config, couchdb_url)?;
+    let settings = settings(config, couchdb_url, demo.as_ref())?;
     let server = Server::new(settings, listener, registry).map_err(|error| format!("cannot start: {error}"))?;
     log::info!("couchdb-howler {} listens on {address}; CouchDB is at {couchdb}.", config::version());
     if let Some(demo) = &demo {
-        print(&invitation(demo, address.port()));
+        print(&invitation(demo, address, !config.no_console));
     }
     event_loop::run(server, poll, signals).map_err(|error| format!("the event loop failed: {error}"))?;
     log::info!("Stopped.");
     Ok(())
 }
 
-fn settings(config: &Config, couchdb_url: CouchUrl) -> Result<Settings, String> {
+fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Result<Settings, String> {
     let roots = match &config.ca_file {
         Some(path) => {
             let unusable = |error: &dyn std::fmt::Display| format!("--ca_file {}: {error}", path.display());
@@ -112,8 +114,19 @@ fn settings(config: &Config, couchdb_url: CouchUrl) -> Result<Settings, String> 
         resync: config.resync,
         slow_timeout: config.slow_timeout_s * 1_000,
         catch_up_for: config.catch_up_sessions_s * 1_000,
+        site: Site::new(console(config, demo)),
         seed: u64::from_ne_bytes(seed),
     })
+}
+
+fn console<'a>(config: &Config, demo: Option<&'a Demo>) -> Console<'a> {
+    match demo {
+        _ if config.no_console => Console::Off,
+        None => Console::On,
+        Some(demo) => {
+            Console::Demo(DemoAccount { username: demo::USER, password: demo::PASSWORD, databases: demo.databases() })
+        }
+    }
 }
 
 /// SIGINT and SIGTERM, each a byte to read.
@@ -127,21 +140,28 @@ fn catch_signals() -> std::io::Result<mio::net::UnixStream> {
 }
 
 /// What a newcomer can try.
-fn invitation(demo: &Demo, port: u16) -> String {
+fn invitation(demo: &Demo, address: SocketAddr, console: bool) -> String {
     let databases = demo.databases();
     let (user, password) = (demo::USER, demo::PASSWORD);
     let list = databases.iter().take(2).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(",");
+    let authority = if address.ip().is_unspecified() || address.ip().is_loopback() {
+        format!("localhost:{}", address.port())
+    } else {
+        address.to_string()
+    };
+    let page =
+        if console { format!("Look at them: open http://{authority}/ in a browser.\n\n") } else { String::new() };
     format!(
         r#"
 This is a demo: a stand-in CouchDB runs beside the server, and its databases change all the time.
 
-  user {user}, password {password}, databases {}
+{page}  user {user}, password {password}, databases {}
 
 Connect from another terminal with a WebSocket client, one of
 
-  websocat ws://localhost:{port}/howler
-  npx wscat -c ws://localhost:{port}/howler
-  python3 -m websockets ws://localhost:{port}/howler        (after pip install websockets)
+  websocat ws://{authority}/howler
+  npx wscat -c ws://{authority}/howler
+  python3 -m websockets ws://{authority}/howler        (after pip install websockets)
 
 and type
 

@@ -315,13 +315,13 @@ fn paths_and_methods() {
     let bare = connection.get(&handshake().replace("/?", "?"));
     assert!(bare.status == 200 && bare.text().ends_with("2:40"), "without the slash too");
     assert_eq!(connection.get("/socket.io/?transport=polling").status, 200, "no EIO is 3");
-    for path in ["/", "/socket.io/x?transport=polling", "/socket.iox", "/engine.io/?EIO=3&transport=polling"] {
+    for path in ["/nothing", "/socket.io/x?transport=polling", "/socket.iox", "/engine.io/?EIO=3&transport=polling"] {
         let answer = connection.get(path);
         assert_eq!((answer.status, answer.field("Access-Control-Allow-Origin")), (404, Some("*")), "{path}");
     }
     let mut poller = Poller::logged_in(howler.address());
     poller.start_poll();
-    for target in [&*poller.target(), "/socket.io/?transport=polling", "/"] {
+    for target in [&*poller.target(), "/socket.io/?transport=polling", "/nothing"] {
         let answer = connection.ask("HEAD", target, "", b"");
         assert!(answer.status >= 400 && answer.body.is_empty(), "{target}: {answer:?}");
     }

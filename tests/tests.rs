@@ -18,6 +18,7 @@ mod layers;
 mod load_balancer;
 mod polling;
 mod real_clients;
+mod site;
 mod socket_io;
 mod static_binary;
 mod stopping;

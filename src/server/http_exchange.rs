@@ -1,10 +1,13 @@
 //! One HTTP request and its answer: what of the request decides the form of the answer, CORS, and
 //! what becomes of the connection then.
 
+use std::sync::Arc;
+
 use super::{Http, Protocol, Server};
 use crate::net::connection::Flushed;
 use crate::state::metrics::CloseReason;
 use crate::state::routes;
+use crate::state::site::File;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::engine_io::Sid;
@@ -78,6 +81,29 @@ impl Server {
         self.respond_with(key, exchange, 204, &fields, b"", now);
     }
 
+    /// Answers with a file, or that the client has it already.
+    pub(super) fn respond_file(
+        &mut self,
+        key: Key,
+        exchange: &Exchange,
+        file: &File,
+        if_none_match: Option<&str>,
+        now: Millis,
+    ) {
+        let keep_alive = self.keeps(exchange);
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        let status = if file.is_known(if_none_match) { 304 } else { 200 };
+        let mut fields = file.fields.to_vec();
+        fields.push(("ETag", &file.etag));
+        // The body is not copied behind the head: who reads slowly is to cost no more than others.
+        let answer = http::Answer { status, fields: &fields, body: &file.body, head_only: true, keep_alive };
+        http::write_response(peer.connection.queue(), &answer);
+        if status == 200 && !exchange.head_only {
+            peer.connection.queue_shared(Arc::clone(&file.body));
+        }
+        self.answered(key, keep_alive, now);
+    }
+
     fn respond_with(
         &mut self,
         key: Key,
@@ -87,6 +113,7 @@ impl Server {
         body: &[u8],
         now: Millis,
     ) {
+        let keep_alive = self.keeps(exchange);
         let Some(peer) = self.peers.get_mut(key) else { return };
         let cookie = exchange.sid.map(|sid| format!("io={sid}; Path=/; HttpOnly"));
         let mut fields = own_fields.to_vec();
@@ -99,9 +126,18 @@ impl Server {
             None => fields.push(("Access-Control-Allow-Origin", "*")),
         }
         fields.extend(cookie.as_deref().map(|cookie| ("Set-Cookie", cookie)));
-        let keep_alive = exchange.keep_alive && self.drain_until.is_none();
         let answer = http::Answer { status, fields: &fields, body, head_only: exchange.head_only, keep_alive };
         http::write_response(peer.connection.queue(), &answer);
+        self.answered(key, keep_alive, now);
+    }
+
+    fn keeps(&self, exchange: &Exchange) -> bool {
+        exchange.keep_alive && self.drain_until.is_none()
+    }
+
+    /// The answer is queued: it leaves, and the connection awaits the next request or is closed.
+    fn answered(&mut self, key: Key, keep_alive: bool, now: Millis) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
         if !keep_alive {
             self.metrics.count_close(CloseReason::Served);
             return self.linger(key, now);

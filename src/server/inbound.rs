@@ -1,6 +1,7 @@
 //! Connections of clients: accepting them, their HTTP requests, their WebSocket frames.
 
 use std::io;
+use std::sync::Arc;
 
 use mio::event::Event;
 use mio::net::TcpStream;
@@ -292,10 +293,11 @@ impl Server {
 
     fn serve(&mut self, key: Key, request: &Request<'_>, now: Millis) {
         let mut exchange = Exchange::of(request);
-        if routes::carries_sessions(request.path) && !self.origins.allow(request.origin) {
+        let site = Arc::clone(&self.site);
+        if !routes::is_welcome(request, &self.origins, &site) {
             return self.respond_answer(key, &exchange, &routes::ORIGIN_REFUSED, now);
         }
-        match routes::route(request) {
+        match routes::route(request, &site) {
             Route::Howler { key: websocket_key, protocol } => {
                 self.upgrade(key, websocket_key, protocol);
                 self.open_json(key, now);
@@ -320,6 +322,10 @@ impl Server {
                 self.begin_upgrade(key, sid, websocket_key, &exchange, now);
             }
             Route::Preflight => self.respond_preflight(key, &exchange, now),
+            Route::File(file) => {
+                log::debug!("{} {}", request.method, request.path);
+                self.respond_file(key, &exchange, file, request.if_none_match, now);
+            }
             Route::Answer(answer) => {
                 log::debug!("{} {}: {}", request.method, request.path, answer.status);
                 self.respond_answer(key, &exchange, &answer, now);

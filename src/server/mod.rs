@@ -40,6 +40,7 @@ use crate::state::positions::{Batch, MAX_BATCHES, Positions};
 use crate::state::resync::{Policy, Wave};
 use crate::state::routes::Origins;
 use crate::state::session::{Action, Rules, Session};
+use crate::state::site::Site;
 use crate::state::subscriptions::{SessionIndex, Subscriptions};
 use crate::state::table::{Key, Table};
 use crate::state::timers::{Alarm, Millis, Timers};
@@ -89,6 +90,8 @@ pub struct Settings {
     pub slow_timeout: Millis,
     /// How long it is remembered what broken sessions of Socket.IO were told of, in milliseconds; 0 for not at all.
     pub catch_up_for: Millis,
+    /// The files that browsers are given.
+    pub site: Site,
     /// Seed for spreading things in time; any number.
     pub seed: u64,
 }
@@ -106,6 +109,8 @@ pub struct Server {
     subscriptions: Subscriptions,
     rules: Rules,
     origins: Origins,
+    /// Shared by those who answer with it at the moment.
+    site: Arc<Site>,
     timers: Timers<Timer>,
     jitter: Jitter,
     metrics: Metrics,
@@ -250,6 +255,7 @@ impl Server {
             subscriptions: Subscriptions::default(),
             rules: settings.rules,
             origins: settings.origins,
+            site: Arc::new(settings.site),
             timers: Timers::default(),
             jitter: Jitter::new(seed),
             metrics: Metrics::default(),

@@ -11,6 +11,7 @@ pub mod positions;
 pub mod resync;
 pub mod routes;
 pub mod session;
+pub mod site;
 pub mod subscriptions;
 pub mod table;
 pub mod timers;

@@ -1,5 +1,6 @@
 //! What a request asks this server for. A pure function of the head.
 
+use super::site::{File, Site};
 use crate::wire::engine_io::{self, Query, Refusal, Sid, Transport, Version};
 use crate::wire::howler_v1;
 use crate::wire::http::{Request, has_token};
@@ -26,6 +27,8 @@ pub enum Route<'a> {
     Upgrade(Sid, &'a str),
     /// The question of a browser which requests of another origin's page are welcome.
     Preflight,
+    /// A file.
+    File(&'a File),
     /// An answer without further ado.
     Answer(Answer),
 }
@@ -84,6 +87,10 @@ pub const ORIGIN_REFUSED: Answer = text(403, "Pages of this origin may not conne
 const NOT_FOUND: Answer = text(404, "There is nothing here. Clients connect to /howler (WebSocket) or /socket.io/.\n");
 const METHOD: Answer =
     Answer { field: Some(("Allow", "GET")), ..text(405, "Only GET is answered here, as a WebSocket handshake.\n") };
+const FILE_METHOD: Answer = Answer {
+    field: Some(("Allow", "GET, HEAD")),
+    ..text(405, "This is a file: only GET and HEAD are answered here.\n")
+};
 const UPGRADE: Answer = Answer {
     field: Some(("Upgrade", "websocket")),
     ..text(426, "This is a WebSocket endpoint: connect with a WebSocket client, e.g. websocat.\n")
@@ -99,13 +106,32 @@ pub fn refusal(refusal: Refusal) -> Answer {
     Answer { status: 400, content_type: "application/json", field: None, body: refusal.body() }
 }
 
-/// Whether a path opens or carries sessions, so that origins matter to it.
-pub fn carries_sessions(path: &str) -> bool {
-    matches!(path, "/howler" | "/howler/" | "/socket.io" | "/socket.io/")
+/// Whether the page that a request comes from may make it. The console comes from here, so it need not be listed to
+/// reach what it speaks; that is nothing but `howler.v1`.
+pub fn is_welcome(request: &Request<'_>, origins: &Origins, site: &Site) -> bool {
+    match request.path {
+        "/howler" | "/howler/" => origins.allow(request.origin) || site.has_console() && is_same_origin(request),
+        "/socket.io" | "/socket.io/" => origins.allow(request.origin),
+        // No session is opened or carried.
+        _ => true,
+    }
+}
+
+/// Whether a page of the host that was asked makes the request. By which scheme is not known here: a proxy may speak
+/// TLS with the browser.
+fn is_same_origin(request: &Request<'_>) -> bool {
+    let (Some(origin), Some(host)) = (request.origin, request.host) else { return false };
+    let (own, port) = match origin.split_once("://") {
+        Some((scheme, own)) if scheme.eq_ignore_ascii_case("https") => (own, ":443"),
+        Some((scheme, own)) if scheme.eq_ignore_ascii_case("http") => (own, ":80"),
+        _ => return false,
+    };
+    // Browsers leave the usual port out of both, a proxy may write it into the second.
+    !own.is_empty() && own.eq_ignore_ascii_case(host.strip_suffix(port).unwrap_or(host))
 }
 
 /// Decides by the head of a request.
-pub fn route<'a>(request: &Request<'a>) -> Route<'a> {
+pub fn route<'a>(request: &Request<'a>, site: &'a Site) -> Route<'a> {
     match request.path {
         "/howler" | "/howler/" => match websocket_key(request) {
             Ok(key) => Route::Howler { key, protocol: sub_protocol(request) },
@@ -113,7 +139,11 @@ pub fn route<'a>(request: &Request<'a>) -> Route<'a> {
         },
         "/socket.io/" | "/socket.io" if request.method == "OPTIONS" => Route::Preflight,
         "/socket.io/" | "/socket.io" => socket_io(request).unwrap_or_else(|why| Route::Answer(refusal(why))),
-        _ => Route::Answer(NOT_FOUND),
+        path => match (site.find(path), request.method) {
+            (Some(file), "GET" | "HEAD") => Route::File(file),
+            (Some(_), _) => Route::Answer(FILE_METHOD),
+            (None, _) => Route::Answer(NOT_FOUND),
+        },
     }
 }
 
@@ -169,12 +199,13 @@ fn sub_protocol(request: &Request<'_>) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::site::Console;
     use crate::wire::http::parse_request;
 
     fn named(head: &str) -> String {
         let bytes = head.replace('\n', "\r\n") + "\r\n";
         let (_, request) = parse_request(bytes.as_bytes()).unwrap().unwrap();
-        match route(&request) {
+        match route(&request, &Site::new(Console::On)) {
             Route::Answer(answer) if answer.content_type == "application/json" => {
                 format!("{} {}", answer.status, &answer.body[8..9])
             }
@@ -193,7 +224,13 @@ mod tests {
             ("GET /howler", "Howler"),
             ("GET /howler?x=y", "Howler"),
             ("POST /howler", "405"),
-            ("GET /", "404"),
+            ("GET /", "File"),
+            ("HEAD /?x", "File"),
+            ("POST /", "405"),
+            ("GET /howler.js", "File"),
+            ("OPTIONS /howler.js", "405"),
+            ("GET /index.html", "404"),
+            ("POST /index.html", "404"),
             ("GET /howlers", "404"),
             ("GET /socket.io/?transport=websocket&EIO=3", "OpenWebSocket"),
             ("GET /socket.io?transport=websocket&EIO=4", "OpenWebSocket"),
@@ -226,7 +263,8 @@ mod tests {
             let head =
                 format!("GET /howler HTTP/1.1\n{UPGRADE}Sec-WebSocket-Protocol: {offered}\n\n").replace('\n', "\r\n");
             let (_, request) = parse_request(head.as_bytes()).unwrap().unwrap();
-            assert!(matches!(route(&request), Route::Howler { protocol, .. } if protocol == confirmed));
+            let site = Site::new(Console::Off);
+            assert!(matches!(route(&request, &site), Route::Howler { protocol, .. } if protocol == confirmed));
         }
     }
 
@@ -238,5 +276,42 @@ mod tests {
             assert!(!listed.allow(Some(other)), "{other}");
             assert!(Origins::Any.allow(Some(other)));
         }
+    }
+    #[test]
+    fn the_console_is_welcome_where_it_came_from() {
+        let listed = Origins::Listed(vec!["https://app.example.com".into()]);
+        let welcome = |path: &str, host: &str, origin: &str, console| {
+            let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nOrigin: {origin}\r\n\r\n");
+            let (_, request) = parse_request(head.as_bytes()).unwrap().unwrap();
+            is_welcome(&request, &listed, &Site::new(console))
+        };
+        for (host, origin) in [
+            ("howler.example.com", "https://howler.example.com"),
+            ("howler.example.com", "http://Howler.example.com"),
+            ("howler.example.com:443", "https://howler.example.com"),
+            ("localhost:3000", "http://localhost:3000"),
+            ("[::1]:3000", "http://[::1]:3000"),
+        ] {
+            assert!(welcome("/howler", host, origin, Console::On), "{host} {origin}");
+            assert!(!welcome("/howler", host, origin, Console::Off), "{host} {origin}");
+            assert!(!welcome("/socket.io/", host, origin, Console::On), "{host} {origin}");
+        }
+        for (host, origin) in [
+            ("howler.example.com", "https://howler.example.com.evil.com"),
+            ("howler.example.com", "https://evil.com"),
+            ("howler.example.com", "https://howler.example.com:8443"),
+            ("howler.example.com:443", "http://howler.example.com"),
+            ("localhost:3000", "http://localhost"),
+            ("localhost", "http://localhost:3000"),
+            ("howler.example.com", "howler.example.com"),
+            ("howler.example.com", "ftp://howler.example.com"),
+            ("null", "null"),
+            ("", "http://"),
+            ("", ""),
+        ] {
+            assert!(!welcome("/howler", host, origin, Console::On), "{host} {origin}");
+        }
+        assert!(welcome("/howler", "a", "https://app.example.com", Console::Off));
+        assert!(welcome("/", "a", "https://evil.com", Console::On), "a page is a page");
     }
 }

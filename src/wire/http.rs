@@ -72,6 +72,10 @@ pub struct Request<'a> {
     pub keep_alive: bool,
     /// The length of the body, 0 when no header speaks of one; None when it is chunked.
     pub content_length: Option<u64>,
+    /// `Host`.
+    pub host: Option<&'a str>,
+    /// `If-None-Match`, the last one.
+    pub if_none_match: Option<&'a str>,
     /// `Content-Type`.
     pub content_type: Option<&'a str>,
     /// `Origin`.
@@ -120,6 +124,8 @@ pub fn parse_request(buffer: &[u8]) -> Result<Option<(usize, Request<'_>)>, Head
         query,
         keep_alive: http_1_1,
         content_length: Some(0),
+        host: None,
+        if_none_match: None,
         content_type: None,
         origin: None,
         user_agent: None,
@@ -134,7 +140,11 @@ pub fn parse_request(buffer: &[u8]) -> Result<Option<(usize, Request<'_>)>, Head
     for header in parsed.headers.iter() {
         let value = field_text(header.value)?;
         match header.name {
-            n if n.eq_ignore_ascii_case("host") => hosts += 1,
+            n if n.eq_ignore_ascii_case("host") => {
+                hosts += 1;
+                request.host = Some(value);
+            }
+            n if n.eq_ignore_ascii_case("if-none-match") => request.if_none_match = Some(value),
             n if n.eq_ignore_ascii_case("connection") => {
                 upgrade_asked |= has_token(value, "upgrade");
                 request.keep_alive |= has_token(value, "keep-alive");
@@ -264,7 +274,12 @@ fn trim(text: &str) -> &str {
 
 /// Whether a comma-separated field holds a token, in any case of letters (RFC 9110 section 5.6.1).
 pub fn has_token(value: &str, token: &str) -> bool {
-    value.split(',').any(|part| trim(part).eq_ignore_ascii_case(token))
+    list(value).any(|part| part.eq_ignore_ascii_case(token))
+}
+
+/// The members of a comma-separated field (RFC 9110 section 5.6.1) none of which can hold a comma.
+pub fn list(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').map(trim)
 }
 
 /// Appends an answer with a body, whole: status line, `Content-Length`, `Connection`, the given

@@ -82,7 +82,11 @@ impl Http {
     /// The next answer; None when none comes, or the connection ends.
     pub fn receive(&mut self, within: Duration) -> Option<Answer> {
         let deadline = Instant::now() + within;
-        let (mut answer, length) = self.receive_head(within)?;
+        let (mut answer, mut length) = self.receive_head(within)?;
+        if answer.status == 304 {
+            // It tells the length of what it does not hold.
+            length = 0;
+        }
         while self.buffer.len() < length {
             if !self.read_more(deadline)? {
                 return None;
