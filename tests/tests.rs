@@ -10,6 +10,7 @@ mod support;
 
 mod browser;
 mod command_line;
+mod console;
 mod dispatch;
 mod engine_io_4;
 mod feed;

@@ -1,0 +1,435 @@
+//! The console in headless Chromium, as a person uses it: with a mouse, with a keyboard alone, on a phone.
+//!
+//! Pictures of it are left in `console` in cargo's folder for tests (`target/tmp`), for people to look at.
+
+use std::time::Instant;
+
+use couchdb_howler::demo;
+use serde_json::{Value, json};
+
+use crate::support::howler::{Howler, lasting_port};
+use crate::support::script::Script;
+use crate::support::{PASSWORD, SOON, USER, couchdb};
+
+struct Browser {
+    script: Script,
+}
+
+impl Browser {
+    fn start() -> Self {
+        let mut script = Script::node("console.js", &[env!("CARGO_TARGET_TMPDIR")]);
+        script.expect("browser", "ready");
+        Self { script }
+    }
+
+    /// Opens the console in a profile of its own.
+    fn open(&mut self, name: &'static str, url: &str, how: &Value) -> Page<'_> {
+        let mut command = how.clone();
+        command["do"] = "open".into();
+        command["as"] = name.into();
+        command["url"] = url.into();
+        self.script.tell(&command);
+        self.script.expect(name, "opened");
+        Page { script: &mut self.script, name }
+    }
+
+    fn end(mut self) {
+        self.script.tell(&json!({"do": "end"}));
+        self.script.expect("browser", "ended");
+    }
+}
+
+struct Page<'a> {
+    script: &'a mut Script,
+    name: &'static str,
+}
+
+impl Page<'_> {
+    fn tell(&mut self, what: &str, command: &Value, answer: &str) -> Value {
+        let mut command = command.clone();
+        command["do"] = what.into();
+        command["as"] = self.name.into();
+        self.script.tell(&command);
+        self.script.expect(self.name, answer)
+    }
+
+    fn fill(&mut self, selector: &str, value: &str) {
+        self.tell("fill", &json!({"selector": selector, "value": value}), "done");
+    }
+
+    fn click(&mut self, selector: &str) {
+        self.tell("click", &json!({"selector": selector}), "done");
+    }
+
+    fn press(&mut self, keys: &[&str]) {
+        self.tell("press", &json!({"keys": keys}), "done");
+    }
+
+    fn type_text(&mut self, text: &str) {
+        self.tell("type", &json!({"text": text}), "done");
+    }
+
+    fn reload(&mut self) {
+        self.tell("reload", &json!({}), "done");
+    }
+
+    fn picture(&mut self, name: &str) {
+        self.tell("picture", &json!({"name": name}), "done");
+    }
+
+    fn look(&mut self) -> Value {
+        self.tell("look", &json!({}), "seen")
+    }
+
+    /// Looks until something is to be seen.
+    fn until(&mut self, what: &str, is_seen: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let seen = self.look();
+            if is_seen(&seen) {
+                return seen;
+            }
+            assert!(Instant::now() < deadline, "{}: not seen: {what}; but {seen:#}", self.name);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    fn log_in(&mut self, password: &str) {
+        self.fill("#username", USER);
+        self.fill("#password", password);
+        self.click("#log-in button");
+    }
+
+    fn subscribe(&mut self, names: &str) {
+        self.fill("#names", names);
+        self.click("#subscribe button");
+    }
+
+    /// Expects that axe-core finds nothing that keeps anybody out.
+    fn assert_accessible(&mut self) {
+        let checked = self.tell("check", &json!({}), "checked");
+        assert!(checked["rules"].as_u64().is_some_and(|rules| rules > 10), "it looked: {checked}");
+        assert_eq!(checked["violations"], json!([]), "{}: {checked:#}", self.name);
+    }
+
+    /// Expects that nothing went wrong in the page, nor came from elsewhere.
+    fn assert_quiet(&mut self) {
+        assert_eq!(self.look()["complaints"], json!([]), "{}", self.name);
+    }
+}
+
+/// By name, for cookies.
+fn url(howler: &Howler) -> String {
+    format!("http://localhost:{}/", howler.port())
+}
+
+fn is(seen: &Value, what: &str) -> bool {
+    seen[what].as_bool().expect("a fact")
+}
+
+/// The changes of a database, as its row tells.
+fn changes_of(seen: &Value, name: &str) -> Option<u64> {
+    seen["rows"].as_array().expect("rows").iter().find(|row| row["name"] == name)?["changes"].as_u64()
+}
+
+/// Whether there are so many databases, and the server knows of each.
+fn is_subscribed(seen: &Value, databases: usize) -> bool {
+    let rows = seen["rows"].as_array().expect("rows");
+    rows.len() == databases && rows.iter().all(|row| row["asked"] == false)
+}
+
+/// The bar of the graph that is highest.
+fn highest(seen: &Value) -> f64 {
+    seen["bars"].as_array().expect("bars").iter().filter_map(Value::as_f64).fold(0.0, f64::max)
+}
+
+const DESKTOP: fn() -> Value = || json!({});
+
+#[test]
+fn a_person_logs_in_and_sees_changes() {
+    const STRANGE: &str = "<img/src=x>&amp;\"'{}";
+    let couchdb = couchdb();
+    // The console is served to its own origin, whichever are listed.
+    let howler = Howler::start_with(&couchdb, &["--origins", "https://app.example.com"]);
+    let mut browser = Browser::start();
+    let mut page = browser.open("a", &url(&howler), &DESKTOP());
+    let seen = page.look();
+    assert!(is(&seen, "welcome") && !is(&seen, "console") && !is(&seen, "demo"), "{seen}");
+    assert_eq!((&seen["focus"], &seen["kept"]), (&json!("username"), &json!([])), "{seen}");
+
+    page.log_in("zq7-wrong");
+    let seen = page.until("the refusal", |seen| seen["error"] != "");
+    assert_eq!(seen["error"], "User name or password is not correct.");
+    assert!(is(&seen, "welcome") && !is(&seen, "console"), "{seen}");
+    assert_eq!((&seen["focus"], &seen["cookies"]), (&json!("password"), &json!([])), "{seen}");
+
+    page.log_in(PASSWORD);
+    let seen = page.until("the console", |seen| seen["state"] == "Connected");
+    assert!(is(&seen, "console") && !is(&seen, "welcome"), "{seen}");
+    assert_eq!((&seen["user"], &seen["focus"]), (&json!(USER), &json!("names")), "{seen}");
+    assert_eq!((highest(&seen), &seen["total"]), (0.0, &json!(0)), "{seen}");
+
+    page.subscribe(&format!("garden,music/jazz\t{STRANGE} garden"));
+    let seen = page.until("the databases", |seen| is_subscribed(seen, 3));
+    let names: Vec<&Value> = seen["rows"].as_array().unwrap().iter().map(|row| &row["name"]).collect();
+    assert_eq!(names, ["garden", "music/jazz", STRANGE]);
+    for name in [STRANGE, "music/jazz"] {
+        let before = page.look()["total"].as_u64().unwrap();
+        couchdb.create_database(name);
+        let seen = page.until("a change", |seen| seen["total"].as_u64() > Some(before));
+        assert_eq!(seen["log"][0]["name"], name);
+        assert_eq!(seen["log"][0]["kind"], "created");
+        assert_eq!(changes_of(&seen, name), Some(1));
+        assert!(highest(&seen) > 0.0, "the graph moves: {seen}");
+    }
+    couchdb.update("garden");
+    let seen = page.until("a change", |seen| changes_of(seen, "garden") == Some(1));
+    assert_eq!((&seen["minute"], &seen["total"], &seen["log"][0]["kind"]), (&json!(3), &json!(3), &json!("updated")));
+    // With time, its bar goes to the left.
+    let last = |seen: &Value| seen["bars"].as_array().unwrap().iter().rposition(|bar| bar.as_f64() > Some(0.0));
+    let at = last(&seen);
+    page.until("the graph moving on", |seen| last(seen) < at && seen["minute"] == 3);
+
+    page.click("#rows tr:first-child button");
+    let seen = page.look();
+    assert_eq!((changes_of(&seen, "garden"), seen["rows"].as_array().unwrap().len()), (None, 2), "{seen}");
+    couchdb.update("garden");
+    couchdb.update("music/jazz");
+    let seen = page.until("the other's change", |seen| changes_of(seen, "music/jazz") == Some(2));
+    assert_eq!(seen["total"], 4, "{seen}");
+    page.assert_quiet();
+    browser.end();
+}
+
+#[test]
+fn everything_is_done_by_the_keyboard() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut browser = Browser::start();
+    let mut page = browser.open("a", &url(&howler), &DESKTOP());
+    page.type_text(USER);
+    page.press(&["Tab"]);
+    page.type_text(PASSWORD);
+    page.press(&["Enter"]);
+    page.until("the console", |seen| seen["state"] == "Connected");
+    page.type_text("one two, three");
+    page.press(&["Enter"]);
+    let seen = page.until("the databases", |seen| is_subscribed(seen, 3));
+    assert_eq!(seen["focus"], "names", "more can be typed");
+    // Past the button, on to those of the rows.
+    page.press(&["Tab", "Tab", "Tab"]);
+    assert_eq!(page.look()["focus"], "Unsubscribe from two");
+    page.press(&["Enter"]);
+    let seen = page.look();
+    assert_eq!((&seen["focus"], changes_of(&seen, "two")), (&json!("Unsubscribe from three"), None));
+    page.press(&["Space"]);
+    assert_eq!(page.look()["focus"], "Unsubscribe from one", "the last row leaves the focus to the one before");
+    page.press(&["Enter"]);
+    assert_eq!(page.look()["focus"], "names");
+    page.press(&["Enter"]);
+    assert_eq!(page.look()["names_error"], "Type the name of a database.");
+
+    let names: Vec<String> = (0..60).map(|number| format!("db{number}")).collect();
+    page.type_text(&names.join(" "));
+    page.press(&["Enter"]);
+    page.until("the databases", |seen| is_subscribed(seen, 60));
+    page.press(&["Shift+Tab"]);
+    assert_eq!(page.look()["focus"], "log-out");
+    for name in &names {
+        couchdb.update(name);
+    }
+    page.until("all changes", |seen| seen["total"] == 60);
+    // Behind the buttons of 60 rows the list can be scrolled.
+    page.press(&[&["Tab"; 62][..], &["Tab", "Tab"]].concat());
+    assert_eq!(page.look()["focus"], "scroll");
+    page.press(&["PageDown"]);
+    page.until("the list scrolled", |seen| seen["scrolled"].as_f64() > Some(0.0));
+    page.press(&["Shift+Tab"]);
+    assert_eq!(page.look()["focus"], "clear");
+    page.press(&["Enter"]);
+    let seen = page.look();
+    assert_eq!((&seen["log"], &seen["total"]), (&json!([]), &json!(60)));
+    page.press(&[&["Shift+Tab"; 63][..]].concat());
+    assert_eq!(page.look()["focus"], "log-out");
+    page.press(&["Enter"]);
+    let seen = page.until("the log-in", |seen| is(seen, "welcome"));
+    assert_eq!(seen["focus"], "username");
+    page.assert_quiet();
+    browser.end();
+}
+
+#[test]
+fn a_reload_stays_logged_in_and_a_log_out_leaves_nothing() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut browser = Browser::start();
+    let mut page = browser.open("a", &url(&howler), &DESKTOP());
+    page.log_in(PASSWORD);
+    page.until("the console", |seen| seen["state"] == "Connected");
+    page.subscribe("private-garden");
+    page.until("the database", |seen| is_subscribed(seen, 1));
+    page.reload();
+    let seen = page.until("the console again", |seen| seen["state"] == "Connected");
+    assert_eq!((&seen["user"], changes_of(&seen, "private-garden")), (&json!(USER), Some(0)), "{seen}");
+    assert_eq!(seen["cookies"], json!(["couchdb-howler-session"]));
+    couchdb.update("private-garden");
+    page.until("a change", |seen| changes_of(seen, "private-garden") == Some(1));
+
+    page.click("#log-out");
+    let seen = page.until("the end of the session", |seen| seen["cookies"] == json!([]));
+    howler.wait_for_line("Session of ");
+    for again in [false, true] {
+        if again {
+            page.reload();
+        }
+        let seen = page.until("the log-in", |seen| is(seen, "welcome"));
+        assert!(!is(&seen, "console"), "{seen}");
+        let content = seen["content"].as_str().unwrap();
+        assert!(!content.contains("private-garden") && !content.contains(USER), "{content}");
+        assert_eq!((&seen["kept"], &seen["cookies"], &seen["state"]), (&json!([]), &json!([]), &json!("")), "{seen}");
+    }
+    assert_eq!(seen["focus"], "username");
+    // Nor does the next user inherit anything.
+    page.log_in(PASSWORD);
+    let seen = page.until("the console", |seen| seen["state"] == "Connected");
+    assert_eq!((&seen["rows"], &seen["log"], &seen["total"]), (&json!([]), &json!([]), &json!(0)), "{seen}");
+    page.assert_quiet();
+    browser.end();
+}
+
+#[test]
+fn the_console_comes_back_with_the_server() {
+    let couchdb = couchdb();
+    let port = lasting_port();
+    let howler = Howler::start_on(port, &couchdb, &[]);
+    let mut browser = Browser::start();
+    let mut page = browser.open("a", &url(&howler), &DESKTOP());
+    page.log_in(PASSWORD);
+    page.until("the console", |seen| seen["state"] == "Connected");
+    page.subscribe("garden");
+    page.until("the subscription", |seen| is_subscribed(seen, 1));
+    couchdb.update("garden");
+    page.until("a change", |seen| changes_of(seen, "garden") == Some(1));
+    drop(howler);
+    let seen = page.until("the break", |seen| seen["state"] == "Reconnecting…");
+    assert_eq!(seen["reconnects"], 0);
+    assert!(is(&seen, "console"), "what was seen stays: {seen}");
+    let howler = Howler::start_on(port, &couchdb, &[]);
+    let seen = page.until("the connection", |seen| seen["state"] == "Connected");
+    assert_eq!((&seen["reconnects"], &seen["problem"]), (&json!(1), &json!("")), "{seen}");
+    let before = changes_of(&seen, "garden");
+    couchdb.update("garden");
+    page.until("a change", |seen| changes_of(seen, "garden") > before);
+
+    // A session that ends meanwhile.
+    couchdb.remove_user(USER);
+    drop(howler);
+    page.until("the break", |seen| seen["state"] == "Reconnecting…");
+    let _howler = Howler::start_on(port, &couchdb, &[]);
+    let seen = page.until("the log-in", |seen| is(seen, "welcome"));
+    assert_eq!(seen["error"], "Your session has ended. Log in again.");
+    assert!(!seen["content"].as_str().unwrap().contains("garden") && !is(&seen, "console"), "{seen}");
+    assert_eq!((&seen["kept"], &seen["cookies"]), (&json!([]), &json!([])));
+    // The browser tells of every connection that failed.
+    let seen = page.look();
+    let complaints = seen["complaints"].as_array().unwrap();
+    let own = |text: &&Value| !text.as_str().unwrap().starts_with("WebSocket connection to 'ws://localhost:");
+    assert_eq!(complaints.iter().filter(own).count(), 0, "{complaints:?}");
+    browser.end();
+}
+
+#[test]
+fn the_list_of_changes_is_bounded_and_the_reader_is_not_talked_to_death() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut browser = Browser::start();
+    let mut page = browser.open("a", &url(&howler), &DESKTOP());
+    page.log_in(PASSWORD);
+    page.until("the console", |seen| seen["state"] == "Connected");
+    let names: Vec<String> = (0..500).map(|number| format!("db{number}")).collect();
+    page.subscribe(&names.join("\n"));
+    page.until("the databases", |seen| is_subscribed(seen, 500));
+    for name in &names {
+        couchdb.update(name);
+    }
+    let seen = page.until("all changes", |seen| seen["total"] == 500);
+    assert_eq!(seen["log"].as_array().unwrap().len(), 200);
+    assert!(seen["rows"].as_array().unwrap().iter().all(|row| row["changes"] == 1));
+    // One sentence for all of them, or two.
+    let seen = page.until("the announcement", |seen| seen["announcement"] != "");
+    let said = seen["announcement"].as_str().unwrap();
+    assert!(said.contains("more changes, the latest of db"), "{said}");
+    page.assert_quiet();
+    browser.end();
+}
+
+#[test]
+fn the_console_works_below_a_path_of_a_proxy() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut browser = Browser::start();
+    browser.script.tell(&json!({"do": "proxy", "as": "p", "to": howler.port(), "prefix": "/tools/howler"}));
+    let proxied = browser.script.expect("p", "proxied");
+    let mut page = browser.open("a", proxied["url"].as_str().unwrap(), &DESKTOP());
+    page.log_in(PASSWORD);
+    page.until("the console", |seen| seen["state"] == "Connected");
+    page.subscribe("garden");
+    page.until("the database", |seen| is_subscribed(seen, 1));
+    couchdb.update("garden");
+    page.until("a change", |seen| changes_of(seen, "garden") == Some(1));
+    page.assert_quiet();
+    browser.end();
+}
+
+#[test]
+fn the_demo_is_one_click_from_live_data() {
+    let howler = Howler::launch(&["--demo"]);
+    howler.wait_for_line(&format!("http://localhost:{}/", howler.port()));
+    let mut browser = Browser::start();
+    let mut page = browser.open("a", &url(&howler), &DESKTOP());
+    assert!(is(&page.look(), "demo"));
+    page.click("#use-demo");
+    let seen = page.until("changes", |seen| seen["total"].as_u64() > Some(2));
+    assert_eq!((&seen["user"], &seen["state"]), (&json!(demo::USER), &json!("Connected")), "{seen}");
+    assert!(changes_of(&seen, "garden").is_some() && changes_of(&seen, "music/jazz").is_some(), "{seen}");
+    assert!(highest(&seen) > 0.0);
+    page.assert_quiet();
+    browser.end();
+}
+
+/// Every state of the page on both kinds of screen, in both schemes.
+#[test]
+fn nobody_is_kept_out() {
+    let howler = Howler::launch(&["--demo"]);
+    howler.wait_for_line("Ctrl-C stops the server.");
+    let mut browser = Browser::start();
+    for (screen, width, height) in [("desktop", 1280, 860), ("phone", 390, 844), ("narrow", 320, 640)] {
+        for scheme in ["light", "dark"] {
+            let how = json!({"width": width, "height": height, "scheme": scheme, "motion": "reduce"});
+            let mut page = browser.open("a", &url(&howler), &how);
+            let picture = |page: &mut Page<'_>, state: &str| {
+                page.picture(&format!("{screen}-{scheme}-{state}"));
+                page.assert_accessible();
+                let seen = page.look();
+                assert!(seen["overflow"].as_i64() <= Some(0), "{screen} scrolls sideways: {}", seen["overflow"]);
+                if width < 600 {
+                    assert_eq!(seen["small"], json!([]), "too small for fingers");
+                }
+            };
+            picture(&mut page, "welcome");
+            page.log_in("zq7-wrong");
+            page.until("the refusal", |seen| seen["error"] != "");
+            picture(&mut page, "refused");
+            page.click("#use-demo");
+            page.until("the console", |seen| seen["state"] == "Connected");
+            page.click("#subscribe button");
+            page.subscribe(
+                "a-database-whose-name-is-so-long-that-it-does-not-fit-into-one-line-of-the-table/nor-into-the-list",
+            );
+            page.until("changes", |seen| seen["total"].as_u64() > Some(1));
+            picture(&mut page, "console");
+            page.assert_quiet();
+        }
+    }
+    browser.end();
+}
