@@ -157,8 +157,13 @@ fn a_person_logs_in_and_sees_changes() {
     assert!(is(&seen, "welcome") && !is(&seen, "console") && !is(&seen, "demo"), "{seen}");
     assert_eq!((&seen["focus"], &seen["kept"]), (&json!("username"), &json!([])), "{seen}");
 
+    couchdb.fail_logins(Some(500));
+    page.log_in(PASSWORD);
+    let seen = page.until("the trouble", |seen| seen["error"] != "");
+    assert_eq!(seen["error"], "CouchDB cannot be reached at the moment. Try again soon.");
+    couchdb.fail_logins(None);
     page.log_in("zq7-wrong");
-    let seen = page.until("the refusal", |seen| seen["error"] != "");
+    let seen = page.until("the refusal", |seen| seen["error"].as_str().is_some_and(|text| text.contains("correct")));
     assert_eq!(seen["error"], "User name or password is not correct.");
     assert!(is(&seen, "welcome") && !is(&seen, "console"), "{seen}");
     assert_eq!((&seen["focus"], &seen["cookies"]), (&json!("password"), &json!([])), "{seen}");
@@ -298,6 +303,26 @@ fn a_reload_stays_logged_in_and_a_log_out_leaves_nothing() {
 }
 
 #[test]
+fn a_session_that_ended_leads_to_the_log_in() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut browser = Browser::start();
+    let mut page = browser.open("a", &url(&howler), &DESKTOP());
+    page.log_in(PASSWORD);
+    page.until("the console", |seen| seen["state"] == "Connected");
+    page.subscribe("garden");
+    page.until("the database", |seen| is_subscribed(seen, 1));
+    couchdb.remove_user(USER);
+    page.reload();
+    let seen = page.until("the log-in", |seen| is(seen, "welcome"));
+    assert_eq!(seen["error"], "Your session has ended. Log in again.");
+    assert!(!seen["content"].as_str().unwrap().contains("garden"), "{seen}");
+    assert_eq!((&seen["kept"], &seen["cookies"], &seen["state"]), (&json!([]), &json!([]), &json!("")));
+    page.assert_quiet();
+    browser.end();
+}
+
+#[test]
 fn the_console_comes_back_with_the_server() {
     let couchdb = couchdb();
     let port = lasting_port();
@@ -412,6 +437,7 @@ fn nobody_is_kept_out() {
                 page.assert_accessible();
                 let seen = page.look();
                 assert!(seen["overflow"].as_i64() <= Some(0), "{screen} scrolls sideways: {}", seen["overflow"]);
+                assert_eq!(seen["outside"], json!([]), "{screen}: out of its card");
                 if width < 600 {
                     assert_eq!(seen["small"], json!([]), "too small for fingers");
                 }

@@ -259,17 +259,27 @@ function state (name, text) {
 function add (names) {
   for (const name of names) {
     if (databases.has(name)) continue
-    const count = element('td', { className: 'number', textContent: 0 })
-    const last = element('td', { className: 'last' }, element('span', { className: 'ago', textContent: 'subscribing…' }))
+    // The roles that they have by themselves are lost where the style sheet makes no table of them.
+    const count = cell('number', 0)
+    const last = cell('last', element('span', { className: 'ago', textContent: 'subscribing…' }))
     const button = element('button', { type: 'button', className: 'quiet' }, 'Unsubscribe')
     button.append(element('span', { className: 'hidden', textContent: ` from ${name}` }))
     button.addEventListener('click', () => drop(name))
-    const row = element('tr', {}, element('th', { scope: 'row', textContent: name }), count, last, element('td', {}, button))
+    const head = element('th', { scope: 'row', textContent: name })
+    head.setAttribute('role', 'rowheader')
+    const row = element('tr', {}, head, count, last, cell('', button))
+    row.setAttribute('role', 'row')
     databases.set(name, { row, count, last, changes: 0, at: null, kind: '', drawn: 0 })
     $('rows').append(row)
   }
   remember()
   draw()
+}
+
+function cell (className, content) {
+  const made = element('td', { className }, content)
+  made.setAttribute('role', 'cell')
+  return made
 }
 
 /** Unsubscribes; the focus goes to what is next, for its place is gone. */

@@ -9,7 +9,7 @@
 //   {"do":"open","as":"a","url":"http://…","width":1280,"height":800,"scheme":"dark"}      {"of":"a","event":"opened"}
 //   {"do":"fill","as":"a","selector":"#names","value":"db1"}     {"do":"click","as":"a","selector":"#clear"}
 //   {"do":"press","as":"a","keys":["Tab","Enter"]}               {"do":"type","as":"a","text":"db1"}
-//   {"do":"reload","as":"a"}    {"do":"picture","as":"a","name":"desktop-dark"}    {"do":"offline","as":"a","on":true}
+//   {"do":"reload","as":"a"}    {"do":"picture","as":"a","name":"desktop-dark"} 
 //                                                                 {"of":"a","event":"done"}
 //   {"do":"look","as":"a"}      {"of":"a","event":"seen","text":"…","console":true,"rows":[…],"bars":[…], …}
 //   {"do":"check","as":"a"}     {"of":"a","event":"checked","violations":[…]}              by axe-core
@@ -86,6 +86,11 @@ function look () {
     scrolled: $('#scroll').scrollTop,
     // What sticks out to the right of a phone.
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    // And out of its card.
+    outside: [...document.querySelectorAll('.card *')].filter(element => element.checkVisibility())
+      .filter(element => !element.closest('svg, .hidden'))
+      .filter(element => element.getBoundingClientRect().right > element.closest('.card').getBoundingClientRect().right - 8)
+      .map(element => element.outerHTML),
     small: [...document.querySelectorAll('button, input')].filter(element => element.checkVisibility())
       .filter(element => element.getBoundingClientRect().height < 44).map(element => element.id || element.textContent),
     announcement: $('#announcement').textContent
@@ -157,7 +162,6 @@ async function main () {
       for (const key of keys) await page(as).keyboard.press(key)
     },
     reload: ({ as }) => page(as).reload(),
-    offline: ({ as, on }) => pages.get(as).context.setOffline(on),
     async picture ({ as, name }) {
       const file = path.join(folder, 'console', `${name}.png`)
       await page(as).screenshot({ path: file, fullPage: true })
