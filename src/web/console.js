@@ -152,10 +152,10 @@ const graph = {
   }
 }
 
-/** The least round number that is enough for a scale: 4, 10, 20, 40, 100, … */
+/** The least round number that is enough for a scale: 2, 4, 10, 20, 40, … */
 function scale (most) {
   for (let power = 1; ; power *= 10) {
-    for (const digit of [2, 4, 10]) if (digit * power >= Math.max(most, 4)) return digit * power
+    for (const digit of [2, 4, 10]) if (digit * power >= Math.max(most, 2)) return digit * power
   }
 }
 
