@@ -16,7 +16,7 @@ use crate::wire::{howler_v1, websocket};
 
 /// `goodbye` asks clients to come back after this long, in milliseconds, and up to as long again.
 const RETRY_AFTER: u64 = 1_000;
-/// A log-in that CouchDB could not answer is to be tried again after this long, in milliseconds, and up to as long again.
+/// A log-in that too many others are before is to be tried again after this long, in milliseconds, and up to as long again.
 const LOG_IN_AFTER: Millis = 5_000;
 
 impl Server {
@@ -120,7 +120,7 @@ impl Server {
                 session.log_in = Some(ticket);
                 self.perform_pool_actions(now);
             }
-            None => self.logged_in(key, Err(LogInError::Unavailable), now),
+            None => self.logged_in(key, Err(LogInError::Overloaded), now),
         }
     }
 
@@ -128,6 +128,8 @@ impl Server {
     pub(super) fn handle_log_in(&mut self, key: Key, credentials: &Credentials, answer: Option<Answer>, now: Millis) {
         let outcome = match answer {
             Some(answer) => couchdb::read_log_in(credentials, answer.status, answer.auth_cookie, &answer.body),
+            // Its time was over while others were being answered, or before it came to the front.
+            None if self.pool.is_waiting() => Err(LogInError::Overloaded),
             None => Err(LogInError::Unavailable),
         };
         self.logged_in(key, outcome, now);

@@ -141,6 +141,11 @@ impl<P> Pool<P> {
         self.tickets.is_empty()
     }
 
+    /// Whether requests wait for a connection.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// When [`Pool::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Millis> {
         let waiting = self.waiting.front().map(|ticket| match self.tickets.get(*ticket) {

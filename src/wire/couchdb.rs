@@ -349,6 +349,8 @@ pub enum LogInError {
     Locked,
     /// CouchDB could not be asked, or could not say.
     Unavailable,
+    /// Too many others are before this one.
+    Overloaded,
 }
 
 impl LogInError {
@@ -357,7 +359,7 @@ impl LogInError {
         match self {
             Self::NotAuthenticated => "NotAuthenticatedError",
             Self::Locked => "AccountLockedError",
-            Self::Unavailable => "ServiceUnavailableError",
+            Self::Unavailable | Self::Overloaded => "ServiceUnavailableError",
         }
     }
 
@@ -367,6 +369,7 @@ impl LogInError {
             Self::NotAuthenticated => "The name, password or cookie is not correct.",
             Self::Locked => "The account is locked for some minutes after too many wrong passwords.",
             Self::Unavailable => "The database server cannot be asked at the moment.",
+            Self::Overloaded => "Too many clients log in at the moment.",
         }
     }
 }

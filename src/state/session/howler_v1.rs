@@ -97,7 +97,7 @@ impl Session {
             }
             Err(error) => {
                 if let Reply::Json(id) = &reply {
-                    let retry_after = (error == LogInError::Unavailable).then_some(retry_after);
+                    let retry_after = (error == LogInError::Overloaded).then_some(retry_after);
                     self.outgoing
                         .push(|out| howler_v1::write_error(out, id, error.name(), error.message(), retry_after));
                 }

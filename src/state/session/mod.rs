@@ -330,7 +330,7 @@ impl Session {
         }
     }
 
-    /// Takes CouchDB's answer to [`Action::LogIn`]; when it could not say, the client is asked to come back after so
+    /// Takes CouchDB's answer to [`Action::LogIn`]; when too many log in, the client is asked to come back after so
     /// long.
     pub fn handle_log_in(&mut self, answer: Result<Identity, LogInError>, retry_after: Millis, turn: &mut Turn<'_>) {
         self.log_in = None;
