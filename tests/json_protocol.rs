@@ -47,7 +47,9 @@ fn logs_in_subscribes_and_tells_each_change_once() {
 fn kinds_are_told() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
-    let mut client = Client::subscribed(howler.address(), &["db"]);
+    let mut client = Client::logged_in(howler.address());
+    let answer = client.ask(json!({"op": "subscribe", "dbs": ["db"]}));
+    assert_eq!((&answer["dbs"], &answer["changed"]), (&json!({"db": "0.0.0"}), &json!([])));
     let change = |kind, position| json!({"event": "change", "db": "db", "kind": kind, "position": position});
     couchdb.create_database("db");
     assert_eq!(client.receive_json(SOON).unwrap(), change("created", "0.1.0"));

@@ -54,7 +54,7 @@ impl Server {
 
     /// Answers every `subscribe` whose positions are known.
     pub(super) fn answer_ready(&mut self) {
-        while let Some(Pending { session, reply, names, .. }) = self.positions.next_ready() {
+        while let Some(Pending { session, reply, names, .. }) = self.positions.next_ready(&mut self.subscriptions) {
             self.complete_subscription(session, &reply, &names);
             self.dirty.push(session);
         }

@@ -87,6 +87,8 @@ pub struct Positions {
     backoff: Backoff,
     /// Requests whose answer is due.
     ready: VecDeque<Pending>,
+    /// Databases whose positions were found, each held once until those answers are given.
+    found: Vec<DatabaseId>,
 }
 
 impl Positions {
@@ -105,6 +107,7 @@ impl Positions {
             retry_at: None,
             backoff: Backoff::default(),
             ready: VecDeque::new(),
+            found: Vec::new(),
         }
     }
 
@@ -251,9 +254,15 @@ impl Positions {
         keys.into_iter().filter_map(|key| self.pending.remove(key)).map(|pending| pending.reply).collect()
     }
 
-    /// The next answer that is due: its session is subscribed and told in one step.
-    pub fn next_ready(&mut self) -> Option<Pending> {
-        self.ready.pop_front()
+    /// The next answer that is due: its session is subscribed and told in one step. To be called until there is none.
+    pub fn next_ready(&mut self, subscriptions: &mut Subscriptions) -> Option<Pending> {
+        let ready = self.ready.pop_front();
+        if ready.is_none() {
+            for database in self.found.drain(..) {
+                subscriptions.release(database);
+            }
+        }
+        ready
     }
 
     /// The next databases to look up together, unless enough are being looked up.
@@ -311,14 +320,14 @@ impl Positions {
             for kind in watch.handle_look_up(revisions, subscribed, now) {
                 subscriptions.mark(database, kind, woken);
             }
-            self.found(database);
-            subscriptions.release(database);
+            self.answer_who_waits_for(database);
+            self.found.push(database);
         }
         true
     }
 
     /// A position that was waited for is known.
-    fn found(&mut self, database: DatabaseId) {
+    fn answer_who_waits_for(&mut self, database: DatabaseId) {
         let Some(waiting) = self.waiting_for.remove(&database) else { return };
         for key in waiting {
             let Some(pending) = self.pending.get_mut(key) else { continue };
