@@ -150,8 +150,8 @@ fn parse_any_line(line: &[u8]) -> Option<FeedLine<'_>> {
     }
 }
 
-/// A sequence is a string here; other versions and hosts send numbers and arrays. It goes back as
-/// it came. None for `null`.
+/// A sequence is a string here; other versions and hosts send numbers (so does PouchDB Server) and arrays. It goes
+/// back as it came. None for `null`.
 fn opaque(seq: &RawValue) -> Option<Cow<'_, str>> {
     match seq.get() {
         "null" => None,
@@ -491,6 +491,15 @@ mod tests {
         ] {
             assert_eq!(parse_feed_line(line.as_bytes()), Some(expected), "{line}");
         }
+    }
+
+    /// PouchDB Server counts its sequences in numbers, and writes them last.
+    #[test]
+    fn reads_the_numbers_of_pouchdb_server() {
+        let line = br#"{"id":"updated:garden","changes":[{"rev":"1-a57534680eeb10ad905f2bfe73cfd97e"}],"seq":1}"#;
+        let expected = revised("garden", ChangeKind::Updated, "1-a57534680eeb10ad905f2bfe73cfd97e", "1");
+        assert_eq!(parse_feed_line(line), Some(expected));
+        assert_eq!(parse_last_seq(b"{\"results\":[],\"last_seq\":0}\n").as_deref(), Some("0"));
     }
 
     #[test]
