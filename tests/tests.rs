@@ -18,6 +18,7 @@ mod json_protocol;
 mod layers;
 mod load_balancer;
 mod polling;
+mod pouchdb;
 mod real_clients;
 mod site;
 mod socket_io;

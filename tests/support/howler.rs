@@ -72,7 +72,8 @@ impl Howler {
         Self::launch_command_on(0, command)
     }
 
-    fn launch_command_on(port: u16, command: &mut Command) -> Self {
+    /// The same on a port that is given.
+    pub fn launch_command_on(port: u16, command: &mut Command) -> Self {
         let mut child = command
             .args(["--port", &port.to_string(), "--host", "127.0.0.1", "--log_level", "debug"])
             .stdin(Stdio::null())
