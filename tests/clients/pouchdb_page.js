@@ -1,0 +1,154 @@
+'use strict'
+// Runs the PouchDB recipe of the README in headless Chromium for a test, word for word: the page is of another
+// origin than both servers, `PouchDB` is the bundle that apps load, and an import map leads from the address in the
+// recipe to the library that is tested.
+//
+//   node pouchdb_page.js FOLDER          FOLDER is where the browser may keep its profile
+//
+// Commands come on stdin and events go to stdout, each a line of JSON. A profile outlives its page, as an app's
+// data do:
+//
+//   {"of":"browser","event":"ready","version":"…"}
+//
+//   {"do":"open","as":"a","recipe":"import Client from …","library":"http://…/howler.js","options":{…}}
+//                                  options of the recipe's `startSync`
+//   {"do":"write","as":"a","db":"garden","doc":{"_id":"x",…}}        to the local database, as an app does
+//   {"do":"find","as":"a","db":"garden","doc":{"_id":"x",…}}         waits for such a document in it
+//   {"do":"network","as":"a","offline":true}
+//   {"do":"close","as":"a"}        {"do":"end"}
+//
+//   {"of":"a","event":"ack","to":"open"|"write"|"network"|"close"}        {"of":"a","event":"found","doc":{…}}
+//   {"of":"a","event":"connect"|"ready"|"disconnect"|"resync"|"error","data":…}        events of the client,
+//   {"of":"a","event":"change","db":"garden"}                                          that `startSync` returns
+
+const fs = require('node:fs')
+const http = require('node:http')
+const readline = require('node:readline')
+
+if (process.argv[2]) process.env.TMPDIR = process.argv[2]
+const CHROMIUM = process.env.CHROMIUM || '/usr/bin/chromium'
+
+/** Where the recipe imports the library from. */
+const LIBRARY = 'https://howler.example.com/howler.js'
+
+function tell (of, event, more) {
+  process.stdout.write(JSON.stringify({ of, event, ...more }) + '\n')
+}
+
+function fail (problem) {
+  console.error(`tests/clients/pouchdb_page.js: ${problem}`)
+  process.exit(1)
+}
+
+if (!fs.existsSync(CHROMIUM)) fail(`${CHROMIUM} is missing: install Debian's package chromium, or say CHROMIUM=…`)
+
+function library (name) {
+  try {
+    return require.resolve(name)
+  } catch (error) {
+    fail(`${name} is missing (${error.code}): run tests/clients/install.sh`)
+  }
+}
+
+const { chromium } = require(library('playwright-core'))
+const bundle = fs.readFileSync(library('pouchdb/dist/pouchdb.min.js'))
+
+// The app's own server, with a folder for each app.
+const apps = new Map()
+
+const files = http.createServer((request, response) => {
+  const [, name, file] = request.url.split('/')
+  const app = apps.get(name)
+  const send = (type, body) => {
+    response.writeHead(200, { 'Content-Type': `${type}; charset=utf-8` })
+    response.end(body)
+  }
+  if (!app) return response.writeHead(404).end()
+  if (file === 'pouchdb.min.js') return send('text/javascript', bundle)
+  if (file === 'recipe.js') return send('text/javascript', app.recipe)
+  // The icon that browsers ask for otherwise would be missed in the console.
+  send('text/html', `<!doctype html><link rel="icon" href="data:,"><script src="pouchdb.min.js"></script>
+    <script type="importmap">${JSON.stringify({ imports: { [LIBRARY]: app.library } })}</script>`)
+})
+
+// Runs in the page: what an app does with the recipe.
+async function start (options) {
+  /* global tell */
+  const { startSync } = await import('./recipe.js')
+  const client = startSync(options)
+  for (const event of ['connect', 'ready', 'disconnect', 'resync']) {
+    client.on(event, data => { tell(event, { data }) })
+  }
+  client.on('error', error => { tell('error', { data: String(error) }) })
+  client.on('change', db => { tell('change', { db }) })
+}
+
+async function find ({ db, doc }) {
+  /* global PouchDB */
+  const database = new PouchDB(db)
+  const matches = found => Object.keys(doc).every(key => JSON.stringify(found[key]) === JSON.stringify(doc[key]))
+  for (;;) {
+    const found = await database.get(doc._id).catch(() => ({}))
+    if (matches(found)) return found
+    await new Promise(resolve => setTimeout(resolve, 20))
+  }
+}
+
+async function main () {
+  const browser = await chromium.launch({
+    executablePath: CHROMIUM,
+    args: [
+      '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+      '--disable-component-update', '--disable-sync'
+    ]
+  }).catch(error => fail(`Chromium does not start: ${error.message}`))
+  await new Promise(resolve => files.listen(0, '127.0.0.1', resolve))
+  const origin = `http://localhost:${files.address().port}`
+  const contexts = new Map()
+  const pages = new Map()
+
+  const commands = {
+    async open ({ as, recipe, library, options }) {
+      apps.set(as, { recipe, library })
+      if (!contexts.has(as)) contexts.set(as, await browser.newContext())
+      const page = await contexts.get(as).newPage()
+      pages.set(as, page)
+      // What an app would not catch; failed requests of the network are told by the console and expected.
+      page.on('pageerror', error => fail(`the page ${as}: ${error.stack || error}`))
+      page.on('console', message => console.error(`${as}: ${message.text()}`))
+      await page.exposeFunction('tell', (event, more) => tell(as, event, more))
+      await page.goto(`${origin}/${as}/`)
+      await page.evaluate(start, options)
+    },
+    async write ({ as, db, doc }) {
+      await pages.get(as).evaluate(async ({ db, doc }) => {
+        const database = new PouchDB(db)
+        const before = await database.get(doc._id).catch(() => ({}))
+        await database.put({ ...doc, _rev: before._rev })
+      }, { db, doc })
+    },
+    async find ({ as, db, doc }) {
+      tell(as, 'found', { doc: await pages.get(as).evaluate(find, { db, doc }) })
+    },
+    network: ({ as, offline }) => contexts.get(as).setOffline(offline),
+    close: ({ as }) => pages.get(as).close({ runBeforeUnload: false }),
+    end: () => browser.close()
+  }
+
+  tell('browser', 'ready', { version: browser.version() })
+  // One after the other: a page is there before it is told something.
+  let before = Promise.resolve()
+  readline.createInterface({ input: process.stdin })
+    .on('line', line => {
+      const command = JSON.parse(line)
+      before = before.then(() => commands[command.do](command))
+        .then(() => tell(command.as || 'browser', 'ack', { to: command.do, data: {} }))
+        .catch(error => fail(`${line}: ${error.stack}`))
+    })
+    .on('close', async () => {
+      await browser.close()
+      process.exit()
+    })
+}
+
+main().catch(error => fail(error.stack))
