@@ -32,7 +32,7 @@ pub struct Watch {
     certainty: Certainty,
     /// Whether a look-up of it is to come or under way.
     pub wanted: bool,
-    /// Whether a line came since CouchDB may have lost one: then the position is none from before.
+    /// Whether something happened for certain since CouchDB may have lost events: then the position is none from before.
     settled: bool,
     /// When it changed last, in seconds.
     changed: u32,
@@ -60,9 +60,10 @@ impl Watch {
         self.settled
     }
 
-    /// CouchDB may have lost events.
+    /// CouchDB may have lost events. What was looked up before says nothing about what happens from here on.
     pub fn unsettle(&mut self) {
         self.settled = false;
+        self.doubt();
     }
 
     /// The position up to which subscribers were told, if there is one: a client that comes back with it is told of
@@ -74,7 +75,6 @@ impl Watch {
     /// Takes a line of the feed; whether its subscribers are to be told.
     pub fn handle_line(&mut self, kind: ChangeKind, revision: Option<Revision>, now: Millis) -> bool {
         self.changed = seconds(now);
-        self.settled = true;
         let Some(revision) = revision else {
             self.doubt();
             return true;
@@ -84,6 +84,9 @@ impl Watch {
         if *count == revision.number && self.told[slot] == revision.mark {
             return false;
         }
+        // A line may be older than the doubt, and come late or again. What is more than a look-up since then found is
+        // not.
+        self.settled |= self.certainty == Certainty::Known && revision.number > *count;
         *count = revision.number.max(*count);
         self.told[slot] = revision.mark;
         true
@@ -219,6 +222,24 @@ mod tests {
         assert_eq!(text(watch.told()), "-");
         assert!(look_up(&mut watch, [1, 0, 0], true).is_empty());
         assert_eq!(text(watch.known()), "1.0.0");
+    }
+
+    #[test]
+    fn only_what_is_newer_than_a_doubt_for_certain_settles_it() {
+        let mut watch = Watch::default();
+        look_up(&mut watch, [5, 1, 0], true);
+        watch.handle_line(Updated, Some(revision(6)), 0);
+        assert!(watch.is_settled());
+        watch.unsettle();
+        assert!(watch.handle_line(Updated, Some(revision(7)), 0), "CouchDB wrote it before it stopped, maybe");
+        assert!(!watch.is_settled());
+        look_up(&mut watch, [8, 1, 0], true);
+        for (kind, number) in [(Updated, 7), (Updated, 8), (Created, 1)] {
+            watch.handle_line(kind, Some(revision(number)), 0);
+            assert!(!watch.is_settled(), "a line that comes again, or late: {number}");
+        }
+        assert!(watch.handle_line(Updated, Some(revision(9)), 0));
+        assert!(watch.is_settled());
     }
 
     #[test]
