@@ -15,12 +15,12 @@ use crate::wire::positions::{self, Position};
 
 /// Time between questions for the epoch that were not answered, in milliseconds.
 const EPOCH_RETRY: Millis = 1_000;
-/// In place of a position of another epoch: no position is written like this.
+/// In place of a position that is not known: no position is written like this.
 const FOREIGN: &str = "";
 
 impl Server {
     /// A session subscribes: at once, or when the positions that it is to be compared with are known.
-    pub(super) fn subscribe(&mut self, key: Key, reply: Reply, mut names: Named, epoch: Option<&str>, now: Millis) {
+    pub(super) fn subscribe(&mut self, key: Key, reply: Reply, mut names: Named, epoch: Option<Box<str>>, now: Millis) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         if names.iter().any(|(name, _)| name.len() > MAX_NAME) {
             let message = format!("a database name is longer than {MAX_NAME} bytes");
@@ -33,35 +33,34 @@ impl Server {
         if more > 0 && self.subscriptions.count(key.index) + more > MAX_SUBSCRIPTIONS {
             return session.answer_error(&reply, "LimitError", &too_many());
         }
-        if epoch.is_some() && epoch != self.positions.epoch() {
-            for (_, known) in names.iter_mut().filter(|(_, known)| known.is_some()) {
-                *known = Some(FOREIGN.into());
-            }
-        }
         if session.dialect() != Dialect::Json {
             for (name, given) in &mut names {
                 let remembered = session.user_name().and_then(|user| self.catch_up.recall(user, name, now));
                 *given = remembered.map(|position| position.map_or(FOREIGN.into(), |it| it.to_string().into()));
             }
         }
-        if session.dialect() == Dialect::Json || names.iter().any(|(_, given)| given.is_some()) {
-            self.positions.wait(key, reply, names, now, &mut self.subscriptions);
+        let waits = session.dialect() == Dialect::Json || names.iter().any(|(_, given)| given.is_some());
+        let pending = Pending::new(key, reply, names, epoch);
+        if waits {
+            self.positions.wait(pending, now, &mut self.subscriptions);
             self.answer_ready();
         } else {
-            self.complete_subscription(key, &reply, &names);
+            self.complete_subscription(&pending);
         }
     }
 
     /// Answers every `subscribe` whose positions are known.
     pub(super) fn answer_ready(&mut self) {
-        while let Some(Pending { session, reply, names, .. }) = self.positions.next_ready(&mut self.subscriptions) {
-            self.complete_subscription(session, &reply, &names);
-            self.dirty.push(session);
+        while let Some(pending) = self.positions.next_ready() {
+            self.complete_subscription(&pending);
+            self.dirty.push(pending.session);
         }
     }
 
     /// Subscribes and compares in one step: what changes from here on is told after this answer.
-    fn complete_subscription(&mut self, key: Key, reply: &Reply, names: &Named) {
+    fn complete_subscription(&mut self, pending: &Pending) {
+        let Pending { session: key, reply, names, epoch, .. } = pending;
+        let key = *key;
         let Self { sessions, subscriptions, positions, .. } = self;
         let Some(session) = sessions.get_mut(key) else { return };
         // All or nothing.
@@ -78,6 +77,8 @@ impl Server {
                 }
             }
         }
+        // Compared here and not before: a server that has just started learns its epoch while a request waits.
+        let foreign = epoch.is_some() && epoch.as_deref() != positions.epoch();
         let mut stand = Vec::with_capacity(names.len());
         let mut changed = Vec::new();
         for (name, given) in names {
@@ -86,7 +87,7 @@ impl Server {
             let position = subscriptions.known(database);
             stand.push((&**name, position));
             // Where no position is known, a database that was known at one counts as changed.
-            let moved = |given: &str| position.is_none_or(|position: Position| !position.is(given));
+            let moved = |given: &str| foreign || position.is_none_or(|position: Position| !position.is(given));
             if given.as_deref().is_some_and(moved) {
                 changed.push(&**name);
             }

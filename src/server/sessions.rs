@@ -88,7 +88,7 @@ impl Server {
         for action in actions.drain(..) {
             match action {
                 Action::LogIn(credentials) => self.log_in(key, credentials, now),
-                Action::Subscribe(reply, names, epoch) => self.subscribe(key, reply, names, epoch.as_deref(), now),
+                Action::Subscribe(reply, names, epoch) => self.subscribe(key, reply, names, epoch, now),
                 Action::Unsubscribe(reply, names) => self.unsubscribe(key, &reply, &names),
                 Action::Resume(text) => {
                     self.with_session(key, now, |session, turn| session.handle_message(&text, turn));

@@ -46,8 +46,17 @@ pub struct Pending {
     pub reply: Reply,
     /// To what.
     pub names: Named,
+    /// The epoch of the positions that the client knows, where it says so.
+    pub epoch: Option<Box<str>>,
     /// How many positions it waits for.
     missing: usize,
+}
+
+impl Pending {
+    /// A `subscribe` that waits for nothing yet.
+    pub fn new(session: Key, reply: Reply, names: Named, epoch: Option<Box<str>>) -> Self {
+        Self { session, reply, names, epoch, missing: 0 }
+    }
 }
 
 /// Databases that are looked up together.
@@ -210,9 +219,9 @@ impl Positions {
     }
 
     /// Takes a `subscribe` that is to be compared: its answer is due when all positions are known, or its time is over.
-    pub fn wait(&mut self, session: Key, reply: Reply, names: Named, now: Millis, subscriptions: &mut Subscriptions) {
+    pub fn wait(&mut self, mut pending: Pending, now: Millis, subscriptions: &mut Subscriptions) {
         let mut awaited = Vec::new();
-        for (name, _) in &names {
+        for (name, _) in &pending.names {
             let database = subscriptions.hold(name);
             self.want(database, subscriptions);
             // A look-up that is to come, or under way, holds it too.
@@ -221,7 +230,8 @@ impl Positions {
             }
             subscriptions.release(database);
         }
-        let pending = Pending { session, reply, names, missing: awaited.len() };
+        pending.missing = awaited.len();
+        let session = pending.session;
         if awaited.is_empty() {
             return self.ready.push_back(pending);
         }
