@@ -48,6 +48,8 @@ pub(super) struct Faults {
     pub(super) login_status: Option<u16>,
     pub(super) access_delay: Duration,
     pub(super) access_status: Option<u16>,
+    pub(super) look_up_delay: Duration,
+    pub(super) look_up_status: Option<u16>,
     /// Answer so many more feed requests with this status.
     pub(super) feed_refusals: Option<(u16, usize)>,
     /// Each is for one feed that will be opened.

@@ -63,10 +63,14 @@ fn fault(shared: &Shared, request: &Request, segments: &[&str]) -> Option<u16> {
     let is_access = matches!((request.method.as_str(), segments), ("GET" | "HEAD", [_] | [_, "_security"]))
         && !segments[0].is_empty();
     let is_session = segments == ["_session"];
+    let is_look_up = segments == ["_global_changes", "_all_docs"];
     let delay = {
-        let state = shared.lock();
+        let mut state = shared.lock();
         if is_session {
             state.faults.login_delay
+        } else if is_look_up {
+            state.counters.look_up_requests += 1;
+            state.faults.look_up_delay
         } else if is_access {
             state.faults.access_delay
         } else {
@@ -77,6 +81,8 @@ fn fault(shared: &Shared, request: &Request, segments: &[&str]) -> Option<u16> {
     let mut state = shared.lock();
     if is_session {
         state.faults.login_status
+    } else if is_look_up {
+        state.faults.look_up_status
     } else if feed_kind(segments).is_some() {
         if request.query("feed").as_deref() == Some("continuous") {
             state.counters.feed_requests += 1;

@@ -54,6 +54,8 @@ pub struct Counters {
     pub pin_requests: usize,
     /// Of them, those for `/_session`.
     pub session_requests: usize,
+    /// Of them, those for the revisions of event documents.
+    pub look_up_requests: usize,
     /// Requests being answered now; an open feed is none of them.
     pub in_flight: usize,
     /// The most there ever were.
