@@ -9,6 +9,7 @@
 mod support;
 
 mod browser;
+mod chaos;
 mod command_line;
 mod console;
 mod dispatch;

@@ -2,6 +2,7 @@
 //! scripts that drive other clients.
 
 pub mod client;
+pub mod device;
 pub mod howler;
 pub mod script;
 pub mod tls;

@@ -1,0 +1,544 @@
+//! Nothing is lost: many clients, two servers and a CouchDB to which all that can go wrong happens, at random.
+//!
+//! The truth is how often each database was written. A client that is told of a database syncs: it takes note of
+//! that number. When the faults have stopped, each client's number of each of its databases must be the true one:
+//! it was told of every database whose last change it had not seen.
+//!
+//! The run is set by environment variables, for long ones by hand:
+//!
+//! | variable | default | |
+//! |---|---|---|
+//! | `HOWLER_CHAOS_SEED` | the clock | what happens when; it is printed at the start. Threads and sockets have their own time, so a seed gives the same schedule, not the same run |
+//! | `HOWLER_CHAOS_SECONDS` | 40 | how long faults happen, at least |
+//! | `HOWLER_CHAOS_CHANGES` | 120000 | how many writes there are, at least; they are spread over the time |
+//!
+//! ```sh
+//! HOWLER_CHAOS_CHANGES=1000000 HOWLER_CHAOS_SECONDS=150 cargo test --test tests chaos:: -- --nocapture
+//! ```
+//!
+//! # What nobody can know
+//!
+//! An event that CouchDB itself loses when it stops is in no feed and in no position. A server knows of it by one
+//! thing alone: CouchDB went away while the server followed it, and refused connections. It tells the clients that it has, and
+//! marks the positions that it gives out from then on. So the schedule loses events only
+//!
+//! - while both servers follow CouchDB, and CouchDB stays away until both have missed it;
+//! - and it kills no server until each client has heard of the loss from one that was there, by a resync or by
+//!   an answer with marked positions: a server that starts later cannot know, and a client that was away from
+//!   before the loss until after that start is not told.
+//!
+//! All other faults happen at any time, in any order, while the clients come and go.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use couchdb_howler::demo::{Chunking, FeedFault, StandIn};
+use couchdb_howler::state::jitter::Jitter;
+
+use crate::support::device::{Device, Gone, Told};
+use crate::support::howler::{Howler, lasting_port};
+use crate::support::{SOON, couchdb};
+
+const CLIENTS: usize = 200;
+const DATABASES: usize = 500;
+const SERVERS: usize = 2;
+/// A client hears of everything within this, once the faults have stopped; a machine may be slow.
+const TOLD_WITHIN: Duration = Duration::from_secs(40);
+/// How often the writer writes.
+const BEAT: Duration = Duration::from_millis(20);
+const OPTIONS: [&str; 2] = ["--feed_heartbeat", "300"];
+
+/// What is to happen.
+struct Plan {
+    seed: u64,
+    during: Duration,
+    changes: u64,
+    faults: &'static [Fault],
+    /// Whether a client throws a notification away, once the faults have stopped: the switch that makes the check fail.
+    drops_one: bool,
+    told_within: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// Many clients lose their connections at once; besides, each does now and then by itself.
+    ClientsReset,
+    /// The feed breaks in this way, for both servers.
+    Feed(FeedFault),
+    /// The feed breaks, and is refused for some tries.
+    FeedRefused,
+    /// What is read is cut into other pieces.
+    Chunks(Chunking),
+    /// CouchDB does not answer look-ups for a while, or late.
+    NoLookUps,
+    /// CouchDB is away for a while, and loses nothing.
+    Away,
+    /// CouchDB is away for a while, and what happened last is in its databases and not in its feed.
+    AwayWithLoss,
+    /// A server is killed and started again.
+    Kill,
+    /// The same while CouchDB is away.
+    KillWhileAway,
+}
+
+/// All that the task is about; each happens before one happens again.
+const EVERYTHING: &[Fault] = &[
+    Fault::ClientsReset,
+    Fault::Feed(FeedFault::Reset),
+    Fault::Feed(FeedFault::Cut),
+    Fault::Feed(FeedFault::CutMidChunk),
+    Fault::Feed(FeedFault::CleanEnd),
+    Fault::Feed(FeedFault::Garbage),
+    Fault::Feed(FeedFault::BadChunkSize),
+    Fault::Feed(FeedFault::Silence),
+    Fault::Feed(FeedFault::BrokenJson),
+    Fault::Feed(FeedFault::HugeLine(100_000)),
+    Fault::FeedRefused,
+    Fault::Chunks(Chunking::SplitEvery(100)),
+    Fault::Chunks(Chunking::Merge),
+    Fault::NoLookUps,
+    Fault::Away,
+    Fault::AwayWithLoss,
+    Fault::Kill,
+    Fault::KillWhileAway,
+];
+
+/// Those that make no server tell its clients to sync anew: nothing covers a loss up.
+const QUIET: &[Fault] =
+    &[Fault::ClientsReset, Fault::Feed(FeedFault::Cut), Fault::Feed(FeedFault::CleanEnd), Fault::Kill];
+
+/// What all threads share.
+struct World {
+    couchdb: StandIn,
+    names: Vec<String>,
+    /// The truth: how often each database was written.
+    writes: Vec<AtomicU64>,
+    written: AtomicU64,
+    /// Held while something is written; true while CouchDB is away and nothing can be.
+    away: Mutex<bool>,
+    ports: [u16; SERVERS],
+    /// Clients stay connected.
+    calm: AtomicBool,
+    over: AtomicBool,
+    /// One client is to throw its next notification away.
+    drops: AtomicBool,
+    /// How often CouchDB lost events, and both servers have noticed.
+    losses: AtomicUsize,
+    /// How often many clients were reset.
+    resets: AtomicUsize,
+    told: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    connections: AtomicU64,
+    refusals: AtomicU64,
+    compared: AtomicU64,
+    changes: AtomicU64,
+    resyncs: AtomicU64,
+}
+
+/// What is known of a client from outside.
+struct View {
+    /// Databases, each with how often it was written when the client synced it last.
+    synced: BTreeMap<usize, AtomicU64>,
+    /// The last loss of CouchDB's that it has heard of.
+    heard_of: AtomicUsize,
+    /// What it threw away.
+    dropped: Mutex<Option<String>>,
+}
+
+/// A database that a client was not told of: client, name, how often it was written when it synced, and now.
+#[derive(Debug, PartialEq, Eq)]
+struct Missed(usize, String, u64, u64);
+
+/// What came of a run.
+struct Report {
+    missed: Vec<Missed>,
+    dropped: Option<String>,
+    happened: BTreeMap<String, usize>,
+}
+
+fn run(plan: &Plan) -> Report {
+    println!("chaos: seed {}, {} s, {} changes", plan.seed, plan.during.as_secs(), plan.changes);
+    let began = Instant::now();
+    let mut jitter = Jitter::new(plan.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let world = Arc::new(World::new());
+    let mut servers: Vec<Option<Howler>> =
+        world.ports.iter().map(|port| Some(Howler::start_on(*port, &world.couchdb, &OPTIONS))).collect();
+    let views: Vec<_> = (0..CLIENTS).map(|number| Arc::new(View::new(number, &mut jitter))).collect();
+    let mut threads: Vec<_> = views
+        .iter()
+        .enumerate()
+        .map(|(number, view)| start_client(number, view, &world, jitter.below(u64::MAX)))
+        .collect();
+    threads.push(start_writer(plan, &world, jitter.below(u64::MAX)));
+    let mut happened = BTreeMap::new();
+    let mut bag = Vec::new();
+    while began.elapsed() < plan.during || world.written.load(SeqCst) < plan.changes {
+        if bag.is_empty() {
+            bag = plan.faults.to_vec();
+        }
+        let which = usize::try_from(jitter.below(bag.len() as u64)).expect("small");
+        let fault = bag.swap_remove(which);
+        *happened.entry(format!("{fault:?}")).or_default() += 1;
+        world.pause(jitter.below(500));
+        world.suffer(fault, &mut servers, &views, &mut jitter);
+    }
+    let chaos = began.elapsed();
+    world.settle(&views, &servers);
+    let mut missed = world.wait_until_told(&views, plan.told_within);
+    let mut dropped = None;
+    if plan.drops_one && missed.is_empty() {
+        world.drops.store(true, SeqCst);
+        world.write(&(0..DATABASES).collect::<Vec<_>>());
+        missed = world.wait_until_told(&views, plan.told_within);
+        dropped.clone_from(&views[0].dropped.lock().expect("nobody panics with it"));
+    }
+    world.over.store(true, SeqCst);
+    for thread in threads {
+        thread.join().expect("no client is sent what it must not be");
+    }
+    world.print_figures(plan.seed, chaos, &missed, &happened);
+    Report { missed, dropped, happened }
+}
+
+impl World {
+    fn new() -> Self {
+        let couchdb = couchdb();
+        // Names of all kinds that CouchDB allows.
+        let names = (0..DATABASES).map(|number| format!("{}{number}", ["db-", "user/", "a+b$", "x()_"][number % 4]));
+        Self {
+            couchdb,
+            names: names.collect(),
+            writes: (0..DATABASES).map(|_| AtomicU64::new(0)).collect(),
+            written: AtomicU64::new(0),
+            away: Mutex::new(false),
+            ports: [lasting_port(), lasting_port()],
+            calm: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            drops: AtomicBool::new(false),
+            losses: AtomicUsize::new(0),
+            resets: AtomicUsize::new(0),
+            told: Counts::default(),
+        }
+    }
+
+    /// Writes to databases, unless CouchDB is away.
+    fn write(&self, databases: &[usize]) {
+        let away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        if *away {
+            return;
+        }
+        // First the write, then its event.
+        for database in databases {
+            self.writes[*database].fetch_add(1, SeqCst);
+        }
+        let names: Vec<&str> = databases.iter().map(|database| &*self.names[*database]).collect();
+        self.couchdb.update_many(&names);
+        self.written.fetch_add(databases.len() as u64, SeqCst);
+    }
+
+    fn set_away(&self, away: bool) {
+        *self.away.lock().unwrap_or_else(PoisonError::into_inner) = away;
+        if away {
+            self.couchdb.refuse();
+        } else {
+            self.couchdb.accept_again().expect("the port is the stand-in's");
+        }
+    }
+
+    fn pause(&self, milliseconds: u64) {
+        // What is recorded is of no use here, and would fill the memory.
+        self.couchdb.forget_requests();
+        thread::sleep(Duration::from_millis(milliseconds));
+    }
+
+    fn suffer(&self, fault: Fault, servers: &mut [Option<Howler>], views: &[Arc<View>], jitter: &mut Jitter) {
+        let which = usize::try_from(jitter.below(SERVERS as u64)).expect("small");
+        let a_while = jitter.below(1_200);
+        match fault {
+            Fault::ClientsReset => drop(self.resets.fetch_add(1, SeqCst)),
+            Fault::Feed(fault) => {
+                self.couchdb.break_feed(fault);
+                if jitter.below(3) == 0 {
+                    self.couchdb.break_next_feed(fault);
+                }
+            }
+            Fault::FeedRefused => {
+                self.couchdb.fail_feed(500, 3);
+                self.couchdb.break_feed(FeedFault::Cut);
+            }
+            Fault::Chunks(chunking) => {
+                self.couchdb.set_chunking(chunking);
+                self.pause(a_while);
+                self.couchdb.set_chunking(Chunking::Normal);
+            }
+            Fault::NoLookUps => {
+                self.couchdb.fail_look_ups((a_while % 2 == 0).then_some(503));
+                self.couchdb.set_look_up_delay(Duration::from_millis(a_while));
+                self.resets.fetch_add(1, SeqCst);
+                self.pause(2 * a_while);
+                self.couchdb.fail_look_ups(None);
+                self.couchdb.set_look_up_delay(Duration::ZERO);
+            }
+            Fault::Away => {
+                self.set_away(true);
+                self.pause(a_while);
+                self.set_away(false);
+            }
+            Fault::AwayWithLoss => self.lose(servers, jitter),
+            Fault::Kill => {
+                self.wait_for_losses_to_be_heard_of(views);
+                servers[which] = None;
+                self.pause(a_while);
+                servers[which] = Some(Howler::start_on(self.ports[which], &self.couchdb, &OPTIONS));
+            }
+            Fault::KillWhileAway => {
+                self.wait_for_losses_to_be_heard_of(views);
+                self.set_away(true);
+                servers[which] = None;
+                self.pause(a_while);
+                self.set_away(false);
+                servers[which] = Some(Howler::start_on(self.ports[which], &self.couchdb, &OPTIONS));
+            }
+        }
+    }
+
+    /// CouchDB stops, and what happened just before is in no feed. It is away until both servers have missed it.
+    fn lose(&self, servers: &[Option<Howler>], jitter: &mut Jitter) {
+        assert!(self.couchdb.wait_for_feeds(SERVERS, 3 * SOON), "both servers follow CouchDB");
+        let count = |text| servers.iter().flatten().map(|howler| howler.count_lines(text)).collect::<Vec<_>>();
+        let (refused, told) = ("Connection refused", "clients are told that changes may have been lost");
+        let before = (count(refused), count(told));
+        self.couchdb.lose_next_events(true);
+        self.write(&(0..DATABASES).filter(|_| jitter.below(2) == 0).collect::<Vec<_>>());
+        self.set_away(true);
+        for (howler, before) in servers.iter().flatten().zip(before.0) {
+            howler.wait_for_lines(refused, before + 1);
+        }
+        self.couchdb.lose_next_events(false);
+        self.set_away(false);
+        for (howler, before) in servers.iter().flatten().zip(before.1) {
+            howler.wait_for_lines(told, before + 1);
+        }
+        self.losses.fetch_add(1, SeqCst);
+    }
+
+    fn wait_for_losses_to_be_heard_of(&self, views: &[Arc<View>]) {
+        let losses = self.losses.load(SeqCst);
+        let deadline = Instant::now() + TOLD_WITHIN;
+        while let Some(deaf) = views.iter().position(|view| view.heard_of.load(SeqCst) < losses) {
+            assert!(Instant::now() < deadline, "client {deaf} has not heard of CouchDB's loss {losses}");
+            self.pause(10);
+        }
+    }
+
+    /// The faults stop: all servers run, all clients come back and stay, nothing is written any more.
+    fn settle(&self, views: &[Arc<View>], servers: &[Option<Howler>]) {
+        assert!(servers.iter().all(Option::is_some), "all servers run");
+        self.calm.store(true, SeqCst);
+        assert!(self.couchdb.wait_for_feeds(SERVERS, 3 * SOON), "both servers follow CouchDB");
+        self.wait_for_losses_to_be_heard_of(views);
+    }
+
+    /// Waits until every client has synced what was written last; what it did not, when the time is over.
+    fn wait_until_told(&self, views: &[Arc<View>], within: Duration) -> Vec<Missed> {
+        let deadline = Instant::now() + within;
+        loop {
+            let mut missed = Vec::new();
+            for (client, view) in views.iter().enumerate() {
+                for (database, synced) in &view.synced {
+                    let (synced, truth) = (synced.load(SeqCst), self.writes[*database].load(SeqCst));
+                    if synced != truth {
+                        missed.push(Missed(client, self.names[*database].clone(), synced, truth));
+                    }
+                }
+            }
+            if missed.is_empty() || Instant::now() > deadline {
+                return missed;
+            }
+            self.pause(20);
+        }
+    }
+
+    fn print_figures(&self, seed: u64, chaos: Duration, missed: &[Missed], happened: &BTreeMap<String, usize>) {
+        let Counts { connections, refusals, compared, changes, resyncs } = &self.told;
+        let load = |counter: &AtomicU64| counter.load(SeqCst);
+        println!(
+            "chaos: seed {seed}: {} changes of {DATABASES} databases in {:.0} s, {CLIENTS} clients connected {} times \
+             ({} tries in vain); told of databases {} times by events, {} times when they came back, {} times to sync \
+             anew; faults: {happened:?}; losses: {}",
+            load(&self.written),
+            chaos.as_secs_f64(),
+            load(connections),
+            load(refusals),
+            load(changes),
+            load(compared),
+            load(resyncs),
+            missed.len(),
+        );
+    }
+}
+
+impl View {
+    /// Most clients have a few databases, some have all.
+    fn new(number: usize, jitter: &mut Jitter) -> Self {
+        let count = if number % 40 == 1 { DATABASES } else { 1 + jitter.below(24) as usize };
+        let all = count == DATABASES;
+        let pick = |i| if all { i } else { usize::try_from(jitter.below(DATABASES as u64)).expect("small") };
+        let synced = (0..count).map(pick).map(|database| (database, AtomicU64::new(0))).collect();
+        Self { synced, heard_of: AtomicUsize::new(0), dropped: Mutex::default() }
+    }
+}
+
+fn start_writer(plan: &Plan, world: &Arc<World>, seed: u64) -> JoinHandle<()> {
+    let world = Arc::clone(world);
+    let mut jitter = Jitter::new(seed);
+    let per_beat = plan.changes * BEAT.as_millis() as u64 / plan.during.as_millis() as u64 + 1;
+    thread::spawn(move || {
+        while !world.calm.load(SeqCst) {
+            // Bursts, and single writes.
+            let count = if jitter.below(4) == 0 { 1 } else { jitter.below(8 * per_beat / 3) + 1 };
+            let databases = (0..count).map(|_| usize::try_from(jitter.below(DATABASES as u64)).expect("small"));
+            world.write(&databases.collect::<Vec<_>>());
+            thread::sleep(BEAT);
+        }
+    })
+}
+
+fn start_client(number: usize, view: &Arc<View>, world: &Arc<World>, seed: u64) -> JoinHandle<()> {
+    let (view, world) = (Arc::clone(view), Arc::clone(world));
+    let databases: Vec<_> = view.synced.keys().map(|database| world.names[*database].clone()).collect();
+    let numbers = databases.iter().cloned().zip(view.synced.keys().copied()).collect();
+    let device = Device::new(databases);
+    thread::spawn(move || Actor { number, device, numbers, view, world, jitter: Jitter::new(seed) }.run())
+}
+
+/// A client at work.
+struct Actor {
+    number: usize,
+    device: Device,
+    numbers: BTreeMap<String, usize>,
+    view: Arc<View>,
+    world: Arc<World>,
+    jitter: Jitter,
+}
+
+impl Actor {
+    fn run(mut self) {
+        while !self.world.over.load(SeqCst) {
+            let server = usize::try_from(self.jitter.below(SERVERS as u64)).expect("small");
+            let address = SocketAddr::from(([127, 0, 0, 1], self.world.ports[server]));
+            let Err(Gone(_)) = self.visit(address) else { continue };
+            self.world.told.refusals.fetch_add(1, SeqCst);
+            thread::sleep(Duration::from_millis(20 + self.jitter.below(200)));
+        }
+    }
+
+    /// One connection, until it breaks or the client leaves.
+    fn visit(&mut self, address: SocketAddr) -> Result<(), Gone> {
+        self.device.begin_log_in(address)?;
+        self.device.finish_log_in()?;
+        let (losses, resets) = (self.world.losses.load(SeqCst), self.world.resets.load(SeqCst));
+        let told = self.device.subscribe()?;
+        self.world.told.connections.fetch_add(1, SeqCst);
+        self.world.told.compared.fetch_add(told.len() as u64, SeqCst);
+        told.iter().for_each(|name| self.sync(name));
+        self.view.heard_of.fetch_max(losses, SeqCst);
+        let leaves = Instant::now() + Duration::from_millis(100 + self.jitter.below(6_000));
+        loop {
+            let calm = self.world.calm.load(SeqCst);
+            if self.world.over.load(SeqCst) {
+                return Ok(());
+            }
+            if !calm
+                && (Instant::now() > leaves || self.world.resets.load(SeqCst) != resets && self.jitter.below(2) == 0)
+            {
+                self.device.leave();
+                thread::sleep(Duration::from_millis(self.jitter.below(1_500)));
+                return Ok(());
+            }
+            self.listen()?;
+        }
+    }
+
+    fn listen(&mut self) -> Result<(), Gone> {
+        const LISTEN: Duration = Duration::from_millis(50);
+        if self.number == 0 && self.world.drops.load(SeqCst) {
+            let dropped = self.device.drop_next_change(LISTEN)?;
+            if dropped.is_some() {
+                self.world.drops.store(false, SeqCst);
+                *self.view.dropped.lock().expect("nobody panics with it") = dropped;
+            }
+            return Ok(());
+        }
+        let losses = self.world.losses.load(SeqCst);
+        match self.device.next(LISTEN)? {
+            Told::Nothing => {}
+            Told::Change(name) => {
+                self.world.told.changes.fetch_add(1, SeqCst);
+                self.sync(&name);
+            }
+            Told::Everything => {
+                self.world.told.resyncs.fetch_add(1, SeqCst);
+                for (database, synced) in &self.view.synced {
+                    synced.store(self.world.writes[*database].load(SeqCst), SeqCst);
+                }
+                self.view.heard_of.fetch_max(losses, SeqCst);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the client does when it is told: it replicates, and has all that was written by then.
+    fn sync(&self, name: &str) {
+        let database = self.numbers[name];
+        self.view.synced[&database].store(self.world.writes[database].load(SeqCst), SeqCst);
+    }
+}
+
+fn from_environment(name: &str, otherwise: u64) -> u64 {
+    let text = std::env::var(name).ok();
+    text.map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} is to be a number: {text:?}")))
+}
+
+fn seed() -> u64 {
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
+    from_environment("HOWLER_CHAOS_SEED", u64::try_from(clock).expect("before the year 500 million") % 1_000_000)
+}
+
+#[test]
+fn every_client_is_told_of_every_change() {
+    let plan = Plan {
+        seed: seed(),
+        during: Duration::from_secs(from_environment("HOWLER_CHAOS_SECONDS", 40)),
+        changes: from_environment("HOWLER_CHAOS_CHANGES", 120_000),
+        faults: EVERYTHING,
+        drops_one: false,
+        told_within: TOLD_WITHIN,
+    };
+    let report = run(&plan);
+    assert_eq!(report.missed, [], "seed {}", plan.seed);
+    assert_eq!(report.happened.len(), EVERYTHING.len(), "each of the faults happened: {:?}", report.happened);
+}
+
+#[test]
+fn one_notification_that_is_dropped_makes_the_check_fail() {
+    let plan = Plan {
+        seed: seed(),
+        during: Duration::from_secs(4),
+        changes: 4_000,
+        faults: QUIET,
+        drops_one: true,
+        told_within: Duration::from_secs(8),
+    };
+    let report = run(&plan);
+    let dropped = report.dropped.expect("the client was told of something, which it threw away");
+    let missed: Vec<_> = report.missed.iter().map(|Missed(client, name, ..)| (*client, name.clone())).collect();
+    assert_eq!(missed, [(0, dropped)], "the check finds what was dropped, and nothing else: seed {}", plan.seed);
+}

@@ -1,0 +1,199 @@
+//! A client of `howler.v1` as an app has one: it keeps the epoch and the position of each of its databases, whatever
+//! becomes of its connection, and says of which of them it was told.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::client::{Client, Received, frame};
+use super::{PASSWORD, SOON, USER};
+
+/// An app's side of a session, and what it keeps from one to the next.
+pub struct Device {
+    /// Its databases, each with the last position that it was told.
+    pub known: BTreeMap<String, Option<String>>,
+    pub epoch: Option<String>,
+    cookie: Option<String>,
+    client: Option<Client>,
+}
+
+/// What one message told of.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Told {
+    Nothing,
+    Change(String),
+    /// Each of its databases counts as changed.
+    Everything,
+}
+
+/// The connection is over, or was not to be had.
+#[derive(Debug)]
+pub struct Gone(pub String);
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    id: Option<u64>,
+    #[serde(borrow)]
+    event: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    db: Option<Cow<'a, str>>,
+    position: Option<String>,
+    epoch: Option<String>,
+    cookie: Option<String>,
+    #[serde(borrow)]
+    error: Option<Cow<'a, str>>,
+    dbs: Option<HashMap<String, Option<String>>>,
+    changed: Option<Vec<String>>,
+}
+
+impl Device {
+    /// An app that knows nothing of its databases.
+    pub fn new(databases: impl IntoIterator<Item = String>) -> Self {
+        let known = databases.into_iter().map(|name| (name, None)).collect();
+        Self { known, epoch: None, cookie: None, client: None }
+    }
+
+    /// Leaves without a word; what it was told and did not read is lost to it.
+    pub fn leave(&mut self) {
+        self.client = None;
+    }
+
+    /// Connects and asks to be logged in: with the cookie of the last time, or the password.
+    pub fn begin_log_in(&mut self, address: SocketAddr) -> Result<(), Gone> {
+        self.client = Some(Client::try_open(address, "/howler", "").map_err(Gone)?);
+        self.send(match &self.cookie {
+            Some(cookie) => json!({"id": 1, "op": "log-in", "cookie": cookie}),
+            None => json!({"id": 1, "op": "log-in", "username": USER, "password": PASSWORD}),
+        })
+    }
+
+    /// Takes the answer to the log-in.
+    pub fn finish_log_in(&mut self) -> Result<(), Gone> {
+        loop {
+            let text = self.receive_answer()?;
+            let message = parse(&text);
+            if message.event.as_deref() == Some("hello") {
+                self.take_epoch(message.epoch);
+            } else if message.id == Some(1) {
+                if message.error.is_some() {
+                    self.cookie = None;
+                    return Err(Gone(text));
+                }
+                self.cookie = message.cookie;
+                return Ok(());
+            } else {
+                return Err(Gone(text));
+            }
+        }
+    }
+
+    /// Subscribes to all of its databases; those of which that told.
+    pub fn subscribe(&mut self) -> Result<Vec<String>, Gone> {
+        self.send(json!({"id": 2, "op": "subscribe", "dbs": self.known, "epoch": self.epoch}))?;
+        let mut everything = false;
+        loop {
+            let text = self.receive_answer()?;
+            let message = parse(&text);
+            if message.id != Some(2) {
+                everything |= self.take(message) == Told::Everything;
+                continue;
+            }
+            let (Some(positions), Some(mut told)) = (message.dbs, message.changed) else { return Err(Gone(text)) };
+            self.take_epoch(message.epoch);
+            for (name, position) in positions {
+                let known = self.known.get_mut(&name).expect("one of its own");
+                if known.is_none() {
+                    // It knew nothing of it, so it has to look.
+                    told.push(name);
+                }
+                if position.is_some() {
+                    *known = position;
+                }
+            }
+            return Ok(if everything { self.known.keys().cloned().collect() } else { told });
+        }
+    }
+
+    /// Connects, logs in and subscribes.
+    pub fn come_back(&mut self, address: SocketAddr) -> Result<Vec<String>, Gone> {
+        self.begin_log_in(address)?;
+        self.finish_log_in()?;
+        self.subscribe()
+    }
+
+    /// Takes the next message, or waits in vain.
+    pub fn next(&mut self, within: Duration) -> Result<Told, Gone> {
+        Ok(match self.receive(within)? {
+            Some(text) => self.take(parse(&text)),
+            None => Told::Nothing,
+        })
+    }
+
+    /// Throws the next notification of a change away, as if it had never come; which one it was.
+    pub fn drop_next_change(&mut self, within: Duration) -> Result<Option<String>, Gone> {
+        let deadline = Instant::now() + within;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Some(text) = self.receive(left)? else { return Ok(None) };
+            let message = parse(&text);
+            if let (Some("change"), Some(name)) = (message.event.as_deref(), message.db) {
+                return Ok(Some(name.into_owned()));
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message<'_>) -> Told {
+        match (message.event.as_deref(), message.db) {
+            (Some("change"), Some(name)) => {
+                let known = self.known.get_mut(&*name).expect("one of its own");
+                if message.position.is_some() {
+                    *known = message.position;
+                }
+                Told::Change(name.into_owned())
+            }
+            (Some("resync"), _) => Told::Everything,
+            (Some("hello"), _) if self.take_epoch(message.epoch) => Told::Everything,
+            _ => Told::Nothing,
+        }
+    }
+
+    /// Positions of another epoch mean nothing; whether it is another one.
+    fn take_epoch(&mut self, epoch: Option<String>) -> bool {
+        let other = epoch.is_some() && self.epoch.is_some() && epoch != self.epoch;
+        if other {
+            self.known.values_mut().for_each(|known| *known = None);
+        }
+        self.epoch = epoch.or_else(|| self.epoch.take());
+        other
+    }
+
+    fn send(&mut self, request: Value) -> Result<(), Gone> {
+        let client = self.client.as_mut().ok_or_else(|| Gone("not connected".to_owned()))?;
+        client.send_raw(&frame(0x81, request.to_string().as_bytes())).map_err(|error| Gone(error.to_string()))
+    }
+
+    fn receive_answer(&mut self) -> Result<String, Gone> {
+        self.receive(2 * SOON)?.ok_or_else(|| Gone("no answer".to_owned()))
+    }
+
+    fn receive(&mut self, within: Duration) -> Result<Option<String>, Gone> {
+        let client = self.client.as_mut().ok_or_else(|| Gone("not connected".to_owned()))?;
+        loop {
+            match client.receive(within) {
+                Received::Text(text) => return Ok(Some(text)),
+                Received::Nothing => return Ok(None),
+                Received::Ping => drop(client.send_raw(&frame(0x8a, b""))),
+                Received::Pong(_) => {}
+                end @ (Received::Close(..) | Received::End) => return Err(Gone(format!("{end:?}"))),
+            }
+        }
+    }
+}
+
+fn parse(text: &str) -> Message<'_> {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("the server sends JSON ({error}): {text}"))
+}
