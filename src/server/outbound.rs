@@ -45,7 +45,10 @@ impl Server {
                         self.couchdb.dialer.handle_failed(owner, &error, &mut self.couchdb.dial_actions);
                     }
                 }
-                DialAction::Failed(owner, error) => self.tell_lost(owner, Some(&error), now),
+                DialAction::Failed(owner, error) => {
+                    self.feed.handle_unreachable();
+                    self.tell_lost(owner, Some(&error), now);
+                }
             }
         }
     }

@@ -54,6 +54,7 @@ impl Server {
         while let Some(pending) = self.positions.next_ready() {
             self.complete_subscription(&pending);
             self.dirty.push(pending.session);
+            pending.release(&mut self.subscriptions);
         }
     }
 
@@ -126,8 +127,9 @@ impl Server {
 
     /// Ends all subscriptions of a session, those too that were about to be.
     pub(super) fn leave(&mut self, key: Key) {
+        let replies = self.positions.cancel(key, &mut self.subscriptions);
         self.subscriptions.remove_session(key.index);
-        for reply in self.positions.cancel(key) {
+        for reply in replies {
             if let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_active()) {
                 session.answer_error(&reply, "NotAuthenticatedError", "somebody else has logged in");
             }

@@ -189,8 +189,8 @@ impl Server {
 
     pub(super) fn remove_session(&mut self, key: Key) {
         let Some(session) = self.sessions.remove(key) else { return };
+        self.positions.cancel(key, &mut self.subscriptions);
         self.subscriptions.remove_session(key.index);
-        self.positions.cancel(key);
         if let Some(ticket) = session.log_in {
             self.pool.cancel(ticket);
         }

@@ -50,12 +50,21 @@ pub struct Pending {
     pub epoch: Option<Box<str>>,
     /// How many positions it waits for.
     missing: usize,
+    /// The databases, each held once, so that what is known of them is there for the answer.
+    held: Vec<DatabaseId>,
 }
 
 impl Pending {
     /// A `subscribe` that waits for nothing yet.
     pub fn new(session: Key, reply: Reply, names: Named, epoch: Option<Box<str>>) -> Self {
-        Self { session, reply, names, epoch, missing: 0 }
+        Self { session, reply, names, epoch, missing: 0, held: Vec::new() }
+    }
+
+    /// It was answered, or is not to be.
+    pub fn release(self, subscriptions: &mut Subscriptions) {
+        for database in self.held {
+            subscriptions.release(database);
+        }
     }
 }
 
@@ -223,12 +232,11 @@ impl Positions {
         let mut awaited = Vec::new();
         for (name, _) in &pending.names {
             let database = subscriptions.hold(name);
+            pending.held.push(database);
             self.want(database, subscriptions);
-            // A look-up that is to come, or under way, holds it too.
             if subscriptions.watch(database).wanted {
                 awaited.push(database);
             }
-            subscriptions.release(database);
         }
         pending.missing = awaited.len();
         let session = pending.session;
@@ -258,21 +266,23 @@ impl Positions {
     }
 
     /// Takes all requests of a session back: how each wanted to be answered.
-    pub fn cancel(&mut self, session: Key) -> Vec<Reply> {
-        self.ready.retain(|pending| pending.session != session);
-        let keys = self.pending_of.remove(&session).unwrap_or_default();
-        keys.into_iter().filter_map(|key| self.pending.remove(key)).map(|pending| pending.reply).collect()
-    }
-
-    /// The next answer that is due: its session is subscribed and told in one step. To be called until there is none.
-    pub fn next_ready(&mut self, subscriptions: &mut Subscriptions) -> Option<Pending> {
-        let ready = self.ready.pop_front();
-        if ready.is_none() {
-            for database in self.found.drain(..) {
-                subscriptions.release(database);
+    pub fn cancel(&mut self, session: Key, subscriptions: &mut Subscriptions) -> Vec<Reply> {
+        let (cancelled, ready) = self.ready.drain(..).partition(|pending| pending.session == session);
+        self.ready = ready;
+        cancelled.into_iter().for_each(|pending| pending.release(subscriptions));
+        let mut replies = Vec::new();
+        for key in self.pending_of.remove(&session).unwrap_or_default() {
+            if let Some(pending) = self.pending.remove(key) {
+                replies.push(pending.reply.clone());
+                pending.release(subscriptions);
             }
         }
-        ready
+        replies
+    }
+
+    /// The next answer that is due: its session is subscribed and told in one step. It is to be released then.
+    pub fn next_ready(&mut self) -> Option<Pending> {
+        self.ready.pop_front()
     }
 
     /// The next databases to look up together, unless enough are being looked up.
