@@ -405,6 +405,14 @@ impl Feed {
         self.continuity = self.continuity.map(|worst| worst.max(continuity));
     }
 
+    /// CouchDB could not be connected to by somebody else. When nothing is followed, it may be back before the feed would
+    /// have noticed.
+    pub fn handle_unreachable(&mut self) {
+        if !self.is_streaming() {
+            self.worsen(Continuity::Doubtful);
+        }
+    }
+
     /// CouchDB has just answered somebody else: what could not be connected is tried again soon.
     pub fn handle_reachable(&mut self, now: Millis) {
         if let (Phase::Waiting { until }, Some(Problem::Connection(_))) = (&mut self.phase, &self.problem) {
@@ -1004,6 +1012,19 @@ mod tests {
             rig.connect(STREAM);
         });
         assert_eq!(away, Continuity::Doubtful);
+        let missed_by_others = continuity_after(|rig| {
+            rig.feed.handle_unreachable();
+            cut(rig);
+            rig.feed.handle_unreachable();
+            rig.connect(STREAM);
+        });
+        assert_eq!(missed_by_others, Continuity::Doubtful);
+        let only_busy = continuity_after(|rig| {
+            rig.feed.handle_unreachable();
+            cut(rig);
+            rig.connect(STREAM);
+        });
+        assert_eq!(only_busy, Continuity::Whole, "it answered the feed meanwhile");
         let gateway = continuity_after(|rig| {
             cut(rig);
             rig.connect(STREAM);
