@@ -24,6 +24,10 @@ pub enum FeedFault {
     BrokenJson,
     /// One correct line of so many bytes; the feed goes on.
     HugeLine(usize),
+    /// The next line breaks off in its middle and is no JSON; the feed goes on.
+    SpoilNextLine,
+    /// The next line has so many bytes more; the feed goes on.
+    PadNextLine(usize),
 }
 
 /// How the bytes of feeds are cut into chunks and TCP writes.

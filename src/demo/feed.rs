@@ -156,6 +156,7 @@ pub(super) fn run(shared: &Shared, stream: &TcpStream, request: &Request, feed: 
         last_written: shared.clock.now(),
         last_event: shared.clock.now(),
         silent: false,
+        spoil: None,
         feed,
     };
     let end = server.run().unwrap_or(FeedEnd::Close);
@@ -188,6 +189,8 @@ struct Server<'a> {
     last_event: Duration,
     /// Nothing is ever sent again.
     silent: bool,
+    /// What happens to the next line.
+    spoil: Option<FeedFault>,
 }
 
 /// What a feed does next.
@@ -216,8 +219,11 @@ impl Server<'_> {
                     self.beats += 1;
                     self.write_chunks(&[b"\n".to_vec()])?;
                 }
-                Step::Lines(chunks) => {
+                Step::Lines(mut chunks) => {
                     self.last_event = self.shared.clock.now();
+                    if let (Some(fault), Some(chunk)) = (self.spoil.take(), chunks.first_mut()) {
+                        spoil_first_line(chunk, fault);
+                    }
                     self.write_chunks(&chunks)?;
                 }
                 Step::Order(order) => {
@@ -325,6 +331,10 @@ impl Server<'_> {
                 self.write_chunks(&[huge_line(length)])?;
                 return Ok(None);
             }
+            FeedFault::SpoilNextLine | FeedFault::PadNextLine(_) => {
+                self.spoil = Some(fault);
+                return Ok(None);
+            }
         }
         self.silent = true;
         Ok(None)
@@ -411,6 +421,18 @@ fn huge_line(length: usize) -> Vec<u8> {
     let (start, end) = (r#"{"seq":"1-"#, "\",\"id\":\"updated:huge\",\"changes\":[]}\n");
     let padding = length.saturating_sub(start.len() + end.len());
     format!("{start}{}{end}", "A".repeat(padding)).into_bytes()
+}
+
+/// Breaks a chunk's first line off in its middle, or makes it longer.
+fn spoil_first_line(chunk: &mut Vec<u8>, fault: FeedFault) {
+    let length = chunk.iter().position(|byte| *byte == b'\n').unwrap_or(chunk.len());
+    if let FeedFault::PadNextLine(more) = fault {
+        // A field that nobody knows, within the closing brace.
+        let field = format!(",\"pad\":\"{}\"", "A".repeat(more));
+        chunk.splice(length - 1..length - 1, field.into_bytes());
+    } else {
+        chunk.drain(length / 2..length);
+    }
 }
 
 /// Bytes on their way to a socket, cut as is wished.

@@ -234,7 +234,11 @@ impl State {
     /// From here on the connection takes orders for its feed.
     pub(super) fn open_feed(&mut self, connection: u64) {
         let at = self.global.as_ref().map_or(0, GlobalChanges::end);
-        let fault = self.faults.next_feeds.pop_front().map(|fault| Order { at, what: OrderKind::Break(fault) });
+        let fault = self.faults.next_feeds.pop_front().map(|fault| {
+            // What is replayed has lines to spoil, too.
+            let spoils = matches!(fault, FeedFault::SpoilNextLine | FeedFault::PadNextLine(_));
+            Order { at: if spoils { 0 } else { at }, what: OrderKind::Break(fault) }
+        });
         if let Some(link) = self.links.get_mut(&connection) {
             link.feed = Some(fault.into_iter().collect());
         }

@@ -486,6 +486,15 @@ mod faults {
         assert!(serde_json::from_str::<Value>(&feed.chunk().unwrap()).is_err());
         stand_in.break_feed(FeedFault::HugeLine(100_000));
         assert_eq!(feed.chunk().unwrap().len(), 100_000);
+        stand_in.break_feed(FeedFault::SpoilNextLine);
+        stand_in.update_many(&["a", "b"]);
+        let lines = feed.event_chunk();
+        let mut whole = lines.lines().map(|line| serde_json::from_str::<Value>(line).is_ok());
+        assert_eq!((whole.next(), whole.next()), (Some(false), Some(true)));
+        stand_in.break_feed(FeedFault::PadNextLine(70_000));
+        stand_in.update("a");
+        let line = feed.event_chunk();
+        assert!(line.len() > 70_000 && serde_json::from_str::<Value>(&line).is_ok());
         stand_in.break_feed(FeedFault::Garbage);
         let second = feed.reply(true);
         assert_eq!(second.status, 500);
