@@ -14,8 +14,8 @@ use serde::Deserialize;
 use super::couchdb::ChangeKind;
 use super::json;
 
-/// Most databases that one look-up asks for.
-pub const MAX_NAMES: usize = 500;
+/// Most databases that one look-up asks for: all of a client that has many, so that it is answered after one.
+pub const MAX_NAMES: usize = 1_000;
 /// Longest answer to a look-up, in bytes: three rows for each database, with its name twice in each.
 pub const MAX_ANSWER: usize = 3 * MAX_NAMES * (2 * 256 + 256);
 
