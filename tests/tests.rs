@@ -19,7 +19,7 @@ mod json_protocol;
 mod layers;
 mod load_balancer;
 mod polling;
-mod pouchdb;
+mod positions;
 mod real_clients;
 mod site;
 mod socket_io;

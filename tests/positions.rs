@@ -1,0 +1,410 @@
+//! What a client that was away is told when it comes back, what it costs CouchDB, and what clients are told when
+//! changes may have been lost.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::Duration;
+
+use couchdb_howler::demo::{FeedFault, RecordedRequest, StandIn};
+use serde_json::{Value, json};
+
+use crate::support::client::Client;
+use crate::support::device::{Device, Told};
+use crate::support::howler::{Howler, lasting_port};
+use crate::support::http::Poller;
+use crate::support::{A_MOMENT, SOON, couchdb};
+
+/// Longest time of a `subscribe` to its answer when positions are not to be had: five seconds, on a busy machine.
+const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(9);
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("db-{number}")).collect()
+}
+
+fn refs(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
+}
+
+fn sorted(mut names: Vec<String>) -> Vec<String> {
+    names.sort();
+    names
+}
+
+/// What was asked of CouchDB beside log-ins and the feed's own requests.
+fn look_ups(couchdb: &StandIn) -> Vec<RecordedRequest> {
+    couchdb.requests().into_iter().filter(|request| request.target.ends_with("/_all_docs")).collect()
+}
+
+/// A client comes back: what it is told, after how many look-ups.
+fn back_at(howler: &Howler, couchdb: &StandIn, device: &mut Device) -> (Vec<String>, usize) {
+    couchdb.forget_requests();
+    let told = device.come_back(howler.address()).expect("it is served");
+    (sorted(told), look_ups(couchdb).len())
+}
+
+/// The next thing that a client is told; none is to be nothing.
+fn next(device: &mut Device) -> Told {
+    device.next(SOON).expect("it is connected")
+}
+
+fn hears_nothing(device: &mut Device) {
+    assert_eq!(device.next(A_MOMENT).expect("it is connected"), Told::Nothing);
+}
+
+/// A client at a server that knows where all of its databases stand.
+fn settled(howler: &Howler, names: &[String]) -> Device {
+    let mut device = Device::new(names.to_vec());
+    let told = device.come_back(howler.address()).expect("it is served");
+    assert_eq!(told.len(), names.len(), "it knew nothing");
+    assert!(device.known.values().all(Option::is_some), "all positions are known");
+    assert!(device.epoch.is_some());
+    device
+}
+
+/// CouchDB goes away, its servers miss it, and it is back.
+fn couchdb_restarts(couchdb: &StandIn, howlers: &[&Howler]) {
+    const REFUSED: &str = "The changes feed is not connected: 127.0.0.1: Connection refused";
+    let before: Vec<_> = howlers.iter().map(|howler| howler.count_lines(REFUSED)).collect();
+    couchdb.refuse();
+    for (howler, before) in howlers.iter().zip(before) {
+        howler.wait_for_lines(REFUSED, before + 1);
+    }
+    couchdb.lose_next_events(false);
+    couchdb.accept_again().expect("the port is the stand-in's");
+    assert!(couchdb.wait_for_feeds(howlers.len(), SOON));
+}
+
+#[test]
+fn a_client_that_was_away_is_told_what_changed_after_one_request() {
+    let couchdb = couchdb();
+    let names = names(1_000);
+    let ports = [lasting_port(), lasting_port()];
+    let start = |port| Howler::start_on(port, &couchdb, &[]);
+    let mut howlers = ports.map(start);
+    couchdb.update_many(&refs(&names));
+    let mut device = settled(&howlers[0], &names);
+    let moved: Vec<String> = sorted((0..37).map(|i| names[i * 27].clone()).collect());
+    for (place, restarted) in [(0, false), (1, false), (0, true), (1, true)] {
+        device.leave();
+        if restarted && place == 0 {
+            drop(howlers);
+            assert!(couchdb.wait_for_feeds(0, SOON));
+            howlers = ports.map(start);
+        }
+        couchdb.update_many(&refs(&moved));
+        couchdb.update(&moved[5]);
+        let (told, requests) = back_at(&howlers[place], &couchdb, &mut device);
+        assert_eq!(told, moved, "server {place}, restarted: {restarted}");
+        // The first still knew.
+        let most = usize::from(place == 1 || restarted);
+        assert!(requests <= 1 && requests == most, "{requests} requests, server {place}, restarted: {restarted}");
+        let own = |request: &RecordedRequest| {
+            let target = &*request.target;
+            target == "/_session" || target == "/_global_changes" || target.contains("_changes?")
+        };
+        assert_eq!(couchdb.requests().iter().filter(|request| !own(request)).count(), requests, "and nothing else");
+        couchdb.update(&names[1]);
+        // The lines of what it was told of may come behind, where the server had not read them.
+        while next(&mut device) != Told::Change(names[1].clone()) {}
+        hears_nothing(&mut device);
+    }
+}
+
+#[test]
+fn another_epoch_counts_as_a_change_of_everything() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut device = settled(&howler, &names(3));
+    let position = device.known["db-1"].clone();
+    let mut client = Client::logged_in(howler.address());
+    let mut ask = |epoch: Value| client.ask(json!({"op": "subscribe", "dbs": {"db-1": position}, "epoch": epoch}));
+    assert_eq!(ask(json!(device.epoch))["changed"], json!([]));
+    assert_eq!(ask(Value::Null)["changed"], json!([]));
+    assert_eq!(ask(json!("17"))["changed"], json!(["db-1"]));
+    assert_eq!(ask(json!(""))["changed"], json!(["db-1"]));
+    // A position that is none, and one that nobody knows: nothing is said of it but where it stands.
+    let answer = client.ask(json!({"op": "subscribe", "dbs": {"db-1": "nonsense", "db-2": null}}));
+    assert_eq!(answer["changed"], json!(["db-1"]));
+    assert_eq!(answer["dbs"], json!({"db-1": "0.0.0", "db-2": "0.0.0"}));
+    device.leave();
+    let (told, requests) = back_at(&howler, &couchdb, &mut device);
+    assert_eq!((told, requests), (vec![], 0));
+}
+
+#[test]
+fn a_server_that_has_just_started_compares_when_it_knows_the_epoch() {
+    let couchdb = couchdb();
+    let port = lasting_port();
+    let howler = Howler::start_on(port, &couchdb, &[]);
+    let mut device = settled(&howler, &names(20));
+    drop(howler);
+    couchdb.update("db-7");
+    // `GET /_global_changes` tells the epoch.
+    couchdb.set_access_delay(Duration::from_secs(1));
+    let howler = Howler::start_on(port, &couchdb, &[]);
+    assert_eq!(back_at(&howler, &couchdb, &mut device), (vec!["db-7".to_owned()], 1));
+}
+
+#[test]
+fn a_feed_that_a_healthy_couchdb_breaks_tells_nobody_anything() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut device = settled(&howler, &names(5));
+    let mut socket_io = Poller::subscribed(howler.address(), &["db-1", "db-4"]);
+    couchdb.forget_requests();
+    for (round, fault) in [FeedFault::Cut, FeedFault::CleanEnd, FeedFault::Garbage, FeedFault::Reset].iter().enumerate()
+    {
+        couchdb.break_feed(*fault);
+        let feeds = 2 + round;
+        assert!(couchdb.wait_for(SOON, |seen| seen.feed_requests == feeds && seen.open_feeds == 1));
+        couchdb.update("db-4");
+        assert_eq!(next(&mut device), Told::Change("db-4".to_owned()), "{fault:?}");
+        assert_eq!(socket_io.next(), r#"42["change","db-4"]"#);
+    }
+    hears_nothing(&mut device);
+    assert_eq!(look_ups(&couchdb).len(), 0, "the feed told it all");
+    device.leave();
+    assert_eq!(back_at(&howler, &couchdb, &mut device), (vec![], 0));
+}
+
+#[test]
+fn when_couchdb_was_away_everybody_is_told_whether_there_or_not() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let names = names(4);
+    let (mut there, mut away) = (settled(&howler, &names), settled(&howler, &names));
+    let mut socket_io = Poller::subscribed(howler.address(), &["db-0", "db-2"]);
+    away.leave();
+    // An event that CouchDB never tells of.
+    couchdb.lose_next_events(true);
+    couchdb.update("db-2");
+    couchdb_restarts(&couchdb, &[&howler]);
+    assert_eq!(next(&mut there), Told::Everything);
+    let told: BTreeSet<_> = (0..2).map(|_| socket_io.next()).collect();
+    assert_eq!(told, [r#"42["change","db-0"]"#, r#"42["change","db-2"]"#].map(str::to_owned).into());
+    // Where nothing has happened for certain since, positions from before are not good any more.
+    couchdb.update("db-3");
+    assert_eq!(next(&mut there), Told::Change("db-3".to_owned()));
+    let (told, _) = back_at(&howler, &couchdb, &mut away);
+    assert_eq!(told, names);
+    assert_eq!(away.known["db-3"].as_deref(), Some("1.0.0"));
+    assert!(away.known["db-2"].as_deref().is_some_and(|position| position.starts_with("0.0.0-")), "{:?}", away.known);
+    away.leave();
+    assert_eq!(back_at(&howler, &couchdb, &mut away), (vec![], 0), "told once");
+    hears_nothing(&mut there);
+}
+
+#[test]
+fn when_changes_are_recorded_anew_positions_are_too() {
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--create_global_changes"]);
+    couchdb.update("db-1");
+    let names = names(3);
+    let (mut there, mut away) = (settled(&howler, &names), settled(&howler, &names));
+    let epoch = there.epoch.clone();
+    away.leave();
+    assert!(couchdb.delete_database("_global_changes"));
+    howler.wait_for_line("is not the database that it was");
+    // The word that changes were not recorded, the new epoch, and that it is another one: in any number of messages.
+    assert_eq!(next(&mut there), Told::Everything);
+    while there.epoch == epoch {
+        next(&mut there);
+    }
+    couchdb.update("db-1");
+    while next(&mut there) != Told::Change("db-1".to_owned()) {}
+    assert_eq!(sorted(away.come_back(howler.address()).expect("it is served")), names);
+    assert_eq!((away.epoch, &away.known["db-1"]), (there.epoch, &there.known["db-1"]));
+}
+
+#[test]
+fn when_the_sequence_is_refused_only_what_moved_is_told() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut device = settled(&howler, &names(50));
+    let mut socket_io = Poller::subscribed(howler.address(), &["db-1", "db-7"]);
+    howler_knows(&howler, &["db-1", "db-7"]);
+    couchdb.fail_feed(400, 1);
+    couchdb.break_feed(FeedFault::Cut);
+    couchdb.update_many(&["db-7", "db-9"]);
+    let told: BTreeSet<_> = (0..2).map(|_| format!("{:?}", next(&mut device))).collect();
+    assert_eq!(told, [r#"Change("db-7")"#, r#"Change("db-9")"#].map(str::to_owned).into());
+    assert_eq!(socket_io.next(), r#"42["change","db-7"]"#);
+    assert_eq!(couchdb.counters().pin_requests, 2, "the feed starts from then on");
+    hears_nothing(&mut device);
+    couchdb.update("db-1");
+    assert_eq!(socket_io.next(), r#"42["change","db-1"]"#);
+    assert_eq!(next(&mut device), Told::Change("db-1".to_owned()));
+}
+
+/// Waits until a server knows where databases stand.
+fn howler_knows(howler: &Howler, names: &[&str]) {
+    let answer = Client::logged_in(howler.address()).ask(json!({"op": "subscribe", "dbs": names}));
+    assert!(names.iter().all(|name| answer["dbs"][name].is_string()), "{answer}");
+}
+
+#[test]
+fn the_operator_says_when_clients_sync_anew() {
+    for (policy, restart, cut) in [("off", false, false), ("lost", true, false), ("always", true, true)] {
+        let couchdb = couchdb();
+        let howler = Howler::start_with(&couchdb, &["--resync", policy]);
+        let mut device = settled(&howler, &names(2));
+        let mut resyncs = |expected: bool| {
+            couchdb.update("db-1");
+            let mut told = Vec::new();
+            while !told.contains(&Told::Change("db-1".to_owned())) || expected && !told.contains(&Told::Everything) {
+                told.push(next(&mut device));
+            }
+            hears_nothing(&mut device);
+            assert_eq!(told.contains(&Told::Everything), expected, "{policy}: {told:?}");
+        };
+        resyncs(false);
+        couchdb.break_feed(FeedFault::CleanEnd);
+        assert!(couchdb.wait_for(SOON, |seen| seen.feed_requests == 2 && seen.open_feeds == 1));
+        resyncs(cut);
+        couchdb_restarts(&couchdb, &[&howler]);
+        resyncs(restart);
+    }
+}
+
+#[test]
+fn what_a_line_said_that_could_not_be_read_shows_in_the_positions() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut device = settled(&howler, &names(10));
+    couchdb.break_feed(FeedFault::PadNextLine(70_000));
+    couchdb.update_many(&["db-3"]);
+    assert_eq!(next(&mut device), Told::Change("db-3".to_owned()), "{}", howler.output());
+    howler.assert_told("Skipped a line of the changes feed that is over 65536 bytes.", 1);
+    // Once it is read again, and then passed over.
+    couchdb.break_next_feed(FeedFault::SpoilNextLine);
+    couchdb.break_feed(FeedFault::SpoilNextLine);
+    couchdb.update("db-5");
+    assert_eq!(next(&mut device), Told::Change("db-5".to_owned()), "{}", howler.output());
+    howler.assert_told("Skipped a line of the changes feed that is no JSON, twice.", 1);
+    hears_nothing(&mut device);
+}
+
+#[test]
+fn a_thousand_clients_that_ask_for_the_same_make_one_request() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    couchdb.update("b");
+    couchdb.set_look_up_delay(Duration::from_millis(300));
+    let mut clients: Vec<_> = (0..1_000).map(|_| Client::logged_in(howler.address())).collect();
+    let asked: Vec<_> = clients
+        .iter_mut()
+        .map(|client| client.request(json!({"op": "subscribe", "dbs": {"a": "0.0.0", "b": "0.0.0"}})))
+        .collect();
+    for (client, id) in clients.iter_mut().zip(asked) {
+        let answer = client.answer(id);
+        assert_eq!(answer["changed"], json!(["b"]));
+        assert_eq!(answer["dbs"], json!({"a": "0.0.0", "b": "1.0.0"}));
+    }
+    assert_eq!(couchdb.counters().look_up_requests, 1);
+}
+
+#[test]
+fn three_thousand_names_are_looked_up_in_a_few_requests() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let names = names(3_000);
+    couchdb.update_many(&refs(&names)[..1_500]);
+    let device = settled(&howler, &names);
+    assert_eq!(device.known["db-1499"].as_deref(), Some("1.0.0"));
+    assert_eq!(device.known["db-1500"].as_deref(), Some("0.0.0"));
+    let look_ups = look_ups(&couchdb);
+    let sizes: Vec<_> = look_ups
+        .iter()
+        .map(|request| serde_json::from_slice::<Value>(&request.body).expect("JSON")["keys"].as_array().map(Vec::len))
+        .collect();
+    assert_eq!(sizes, [Some(3_000); 3], "three keys for each database");
+}
+
+#[test]
+fn who_unsubscribes_while_its_subscription_waits_is_not_subscribed() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    couchdb.set_look_up_delay(A_MOMENT);
+    let mut client = Client::logged_in(howler.address());
+    let subscribe = client.request(json!({"op": "subscribe", "dbs": {"a": "9.9.9", "b": "9.9.9"}}));
+    let unsubscribe = client.request(json!({"op": "unsubscribe", "dbs": ["a", "c"]}));
+    assert_eq!(client.answer(unsubscribe)["ok"], true);
+    let answer = client.answer(subscribe);
+    assert_eq!((&answer["dbs"], &answer["changed"]), (&json!({"b": "0.0.0"}), &json!(["b"])));
+    couchdb.update("a");
+    couchdb.update("b");
+    assert_eq!(client.next_change(SOON).as_deref(), Some("b"));
+    assert_eq!(client.next_change(A_MOMENT), None);
+}
+
+#[test]
+fn where_couchdb_answers_no_look_up_a_client_is_served_without() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    couchdb.fail_look_ups(Some(503));
+    let mut client = Client::logged_in(howler.address());
+    let asked = std::time::Instant::now();
+    let answer = client.ask(json!({"op": "subscribe", "dbs": {"a": "0.0.0", "b": null}}));
+    assert!(asked.elapsed() < SUBSCRIBED_WITHIN, "{:?}", asked.elapsed());
+    assert_eq!(answer["dbs"], json!({"a": null, "b": null}));
+    assert_eq!(answer["changed"], json!(["a"]), "what is not known counts as changed");
+    couchdb.update("b");
+    let change = client.next_event(SOON).expect("a change");
+    assert_eq!(change, json!({"event": "change", "db": "b", "kind": "updated"}));
+    couchdb.fail_look_ups(None);
+    let known = client.ask(json!({"op": "subscribe", "dbs": {"a": "0.0.0", "b": "1.0.0"}}));
+    assert_eq!((&known["dbs"], &known["changed"]), (&json!({"a": "0.0.0", "b": "1.0.0"}), &json!([])));
+    couchdb.update("b");
+    assert_eq!(client.next_event(SOON).expect("a change")["position"], "2.0.0");
+    assert_eq!(client.next_change(A_MOMENT), None, "nothing twice");
+}
+
+#[test]
+fn socket_io_clients_are_told_what_they_missed_where_that_is_remembered() {
+    let subscribe = r#"421["subscribe",["a","b","c"]]"#;
+    let come = |howler: &Howler| {
+        let mut client = Client::socket_io_logged_in(howler.address());
+        client.send(subscribe);
+        assert_eq!(client.receive_text(SOON).as_deref(), Some("431[{}]"));
+        client
+    };
+    for remembers in [true, false] {
+        let couchdb = couchdb();
+        let seconds = if remembers { "60" } else { "0" };
+        let howler = Howler::start_with(&couchdb, &["--catch_up_sessions", seconds]);
+        couchdb.update_many(&["a", "b"]);
+        let client = come(&howler);
+        howler_knows(&howler, &["a", "b", "c"]);
+        let ended = howler.count_lines("Session of 127.0.0.1 ended");
+        drop(client);
+        howler.wait_for_lines("Session of 127.0.0.1 ended", ended + 1);
+        couchdb.update("b");
+        let mut client = come(&howler);
+        if remembers {
+            assert_eq!(client.receive_text(SOON).as_deref(), Some(r#"42["change","b"]"#));
+        }
+        couchdb.update("c");
+        assert_eq!(client.receive_text(SOON).as_deref(), Some(r#"42["change","c"]"#), "not a: it did not move");
+        assert_eq!(client.receive_text(A_MOMENT), None);
+    }
+}
+
+#[test]
+fn a_change_while_a_subscription_waits_is_in_its_answer_or_comes_after_it() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut client = Client::logged_in(howler.address());
+    for round in 0..200 {
+        let name = format!("db-{round}");
+        couchdb.set_look_up_delay(Duration::from_millis(round % 4));
+        let id = client.request(json!({"op": "subscribe", "dbs": {&name: "0.0.0"}}));
+        thread::sleep(Duration::from_micros(round * 25));
+        couchdb.update(&name);
+        let answer = client.answer(id);
+        if answer["changed"] == json!([name]) {
+            assert_eq!(answer["dbs"][&name], "1.0.0");
+        } else {
+            assert_eq!(client.next_change(SOON), Some(name), "{answer}");
+        }
+    }
+}
