@@ -105,8 +105,6 @@ pub struct Positions {
     backoff: Backoff,
     /// Requests whose answer is due.
     ready: VecDeque<Pending>,
-    /// Databases whose positions were found, each held once until those answers are given.
-    found: Vec<DatabaseId>,
 }
 
 impl Positions {
@@ -125,7 +123,6 @@ impl Positions {
             retry_at: None,
             backoff: Backoff::default(),
             ready: VecDeque::new(),
-            found: Vec::new(),
         }
     }
 
@@ -340,14 +337,14 @@ impl Positions {
             for kind in watch.handle_look_up(revisions, subscribed, now) {
                 subscriptions.mark(database, kind, woken);
             }
-            self.answer_who_waits_for(database);
-            self.found.push(database);
+            self.found(database);
+            subscriptions.release(database);
         }
         true
     }
 
     /// A position that was waited for is known.
-    fn answer_who_waits_for(&mut self, database: DatabaseId) {
+    fn found(&mut self, database: DatabaseId) {
         let Some(waiting) = self.waiting_for.remove(&database) else { return };
         for key in waiting {
             let Some(pending) = self.pending.get_mut(key) else { continue };
