@@ -19,6 +19,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use crate::state::access;
+use crate::state::proxies::TrustedProxies;
 use crate::state::resync::Policy;
 use crate::state::routes::Origins;
 use crate::wire::couchdb::FeedSource;
@@ -59,6 +61,12 @@ pub struct Config {
     pub slow_timeout_s: u64,
     /// How long it is remembered what broken sessions of Socket.IO were told of; 0 for not at all.
     pub catch_up_sessions_s: u64,
+    /// Who may subscribe to what.
+    pub access: access::Policy,
+    /// How often it is checked that users are still logged in; 0 for never.
+    pub session_check_s: u64,
+    /// Whose word counts about where a client is.
+    pub trusted_proxies: TrustedProxies,
     /// Whether to run beside a built-in stand-in for CouchDB.
     pub demo: bool,
 }
@@ -257,6 +265,33 @@ pub const OPTIONS: &[OptionRow] = &[
         secret: false,
         bare_variable: false,
         help: "Remember what broken Socket.IO sessions were told",
+    },
+    OptionRow {
+        name: "access",
+        short: None,
+        takes: Takes::Choice(&["open", "members"]),
+        default: Some("open"),
+        secret: false,
+        bare_variable: false,
+        help: "Who may watch a database: every user, or who may read it",
+    },
+    OptionRow {
+        name: "session_check",
+        short: None,
+        takes: Takes::Number("SECONDS", 0..=86_400),
+        default: Some("300"),
+        secret: false,
+        bare_variable: false,
+        help: "How often log-ins are checked again; 0: never",
+    },
+    OptionRow {
+        name: "trusted_proxies",
+        short: None,
+        takes: Takes::Text("LIST", "addresses and networks such as 10.0.0.0/8,::1, separated by commas"),
+        default: None,
+        secret: false,
+        bare_variable: false,
+        help: "Proxies whose X-Forwarded-For is believed; none unless given",
     },
     OptionRow {
         name: "demo",
@@ -613,8 +648,21 @@ impl Typed {
             },
             slow_timeout_s: self.number("slow_timeout")?,
             catch_up_sessions_s: self.number("catch_up_sessions")?,
+            access: match self.choice("access")? {
+                "members" => access::Policy::Members,
+                _ => access::Policy::Open,
+            },
+            session_check_s: self.number("session_check")?,
+            trusted_proxies: self.trusted_proxies()?,
             demo,
         })
+    }
+
+    fn trusted_proxies(&self) -> Result<TrustedProxies, ConfigError> {
+        let (row, given) = self.find("trusted_proxies");
+        let Some(given) = given else { return Ok(TrustedProxies::default()) };
+        TrustedProxies::parse(&given.text)
+            .map_err(|item| row.unusable(given, &format!("{item:?} is no address or network")))
     }
 
     fn origins(&self) -> Result<Origins, ConfigError> {
@@ -849,6 +897,9 @@ mod tests {
             resync: Policy::Lost,
             slow_timeout_s: 60,
             catch_up_sessions_s: 0,
+            access: access::Policy::Open,
+            session_check_s: 300,
+            trusted_proxies: TrustedProxies::default(),
             demo: false,
         };
         assert_eq!(with_url("").config(), expected);
@@ -874,12 +925,15 @@ mod tests {
             resync: Policy::Always,
             slow_timeout_s: 5,
             catch_up_sessions_s: 300,
+            access: access::Policy::Members,
+            session_check_s: 7,
+            trusted_proxies: TrustedProxies::parse("10.0.0.0/8,::1").unwrap(),
             demo: false,
         };
         let flags = "--host ::1 --port=0 -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
                      --create-global_changes --feed-heartbeat 100 --origins https://a.example,http://b:81 \
                      --no-console --ping_interval 300 --ping-timeout=200 --login_concurrency 16 --resync always --slow_timeout 5 \
-                     --catch-up-sessions 300";
+                     --catch-up-sessions 300 --access members --session-check 7 --trusted-proxies 10.0.0.0/8,::1";
         assert_eq!(with_url(flags).config(), expected);
         let variables = args("")
             .env("HOWLER_COUCHDB_URL", URL)
@@ -897,6 +951,9 @@ mod tests {
             .env("HOWLER_RESYNC", "always")
             .env("HOWLER_SLOW_TIMEOUT", "5")
             .env("HOWLER_CATCH_UP_SESSIONS", "300")
+            .env("HOWLER_ACCESS", "members")
+            .env("HOWLER_SESSION_CHECK", "7")
+            .env("HOWLER_TRUSTED_PROXIES", "10.0.0.0/8,::1")
             .env("HOWLER_FEED_HEARTBEAT", "100");
         assert_eq!(variables.config(), expected);
         assert!(args("").env("HOWLER_DEMO", "1").config().demo);

@@ -114,6 +114,9 @@ fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Resu
         resync: config.resync,
         slow_timeout: config.slow_timeout_s * 1_000,
         catch_up_for: config.catch_up_sessions_s * 1_000,
+        access: config.access,
+        trusted_proxies: config.trusted_proxies.clone(),
+        session_check: config.session_check_s * 1_000,
         site: Site::new(console(config, demo)),
         seed: u64::from_ne_bytes(seed),
     })

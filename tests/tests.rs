@@ -8,6 +8,7 @@
 
 mod support;
 
+mod access;
 mod browser;
 mod chaos;
 mod command_line;

@@ -292,6 +292,13 @@ impl Server {
     }
 
     fn serve(&mut self, key: Key, request: &Request<'_>, now: Millis) {
+        if !self.trusted_proxies.is_empty()
+            && let Some(peer) = self.peers.get_mut(key)
+            && let Ok(address) = peer.connection.stream().socket().peer_addr()
+        {
+            // Each request anew: one connection of a proxy carries those of many clients.
+            peer.address = self.trusted_proxies.client(address.ip(), request.forwarded_for);
+        }
         let mut exchange = Exchange::of(request);
         let site = Arc::clone(&self.site);
         if !routes::is_welcome(request, &self.origins, &site) {

@@ -8,10 +8,12 @@
 //! | `http_exchange.rs` | answers to HTTP requests |
 //! | `polling.rs` | sessions over HTTP long polling, and their upgrade |
 //! | `sessions.rs` | actions of sessions |
+//! | `access.rs` | who may subscribe to what, and who is still logged in |
 //! | `positions.rs` | subscribing, look-ups of positions, resync |
 //! | `outbound.rs` | connections to CouchDB: the feed, the log-ins |
 //! | `flush.rs` | what is written, and when |
 
+mod access;
 mod flush;
 mod http_exchange;
 mod inbound;
@@ -30,13 +32,16 @@ use mio::{Registry, Token};
 use crate::net::connection::Connection;
 use crate::net::listener::Listener;
 use crate::net::resolver::Resolver;
+use crate::state::access::{Access, MAX_QUESTIONS, Policy as AccessPolicy};
 use crate::state::catch_up::CatchUp;
 use crate::state::dialer::{DialAction, Dialer};
 use crate::state::feed::{Feed, FeedAction, FeedSettings};
 use crate::state::jitter::Jitter;
+use crate::state::log_in_limits::LogInLimits;
 use crate::state::metrics::{CloseReason, Metrics};
 use crate::state::pool::{self, Pool, PoolAction};
 use crate::state::positions::{Batch, MAX_BATCHES, Positions};
+use crate::state::proxies::TrustedProxies;
 use crate::state::resync::{Policy, Wave};
 use crate::state::routes::Origins;
 use crate::state::session::{Action, Rules, Session};
@@ -44,7 +49,7 @@ use crate::state::site::Site;
 use crate::state::subscriptions::{SessionIndex, Subscriptions};
 use crate::state::table::{Key, Table};
 use crate::state::timers::{Alarm, Millis, Timers};
-use crate::wire::couchdb::{Credentials, FeedSource, Requests};
+use crate::wire::couchdb::{self, Credentials, FeedSource};
 use crate::wire::positions::MAX_ANSWER;
 use crate::wire::url::CouchUrl;
 use crate::wire::websocket::Decoder;
@@ -66,6 +71,8 @@ const HEAD_WITHIN: Millis = 10_000;
 const LINGER: Millis = 3_000;
 /// Time in which all clients are seen off when the server stops, in milliseconds.
 const DRAIN_WITHIN: Millis = 4_000;
+/// Connections to CouchDB on which it is asked who may read what, and whether users are still logged in.
+const CHECKS: usize = MAX_QUESTIONS;
 /// Connections to CouchDB for look-ups: one for each batch, and one for the epoch.
 const LOOK_UPS: usize = MAX_BATCHES + 1;
 
@@ -92,6 +99,12 @@ pub struct Settings {
     pub catch_up_for: Millis,
     /// The files that browsers are given.
     pub site: Site,
+    /// Who may subscribe to what.
+    pub access: AccessPolicy,
+    /// Whose word counts about where a client is.
+    pub trusted_proxies: TrustedProxies,
+    /// How often it is checked that users are still logged in, in milliseconds; 0 for never.
+    pub session_check: Millis,
     /// Seed for spreading things in time; any number.
     pub seed: u64,
 }
@@ -117,10 +130,11 @@ pub struct Server {
 
     couchdb: CouchDb,
     feed: Feed,
-    /// Log-ins.
-    pool: Pool<Purpose>,
-    /// All other requests, so that they do not wait behind a storm of log-ins.
-    look_ups: Pool<Purpose>,
+    log_in_limits: LogInLimits,
+    trusted_proxies: TrustedProxies,
+    access: Access,
+    /// How often sessions are checked, in milliseconds; 0 for never.
+    session_check: Millis,
     positions: Positions,
     /// Whether the feed is one whose changes have positions.
     asks_epoch: bool,
@@ -155,16 +169,13 @@ pub struct Server {
 #[derive(Debug)]
 struct CouchDb {
     url: CouchUrl,
-    requests: Requests,
+    requests: couchdb::Requests,
     tls: Option<Arc<rustls::ClientConfig>>,
     dialer: Dialer<Upstream>,
     resolver: Resolver,
     feed_connection: Option<Key>,
-    pool_connections: Vec<Option<Key>>,
-    look_up_connections: [Option<Key>; LOOK_UPS],
+    queues: [Requests; 3],
     feed_actions: Vec<FeedAction>,
-    pool_actions: Vec<PoolAction<Purpose>>,
-    look_up_actions: Vec<PoolAction<Purpose>>,
     dial_actions: Vec<DialAction<Upstream>>,
 }
 
@@ -172,14 +183,51 @@ struct CouchDb {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Upstream {
     Feed,
-    Pool(usize),
-    LookUps(usize),
+    Pool(Queue, usize),
+}
+
+/// Requests of one kind, which wait for each other alone: a storm of log-ins delays nothing else.
+#[derive(Debug)]
+struct Requests {
+    pool: Pool<Purpose>,
+    connections: Vec<Option<Key>>,
+    actions: Vec<PoolAction<Purpose>>,
+}
+
+impl Requests {
+    fn new(size: usize, max_body: usize) -> Self {
+        Self { pool: Pool::new(size, max_body), connections: vec![None; size], actions: Vec::new() }
+    }
+}
+
+/// Which requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Queue {
+    LogIns,
+    LookUps,
+    Checks,
+}
+
+impl Queue {
+    const ALL: [Self; 3] = [Self::LogIns, Self::LookUps, Self::Checks];
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::LogIns => "log-ins",
+            Self::LookUps => "look-ups",
+            Self::Checks => "checks",
+        }
+    }
 }
 
 /// What a request to CouchDB is for.
 #[derive(Debug)]
 enum Purpose {
-    LogIn(Key, Credentials),
+    LogIn(Key, IpAddr, Credentials),
+    /// A log-in that nobody waits for any more.
+    Abandoned(IpAddr, Credentials),
+    Security(Box<str>),
+    Check(Key, Credentials),
     LookUp(Batch),
     Epoch,
 }
@@ -244,7 +292,7 @@ impl Server {
         let resolver = Resolver::start(mio::Waker::new(&registry, WAKER)?)?;
         let Settings { couchdb_url: url, feed, tls, login_concurrency, seed, .. } = settings;
         let has_revisions = feed.source == FeedSource::GlobalChanges;
-        let requests = Requests::new(&url);
+        let requests = couchdb::Requests::new(&url);
         Ok(Self {
             registry,
             listener: Some(listener),
@@ -260,8 +308,10 @@ impl Server {
             jitter: Jitter::new(seed),
             metrics: Metrics::default(),
             feed: Feed::new(feed, requests.clone(), Jitter::new(seed.rotate_left(32))),
-            pool: Pool::new(login_concurrency, pool::MAX_BODY),
-            look_ups: Pool::new(LOOK_UPS, MAX_ANSWER),
+            log_in_limits: LogInLimits::default(),
+            trusted_proxies: settings.trusted_proxies,
+            access: Access::new(settings.access),
+            session_check: settings.session_check,
             positions: Positions::new(has_revisions),
             asks_epoch: has_revisions,
             epoch_retry: None,
@@ -278,11 +328,12 @@ impl Server {
                 tls,
                 resolver,
                 feed_connection: None,
-                pool_connections: vec![None; login_concurrency],
-                look_up_connections: [None; LOOK_UPS],
+                queues: [
+                    Requests::new(login_concurrency, pool::MAX_BODY),
+                    Requests::new(LOOK_UPS, MAX_ANSWER),
+                    Requests::new(CHECKS, pool::MAX_BODY),
+                ],
                 feed_actions: Vec::new(),
-                pool_actions: Vec::new(),
-                look_up_actions: Vec::new(),
                 dial_actions: Vec::new(),
             },
             scratch: vec![0; READ_BUFFER].into(),
@@ -303,8 +354,8 @@ impl Server {
         }
         let due = [
             self.feed.poll_timeout(),
-            self.pool.poll_timeout(),
-            self.look_ups.poll_timeout(),
+            self.couchdb.queues.iter().filter_map(|queue| queue.pool.poll_timeout()).min(),
+            self.access.poll_timeout(),
             self.positions.poll_timeout(),
             self.wave.as_ref().and_then(Wave::poll_timeout),
             self.catch_up.poll_timeout(),
@@ -339,17 +390,11 @@ impl Server {
     pub fn expire_timers(&mut self, now: Millis) {
         self.feed.handle_timeout(now, &mut self.couchdb.feed_actions);
         self.perform_feed_actions(now);
-        if self.pool.poll_timeout().is_some_and(|at| at <= now) {
-            self.pool.handle_timeout(now, &mut self.couchdb.pool_actions);
-            self.perform_pool_actions(now);
-        }
-        if self.look_ups.poll_timeout().is_some_and(|at| at <= now) {
-            self.look_ups.handle_timeout(now, &mut self.couchdb.look_up_actions);
-            self.perform_look_up_actions(now);
-        }
+        self.expire_requests(now);
         self.retry_epoch(now);
         self.positions.handle_timeout(now, &mut self.subscriptions);
         self.answer_ready();
+        self.expire_access(now);
         self.catch_up.handle_timeout(now);
         self.advance_wave(now);
         if self.accept_from.is_some_and(|at| at <= now) {
@@ -425,7 +470,7 @@ impl Server {
                 self.metrics.count_close(reason);
                 log::debug!("Session of {} ended: {}.", peer.address, reason.text());
                 self.remember(session, now);
-                self.remove_session(session);
+                self.remove_session(session, now);
             }
             Protocol::Http(http) => {
                 self.metrics.count_close(reason);

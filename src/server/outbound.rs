@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use mio::net::TcpStream;
 use rustls::pki_types::ServerName;
 
-use super::{Protocol, Purpose, Server, Upstream};
+use super::{Protocol, Purpose, Queue, Requests, Server, Upstream};
 use crate::net::connection::Flushed;
 use crate::net::stream::Stream;
 use crate::state::dialer::DialAction;
@@ -75,8 +75,7 @@ impl Server {
     fn connection_of(&mut self, owner: Upstream) -> &mut Option<Key> {
         match owner {
             Upstream::Feed => &mut self.couchdb.feed_connection,
-            Upstream::Pool(number) => &mut self.couchdb.pool_connections[number],
-            Upstream::LookUps(number) => &mut self.couchdb.look_up_connections[number],
+            Upstream::Pool(queue, number) => &mut self.couchdb.queues[queue as usize].connections[number],
         }
     }
 
@@ -110,13 +109,10 @@ impl Server {
                 self.feed.handle_connected(now, &mut self.couchdb.feed_actions);
                 self.perform_feed_actions(now);
             }
-            Upstream::Pool(number) => {
-                self.pool.handle_connected(number, now, &mut self.couchdb.pool_actions);
-                self.perform_pool_actions(now);
-            }
-            Upstream::LookUps(number) => {
-                self.look_ups.handle_connected(number, now, &mut self.couchdb.look_up_actions);
-                self.perform_look_up_actions(now);
+            Upstream::Pool(queue, number) => {
+                let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
+                pool.handle_connected(number, now, actions);
+                self.perform_pool_actions(queue, now);
             }
         }
         self.update_interest(key, now);
@@ -145,19 +141,13 @@ impl Server {
                 self.feed.handle_lost(error, now, &mut self.couchdb.feed_actions);
                 self.perform_feed_actions(now);
             }
-            Upstream::Pool(number) => {
+            Upstream::Pool(queue, number) => {
                 if let Some(error) = error {
-                    log::debug!("A connection for log-ins failed: {error}");
+                    log::debug!("A connection for {} failed: {error}", queue.text());
                 }
-                self.pool.handle_lost(number, now, &mut self.couchdb.pool_actions);
-                self.perform_pool_actions(now);
-            }
-            Upstream::LookUps(number) => {
-                if let Some(error) = error {
-                    log::debug!("A connection for look-ups failed: {error}");
-                }
-                self.look_ups.handle_lost(number, now, &mut self.couchdb.look_up_actions);
-                self.perform_look_up_actions(now);
+                let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
+                pool.handle_lost(number, now, actions);
+                self.perform_pool_actions(queue, now);
             }
         }
     }
@@ -191,24 +181,30 @@ impl Server {
         }
     }
 
-    pub(super) fn perform_pool_actions(&mut self, now: Millis) {
-        for action in std::mem::take(&mut self.couchdb.pool_actions) {
+    pub(super) fn perform_pool_actions(&mut self, queue: Queue, now: Millis) {
+        for action in std::mem::take(&mut self.couchdb.queues[queue as usize].actions) {
             match action {
-                PoolAction::Dial(number) => self.dial(Upstream::Pool(number), now),
-                PoolAction::Send(number, request) => self.send(Upstream::Pool(number), &request, now),
-                PoolAction::HangUp(number) => self.hang_up(Upstream::Pool(number), now),
+                PoolAction::Dial(number) => self.dial(Upstream::Pool(queue, number), now),
+                PoolAction::Send(number, request) => self.send(Upstream::Pool(queue, number), &request, now),
+                PoolAction::HangUp(number) => self.hang_up(Upstream::Pool(queue, number), now),
                 PoolAction::Done(purpose, answer) => self.handle_answer(purpose, answer, now),
             }
         }
     }
 
-    pub(super) fn perform_look_up_actions(&mut self, now: Millis) {
-        for action in std::mem::take(&mut self.couchdb.look_up_actions) {
-            match action {
-                PoolAction::Dial(number) => self.dial(Upstream::LookUps(number), now),
-                PoolAction::Send(number, request) => self.send(Upstream::LookUps(number), &request, now),
-                PoolAction::HangUp(number) => self.hang_up(Upstream::LookUps(number), now),
-                PoolAction::Done(purpose, answer) => self.handle_answer(purpose, answer, now),
+    /// Has CouchDB asked. The key is good for giving it up; None when too many wait.
+    pub(super) fn ask_couchdb(&mut self, queue: Queue, request: Vec<u8>, purpose: Purpose, now: Millis) -> Option<Key> {
+        let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
+        pool.submit(request, purpose, now, actions)
+    }
+
+    /// Gives up what CouchDB did not answer in time.
+    pub(super) fn expire_requests(&mut self, now: Millis) {
+        for queue in Queue::ALL {
+            let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
+            if pool.poll_timeout().is_some_and(|at| at <= now) {
+                pool.handle_timeout(now, actions);
+                self.perform_pool_actions(queue, now);
             }
         }
     }
@@ -219,7 +215,14 @@ impl Server {
             self.feed.handle_reachable(now);
         }
         match purpose {
-            Purpose::LogIn(session, credentials) => self.handle_log_in(session, &credentials, answer, now),
+            Purpose::LogIn(session, client, credentials) => {
+                self.handle_log_in(session, client, &credentials, answer, now);
+            }
+            Purpose::Abandoned(client, credentials) => {
+                let _ = self.read_log_in(client, &credentials, answer, now);
+            }
+            Purpose::Security(database) => self.handle_security(&database, answer.as_ref(), now),
+            Purpose::Check(session, credentials) => self.handle_check(session, &credentials, answer, now),
             Purpose::LookUp(batch) => self.handle_look_up(batch, answer.as_ref(), now),
             Purpose::Epoch => self.handle_epoch(answer.as_ref(), now),
         }
@@ -235,14 +238,10 @@ impl Server {
                     let scratch = std::mem::take(&mut self.scratch);
                     match owner {
                         Upstream::Feed => self.take_feed(&scratch[..length], now),
-                        Upstream::Pool(number) => {
-                            self.pool.handle_bytes(number, &scratch[..length], now, &mut self.couchdb.pool_actions);
-                            self.perform_pool_actions(now);
-                        }
-                        Upstream::LookUps(number) => {
-                            let actions = &mut self.couchdb.look_up_actions;
-                            self.look_ups.handle_bytes(number, &scratch[..length], now, actions);
-                            self.perform_look_up_actions(now);
+                        Upstream::Pool(queue, number) => {
+                            let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
+                            pool.handle_bytes(number, &scratch[..length], now, actions);
+                            self.perform_pool_actions(queue, now);
                         }
                     }
                     self.scratch = scratch;
@@ -262,7 +261,7 @@ impl Server {
 
     /// Takes bytes of the feed: every change in them marks its subscribers.
     fn take_feed(&mut self, mut input: &[u8], now: Millis) {
-        let Self { feed, subscriptions, positions, metrics, woken, couchdb, .. } = self;
+        let Self { feed, subscriptions, positions, access, metrics, woken, couchdb, .. } = self;
         let actions = &mut couchdb.feed_actions;
         let mut skipped = 0;
         loop {
@@ -282,7 +281,10 @@ impl Server {
                         if let Some(database) = subscriptions.find(&name)
                             && subscriptions.watch_mut(database).handle_line(kind, revision, now)
                         {
-                            metrics.merged_notifications += subscriptions.mark(database, kind, woken);
+                            // Else it is told when it is known who may read it.
+                            if access.handle_line(&name, kind) {
+                                metrics.merged_notifications += subscriptions.mark(database, kind, woken);
+                            }
                             if revision.is_none() {
                                 positions.want(database, subscriptions);
                             }

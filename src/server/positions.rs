@@ -1,6 +1,7 @@
 //! Subscribing, with the positions that tell what a client missed; and what is done when changes may have been lost.
 
-use super::{Purpose, Server};
+use super::{Purpose, Queue, Server};
+use crate::state::access::Decision;
 use crate::state::feed::Continuity;
 use crate::state::pool::Answer;
 use crate::state::positions::{Batch, Named, Pending};
@@ -19,20 +20,35 @@ const EPOCH_RETRY: Millis = 1_000;
 const FOREIGN: &str = "";
 
 impl Server {
-    /// A session subscribes: at once, or when the positions that it is to be compared with are known.
-    pub(super) fn subscribe(&mut self, key: Key, reply: Reply, mut names: Named, epoch: Option<Box<str>>, now: Millis) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+    /// The names of a `subscribe`, each once; None when they are refused.
+    pub(super) fn checked(&mut self, key: Key, reply: &Reply, mut names: Named) -> Option<Named> {
+        let session = self.sessions.get_mut(key)?;
         if names.iter().any(|(name, _)| name.len() > MAX_NAME) {
             let message = format!("a database name is longer than {MAX_NAME} bytes");
-            return session.answer_error(&reply, "LimitError", &message);
+            session.answer_error(reply, "LimitError", &message);
+            return None;
         }
         names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         names.dedup_by(|(later, _), (earlier, _)| later == earlier);
         let new = names.iter().filter(|(name, _)| !self.subscriptions.has(key.index, name)).count();
-        let more = new + self.positions.pending_names(key);
+        let more = new + self.positions.pending_names(key) + self.access.pending_names(key);
         if more > 0 && self.subscriptions.count(key.index) + more > MAX_SUBSCRIPTIONS {
-            return session.answer_error(&reply, "LimitError", &too_many());
+            session.answer_error(reply, "LimitError", &too_many());
+            return None;
         }
+        Some(names)
+    }
+
+    /// A session subscribes to what is decided: at once, or when the positions that it is to be compared with are known.
+    pub(super) fn subscribe_decided(
+        &mut self,
+        key: Key,
+        reply: Reply,
+        mut names: Named,
+        epoch: Option<Box<str>>,
+        now: Millis,
+    ) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
         if session.dialect() != Dialect::Json {
             for (name, given) in &mut names {
                 let remembered = session.user_name().and_then(|user| self.catch_up.recall(user, name, now));
@@ -47,6 +63,7 @@ impl Server {
         } else {
             self.complete_subscription(&pending);
         }
+        self.dirty.push(key);
     }
 
     /// Answers every `subscribe` whose positions are known.
@@ -62,11 +79,19 @@ impl Server {
     fn complete_subscription(&mut self, pending: &Pending) {
         let Pending { session: key, reply, names, epoch, .. } = pending;
         let key = *key;
-        let Self { sessions, subscriptions, positions, .. } = self;
+        let Self { sessions, subscriptions, positions, access, .. } = self;
         let Some(session) = sessions.get_mut(key) else { return };
+        let Some((user, roles)) = session.user() else { return };
+        let may = |name: &str| access.decide(name, user, roles) == Decision::Allowed;
+        // Decided here too: who may read what can have changed while the request waited.
+        let (names, refused): (Vec<_>, Vec<_>) = names.iter().partition(|(name, _)| may(name));
+        let refused: Vec<Box<str>> = refused.into_iter().map(|(name, _)| name.clone()).collect();
+        if names.is_empty() && !refused.is_empty() {
+            return session.answer_forbidden(reply, &refused);
+        }
         // All or nothing.
         let mut added = Vec::new();
-        for (name, _) in names {
+        for (name, _) in &names {
             match subscriptions.subscribe(key.index, name) {
                 Ok(true) => added.push(name),
                 Ok(false) => {}
@@ -82,7 +107,7 @@ impl Server {
         let foreign = epoch.is_some() && epoch.as_deref() != positions.epoch();
         let mut stand = Vec::with_capacity(names.len());
         let mut changed = Vec::new();
-        for (name, given) in names {
+        for (name, given) in &names {
             let database = subscriptions.find(name).expect("subscribed above");
             positions.want(database, subscriptions);
             let position = subscriptions.known(database);
@@ -93,7 +118,7 @@ impl Server {
                 changed.push(&**name);
             }
         }
-        session.answer_subscribed(reply, positions.are_kept().then_some(&stand), &changed, positions.epoch());
+        session.answer_subscribed(reply, positions.are_kept().then_some(&stand), &changed, positions.epoch(), &refused);
         if session.dialect() != Dialect::Json {
             let changed: Vec<_> = changed.iter().filter_map(|name| subscriptions.find(name)).collect();
             for database in changed {
@@ -117,6 +142,7 @@ impl Server {
 
     pub(super) fn unsubscribe(&mut self, key: Key, reply: &Reply, names: &[Box<str>]) {
         for name in names {
+            self.access.withdraw(key, name);
             self.positions.withdraw(key, name);
             self.subscriptions.unsubscribe(key.index, name);
         }
@@ -127,7 +153,8 @@ impl Server {
 
     /// Ends all subscriptions of a session, those too that were about to be.
     pub(super) fn leave(&mut self, key: Key) {
-        let replies = self.positions.cancel(key, &mut self.subscriptions);
+        let mut replies = self.positions.cancel(key, &mut self.subscriptions);
+        replies.extend(self.access.cancel(key));
         self.subscriptions.remove_session(key.index);
         for reply in replies {
             if let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_active()) {
@@ -143,14 +170,15 @@ impl Server {
             let names = batch.databases.iter().map(|database| self.subscriptions.name(*database));
             let request = self.couchdb.requests.look_up(names);
             self.metrics.look_ups += 1;
-            self.ask_couchdb(request, Purpose::LookUp(batch), now);
+            self.look_up(request, Purpose::LookUp(batch), now);
         }
+        self.ask_access(now);
     }
 
-    fn ask_couchdb(&mut self, request: Vec<u8>, purpose: Purpose, now: Millis) {
-        let submitted = self.look_ups.submit(request, purpose, now, &mut self.couchdb.look_up_actions);
+    fn look_up(&mut self, request: Vec<u8>, purpose: Purpose, now: Millis) {
+        let submitted = self.ask_couchdb(Queue::LookUps, request, purpose, now);
         debug_assert!(submitted.is_some(), "there are never more than a few");
-        self.perform_look_up_actions(now);
+        self.perform_pool_actions(Queue::LookUps, now);
     }
 
     /// CouchDB answered a look-up, or did not.
@@ -227,7 +255,7 @@ impl Server {
     fn ask_epoch(&mut self, now: Millis) {
         self.epoch_retry = None;
         let request = self.couchdb.requests.epoch();
-        self.ask_couchdb(request, Purpose::Epoch, now);
+        self.look_up(request, Purpose::Epoch, now);
     }
 
     pub(super) fn retry_epoch(&mut self, now: Millis) {

@@ -1,10 +1,12 @@
 //! What sessions ask for, carried out.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 
 use super::http_exchange::Exchange;
 use super::polling::sid_of;
-use super::{Purpose, Server};
+use super::{Purpose, Queue, Server};
+use crate::state::log_in_limits::{Admission, Outcome};
 use crate::state::metrics::CloseReason;
 use crate::state::pool::Answer;
 use crate::state::session::{Action, Dialect, Opening, Session, TAG, Transport, Turn, messages};
@@ -87,7 +89,7 @@ impl Server {
         let mut actions = std::mem::take(&mut self.actions);
         for action in actions.drain(..) {
             match action {
-                Action::LogIn(credentials) => self.log_in(key, credentials, now),
+                Action::LogIn(credentials) => self.log_in(key, &credentials, now),
                 Action::Subscribe(reply, names, epoch) => self.subscribe(key, reply, names, epoch, now),
                 Action::Unsubscribe(reply, names) => self.unsubscribe(key, &reply, &names),
                 Action::Resume(text) => {
@@ -96,6 +98,8 @@ impl Server {
                 Action::Leave => self.leave(key),
                 Action::Connect => self.confirm_connect(key),
                 Action::Ping => self.ping(key),
+                Action::Check(credentials) => self.check_session(key, &credentials, now),
+                Action::Reconsider => self.reconsider_all(key),
                 Action::Close(reason) => self.close_session(key, reason, now),
             }
         }
@@ -105,37 +109,112 @@ impl Server {
         }
     }
 
-    fn log_in(&mut self, key: Key, credentials: Credentials, now: Millis) {
+    fn log_in(&mut self, key: Key, credentials: &Credentials, now: Millis) {
+        // The client may have connected anew: the answer to who it was before is not its any more.
+        self.abandon_log_in(key, now);
         let Some(session) = self.sessions.get_mut(key) else { return };
-        if let Some(ticket) = session.log_in.take() {
-            // The client has connected anew: the answer to who it was before is not its any more.
-            self.pool.cancel(ticket);
-        }
-        let Some(request) = self.couchdb.requests.log_in(&credentials, session.client) else {
-            return self.logged_in(key, Err(LogInError::NotAuthenticated), now);
-        };
-        let purpose = Purpose::LogIn(key, credentials);
-        match self.pool.submit(request, purpose, now, &mut self.couchdb.pool_actions) {
-            Some(ticket) => {
-                session.log_in = Some(ticket);
-                self.perform_pool_actions(now);
+        session.attempt = session.attempt.wrapping_add(1);
+        self.try_log_in(key, credentials, now);
+    }
+
+    /// Asks CouchDB who this is, unless too many wrong passwords came before.
+    fn try_log_in(&mut self, key: Key, credentials: &Credentials, now: Millis) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let (client, attempt) = (session.client, session.attempt);
+        if let Credentials::Password { username, .. } = credentials {
+            let waiting = || (key, attempt, credentials.clone());
+            let refusal = match self.log_in_limits.admit(client, username, waiting, now) {
+                Admission::Ask => None,
+                Admission::Waits => return,
+                Admission::Refused(wait) => {
+                    log::debug!("A log-in of {client} is not tried: too many wrong passwords, {wait} ms to wait.");
+                    self.metrics.slowed_log_ins += 1;
+                    Some(LogInError::Locked)
+                }
+                Admission::Overloaded => Some(LogInError::Overloaded),
+            };
+            if let Some(error) = refusal {
+                return self.logged_in(key, credentials, Err(error), now);
             }
-            None => self.logged_in(key, Err(LogInError::Overloaded), now),
+        }
+        let Some(request) = self.couchdb.requests.log_in(credentials, client) else {
+            return self.logged_in(key, credentials, Err(LogInError::NotAuthenticated), now);
+        };
+        let purpose = Purpose::LogIn(key, client, credentials.clone());
+        let Some(ticket) = self.ask_couchdb(Queue::LogIns, request, purpose, now) else {
+            self.count_password(client, credentials, Outcome::Unknown, now);
+            return self.logged_in(key, credentials, Err(LogInError::Overloaded), now);
+        };
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.log_in = Some(ticket);
+        }
+        self.perform_pool_actions(Queue::LogIns, now);
+    }
+
+    /// Nobody waits for the answer to a session's log-in any more. One that CouchDB has counts all the same: the password
+    /// may be wrong.
+    fn abandon_log_in(&mut self, key: Key, now: Millis) {
+        let Some(ticket) = self.sessions.get_mut(key).and_then(|session| session.log_in.take()) else { return };
+        let pool = &mut self.couchdb.queues[Queue::LogIns as usize].pool;
+        let sent = pool.is_sent(ticket);
+        let Some(purpose) = pool.purpose(ticket) else { return };
+        let Purpose::LogIn(_, client, credentials) = purpose else { return };
+        let (client, credentials) = (*client, std::mem::take(credentials));
+        if sent {
+            *purpose = Purpose::Abandoned(client, credentials);
+        } else {
+            pool.cancel(ticket);
+            self.count_password(client, &credentials, Outcome::Unknown, now);
         }
     }
 
     /// CouchDB answered a log-in, or did not.
-    pub(super) fn handle_log_in(&mut self, key: Key, credentials: &Credentials, answer: Option<Answer>, now: Millis) {
+    pub(super) fn handle_log_in(
+        &mut self,
+        key: Key,
+        client: IpAddr,
+        credentials: &Credentials,
+        answer: Option<Answer>,
+        now: Millis,
+    ) {
+        let outcome = self.read_log_in(client, credentials, answer, now);
+        self.logged_in(key, credentials, outcome, now);
+    }
+
+    /// What CouchDB says of credentials.
+    pub(super) fn read_log_in(
+        &mut self,
+        client: IpAddr,
+        credentials: &Credentials,
+        answer: Option<Answer>,
+        now: Millis,
+    ) -> Result<Identity, LogInError> {
         let outcome = match answer {
             Some(answer) => couchdb::read_log_in(credentials, answer.status, answer.auth_cookie, &answer.body),
             // Its time was over while others were being answered, or before it came to the front.
-            None if self.pool.is_waiting() => Err(LogInError::Overloaded),
+            None if self.couchdb.queues[Queue::LogIns as usize].pool.is_waiting() => Err(LogInError::Overloaded),
             None => Err(LogInError::Unavailable),
         };
-        self.logged_in(key, outcome, now);
+        let counts = match &outcome {
+            Ok(_) => Outcome::Right,
+            Err(LogInError::NotAuthenticated | LogInError::Locked) => Outcome::Wrong,
+            Err(LogInError::Unavailable | LogInError::Overloaded) => Outcome::Unknown,
+        };
+        self.count_password(client, credentials, counts, now);
+        outcome
     }
 
-    fn logged_in(&mut self, key: Key, outcome: Result<Identity, LogInError>, now: Millis) {
+    /// What came of a password; those log-ins that waited for it go on.
+    fn count_password(&mut self, client: IpAddr, credentials: &Credentials, outcome: Outcome, now: Millis) {
+        let Credentials::Password { username, .. } = credentials else { return };
+        for (key, attempt, credentials) in self.log_in_limits.handle_answer(client, username, outcome, now) {
+            if self.sessions.get(key).is_some_and(|session| session.attempt == attempt) {
+                self.try_log_in(key, &credentials, now);
+            }
+        }
+    }
+
+    fn logged_in(&mut self, key: Key, credentials: &Credentials, outcome: Result<Identity, LogInError>, now: Millis) {
         match &outcome {
             Ok(_) => self.metrics.log_ins += 1,
             Err(error) => {
@@ -144,7 +223,14 @@ impl Server {
             }
         }
         let retry_after = LOG_IN_AFTER + self.jitter.below(LOG_IN_AFTER);
-        self.with_session(key, now, |session, turn| session.handle_log_in(outcome, retry_after, turn));
+        let next_check = outcome.as_ref().ok().and_then(|_| self.next_check(now));
+        self.with_session(key, now, |session, turn| {
+            session.handle_log_in(outcome, retry_after, turn);
+            session.keep_token(credentials);
+            if let Some(at) = next_check {
+                session.check_at(at);
+            }
+        });
     }
 
     fn confirm_connect(&mut self, key: Key) {
@@ -184,16 +270,17 @@ impl Server {
                 }
             }
         }
-        self.remove_session(key);
+        self.remove_session(key, now);
     }
 
-    pub(super) fn remove_session(&mut self, key: Key) {
-        let Some(session) = self.sessions.remove(key) else { return };
+    pub(super) fn remove_session(&mut self, key: Key, now: Millis) {
+        self.abandon_log_in(key, now);
+        if self.sessions.remove(key).is_none() {
+            return;
+        }
+        self.access.cancel(key);
         self.positions.cancel(key, &mut self.subscriptions);
         self.subscriptions.remove_session(key.index);
-        if let Some(ticket) = session.log_in {
-            self.pool.cancel(ticket);
-        }
     }
 
     /// The server stops: the client is told, and when to come back.

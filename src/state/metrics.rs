@@ -81,6 +81,12 @@ pub struct Metrics {
     pub log_ins: u64,
     /// Log-ins that failed, for whatever reason.
     pub failed_log_ins: u64,
+    /// Log-ins that were not tried, after too many wrong passwords.
+    pub slowed_log_ins: u64,
+    /// Sessions that ended because the user was not logged in any more.
+    pub ended_sessions: u64,
+    /// Subscriptions that ended because the user may not read the database any more.
+    pub revoked_subscriptions: u64,
     /// Lines of the feed that told of a change.
     pub changes: u64,
     /// Lines of the feed that were too long or no JSON.

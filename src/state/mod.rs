@@ -1,13 +1,16 @@
 //! Machines and tables. None knows a socket; the time is an argument, randomness is handed in, and what
 //! is to be done is returned.
 
+pub mod access;
 pub mod catch_up;
 pub mod dialer;
 pub mod feed;
 pub mod jitter;
+pub mod log_in_limits;
 pub mod metrics;
 pub mod pool;
 pub mod positions;
+pub mod proxies;
 pub mod resync;
 pub mod routes;
 pub mod session;

@@ -131,6 +131,16 @@ impl<P> Pool<P> {
         self.tickets.remove(ticket);
     }
 
+    /// What a request is for.
+    pub fn purpose(&mut self, ticket: Key) -> Option<&mut P> {
+        self.tickets.get_mut(ticket).map(|ticket| &mut ticket.purpose)
+    }
+
+    /// Whether a request has been sent and its answer is awaited.
+    pub fn is_sent(&self, ticket: Key) -> bool {
+        self.connections.iter().any(|one| matches!(one, Connection::Busy(exchange) if exchange.ticket == ticket))
+    }
+
     /// How many requests wait or are under way.
     pub fn len(&self) -> usize {
         self.tickets.len()

@@ -266,7 +266,9 @@ impl Positions {
     pub fn cancel(&mut self, session: Key, subscriptions: &mut Subscriptions) -> Vec<Reply> {
         let (cancelled, ready) = self.ready.drain(..).partition(|pending| pending.session == session);
         self.ready = ready;
-        cancelled.into_iter().for_each(|pending| pending.release(subscriptions));
+        for pending in cancelled {
+            pending.release(subscriptions);
+        }
         let mut replies = Vec::new();
         for key in self.pending_of.remove(&session).unwrap_or_default() {
             if let Some(pending) = self.pending.remove(key) {

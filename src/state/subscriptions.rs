@@ -225,6 +225,11 @@ impl Subscriptions {
         !self.databases[database.0 as usize].subscribers.is_empty()
     }
 
+    /// The sessions that subscribe to a database.
+    pub fn subscribers(&self, database: DatabaseId) -> Vec<SessionIndex> {
+        self.databases[database.0 as usize].subscribers.iter().map(|subscriber| subscriber.session).collect()
+    }
+
     /// All databases that are kept.
     pub fn all(&self) -> Vec<DatabaseId> {
         self.names.values().copied().map(DatabaseId).collect()

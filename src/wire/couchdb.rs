@@ -251,6 +251,14 @@ impl Requests {
         self.write("POST", "/_global_changes/_all_docs", self.admin.reveal(), &positions::write_keys(names))
     }
 
+    /// Asks who may read a database.
+    pub fn security(&self, database: &str) -> Vec<u8> {
+        let mut target = "/".to_owned();
+        percent_encode(database, &mut target);
+        target.push_str("/_security");
+        self.write("GET", &target, self.admin.reveal(), b"")
+    }
+
     /// Asks what `_global_changes` is, above all since when.
     pub fn epoch(&self) -> Vec<u8> {
         self.write("GET", "/_global_changes", self.admin.reveal(), b"")
@@ -273,6 +281,10 @@ impl Requests {
             }
             Credentials::Cookie(value) => {
                 let fields = format!("{forwarded}Cookie: AuthSession={}\r\n", value.reveal());
+                Some(self.write("GET", "/_session", &fields, b""))
+            }
+            Credentials::Token(token) => {
+                let fields = format!("{forwarded}Authorization: Bearer {}\r\n", token.reveal());
                 Some(self.write("GET", "/_session", &fields, b""))
             }
             Credentials::Unusable => None,
@@ -311,12 +323,21 @@ pub enum Credentials {
     },
     /// The value of an `AuthSession` cookie: characters that a `Cookie` field may hold.
     Cookie(Secret),
+    /// A JSON web token (RFC 7519), for CouchDB to check: characters that a bearer token may hold.
+    Token(Secret),
     /// None at all, or a cookie that holds no `AuthSession`.
     #[default]
     Unusable,
 }
 
 impl Credentials {
+    /// The credentials in a token.
+    pub fn token(text: &str) -> Self {
+        // RFC 6750 section 2.1, b64token.
+        let may_hold = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
+        if !text.is_empty() && text.bytes().all(may_hold) { Self::Token(Secret::new(text)) } else { Self::Unusable }
+    }
+
     /// The credentials in a cookie text: a whole `Set-Cookie` value as CouchDB gave it, a `Cookie`
     /// value with others beside it, or the bare `AuthSession=…` pair. Nothing but the value of
     /// `AuthSession` is kept.
@@ -335,9 +356,11 @@ impl Credentials {
 pub struct Identity {
     /// The user's name.
     pub name: Box<str>,
+    /// The user's roles.
+    pub roles: Box<[Box<str>]>,
     /// The cookie that is valid now: CouchDB's `Set-Cookie` value as it came, or the pair that
-    /// the client gave.
-    pub cookie: Secret,
+    /// the client gave. None for a token.
+    pub cookie: Option<Secret>,
 }
 
 /// Why a log-in failed.
@@ -378,6 +401,8 @@ impl LogInError {
 struct SessionBody<'a> {
     #[serde(borrow)]
     name: Option<Cow<'a, str>>,
+    #[serde(default)]
+    roles: Box<[Box<str>]>,
     #[serde(borrow, rename = "userCtx")]
     user: Option<UserContext<'a>>,
 }
@@ -386,6 +411,8 @@ struct SessionBody<'a> {
 struct UserContext<'a> {
     #[serde(borrow)]
     name: Option<Cow<'a, str>>,
+    #[serde(default)]
+    roles: Box<[Box<str>]>,
 }
 
 /// Reads the answer to [`Requests::log_in`]: its status, its `AuthSession` field, its body.
@@ -411,13 +438,19 @@ pub fn read_log_in(
             let cookie =
                 set_cookie.filter(|c| !c.reveal().starts_with("AuthSession=;")).ok_or(LogInError::Unavailable)?;
             let name = named(body.name).unwrap_or_else(|| username.clone());
-            Ok(Identity { name, cookie })
+            Ok(Identity { name, roles: body.roles, cookie: Some(cookie) })
         }
-        Credentials::Cookie(value) => {
+        Credentials::Cookie(_) | Credentials::Token(_) => {
             // The status is 200 for an invalid cookie too: the name alone says who it is.
-            let name = named(body.user.and_then(|user| user.name)).ok_or(LogInError::NotAuthenticated)?;
-            let cookie = set_cookie.unwrap_or_else(|| Secret::new(format!("AuthSession={}", value.reveal())));
-            Ok(Identity { name, cookie })
+            let user = body.user.ok_or(LogInError::NotAuthenticated)?;
+            let name = named(user.name).ok_or(LogInError::NotAuthenticated)?;
+            let cookie = match credentials {
+                Credentials::Cookie(value) => {
+                    Some(set_cookie.unwrap_or_else(|| Secret::new(format!("AuthSession={}", value.reveal()))))
+                }
+                _ => None,
+            };
+            Ok(Identity { name, roles: user.roles, cookie })
         }
         Credentials::Unusable => Err(LogInError::NotAuthenticated),
     }
@@ -585,6 +618,17 @@ mod tests {
         assert!(cookie.starts_with("GET /pre/_session ") && cookie.contains("Cookie: AuthSession=abc\r\n"));
         assert!(!cookie.contains("Authorization"), "the admin's name would answer for an invalid cookie");
         assert_eq!(requests.log_in(&Credentials::Unusable, client), None);
+        let token = text(requests.log_in(&Credentials::token("a.b.c"), client).unwrap());
+        assert!(token.starts_with("GET /pre/_session ") && token.contains("Authorization: Bearer a.b.c\r\n"));
+        assert!(!token.contains("Basic") && !token.contains("Cookie"));
+        assert_eq!(Credentials::token("a b"), Credentials::Unusable);
+        assert_eq!(Credentials::token("a\r\nX: y"), Credentials::Unusable);
+        let security = text(requests.security("a/b+c"));
+        assert!(security.starts_with("GET /pre/a%2Fb%2Bc/_security ") && security.contains("Basic"), "{security}");
+    }
+
+    fn cookie_of(identity: &Identity) -> &str {
+        identity.cookie.as_ref().map_or("-", Secret::reveal)
     }
 
     #[test]
@@ -594,7 +638,7 @@ mod tests {
         let set = || Some(Secret::new("AuthSession=new; Path=/"));
         let ok = br#"{"ok":true,"name":"myuser","roles":[]}"#;
         let identity = read_log_in(&password, 200, set(), ok).unwrap();
-        assert_eq!((&*identity.name, identity.cookie.reveal()), ("myuser", "AuthSession=new; Path=/"));
+        assert_eq!((&*identity.name, cookie_of(&identity)), ("myuser", "AuthSession=new; Path=/"));
         assert_eq!(read_log_in(&password, 200, None, ok), Err(LogInError::Unavailable));
         assert_eq!(read_log_in(&password, 200, Some(Secret::new("AuthSession=; x")), ok), Err(LogInError::Unavailable));
         assert_eq!(read_log_in(&password, 401, set(), b"{}"), Err(LogInError::NotAuthenticated));
@@ -602,8 +646,13 @@ mod tests {
         assert_eq!(read_log_in(&password, 500, None, b""), Err(LogInError::Unavailable));
         let good = br#"{"ok":true,"userCtx":{"name":"myuser","roles":[]},"info":{"authenticated":"cookie"}}"#;
         let nobody = br#"{"ok":true,"userCtx":{"name":null,"roles":[]},"info":{}}"#;
-        assert_eq!(read_log_in(&cookie, 200, None, good).unwrap().cookie.reveal(), "AuthSession=abc");
-        assert_eq!(read_log_in(&cookie, 200, set(), good).unwrap().cookie.reveal(), "AuthSession=new; Path=/");
+        assert_eq!(cookie_of(&read_log_in(&cookie, 200, None, good).unwrap()), "AuthSession=abc");
+        assert_eq!(cookie_of(&read_log_in(&cookie, 200, set(), good).unwrap()), "AuthSession=new; Path=/");
+        let token = Credentials::token("a.b-c.d_e");
+        assert_eq!(read_log_in(&token, 200, None, good).unwrap().cookie, None);
+        assert_eq!(read_log_in(&token, 200, None, nobody), Err(LogInError::NotAuthenticated));
+        let roles = br#"{"ok":true,"userCtx":{"name":"u","roles":["a","_admin"]}}"#;
+        assert_eq!(*read_log_in(&cookie, 200, None, roles).unwrap().roles, ["a".into(), "_admin".into()]);
         assert_eq!(read_log_in(&cookie, 200, None, nobody), Err(LogInError::NotAuthenticated));
         assert_eq!(read_log_in(&cookie, 200, None, b"<html>"), Err(LogInError::Unavailable));
         assert_eq!(read_log_in(&cookie, 200, None, br#"[null,{"name":"myuser"}]"#), Err(LogInError::Unavailable));

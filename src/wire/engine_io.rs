@@ -165,7 +165,7 @@ pub struct Query {
     pub sid: Option<Sid>,
     /// `j`: the number of the JSONP callback to answer to.
     pub jsonp: Option<u32>,
-    /// `username` and `password`, or `cookie`, which wins when it is not empty.
+    /// `username` and `password`, or `cookie`, which wins when it is not empty, or `token`, which comes second.
     pub credentials: Credentials,
 }
 
@@ -186,6 +186,7 @@ pub fn parse_query(query: &str) -> Result<Query, Refusal> {
             "username" => credentials.username = Some(value),
             "password" => credentials.password = Some(value),
             "cookie" => credentials.cookie = Some(value),
+            "token" => credentials.token = Some(value),
             _ => {}
         }
     }
@@ -216,6 +217,8 @@ pub(super) struct CredentialFields<'a> {
     password: Option<Cow<'a, str>>,
     #[serde(borrow)]
     cookie: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    token: Option<Cow<'a, str>>,
 }
 
 impl CredentialFields<'_> {
@@ -223,6 +226,9 @@ impl CredentialFields<'_> {
     pub(super) fn read(self) -> Option<Credentials> {
         if let Some(cookie) = self.cookie.filter(|cookie| !cookie.is_empty()) {
             return Some(Credentials::cookie(&cookie));
+        }
+        if let Some(token) = self.token.filter(|token| !token.is_empty()) {
+            return Some(Credentials::token(&token));
         }
         if self.username.is_none() && self.password.is_none() {
             return None;

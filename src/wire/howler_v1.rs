@@ -16,6 +16,8 @@ use super::secret::Secret;
 /// The name of the sub-protocol (RFC 6455 section 1.9).
 pub const PROTOCOL: &str = "howler.v1";
 
+/// Why somebody is not subscribed.
+pub const FORBIDDEN: &str = "you may not read this database";
 /// Longest id of a request, in bytes.
 pub const MAX_ID: usize = 128;
 
@@ -49,7 +51,7 @@ pub enum RequestError {
     Shape,
     /// An `op` that is none.
     Operation,
-    /// `log-in` without `username` and `password`, or `cookie`, as strings.
+    /// `log-in` without `username` and `password`, or `cookie`, or `token`, as strings.
     Credentials,
     /// `dbs` is neither an array of non-empty strings nor an object of positions.
     Databases,
@@ -61,7 +63,7 @@ impl RequestError {
         match self {
             Self::Shape => "expected a JSON object with a string \"op\" and a number or short string \"id\"",
             Self::Operation => "\"op\" must be log-in, subscribe, unsubscribe, heartbeat or log-out",
-            Self::Credentials => "log-in takes the strings \"username\" and \"password\", or \"cookie\"",
+            Self::Credentials => "log-in takes the strings \"username\" and \"password\", or \"cookie\", or \"token\"",
             Self::Databases => {
                 "\"dbs\" must be an array of non-empty strings, or an object of positions (strings or null); \
                  \"epoch\" a string or null"
@@ -82,6 +84,8 @@ struct RawRequest<'a> {
     password: Option<&'a RawValue>,
     #[serde(borrow)]
     cookie: Option<&'a RawValue>,
+    #[serde(borrow)]
+    token: Option<&'a RawValue>,
     #[serde(borrow)]
     dbs: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -120,6 +124,9 @@ fn credentials(raw: &RawRequest<'_>) -> Option<Credentials> {
     let string = |value: Option<&RawValue>| value.and_then(|json| parse_string(json.get()).map(Cow::into_owned));
     if raw.cookie.is_some_and(|cookie| cookie.get() != "null") {
         return string(raw.cookie).map(|cookie| Credentials::cookie(&cookie));
+    }
+    if raw.token.is_some_and(|token| token.get() != "null") {
+        return string(raw.token).map(|token| Credentials::token(&token));
     }
     let username = string(raw.username)?.into();
     Some(Credentials::Password { username, password: Secret::new(string(raw.password)?) })
@@ -171,13 +178,36 @@ pub fn write_ok(out: &mut Vec<u8>, id: &RequestId) {
     out.extend_from_slice(b"\"ok\":true}");
 }
 
-/// Appends the answer to `log-in`, with CouchDB's `Set-Cookie` value.
-pub fn write_logged_in(out: &mut Vec<u8>, id: &RequestId, username: &str, cookie: &str) {
+/// Appends the answer to `log-in`, with CouchDB's `Set-Cookie` value; none for a token.
+pub fn write_logged_in(out: &mut Vec<u8>, id: &RequestId, username: &str, cookie: Option<&str>) {
     open_answer(out, id);
     out.extend_from_slice(b"\"ok\":true,\"username\":");
     write_string(out, username);
-    out.extend_from_slice(b",\"cookie\":");
+    if let Some(cookie) = cookie {
+        out.extend_from_slice(b",\"cookie\":");
+        write_string(out, cookie);
+    }
+    out.push(b'}');
+}
+
+/// Appends the `session` event: the cookie to log in with from now on.
+pub fn write_session(out: &mut Vec<u8>, cookie: &str) {
+    out.extend_from_slice(b"{\"event\":\"session\",\"cookie\":");
     write_string(out, cookie);
+    out.push(b'}');
+}
+
+/// Appends the `unsubscribed` event: the user may not read the database any more.
+pub fn write_unsubscribed(out: &mut Vec<u8>, database: &str) {
+    out.extend_from_slice(b"{\"event\":\"unsubscribed\",\"db\":");
+    write_string(out, database);
+    let _ = write!(out, ",\"error\":\"ForbiddenError\",\"message\":\"{FORBIDDEN}\"}}");
+}
+
+/// Appends the event that ends a session which is not good any more.
+pub fn write_not_authenticated(out: &mut Vec<u8>, message: &str) {
+    out.extend_from_slice(b"{\"event\":\"not-authenticated\",\"error\":\"NotAuthenticatedError\",\"message\":");
+    write_string(out, message);
     out.push(b'}');
 }
 
@@ -190,9 +220,11 @@ pub fn write_subscribed(
     positions: Option<&[(&str, Option<Position>)]>,
     changed: &[&str],
     epoch: Option<&str>,
+    refused: &[Box<str>],
 ) {
     open_answer(out, id);
     out.extend_from_slice(b"\"ok\":true,");
+    write_refused(out, refused);
     if let Some(epoch) = epoch {
         out.extend_from_slice(b"\"epoch\":");
         write_string(out, epoch);
@@ -250,6 +282,25 @@ pub fn write_change(out: &mut Vec<u8>, database: &str, kind: ChangeKind, positio
         write_position(out, position);
     }
     out.push(b'}');
+}
+
+/// Appends the answer to `subscribe` when none of the databases may be read.
+pub fn write_forbidden(out: &mut Vec<u8>, id: &RequestId, refused: &[Box<str>]) {
+    open_answer(out, id);
+    write_refused(out, refused);
+    let _ = write!(out, "\"error\":\"ForbiddenError\",\"message\":\"{FORBIDDEN}\"}}");
+}
+
+/// Each database that is not subscribed to, with why.
+fn write_refused(out: &mut Vec<u8>, refused: &[Box<str>]) {
+    for (i, name) in refused.iter().enumerate() {
+        out.extend_from_slice(if i == 0 { b"\"errors\":{" } else { b"," });
+        write_string(out, name);
+        let _ = write!(out, ":{{\"error\":\"ForbiddenError\",\"message\":\"{FORBIDDEN}\"}}");
+    }
+    if !refused.is_empty() {
+        out.extend_from_slice(b"},");
+    }
 }
 
 fn write_position(out: &mut Vec<u8>, position: Position) {
@@ -359,17 +410,40 @@ mod tests {
         assert_eq!(written(&|o| write_ok(o, &id)), r#"{"id":3,"ok":true}"#);
         assert_eq!(written(&|o| write_ok(o, &RequestId(None))), r#"{"ok":true}"#);
         assert_eq!(
-            written(&|o| write_logged_in(o, &id, "u", "c")),
+            written(&|o| write_logged_in(o, &id, "u", Some("c"))),
             r#"{"id":3,"ok":true,"username":"u","cookie":"c"}"#
         );
         assert_eq!(
-            written(&|o| write_subscribed(o, &id, None, &["a", "b"], None)),
+            written(&|o| write_subscribed(o, &id, None, &["a", "b"], None, &[])),
             r#"{"id":3,"ok":true,"changed":["a","b"]}"#
         );
         assert_eq!(
-            written(&|o| write_subscribed(o, &id, Some(&[("a", Some(position)), ("b", None)]), &["b"], Some("17"))),
+            written(&|o| write_subscribed(
+                o,
+                &id,
+                Some(&[("a", Some(position)), ("b", None)]),
+                &["b"],
+                Some("17"),
+                &[]
+            )),
             r#"{"id":3,"ok":true,"epoch":"17","dbs":{"a":"32.1.0","b":null},"changed":["b"]}"#
         );
+        let refused = ["x\"".into(), "y".into()];
+        let errors = r#""errors":{"x\"":{"error":"ForbiddenError","message":"you may not read this database"},"y":{"error":"ForbiddenError","message":"you may not read this database"}}"#;
+        assert_eq!(
+            written(&|o| write_subscribed(o, &id, None, &[], None, &refused)),
+            format!(r#"{{"id":3,"ok":true,{errors},"changed":[]}}"#)
+        );
+        assert_eq!(
+            written(&|o| write_forbidden(o, &id, &refused)),
+            format!(r#"{{"id":3,{errors},"error":"ForbiddenError","message":"you may not read this database"}}"#)
+        );
+        assert_eq!(
+            written(&|o| write_unsubscribed(o, "x")),
+            r#"{"event":"unsubscribed","db":"x","error":"ForbiddenError","message":"you may not read this database"}"#
+        );
+        assert_eq!(written(&|o| write_session(o, "c")), r#"{"event":"session","cookie":"c"}"#);
+        assert_eq!(written(&|o| write_logged_in(o, &id, "u", None)), r#"{"id":3,"ok":true,"username":"u"}"#);
         assert_eq!(
             written(&|o| write_error(o, &id, "TypeError", "x", None)),
             r#"{"id":3,"error":"TypeError","message":"x"}"#

@@ -12,6 +12,7 @@ pub mod payload;
 pub mod positions;
 pub mod response;
 pub mod secret;
+pub mod security;
 pub mod socket_io;
 pub mod url;
 pub mod websocket;

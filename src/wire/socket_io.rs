@@ -119,10 +119,18 @@ pub fn write_error_ack(out: &mut Vec<u8>, id: u64, name: &str, message: &str) {
 }
 
 /// Appends the `authenticated` event with CouchDB's `Set-Cookie` value.
-pub fn write_authenticated(out: &mut Vec<u8>, cookie: &str) {
+pub fn write_authenticated(out: &mut Vec<u8>, cookie: Option<&str>) {
+    let Some(cookie) = cookie else { return out.extend_from_slice(br#"42["authenticated",{}]"#) };
     out.extend_from_slice(br#"42["authenticated",{"cookie":"#);
     write_string(out, cookie);
     out.extend_from_slice(b"}]");
+}
+
+/// Appends the `unsubscribed` event: the user may not read the database any more.
+pub fn write_unsubscribed(out: &mut Vec<u8>, database: &str) {
+    out.extend_from_slice(br#"42["unsubscribed","#);
+    write_string(out, database);
+    out.push(b']');
 }
 
 /// Appends the `not-authenticated` event.
@@ -211,7 +219,7 @@ mod tests {
         assert_eq!(written(&|o| write_ack(o, 7, "{}")), "437[{}]");
         assert_eq!(written(&|o| write_change(o, "a\"b")), r#"42["change","a\"b"]"#);
         assert_eq!(
-            written(&|o| write_authenticated(o, "AuthSession=x")),
+            written(&|o| write_authenticated(o, Some("AuthSession=x"))),
             r#"42["authenticated",{"cookie":"AuthSession=x"}]"#
         );
         assert_eq!(

@@ -8,6 +8,7 @@ use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{Identity, LogInError};
 use crate::wire::howler_v1::{self, Operation, RequestId};
+use crate::wire::secret::Secret;
 
 /// The error of a request that needs a log-in.
 const LOG_IN_FIRST: &str = "log in first";
@@ -90,7 +91,8 @@ impl Session {
             Ok(identity) => {
                 if let Reply::Json(id) = &reply {
                     self.outgoing.push(|out| {
-                        howler_v1::write_logged_in(out, id, &identity.name, identity.cookie.reveal());
+                        let cookie = identity.cookie.as_ref().map(Secret::reveal);
+                        howler_v1::write_logged_in(out, id, &identity.name, cookie);
                     });
                 }
                 self.release(turn);
@@ -104,6 +106,11 @@ impl Session {
                 self.close(CloseReason::NotAuthenticated, turn);
             }
         }
+    }
+
+    pub(super) fn end_log_in(&mut self, error: LogInError, turn: &mut Turn<'_>) {
+        self.outgoing.push(|out| howler_v1::write_not_authenticated(out, error.message()));
+        self.close(CloseReason::NotAuthenticated, turn);
     }
 
     fn close(&mut self, reason: CloseReason, turn: &mut Turn<'_>) {

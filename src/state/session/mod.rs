@@ -111,6 +111,10 @@ pub enum Action {
     Connect,
     /// Ask the client whether it is there: a WebSocket ping.
     Ping,
+    /// Ask CouchDB whether the user is still logged in; the answer goes to [`Session::handle_check`].
+    Check(Credentials),
+    /// The user's roles are others: what it may read is to be decided anew.
+    Reconsider,
     /// Write what is outgoing, then close the transport.
     Close(CloseReason),
 }
@@ -163,6 +167,8 @@ pub struct Session {
     pub outgoing: Outgoing,
     /// The log-in that CouchDB works on, to be given up when the session ends.
     pub log_in: Option<Key>,
+    /// How many log-ins it has begun.
+    pub attempt: u32,
     user: Option<Box<User>>,
     /// Messages that wait for the end of the log-in.
     held: Option<Box<Held>>,
@@ -219,7 +225,11 @@ struct Awaited {
 #[derive(Debug)]
 struct User {
     name: Box<str>,
+    roles: Box<[Box<str>]>,
+    /// What it is still good with: a cookie, or a token.
     cookie: Credentials,
+    /// When CouchDB is asked again whether it is.
+    check_at: Option<Millis>,
 }
 
 #[derive(Debug, Default)]
@@ -250,6 +260,7 @@ impl Session {
             alarm: Alarm::default(),
             outgoing: Outgoing::default(),
             log_in: None,
+            attempt: 0,
             user: None,
             held: None,
             heard: now,
@@ -269,6 +280,11 @@ impl Session {
     /// Whether it is logged in, and so may be told of changes.
     pub fn is_active(&self) -> bool {
         matches!(self.phase, Phase::Active)
+    }
+
+    /// The name and the roles of who logged in.
+    pub fn user(&self) -> Option<(&str, &[Box<str>])> {
+        self.user.as_ref().map(|user| (&*user.name, &*user.roles))
     }
 
     /// The name of who logged in.
@@ -354,8 +370,59 @@ impl Session {
         if self.user.as_ref().is_some_and(|user| user.name != identity.name) {
             turn.actions.push(Action::Leave);
         }
-        let cookie = Credentials::cookie(identity.cookie.reveal());
-        self.user = Some(Box::new(User { name: identity.name.clone(), cookie }));
+        let cookie =
+            identity.cookie.as_ref().map_or(Credentials::Unusable, |cookie| Credentials::cookie(cookie.reveal()));
+        let Identity { name, roles, .. } = identity.clone();
+        self.user = Some(Box::new(User { name, roles, cookie, check_at: None }));
+    }
+
+    /// Who logged in by a token has no cookie: the token is good in its place.
+    pub fn keep_token(&mut self, credentials: &Credentials) {
+        if let (Some(user), Credentials::Token(_)) = (&mut self.user, credentials) {
+            user.cookie = credentials.clone();
+        }
+    }
+
+    /// Has CouchDB asked at a moment whether the user is still logged in.
+    pub fn check_at(&mut self, at: Millis) {
+        if let Some(user) = &mut self.user {
+            user.check_at = Some(at);
+        }
+    }
+
+    /// Takes CouchDB's answer to [`Action::Check`].
+    pub fn handle_check(&mut self, answer: Result<Identity, LogInError>, turn: &mut Turn<'_>) {
+        let (true, Some(user)) = (self.is_active(), &mut self.user) else { return };
+        match answer {
+            Ok(identity) if identity.name == user.name => {
+                if identity.roles != user.roles {
+                    user.roles = identity.roles;
+                    turn.actions.push(Action::Reconsider);
+                }
+                let Some(cookie) = identity.cookie else { return };
+                let renewed = Credentials::cookie(cookie.reveal());
+                if renewed != user.cookie && self.dialect == Dialect::Json {
+                    self.outgoing.push(|out| json::write_session(out, cookie.reveal()));
+                }
+                user.cookie = renewed;
+            }
+            Err(LogInError::Unavailable | LogInError::Overloaded) => {}
+            Ok(_) | Err(LogInError::NotAuthenticated | LogInError::Locked) => {
+                let error = answer.err().unwrap_or(LogInError::NotAuthenticated);
+                match self.dialect {
+                    Dialect::Json => self.end_log_in(error, turn),
+                    Dialect::SocketIo(_) => self.refuse(error, turn),
+                }
+            }
+        }
+    }
+
+    /// Tells the client that it is not subscribed any more to a database that the user may not read.
+    pub fn say_unsubscribed(&mut self, database: &str) {
+        match self.dialect {
+            Dialect::Json => self.outgoing.push(|out| json::write_unsubscribed(out, database)),
+            Dialect::SocketIo(_) => self.say_forbidden(database),
+        }
     }
 
     /// Whether a WebSocket ping is to go with what is about to be written; its pong tells that the client
@@ -394,7 +461,8 @@ impl Session {
             Phase::Anonymous(until) => silence.min(until),
             Phase::Awaiting(ref awaited) => silence.min(awaited.until),
             Phase::Answering(_) | Phase::Refused | Phase::Ended(_) => silence.min(self.next_from().unwrap_or(silence)),
-            Phase::LoggingIn(_) | Phase::Active => silence,
+            Phase::Active => silence.min(self.user.as_ref().and_then(|user| user.check_at).unwrap_or(silence)),
+            Phase::LoggingIn(_) => silence,
         }
     }
 
@@ -413,6 +481,13 @@ impl Session {
             }
             (Phase::Ended(reason), _) if self.next_from().is_some_and(|at| at <= turn.now) => {
                 return turn.actions.push(Action::Close(*reason));
+            }
+            (Phase::Active, _) => {
+                if let Some(user) = &mut self.user
+                    && user.check_at.take_if(|at| *at <= turn.now).is_some()
+                {
+                    turn.actions.push(Action::Check(user.cookie.clone()));
+                }
             }
             _ => {}
         }
@@ -460,18 +535,34 @@ impl Session {
     }
 
     /// Answers `subscribe`: where the databases stand, if that is ever known, and those whose position is not
-    /// the one that was given. The epoch is told to who came before it was known.
+    /// the one that was given. The epoch is told to who came before it was known, and which databases the user may
+    /// not read.
     pub fn answer_subscribed(
         &mut self,
         reply: &Reply,
         positions: Option<&[(&str, Option<Position>)]>,
         changed: &[&str],
         epoch: Option<&str>,
+        refused: &[Box<str>],
     ) {
-        let Reply::Json(id) = reply else { return self.answer_ok(reply) };
+        let Reply::Json(id) = reply else {
+            if refused.is_empty() {
+                return self.answer_ok(reply);
+            }
+            let message = format!("You may not read {}.", refused.join(", "));
+            return self.answer_error(reply, "ForbiddenError", &message);
+        };
         let news = epoch.filter(|_| !self.knows_epoch);
         self.knows_epoch |= news.is_some();
-        self.outgoing.push(|out| json::write_subscribed(out, id, positions, changed, news));
+        self.outgoing.push(|out| json::write_subscribed(out, id, positions, changed, news, refused));
+    }
+
+    /// Answers `subscribe` when none of the databases may be read.
+    pub fn answer_forbidden(&mut self, reply: &Reply, refused: &[Box<str>]) {
+        match reply {
+            Reply::Json(id) => self.outgoing.push(|out| json::write_forbidden(out, id, refused)),
+            _ => self.answer_subscribed(reply, None, &[], None, refused),
+        }
     }
 
     /// Answers a request that is refused.

@@ -8,6 +8,7 @@ use crate::state::timers::Millis;
 use crate::wire::couchdb::{Credentials, Identity, LogInError};
 use crate::wire::engine_io::{self, Open, Sid, Version};
 use crate::wire::json::Names;
+use crate::wire::secret::Secret;
 use crate::wire::socket_io::{self, Event, PacketKind};
 pub(super) use crate::wire::socket_io::{write_ack as ack, write_error_ack as error_ack};
 
@@ -197,19 +198,29 @@ impl Session {
     fn authenticate(&mut self, answer: Result<Identity, LogInError>, turn: &mut Turn<'_>) {
         match answer {
             Ok(identity) => {
-                self.outgoing.push(|out| socket_io::write_authenticated(out, identity.cookie.reveal()));
+                self.outgoing.push(|out| {
+                    socket_io::write_authenticated(out, identity.cookie.as_ref().map(Secret::reveal));
+                });
                 self.phase = Phase::Active;
                 self.release(turn);
             }
-            Err(error) => {
-                self.outgoing.push(|out| socket_io::write_not_authenticated(out, error.name(), error.message()));
-                // Whoever was logged in before, it is nobody now.
-                turn.actions.push(Action::Leave);
-                self.held = None;
-                self.phase = Phase::Refused;
-                self.clear_from = None;
-            }
+            Err(error) => self.refuse(error, turn),
         }
+    }
+
+    /// Tells the client that it is not, or no longer, logged in; DISCONNECT follows.
+    pub(super) fn refuse(&mut self, error: LogInError, turn: &mut Turn<'_>) {
+        self.outgoing.push(|out| socket_io::write_not_authenticated(out, error.name(), error.message()));
+        // Whoever was logged in before, it is nobody now.
+        turn.actions.push(Action::Leave);
+        self.held = None;
+        self.phase = Phase::Refused;
+        self.clear_from = None;
+    }
+
+    /// Tells the client that the user may not read a database any more.
+    pub(super) fn say_forbidden(&mut self, database: &str) {
+        self.outgoing.push(|out| socket_io::write_unsubscribed(out, database));
     }
 }
 
@@ -227,7 +238,6 @@ mod tests {
 
     use super::super::Rules;
     use super::*;
-    use crate::wire::secret::Secret;
 
     /// What a session wants done after an input at a moment.
     fn after(session: &mut Session, now: Millis, input: impl FnOnce(&mut Session, &mut Turn<'_>)) -> Vec<Action> {
@@ -244,7 +254,7 @@ mod tests {
         let (rules, actions) = (&Rules::default(), &mut Vec::new());
         let mut session = Session::open_socket_io(opening, &mut Turn { now: 0, rules, actions });
         session.handle_flushed(0);
-        let identity = Identity { name: "u".into(), cookie: Secret::new("AuthSession=abc") };
+        let identity = Identity { name: "u".into(), roles: [].into(), cookie: Some(Secret::new("AuthSession=abc")) };
         after(&mut session, 100, |session, turn| session.handle_log_in(Ok(identity), 0, turn));
         assert!(session.is_active());
         let asked = after(&mut session, 200, |session, turn| session.handle_message("40", turn));

@@ -1,0 +1,154 @@
+//! Who may subscribe to what, and whether who logged in still is: asked of CouchDB, beside everything else.
+
+use super::{Purpose, Queue, Server};
+use crate::state::access::{Access, Decision, Undecided, Verdict};
+use crate::state::pool::Answer;
+use crate::state::positions::Named;
+use crate::state::session::{Reply, Session};
+use crate::state::table::Key;
+use crate::state::timers::Millis;
+use crate::wire::couchdb::{self, Credentials};
+use crate::wire::security::Security;
+
+/// What a client is told when CouchDB could not say who may read a database.
+const UNDECIDED: &str = "The database server cannot be asked at the moment who may read this.";
+
+impl Server {
+    /// A session subscribes: what it may read is decided first.
+    pub(super) fn subscribe(&mut self, key: Key, reply: Reply, names: Named, epoch: Option<Box<str>>, now: Millis) {
+        let Some(names) = self.checked(key, &reply, names) else { return };
+        let Some((user, roles)) = self.sessions.get(key).and_then(Session::user) else { return };
+        let mut unknown = Vec::new();
+        for (name, _) in &names {
+            if self.access.decide(name, user, roles) == Decision::Unknown {
+                unknown.push(name.clone());
+            }
+        }
+        if unknown.is_empty() {
+            return self.subscribe_decided(key, reply, names, epoch, now);
+        }
+        self.access.wait(Access::undecided(key, reply, names, epoch), &unknown, now);
+    }
+
+    /// At the end of a turn: asks CouchDB what it made necessary to know.
+    pub(super) fn ask_access(&mut self, now: Millis) {
+        while let Some(database) = self.access.next_question() {
+            let request = self.couchdb.requests.security(&database);
+            let submitted = self.ask_couchdb(Queue::Checks, request, Purpose::Security(database.clone()), now);
+            if submitted.is_none() {
+                return self.handle_security(&database, None, now);
+            }
+            self.perform_pool_actions(Queue::Checks, now);
+        }
+    }
+
+    /// CouchDB said who may read a database, or did not.
+    pub(super) fn handle_security(&mut self, database: &str, answer: Option<&Answer>, now: Millis) {
+        let verdict = match answer {
+            Some(answer) if answer.status == 200 => Security::parse(&answer.body).map(Verdict::Security),
+            Some(answer) if answer.status == 404 => Some(Verdict::Missing),
+            _ => None,
+        };
+        if verdict.is_none() {
+            let status = answer.map(|answer| answer.status);
+            log::warn!("CouchDB does not say who may read a database (status {status:?}): asking again.");
+        }
+        let watched = self.subscriptions.find(database);
+        let wanted = watched.is_some_and(|id| self.subscriptions.has_subscribers(id));
+        let untold = self.access.handle_verdict(database, verdict, wanted, now);
+        if let Some(id) = watched {
+            for index in self.subscriptions.subscribers(id) {
+                if let Some(key) = self.sessions.key_at(index) {
+                    self.reconsider(key, database);
+                }
+            }
+        }
+        if let (Some(kind), Some(id)) = (untold, self.subscriptions.find(database)) {
+            self.metrics.merged_notifications += self.subscriptions.mark(id, kind, &mut self.woken);
+            self.wake();
+        }
+        self.answer_decided(now);
+    }
+
+    /// Does what the time asks for.
+    pub(super) fn expire_access(&mut self, now: Millis) {
+        if self.access.poll_timeout().is_some_and(|at| at <= now) {
+            let subscriptions = &self.subscriptions;
+            let is_wanted = |name: &str| subscriptions.find(name).is_some_and(|id| subscriptions.has_subscribers(id));
+            self.access.handle_timeout(now, is_wanted);
+            self.answer_decided(now);
+        }
+    }
+
+    /// Goes on with every `subscribe` that is decided, and gives up those that took too long.
+    pub(super) fn answer_decided(&mut self, now: Millis) {
+        while let Some(Undecided { session, reply, names, epoch, .. }) = self.access.next_ready() {
+            self.subscribe_decided(session, reply, names, epoch, now);
+        }
+        while let Some(Undecided { session: key, reply, .. }) = self.access.next_late() {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.answer_error(&reply, "ServiceUnavailableError", UNDECIDED);
+                self.dirty.push(key);
+            }
+        }
+    }
+
+    /// Ends a subscription of a session if it may not read the database any more.
+    fn reconsider(&mut self, key: Key, database: &str) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some((user, roles)) = session.user() else { return };
+        if self.access.decide(database, user, roles) == Decision::Forbidden
+            && self.subscriptions.unsubscribe(key.index, database)
+        {
+            session.say_unsubscribed(database);
+            self.metrics.revoked_subscriptions += 1;
+            self.dirty.push(key);
+        }
+    }
+
+    /// The roles of a user are others.
+    pub(super) fn reconsider_all(&mut self, key: Key) {
+        let names: Vec<Box<str>> = self
+            .subscriptions
+            .of_session(key.index)
+            .map(|(database, _)| self.subscriptions.name(database).into())
+            .collect();
+        for name in names {
+            self.reconsider(key, &name);
+        }
+    }
+
+    /// Asks CouchDB whether a user is still logged in.
+    pub(super) fn check_session(&mut self, key: Key, credentials: &Credentials, now: Millis) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let Some(request) = self.couchdb.requests.log_in(credentials, session.client) else { return };
+        let submitted = self.ask_couchdb(Queue::Checks, request, Purpose::Check(key, credentials.clone()), now);
+        if submitted.is_none() {
+            return self.handle_check(key, credentials, None, now);
+        }
+        self.perform_pool_actions(Queue::Checks, now);
+    }
+
+    /// CouchDB said whether a user is still logged in, or could not.
+    pub(super) fn handle_check(&mut self, key: Key, credentials: &Credentials, answer: Option<Answer>, now: Millis) {
+        let outcome = match answer {
+            Some(answer) => couchdb::read_log_in(credentials, answer.status, answer.auth_cookie, &answer.body),
+            None => Err(couchdb::LogInError::Unavailable),
+        };
+        if matches!(outcome, Err(couchdb::LogInError::NotAuthenticated | couchdb::LogInError::Locked)) {
+            self.metrics.ended_sessions += 1;
+        }
+        let next = self.next_check(now);
+        self.with_session(key, now, |session, turn| {
+            session.handle_check(outcome, turn);
+            if let Some(at) = next {
+                session.check_at(at);
+            }
+        });
+    }
+
+    /// When a session that is good now is to be checked again.
+    pub(super) fn next_check(&mut self, now: Millis) -> Option<Millis> {
+        (self.session_check > 0).then(|| now + self.jitter.around(self.session_check))
+    }
+}

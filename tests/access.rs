@@ -1,0 +1,239 @@
+//! Who may watch what, who is still logged in, and how wrong passwords are slowed down.
+
+use std::time::Duration;
+
+use couchdb_howler::demo::StandIn;
+use serde_json::{Value, json};
+
+use crate::support::client::{Client, Received};
+use crate::support::howler::Howler;
+use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
+
+const OTHER: &str = "other";
+const OTHER_PASSWORD: &str = "zq7-other-secret";
+
+fn members(couchdb: &StandIn) -> Howler {
+    Howler::start_with(couchdb, &["--access", "members"])
+}
+
+fn scene() -> (StandIn, Howler) {
+    let couchdb = couchdb();
+    couchdb.add_user(OTHER, OTHER_PASSWORD, &["team"]);
+    couchdb.create_database_for("mine", &[USER]);
+    couchdb.create_database_for("theirs", &[OTHER]);
+    let howler = members(&couchdb);
+    (couchdb, howler)
+}
+
+fn client_of(howler: &Howler, name: &str, password: &str) -> Client {
+    let mut client = Client::json(howler.address());
+    assert_eq!(client.ask(json!({"op": "log-in", "username": name, "password": password}))["ok"], true);
+    client
+}
+
+fn subscribe(client: &mut Client, names: &[&str]) -> Value {
+    client.ask(json!({"op": "subscribe", "dbs": names}))
+}
+
+#[test]
+fn only_members_watch_a_database() {
+    let (couchdb, howler) = scene();
+    couchdb.create_database("admins-alone");
+    couchdb.create_database("public");
+    couchdb
+        .set_security("public", json!({"admins": {"names": [], "roles": []}, "members": {"names": [], "roles": []}}));
+    couchdb.create_database("team-db");
+    couchdb.set_security("team-db", json!({"members": {"roles": ["team"]}}));
+    let mut user = client_of(&howler, USER, PASSWORD);
+    let names = ["mine", "theirs", "public", "admins-alone", "team-db", "_users", "a/new+one"];
+    let answer = subscribe(&mut user, &names);
+    assert_eq!(answer["ok"], true, "{answer}");
+    let of = |answer: &Value, what: &str| -> Vec<String> {
+        answer[what].as_object().expect("an object").keys().cloned().collect()
+    };
+    assert_eq!(of(&answer, "dbs"), ["a/new+one", "mine", "public"]);
+    assert_eq!(of(&answer, "errors"), ["_users", "admins-alone", "team-db", "theirs"]);
+    assert_eq!(answer["errors"]["theirs"]["error"], "ForbiddenError");
+    let answer = subscribe(&mut user, &["theirs"]);
+    assert_eq!(
+        (&answer["error"], &answer["errors"]["theirs"]["error"]),
+        (&json!("ForbiddenError"), &json!("ForbiddenError"))
+    );
+
+    let mut other = client_of(&howler, OTHER, OTHER_PASSWORD);
+    assert_eq!(of(&subscribe(&mut other, &names), "errors"), ["_users", "admins-alone", "mine"]);
+    for name in ["theirs", "team-db", "admins-alone", "mine"] {
+        couchdb.update(name);
+    }
+    assert_eq!(user.next_change(SOON).as_deref(), Some("mine"));
+    assert_eq!(user.next_change(A_MOMENT), None);
+    let told = [other.next_change(SOON), other.next_change(SOON)];
+    assert_eq!(told.map(Option::unwrap), ["theirs", "team-db"]);
+
+    // Once for all who ask.
+    let asked = couchdb.requests();
+    let questions = asked.iter().filter(|request| request.target == "/mine/_security").count();
+    assert_eq!(questions, 1);
+}
+
+#[test]
+fn a_server_admin_watches_everything() {
+    let couchdb = couchdb();
+    couchdb.add_user("boss", "zq7-boss-secret", &["_admin"]);
+    couchdb.create_database("admins-alone");
+    let howler = members(&couchdb);
+    let mut boss = client_of(&howler, "boss", "zq7-boss-secret");
+    assert_eq!(subscribe(&mut boss, &["admins-alone", "_users"])["errors"], Value::Null);
+    couchdb.update("admins-alone");
+    assert_eq!(boss.next_change(SOON).as_deref(), Some("admins-alone"));
+}
+
+#[test]
+fn socket_io_clients_are_told_by_the_acknowledgement() {
+    let (couchdb, howler) = scene();
+    let mut client = Client::socket_io_logged_in(howler.address());
+    client.send(r#"421["subscribe",["mine","theirs"]]"#);
+    let ack = client.receive_text(SOON).expect("an ack");
+    assert!(ack.starts_with("431[{") && ack.contains("ForbiddenError") && ack.contains("theirs"), "{ack}");
+    assert!(!ack.contains("mine"), "{ack}");
+    couchdb.update_many(&["mine", "theirs"]);
+    assert_eq!(client.receive_text(SOON).as_deref(), Some(r#"42["change","mine"]"#));
+    assert_eq!(client.receive_text(A_MOMENT), None);
+}
+
+#[test]
+fn a_database_that_is_made_later_is_told_to_those_who_may_read_it() {
+    let couchdb = couchdb();
+    couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
+    let howler = members(&couchdb);
+    let mut user = client_of(&howler, USER, PASSWORD);
+    let mut other = client_of(&howler, OTHER, OTHER_PASSWORD);
+    for client in [&mut user, &mut other] {
+        let answer = subscribe(client, &["later"]);
+        assert_eq!((&answer["ok"], &answer["errors"]), (&json!(true), &Value::Null), "{answer}");
+    }
+    couchdb.create_database_for("later", &[USER]);
+    assert_eq!(user.next_change(SOON).as_deref(), Some("later"));
+    let event = other.next_event(SOON).expect("an event");
+    assert_eq!(
+        (&event["event"], &event["db"], &event["error"]),
+        (&json!("unsubscribed"), &json!("later"), &json!("ForbiddenError"))
+    );
+    couchdb.update("later");
+    assert_eq!(user.next_change(SOON).as_deref(), Some("later"));
+    assert_eq!(other.next_event(A_MOMENT), None, "it was never told of a change");
+}
+
+#[test]
+fn access_that_is_taken_away_ends_the_subscription() {
+    let (couchdb, howler) = scene();
+    let mut user = client_of(&howler, USER, PASSWORD);
+    subscribe(&mut user, &["mine"]);
+    couchdb.set_security("mine", json!({"members": {"names": [OTHER]}}));
+    // Nothing tells of that; a deletion and a new beginning do, at once.
+    couchdb.delete_database("mine");
+    let mut told = Vec::new();
+    couchdb.create_database_for("mine", &[OTHER]);
+    loop {
+        let event = user.next_event(SOON).expect("an event");
+        if event["event"] == "unsubscribed" {
+            break;
+        }
+        told.push(event["kind"].clone());
+    }
+    assert!(told.is_empty() || told == ["deleted"], "{told:?}");
+    couchdb.update("mine");
+    assert_eq!(user.next_event(A_MOMENT), None);
+}
+
+#[test]
+fn a_question_that_couchdb_does_not_answer_fails_the_subscription_alone() {
+    let (couchdb, howler) = scene();
+    let mut user = client_of(&howler, USER, PASSWORD);
+    couchdb.fail_access(Some(500));
+    assert_eq!(subscribe(&mut user, &["mine"])["error"], "ServiceUnavailableError");
+    couchdb.fail_access(None);
+    let deadline = std::time::Instant::now() + SOON;
+    while subscribe(&mut user, &["mine"])["ok"] != true {
+        assert!(std::time::Instant::now() < deadline, "{}", howler.output());
+    }
+    couchdb.update("mine");
+    assert_eq!(user.next_change(SOON).as_deref(), Some("mine"));
+}
+
+#[test]
+fn sessions_are_checked_and_ended() {
+    let couchdb = couchdb();
+    couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
+    let howler = Howler::start_with(&couchdb, &["--session_check", "1"]);
+    let mut user = client_of(&howler, USER, PASSWORD);
+    let mut other = client_of(&howler, OTHER, OTHER_PASSWORD);
+    let query = format!("username={OTHER}&password={OTHER_PASSWORD}");
+    let mut old = Client::socket_io(howler.address(), &query);
+    let seen = |text: &str, client: &mut Client| loop {
+        let received = client.receive_text(SOON).expect("a message");
+        if received.contains(text) {
+            return received;
+        }
+    };
+    seen("\"authenticated\"", &mut old);
+    couchdb.remove_user(OTHER);
+    let event = other.next_event(SOON).expect("an event");
+    assert_eq!((&event["event"], &event["error"]), (&json!("not-authenticated"), &json!("NotAuthenticatedError")));
+    assert_eq!(other.receive_close(SOON).1, Received::Close(4401, "not authenticated".into()));
+    seen("not-authenticated", &mut old);
+    seen("41", &mut old);
+    // Whoever is still good stays, also while CouchDB cannot say.
+    couchdb.fail_logins(Some(500));
+    std::thread::sleep(Duration::from_millis(1_500));
+    couchdb.fail_logins(None);
+    assert_eq!(user.ask(json!({"op": "heartbeat"}))["ok"], true);
+}
+
+#[test]
+fn tokens_are_handed_on() {
+    let couchdb = couchdb();
+    couchdb.add_token("zq7-header.payload.signature", USER, &[]);
+    let howler = Howler::start_with(&couchdb, &["--session_check", "1"]);
+    let mut client = Client::json(howler.address());
+    let answer = client.ask(json!({"op": "log-in", "token": "zq7-header.payload.signature"}));
+    assert_eq!((&answer["ok"], &answer["username"], &answer["cookie"]), (&json!(true), &json!(USER), &Value::Null));
+    let mut old = Client::socket_io(howler.address(), "token=zq7-header.payload.signature");
+    let told: Vec<_> = std::iter::from_fn(|| old.receive_text(SOON)).take(3).collect();
+    assert_eq!(told[2], r#"42["authenticated",{}]"#, "{told:?}");
+    for bad in ["zq7-forged.payload.signature", "a b", ""] {
+        let mut client = Client::json(howler.address());
+        assert_eq!(client.ask(json!({"op": "log-in", "token": bad}))["error"], "NotAuthenticatedError", "{bad}");
+    }
+    couchdb.expire_token("zq7-header.payload.signature");
+    assert_eq!(client.next_event(SOON).expect("an event")["event"], "not-authenticated");
+}
+
+#[test]
+fn wrong_passwords_of_one_client_lock_nobody_out() {
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--trusted_proxies", "127.0.0.0/8", "--log_level", "debug"]);
+    let mut answers = Vec::new();
+    for _ in 0..6 {
+        let mut clients: Vec<_> = (0..50).map(|_| Client::json(howler.address())).collect();
+        for (number, client) in clients.iter_mut().enumerate() {
+            client.request(json!({"op": "log-in", "username": USER, "password": format!("zq7-wrong-{number}")}));
+        }
+        for client in &mut clients {
+            let (texts, _) = client.receive_close(SOON);
+            let answer: Value = serde_json::from_str(texts.last().expect("an answer")).expect("JSON");
+            answers.push(answer["error"].as_str().expect("an error").to_owned());
+        }
+    }
+    let count = |name: &str| answers.iter().filter(|answer| *answer == name).count();
+    assert_eq!((count("NotAuthenticatedError"), count("AccountLockedError")), (4, 296), "{answers:?}");
+    assert_eq!(couchdb.counters().session_requests, 4, "CouchDB, which locks after five, was asked no oftener");
+    // The same user from another address, as a proxy tells it.
+    let from_elsewhere = "X-Forwarded-For: 192.0.2.1\r\n";
+    let mut elsewhere = Client::try_open(howler.address(), "/howler", from_elsewhere).expect("it opens");
+    assert_eq!(elsewhere.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}))["ok"], true);
+    assert!(howler.output().contains("too many wrong passwords"));
+    let told =
+        couchdb.requests().into_iter().filter_map(|request| request.header("X-Forwarded-For").map(str::to_owned));
+    assert_eq!(told.filter(|address| address == "192.0.2.1").count(), 1);
+}
