@@ -30,7 +30,7 @@ pub enum Told {
     Everything,
 }
 
-/// The connection is over, or was not to be had.
+/// The connection is over, or was not to be had; what came instead.
 #[derive(Debug)]
 pub struct Gone(pub String);
 
