@@ -26,4 +26,5 @@ mod site;
 mod socket_io;
 mod static_binary;
 mod stopping;
+mod storm;
 mod tls;
