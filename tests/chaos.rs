@@ -24,9 +24,9 @@
 //! marks the positions that it gives out from then on. So the schedule loses events only
 //!
 //! - while both servers follow CouchDB, and CouchDB stays away until both have missed it;
-//! - and it kills no server until each client has heard of the loss from one that was there, by a resync or by
-//!   an answer with marked positions: a server that starts later cannot know, and a client that was away from
-//!   before the loss until after that start is not told.
+//! - and it kills no server until each client has been told of what was lost by one that was there, by a resync or
+//!   when it came back and was compared with a marked position: a server that starts later cannot know, and a client
+//!   that was away from before the loss until after that start is not told.
 //!
 //! All other faults happen at any time, in any order, while the clients come and go.
 
@@ -131,10 +131,8 @@ struct World {
     over: AtomicBool,
     /// One client is to throw its next notification away.
     drops: AtomicBool,
-    /// How often CouchDB lost events.
-    losses: AtomicUsize,
-    /// How many of these losses both servers have noticed.
-    noticed: AtomicUsize,
+    /// How often each database was written when CouchDB lost events the last time.
+    lost: Vec<AtomicU64>,
     /// How often many clients were reset.
     resets: AtomicUsize,
     told: Counts,
@@ -154,8 +152,6 @@ struct Counts {
 struct View {
     /// Databases, each with how often it was written when the client synced it last.
     synced: BTreeMap<usize, AtomicU64>,
-    /// The last loss of CouchDB's that it has heard of.
-    heard_of: AtomicUsize,
     /// What it threw away.
     dropped: Mutex<Option<String>>,
 }
@@ -200,7 +196,7 @@ fn run(plan: &Plan) -> Report {
             world.pause(jitter.below(400));
             world.suffer(fault, &mut servers, &views, &mut jitter);
         }
-        world.settle(&views, &servers);
+        world.settle(&servers);
         missed = world.wait_until_told(&views, plan.told_within);
         world.told.rounds.fetch_add(1, SeqCst);
     }
@@ -235,8 +231,7 @@ impl World {
             calm: AtomicBool::new(false),
             over: AtomicBool::new(false),
             drops: AtomicBool::new(false),
-            losses: AtomicUsize::new(0),
-            noticed: AtomicUsize::new(0),
+            lost: (0..DATABASES).map(|_| AtomicU64::new(0)).collect(),
             resets: AtomicUsize::new(0),
             told: Counts::default(),
         }
@@ -307,13 +302,13 @@ impl World {
             }
             Fault::AwayWithLoss => self.lose(servers, jitter),
             Fault::Kill => {
-                self.wait_for_losses_to_be_heard_of(views);
+                self.wait_until_told_of_losses(views);
                 servers[which] = None;
                 self.pause(a_while);
                 servers[which] = Some(Howler::start_on(self.ports[which], &self.couchdb, &OPTIONS));
             }
             Fault::KillWhileAway => {
-                self.wait_for_losses_to_be_heard_of(views);
+                self.wait_until_told_of_losses(views);
                 self.set_away(true);
                 servers[which] = None;
                 self.pause(a_while);
@@ -332,8 +327,10 @@ impl World {
         let before = (count(refused), count(told));
         self.couchdb.lose_next_events(true);
         self.write(&(0..DATABASES).filter(|_| jitter.below(2) == 0).collect::<Vec<_>>());
-        self.losses.fetch_add(1, SeqCst);
         self.set_away(true);
+        for (lost, writes) in self.lost.iter().zip(&self.writes) {
+            lost.store(writes.load(SeqCst), SeqCst);
+        }
         for (howler, before) in servers.iter().flatten().zip(before.0) {
             howler.wait_for_lines(refused, before + 1);
         }
@@ -342,35 +339,35 @@ impl World {
         for (howler, before) in servers.iter().flatten().zip(before.1) {
             howler.wait_for_lines(told, before + 1);
         }
-        self.noticed.fetch_add(1, SeqCst);
     }
 
-    fn wait_for_losses_to_be_heard_of(&self, views: &[Arc<View>]) {
-        let losses = self.losses.load(SeqCst);
-        let deadline = Instant::now() + TOLD_WITHIN;
-        while let Some(deaf) = views.iter().position(|view| view.heard_of.load(SeqCst) < losses) {
-            assert!(Instant::now() < deadline, "client {deaf} has not heard of CouchDB's loss {losses}");
-            self.pause(10);
-        }
+    /// Waits until each client has synced all that was written when CouchDB lost events.
+    fn wait_until_told_of_losses(&self, views: &[Arc<View>]) {
+        let missed = self.wait_until_synced(views, &self.lost, TOLD_WITHIN);
+        assert_eq!(missed, [], "what CouchDB lost was not told");
     }
 
     /// The faults stop: all servers run, all clients come back and stay, nothing is written any more.
-    fn settle(&self, views: &[Arc<View>], servers: &[Option<Howler>]) {
+    fn settle(&self, servers: &[Option<Howler>]) {
         assert!(servers.iter().all(Option::is_some), "all servers run");
         self.calm.store(true, SeqCst);
         assert!(self.couchdb.wait_for_feeds(SERVERS, 3 * SOON), "both servers follow CouchDB");
-        self.wait_for_losses_to_be_heard_of(views);
     }
 
     /// Waits until every client has synced what was written last; what it did not, when the time is over.
     fn wait_until_told(&self, views: &[Arc<View>], within: Duration) -> Vec<Missed> {
+        self.wait_until_synced(views, &self.writes, within)
+    }
+
+    /// Waits until every client has synced all of its databases when they had been written so often, or later.
+    fn wait_until_synced(&self, views: &[Arc<View>], truth: &[AtomicU64], within: Duration) -> Vec<Missed> {
         let deadline = Instant::now() + within;
         loop {
             let mut missed = Vec::new();
             for (client, view) in views.iter().enumerate() {
                 for (database, synced) in &view.synced {
-                    let (synced, truth) = (synced.load(SeqCst), self.writes[*database].load(SeqCst));
-                    if synced != truth {
+                    let (synced, truth) = (synced.load(SeqCst), truth[*database].load(SeqCst));
+                    if synced < truth {
                         missed.push(Missed(client, self.names[*database].clone(), synced, truth));
                     }
                 }
@@ -409,7 +406,7 @@ impl View {
         let all = count == DATABASES;
         let pick = |i| if all { i } else { usize::try_from(jitter.below(DATABASES as u64)).expect("small") };
         let synced = (0..count).map(pick).map(|database| (database, AtomicU64::new(0))).collect();
-        Self { synced, heard_of: AtomicUsize::new(0), dropped: Mutex::default() }
+        Self { synced, dropped: Mutex::default() }
     }
 }
 
@@ -471,12 +468,11 @@ impl Actor {
     fn visit(&mut self, address: SocketAddr) -> Result<(), Gone> {
         self.device.begin_log_in(address)?;
         self.device.finish_log_in()?;
-        let (noticed, resets) = (self.world.noticed.load(SeqCst), self.world.resets.load(SeqCst));
+        let resets = self.world.resets.load(SeqCst);
         let told = self.device.subscribe()?;
         self.world.told.connections.fetch_add(1, SeqCst);
         self.world.told.compared.fetch_add(told.len() as u64, SeqCst);
         told.iter().for_each(|name| self.sync(name));
-        self.view.heard_of.fetch_max(noticed, SeqCst);
         let leaves = Instant::now() + Duration::from_millis(100 + self.jitter.below(6_000));
         loop {
             let calm = self.world.calm.load(SeqCst);
@@ -504,7 +500,6 @@ impl Actor {
             }
             return Ok(());
         }
-        let losses = self.world.losses.load(SeqCst);
         match self.device.next(LISTEN)? {
             Told::Nothing => {}
             Told::Change(name) => {
@@ -516,7 +511,6 @@ impl Actor {
                 for (database, synced) in &self.view.synced {
                     synced.store(self.world.writes[*database].load(SeqCst), SeqCst);
                 }
-                self.view.heard_of.fetch_max(losses, SeqCst);
             }
         }
         Ok(())
