@@ -23,6 +23,7 @@ mod polling;
 mod positions;
 mod real_clients;
 mod site;
+mod slow_clients;
 mod socket_io;
 mod static_binary;
 mod stopping;
