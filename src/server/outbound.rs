@@ -306,7 +306,7 @@ impl Server {
         self.perform_feed_actions(now);
         if skipped > 0 {
             self.metrics.skipped_lines += skipped;
-            self.handle_gap(now);
+            self.handle_gap(now, now);
         }
     }
 }

@@ -204,17 +204,17 @@ impl Server {
     /// Where the first stream starts is known. Who subscribed before that may have missed something.
     pub(super) fn handle_pinned(&mut self) {
         if !self.followed {
-            for database in self.positions.handle_doubt(&mut self.subscriptions) {
+            for database in self.positions.handle_doubt(0, &mut self.subscriptions) {
                 self.subscriptions.mark(database, ChangeKind::Updated, &mut self.woken);
             }
             self.wake();
         }
     }
 
-    /// The feed missed something, which shows in the positions; where one is not known, the database counts as
-    /// changed.
-    pub(super) fn handle_gap(&mut self, now: Millis) {
-        let unknown = self.positions.handle_doubt(&mut self.subscriptions);
+    /// The feed missed something after a moment, which shows in the positions; where one is not known, the database
+    /// counts as changed.
+    pub(super) fn handle_gap(&mut self, followed_until: Millis, now: Millis) {
+        let unknown = self.positions.handle_doubt(followed_until, &mut self.subscriptions);
         if self.positions.are_kept() {
             for database in unknown {
                 self.subscriptions.mark(database, ChangeKind::Updated, &mut self.woken);
@@ -231,7 +231,7 @@ impl Server {
             self.ask_epoch(now);
         }
         if continuity != Continuity::Whole {
-            self.handle_gap(now);
+            self.handle_gap(self.feed.followed_until(), now);
         }
         let lost = match continuity {
             Continuity::Whole | Continuity::Gap => None,

@@ -154,6 +154,8 @@ pub struct Feed {
     must_create: bool,
     /// The worst since the last stream; None before the first.
     continuity: Option<Continuity>,
+    /// When the last stream that broke gave its last byte.
+    followed_until: Millis,
 }
 
 impl Feed {
@@ -174,7 +176,14 @@ impl Feed {
             broken_at: None,
             must_create: false,
             continuity: None,
+            followed_until: 0,
         }
+    }
+
+    /// Until when changes were followed before the feed broke last; all that had happened by then, but for what was on
+    /// its way, has come.
+    pub fn followed_until(&self) -> Millis {
+        self.followed_until
     }
 
     /// Whether changes are being followed right now.
@@ -461,6 +470,9 @@ impl Feed {
 
     /// The feed broke: it is tried again after the backoff.
     fn fail(&mut self, problem: Problem, now: Millis, actions: &mut Vec<FeedAction>) {
+        if let Phase::Streaming { deadline, .. } = self.phase {
+            self.followed_until = deadline.saturating_sub(self.patience());
+        }
         if self.since.as_deref() == Some(NOW) {
             // There is nothing to resume from.
             self.worsen(Continuity::Gap);

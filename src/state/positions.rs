@@ -189,13 +189,13 @@ impl Positions {
         }
     }
 
-    /// Lines of the feed may have been missed: all positions are looked up anew, and what moved meanwhile is told.
-    /// Returns the databases with subscribers of which no position was known to compare with.
-    pub fn handle_doubt(&mut self, subscriptions: &mut Subscriptions) -> Vec<DatabaseId> {
+    /// Lines of the feed may have been missed, all up to a moment having come: all positions are looked up anew, and what
+    /// moved meanwhile is told. Returns the databases with subscribers of which no position was known to compare with.
+    pub fn handle_doubt(&mut self, followed_until: Millis, subscriptions: &mut Subscriptions) -> Vec<DatabaseId> {
         self.era += 1;
         let mut unknown = Vec::new();
         for database in subscriptions.all() {
-            if subscriptions.has_subscribers(database) && subscriptions.watch(database).told().is_none() {
+            if subscriptions.has_subscribers(database) && subscriptions.watch(database).awaits_lines(followed_until) {
                 unknown.push(database);
             }
             subscriptions.watch_mut(database).doubt();
@@ -414,3 +414,6 @@ impl Positions {
 fn is_possible(name: &str) -> bool {
     name.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
 }
+
+#[cfg(test)]
+mod tests;

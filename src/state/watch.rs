@@ -36,6 +36,9 @@ pub struct Watch {
     settled: bool,
     /// When it changed last, in seconds.
     changed: u32,
+    /// When it was looked up for the first time although it had subscribers, in seconds: lines that the look-up was
+    /// quicker than are still to tell them.
+    overtook: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +104,9 @@ impl Watch {
         now: Millis,
     ) -> impl Iterator<Item = ChangeKind> + use<> {
         let mut moved = [false; 3];
+        if subscribed && self.certainty == Certainty::Unknown {
+            self.overtook = seconds(now);
+        }
         for (slot, revision) in revisions.into_iter().enumerate() {
             if revision.number <= self.position.counts[slot] {
                 continue;
@@ -125,7 +131,13 @@ impl Watch {
     /// Whether a client that was heard of at a moment has been told of everything until now for certain: what is said
     /// just before a connection breaks may never arrive.
     pub fn told_by(&self, heard: Millis) -> bool {
-        self.changed < seconds(heard.saturating_sub(IN_FLIGHT))
+        self.changed.max(self.overtook) < seconds(heard.saturating_sub(IN_FLIGHT))
+    }
+
+    /// Whether its subscribers may have to be told of what the position includes already: when the lines stopped to
+    /// come at that moment.
+    pub fn awaits_lines(&self, followed_until: Millis) -> bool {
+        self.told().is_none() || Millis::from(self.overtook) * 1_000 >= followed_until
     }
 
     /// Lines may have been missed.

@@ -1,0 +1,341 @@
+//! All orders in which changes, lines of the feed, look-ups and a client can meet, one after the other: whatever
+//! happens, the client has in the end been told of the last change of each of its databases.
+
+use std::collections::VecDeque;
+
+use super::*;
+use crate::wire::couchdb::ChangeKind::Updated;
+use crate::wire::positions::Revision;
+
+const CLIENT: Key = Key { index: 0, generation: 0 };
+/// Somebody else who subscribes, and knows no positions.
+const OTHER: SessionIndex = 1;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// A database changes, and its line is on its way.
+    Write(usize),
+    /// The next line arrives.
+    Line,
+    /// CouchDB reads the revisions that it is asked for.
+    Snapshot,
+    /// And its answer arrives.
+    Answer,
+    /// Its answer is that it has none.
+    Refusal,
+    Subscribe,
+    Unsubscribe(usize),
+    /// The client leaves, to come back later.
+    Leave,
+    /// Somebody else subscribes to everything.
+    Other,
+    /// The feed starts anew from now on: the lines on their way never arrive.
+    Gap,
+    /// So much time passes that who waits is answered.
+    Wait,
+}
+
+/// What is allowed how often, and how many steps there are in all.
+struct Bounds {
+    databases: usize,
+    steps: usize,
+    most: &'static [(Step, usize)],
+}
+
+/// One run, of which each decision is made by the next number of a list; where that ends, the first choice is taken.
+struct Run<'a> {
+    bounds: &'a Bounds,
+    positions: Positions,
+    subscriptions: Subscriptions,
+    jitter: Jitter,
+    now: Millis,
+    /// How often each database was written.
+    writes: Vec<u32>,
+    lines: VecDeque<(usize, u32)>,
+    batch: Option<(Batch, Option<Vec<u8>>)>,
+    /// The client: what it knows, and up to which write it has synced.
+    known: Vec<Option<Box<str>>>,
+    synced: Vec<u32>,
+    wishes: Vec<bool>,
+    connected: bool,
+    taken: Vec<Step>,
+}
+
+fn name(database: usize) -> String {
+    format!("db-{database}")
+}
+
+fn revision(number: u32) -> String {
+    format!("{number}-{:x}", number * 7919)
+}
+
+impl<'a> Run<'a> {
+    /// The client was here before, and knows how each database stood after its first write.
+    fn new(bounds: &'a Bounds) -> Self {
+        let mut run = Self {
+            bounds,
+            positions: Positions::new(true),
+            subscriptions: Subscriptions::default(),
+            jitter: Jitter::new(1),
+            now: 0,
+            writes: vec![1; bounds.databases],
+            lines: VecDeque::new(),
+            batch: None,
+            known: vec![Some("1.0.0".into()); bounds.databases],
+            synced: vec![1; bounds.databases],
+            wishes: vec![false; bounds.databases],
+            connected: false,
+            taken: Vec::new(),
+        };
+        assert!(!run.positions.handle_epoch(Some("e".into()), &mut run.subscriptions));
+        run
+    }
+
+    /// What can happen next.
+    fn choices(&self) -> Vec<Step> {
+        use Step::{Answer, Gap, Leave, Line, Other, Refusal, Snapshot, Subscribe, Unsubscribe, Wait, Write};
+        let all = (0..self.bounds.databases).flat_map(|database| [Write(database), Unsubscribe(database)]);
+        let all = all.chain([Line, Snapshot, Answer, Refusal, Subscribe, Leave, Other, Gap, Wait]);
+        let waits = self.positions.waiting() > 0;
+        let can = |step: &Step| match step {
+            Write(_) | Gap | Other => true,
+            Line => !self.lines.is_empty(),
+            Snapshot => matches!(self.batch, Some((_, None))),
+            Answer => matches!(self.batch, Some((_, Some(_)))),
+            Refusal => self.batch.is_some(),
+            Subscribe => !waits && self.wishes.contains(&false),
+            Unsubscribe(database) => self.wishes[*database],
+            Leave => self.connected,
+            Wait => waits,
+        };
+        let often = |step: &Step| self.taken.iter().filter(|taken| *taken == step).count();
+        let most = |step: &Step| {
+            let found =
+                self.bounds.most.iter().find(|(of, _)| std::mem::discriminant(of) == std::mem::discriminant(step));
+            found.map_or(usize::MAX, |(_, most)| *most)
+        };
+        all.filter(|step| can(step) && often(step) < most(step)).collect()
+    }
+
+    fn take(&mut self, step: Step) {
+        self.taken.push(step);
+        match step {
+            Step::Write(database) => {
+                self.writes[database] += 1;
+                self.lines.push_back((database, self.writes[database]));
+            }
+            Step::Line => self.line(),
+            Step::Snapshot => self.snapshot(),
+            Step::Answer | Step::Refusal => self.answer(step == Step::Answer),
+            Step::Subscribe => self.subscribe(),
+            Step::Unsubscribe(database) => {
+                self.wishes[database] = false;
+                self.positions.withdraw(CLIENT, &name(database));
+                self.subscriptions.unsubscribe(CLIENT.index, &name(database));
+            }
+            Step::Leave => {
+                self.connected = false;
+                self.wishes.fill(false);
+                self.positions.cancel(CLIENT, &mut self.subscriptions);
+                self.subscriptions.remove_session(CLIENT.index);
+            }
+            Step::Other => {
+                for database in 0..self.bounds.databases {
+                    self.subscriptions.subscribe(OTHER, &name(database)).expect("few");
+                    let id = self.subscriptions.find(&name(database)).expect("just subscribed");
+                    self.positions.want(id, &mut self.subscriptions);
+                }
+            }
+            Step::Gap => {
+                self.lines.clear();
+                for database in self.positions.handle_doubt(self.now, &mut self.subscriptions) {
+                    self.subscriptions.mark(database, Updated, &mut Vec::new());
+                }
+            }
+            Step::Wait => {
+                self.now += ANSWER_WITHIN;
+                self.positions.handle_timeout(self.now, &mut self.subscriptions);
+            }
+        }
+        self.end_turn();
+    }
+
+    fn line(&mut self) {
+        let Some((database, number)) = self.lines.pop_front() else { return };
+        let Some(id) = self.subscriptions.find(&name(database)) else { return };
+        let revision = Revision::parse(&revision(number));
+        if self.subscriptions.watch_mut(id).handle_line(Updated, revision, self.now) {
+            self.subscriptions.mark(id, Updated, &mut Vec::new());
+        }
+    }
+
+    fn snapshot(&mut self) {
+        let Some((batch, body)) = &mut self.batch else { return };
+        let mut rows = Vec::new();
+        for id in &batch.databases {
+            let name = self.subscriptions.name(*id);
+            let writes = self.writes[name["db-".len()..].parse::<usize>().expect("a number")];
+            let revision = revision(writes);
+            rows.push(format!(r#"{{"id":"updated:{name}","key":"updated:{name}","value":{{"rev":"{revision}"}}}}"#));
+            rows.extend(["created", "deleted"].map(|kind| format!(r#"{{"key":"{kind}:{name}","error":"not_found"}}"#)));
+        }
+        *body = Some(format!(r#"{{"rows":[{}]}}"#, rows.join(",")).into_bytes());
+    }
+
+    fn answer(&mut self, answers: bool) {
+        let Some((batch, body)) = self.batch.take() else { return };
+        let body = body.filter(|_| answers);
+        let times = (self.now, &mut self.jitter);
+        let found =
+            self.positions.handle_look_up(batch, body.as_deref(), times, &mut self.subscriptions, &mut Vec::new());
+        assert_eq!(found, answers);
+    }
+
+    fn subscribe(&mut self) {
+        self.connected = true;
+        self.wishes.fill(true);
+        let names = self.known.iter().enumerate().map(|(database, known)| (name(database).into(), known.clone()));
+        let pending = Pending::new(CLIENT, Reply::Silent, names.collect(), None);
+        self.positions.wait(pending, self.now, &mut self.subscriptions);
+    }
+
+    /// What the server does behind each step: answers, tells, asks.
+    fn end_turn(&mut self) {
+        while let Some(pending) = self.positions.next_ready() {
+            for (name, given) in &pending.names {
+                self.subscriptions.subscribe(CLIENT.index, name).expect("few");
+                let id = self.subscriptions.find(name).expect("just subscribed");
+                self.positions.want(id, &mut self.subscriptions);
+                let position = self.subscriptions.known(id);
+                let same = matches!((position, given), (Some(position), Some(given)) if position.is(given));
+                self.told(name["db-".len()..].parse().expect("a number"), position.map(|it| it.to_string()), !same);
+            }
+            pending.release(&mut self.subscriptions);
+        }
+        while let Some((id, _)) = self.subscriptions.take_dirty(CLIENT.index) {
+            let database = self.subscriptions.name(id)["db-".len()..].parse().expect("a number");
+            self.told(database, self.subscriptions.told(id).map(|position| position.to_string()), true);
+        }
+        while self.subscriptions.take_dirty(OTHER).is_some() {}
+        self.positions.linger(self.now, &mut self.subscriptions);
+        if self.batch.is_none() {
+            self.batch = self.positions.next_batch(&mut self.subscriptions).map(|batch| (batch, None));
+        }
+    }
+
+    /// The client is told where a database stands; when it counts as changed, it syncs.
+    fn told(&mut self, database: usize, position: Option<String>, changed: bool) {
+        if let Some(position) = position {
+            self.known[database] = Some(position.into());
+        }
+        if changed {
+            self.synced[database] = self.writes[database];
+        }
+    }
+
+    /// Everything that is on its way arrives, and the client is there.
+    fn come_to_rest(&mut self) {
+        let taken = self.taken.len();
+        for _ in 0..50 {
+            let step = match &self.batch {
+                _ if !self.lines.is_empty() => Step::Line,
+                Some((_, None)) => Step::Snapshot,
+                Some((_, Some(_))) => Step::Answer,
+                None if self.positions.waiting() == 0 && self.wishes.contains(&false) => Step::Subscribe,
+                None => match self.positions.poll_timeout().filter(|at| *at < LINGER) {
+                    // What was refused is asked again.
+                    Some(at) => {
+                        self.now = self.now.max(at);
+                        self.positions.handle_timeout(self.now, &mut self.subscriptions);
+                        self.end_turn();
+                        continue;
+                    }
+                    None => break,
+                },
+            };
+            self.take(step);
+        }
+        let (before, after) = self.taken.split_at(taken);
+        assert_eq!(self.synced, self.writes, "not told of a change: {before:?}, then {after:?}");
+        assert!(self.wishes.iter().all(|wish| *wish) && self.positions.waiting() == 0, "{before:?}, then {after:?}");
+    }
+}
+
+/// Runs every sequence of steps; how many there are.
+fn every_run(bounds: &Bounds) -> usize {
+    // For each step of the run, the choice that was made, and how many there were.
+    let mut path: Vec<(usize, usize)> = Vec::new();
+    let mut runs = 0;
+    loop {
+        let mut run = Run::new(bounds);
+        for step in 0..bounds.steps {
+            let choices = run.choices();
+            if step == path.len() {
+                path.push((0, choices.len()));
+            }
+            run.take(choices[path[step].0]);
+        }
+        run.come_to_rest();
+        runs += 1;
+        while let Some((choice, count)) = path.pop() {
+            if choice + 1 < count {
+                path.push((choice + 1, count));
+                break;
+            }
+        }
+        if path.is_empty() {
+            return runs;
+        }
+    }
+}
+
+#[test]
+fn one_database_in_every_order() {
+    use Step::{Gap, Leave, Other, Refusal, Subscribe, Unsubscribe, Wait, Write};
+    let most = &[
+        (Write(0), 3),
+        (Subscribe, 2),
+        (Unsubscribe(0), 1),
+        (Leave, 1),
+        (Other, 1),
+        (Gap, 1),
+        (Wait, 1),
+        (Refusal, 1),
+    ];
+    let runs = every_run(&Bounds { databases: 1, steps: 7, most });
+    assert!(runs > 50_000, "{runs}");
+}
+
+#[test]
+fn one_database_in_every_order_with_all_that_is_usual() {
+    use Step::{Gap, Leave, Other, Refusal, Subscribe, Unsubscribe, Wait, Write};
+    let most = &[
+        (Write(0), 4),
+        (Subscribe, 2),
+        (Unsubscribe(0), 1),
+        (Leave, 1),
+        (Other, 0),
+        (Gap, 0),
+        (Wait, 0),
+        (Refusal, 0),
+    ];
+    let runs = every_run(&Bounds { databases: 1, steps: 10, most });
+    assert!(runs > 50_000, "{runs}");
+}
+
+#[test]
+fn two_databases_in_every_order() {
+    use Step::{Gap, Leave, Other, Refusal, Subscribe, Unsubscribe, Wait, Write};
+    let most = &[
+        (Write(0), 2),
+        (Subscribe, 2),
+        (Unsubscribe(0), 1),
+        (Leave, 1),
+        (Other, 0),
+        (Gap, 1),
+        (Wait, 0),
+        (Refusal, 0),
+    ];
+    let runs = every_run(&Bounds { databases: 2, steps: 7, most });
+    assert!(runs > 50_000, "{runs}");
+}
