@@ -36,8 +36,8 @@ pub struct Watch {
     settled: bool,
     /// When it changed last, in seconds.
     changed: u32,
-    /// When it was looked up for the first time although it had subscribers, in seconds: lines that the look-up was
-    /// quicker than are still to tell them.
+    /// When it was looked up for the first time although it had subscribers, in seconds, else 0: lines that the look-up
+    /// was quicker than are still to tell them.
     overtook: u32,
 }
 
@@ -137,7 +137,8 @@ impl Watch {
     /// Whether its subscribers may have to be told of what the position includes already: when the lines stopped to
     /// come at that moment.
     pub fn awaits_lines(&self, followed_until: Millis) -> bool {
-        self.told().is_none() || Millis::from(self.overtook) * 1_000 >= followed_until
+        let overtook = self.overtook > 0 && Millis::from(self.overtook) * 1_000 >= followed_until;
+        self.told().is_none() || overtook
     }
 
     /// Lines may have been missed.
@@ -234,6 +235,19 @@ mod tests {
         assert_eq!(text(watch.told()), "-");
         assert!(look_up(&mut watch, [1, 0, 0], true).is_empty());
         assert_eq!(text(watch.known()), "1.0.0");
+    }
+
+    #[test]
+    fn subscribers_wait_for_the_lines_that_a_first_look_up_overtook() {
+        let mut watch = Watch::default();
+        assert!(watch.awaits_lines(100_000));
+        look_up(&mut watch, [5, 1, 0], false);
+        assert!(!watch.awaits_lines(0), "nobody was there");
+        watch.forget();
+        assert!(watch.handle_look_up(rows([5, 1, 0]), true, 60_000).next().is_none());
+        assert!(watch.awaits_lines(60_000) && watch.awaits_lines(60_000 + IN_FLIGHT), "they may be on their way");
+        assert!(!watch.awaits_lines(60_000 + 2 * IN_FLIGHT));
+        assert!(!watch.told_by(60_000 + IN_FLIGHT) && watch.told_by(60_000 + 3 * IN_FLIGHT));
     }
 
     #[test]
