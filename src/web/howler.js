@@ -245,7 +245,7 @@ export default class Client {
     this._retry = null
     this._mustWait = false
     this._listenToPage('addEventListener')
-    const link = this._link = { asked: new Map(), lastId: 0, timer: null, heard: false, epoch: '', retryAfter: undefined }
+    const link = this._link = { asked: new Map(), lastId: 0, timer: null, heard: false, heardAt: 0, epoch: '' }
     link.timer = setTimeout(() => this._lost(link, 'no answer'), this._options.connectMilliseconds)
     try {
       link.socket = new this._WebSocket(this._url, 'howler.v1')
@@ -394,11 +394,10 @@ export default class Client {
     clearTimeout(link.timer)
     const { heartbeatMilliseconds } = this._options
     if (!(heartbeatMilliseconds > 0)) return
-    link.heard = false
-    link.timer = setTimeout(() => {
-      if (link.heard) this._beat(link)
-      else this._probe(link)
-    }, heartbeatMilliseconds)
+    const silent = Date.now() - link.heardAt
+    // A clock that was set back proves nothing.
+    if (silent >= heartbeatMilliseconds || silent < 0) this._probe(link)
+    else link.timer = setTimeout(() => this._beat(link), heartbeatMilliseconds - silent)
   }
 
   _probe (link) {
@@ -438,6 +437,7 @@ export default class Client {
 
   _received (link, data) {
     link.heard = true
+    link.heardAt = Date.now()
     let message
     try {
       message = Object(JSON.parse(data))
