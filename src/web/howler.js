@@ -455,7 +455,8 @@ export default class Client {
         for (const name of Array.from(this._subscriptions.keys())) this._changed(link, name)
         return
       case 'session':
-        if (typeof message.cookie !== 'string') return
+        // One that crosses the log-out is nobody's.
+        if (typeof message.cookie !== 'string' || !this._credentials) return
         this._keepSession(message.cookie)
         this.emit('session', message.cookie)
         return
