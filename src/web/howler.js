@@ -499,25 +499,34 @@ export default class Client {
     const fresh = subscriptions.filter(subscription => subscription.link !== link)
     const sent = Promise.all(fresh.map(subscription => subscription.loaded)).then(() => {
       if (this._link !== link) return
-      const asked = fresh.filter(subscription => this._subscriptions.get(subscription.name) === subscription)
-        .map(subscription => [subscription.name, positionOf(subscription.known, link.epoch), subscription])
-      return Promise.all(batches(asked).map(part => this._subscribe(link, part)))
+      // The positions in a message are of one epoch.
+      const epochs = new Map()
+      for (const subscription of fresh) {
+        if (this._subscriptions.get(subscription.name) !== subscription) continue
+        const [epoch, position] = parse(subscription.known)
+        if (!epochs.has(epoch)) epochs.set(epoch, [])
+        epochs.get(epoch).push([subscription.name, position, subscription])
+      }
+      return Promise.all(Array.from(epochs).map(([epoch, asked]) =>
+        Promise.all(batches(asked).map(part => this._subscribe(link, epoch, part)))))
     })
     for (const subscription of fresh) Object.assign(subscription, { link, sent })
     return Promise.all(subscriptions.map(subscription => subscription.sent))
   }
 
-  _subscribe (link, asked) {
+  _subscribe (link, epoch, asked) {
     return new Promise(resolve => {
-      this._ask(link, { op: 'subscribe', dbs: fromEntries(asked) }, answer => {
+      this._ask(link, { op: 'subscribe', epoch, dbs: fromEntries(asked) }, answer => {
         // At once: a change may follow in the same breath.
-        if (answer) this._subscribed(link, asked, answer)
+        if (answer) this._subscribed(link, epoch, asked, answer)
         resolve()
       })
     })
   }
 
-  _subscribed (link, asked, answer) {
+  _subscribed (link, epoch, asked, answer) {
+    // A server that has just started said hello before it knew.
+    if (answer.epoch !== undefined) link.epoch = text(answer.epoch)
     const changed = new Set(answer.changed)
     const refusal = answer.error && failure(answer.error, answer.message)
     for (const [name, given, subscription] of asked) {
@@ -530,8 +539,9 @@ export default class Client {
       const position = own(answer.dbs, name)
       const seen = subscription.acknowledged || subscription.known !== undefined
       subscription.acknowledged = true
+      const same = position && position === given && epoch === link.epoch
       // Seen before, and nobody can say that it is still the same.
-      if (changed.has(name) || (seen && !(position && position === given))) this._changed(link, name, undefined, position)
+      if (changed.has(name) || (seen && !same)) this._changed(link, name, undefined, position)
       else if (position) this._remember(name, subscription, link.epoch, position)
     }
   }
@@ -541,11 +551,12 @@ export default class Client {
     const subscription = this._subscriptions.get(name)
     if (!subscription) return
     const number = ++subscription.told
+    const { epoch } = link
     const results = this._emit('change', [name, { kind, position }])
     const remember = () => {
       if (!position || number < subscription.done) return
       subscription.done = number
-      this._remember(name, subscription, link.epoch, position)
+      this._remember(name, subscription, epoch, position)
     }
     if (results.length === 0 || results.includes(FAILED)) return
     // Where a listener's promise is rejected the runtime tells of it, as it does without us.
@@ -555,7 +566,8 @@ export default class Client {
 
   _remember (name, subscription, epoch, position) {
     const known = `${epoch} ${position}`
-    if (subscription.known === known) return
+    // A position of an epoch that nobody knows cannot be compared.
+    if (!epoch || subscription.known === known) return
     subscription.known = known
     // What could not be stored is told again some day.
     const store = async () => this._positions.set(name, known)
@@ -686,9 +698,10 @@ function bytes (string) {
   return length
 }
 
-// The position in what was stored; null when it is of another epoch, and so cannot be compared.
-function positionOf (known, epoch) {
-  return known && known.startsWith(epoch + ' ') ? known.slice(epoch.length + 1) : null
+// The epoch and the position in what was stored.
+function parse (known) {
+  const at = known ? known.lastIndexOf(' ') : -1
+  return at > 0 ? [known.slice(0, at), known.slice(at + 1)] : [undefined, null]
 }
 
 // Names such as `__proto__` are just names.
