@@ -4,6 +4,7 @@
 pub mod client;
 pub mod device;
 pub mod howler;
+pub mod proxy;
 pub mod script;
 pub mod tls;
 

@@ -125,7 +125,7 @@ fn collect(mut stream: impl Read + Send + 'static, errors: Arc<Mutex<String>>) {
 }
 
 /// A test without its clients fails; it is not left out.
-fn assert_installed() {
+pub fn assert_installed() {
     static PROBLEM: OnceLock<Option<String>> = OnceLock::new();
     let problem = PROBLEM.get_or_init(|| {
         let check =

@@ -1,0 +1,104 @@
+// What a test tells an app that uses the client library, in Node as in a page: each command is a call of the client,
+// and what comes of it, and each event, is told. Commands and events are those of howler.js beside this file.
+
+/** The commands, each a function of a command's fields. `tell(of, event, fields)` says what happened. */
+export function app (Client, tell, WebSocket) {
+  const clients = new Map()
+  const sessions = new Map()
+  const stores = new Map()
+  const told = ['connect', 'ready', 'disconnect', 'resync']
+
+  // Keeps a session under a name, so that a second client finds what the first one left.
+  function session (name) {
+    if (name === undefined || name === null) return name
+    if (!sessions.has(name)) sessions.set(name, { cookie: undefined, calls: [] })
+    const kept = sessions.get(name)
+    const later = value => new Promise(resolve => setTimeout(() => resolve(value)))
+    return {
+      get: () => later(kept.cookie),
+      set: cookie => { kept.calls.push('set'); kept.cookie = cookie; return later() },
+      clear: () => { kept.calls.push('clear'); kept.cookie = undefined; return later() }
+    }
+  }
+
+  function listen (client, as) {
+    for (const event of told) client.on(event, more => tell(as, event, { at: Date.now(), ...more }))
+    client.on('session', cookie => tell(as, 'session', { cookie }))
+    client.on('error', error => tell(as, 'error', { at: Date.now(), error: describe(error) }))
+    client.on('change', (db, change) => tell(as, 'change', { db, ...change, arguments: Object.keys(change) }))
+  }
+
+  function describe (error) {
+    return { name: error.name, message: error.message, db: error.db, isError: error instanceof Error }
+  }
+
+  // Keeps positions under a name: in a page in its storage, where they outlast the page.
+  function store (name) {
+    if (globalThis.localStorage) return Client.localPositions(name)
+    if (!stores.has(name)) stores.set(name, new Map())
+    return stores.get(name)
+  }
+
+  function make ({ as, url, session: name, third, positions }) {
+    if (third === undefined || (third !== null && typeof third === 'object')) {
+      third = { WebSocket, positions: positions && store(positions), ...third }
+    }
+    try {
+      const client = new Client(url, session(name), third)
+      clients.set(as, client)
+      listen(client, as)
+      tell(as, 'made')
+    } catch (error) {
+      tell(as, 'made', { error: describe(error) })
+    }
+  }
+
+  return {
+    make,
+
+    /** So many clients at once, each with the same credentials and subscriptions, in which its name stands for `*`. */
+    fleet ({ name, count, url, logIn, dbs, third }) {
+      for (let number = 0; number < count; number++) {
+        const as = name + number
+        make({ as, url, third })
+        clients.get(as).subscribe(dbs.map(db => db.replace('*', as)))
+        clients.get(as).logIn(...logIn).catch(error => tell(as, 'error', { error: describe(error) }))
+      }
+    },
+
+    /** Calls a method; what it returned comes as `settled`. */
+    call ({ as, method, arguments: list = [] }) {
+      const settled = more => tell(as, 'settled', { to: method, ...more })
+      try {
+        const returned = clients.get(as)[method](...list)
+        if (returned && typeof returned.then === 'function') {
+          returned.then(value => settled({ value, promise: true }), error => settled({ error: describe(error) }))
+        } else {
+          settled({ value: returned === clients.get(as) ? 'this' : returned })
+        }
+      } catch (error) {
+        settled({ error: describe(error) })
+      }
+    },
+
+    /** Adds listeners that count: with `once`, with `on`, and one that is taken away by `removeListener` or `off`. */
+    count ({ as, event }) {
+      const client = clients.get(as)
+      const counts = { once: 0, on: 0, off: 0, removed: 0 }
+      const off = () => { counts.off++ }
+      const removed = () => { counts.removed++ }
+      client.once(event, () => { counts.once++ })
+      client.on(event, off)
+      client.on(event, removed)
+      client.on(event, () => tell(as, 'counted', { counts: { ...counts, on: ++counts.on } }))
+      client.off(event, off)
+      client.removeListener(event, removed)
+    },
+
+    /** What a session kept under a name holds, and what was done to it. */
+    session: ({ as, name }) => tell(as, 'session-kept', sessions.get(name)),
+
+    /** A sign that all that was told before has been done. */
+    echo: ({ as }) => tell(as, 'echo')
+  }
+}
