@@ -74,7 +74,7 @@ impl Drop for Authority {
     }
 }
 
-/// A proxy that takes TLS connections and makes plain ones to a stand-in of them. Where the stand-in ends a
+/// A proxy that takes TLS connections and makes plain ones to a stand-in, or to any server, of them. Where that ends a
 /// connection, the proxy ends its own with `close_notify`.
 pub struct TlsProxy {
     address: SocketAddr,
@@ -82,7 +82,7 @@ pub struct TlsProxy {
 }
 
 struct Shared {
-    couchdb: SocketAddr,
+    to: SocketAddr,
     config: Arc<ServerConfig>,
     /// Every byte is a write of its own.
     byte_by_byte: bool,
@@ -96,10 +96,14 @@ impl TlsProxy {
     }
 
     pub fn start_at(couchdb: &StandIn, config: ServerConfig, host: IpAddr, byte_by_byte: bool) -> Self {
+        Self::start_before(couchdb.address(), config, host, byte_by_byte)
+    }
+
+    pub fn start_before(to: SocketAddr, config: ServerConfig, host: IpAddr, byte_by_byte: bool) -> Self {
         let listener = TcpListener::bind((host, 0)).expect("a port is free");
         let address = listener.local_addr().expect("it listens");
         let shared = Arc::new(Shared {
-            couchdb: couchdb.address(),
+            to,
             config: Arc::new(config),
             byte_by_byte,
             stopping: AtomicBool::new(false),
@@ -116,6 +120,10 @@ impl TlsProxy {
             }
         });
         Self { address, shared }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
     }
 
     /// The URL of the stand-in behind it, by a name of this machine.
@@ -152,7 +160,7 @@ impl Shared {
     /// Serves a connection until one side ends it. What fails here ends the connection.
     fn serve(self: Arc<Self>, client: TcpStream) {
         let _ = client.set_nodelay(true);
-        let Ok(upstream) = TcpStream::connect(self.couchdb) else { return };
+        let Ok(upstream) = TcpStream::connect(self.to) else { return };
         let _ = upstream.set_nodelay(true);
         self.clients().push(client.try_clone().expect("a descriptor"));
         let session = ServerConnection::new(self.config.clone()).expect("the configuration is good");

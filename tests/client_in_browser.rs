@@ -1,0 +1,252 @@
+//! The client library (`src/web/howler.js`) in headless Chromium: on pages that import it from the server, and on
+//! pages that have a copy of their own. The rest of it is tested in Node.js.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use serde_json::{Value, json};
+
+use crate::client_library::Apps;
+use crate::support::howler::{Howler, lasting_port};
+use crate::support::script::Script;
+use crate::support::tls::{Authority, TlsProxy};
+use crate::support::{A_MOMENT, USER, couchdb};
+
+fn start() -> Apps {
+    let mut script = Script::node("howler_page.js", &[env!("CARGO_TARGET_TMPDIR")]);
+    script.expect("browser", "ready");
+    Apps { script }
+}
+
+fn tell(apps: &mut Apps, what: &str, page: &str, fields: &Value, answer: &str) -> Value {
+    let mut command = fields.clone();
+    command["do"] = what.into();
+    command["as"] = page.into();
+    apps.script.tell(&command);
+    apps.expect(page, answer)
+}
+
+/// Opens a page in a profile of its own, without a client.
+fn open(apps: &mut Apps, page: &str, fields: &Value) {
+    tell(apps, "open", page, fields, "opened");
+}
+
+/// Something happens to a page that it is not asked about.
+fn happen(apps: &mut Apps, page: &str, what: &str, fields: &Value) {
+    let mut command = fields.clone();
+    command["do"] = what.into();
+    command["as"] = page.into();
+    apps.script.tell(&command);
+}
+
+/// The cookies of a page.
+fn cookies(apps: &mut Apps, page: &str) -> Vec<Value> {
+    tell(apps, "cookies", page, &json!({}), "cookies")["cookies"].as_array().expect("a list").clone()
+}
+
+/// Expects that nothing stands in the console of a page but what the browser says of connections that failed.
+fn assert_quiet(apps: &mut Apps, page: &str) {
+    let told = tell(apps, "complaints", page, &json!({}), "complaints");
+    let complaints = told["complaints"].as_array().expect("a list");
+    let own = |text: &&Value| !text.as_str().expect("a text").starts_with("WebSocket connection to ");
+    let own: Vec<&Value> = complaints.iter().filter(own).collect();
+    assert!(own.is_empty(), "{own:?}");
+}
+
+fn end(mut apps: Apps) {
+    tell(&mut apps, "end", "browser", &json!({}), "ended");
+}
+
+/// By name, so that pages and server are of one site.
+fn url(howler: &Howler) -> String {
+    format!("http://localhost:{}", howler.port())
+}
+
+/// A client that does not come back by itself while a test lasts.
+fn patient() -> Value {
+    json!({"third": {"backoff": {"initial": 3_000_000, "maximum": 3_000_000}}})
+}
+
+#[test]
+fn the_session_is_a_cookie_of_the_page() {
+    const DAYS_30: f64 = 30.0 * 24.0 * 3600.0;
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut apps = start();
+    let authority = Authority::new();
+    let proxy =
+        TlsProxy::start_before(howler.address(), authority.server(&["localhost"]), Ipv4Addr::LOCALHOST.into(), false);
+    let (plain, secure) = (url(&howler), format!("https://localhost:{}", proxy.port()));
+    let pages = [
+        // Of another origin, with the library of the server, and with one of its own.
+        ("served", &plain, json!({"library": format!("{plain}/howler.js")})),
+        ("own", &plain, json!({})),
+        // Of the server's origin, behind a proxy with TLS.
+        ("https", &secure, json!({"origin": secure})),
+    ];
+    for (page, url, fields) in pages {
+        open(&mut apps, page, &fields);
+        apps.make(page, url, &json!({}));
+        apps.done(page, "subscribe", &json!(["db"]));
+        assert_eq!(cookies(&mut apps, page), [] as [Value; 0], "{page}");
+        apps.log_in(page);
+        let kept = cookies(&mut apps, page);
+        assert_eq!(kept.len(), 1, "{page}: {kept:?}");
+        assert_eq!(kept[0]["name"], "couchdb-howler-session");
+        let told = (&kept[0]["sameSite"], &kept[0]["secure"], &kept[0]["path"]);
+        assert_eq!(told, (&json!("Lax"), &json!(url == &secure), &json!("/")), "{page}");
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+        let left = kept[0]["expires"].as_f64().unwrap() - now;
+        assert!((DAYS_30 - 120.0..DAYS_30 + 120.0).contains(&left), "{left} s");
+        couchdb.update("db");
+        assert_eq!(apps.expect(page, "change")["db"], "db");
+
+        // The app starts again, and is logged in; then it logs out.
+        tell(&mut apps, "reload", page, &json!({}), "opened");
+        apps.script.take_others(page);
+        apps.make(page, url, &json!({}));
+        apps.expect(page, "ready");
+        apps.done(page, "logOut", &json!([]));
+        assert_eq!(cookies(&mut apps, page), [] as [Value; 0], "{page}");
+        apps.script.take_others(page);
+        tell(&mut apps, "reload", page, &json!({}), "opened");
+        let before = couchdb.counters().session_requests;
+        apps.make(page, url, &json!({}));
+        assert!(!couchdb.wait_for(A_MOMENT, |seen| seen.session_requests > before), "nobody logs in");
+        assert_quiet(&mut apps, page);
+    }
+    end(apps);
+}
+
+#[test]
+fn a_session_that_ended_leaves_no_cookie() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut apps = start();
+    open(&mut apps, "a", &json!({}));
+    apps.make("a", &url(&howler), &json!({}));
+    apps.log_in("a");
+    apps.expect("a", "ready");
+    couchdb.remove_user(USER);
+    tell(&mut apps, "reload", "a", &json!({}), "opened");
+    apps.make("a", &url(&howler), &json!({}));
+    assert_eq!(apps.expect("a", "error")["error"]["name"], "NotAuthenticatedError");
+    assert_eq!(cookies(&mut apps, "a"), [] as [Value; 0]);
+    assert_quiet(&mut apps, "a");
+    end(apps);
+}
+
+#[test]
+fn a_reload_catches_up_exactly() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut apps = start();
+    let names: Vec<String> = (0..100).map(|number| format!("db{number}")).collect();
+    let with_positions = json!({"positions": "app:"});
+    open(&mut apps, "a", &json!({}));
+    apps.make("a", &url(&howler), &with_positions);
+    apps.done("a", "subscribe", &json!([names]));
+    apps.log_in("a");
+    apps.expect("a", "ready");
+    for database in ["db1", "db2", "db3"] {
+        couchdb.update(database);
+        apps.expect("a", "change");
+    }
+    let mut known: Vec<&str> = Vec::new();
+    for round in 0..3_usize {
+        // What changes while the page is away, or while it starts.
+        apps.done("a", "stop", &json!([]));
+        let changed: Vec<&str> = names.iter().skip(round).step_by(7).map(String::as_str).collect();
+        couchdb.update_many(&changed);
+        tell(&mut apps, "reload", "a", &json!({}), "opened");
+        assert_eq!(apps.changes("a"), known, "nothing is told before");
+        apps.make("a", &url(&howler), &with_positions);
+        // After the log-in has begun.
+        apps.done("a", "subscribe", &json!([names]));
+        apps.expect("a", "ready");
+        let told = apps.changes("a");
+        let expected: BTreeSet<&str> = changed.iter().copied().collect();
+        assert_eq!(told.iter().map(String::as_str).collect::<BTreeSet<_>>(), expected);
+        assert_eq!(told.len(), expected.len(), "each once: {told:?}");
+        known.clear();
+    }
+    // A reload like those of users, without a stop.
+    tell(&mut apps, "reload", "a", &json!({}), "opened");
+    apps.script.take_others("a");
+    couchdb.update("db50");
+    apps.make("a", &url(&howler), &with_positions);
+    apps.done("a", "subscribe", &json!([names]));
+    apps.expect("a", "ready");
+    assert_eq!(apps.changes("a"), ["db50"]);
+    assert_quiet(&mut apps, "a");
+    end(apps);
+}
+
+#[test]
+fn it_comes_back_at_once_when_the_page_does() {
+    let couchdb = couchdb();
+    let port = lasting_port();
+    let mut howler = Howler::start_on(port, &couchdb, &[]);
+    let mut apps = start();
+    for page in ["online", "shown"] {
+        open(&mut apps, page, &json!({}));
+        apps.make(page, &url(&howler), &patient());
+        apps.log_in(page);
+        apps.expect(page, "ready");
+    }
+    drop(howler);
+    for page in ["online", "shown"] {
+        apps.expect(page, "disconnect");
+        apps.script.take_others(page);
+    }
+    howler = Howler::start_on(port, &couchdb, &[]);
+    let before = couchdb.counters().session_requests;
+    // A page that nobody sees has time.
+    happen(&mut apps, "shown", "hide", &json!({"is": true}));
+    happen(&mut apps, "shown", "page-event", &json!({"event": "online", "on": "window"}));
+    assert!(!couchdb.wait_for(A_MOMENT, |seen| seen.session_requests > before), "nobody comes back by itself");
+    happen(&mut apps, "online", "page-event", &json!({"event": "online", "on": "window"}));
+    apps.expect("online", "ready");
+    happen(&mut apps, "shown", "hide", &json!({"is": false}));
+    apps.expect("shown", "ready");
+    for page in ["online", "shown"] {
+        assert!(apps.is_connected(page));
+        apps.done(page, "stop", &json!([]));
+        apps.script.take_others(page);
+        // Who has stopped stays so.
+        happen(&mut apps, page, "page-event", &json!({"event": "online", "on": "window"}));
+        assert_eq!(apps.others(page), [] as [Value; 0]);
+        assert!(!apps.is_connected(page));
+        assert_quiet(&mut apps, page);
+    }
+    howler.wait_for_lines("Session of ", 2);
+    end(apps);
+}
+
+#[test]
+fn a_page_that_wakes_looks_whether_the_link_lives() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let proxy = crate::support::proxy::Proxy::start(howler.address());
+    let mut apps = start();
+    open(&mut apps, "a", &json!({}));
+    let third = json!({"heartbeatMilliseconds": 4_000, "backoff": {"initial": 20, "maximum": 100}});
+    apps.make("a", &proxy.url(), &json!({"third": third}));
+    apps.done("a", "subscribe", &json!(["db"]));
+    apps.log_in("a");
+    apps.expect("a", "ready");
+    couchdb.update("db");
+    apps.expect("a", "change");
+    proxy.silence();
+    let slept = std::time::Instant::now();
+    couchdb.update("db");
+    happen(&mut apps, "a", "hide", &json!({"is": false}));
+    apps.expect("a", "disconnect");
+    let found = slept.elapsed();
+    println!("found after {found:?}");
+    // Without asking it is 6 s.
+    assert!(found.as_millis() < 4_000, "{found:?}");
+    apps.expect("a", "ready");
+    assert_eq!(apps.expect("a", "change")["db"], "db");
+    end(apps);
+}
