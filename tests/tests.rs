@@ -23,6 +23,7 @@ mod layers;
 mod load_balancer;
 mod polling;
 mod positions;
+mod pouchdb;
 mod real_clients;
 mod site;
 mod slow_clients;
