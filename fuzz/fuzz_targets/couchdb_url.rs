@@ -101,6 +101,13 @@ fn check_requests(url: &CouchUrl, text: &str) {
         check_request(&stream, &path);
         check_request(&requests.pin(source), &path);
     }
+    let (_, body) =
+        check_request(&requests.look_up(["a", text].into_iter()), &format!("{}/_global_changes/_all_docs", url.prefix));
+    let keys = ["updated:", "created:", "deleted:"];
+    let keys: Vec<String> = ["a", text].iter().flat_map(|name| keys.map(|kind| format!("{kind}{name}"))).collect();
+    let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(body, serde_json::json!({"keys": keys}));
+    check_request(&requests.epoch(), &format!("{}/_global_changes", url.prefix));
     check_request(&requests.create_global_changes(), &format!("{}/_global_changes", url.prefix));
 }
 

@@ -7,6 +7,7 @@
 //! - a change names a database: not an empty name, and not `_dbs`;
 //! - a line and the same JSON written anew (keys in another order, escapes undone) read alike, and so
 //!   does the same change in the form that CouchDB usually writes, which is read by another path;
+//! - the revision of a change is what a tree of values of the line says;
 //! - a line that is read as anything but a heartbeat is a JSON object.
 
 #![no_main]
@@ -14,8 +15,9 @@
 use couchdb_howler::wire::couchdb::{ChangeKind, FeedLine, parse_feed_line, parse_last_seq};
 use couchdb_howler::wire::http::Response;
 use couchdb_howler::wire::lines::{Line, LineReader, MAX_LINE};
+use couchdb_howler::wire::positions::Revision;
 use couchdb_howler::wire::response::{Part, ResponseError, ResponseReader};
-use couchdb_howler_fuzz::{WAYS, pieces};
+use couchdb_howler_fuzz::{WAYS, field, number_of, pieces};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 
@@ -102,7 +104,10 @@ fn check_line(line: &[u8]) {
         return;
     }
     assert!(line.trim_ascii_start().starts_with(b"{"), "not an object: {parsed:?}");
-    if let FeedLine::Change { database, kind, seq } = &parsed {
+    // Fields that the reader passes over may hold what a tree of values cannot: numbers out of
+    // range, halves of surrogate pairs, depth.
+    let value = serde_json::from_slice::<Value>(line).ok();
+    if let FeedLine::Change { database, kind, revision, seq } = &parsed {
         assert!(!database.is_empty() && database != "_dbs");
         let kind = match kind {
             ChangeKind::Created => "created",
@@ -111,12 +116,23 @@ fn check_line(line: &[u8]) {
         };
         let id = Value::from(format!("{kind}:{database}"));
         let seq = seq.as_deref().map_or(Value::Null, Value::from);
-        let usual = format!(r#"{{"seq":{seq},"id":{id},"changes":[{{"rev":"1-a"}}]}}"#);
-        assert_eq!(parse_feed_line(usual.as_bytes()).as_ref(), Some(&parsed), "{usual}");
+        let text = value.as_ref().and_then(revision_text);
+        let shown = revision.and(text.as_deref()).map_or_else(|| Value::from("none"), Value::from);
+        let usual = format!(r#"{{"seq":{seq},"id":{id},"changes":[{{"rev":{shown}}}]}}"#);
+        let anew = parse_feed_line(usual.as_bytes()).expect("still a line");
+        // A line that no tree of values holds does not say what its revision was.
+        if value.is_some() {
+            assert_eq!(anew, parsed, "{usual}");
+        } else {
+            assert_eq!(without_revision(anew), without_revision(parse_feed_line(line).expect("as before")), "{usual}");
+        }
+        if let (Some(revision), Some(_)) = (revision, &value) {
+            let text = text.expect("the revision is in the line");
+            assert_eq!(Some(revision.number), number_of(&text), "{text}");
+            assert_eq!(Some(*revision), Revision::parse(&text));
+        }
     }
-    // Fields that the reader passes over may hold what a tree of values cannot: numbers out of
-    // range, halves of surrogate pairs, depth.
-    let Ok(mut value) = serde_json::from_slice::<Value>(line) else { return };
+    let Some(mut value) = value else { return };
     for name in ["seq", "last_seq"] {
         // Other sequences than strings go back as they were written, to the digit and space.
         if let Some(seq) = value.get_mut(name).filter(|seq| !seq.is_string() && !seq.is_null()) {
@@ -125,15 +141,42 @@ fn check_line(line: &[u8]) {
     }
     let anew = value.to_string();
     let again = parse_feed_line(anew.as_bytes()).expect("still the JSON of a line");
-    assert_eq!(without_odd_seq(again, &value), without_odd_seq(parsed, &value), "{anew}");
+    if let FeedLine::Change { revision, .. } = &again
+        && value.get("id").is_some_and(Value::is_string)
+    {
+        let number = revision_text(&value).and_then(|text| number_of(&text));
+        assert_eq!(revision.map(|revision| revision.number), number, "{anew}");
+    }
+    let (again, parsed) = (without_odd_seq(again, &value), without_odd_seq(parsed, &value));
+    // A key that is there twice in one of the `changes` is no revision, and is there once in the line written anew.
+    let twice = matches!(&parsed, FeedLine::Change { revision: None, .. });
+    if twice {
+        assert_eq!(without_revision(again), without_revision(parsed), "{anew}");
+    } else {
+        assert_eq!(again, parsed, "{anew}");
+    }
+}
+
+/// The revision in a line of `_global_changes`, when each of its `changes` has one.
+fn revision_text(line: &Value) -> Option<String> {
+    let changes = line.get("changes")?.as_array()?;
+    let revisions: Option<Vec<&str>> = changes.iter().map(|change| field(change, &["rev"], "rev")?.as_str()).collect();
+    revisions?.first().map(|text| (*text).to_owned())
+}
+
+fn without_revision(line: FeedLine<'_>) -> FeedLine<'_> {
+    match line {
+        FeedLine::Change { database, kind, seq, .. } => FeedLine::Change { database, kind, revision: None, seq },
+        line => line,
+    }
 }
 
 /// The line with its sequence blanked where the check has replaced it.
 fn without_odd_seq<'a>(line: FeedLine<'a>, value: &Value) -> FeedLine<'a> {
     let odd = |name: &str| value.get(name).and_then(Value::as_str) == Some("opaque");
     match line {
-        FeedLine::Change { database, kind, seq: Some(_) } if odd("seq") => {
-            FeedLine::Change { database, kind, seq: Some("opaque".into()) }
+        FeedLine::Change { database, kind, revision, seq: Some(_) } if odd("seq") => {
+            FeedLine::Change { database, kind, revision, seq: Some("opaque".into()) }
         }
         FeedLine::Other { seq: Some(_) } if odd("seq") => FeedLine::Other { seq: Some("opaque".into()) },
         FeedLine::LastSeq { .. } if odd("last_seq") => FeedLine::LastSeq { seq: "opaque".into() },

@@ -4,7 +4,9 @@
 //! - what is read as a request is a JSON object, and names of databases in it are not empty;
 //! - the id comes back to the letter, in every kind of answer, also where the rest of the request
 //!   is wrong;
-//! - everything that is written is JSON and holds the given texts, whatever characters are in them.
+//! - what a request names, positions and the epoch are what a tree of values of it holds;
+//! - everything that is written is JSON and holds the given texts, whatever characters are in them, and positions
+//!   read back as they were.
 
 #![no_main]
 
@@ -12,9 +14,10 @@ use std::collections::BTreeMap;
 
 use couchdb_howler::wire::couchdb::{ChangeKind, Credentials};
 use couchdb_howler::wire::howler_v1::{
-    MAX_ID, Operation, RequestError, RequestId, parse_request, write_change, write_error, write_goodbye, write_hello,
-    write_logged_in, write_ok, write_subscribed,
+    MAX_ID, Operation, Positions, RequestError, RequestId, parse_request, write_change, write_error, write_goodbye,
+    write_hello, write_logged_in, write_ok, write_resync, write_subscribed,
 };
+use couchdb_howler::wire::positions::Position;
 use libfuzzer_sys::fuzz_target;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -37,7 +40,13 @@ fuzz_target!(|data: &[u8]| {
     }
     assert!(echoed.is_none_or(|id| id.len() <= MAX_ID));
     match operation {
-        Ok(Operation::Subscribe(positions)) => assert!(positions.iter().all(|(name, _)| !name.is_empty())),
+        Ok(Operation::Subscribe(positions, epoch)) => {
+            assert!(positions.iter().all(|(name, _)| !name.is_empty()));
+            if let Ok(value) = serde_json::from_str::<Value>(&text) {
+                assert_eq!(epoch.as_deref(), value.get("epoch").and_then(Value::as_str));
+                check_positions(&positions, &value["dbs"]);
+            }
+        }
         Ok(Operation::Unsubscribe(names)) => assert!(names.iter().all(|name| !name.is_empty())),
         Ok(Operation::LogIn(Credentials::Cookie(value))) => {
             assert!(value.reveal().bytes().all(|b| b.is_ascii_graphic() && b != b';'));
@@ -47,6 +56,38 @@ fuzz_target!(|data: &[u8]| {
     check_events(&text);
 });
 
+fn check_positions(positions: &Positions<'_>, dbs: &Value) {
+    let read = positions.iter().map(|(name, known)| (&**name, known.as_deref()));
+    if let Some(map) = dbs.as_object() {
+        let expected: BTreeMap<&str, Option<&str>> =
+            map.iter().map(|(name, known)| (&**name, known.as_str())).collect();
+        assert_eq!(read.collect::<BTreeMap<_, _>>(), expected);
+        assert!(map.values().all(|known| known.is_string() || known.is_null()));
+    } else {
+        let expected = dbs.as_array().expect("names").iter().map(|name| (name.as_str().expect("a name"), None));
+        assert!(read.eq(expected));
+    }
+}
+
+/// A position made of the bytes of a text.
+fn position_of(text: &str) -> Position {
+    let mut numbers = [0_u32; 4];
+    for (i, byte) in text.bytes().enumerate() {
+        numbers[i % 4] = numbers[i % 4].wrapping_mul(257).wrapping_add(byte.into());
+    }
+    let [counts @ .., doubt] = numbers;
+    Position { counts, doubt }
+}
+
+/// The same position, from its text.
+fn read_back(text: &str) -> Position {
+    let (counts, doubt) = text
+        .split_once('-')
+        .map_or((text, 0), |(counts, doubt)| (counts, u32::from_str_radix(doubt, 16).expect("a number")));
+    let counts: Vec<u32> = counts.split('.').map(|count| count.parse().expect("a count")).collect();
+    Position { counts: counts.try_into().expect("three kinds"), doubt }
+}
+
 /// Writes every answer to a request; the id in them.
 fn check_echo(id: &RequestId, text: &str) -> Option<String> {
     let written = |write: &dyn Fn(&mut Vec<u8>)| {
@@ -55,12 +96,27 @@ fn check_echo(id: &RequestId, text: &str) -> Option<String> {
         serde_json::from_slice::<Fields>(&out).expect("an object")
     };
     let echoed = written(&|o| write_ok(o, id)).get("id").map(|id| id.get().to_owned());
+    let position = position_of(text);
+    // The same name twice would make one of the two disappear.
+    let stand = [(&*format!("{text}."), Some(position)), (text, None)];
+    let dbs = json!({format!("{text}."): position.to_string(), text: null});
     for (fields, expected) in [
         (written(&|o| write_ok(o, id)), json!({"ok": true})),
         (written(&|o| write_logged_in(o, id, "u", text)), json!({"ok": true, "username": "u", "cookie": text})),
-        (written(&|o| write_subscribed(o, id, &["a", text])), json!({"ok": true, "changed": ["a", text]})),
-        (written(&|o| write_subscribed(o, id, &[])), json!({"ok": true, "changed": []})),
-        (written(&|o| write_error(o, id, "TypeError", text)), json!({"error": "TypeError", "message": text})),
+        (written(&|o| write_subscribed(o, id, None, &["a", text], None)), json!({"ok": true, "changed": ["a", text]})),
+        (
+            written(&|o| write_subscribed(o, id, Some(&[]), &[], Some(text))),
+            json!({"ok": true, "epoch": text, "dbs": {}, "changed": []}),
+        ),
+        (
+            written(&|o| write_subscribed(o, id, Some(&stand), &[text], None)),
+            json!({"ok": true, "dbs": dbs, "changed": [text]}),
+        ),
+        (written(&|o| write_error(o, id, "TypeError", text, None)), json!({"error": "TypeError", "message": text})),
+        (
+            written(&|o| write_error(o, id, text, "x", Some(u64::MAX))),
+            json!({"error": text, "message": "x", "retry_after_ms": u64::MAX}),
+        ),
     ] {
         assert_eq!(fields.get("id").map(|id| id.get()), echoed.as_deref());
         let rest: BTreeMap<_, Value> = fields
@@ -79,12 +135,21 @@ fn check_events(text: &str) {
         write(&mut out);
         serde_json::from_slice::<Value>(&out).expect("JSON")
     };
+    let position = position_of(text);
+    assert_eq!(read_back(&position.to_string()), position);
     for (kind, name) in
         [(ChangeKind::Created, "created"), (ChangeKind::Updated, "updated"), (ChangeKind::Deleted, "deleted")]
     {
-        let change = written(&|o| write_change(o, text, kind));
+        let change = written(&|o| write_change(o, text, kind, None));
         assert_eq!(change, json!({"event": "change", "db": text, "kind": name}));
+        let change = written(&|o| write_change(o, text, kind, Some(position)));
+        let told = position.to_string();
+        assert_eq!(change, json!({"event": "change", "db": text, "kind": name, "position": told}));
     }
-    assert_eq!(written(&|o| write_hello(o))["event"], "hello");
+    let hello = written(&|o| write_hello(o, None));
+    assert!(hello["event"] == "hello" && hello.get("epoch").is_none());
+    let hello = written(&|o| write_hello(o, Some(text)));
+    assert!(hello["event"] == "hello" && hello["epoch"] == text);
+    assert_eq!(written(&|o| write_resync(o, text)), json!({"event": "resync", "reason": text}));
     assert_eq!(written(&|o| write_goodbye(o, text.len() as u64))["retry_after_ms"], text.len());
 }

@@ -3,6 +3,8 @@
 
 pub mod sessions;
 
+use serde_json::Value;
+
 /// How many ways [`pieces`] knows.
 pub const WAYS: usize = 5;
 
@@ -45,4 +47,22 @@ pub fn cuts(data: &[u8], way: usize) -> Vec<usize> {
             end
         })
         .collect()
+}
+
+/// The number in front of a revision, read in the obvious way.
+pub fn number_of(revision: &str) -> Option<u32> {
+    let digits: String = revision.chars().take_while(char::is_ascii_digit).collect();
+    let followed = revision.chars().nth(digits.len()) == Some('-');
+    digits.parse::<u128>().ok().filter(|_| followed).and_then(|number| number.try_into().ok())
+}
+
+/// A field of an object; a list of the values of all `fields` stands for an object too.
+pub fn field<'a>(of: &'a Value, fields: &[&str], name: &str) -> Option<&'a Value> {
+    match of {
+        Value::Object(map) => map.get(name),
+        Value::Array(values) if values.len() == fields.len() => {
+            values.get(fields.iter().position(|field| *field == name)?)
+        }
+        _ => None,
+    }
 }

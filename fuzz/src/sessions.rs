@@ -17,6 +17,8 @@
 //! ~1234      time passes, in milliseconds; timeouts are handled when they are due
 //! ~1234L     … and late, at the end of it
 //! %          CouchDB cannot be asked from here on, or can again
+//! $          the epoch of positions becomes known, or is another one from here on
+//! ?          every client is told that changes may have been lost
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -31,6 +33,7 @@ use couchdb_howler::state::timers::Millis;
 use couchdb_howler::wire::couchdb::{ChangeKind, Credentials, Identity, LogInError};
 use couchdb_howler::wire::engine_io::{self, SID_LENGTH, Sid, Version};
 use couchdb_howler::wire::howler_v1::{self, Operation};
+use couchdb_howler::wire::positions::Position;
 use couchdb_howler::wire::secret::Secret;
 use couchdb_howler::wire::socket_io::{self, Event};
 use serde_json::Value;
@@ -48,6 +51,8 @@ const MAX_HELD: (usize, usize) = (64 * 1024, 256);
 const MAX_OUTGOING: usize = 64 * 1024;
 /// Time between the packets that clients must not get together.
 const SPACING: Millis = 25;
+/// When a client is asked to come back, in milliseconds.
+const RETRY_AFTER: Millis = 1_234;
 /// Time for a log-in, or for CONNECT.
 const LOG_IN_WITHIN: Millis = 10_000;
 
@@ -80,6 +85,9 @@ enum Request {
     Other,
 }
 
+/// What an answer to `subscribe` is to hold: where the names stand, and which of them moved.
+type Stand = (BTreeMap<String, Option<String>>, BTreeSet<String>);
+
 struct Client {
     session: Session,
     /// What the session said and nobody wrote.
@@ -103,6 +111,12 @@ struct Client {
     /// When CONNECT was written, and when the refusal was.
     connected: Option<Millis>,
     refused: Option<Millis>,
+    /// `howler.v1`: the epoch that the client was told last.
+    epoch: Option<String>,
+    /// `howler.v1`: what the next answer to `subscribe` is to hold.
+    stand: Option<Stand>,
+    /// `howler.v1`: whether it was told `resync` since that was due.
+    resync_due: bool,
 }
 
 /// The server's side of a script, and the model.
@@ -113,6 +127,8 @@ pub struct World {
     subscriptions: Subscriptions,
     clients: BTreeMap<u32, Client>,
     unavailable: bool,
+    /// How many epochs there were.
+    epochs: u32,
     sent: usize,
     long: usize,
 }
@@ -140,6 +156,8 @@ impl World {
         match (first, second) {
             ('~', Some(_)) => self.advance(&line[1..]),
             ('%', _) => self.unavailable ^= true,
+            ('$', _) => self.change_epoch(),
+            ('?', _) => self.resync(),
             ('@', Some('+')) => self.change(rest, ChangeKind::Created),
             ('@', Some('-')) => self.change(rest, ChangeKind::Deleted),
             ('@', Some('=')) => self.change(rest, ChangeKind::Updated),
@@ -196,7 +214,7 @@ impl World {
             _ => return,
         };
         let session = match version {
-            None => Session::open_json(key(slot), CLIENT, turn),
+            None => Session::open_json(key(slot), CLIENT, epoch(self.epochs).as_deref(), turn),
             Some(version) => {
                 let credentials = Credentials::Password { username: "u".into(), password: Secret::new("p") };
                 let transport =
@@ -220,6 +238,9 @@ impl World {
             heard: now,
             connected: None,
             refused: None,
+            epoch: None,
+            stand: None,
+            resync_due: false,
         };
         self.clients.insert(slot, client);
         self.perform(slot, actions);
@@ -271,7 +292,7 @@ impl World {
         if stage == Stage::LoggingIn {
             client.user = user.or(client.user);
         }
-        self.with_session(slot, |session, turn| session.handle_log_in(answer, turn));
+        self.with_session(slot, |session, turn| session.handle_log_in(answer, RETRY_AFTER, turn));
         let Some(client) = self.clients.get(&slot) else { return };
         assert!(!other || client.wanted.is_empty() || client.stage == Stage::Active, "subscriptions of another user");
         assert!(stage == Stage::LoggingIn || client.unwritten.len() == said, "nobody waits for it");
@@ -329,7 +350,7 @@ impl World {
         for action in actions {
             match action {
                 Action::LogIn(credentials) => self.log_in(slot, &credentials),
-                Action::Subscribe(reply, names) => self.subscribe(slot, &reply, &names),
+                Action::Subscribe(reply, names, given) => self.subscribe(slot, &reply, &names, given.as_deref()),
                 Action::Unsubscribe(reply, names) => self.unsubscribe(slot, &reply, &names),
                 Action::Resume(text) => self.hand_over(slot, &text),
                 Action::Leave => {
@@ -358,13 +379,18 @@ impl World {
         client.log_in = !self.unavailable && *credentials != Credentials::Unusable;
         client.session.log_in = client.log_in.then_some(key(slot));
         if *credentials == Credentials::Unusable {
-            self.with_session(slot, |session, turn| session.handle_log_in(Err(LogInError::NotAuthenticated), turn));
+            self.with_session(slot, |session, turn| {
+                session.handle_log_in(Err(LogInError::NotAuthenticated), RETRY_AFTER, turn)
+            });
         } else if self.unavailable {
-            self.with_session(slot, |session, turn| session.handle_log_in(Err(LogInError::Unavailable), turn));
+            self.with_session(slot, |session, turn| {
+                session.handle_log_in(Err(LogInError::Unavailable), RETRY_AFTER, turn)
+            });
         }
     }
 
-    fn subscribe(&mut self, slot: u32, reply: &Reply, names: &[(Box<str>, Option<Box<str>>)]) {
+    fn subscribe(&mut self, slot: u32, reply: &Reply, names: &[(Box<str>, Option<Box<str>>)], given: Option<&str>) {
+        let epoch = epoch(self.epochs);
         let Some(client) = self.clients.get_mut(&slot) else { return };
         assert_eq!(client.stage, Stage::Active, "who is not logged in subscribes to nothing");
         if names.iter().any(|(name, _)| name.len() > MAX_NAME) {
@@ -383,8 +409,54 @@ impl World {
             }
             client.wanted.entry((**name).to_owned()).or_default();
         }
-        let changed: Vec<&str> = names.iter().filter(|(_, known)| known.is_some()).map(|(name, _)| &**name).collect();
-        client.session.answer_subscribed(reply, &changed);
+        let (mut stand, mut changed) = (Vec::new(), Vec::new());
+        for (name, known) in names {
+            let position = position(name).filter(|_| epoch.is_some());
+            stand.push((&**name, position));
+            let same = position.is_some_and(|position| known.as_deref().is_some_and(|known| position.is(known)));
+            if known.is_some() && !(same && given.is_none_or(|given| Some(given) == epoch.as_deref())) {
+                changed.push(&**name);
+            }
+        }
+        if client.session.dialect() == Dialect::Json {
+            let texts = stand.iter().map(|(name, position)| ((*name).into(), position.map(|it| it.to_string())));
+            client.stand = Some((texts.collect(), changed.iter().map(|name| (*name).to_owned()).collect()));
+        }
+        client.session.answer_subscribed(reply, epoch.as_ref().map(|_| &*stand), &changed, epoch.as_deref());
+    }
+
+    /// As the server has it: clients that have been told an epoch are told the other one at once.
+    fn change_epoch(&mut self) {
+        self.epochs += 1;
+        let epoch = epoch(self.epochs);
+        for slot in 0..CLIENTS {
+            let Some(client) = self.clients.get_mut(&slot) else { continue };
+            if self.epochs > 1 && client.session.dialect() == Dialect::Json {
+                client.session.say_hello(epoch.as_deref());
+            }
+            self.listen(slot);
+        }
+    }
+
+    fn resync(&mut self) {
+        for slot in 0..CLIENTS {
+            let Some(client) = self.clients.get_mut(&slot).filter(|client| client.session.is_active()) else {
+                continue;
+            };
+            match client.session.dialect() {
+                Dialect::Json => {
+                    client.resync_due = true;
+                    client.session.say_resync("a \"reason\"");
+                }
+                Dialect::SocketIo(_) => {
+                    self.subscriptions.mark_all(slot);
+                    for untold in client.wanted.values_mut() {
+                        *untold = Some(untold.unwrap_or(ChangeKind::Updated));
+                    }
+                }
+            }
+            self.listen(slot);
+        }
     }
 
     fn unsubscribe(&mut self, slot: u32, reply: &Reply, names: &[Box<str>]) {
@@ -396,11 +468,11 @@ impl World {
     }
 
     fn listen(&mut self, slot: u32) {
-        let now = self.now;
+        let (now, epoch) = (self.now, epoch(self.epochs));
         if let Some(client) = self.clients.get_mut(&slot) {
             let said = client.session.outgoing.take();
             for message in messages(&said) {
-                client.be_told(std::str::from_utf8(message).expect("text"), now);
+                client.be_told(std::str::from_utf8(message).expect("text"), epoch.as_deref(), now);
             }
         }
     }
@@ -483,7 +555,7 @@ impl Client {
             let (id, operation) = howler_v1::parse_request(text);
             let what = match operation {
                 Ok(Operation::LogIn(_)) => Request::LogIn,
-                Ok(Operation::Subscribe(_)) => Request::Subscribe,
+                Ok(Operation::Subscribe(..)) => Request::Subscribe,
                 Ok(Operation::LogOut) => Request::LogOut,
                 _ => Request::Other,
             };
@@ -519,19 +591,30 @@ impl Client {
     }
 
     /// The session says something.
-    fn be_told(&mut self, text: &str, now: Millis) {
+    fn be_told(&mut self, text: &str, epoch: Option<&str>, now: Millis) {
         match self.session.dialect() {
-            Dialect::Json => self.be_told_json(text),
+            Dialect::Json => self.be_told_json(text, epoch),
             Dialect::SocketIo(version) => self.be_told_packet(text, version),
         }
         assert!(now >= self.heard);
         self.unwritten.push(text.to_owned());
     }
 
-    fn be_told_json(&mut self, text: &str) {
+    fn be_told_json(&mut self, text: &str, epoch: Option<&str>) {
         let fields = fields(text);
         if let Some(event) = fields.get("event") {
-            return assert_eq!(event.get(), "\"hello\"");
+            match event.get() {
+                "\"hello\"" => {
+                    self.epoch = string(&fields, "epoch");
+                    assert_eq!(self.epoch.as_deref(), epoch);
+                }
+                "\"resync\"" => {
+                    assert_eq!(string(&fields, "reason").as_deref(), Some("a \"reason\""));
+                    assert!(std::mem::take(&mut self.resync_due) && self.stage == Stage::Active, "{text}");
+                }
+                other => panic!("{other} is not the session's to say"),
+            }
+            return;
         }
         let asked = self.asked.pop_front().expect("nothing was asked");
         assert_eq!(asked.id.as_deref(), fields.get("id").map(|id| id.get()), "answers come in order");
@@ -545,10 +628,33 @@ impl Client {
             Request::LogIn => assert_eq!(self.stage, Stage::LoggingIn),
             Request::Subscribe => {
                 assert_eq!(ok, fields.contains_key("changed"));
-                assert!(!ok || self.stage == Stage::Active);
+                if ok {
+                    self.be_told_stand(&fields, epoch);
+                }
             }
             Request::LogOut | Request::Other => {}
         }
+        let unavailable = string(&fields, "error").as_deref() == Some(LogInError::Unavailable.name());
+        let retry_after = fields.get("retry_after_ms").map(|time| time.get().to_owned());
+        assert_eq!(retry_after, unavailable.then(|| RETRY_AFTER.to_string()), "{text}");
+    }
+
+    /// The answer to `subscribe`: who came before the epoch was known is told it with the first positions.
+    fn be_told_stand(&mut self, fields: &BTreeMap<String, Box<RawValue>>, epoch: Option<&str>) {
+        assert_eq!(self.stage, Stage::Active);
+        let told = string(fields, "epoch");
+        if let Some(told) = told {
+            assert!(self.epoch.is_none() && Some(&*told) == epoch);
+            self.epoch = Some(told);
+        }
+        assert_eq!(self.epoch.as_deref(), epoch);
+        let (stand, changed) = self.stand.take().expect("the server answers it");
+        let dbs: Option<BTreeMap<String, Option<String>>> =
+            fields.get("dbs").map(|dbs| serde_json::from_str(dbs.get()).expect("an object of positions"));
+        assert_eq!(dbs, epoch.map(|_| stand));
+        let read: Vec<String> = serde_json::from_str(fields["changed"].get()).expect("names");
+        assert_eq!(read.len(), changed.len());
+        assert_eq!(read.into_iter().collect::<BTreeSet<_>>(), changed);
     }
 
     fn be_told_packet(&mut self, text: &str, version: Version) {
@@ -634,7 +740,7 @@ impl Client {
     }
 
     fn check(&self, now: Millis) {
-        assert!(self.session.outgoing.is_empty() && !self.logged_out);
+        assert!(self.session.outgoing.is_empty() && !self.logged_out && !self.resync_due && self.stand.is_none());
         assert!(self.held.0 <= MAX_HELD.0 && self.held.1 <= MAX_HELD.1, "{:?}", self.held);
         assert!(self.stage == Stage::LoggingIn || self.asked.is_empty(), "not answered: {:?}", self.asked);
         let silence = match self.session.dialect() {
@@ -680,6 +786,21 @@ fn is_ack(text: &str) -> bool {
 fn event_name(data: &str) -> String {
     let event: Value = serde_json::from_str(data).expect("JSON");
     event[0].as_str().expect("a name").to_owned()
+}
+
+/// The name of an epoch; before the first one there is none.
+fn epoch(number: u32) -> Option<String> {
+    (number > 0).then(|| format!("epoch \"{number}\""))
+}
+
+/// Where a database stands: not known of every third name.
+fn position(name: &str) -> Option<Position> {
+    let length = u32::try_from(name.len()).expect("short");
+    (!length.is_multiple_of(3)).then_some(Position { counts: [length, 1, 0], doubt: length / 2 })
+}
+
+fn string(fields: &BTreeMap<String, Box<RawValue>>, name: &str) -> Option<String> {
+    fields.get(name).map(|value| serde_json::from_str(value.get()).expect("a string"))
 }
 
 fn fields(text: &str) -> BTreeMap<String, Box<RawValue>> {
