@@ -31,6 +31,7 @@ max_len() {
     case $1 in
         request_head) echo 20000 ;;
         feed_reader) echo 8192 ;;
+        look_up | positions) echo 2048 ;;
         websocket) echo 2048 ;;
         *) echo 1024 ;;
     esac

@@ -1,0 +1,118 @@
+//! What CouchDB says about positions: the answers to look-ups and about the epoch, and revisions. An input is the body
+//! of an answer, and each of its lines a revision.
+//!
+//! Asserted:
+//! - the answer to a look-up is read as a tree of values of it is in the obvious way, all of it or nothing;
+//! - it is the answer to no other question: more names, fewer, others, or the same in another order;
+//! - the epoch is what a tree of values holds;
+//! - a revision's number is the one in front; the same text has the same fingerprint, and as a position reads back.
+
+#![no_main]
+
+use couchdb_howler::wire::positions::{KINDS, Position, Revision, read_epoch, read_rows, slot, write_keys};
+use couchdb_howler_fuzz::{field, number_of};
+use libfuzzer_sys::fuzz_target;
+use serde_json::Value;
+
+fuzz_target!(|data: &[u8]| {
+    String::from_utf8_lossy(data).lines().for_each(check_revision);
+    let Ok(value) = serde_json::from_slice::<Value>(data) else {
+        // A tree of values has limits of depth and of numbers that fields which nobody reads need not keep to. What is
+        // cut off is no answer.
+        let whole = data.trim_ascii_end().ends_with(b"}");
+        return assert!(whole || (read_epoch(data).is_none() && read_rows(data, [].into_iter()).is_none()));
+    };
+    // A key that is there twice is refused, and is there once in what is written anew.
+    let anew = value.to_string();
+    check_epoch(data, &anew, &value);
+    check_rows(data, &anew, &value);
+});
+
+fn check_revision(text: &str) {
+    let revision = Revision::parse(text);
+    assert_eq!(revision.map(|revision| revision.number), number_of(text), "{text}");
+    let Some(revision) = revision else { return };
+    assert_eq!(Revision::parse(&format!("{text}x")).map(|other| other.number), Some(revision.number));
+    assert_ne!(Revision::parse(&format!("{text}x")), Some(revision), "another write, and the same fingerprint");
+    let position = Position { counts: [revision.number, revision.mark, 0], doubt: 0 };
+    let shown = format!("{}.{}.0", revision.number, revision.mark);
+    assert!(position.is(&shown) && !position.is(&format!("{shown}-0")) && !position.is(&format!("0{shown}")));
+    let in_doubt = Position { doubt: revision.mark.max(1), ..position };
+    assert!(in_doubt.is(&format!("{shown}-{:x}", revision.mark.max(1))) && !in_doubt.is(&shown));
+}
+
+fn check_epoch(data: &[u8], anew: &str, value: &Value) {
+    let naive = naive_epoch(value);
+    assert_eq!(read_epoch(anew.as_bytes()).map(|epoch| epoch.map(String::from)), naive, "{anew}");
+    let read = read_epoch(data).map(|epoch| epoch.map(String::from));
+    assert!(read.is_none() || read == naive, "{read:?}");
+}
+
+fn naive_epoch(value: &Value) -> Option<Option<String>> {
+    let value = value.as_object()?;
+    value.get("db_name")?.as_str()?;
+    match value.get("instance_start_time") {
+        None | Some(Value::Null) => Some(None),
+        Some(Value::String(epoch)) => Some(Some(epoch.clone()).filter(|epoch| (1..=64).contains(&epoch.len()))),
+        Some(_) => None,
+    }
+}
+
+fn check_rows(data: &[u8], anew: &str, value: &Value) {
+    let rows = value.get("rows").and_then(Value::as_array).map_or(&[][..], |rows| rows);
+    let name_of = |row: &Value| Some(field(row, &ROW, "key")?.as_str()?.split_once(':')?.1.to_owned());
+    let names: Vec<String> = rows.iter().step_by(KINDS.len()).map(|row| name_of(row).unwrap_or_default()).collect();
+    let ask = |body: &[u8], names: &[String]| read_rows(body, names.iter().map(|name| &**name));
+    let naive = naive_rows(value, &names);
+    assert_eq!(ask(anew.as_bytes(), &names), naive, "{anew}");
+    let read = ask(data, &names);
+    assert!(read.is_none() || read == naive, "{read:?}");
+    let Some(read) = read else { return };
+    assert_eq!(read.len(), names.len());
+    // The keys are those that were asked for.
+    let asked: Value = serde_json::from_slice(&write_keys(names.iter().map(|name| &**name))).expect("JSON");
+    let answered: Value = rows.iter().map(|row| field(row, &ROW, "key").expect("it was read").clone()).collect();
+    assert_eq!(asked["keys"], answered);
+    let mut others = names.clone();
+    others.push("a".to_owned());
+    assert_eq!(ask(data, &others), None, "one more");
+    if names.is_empty() {
+        return;
+    }
+    assert_eq!(ask(data, &names[1..]), None, "one less");
+    others = names.clone();
+    others[0].push('x');
+    assert_eq!(ask(data, &others), None, "another one");
+    others = names.clone();
+    others.reverse();
+    assert_eq!(ask(data, &others).is_some(), others == names, "another order");
+}
+
+/// The fields of a row that are read.
+const ROW: [&str; 3] = ["key", "value", "error"];
+
+fn naive_rows(value: &Value, names: &[String]) -> Option<Vec<[Revision; 3]>> {
+    let rows = value.as_object()?.get("rows")?.as_array()?;
+    if rows.len() != names.len() * KINDS.len() {
+        return None;
+    }
+    let mut read = vec![[Revision::default(); 3]; names.len()];
+    for (i, row) in rows.iter().enumerate() {
+        let (kind, name) = (KINDS[i % KINDS.len()], &names[i / KINDS.len()]);
+        if field(row, &ROW, "key")? != &Value::from(format!("{}:{name}", kind.text())) {
+            return None;
+        }
+        let there = |name| field(row, &ROW, name).filter(|value| !value.is_null());
+        read[i / KINDS.len()][slot(kind)] = match (there("value"), there("error")) {
+            (Some(value), None) => {
+                let text = field(value, &["rev"], "rev")?.as_str()?;
+                let revision = Revision::parse(text)?;
+                assert_eq!(Some(revision.number), number_of(text));
+                revision
+            }
+            (None, Some(error)) if error == "not_found" => Revision::default(),
+            _ => return None,
+        };
+    }
+    Some(read)
+}
