@@ -170,10 +170,20 @@ impl Positions {
         }
         if self.epoch == Epoch::Never {
             self.answer_all();
+            self.want_nothing(subscriptions);
         } else {
             self.want_unknown(subscriptions);
         }
         other
+    }
+
+    /// Nothing is looked up any more, and so kept for that.
+    fn want_nothing(&mut self, subscriptions: &mut Subscriptions) {
+        self.waiting_for.clear();
+        for database in self.wanted.drain(..) {
+            subscriptions.watch_mut(database).wanted = false;
+            subscriptions.release(database);
+        }
     }
 
     /// Has everything that someone subscribes to looked up that is not known.
@@ -328,6 +338,9 @@ impl Positions {
             }
             for database in batch.databases.into_iter().rev() {
                 self.wanted.push_front(database);
+            }
+            if !self.are_kept() {
+                self.want_nothing(subscriptions);
             }
             return found;
         };

@@ -339,3 +339,23 @@ fn two_databases_in_every_order() {
     let runs = every_run(&Bounds { databases: 2, steps: 7, most });
     assert!(runs > 50_000, "{runs}");
 }
+
+#[test]
+fn nothing_is_kept_for_look_ups_that_are_not_to_be() {
+    let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
+    positions.handle_epoch(Some("1".into()), &mut subscriptions);
+    let want = |name: &str, positions: &mut Positions, subscriptions: &mut Subscriptions| {
+        assert_eq!(subscriptions.subscribe(0, name), Ok(true));
+        let database = subscriptions.find(name).expect("subscribed to");
+        positions.want(database, subscriptions);
+    };
+    want("a", &mut positions, &mut subscriptions);
+    let batch = positions.next_batch(&mut subscriptions).expect("a");
+    want("b", &mut positions, &mut subscriptions);
+    positions.handle_epoch(None, &mut subscriptions);
+    subscriptions.remove_session(0);
+    let answer = (0, &mut Jitter::new(7));
+    positions.handle_look_up(batch, None, answer, &mut subscriptions, &mut Vec::new());
+    assert!(positions.next_batch(&mut subscriptions).is_none());
+    assert_eq!(subscriptions.databases(), 0, "without positions nothing lingers");
+}

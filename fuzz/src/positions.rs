@@ -1,0 +1,791 @@
+//! Subscriptions and positions as a server drives them, without a server: the clients, CouchDB, the feed, the look-ups
+//! and the clock are a script, and a naive model beside them knows what each client has to be told.
+//!
+//! A script is lines; what is no operation is passed over. `N` is the digit of a client (0 to 2 speak `howler.v1`, the
+//! others Socket.IO: they subscribe at once and without positions), `name` one of a few databases:
+//!
+//! ```text
+//! N+         opens a session         N-         it ends, whatever is under way
+//! N>a,b      subscribes, with the positions that the client remembers
+//! N<a,b      subscribes without positions
+//! N=a:1.2.3  subscribes with a position that nobody gave
+//! N/a,b      unsubscribes            N#1        subscribes to 4000 names
+//! N~         somebody else logs in   N.         reads all at once from here on, or no more
+//! @=a        a database changes: + is created, - deleted, = updated
+//! @!a        a database changes, and CouchDB stops before it has recorded that
+//! _2         the second line that is under way comes       ?2   and its revision cannot be read
+//! "2         the second of the last lines that came comes again
+//! |          of the lines of one document under way, the last one counts
+//! $1         CouchDB works on the second look-up           )1   its answer comes
+//! (1         it fails                                      [1   its answer is cut off
+//! P          the start of the feed becomes known           O    the feed is opened
+//! C          the feed breaks    D    CouchDB stops         G    the feed cannot be resumed where it broke
+//! S          a line is skipped  E    _global_changes is made anew (E0: by a CouchDB that has no epoch)
+//! e          CouchDB says what the epoch is
+//! ~1234      time passes, in milliseconds
+//! &…         an operation, and the turn goes on
+//! ```
+//!
+//! What is lost before the first stream is no loss, as the feed has it: D, E and @! do nothing then.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+
+use couchdb_howler::state::jitter::Jitter;
+use couchdb_howler::state::positions::{Batch, MAX_BATCHES, Named, Pending, Positions};
+use couchdb_howler::state::session::Reply;
+use couchdb_howler::state::subscriptions::{MAX_SUBSCRIPTIONS, SessionIndex, Subscriptions};
+use couchdb_howler::state::table::Key;
+use couchdb_howler::state::timers::Millis;
+use couchdb_howler::wire::couchdb::ChangeKind;
+use couchdb_howler::wire::positions::{KINDS, MAX_NAMES, Position, Revision, slot};
+
+const CLIENTS: u32 = 5;
+/// From this one on clients speak Socket.IO.
+const SOCKET_IO: u32 = 3;
+/// Bounds the time that a script takes.
+const MAX_OPERATIONS: usize = 300;
+const MAX_BULK: usize = 4;
+/// How long a `subscribe` may wait for positions, in milliseconds.
+const ANSWER_WITHIN: Millis = 5_000;
+/// How long a database is kept without subscribers, in milliseconds.
+const LINGER: Millis = 60_000;
+/// The last one is a name that no database can have.
+const NAMES: [&str; 6] = ["a", "b", "c", "d/e", "f", "\u{fc}"];
+
+/// What happened to a database, in CouchDB.
+#[derive(Clone, Debug, Default)]
+struct Truth {
+    counts: [u32; 3],
+    /// The step of the last thing that happened, recorded or not.
+    changed: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Line {
+    name: &'static str,
+    kind: ChangeKind,
+    number: u32,
+}
+
+struct Flight {
+    batch: Batch,
+    names: Vec<String>,
+    /// What CouchDB found when it worked on it.
+    body: Option<Vec<u8>>,
+}
+
+/// What a client knows of a database.
+#[derive(Clone, Debug, Default)]
+struct Knowledge {
+    /// The position that it was given last.
+    position: Option<String>,
+    /// It has read everything that happened before this step.
+    synced: u64,
+}
+
+#[derive(Default)]
+struct Client {
+    session: Option<Session>,
+    generation: u32,
+    /// Outlives sessions.
+    memory: Memory,
+}
+
+/// Positions, and the epoch that they are of.
+type Memory = (Option<String>, BTreeMap<String, Knowledge>);
+
+#[derive(Default)]
+struct Session {
+    reads: bool,
+    subscribed: BTreeMap<String, Knowledge>,
+    asked: BTreeMap<u64, Asked>,
+}
+
+struct Asked {
+    names: BTreeMap<String, Option<Knowledge>>,
+    at: Millis,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Lost {
+    Nothing,
+    /// Lines, and positions tell what.
+    Lines,
+    /// Events, which nothing tells.
+    Events,
+}
+
+struct World {
+    now: Millis,
+    step: u64,
+    positions: Positions,
+    subscriptions: Subscriptions,
+    jitter: Jitter,
+    woken: Vec<SessionIndex>,
+    clients: Vec<Client>,
+    requests: u64,
+    bulk: usize,
+    doubts: u32,
+    truth: BTreeMap<&'static str, Truth>,
+    /// The epoch of CouchDB, and whether it has one.
+    epoch: (u32, bool),
+    lines: VecDeque<Line>,
+    came: VecDeque<Line>,
+    flights: Vec<Flight>,
+    epoch_asks: usize,
+    pinned: bool,
+    followed: bool,
+    streaming: bool,
+    lost: Lost,
+    /// Of each database and kind, the greatest number in a line that came, and in a line or an answer.
+    came_to: BTreeMap<&'static str, [u32; 3]>,
+    seen: BTreeMap<&'static str, [u32; 3]>,
+    /// Databases that may be told of without need.
+    restless: BTreeSet<String>,
+}
+
+/// Runs a script from its begin to its end, and on until everything has come and everyone has left.
+pub fn run(script: &str) {
+    let mut world = World::new();
+    for line in script.lines().take(MAX_OPERATIONS) {
+        let (goes_on, operation) = line.strip_prefix('&').map_or((false, line), |rest| (true, rest));
+        world.step += 1;
+        world.operate(operation);
+        if !goes_on {
+            world.end_turn();
+        }
+    }
+    world.settle();
+    world.part();
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            now: 1_000_000,
+            step: 0,
+            positions: Positions::new(true),
+            subscriptions: Subscriptions::default(),
+            jitter: Jitter::new(7),
+            woken: Vec::new(),
+            clients: (0..CLIENTS).map(|_| Client::default()).collect(),
+            requests: 0,
+            bulk: 0,
+            doubts: 0,
+            truth: NAMES.iter().map(|name| (*name, Truth::default())).collect(),
+            epoch: (1, true),
+            lines: VecDeque::new(),
+            came: VecDeque::new(),
+            flights: Vec::new(),
+            epoch_asks: 0,
+            pinned: false,
+            followed: false,
+            streaming: false,
+            lost: Lost::Nothing,
+            came_to: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            restless: BTreeSet::new(),
+        }
+    }
+
+    fn operate(&mut self, line: &str) {
+        let mut characters = line.chars();
+        let Some(first) = characters.next() else { return };
+        let rest = characters.as_str();
+        if let Some(slot) = first.to_digit(CLIENTS) {
+            return self.operate_client(slot, rest);
+        }
+        let number = rest.parse().unwrap_or(0_usize);
+        match first {
+            '@' => self.change(rest),
+            '_' => self.deliver(number, true),
+            '?' => self.deliver(number, false),
+            '"' if self.streaming => {
+                if let Some(line) = self.came.get(number).cloned() {
+                    self.take_line(&line, true);
+                }
+            }
+            '|' => self.supersede(),
+            '$' => self.work_on(number),
+            ')' => self.answer(number, true),
+            '[' => self.answer(number, false),
+            '(' if number < self.flights.len() => self.land(number, None),
+            'P' if !self.pinned => self.pin(),
+            'O' => self.open(),
+            'C' => self.streaming = false,
+            'D' if self.followed => self.disconnect(Lost::Events),
+            'G' if self.followed => {
+                self.lines.clear();
+                self.disconnect(Lost::Lines);
+            }
+            'G' => self.pinned = false,
+            'S' if self.streaming && self.lines.pop_front().is_some() => self.gap(),
+            'E' if self.followed => self.make_anew(!rest.starts_with('0')),
+            'e' if self.epoch_asks > 0 => self.tell_epoch(),
+            '~' => self.advance(number as Millis % 100_000),
+            _ => {}
+        }
+    }
+
+    fn operate_client(&mut self, slot: u32, rest: &str) {
+        let Some(operation) = rest.chars().next() else { return };
+        let names = &rest[operation.len_utf8()..];
+        let client = &mut self.clients[slot as usize];
+        let Some(session) = &mut client.session else {
+            if operation == '+' {
+                client.session = Some(Session { reads: true, ..Session::default() });
+            }
+            return;
+        };
+        match operation {
+            '-' => self.end(slot),
+            '~' => self.leave(slot),
+            '.' => session.reads ^= true,
+            '>' => self.subscribe_remembered(slot, names),
+            '<' => self.subscribe(slot, names_in(names).map(|name| (name.to_owned(), None)).collect(), None),
+            '=' => {
+                let (name, position) = names.split_once(':').unwrap_or((names, "1.0.0"));
+                let made_up = Knowledge { position: Some(position.to_owned()), synced: u64::MAX };
+                self.subscribe(slot, names_in(name).map(|name| (name.into(), Some(made_up.clone()))).collect(), None);
+            }
+            '#' if self.bulk < MAX_BULK => {
+                self.bulk += 1;
+                let first = names.parse::<u32>().unwrap_or(0) % 4 * 3_500;
+                self.subscribe(slot, (first..first + 4_000).map(|n| (format!("n{n}"), None)).collect(), None);
+            }
+            '/' => names_in(names).for_each(|name| self.unsubscribe(slot, name)),
+            _ => {}
+        }
+    }
+
+    // CouchDB.
+
+    fn change(&mut self, what: &str) {
+        let (kind, name) = what.split_at(what.chars().next().map_or(0, char::len_utf8));
+        let Some(name) = NAMES[..NAMES.len() - 1].iter().copied().find(|other| *other == name) else { return };
+        let truth = self.truth.get_mut(name).expect("all names are there");
+        let kind = match kind {
+            "=" => ChangeKind::Updated,
+            "+" => ChangeKind::Created,
+            "-" => ChangeKind::Deleted,
+            "!" if self.followed => {
+                truth.changed = self.step;
+                return self.disconnect(Lost::Events);
+            }
+            _ => return,
+        };
+        truth.changed = self.step;
+        truth.counts[slot(kind)] += 1;
+        self.lines.push_back(Line { name, kind, number: truth.counts[slot(kind)] });
+    }
+
+    fn supersede(&mut self) {
+        let lines = std::mem::take(&mut self.lines);
+        let later =
+            |i: usize, line: &Line| lines.iter().skip(i + 1).any(|it| it.name == line.name && it.kind == line.kind);
+        self.lines = lines.iter().enumerate().filter(|(i, line)| !later(*i, line)).map(|(_, it)| it.clone()).collect();
+    }
+
+    fn body(&self, names: &[String]) -> Vec<u8> {
+        let mut body = String::from(r#"{"total_rows":1,"offset":0,"rows":["#);
+        for (i, name) in names.iter().enumerate() {
+            for kind in KINDS {
+                let number = self.truth.get(&**name).map_or(0, |truth| truth.counts[slot(kind)]);
+                let key = serde_json::Value::from(format!("{}:{name}", kind.text()));
+                let comma = if i + slot(kind) > 0 { "," } else { "" };
+                let _ = match number {
+                    0 => write!(body, r#"{comma}{{"key":{key},"error":"not_found"}}"#),
+                    _ => {
+                        let revision = self.revision(number);
+                        write!(body, r#"{comma}{{"id":{key},"key":{key},"value":{{"rev":"{revision}"}}}}"#)
+                    }
+                };
+            }
+        }
+        body.push_str("]}");
+        body.into_bytes()
+    }
+
+    /// A document's revisions are the same in each epoch only by their numbers.
+    fn revision(&self, number: u32) -> String {
+        format!("{number}-{:x}", number * 31 + self.epoch.0)
+    }
+
+    fn make_anew(&mut self, with_epoch: bool) {
+        self.epoch = (self.epoch.0 + 1, with_epoch);
+        for truth in self.truth.values_mut() {
+            // The event documents are gone, whatever the databases are.
+            truth.counts = [0; 3];
+        }
+        self.lines.clear();
+        self.came.clear();
+        self.came_to.clear();
+        self.seen.clear();
+        self.disconnect(Lost::Events);
+    }
+
+    fn epoch(&self) -> Option<String> {
+        self.epoch.1.then(|| format!("epoch {}", self.epoch.0))
+    }
+
+    // The feed.
+
+    fn disconnect(&mut self, lost: Lost) {
+        self.streaming = false;
+        self.lost = self.lost.max(lost);
+    }
+
+    fn pin(&mut self) {
+        self.pinned = true;
+        self.lines.clear();
+        if !self.followed {
+            for database in self.positions.handle_doubt(&mut self.subscriptions) {
+                self.subscriptions.mark(database, ChangeKind::Updated, &mut self.woken);
+            }
+            self.all_restless();
+        }
+    }
+
+    fn open(&mut self) {
+        if !self.pinned || self.streaming {
+            return;
+        }
+        self.streaming = true;
+        self.epoch_asks += 1;
+        let lost = std::mem::replace(&mut self.lost, Lost::Nothing);
+        if lost != Lost::Nothing {
+            self.gap();
+        }
+        if lost == Lost::Events {
+            self.doubts += 1;
+            self.subscriptions.doubt(self.doubts);
+            self.tell_resync();
+        }
+        self.followed = true;
+    }
+
+    fn gap(&mut self) {
+        let unknown = self.positions.handle_doubt(&mut self.subscriptions);
+        self.all_restless();
+        if !self.positions.are_kept() {
+            return self.tell_resync();
+        }
+        for database in unknown {
+            self.subscriptions.mark(database, ChangeKind::Updated, &mut self.woken);
+        }
+    }
+
+    fn deliver(&mut self, number: usize, readable: bool) {
+        if !self.streaming || number >= self.lines.len() {
+            return;
+        }
+        let line = self.lines.remove(number).expect("checked above");
+        self.take_line(&line, readable);
+        if readable {
+            self.came.push_front(line);
+            self.came.truncate(8);
+        }
+    }
+
+    fn take_line(&mut self, line: &Line, readable: bool) {
+        let revision = Revision::parse(&self.revision(line.number)).filter(|_| readable);
+        if readable {
+            let at = slot(line.kind);
+            let [seen, came_to] = [&mut self.seen, &mut self.came_to].map(|of| of.entry(line.name).or_default());
+            if line.number < seen[at] {
+                self.restless.insert(line.name.to_owned());
+            }
+            seen[at] = seen[at].max(line.number);
+            came_to[at] = came_to[at].max(line.number);
+        } else {
+            self.restless.insert(line.name.to_owned());
+        }
+        let Some(database) = self.subscriptions.find(line.name) else { return };
+        if self.subscriptions.watch_mut(database).handle_line(line.kind, revision, self.now) {
+            self.subscriptions.mark(database, line.kind, &mut self.woken);
+            if revision.is_none() {
+                self.positions.want(database, &mut self.subscriptions);
+            }
+        }
+    }
+
+    fn tell_epoch(&mut self) {
+        self.epoch_asks -= 1;
+        let epoch = self.epoch().map(String::into_boxed_str);
+        let other = self.positions.handle_epoch(epoch, &mut self.subscriptions);
+        self.answer_ready();
+        if other {
+            self.all_restless();
+            for knowledge in self.clients.iter_mut().filter_map(|client| client.session.as_mut()) {
+                knowledge.subscribed.values_mut().for_each(|known| known.position = None);
+            }
+            self.tell_resync();
+        }
+    }
+
+    // Look-ups.
+
+    fn work_on(&mut self, number: usize) {
+        let Some(names) = self.flights.get(number).map(|flight| flight.names.clone()) else { return };
+        let body = self.body(&names);
+        self.flights[number].body.get_or_insert(body);
+    }
+
+    fn answer(&mut self, number: usize, whole: bool) {
+        self.work_on(number);
+        let Some(flight) = self.flights.get_mut(number) else { return };
+        let mut body = flight.body.take().expect("it was worked on");
+        if !whole {
+            body.pop();
+        }
+        self.land(number, Some(body));
+    }
+
+    fn land(&mut self, number: usize, body: Option<Vec<u8>>) {
+        let Flight { batch, names, .. } = self.flights.remove(number);
+        let Self { positions, subscriptions, jitter, woken, now, .. } = self;
+        let found = positions.handle_look_up(batch, body.as_deref(), (*now, jitter), subscriptions, woken);
+        let whole = body.as_ref().is_some_and(|body| body.ends_with(b"]}"));
+        assert_eq!(found, whole);
+        for name in names.iter().filter_map(|name| NAMES.iter().copied().find(|it| it == name)) {
+            // What CouchDB has by now is at least what it found.
+            let seen = self.seen.entry(name).or_default();
+            for (seen, count) in seen.iter_mut().zip(self.truth[name].counts) {
+                *seen = count.max(*seen);
+            }
+        }
+        self.answer_ready();
+    }
+
+    fn advance(&mut self, millis: Millis) {
+        let end = self.now + millis;
+        while let Some(at) = self.positions.poll_timeout().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.positions.handle_timeout(self.now, &mut self.subscriptions);
+            self.answer_ready();
+            assert!(self.positions.poll_timeout().is_none_or(|at| at > self.now), "a timeout that does not pass");
+            self.end_turn();
+        }
+        self.now = end;
+    }
+
+    /// As the server does: look-ups are sent, then clients are written to.
+    fn end_turn(&mut self) {
+        self.positions.linger(self.now, &mut self.subscriptions);
+        while let Some(batch) = self.positions.next_batch(&mut self.subscriptions) {
+            let names = batch.databases.iter().map(|database| self.subscriptions.name(*database).to_owned()).collect();
+            self.flights.push(Flight { batch, names, body: None });
+        }
+        assert!(self.flights.len() <= MAX_BATCHES);
+        let mut asked = BTreeSet::new();
+        for flight in &self.flights {
+            assert!((1..=MAX_NAMES).contains(&flight.names.len()));
+            assert!(flight.names.iter().all(|name| asked.insert(name)), "asked for twice at once");
+        }
+        for index in std::mem::take(&mut self.woken) {
+            if self.clients[index as usize].session.as_ref().is_some_and(|session| session.reads) {
+                self.flush(index);
+            }
+        }
+        for slot in 0..CLIENTS {
+            self.check(slot);
+        }
+    }
+
+    fn check(&mut self, slot: u32) {
+        let client = &self.clients[slot as usize];
+        let subscribed = client.session.as_ref().map_or(0, |session| session.subscribed.len());
+        assert_eq!(self.subscriptions.count(slot), subscribed);
+        let pending = self.positions.pending_names(key(slot, client.generation));
+        let Some(session) = &client.session else { return assert_eq!(pending, 0) };
+        let asked: usize = session.asked.values().map(|asked| asked.names.len()).sum();
+        assert_eq!(pending, asked);
+        assert!(session.asked.values().all(|asked| self.now < asked.at + ANSWER_WITHIN), "answered too late");
+        if session.reads {
+            // One that did not read before is written to as soon as it does.
+            self.flush(slot);
+        }
+    }
+
+    /// What a client has not been told is written.
+    fn flush(&mut self, slot: u32) {
+        let Self { clients, subscriptions, positions, restless, .. } = self;
+        let client = &mut clients[slot as usize];
+        let Some(session) = &mut client.session else { return };
+        while let Some((database, kind)) = subscriptions.take_dirty(slot) {
+            let name = subscriptions.name(database);
+            let told = subscriptions.told(database).map(|position| position.to_string());
+            let known = session.subscribed.get_mut(name).expect("subscribed to it");
+            let needed = known.position.is_none() || known.position != told;
+            assert!(needed || restless.contains(name), "{name}: {kind:?} without need");
+            *known = Knowledge { position: told, synced: self.step };
+            remember(&mut client.memory, name, known, positions.epoch());
+        }
+    }
+
+    // Clients.
+
+    fn subscribe_remembered(&mut self, slot: u32, names: &str) {
+        let (epoch, memory) = &self.clients[slot as usize].memory;
+        let remembered = |name: &str| memory.get(name).filter(|known| known.position.is_some()).cloned();
+        let names = names_in(names).map(|name| (name.to_owned(), remembered(name))).collect();
+        self.subscribe(slot, names, epoch.clone());
+    }
+
+    /// What the server does with a `subscribe`: `Server::subscribe`, for clients with positions and those without.
+    fn subscribe(&mut self, slot: u32, names: BTreeMap<String, Option<Knowledge>>, epoch: Option<String>) {
+        self.requests += 1;
+        let (id, now) = (self.requests, self.now);
+        let key = key(slot, self.clients[slot as usize].generation);
+        let Some(session) = &mut self.clients[slot as usize].session else { return };
+        let new = names.keys().filter(|name| !self.subscriptions.has(slot, name)).count();
+        let more = new + self.positions.pending_names(key);
+        if more > 0 && self.subscriptions.count(slot) + more > MAX_SUBSCRIPTIONS {
+            return;
+        }
+        let json = slot < SOCKET_IO;
+        let named: Named = names
+            .iter()
+            .map(|(name, known)| {
+                let known = known.as_ref().filter(|_| json).and_then(|known| known.position.as_deref());
+                (name.as_str().into(), known.map(Into::into))
+            })
+            .collect();
+        session.asked.insert(id, Asked { names, at: now });
+        let pending = Pending::new(key, Reply::Ack(id), named, epoch.map(String::into_boxed_str));
+        if json {
+            self.positions.wait(pending, now, &mut self.subscriptions);
+            self.answer_ready();
+        } else {
+            self.complete(&pending);
+        }
+    }
+
+    fn answer_ready(&mut self) {
+        while let Some(pending) = self.positions.next_ready() {
+            self.complete(&pending);
+            self.woken.push(pending.session.index);
+            pending.release(&mut self.subscriptions);
+        }
+    }
+
+    /// `Server::complete_subscription`, and what the client makes of the answer.
+    fn complete(&mut self, pending: &Pending) {
+        let Pending { session: key, reply, names, epoch, .. } = pending;
+        let client = &self.clients[key.index as usize];
+        assert!(client.session.is_some() && client.generation == key.generation, "an answer to nobody");
+        for (name, _) in names {
+            self.subscriptions.subscribe(key.index, name).expect("within the limit");
+        }
+        let foreign = epoch.is_some() && epoch.as_deref() != self.positions.epoch();
+        let mut answer = Vec::new();
+        for (name, given) in names {
+            let database = self.subscriptions.find(name).expect("subscribed above");
+            self.positions.want(database, &mut self.subscriptions);
+            let position = self.subscriptions.known(database);
+            let moved = |given: &str| foreign || position.is_none_or(|position| !position.is(given));
+            let changed = given.as_deref().is_some_and(moved);
+            self.check_position(name, position);
+            answer.push((&**name, position, given.is_some(), changed));
+        }
+        let Reply::Ack(id) = reply else { panic!("asked otherwise") };
+        self.take_answer(key.index, *id, &answer);
+    }
+
+    /// A position holds every line that came, and nothing that did not happen.
+    fn check_position(&mut self, name: &str, position: Option<Position>) {
+        let Some(position) = position else {
+            self.restless.insert(name.to_owned());
+            return;
+        };
+        let truth = self.truth.get(name).map_or([0; 3], |truth| truth.counts);
+        let came_to = self.came_to.get(name).copied().unwrap_or_default();
+        // Until the server knows that _global_changes is another, its positions are mixed.
+        if self.positions.epoch() == self.epoch().as_deref() {
+            for (at, count) in position.counts.into_iter().enumerate() {
+                assert!(count <= truth[at], "{name}: {position} is ahead of {truth:?}");
+                assert!(count >= came_to[at], "{name}: {position} is behind {came_to:?}");
+            }
+        }
+    }
+
+    fn take_answer(&mut self, slot: u32, id: u64, answer: &[(&str, Option<Position>, bool, bool)]) {
+        let (step, epoch) = (self.step, self.positions.epoch());
+        let client = &mut self.clients[slot as usize];
+        let session = client.session.as_mut().expect("somebody is there");
+        let asked = session.asked.remove(&id).expect("asked, and not answered before");
+        assert!(answer.iter().map(|(name, ..)| *name).eq(asked.names.keys()), "answered for what was asked");
+        let told_later = self.subscriptions.is_dirty(slot);
+        for (name, position, given, changed) in answer {
+            if told_later && session.subscribed.contains_key(*name) {
+                // What the answer says is told again.
+                self.restless.insert((*name).to_owned());
+            }
+            let told = position.map(|position| position.to_string());
+            let before = session.subscribed.get(*name).map_or(0, |known| known.synced);
+            let synced = match &asked.names[*name] {
+                // Nothing changed since the client read it all.
+                Some(known) if *given && !changed && known.synced < u64::MAX => known.synced.max(before),
+                _ => step,
+            };
+            let known = Knowledge { position: told, synced };
+            remember(&mut client.memory, name, &known, epoch);
+            session.subscribed.insert((*name).to_owned(), known);
+        }
+    }
+
+    fn unsubscribe(&mut self, slot: u32, name: &str) {
+        let client = &mut self.clients[slot as usize];
+        self.positions.withdraw(key(slot, client.generation), name);
+        let Some(session) = &mut client.session else { return };
+        for asked in session.asked.values_mut() {
+            asked.names.remove(name);
+        }
+        assert_eq!(self.subscriptions.unsubscribe(slot, name), session.subscribed.remove(name).is_some());
+    }
+
+    /// Ends all subscriptions of a session, those too that were about to be.
+    fn leave(&mut self, slot: u32) {
+        let client = &mut self.clients[slot as usize];
+        let given_back = self.positions.cancel(key(slot, client.generation), &mut self.subscriptions);
+        self.subscriptions.remove_session(slot);
+        let Some(session) = &mut client.session else { return };
+        let ids: BTreeSet<u64> = given_back
+            .iter()
+            .map(|reply| if let Reply::Ack(id) = reply { *id } else { panic!("asked otherwise") })
+            .collect();
+        assert!(ids.len() == given_back.len() && ids.iter().eq(session.asked.keys()));
+        session.asked.clear();
+        session.subscribed.clear();
+    }
+
+    fn end(&mut self, slot: u32) {
+        self.leave(slot);
+        let client = &mut self.clients[slot as usize];
+        client.session = None;
+        client.generation += 1;
+    }
+
+    /// Every client reads everything anew.
+    fn tell_resync(&mut self) {
+        self.all_restless();
+        let epoch = self.positions.epoch();
+        for (slot, client) in (0..).zip(&mut self.clients) {
+            let Some(session) = &mut client.session else { continue };
+            if slot >= SOCKET_IO {
+                self.subscriptions.mark_all(slot);
+                self.woken.push(slot);
+                continue;
+            }
+            for (name, known) in &mut session.subscribed {
+                known.synced = self.step;
+                remember(&mut client.memory, name, known, epoch);
+            }
+        }
+    }
+
+    fn all_restless(&mut self) {
+        self.restless.extend(NAMES.iter().map(|name| (*name).to_owned()));
+    }
+
+    // The end.
+
+    /// Everything that is under way comes.
+    fn settle(&mut self) {
+        for client in &mut self.clients {
+            if let Some(session) = &mut client.session {
+                session.reads = true;
+            }
+        }
+        if !self.pinned {
+            self.pin();
+        }
+        self.open();
+        while self.epoch_asks > 0 {
+            self.tell_epoch();
+        }
+        while !self.lines.is_empty() {
+            self.deliver(0, true);
+        }
+        self.end_turn();
+        for _ in 0..1_000 {
+            if !self.flights.is_empty() {
+                self.step += 1;
+                self.answer(0, true);
+                self.end_turn();
+            } else if self.clients.iter().flat_map(|client| &client.session).all(|session| session.asked.is_empty())
+                && self.all_known()
+            {
+                break;
+            } else {
+                self.advance(1_000);
+            }
+        }
+        for (slot, client) in self.clients.iter().enumerate() {
+            let Some(session) = &client.session else { continue };
+            assert!(session.asked.is_empty(), "not answered");
+            for (name, known) in &session.subscribed {
+                self.check_told(slot, name, known);
+            }
+        }
+    }
+
+    fn all_known(&self) -> bool {
+        !self.positions.are_kept()
+            || self.subscriptions.all().into_iter().all(|database| {
+                !self.subscriptions.has_subscribers(database) || self.subscriptions.known(database).is_some()
+            })
+    }
+
+    fn check_told(&self, slot: usize, name: &str, known: &Knowledge) {
+        let truth = self.truth.get(name).cloned().unwrap_or_default();
+        assert!(known.synced >= truth.changed, "{slot} was not told of {name}: {known:?}, {truth:?}");
+        let database = self.subscriptions.find(name).expect("subscribed");
+        if !self.positions.are_kept() {
+            return;
+        }
+        let position = self.subscriptions.known(database).expect("looked up");
+        assert_eq!(position.counts, truth.counts, "{name}");
+        if let Some(told) = &known.position {
+            let counts = told.split('-').next().expect("the counts");
+            let stands = truth.counts.map(|count| count.to_string()).join(".");
+            assert_eq!(counts, stands, "what {slot} was told of {name}");
+        }
+    }
+
+    /// Everyone leaves, and nothing is kept for nobody.
+    fn part(&mut self) {
+        for slot in 0..CLIENTS {
+            self.end(slot);
+        }
+        self.end_turn();
+        for _ in 0..1_000 {
+            if self.flights.is_empty() {
+                break;
+            }
+            self.answer(0, true);
+            self.end_turn();
+        }
+        self.advance(LINGER);
+        let (s, p) = (&self.subscriptions, &self.positions);
+        assert_eq!((s.databases(), s.total(), p.waiting()), (0, 0, 0), "everyone left");
+        assert_eq!(p.poll_timeout(), None);
+    }
+}
+
+/// What a client keeps when its session ends; positions of one epoch alone.
+fn remember(memory: &mut Memory, name: &str, known: &Knowledge, epoch: Option<&str>) {
+    if memory.0.as_deref() != epoch {
+        *memory = (epoch.map(str::to_owned), BTreeMap::new());
+    }
+    memory.1.insert(name.to_owned(), known.clone());
+}
+
+fn names_in(names: &str) -> impl Iterator<Item = &'static str> {
+    names.split(',').filter_map(|name| NAMES.iter().copied().find(|other| *other == name))
+}
+
+fn key(slot: u32, generation: u32) -> Key {
+    Key { index: slot, generation }
+}
