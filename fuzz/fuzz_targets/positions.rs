@@ -8,7 +8,7 @@
 //! - when all that was under way has come, every client was told of everything that happened to its databases, lost
 //!   events included, and every position that it was given last is where its database stands;
 //! - where nothing was in doubt, out of order or not known, nothing is told that moves no position;
-//! - of each database one look-up is under way at most, and limits are kept;
+//! - of each database one look-up is under way at most, and of bounded size;
 //! - when everyone has left for long enough, nothing is left.
 
 #![no_main]

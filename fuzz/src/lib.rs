@@ -1,6 +1,7 @@
-//! What the targets share: ways to cut an input into the pieces that a network could deliver, and the driver
-//! of sessions.
+//! What the targets share: ways to cut an input into the pieces that a network could deliver, and the drivers
+//! of sessions and of positions.
 
+pub mod positions;
 pub mod sessions;
 
 use serde_json::Value;

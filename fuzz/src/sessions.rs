@@ -8,7 +8,7 @@
 //! N>text     the client sends a message
 //! N#2        the client sends one of the long messages of `long_message`
 //! N*20       the client sends its last message so many times again
-//! N=o        CouchDB answers the log-in: o and u are users, n (not authenticated), l (locked), x (unavailable)
+//! N=o        CouchDB answers the log-in: o and u are users, n (not authenticated), l (locked), x (unavailable), b (too busy)
 //! N!         what the session has to say is written
 //! N.         the client reads all at once from here on, or no more
 //! N^         the session moves from polling to a WebSocket
@@ -283,6 +283,7 @@ impl World {
             "n" => (None, Err(LogInError::NotAuthenticated)),
             "l" => (None, Err(LogInError::Locked)),
             "x" => (None, Err(LogInError::Unavailable)),
+            "b" => (None, Err(LogInError::Overloaded)),
             _ => return,
         };
         let Some(client) = self.clients.get_mut(&slot) else { return };
@@ -634,9 +635,9 @@ impl Client {
             }
             Request::LogOut | Request::Other => {}
         }
-        let unavailable = string(&fields, "error").as_deref() == Some(LogInError::Unavailable.name());
+        let busy = string(&fields, "message").as_deref() == Some(LogInError::Overloaded.message());
         let retry_after = fields.get("retry_after_ms").map(|time| time.get().to_owned());
-        assert_eq!(retry_after, unavailable.then(|| RETRY_AFTER.to_string()), "{text}");
+        assert_eq!(retry_after, busy.then(|| RETRY_AFTER.to_string()), "{text}");
     }
 
     /// The answer to `subscribe`: who came before the epoch was known is told it with the first positions.
