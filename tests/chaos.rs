@@ -288,7 +288,7 @@ impl World {
                 self.couchdb.set_chunking(Chunking::Normal);
             }
             Fault::NoLookUps => {
-                self.couchdb.fail_look_ups((a_while % 2 == 0).then_some(503));
+                self.couchdb.fail_look_ups(a_while.is_multiple_of(2).then_some(503));
                 self.couchdb.set_look_up_delay(Duration::from_millis(a_while));
                 self.resets.fetch_add(1, SeqCst);
                 self.pause(2 * a_while);
@@ -402,7 +402,7 @@ impl World {
 impl View {
     /// Most clients have a few databases, some have all.
     fn new(number: usize, jitter: &mut Jitter) -> Self {
-        let count = if number % 40 == 1 { DATABASES } else { 1 + jitter.below(24) as usize };
+        let count = if number % 40 == 1 { DATABASES } else { 1 + usize::try_from(jitter.below(24)).expect("small") };
         let all = count == DATABASES;
         let pick = |i| if all { i } else { usize::try_from(jitter.below(DATABASES as u64)).expect("small") };
         let synced = (0..count).map(pick).map(|database| (database, AtomicU64::new(0))).collect();
@@ -472,7 +472,9 @@ impl Actor {
         let told = self.device.subscribe()?;
         self.world.told.connections.fetch_add(1, SeqCst);
         self.world.told.compared.fetch_add(told.len() as u64, SeqCst);
-        told.iter().for_each(|name| self.sync(name));
+        for name in &told {
+            self.sync(name);
+        }
         let leaves = Instant::now() + Duration::from_millis(100 + self.jitter.below(6_000));
         loop {
             let calm = self.world.calm.load(SeqCst);

@@ -131,7 +131,9 @@ impl Undisturbed {
         let readers = (0..THREADS)
             .map(|_| {
                 let mut devices: Vec<_> = (0..UNDISTURBED / THREADS).map(|_| Device::new(names.clone())).collect();
-                devices.iter_mut().for_each(|device| drop(device.come_back(address).expect("it is served")));
+                for device in &mut devices {
+                    device.come_back(address).expect("it is served");
+                }
                 let (over, written) = (Arc::clone(&over), Arc::clone(&written));
                 thread::spawn(move || listen(&mut devices, &over, &written))
             })
@@ -172,7 +174,7 @@ fn listen(devices: &mut [Device], over: &AtomicBool, written: &Mutex<Vec<Instant
     loop {
         let ends = over.load(SeqCst);
         let before = latencies.len();
-        for device in devices.iter_mut() {
+        for device in &mut *devices {
             // Nothing is waited for but the first of a pulse.
             let within = if latencies.len() == before { Duration::from_millis(20) } else { Duration::from_millis(1) };
             match device.next(within) {

@@ -14,8 +14,9 @@ use std::collections::BTreeMap;
 
 use couchdb_howler::wire::couchdb::{ChangeKind, Credentials};
 use couchdb_howler::wire::howler_v1::{
-    MAX_ID, Operation, Positions, RequestError, RequestId, parse_request, write_change, write_error, write_goodbye,
-    write_hello, write_logged_in, write_ok, write_resync, write_subscribed,
+    FORBIDDEN, MAX_ID, Operation, Positions, RequestError, RequestId, parse_request, write_change, write_error,
+    write_forbidden, write_goodbye, write_hello, write_logged_in, write_not_authenticated, write_ok, write_resync,
+    write_session, write_subscribed, write_unsubscribed,
 };
 use couchdb_howler::wire::positions::Position;
 use libfuzzer_sys::fuzz_target;
@@ -50,6 +51,9 @@ fuzz_target!(|data: &[u8]| {
         Ok(Operation::Unsubscribe(names)) => assert!(names.iter().all(|name| !name.is_empty())),
         Ok(Operation::LogIn(Credentials::Cookie(value))) => {
             assert!(value.reveal().bytes().all(|b| b.is_ascii_graphic() && b != b';'));
+        }
+        Ok(Operation::LogIn(Credentials::Token(token))) => {
+            assert!(token.reveal().bytes().all(|b| b.is_ascii_graphic()))
         }
         _ => {}
     }
@@ -100,18 +104,31 @@ fn check_echo(id: &RequestId, text: &str) -> Option<String> {
     // The same name twice would make one of the two disappear.
     let stand = [(&*format!("{text}."), Some(position)), (text, None)];
     let dbs = json!({format!("{text}."): position.to_string(), text: null});
+    let forbidden = json!({"error": "ForbiddenError", "message": FORBIDDEN});
     for (fields, expected) in [
         (written(&|o| write_ok(o, id)), json!({"ok": true})),
-        (written(&|o| write_logged_in(o, id, "u", text)), json!({"ok": true, "username": "u", "cookie": text})),
-        (written(&|o| write_subscribed(o, id, None, &["a", text], None)), json!({"ok": true, "changed": ["a", text]})),
+        (written(&|o| write_logged_in(o, id, "u", Some(text))), json!({"ok": true, "username": "u", "cookie": text})),
         (
-            written(&|o| write_subscribed(o, id, Some(&[]), &[], Some(text))),
+            written(&|o| write_subscribed(o, id, None, &["a", text], None, &[])),
+            json!({"ok": true, "changed": ["a", text]}),
+        ),
+        (
+            written(&|o| write_subscribed(o, id, Some(&[]), &[], Some(text), &[])),
             json!({"ok": true, "epoch": text, "dbs": {}, "changed": []}),
         ),
         (
-            written(&|o| write_subscribed(o, id, Some(&stand), &[text], None)),
+            written(&|o| write_subscribed(o, id, Some(&stand), &[text], None, &[])),
             json!({"ok": true, "dbs": dbs, "changed": [text]}),
         ),
+        (
+            written(&|o| write_subscribed(o, id, None, &[], None, &[text.into()])),
+            json!({"ok": true, "errors": {text: forbidden.clone()}, "changed": []}),
+        ),
+        (
+            written(&|o| write_forbidden(o, id, &[text.into()])),
+            json!({"error": "ForbiddenError", "message": FORBIDDEN, "errors": {text: forbidden}}),
+        ),
+        (written(&|o| write_logged_in(o, id, text, None)), json!({"ok": true, "username": text})),
         (written(&|o| write_error(o, id, "TypeError", text, None)), json!({"error": "TypeError", "message": text})),
         (
             written(&|o| write_error(o, id, text, "x", Some(u64::MAX))),
@@ -151,5 +168,12 @@ fn check_events(text: &str) {
     let hello = written(&|o| write_hello(o, Some(text)));
     assert!(hello["event"] == "hello" && hello["epoch"] == text);
     assert_eq!(written(&|o| write_resync(o, text)), json!({"event": "resync", "reason": text}));
+    assert_eq!(written(&|o| write_session(o, text)), json!({"event": "session", "cookie": text}));
+    assert_eq!(
+        written(&|o| write_unsubscribed(o, text)),
+        json!({"event": "unsubscribed", "db": text, "error": "ForbiddenError", "message": FORBIDDEN})
+    );
+    let ended = written(&|o| write_not_authenticated(o, text));
+    assert_eq!(ended, json!({"event": "not-authenticated", "error": "NotAuthenticatedError", "message": text}));
     assert_eq!(written(&|o| write_goodbye(o, text.len() as u64))["retry_after_ms"], text.len());
 }

@@ -159,17 +159,22 @@ fn check_parameters(query: &str) {
     assert_eq!(query.sid.map(|sid| sid.to_string()), given.remove("sid").map(Cow::into_owned));
     assert!(query.jsonp.is_none() || given["j"].contains(|c: char| c.is_ascii_digit()));
     let has_cookie = given.get("cookie").is_some_and(|cookie| !cookie.is_empty());
+    let has_token = given.get("token").is_some_and(|token| !token.is_empty());
     match query.credentials {
         Credentials::Cookie(value) => {
             assert!(has_cookie && value.reveal().bytes().all(|b| b.is_ascii_graphic() && b != b';'));
         }
+        Credentials::Token(token) => {
+            assert!(!has_cookie && token.reveal() == given["token"]);
+            assert!(token.reveal().bytes().all(|b| b.is_ascii_graphic()));
+        }
         Credentials::Password { username, password } => {
-            assert!(!has_cookie);
+            assert!(!has_cookie && !has_token);
             let mut text = |name| given.remove(name).unwrap_or_default();
             assert_eq!((text("username"), text("password")), ((&*username).into(), password.reveal().into()));
         }
         Credentials::Unusable => {
-            assert!(has_cookie || !given.contains_key("username") && !given.contains_key("password"));
+            assert!(has_cookie || has_token || !given.contains_key("username") && !given.contains_key("password"));
         }
     }
 }

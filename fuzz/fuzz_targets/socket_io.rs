@@ -125,7 +125,7 @@ fn check_writers(text: &str) {
     for (out, kind, id, expected) in [
         (written(&|o| socket_io::write_change(o, text)), PacketKind::Event, None, json!(["change", text])),
         (
-            written(&|o| socket_io::write_authenticated(o, text)),
+            written(&|o| socket_io::write_authenticated(o, Some(text))),
             PacketKind::Event,
             None,
             json!(["authenticated", {"cookie": text}]),

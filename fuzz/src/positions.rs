@@ -137,6 +137,7 @@ struct World {
     pinned: bool,
     followed: bool,
     streaming: bool,
+    followed_until: u64,
     lost: Lost,
     /// Of each database and kind, the greatest number in a line that came, and in a line or an answer.
     came_to: BTreeMap<&'static str, [u32; 3]>,
@@ -182,6 +183,7 @@ impl World {
             pinned: false,
             followed: false,
             streaming: false,
+            followed_until: 0,
             lost: Lost::Nothing,
             came_to: BTreeMap::new(),
             seen: BTreeMap::new(),
@@ -332,7 +334,9 @@ impl World {
     // The feed.
 
     fn disconnect(&mut self, lost: Lost) {
-        self.streaming = false;
+        if std::mem::take(&mut self.streaming) {
+            self.followed_until = self.now;
+        }
         self.lost = self.lost.max(lost);
     }
 
@@ -340,7 +344,7 @@ impl World {
         self.pinned = true;
         self.lines.clear();
         if !self.followed {
-            for database in self.positions.handle_doubt(&mut self.subscriptions) {
+            for database in self.positions.handle_doubt(0, &mut self.subscriptions) {
                 self.subscriptions.mark(database, ChangeKind::Updated, &mut self.woken);
             }
             self.all_restless();
@@ -366,7 +370,7 @@ impl World {
     }
 
     fn gap(&mut self) {
-        let unknown = self.positions.handle_doubt(&mut self.subscriptions);
+        let unknown = self.positions.handle_doubt(self.followed_until, &mut self.subscriptions);
         self.all_restless();
         if !self.positions.are_kept() {
             return self.tell_resync();

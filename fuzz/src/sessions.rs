@@ -276,7 +276,9 @@ impl World {
     }
 
     fn answer_log_in(&mut self, slot: u32, how: &str) {
-        let identity = |name: &'static str| (Some(name), Ok(Identity { name: name.into(), cookie: cookie() }));
+        let identity = |name: &'static str| {
+            (Some(name), Ok(Identity { name: name.into(), roles: [].into(), cookie: Some(cookie()) }))
+        };
         let (user, answer) = match how {
             "o" => identity("one"),
             "u" => identity("another"),
@@ -365,6 +367,7 @@ impl World {
                         client.session.confirm_connect(Sid([0xff; SID_LENGTH]));
                     }
                 }
+                Action::Check(_) | Action::Reconsider => unreachable!("no session is checked here"),
                 Action::Ping => assert_eq!(self.clients[&slot].session.dialect(), Dialect::Json),
                 Action::Close(reason) => self.close(slot, reason),
             }
@@ -423,7 +426,7 @@ impl World {
             let texts = stand.iter().map(|(name, position)| ((*name).into(), position.map(|it| it.to_string())));
             client.stand = Some((texts.collect(), changed.iter().map(|name| (*name).to_owned()).collect()));
         }
-        client.session.answer_subscribed(reply, epoch.as_ref().map(|_| &*stand), &changed, epoch.as_deref());
+        client.session.answer_subscribed(reply, epoch.as_ref().map(|_| &*stand), &changed, epoch.as_deref(), &[]);
     }
 
     /// As the server has it: clients that have been told an epoch are told the other one at once.

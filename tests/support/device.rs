@@ -65,10 +65,11 @@ impl Device {
     /// Connects and asks to be logged in: with the cookie of the last time, or the password.
     pub fn begin_log_in(&mut self, address: SocketAddr) -> Result<(), Gone> {
         self.client = Some(Client::try_open(address, "/howler", "").map_err(Gone)?);
-        self.send(match &self.cookie {
+        let request = match &self.cookie {
             Some(cookie) => json!({"id": 1, "op": "log-in", "cookie": cookie}),
             None => json!({"id": 1, "op": "log-in", "username": USER, "password": PASSWORD}),
-        })
+        };
+        self.send(&request)
     }
 
     /// Takes the answer to the log-in.
@@ -93,7 +94,7 @@ impl Device {
 
     /// Subscribes to all of its databases; those of which that told.
     pub fn subscribe(&mut self) -> Result<Vec<String>, Gone> {
-        self.send(json!({"id": 2, "op": "subscribe", "dbs": self.known, "epoch": self.epoch}))?;
+        self.send(&json!({"id": 2, "op": "subscribe", "dbs": self.known, "epoch": self.epoch}))?;
         let mut everything = false;
         loop {
             let text = self.receive_answer()?;
@@ -171,7 +172,7 @@ impl Device {
         other
     }
 
-    fn send(&mut self, request: Value) -> Result<(), Gone> {
+    fn send(&mut self, request: &Value) -> Result<(), Gone> {
         let client = self.client.as_mut().ok_or_else(|| Gone("not connected".to_owned()))?;
         client.send_raw(&frame(0x81, request.to_string().as_bytes())).map_err(|error| Gone(error.to_string()))
     }
