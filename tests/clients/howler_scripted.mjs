@@ -675,6 +675,12 @@ scripted('another epoch makes everything count as changed, once', async (server,
   server.hello.epoch = '2'
   assert.deepEqual(await back(server, client), [['a', undefined, '1'], ['b', undefined, '1']])
   assert.deepEqual(await back(server, client), [])
+  // Also where the server does not compare epochs.
+  server.hello.epoch = '2a'
+  server.answers.subscribe = () => ({ ok: true, dbs: { a: '1', b: '1' }, changed: [] })
+  assert.deepEqual(await back(server, client), [['a', undefined, '1'], ['b', undefined, '1']])
+  delete server.answers.subscribe
+  for (const name of ['a', 'b']) server.clients[0].dbs.add(name)
   // On an open connection, with a resync.
   server.hello.epoch = '3'
   server.tell({ event: 'hello', ...server.hello })
@@ -687,7 +693,7 @@ scripted('another epoch makes everything count as changed, once', async (server,
   // Of `b` no position of this epoch was told.
   assert.deepEqual(await back(server, client), [['b', undefined, '1']])
   const sent = server.of('subscribe').slice(-2)
-  assert.deepEqual(sent.map(({ epoch, dbs }) => [epoch, { ...dbs }]), [['3', { a: '2' }], ['2', { b: '1' }]])
+  assert.deepEqual(sent.map(({ epoch, dbs }) => [epoch, { ...dbs }]), [['3', { a: '2' }], ['2a', { b: '1' }]])
   assert.deepEqual(await back(server, client), [])
 })
 
