@@ -76,6 +76,33 @@ fn many_changes_at_once_come_through_tls() {
     assert_eq!(told.len(), names.len());
 }
 
+/// Long requests are written before the handshake of their connection is over: no part of them may stay behind.
+#[test]
+fn long_requests_wait_for_the_handshake_as_a_whole() {
+    for version in [&TLS12, &TLS13] {
+        let (couchdb, authority) = (couchdb(), Authority::new());
+        let config = authority.server_with(&NAMES, false, &[version]);
+        let proxy = TlsProxy::start_at(&couchdb, config, [127, 0, 0, 1].into(), false);
+        let (_, howler) = follow(&couchdb, &proxy.url(&couchdb, "localhost"), &authority);
+        let mut clients: Vec<Client> = (0..4).map(|_| Client::logged_in(howler.address())).collect();
+        // Each asks for the positions of 240 databases, under three names each: over 160 KB. All at once, so that
+        // there are new connections for them.
+        let names =
+            |client| (0..240).map(|number| format!("{}-{client}-{number}", "n".repeat(220))).collect::<Vec<_>>();
+        let asked = clients.iter_mut().enumerate();
+        let asked: Vec<u64> = asked.map(|(i, one)| one.request(json!({"op": "subscribe", "dbs": names(i)}))).collect();
+        for (i, (client, id)) in clients.iter_mut().zip(asked).enumerate() {
+            client.answer(id);
+            // A slow machine answers without positions first.
+            let deadline = Instant::now() + SOON;
+            while client.ask(json!({"op": "subscribe", "dbs": names(i)}))["dbs"][&names(i)[0]] != "0.0.0" {
+                assert!(Instant::now() < deadline, "{version:?}, client {i}:\n{}", howler.output());
+            }
+        }
+        assert_eq!(howler.count_lines("could not be looked up"), 0, "{}", howler.output());
+    }
+}
+
 #[test]
 fn a_cut_without_close_notify_is_a_cut() {
     let (couchdb, authority) = (couchdb(), Authority::new());

@@ -13,9 +13,6 @@ use rustls::{ClientConfig, ClientConnection};
 
 use super::tls;
 
-/// Most bytes that rustls keeps on their way out, in each direction.
-const TLS_BUFFER: usize = 64 * 1024;
-
 /// A stream.
 #[derive(Debug)]
 pub enum Stream {
@@ -39,7 +36,9 @@ impl Stream {
     /// When rustls cannot set the session up.
     pub fn tls_client(socket: TcpStream, config: Arc<ClientConfig>, name: ServerName<'static>) -> io::Result<Self> {
         let mut session = ClientConnection::new(config, name).map_err(io::Error::other)?;
-        session.set_buffer_limit(Some(TLS_BUFFER));
+        // There are few of these, and what is written is ours. A request may come before the handshake is over, and
+        // nothing would tell that there is room for the rest of it then.
+        session.set_buffer_limit(None);
         Ok(Self::TlsClient(Box::new(TlsClient { socket, session })))
     }
 
