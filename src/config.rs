@@ -33,8 +33,12 @@ pub struct Config {
     pub couchdb_url: Option<CouchUrl>,
     /// The address to listen on; None for all of them, IPv6 and IPv4.
     pub host: Option<IpAddr>,
-    /// The port to listen on; 0 for any that is free.
+    /// The port to listen on; 0 for any that is free. It speaks TLS when there is `tls` and no `tls_port`.
     pub port: u16,
+    /// What clients are shown over TLS.
+    pub tls: Option<TlsFiles>,
+    /// The port to speak TLS on beside the plain one; 0 for any that is free. None without `tls`.
+    pub tls_port: Option<u16>,
     /// The least important messages to log.
     pub log_level: log::LevelFilter,
     /// Certificates (PEM) to trust for CouchDB besides the built-in ones.
@@ -69,6 +73,15 @@ pub struct Config {
     pub trusted_proxies: TrustedProxies,
     /// Whether to run beside a built-in stand-in for CouchDB.
     pub demo: bool,
+}
+
+/// Where the server's certificate is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The file of certificates (PEM), the server's own first.
+    pub certificate: PathBuf,
+    /// The file with its private key (PEM).
+    pub key: PathBuf,
 }
 
 /// What was asked for.
@@ -148,6 +161,33 @@ pub const OPTIONS: &[OptionRow] = &[
         secret: false,
         bare_variable: true,
         help: "Port to listen on; 0 for any that is free",
+    },
+    OptionRow {
+        name: "tls_cert",
+        short: None,
+        takes: Takes::Text("FILE", A_CERTIFICATE),
+        default: None,
+        secret: false,
+        bare_variable: false,
+        help: "Certificates (PEM) to speak HTTPS with, the server's own first",
+    },
+    OptionRow {
+        name: "tls_key",
+        short: None,
+        takes: Takes::Text("FILE", A_KEY),
+        default: None,
+        secret: false,
+        bare_variable: false,
+        help: "Private key (PEM) of the first certificate in --tls_cert",
+    },
+    OptionRow {
+        name: "tls_port",
+        short: None,
+        takes: Takes::Text("PORT", "a number from 0 to 65535"),
+        default: None,
+        secret: false,
+        bare_variable: false,
+        help: "Port for HTTPS, 0 for any; unless given --port speaks HTTPS",
     },
     OptionRow {
         name: "log_level",
@@ -321,6 +361,9 @@ pub const OPTIONS: &[OptionRow] = &[
         help: "Print the version",
     },
 ];
+
+const A_CERTIFICATE: &str = "the name of a file of certificates (PEM)";
+const A_KEY: &str = "the name of a file with a private key (PEM)";
 
 /// Reads arguments (without the program's name) and the environment. Help and version win over any
 /// mistake beside them.
@@ -601,7 +644,9 @@ fn from_environment(
 /// `HOWLER_PORT=tcp://10.0.0.1:3000`: not meant for us.
 fn set_by_kubernetes(name: &str, value: &OsStr) -> bool {
     let value = value.as_encoded_bytes();
-    name == "HOWLER_PORT" && [&b"tcp://"[..], b"udp://", b"sctp://"].iter().any(|scheme| value.starts_with(scheme))
+    // And where a service is called `howler-tls`, in HOWLER_TLS_PORT.
+    matches!(name, "HOWLER_PORT" | "HOWLER_TLS_PORT")
+        && [&b"tcp://"[..], b"udp://", b"sctp://"].iter().any(|scheme| value.starts_with(scheme))
 }
 
 fn from_file(
@@ -628,6 +673,8 @@ impl Typed {
             couchdb_url: self.couchdb_url(demo)?,
             host: self.host()?,
             port: u16::try_from(self.number("port")?).expect("the table's range is that of ports"),
+            tls: self.tls_files()?,
+            tls_port: self.tls_port()?,
             log_level: self.choice("log_level")?.parse().expect("the table's words are names of log levels"),
             ca_file: self.find("ca_file").1.map(|given| PathBuf::from(&given.text)),
             feed: match self.choice("feed")? {
@@ -683,6 +730,47 @@ impl Typed {
             None if listed.is_empty() => Err(row.unusable(given, "")),
             None => Ok(Origins::Listed(listed.into_iter().map(Into::into).collect())),
         }
+    }
+
+    fn tls_files(&self) -> Result<Option<TlsFiles>, ConfigError> {
+        match (self.pem_file("tls_cert")?, self.pem_file("tls_key")?) {
+            (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key })),
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(self.lacks("tls_cert", "tls_key", A_KEY)),
+            (None, Some(_)) => Err(self.lacks("tls_key", "tls_cert", A_CERTIFICATE)),
+        }
+    }
+
+    /// The name of a file. The content in its place is not shown: it may be a key.
+    fn pem_file(&self, name: &str) -> Result<Option<PathBuf>, ConfigError> {
+        let (row, given) = self.find(name);
+        match given {
+            Some(given) if given.text.contains("-----") => {
+                Err(row.wrong(&given.source, &format!("expected {}, got the content of one", row.expected())))
+            }
+            given => Ok(given.map(|given| PathBuf::from(&given.text))),
+        }
+    }
+
+    fn tls_port(&self) -> Result<Option<u16>, ConfigError> {
+        let (row, given) = self.find("tls_port");
+        let Some(given) = given else { return Ok(None) };
+        let digits = given.text.bytes().all(|b| b.is_ascii_digit());
+        let port = given.text.parse().ok().filter(|_| digits).ok_or_else(|| row.unusable(given, ""))?;
+        if self.find("tls_cert").1.is_none() {
+            return Err(self.lacks("tls_port", "tls_cert", A_CERTIFICATE));
+        }
+        if port != 0 && u64::from(port) == self.number("port")? {
+            return Err(row.unusable(given, "that is --port already, which speaks plain HTTP beside it"));
+        }
+        Ok(Some(port))
+    }
+
+    /// One option is there without another that belongs to it.
+    fn lacks(&self, name: &str, other: &str, expected: &str) -> ConfigError {
+        let (row, given) = self.find(name);
+        let source = given.map_or(&Source::CommandLine, |given| &given.source);
+        row.wrong(source, &format!("expected --{other} beside it, {expected}"))
     }
 
     fn find(&self, name: &str) -> (&'static OptionRow, Option<&Given>) {
@@ -884,6 +972,8 @@ mod tests {
             couchdb_url: Some(CouchUrl::parse(URL).unwrap()),
             host: None,
             port: 3000,
+            tls: None,
+            tls_port: None,
             log_level: log::LevelFilter::Info,
             ca_file: None,
             feed: FeedSource::GlobalChanges,
@@ -912,6 +1002,8 @@ mod tests {
             couchdb_url: Some(CouchUrl::parse(URL).unwrap()),
             host: Some("::1".parse().unwrap()),
             port: 0,
+            tls: Some(TlsFiles { certificate: "/etc/chain.pem".into(), key: "/etc/a@b/key.pem".into() }),
+            tls_port: Some(0),
             log_level: log::LevelFilter::Debug,
             ca_file: Some("/etc/a@b:c.pem".into()),
             feed: FeedSource::DbUpdates,
@@ -930,7 +1022,7 @@ mod tests {
             trusted_proxies: TrustedProxies::parse("10.0.0.0/8,::1").unwrap(),
             demo: false,
         };
-        let flags = "--host ::1 --port=0 -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
+        let flags = "--host ::1 --port=0 --tls_cert /etc/chain.pem --tls-key=/etc/a@b/key.pem --tls_port 0 -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
                      --create-global_changes --feed-heartbeat 100 --origins https://a.example,http://b:81 \
                      --no-console --ping_interval 300 --ping-timeout=200 --login_concurrency 16 --resync always --slow_timeout 5 \
                      --catch-up-sessions 300 --access members --session-check 7 --trusted-proxies 10.0.0.0/8,::1";
@@ -943,6 +1035,9 @@ mod tests {
             .env("HOWLER_PING_INTERVAL", "300")
             .env("HOWLER_PING_TIMEOUT", "200")
             .env("HOWLER_PORT", "0")
+            .env("HOWLER_TLS_CERT", "/etc/chain.pem")
+            .env("HOWLER_TLS_KEY", "/etc/a@b/key.pem")
+            .env("HOWLER_TLS_PORT", "0")
             .env("HOWLER_LOG_LEVEL", "debug")
             .env("HOWLER_CA_FILE", "/etc/a@b:c.pem")
             .env("HOWLER_FEED", "db_updates")
@@ -1046,6 +1141,8 @@ mod tests {
         assert_eq!(strange.env("HOWLER_COUCHDB_URL_FILE", "").config(), with_url("").config());
         let kubernetes = with_url("").env("HOWLER_PORT", "tcp://10.0.0.1:3000");
         assert_eq!(kubernetes.config().port, 3000);
+        let kubernetes = kubernetes.env("HOWLER_TLS_PORT", "tcp://10.0.0.2:443");
+        assert_eq!(kubernetes.config().tls_port, None);
         assert_eq!(kubernetes.env("port", "80").config().port, 80);
     }
 
@@ -1073,6 +1170,17 @@ mod tests {
             ("--demo=", &["--demo", "the value is missing"]),
             ("--demo", &["--couchdb_url: expected none with --demo"]),
             ("--ca_file", &["--ca_file: expected a file of certificates (PEM), but the value is missing"]),
+            ("--tls_cert /c", &["--tls_cert: expected --tls_key beside it, the name of a file with a private key"]),
+            ("--tls_key /k", &["--tls_key: expected --tls_cert beside it, the name of a file of certificates"]),
+            ("--tls_port 1", &["--tls_port: expected --tls_cert beside it"]),
+            ("--tls_port 1 --tls_key /k", &["--tls_key: expected --tls_cert beside it"]),
+            ("--tls_cert /c --tls_key /k --tls_port 65536", &["--tls_port: expected a number", "\"65536\""]),
+            ("--tls_cert /c --tls_key /k --tls_port +1", &["--tls_port: expected a number", "\"+1\""]),
+            ("--tls_cert /c --tls_key /k --tls_port 9 -p 9", &["--tls_port: ", "\"9\": that is --port already"]),
+            (
+                "--tls_cert /c --tls_key=-----BEGIN-hunter2",
+                &["--tls_key: expected the name of a file", "the content of one"],
+            ),
             ("extra", &["unexpected argument \"extra\""]),
             ("-- -v", &["unexpected argument \"-v\""]),
             ("-", &["unexpected argument \"-\""]),

@@ -6,11 +6,20 @@ use std::time::{Duration, Instant};
 use mio::net::UnixStream;
 use mio::{Events, Interest, Poll};
 
-use crate::server::{SIGNALS, Server};
+use crate::server::{RELOAD_SIGNALS, STOP_SIGNALS, Server};
 use crate::state::timers::Millis;
 
 /// Most events of one turn.
 const EVENTS: usize = 1024;
+
+/// What signals are written to, a byte for each.
+#[derive(Debug)]
+pub struct Signals {
+    /// Those that ask the server to stop.
+    pub stop: UnixStream,
+    /// Those that ask it to read its certificate again.
+    pub reload: UnixStream,
+}
 
 /// Milliseconds since the start of the process.
 #[derive(Debug)]
@@ -31,13 +40,14 @@ impl Clock {
     }
 }
 
-/// Runs the server until it was told to stop, once or twice: `signals` becomes readable with a byte
-/// for each signal. The first one sees the clients off, the second ends at once.
+/// Runs the server until it was told to stop, once or twice: the first signal sees the clients off, the second
+/// ends at once.
 ///
 /// # Errors
 /// When the poll itself fails.
-pub fn run(mut server: Server, mut poll: Poll, mut signals: UnixStream) -> io::Result<()> {
-    poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
+pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals) -> io::Result<()> {
+    poll.registry().register(&mut signals.stop, STOP_SIGNALS, Interest::READABLE)?;
+    poll.registry().register(&mut signals.reload, RELOAD_SIGNALS, Interest::READABLE)?;
     let clock = Clock::start();
     let mut events = Events::with_capacity(EVENTS);
     let mut told = 0;
@@ -50,10 +60,14 @@ pub fn run(mut server: Server, mut poll: Poll, mut signals: UnixStream) -> io::R
         }
         let now = clock.now();
         for event in &events {
-            if event.token() == SIGNALS {
-                told += count_signals(&mut signals);
-            } else {
-                server.ready(event, now);
+            match event.token() {
+                STOP_SIGNALS => told += count_signals(&mut signals.stop),
+                // However many came: the files are as they are now.
+                RELOAD_SIGNALS => {
+                    count_signals(&mut signals.reload);
+                    server.reload();
+                }
+                _ => server.ready(event, now),
             }
         }
         match told {

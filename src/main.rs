@@ -10,10 +10,10 @@ use std::process::ExitCode;
 
 use couchdb_howler::config::{self, Command, Config};
 use couchdb_howler::demo::{self, Demo};
-use couchdb_howler::event_loop;
+use couchdb_howler::event_loop::{self, Signals};
 use couchdb_howler::net::listener::Listener;
-use couchdb_howler::net::tls;
-use couchdb_howler::server::{Server, Settings};
+use couchdb_howler::net::tls::{self, Identity};
+use couchdb_howler::server::{Doors, Server, Settings};
 use couchdb_howler::state::feed::FeedSettings;
 use couchdb_howler::state::session::Rules;
 use couchdb_howler::state::site::{Console, DemoAccount, Site};
@@ -55,11 +55,7 @@ fn run(config: &Config) -> Result<(), String> {
         .with_utc_timestamps()
         .init()
         .map_err(|error| format!("the log cannot be started: {error}"))?;
-    let listener = Listener::bind(config.host, config.port).map_err(|error| {
-        let host = config.host.map_or_else(|| "all addresses".to_owned(), |host| host.to_string());
-        format!("cannot listen on port {} of {host}: {error}", config.port)
-    })?;
-    let address = listener.address().map_err(|error| format!("the listener has no address: {error}"))?;
+    let (doors, addresses) = open_doors(config)?;
     let demo = if config.demo {
         Some(demo::start_demo().map_err(|error| format!("the stand-in CouchDB cannot be started: {error}"))?)
     } else {
@@ -74,14 +70,41 @@ fn run(config: &Config) -> Result<(), String> {
     let registry = poll.registry().try_clone().map_err(|error| format!("no poll: {error}"))?;
     let couchdb = couchdb_url.to_string();
     let settings = settings(config, couchdb_url, demo.as_ref())?;
-    let server = Server::new(settings, listener, registry).map_err(|error| format!("cannot start: {error}"))?;
-    log::info!("couchdb-howler {} listens on {address}; CouchDB is at {couchdb}.", config::version());
-    if let Some(demo) = &demo {
-        print(&invitation(demo, address, !config.no_console));
+    let server = Server::new(settings, doors, registry).map_err(|error| format!("cannot start: {error}"))?;
+    let listens = addresses.iter().map(|(address, scheme)| format!("{address} ({scheme})")).collect::<Vec<_>>();
+    let listens = listens.join(" and ");
+    log::info!("couchdb-howler {} listens on {listens}; CouchDB is at {couchdb}.", config::version());
+    if let (Some(demo), [(address, scheme), ..]) = (&demo, &*addresses) {
+        print(&invitation(demo, *address, scheme, !config.no_console));
     }
     event_loop::run(server, poll, signals).map_err(|error| format!("the event loop failed: {error}"))?;
     log::info!("Stopped.");
     Ok(())
+}
+
+/// Where a port is, and the scheme of its URLs.
+type Place = (SocketAddr, &'static str);
+
+/// The ports that are asked for, and their places, the plain one first.
+fn open_doors(config: &Config) -> Result<(Doors, Vec<Place>), String> {
+    let identity = config.tls.as_ref().map(|files| Identity::load(&files.certificate, &files.key)).transpose()?;
+    let bind = |port| {
+        let bound = Listener::bind(config.host, port).and_then(|listener| Ok((listener.address()?, listener)));
+        bound.map_err(|error| {
+            let host = config.host.map_or_else(|| "all addresses".to_owned(), |host| host.to_string());
+            format!("cannot listen on port {port} of {host}: {error}")
+        })
+    };
+    let (address, listener) = bind(config.port)?;
+    Ok(match (identity, config.tls_port) {
+        (None, _) => (Doors::new(Some(listener), None), vec![(address, "http")]),
+        (Some(identity), None) => (Doors::new(None, Some((listener, identity))), vec![(address, "https")]),
+        (Some(identity), Some(port)) => {
+            let (tls_address, tls_listener) = bind(port)?;
+            let doors = Doors::new(Some(listener), Some((tls_listener, identity)));
+            (doors, vec![(address, "http"), (tls_address, "https")])
+        }
+    })
 }
 
 fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Result<Settings, String> {
@@ -132,18 +155,23 @@ fn console<'a>(config: &Config, demo: Option<&'a Demo>) -> Console<'a> {
     }
 }
 
-/// SIGINT and SIGTERM, each a byte to read.
-fn catch_signals() -> std::io::Result<mio::net::UnixStream> {
-    let (signals, writer) = UnixStream::pair()?;
-    signals.set_nonblocking(true)?;
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
+fn catch_signals() -> std::io::Result<Signals> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    Ok(Signals { stop: catch(&[SIGINT, SIGTERM])?, reload: catch(&[SIGHUP])? })
+}
+
+/// Signals, each a byte to read.
+fn catch(signals: &[i32]) -> std::io::Result<mio::net::UnixStream> {
+    let (reader, writer) = UnixStream::pair()?;
+    reader.set_nonblocking(true)?;
+    for signal in signals {
+        signal_hook::low_level::pipe::register(*signal, writer.try_clone()?)?;
     }
-    Ok(mio::net::UnixStream::from_std(signals))
+    Ok(mio::net::UnixStream::from_std(reader))
 }
 
 /// What a newcomer can try.
-fn invitation(demo: &Demo, address: SocketAddr, console: bool) -> String {
+fn invitation(demo: &Demo, address: SocketAddr, scheme: &str, console: bool) -> String {
     let databases = demo.databases();
     let (user, password) = (demo::USER, demo::PASSWORD);
     let list = databases.iter().take(2).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(",");
@@ -152,8 +180,9 @@ fn invitation(demo: &Demo, address: SocketAddr, console: bool) -> String {
     } else {
         address.to_string()
     };
+    let websocket = scheme.replacen("http", "ws", 1);
     let page =
-        if console { format!("Look at them: open http://{authority}/ in a browser.\n\n") } else { String::new() };
+        if console { format!("Look at them: open {scheme}://{authority}/ in a browser.\n\n") } else { String::new() };
     format!(
         r#"
 This is a demo: a stand-in CouchDB runs beside the server, and its databases change all the time.
@@ -162,9 +191,9 @@ This is a demo: a stand-in CouchDB runs beside the server, and its databases cha
 
 Connect from another terminal with a WebSocket client, one of
 
-  websocat ws://{authority}/howler
-  npx wscat -c ws://{authority}/howler
-  python3 -m websockets ws://{authority}/howler        (after pip install websockets)
+  websocat {websocket}://{authority}/howler
+  npx wscat -c {websocket}://{authority}/howler
+  python3 -m websockets {websocket}://{authority}/howler        (after pip install websockets)
 
 and type
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::howler::{Howler, lasting_port};
 use crate::support::script::Script;
+use crate::support::tls::{Authority, Identity};
 use crate::support::{PASSWORD, USER, couchdb};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,24 +86,33 @@ const ROWS: &[Row] = &[
 
 impl Row {
     fn script(self) -> Script {
+        self.script_trusting(None)
+    }
+
+    /// A script that trusts the authority whose certificate is in a file.
+    fn script_trusting(self, authority: Option<&str>) -> Script {
         let Self(library, mode, _) = self;
+        let node = |file, arguments: &[&str]| Script::node_trusting(authority, file, arguments);
+        let python = |environment: &str, file, arguments: &[&str]| {
+            Script::python_trusting(authority, environment, file, arguments)
+        };
         let mode = match mode {
             Polling => "polling",
             WebSocket => "websocket",
             Default => "default",
         };
         match library {
-            SocketIoClient(major) => Script::node("socket_io.js", &[&major.to_string(), mode]),
-            PythonSync(major) => Script::python(&format!("py-v{major}"), "socket_io.py", &["sync", mode]),
-            PythonAsyncio(major) => Script::python(&format!("py-v{major}"), "socket_io.py", &["asyncio", mode]),
-            Ws => Script::node("json_ws.js", &[]),
-            Websockets => Script::python("py-v5", "json_ws.py", &[]),
+            SocketIoClient(major) => node("socket_io.js", &[&major.to_string(), mode]),
+            PythonSync(major) => python(&format!("py-v{major}"), "socket_io.py", &["sync", mode]),
+            PythonAsyncio(major) => python(&format!("py-v{major}"), "socket_io.py", &["asyncio", mode]),
+            Ws => node("json_ws.js", &[]),
+            Websockets => python("py-v5", "json_ws.py", &[]),
         }
     }
 
     /// Tells the script to make a client and to connect it; nothing is waited for.
     fn connect(self, script: &mut Script, client: &str, howler: &Howler, credentials: &Value) {
-        let url = format!("http://{}", howler.address());
+        let url = howler.url();
         let place = if self.2 == InAuth { "auth" } else { "query" };
         script.tell(&json!({"do": "connect", "as": client, "url": url, place: credentials}));
     }
@@ -154,15 +164,20 @@ fn password() -> Value {
     json!({"username": USER, "password": PASSWORD})
 }
 
-/// Runs a scenario with every row, a few at a time; fails naming every row that failed.
+/// Runs a scenario with every row.
 fn for_every_row(scenario: fn(Row, &mut Script)) {
+    for_rows(ROWS, &|row| scenario(row, &mut row.script()));
+}
+
+/// Runs a scenario with some rows, a few at a time; fails naming every row that failed.
+fn for_rows(rows: &[Row], scenario: &(impl Fn(Row) + Sync)) {
     let at_once = std::thread::available_parallelism().map_or(2, usize::from) * 2;
     let next = AtomicUsize::new(0);
     let work = || {
         let mut failed = Vec::new();
-        while let Some(row) = ROWS.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
             let began = Instant::now();
-            let outcome = catch_unwind(AssertUnwindSafe(|| scenario(*row, &mut row.script())));
+            let outcome = catch_unwind(AssertUnwindSafe(|| scenario(*row)));
             println!("{row:?}: {} in {:?}", if outcome.is_ok() { "ok" } else { "FAILED" }, began.elapsed());
             if outcome.is_err() {
                 failed.push(format!("{row:?}"));
@@ -273,6 +288,51 @@ fn every_client_comes_back_after_a_restart() {
         others.retain(|event| !["alive", "connect_error"].map(Value::from).contains(&event["event"]));
         assert_eq!(others, [] as [Value; 0], "the connection stood, and each change came once");
     });
+}
+
+/// Every library, as it is when it is not told how to connect, and the newest in every mode.
+#[test]
+fn every_client_is_served_over_tls() {
+    let mut rows = ROWS.to_vec();
+    rows.retain(|row| row.is_howler_v1() || row.1 == Default || row.0 == SocketIoClient(4));
+    assert!(rows.len() >= 13, "{rows:?}");
+    for_rows(&rows, &|row: Row| {
+        let (couchdb, authority) = (couchdb(), Authority::new());
+        let identity = Identity::new(&authority);
+        let howler = Howler::start_with(&couchdb, &identity.options());
+        let script = &mut row.script_trusting(Some(authority.file()));
+        let cookie = row.log_in(script, "app", &howler, &password());
+        script.tell(&json!({"do": "subscribe", "as": "app", "dbs": ["db"]}));
+        row.assert_plain_ack(&script.expect_ack("app", "subscribe"));
+        for _ in 0..3 {
+            couchdb.update("db");
+            assert_eq!(script.expect("app", "change")["db"], "db");
+        }
+        // A certificate that is renewed breaks nothing, and who connects then is served as well.
+        howler.signal("HUP");
+        howler.wait_for_line("SIGHUP: new connections");
+        row.log_in(script, "second", &howler, &json!({"cookie": cookie}));
+        script.tell(&json!({"do": "heartbeat", "as": "app"}));
+        assert_eq!(script.expect_ack("app", "heartbeat"), json!({"ok": true}));
+        assert_eq!(script.take_others("app"), [] as [Value; 0]);
+        script.tell(&json!({"do": "log-out", "as": "app"}));
+        row.assert_plain_ack(&script.expect_ack("app", "log-out"));
+        row.assert_disconnected(&script.expect("app", "disconnect"), "1000");
+    });
+}
+
+#[test]
+fn a_client_that_does_not_know_the_authority_stays_out() {
+    let (couchdb, authority) = (couchdb(), Authority::new());
+    let identity = Identity::new(&authority);
+    let howler = Howler::start_with(&couchdb, &identity.options());
+    for row in [Row(Ws, WebSocket, Plainly), Row(SocketIoClient(4), Default, Plainly)] {
+        let script = &mut row.script();
+        row.connect(script, "stranger", &howler, &password());
+        script.expect("stranger", "connect_error");
+        assert!(script.take_others("stranger").iter().all(|event| event["event"] != "connect"));
+    }
+    howler.wait_for_lines("No TLS with 127.0.0.1: ", 2);
 }
 
 /// Logs in as apps with an old client do, which wait for `connect` through a promise before they listen for the answer

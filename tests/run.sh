@@ -29,6 +29,8 @@ need node nodejs
 need npm npm
 need python3 python3
 need chroot coreutils
+need curl curl
+need openssl openssl
 need chromium chromium
 PATH="$PATH:/usr/sbin" need haproxy haproxy
 rustup component add rustfmt clippy > /dev/null 2>&1 || cargo clippy --version > /dev/null || fail "clippy is needed"

@@ -32,3 +32,4 @@ mod static_binary;
 mod stopping;
 mod storm;
 mod tls;
+mod tls_clients;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mio::{Interest, Registry, Token};
 
-use super::stream::Stream;
+use super::stream::{Handshake, Stream};
 
 /// Whether all that was written has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,19 +56,41 @@ impl Connection {
         })
     }
 
-    /// The stream, to read from.
+    /// Reads; see [`Stream::read`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.stream.read(buffer);
+        // TLS had something to answer by itself, and the socket did not take it.
+        self.blocked |= self.stream.has_unsent();
+        read
+    }
+
+    /// The stream.
     pub fn stream(&mut self) -> &mut Stream {
         &mut self.stream
     }
 
     /// Whether written bytes wait.
     pub fn has_unsent(&self) -> bool {
-        !self.outbox.is_empty() || self.shared.is_some()
+        !self.outbox.is_empty() || self.shared.is_some() || self.stream.has_unsent()
     }
 
     /// Whether the socket would not take more.
     pub fn is_blocked(&self) -> bool {
         self.blocked
+    }
+
+    /// Goes on with the handshake of a client; see [`Stream::handshake`].
+    ///
+    /// # Errors
+    /// The client left, or no TLS can be spoken with it.
+    pub fn handshake(&mut self) -> io::Result<Handshake> {
+        let reached = self.stream.handshake()?;
+        // What the socket does not take now, it takes when it can be written again.
+        self.flush_stream()?;
+        Ok(reached)
     }
 
     /// Puts bytes behind what waits; they leave with the next write or flush.

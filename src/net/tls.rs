@@ -1,11 +1,24 @@
-//! How TLS is spoken with CouchDB: rustls with ring, TLS 1.2 and 1.3, the roots of Mozilla that are
-//! built in and those of the operator.
+//! How TLS is spoken, by rustls with ring, in versions 1.2 and 1.3: with CouchDB, trusting the roots of Mozilla that
+//! are built in and those of the operator; and with clients, by the certificate of the operator.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{CertificateError, ClientConfig, Error, InvalidMessage, RootCertStore};
+use mio::net::TcpStream;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::NoServerSessionStorage;
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, Error, InconsistentKeys, InvalidMessage, PeerIncompatible,
+    RootCertStore, ServerConfig,
+};
+
+use super::stream::Stream;
+
+/// What is spoken inside of TLS (ALPN), in both directions.
+const HTTP: &[u8] = b"http/1.1";
 
 /// The configuration of a client that trusts the built-in roots, and those of a PEM text.
 ///
@@ -14,25 +27,146 @@ use rustls::{CertificateError, ClientConfig, Error, InvalidMessage, RootCertStor
 pub fn client_config(extra_roots: Option<&[u8]>) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(pem) = extra_roots {
-        let mut found = 0;
-        for (number, certificate) in CertificateDer::pem_slice_iter(pem).enumerate() {
-            let broken = |error: &dyn std::fmt::Display| format!("certificate {} of it is broken: {error}", number + 1);
-            let certificate = certificate.map_err(|error| broken(&error))?;
-            roots.add(certificate).map_err(|error| broken(&error))?;
-            found += 1;
-        }
-        if found == 0 {
-            return Err("it holds no certificate (-----BEGIN CERTIFICATE-----)".to_owned());
+        for (number, certificate) in certificates(pem)?.into_iter().enumerate() {
+            roots.add(certificate).map_err(|error| broken_certificate(number, &error))?;
         }
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("ring has cipher suites for TLS 1.2 and 1.3")
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![HTTP.to_vec()];
     Ok(Arc::new(config))
+}
+
+/// By what we show clients who we are: the files, and what was made of them last.
+#[derive(Debug)]
+pub struct Identity {
+    certificate: PathBuf,
+    key: PathBuf,
+    config: Arc<ServerConfig>,
+}
+
+impl Identity {
+    /// Reads the files. That blocks, as does [`Self::reload`]: they are small, on a local disk, and read when the
+    /// server starts or an operator asks for it.
+    ///
+    /// # Errors
+    /// Which file is not as it should be, and how it should be.
+    pub fn load(certificate: &Path, key: &Path) -> Result<Self, String> {
+        let config = read_config(certificate, key)?;
+        Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), config })
+    }
+
+    /// Reads the files again, for the connections that come from here on. Nothing changes when that fails.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn reload(&mut self) -> Result<(), String> {
+        self.config = read_config(&self.certificate, &self.key)?;
+        Ok(())
+    }
+
+    /// The file of certificates.
+    pub fn certificate(&self) -> &Path {
+        &self.certificate
+    }
+
+    /// TLS over a client's connection; the handshake is still to come.
+    ///
+    /// # Errors
+    /// When rustls cannot set the session up.
+    pub fn accept(&self, socket: TcpStream) -> io::Result<Stream> {
+        Stream::tls_server(socket, Arc::clone(&self.config))
+    }
+}
+
+fn read_config(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, String> {
+    let read = |path: &Path, option: &str| std::fs::read(path).map_err(|error| in_file(option, path, &error));
+    let (chain, secret) = (read(certificate, "tls_cert")?, read(key, "tls_key")?);
+    let chain = certificates(&chain).map_err(|error| in_file("tls_cert", certificate, &error))?;
+    let secret = private_key(&secret).map_err(|error| in_file("tls_key", key, &error))?;
+    server_config(chain, secret).map_err(|error| match error {
+        Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => in_file(
+            "tls_key",
+            key,
+            &format!(
+                "it is not the key of the first certificate in {}; the server's own comes first there, and those that \
+                 vouch for it behind",
+                certificate.display()
+            ),
+        ),
+        Error::InvalidCertificate(_) => in_file("tls_cert", certificate, &broken_certificate(0, &error)),
+        _ => in_file(
+            "tls_key",
+            key,
+            &"its key is of a kind that is not known here; expected RSA with 2048 to 8192 bits, ECDSA with P-256 or P-384, \
+              or Ed25519",
+        ),
+    })
+}
+
+fn in_file(option: &str, path: &Path, problem: &dyn std::fmt::Display) -> String {
+    format!("--{option} {}: {problem}", path.display())
+}
+
+fn server_config(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Arc<ServerConfig>, Error> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("ring has cipher suites for TLS 1.2 and 1.3")
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![HTTP.to_vec()];
+    // Clients that come again keep the session between times, we keep nothing: without the costly half of a handshake,
+    // thousands of them are back soon after a break of the network. Each connection brings the ticket for the next.
+    config.ticketer = rustls::crypto::ring::Ticketer::new()?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 1;
+    Ok(Arc::new(config))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// The certificates of a PEM text, at least one.
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found = CertificateDer::pem_slice_iter(pem)
+        .enumerate()
+        .map(|(number, certificate)| certificate.map_err(|error| broken_certificate(number, &pem_problem(&error))))
+        .collect::<Result<Vec<_>, _>>()?;
+    if found.is_empty() {
+        return Err("it holds no certificate (-----BEGIN CERTIFICATE-----)".to_owned());
+    }
+    Ok(found)
+}
+
+fn broken_certificate(number: usize, error: &dyn std::fmt::Display) -> String {
+    format!("certificate {} of it is broken: {error}", number + 1)
+}
+
+/// The first private key of a PEM text.
+fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
+        pem::Error::NoItemsFound if memchr::memmem::find(pem, b"-----BEGIN ENCRYPTED PRIVATE KEY-----").is_some() => {
+            "its key is encrypted; expected one that is not, as `openssl pkey -in FILE -out FILE` makes it".to_owned()
+        }
+        pem::Error::NoItemsFound => "it holds no private key (-----BEGIN PRIVATE KEY-----, -----BEGIN RSA PRIVATE \
+             KEY----- or -----BEGIN EC PRIVATE KEY-----)"
+            .to_owned(),
+        error => format!("its key is broken: {}", pem_problem(&error)),
+    })
+}
+
+/// What is wrong with a PEM text, without a word of it: it may hold a key.
+fn pem_problem(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "the line -----END ...----- is missing",
+        pem::Error::IllegalSectionStart { .. } => "the line -----BEGIN ...----- is not whole",
+        pem::Error::Base64Decode(_) => "what is between its lines is no base64",
+        _ => "it is no PEM",
+    }
 }
 
 /// What is wrong with the peer, in words that tell an operator what to do. They are the same whenever the
@@ -59,6 +193,27 @@ pub fn explain(error: &Error) -> String {
     text.to_owned()
 }
 
+/// What is wrong between a client and us, in words that tell an operator what to do.
+pub fn explain_client(error: &Error) -> String {
+    let text = match error {
+        Error::AlertReceived(
+            AlertDescription::UnknownCA
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateExpired,
+        ) => return format!("the client does not trust the certificate in --tls_cert ({error})"),
+        Error::PeerIncompatible(
+            PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::SignatureAlgorithmsExtensionRequired,
+        ) => "the client speaks neither TLS 1.2 nor 1.3",
+        Error::NoApplicationProtocol => "the client wants to speak something else than HTTP/1.1 (ALPN)",
+        _ => return error.to_string(),
+    };
+    text.to_owned()
+}
+
 /// Fills a buffer with randomness that nobody can guess.
 ///
 /// # Errors
@@ -80,5 +235,32 @@ mod tests {
         assert!(client_config(Some(broken)).unwrap_err().contains("certificate 1"));
         let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         assert!(client_config(Some(key.cert.pem().as_bytes())).is_ok());
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_private_key() {
+        let pem = |kind: &str, text: &str| format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n");
+        for (text, problem) in [
+            (String::new(), "no private key (-----BEGIN PRIVATE KEY-----"),
+            (pem("CERTIFICATE", "aGVsbG8="), "no private key"),
+            (pem("ENCRYPTED PRIVATE KEY", "aGVsbG8="), "is encrypted"),
+            (pem("PRIVATE KEY", "zq7%"), "is broken: what is between its lines is no base64"),
+            ("-----BEGIN PRIVATE KEY-----\naGVsbG8=\n".to_owned(), "is broken: the line -----END ...----- is missing"),
+            ("-----BEGIN PRIVATE KEY----\nzq7=\n".to_owned(), "is broken: the line -----BEGIN ...----- is not whole"),
+        ] {
+            let error = private_key(text.as_bytes()).unwrap_err();
+            assert!(error.contains(problem) && !error.contains("zq7") && !error.contains("[45"), "{error}");
+        }
+        let kinds = [("PRIVATE KEY", 8), ("RSA PRIVATE KEY", 1), ("EC PRIVATE KEY", 0)];
+        for (name, kind) in kinds {
+            // As openssl writes them: parameters in front, or a certificate.
+            let text = pem("EC PARAMETERS", "aGVsbG8=") + &pem("CERTIFICATE", "aGVsbG8=") + &pem(name, "aGVsbG8=");
+            let found = match private_key(text.as_bytes()).unwrap() {
+                PrivateKeyDer::Pkcs8(_) => 8,
+                PrivateKeyDer::Pkcs1(_) => 1,
+                _ => 0,
+            };
+            assert_eq!(found, kind, "{name}");
+        }
     }
 }

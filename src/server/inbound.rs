@@ -1,16 +1,14 @@
-//! Connections of clients: accepting them, their HTTP requests, their WebSocket frames.
+//! Connections of clients: their HTTP requests, their WebSocket frames.
 
 use std::io;
 use std::sync::Arc;
 
 use mio::event::Event;
-use mio::net::TcpStream;
 
 use super::http_exchange::Exchange;
-use super::{HEAD_WITHIN, Http, LINGER, MAX_MESSAGE, Peer, Protocol, Server, Timer, token_of};
+use super::{Http, LINGER, MAX_MESSAGE, Peer, Protocol, Server, Timer, token_of};
 use crate::net::connection::{Connection, Flushed};
-use crate::net::listener::Accepted;
-use crate::net::stream::Stream;
+use crate::net::stream::{Stream, TLS_HANDSHAKE};
 use crate::state::metrics::CloseReason;
 use crate::state::routes::{self, Route};
 use crate::state::session::Session;
@@ -18,11 +16,6 @@ use crate::state::table::Key;
 use crate::state::timers::{Alarm, Millis};
 use crate::wire::http::{self, MAX_HEAD, Request};
 use crate::wire::websocket::{self, Decoder, FrameError, Incoming};
-
-/// Most clients that are accepted in one turn.
-const ACCEPT_BATCH: usize = 256;
-/// Pause of accepting after descriptors ran out, in milliseconds.
-const ACCEPT_PAUSE: Millis = 500;
 
 /// What came of the bytes of a connection.
 enum Input {
@@ -35,38 +28,6 @@ enum Input {
 }
 
 impl Server {
-    pub(super) fn accept(&mut self, now: Millis) {
-        self.accept_pending = false;
-        if self.accept_from.is_some() {
-            return;
-        }
-        for _ in 0..ACCEPT_BATCH {
-            let Some(listener) = &self.listener else { return };
-            match listener.accept() {
-                Accepted::Client(socket, address) => self.take_client(socket, address.ip(), now),
-                Accepted::Nobody => return,
-                Accepted::Exhausted(error) => {
-                    self.metrics.accept_pauses += 1;
-                    log::warn!("No more clients can be accepted for the moment: {error}");
-                    self.accept_from = Some(now + ACCEPT_PAUSE);
-                    return;
-                }
-            }
-        }
-        self.accept_pending = true;
-    }
-
-    fn take_client(&mut self, socket: TcpStream, address: std::net::IpAddr, now: Millis) {
-        self.metrics.accepted += 1;
-        // Notifications are small and must not wait for an acknowledgement of the one before.
-        let _ = socket.set_nodelay(true);
-        let added =
-            self.add_peer(Stream::Plain(socket), Protocol::Http(Http::Head), address, Some(now + HEAD_WITHIN), now);
-        if let Err(error) = added {
-            log::warn!("A client could not be registered: {error}");
-        }
-    }
-
     pub(super) fn add_peer(
         &mut self,
         stream: Stream,
@@ -161,6 +122,10 @@ impl Server {
         if matches!(peer.protocol, Protocol::Closed) {
             return;
         }
+        if matches!(peer.protocol, Protocol::Handshake) && !self.shake_hands(key, now) {
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(key) else { return };
         // Who does not take its answers may not ask on, nor who has asked a lot already: what it can make
         // us hold is bounded by this.
         let parked = matches!(peer.protocol, Protocol::Http(Http::Parked(_)));
@@ -173,10 +138,13 @@ impl Server {
             self.take_input(key, 0, now);
         }
         let Some(peer) = self.peers.get_mut(key) else { return };
-        let stream = peer.connection.stream();
-        let short_is_last = stream.short_read_is_last() && !to_end;
-        match stream.read(&mut self.scratch) {
-            Ok(0) => self.lost(key, None, now),
+        let short_is_last = peer.connection.stream().short_read_is_last() && !to_end;
+        let read = peer.connection.read(&mut self.scratch);
+        if peer.connection.is_blocked() {
+            self.update_interest(key, now);
+        }
+        match read {
+            Ok(0) => self.ended(key, now),
             Ok(length) => {
                 let emptied = length < self.scratch.len() && short_is_last;
                 self.take_input(key, length, now);
@@ -188,6 +156,17 @@ impl Server {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => self.lost(key, Some(&error), now),
         }
+    }
+
+    /// The client ends the connection in order.
+    fn ended(&mut self, key: Key, now: Millis) {
+        if let Some(peer) = self.peers.get_mut(key)
+            && peer.connection.stream().is_tls()
+        {
+            // TLS wants the end to be answered, for the client cannot tell it from a cut otherwise.
+            peer.connection.stream().shut_down_write();
+        }
+        self.lost(key, None, now);
     }
 
     /// The client is gone, in order or not.
@@ -247,7 +226,9 @@ impl Server {
                 // The next request waits for the answer to this one.
                 Protocol::Http(Http::Parked(_)) => Input::Used(0),
                 Protocol::WebSocket(..) | Protocol::Probing(..) => self.handle_frame(key, rest, now),
-                Protocol::Lingering { .. } | Protocol::Closed | Protocol::Upstream { .. } => Input::Over,
+                Protocol::Handshake | Protocol::Lingering { .. } | Protocol::Closed | Protocol::Upstream { .. } => {
+                    Input::Over
+                }
             };
             match input {
                 Input::Over => return None,
@@ -272,6 +253,11 @@ impl Server {
         let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
         if blank > 0 {
             return Input::Used(blank);
+        }
+        let is_plain = |peer: &mut Peer| !peer.connection.stream().is_tls();
+        if bytes.first() == Some(&TLS_HANDSHAKE) && self.peers.get_mut(key).is_some_and(is_plain) {
+            self.refuse_tls(key, now);
+            return Input::Over;
         }
         // What cannot be a method is no HTTP, and need not be waited for.
         let garbage = bytes.first().is_some_and(|byte| !byte.is_ascii_alphabetic());
@@ -347,7 +333,7 @@ impl Server {
         }
     }
 
-    fn answer_and_close(&mut self, key: Key, status: u16, body: &str, now: Millis) {
+    pub(super) fn answer_and_close(&mut self, key: Key, status: u16, body: &str, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         let fields = [("Content-Type", "text/plain; charset=utf-8")];
         let answer =

@@ -4,7 +4,8 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `mod.rs` | the tables, and the steps of a turn |
-//! | `inbound.rs` | connections of clients: accepting, HTTP, WebSocket frames |
+//! | `doors.rs` | the ports: accepting clients, TLS |
+//! | `inbound.rs` | connections of clients: HTTP, WebSocket frames |
 //! | `http_exchange.rs` | answers to HTTP requests |
 //! | `polling.rs` | sessions over HTTP long polling, and their upgrade |
 //! | `sessions.rs` | actions of sessions |
@@ -14,6 +15,7 @@
 //! | `flush.rs` | what is written, and when |
 
 mod access;
+mod doors;
 mod flush;
 mod http_exchange;
 mod inbound;
@@ -29,8 +31,9 @@ use std::sync::Arc;
 use mio::event::Event;
 use mio::{Registry, Token};
 
+pub use doors::Doors;
+
 use crate::net::connection::Connection;
-use crate::net::listener::Listener;
 use crate::net::resolver::Resolver;
 use crate::state::access::{Access, MAX_QUESTIONS, Policy as AccessPolicy};
 use crate::state::catch_up::CatchUp;
@@ -54,12 +57,16 @@ use crate::wire::positions::MAX_ANSWER;
 use crate::wire::url::CouchUrl;
 use crate::wire::websocket::Decoder;
 
-/// What the listener's events come under.
+/// What the events of the plain port come under.
 pub const LISTENER: Token = Token(usize::MAX);
 /// What the wake-ups of the resolver come under.
 pub const WAKER: Token = Token(usize::MAX - 1);
-/// What signals come under; the event loop's own.
-pub const SIGNALS: Token = Token(usize::MAX - 2);
+/// What signals to stop come under; the event loop's own.
+pub const STOP_SIGNALS: Token = Token(usize::MAX - 2);
+/// What signals to read the certificate again come under; the event loop's own.
+pub const RELOAD_SIGNALS: Token = Token(usize::MAX - 3);
+/// What the events of the TLS port come under.
+pub const TLS_LISTENER: Token = Token(usize::MAX - 4);
 
 /// Bytes that are read from a client in one turn: one buffer. And the most that is read at once from CouchDB.
 const READ_BUFFER: usize = 64 * 1024;
@@ -113,7 +120,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Server {
     registry: Registry,
-    listener: Option<Listener>,
+    doors: Doors,
     /// While descriptors have run out, when to accept again.
     accept_from: Option<Millis>,
     accept_pending: bool,
@@ -257,6 +264,8 @@ struct Peer {
 /// What a connection is used for.
 #[derive(Debug)]
 enum Protocol {
+    /// A client's TLS is being set up.
+    Handshake,
     /// A client's requests.
     Http(Http),
     /// It carries a session.
@@ -286,16 +295,16 @@ impl Server {
     /// A server that listens already; it connects to CouchDB in its first turn.
     ///
     /// # Errors
-    /// When the listener's events cannot be had, or no thread started.
-    pub fn new(settings: Settings, mut listener: Listener, registry: Registry) -> io::Result<Self> {
-        listener.register(&registry, LISTENER)?;
+    /// When the events of its ports cannot be had, or no thread started.
+    pub fn new(settings: Settings, mut doors: Doors, registry: Registry) -> io::Result<Self> {
+        doors.register(&registry, LISTENER, TLS_LISTENER)?;
         let resolver = Resolver::start(mio::Waker::new(&registry, WAKER)?)?;
         let Settings { couchdb_url: url, feed, tls, login_concurrency, seed, .. } = settings;
         let has_revisions = feed.source == FeedSource::GlobalChanges;
         let requests = couchdb::Requests::new(&url);
         Ok(Self {
             registry,
-            listener: Some(listener),
+            doors,
             accept_from: None,
             accept_pending: false,
             peers: Table::default(),
@@ -370,7 +379,7 @@ impl Server {
     /// Handles one event of the poll.
     pub fn ready(&mut self, event: &Event, now: Millis) {
         match event.token() {
-            LISTENER => self.accept(now),
+            LISTENER | TLS_LISTENER => self.accept(now),
             WAKER => self.handle_resolver(now),
             token => self.peer_ready(key_of(token), event, now),
         }
@@ -428,18 +437,15 @@ impl Server {
         }
         log::info!("Stopping: {} clients are told.", self.sessions.len());
         self.drain_until = Some(now + DRAIN_WITHIN);
-        self.listener = None;
+        self.doors.close();
         self.accept_pending = false;
         self.accept_from = None;
         for key in self.sessions.keys().collect::<Vec<_>>() {
             self.say_goodbye(key, now);
         }
         for key in self.peers.keys().collect::<Vec<_>>() {
-            if self
-                .peers
-                .get(key)
-                .is_some_and(|peer| matches!(peer.protocol, Protocol::Http(_) | Protocol::Probing(..)))
-            {
+            let Some(peer) = self.peers.get(key) else { continue };
+            if matches!(peer.protocol, Protocol::Handshake | Protocol::Http(_) | Protocol::Probing(..)) {
                 self.metrics.count_close(CloseReason::ShuttingDown);
                 self.linger(key, now);
             }
@@ -472,6 +478,7 @@ impl Server {
                 self.remember(session, now);
                 self.remove_session(session, now);
             }
+            Protocol::Handshake => self.metrics.count_close(reason),
             Protocol::Http(http) => {
                 self.metrics.count_close(reason);
                 match http {
@@ -506,6 +513,7 @@ impl Server {
             (None, _) => {}
             (Some(deadline), _) if now < deadline => self.arm_peer(key, now),
             (_, Protocol::Upstream { .. }) => self.upstream_lost(key, Some("no connection in time"), now),
+            (_, Protocol::Handshake) => self.close_peer(key, CloseReason::HandshakeTimeout, now),
             (_, Protocol::Http(Http::Head)) => self.refuse_late_request(key, now),
             (_, Protocol::Http(_) | Protocol::Probing(..)) => self.close_peer(key, CloseReason::RequestTimeout, now),
             (_, Protocol::WebSocket(..)) => self.close_peer(key, CloseReason::SlowReader, now),

@@ -64,7 +64,7 @@ impl Server {
             };
             Stream::tls_client(socket, tls.clone(), name)?
         } else {
-            Stream::Plain(socket)
+            Stream::plain(socket)
         };
         let protocol = Protocol::Upstream { owner, connected: false };
         let key = self.add_peer(stream, protocol, address.ip(), Some(now + CONNECT_WITHIN), now)?;

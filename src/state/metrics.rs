@@ -62,6 +62,10 @@ close_reasons! {
     BadRequest => "bad request", close_code::PROTOCOL;
     /// A request whose head or body did not come in time.
     RequestTimeout => "request timeout", close_code::NORMAL;
+    /// A client with which no TLS could be spoken.
+    HandshakeFailed => "TLS handshake failed", close_code::NORMAL;
+    /// A TLS handshake that was not over in time.
+    HandshakeTimeout => "TLS handshake timeout", close_code::NORMAL;
     /// A plain HTTP exchange was over.
     Served => "served", close_code::NORMAL;
     /// The peer did not take what was written, or did not close, in time.

@@ -13,6 +13,7 @@ pub mod positions;
 pub mod proxies;
 pub mod resync;
 pub mod routes;
+pub mod seldom;
 pub mod session;
 pub mod site;
 pub mod subscriptions;

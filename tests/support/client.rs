@@ -2,11 +2,12 @@
 //! of them in one process.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::wire::{Target, Wire};
 use super::{PASSWORD, SOON, USER};
 
 /// What the server sent.
@@ -24,7 +25,7 @@ pub enum Received {
 }
 
 pub struct Client {
-    socket: TcpStream,
+    wire: Wire,
     buffer: Vec<u8>,
     next_id: u64,
     /// Events that came while an answer was awaited.
@@ -33,20 +34,21 @@ pub struct Client {
 
 impl Client {
     /// A WebSocket on a path, after a handshake that succeeded.
-    pub fn open(address: SocketAddr, path: &str) -> Self {
-        Self::try_open(address, path, "").expect("the handshake succeeds")
+    pub fn open(target: impl Into<Target>, path: &str) -> Self {
+        Self::try_open(target, path, "").expect("the handshake succeeds")
     }
 
     /// The same with further header lines; what the server answered where it refused.
-    pub fn try_open(address: SocketAddr, path: &str, fields: &str) -> Result<Self, String> {
-        let mut socket = TcpStream::connect(address).map_err(|error| error.to_string())?;
-        socket.set_nodelay(true).expect("a socket option");
+    pub fn try_open(target: impl Into<Target>, path: &str, fields: &str) -> Result<Self, String> {
+        let target = target.into();
+        let mut wire = target.connect().map_err(|error| error.to_string())?;
+        let address = target.address;
         let head = format!(
             "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{fields}\r\n"
         );
-        socket.write_all(head.as_bytes()).map_err(|error| error.to_string())?;
-        let mut client = Self { socket, buffer: Vec::new(), next_id: 1, events: Vec::new() };
+        wire.write_all(head.as_bytes()).map_err(|error| error.to_string())?;
+        let mut client = Self { wire, buffer: Vec::new(), next_id: 1, events: Vec::new() };
         let end = loop {
             if let Some(at) = client.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
                 break at + 4;
@@ -67,37 +69,37 @@ impl Client {
     }
 
     /// A `howler.v1` session; the hello was read.
-    pub fn json(address: SocketAddr) -> Self {
-        let mut client = Self::open(address, "/howler");
+    pub fn json(target: impl Into<Target>) -> Self {
+        let mut client = Self::open(target, "/howler");
         let hello = client.receive_json(SOON).expect("hello comes first");
         assert_eq!(hello["event"], "hello");
         client
     }
 
     /// A `howler.v1` session of the user.
-    pub fn logged_in(address: SocketAddr) -> Self {
-        let mut client = Self::json(address);
+    pub fn logged_in(target: impl Into<Target>) -> Self {
+        let mut client = Self::json(target);
         let answer = client.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}));
         assert_eq!(answer["ok"], true, "{answer}");
         client
     }
 
     /// A `howler.v1` session of the user that subscribes to databases.
-    pub fn subscribed(address: SocketAddr, databases: &[&str]) -> Self {
-        let mut client = Self::logged_in(address);
+    pub fn subscribed(target: impl Into<Target>, databases: &[&str]) -> Self {
+        let mut client = Self::logged_in(target);
         let answer = client.ask(json!({"op": "subscribe", "dbs": databases}));
         assert_eq!(answer["ok"], true, "{answer}");
         client
     }
 
     /// A Socket.IO session (Engine.IO 3) with the query's credentials; nothing was read.
-    pub fn socket_io(address: SocketAddr, credentials: &str) -> Self {
-        Self::open(address, &format!("/socket.io/?EIO=3&transport=websocket&{credentials}"))
+    pub fn socket_io(target: impl Into<Target>, credentials: &str) -> Self {
+        Self::open(target, &format!("/socket.io/?EIO=3&transport=websocket&{credentials}"))
     }
 
     /// A Socket.IO session that is authenticated.
-    pub fn socket_io_logged_in(address: SocketAddr) -> Self {
-        let mut client = Self::socket_io(address, &format!("username={USER}&password={PASSWORD}"));
+    pub fn socket_io_logged_in(target: impl Into<Target>) -> Self {
+        let mut client = Self::socket_io(target, &format!("username={USER}&password={PASSWORD}"));
         for start in ["0{", "40", "42[\"authenticated\""] {
             let text = client.receive_text(SOON).expect("the login goes on");
             assert!(text.starts_with(start), "{start}: {text}");
@@ -105,9 +107,14 @@ impl Client {
         client
     }
 
+    /// The socket below all that it speaks.
+    pub fn socket(&self) -> &TcpStream {
+        self.wire.socket()
+    }
+
     /// Sends raw bytes.
     pub fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.socket.write_all(bytes)
+        self.wire.write_all(bytes)
     }
 
     pub fn send(&mut self, text: &str) {
@@ -198,7 +205,7 @@ impl Client {
     }
 
     pub fn receive(&mut self, within: Duration) -> Received {
-        use io::ErrorKind::{BrokenPipe, ConnectionReset, Interrupted, TimedOut, WouldBlock};
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, Interrupted, TimedOut, UnexpectedEof, WouldBlock};
         let deadline = Instant::now() + within;
         loop {
             if let Some(received) = self.take_frame() {
@@ -212,8 +219,10 @@ impl Client {
                 Ok(true) => {}
                 Ok(false) => return Received::End,
                 Err(error) if matches!(error.kind(), WouldBlock | TimedOut | Interrupted) => {}
-                // A reset: the server closed while something of ours was on its way.
-                Err(error) if matches!(error.kind(), ConnectionReset | BrokenPipe) => return Received::End,
+                // A reset: the server closed while something of ours was on its way. The other: so did it over TLS.
+                Err(error) if matches!(error.kind(), ConnectionReset | BrokenPipe | UnexpectedEof) => {
+                    return Received::End;
+                }
                 Err(error) => panic!("reading failed: {error}"),
             }
         }
@@ -249,9 +258,9 @@ impl Client {
     }
 
     fn read_more(&mut self, within: Duration) -> io::Result<bool> {
-        self.socket.set_read_timeout(Some(within.max(Duration::from_millis(1))))?;
+        self.wire.set_read_timeout(within.max(Duration::from_millis(1)))?;
         let mut bytes = [0; 16 * 1024];
-        let read = self.socket.read(&mut bytes)?;
+        let read = self.wire.read(&mut bytes)?;
         self.buffer.extend_from_slice(&bytes[..read]);
         Ok(read > 0)
     }

@@ -20,7 +20,8 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_couchdb-howler");
 pub struct Howler {
     child: Child,
     output: Arc<Output>,
-    address: SocketAddr,
+    /// Where it listens, the plain port first, and by which scheme.
+    addresses: Vec<(SocketAddr, String)>,
 }
 
 #[derive(Default)]
@@ -85,20 +86,38 @@ impl Howler {
         let file = Arc::new(Mutex::new(output_file()));
         collect(child.stdout.take().expect("piped"), output.clone(), file.clone());
         collect(child.stderr.take().expect("piped"), output.clone(), file);
-        let mut howler = Self { child, output, address: ([127, 0, 0, 1], 0).into() };
+        let mut howler = Self { child, output, addresses: Vec::new() };
         let line = howler.wait_for_line("listens on ");
-        let address = line.split("listens on ").nth(1).and_then(|rest| rest.split(';').next());
-        howler.address = address.and_then(|text| text.parse().ok()).expect("the line names the address");
+        let listens = line.split("listens on ").nth(1).and_then(|rest| rest.split(';').next()).expect("checked above");
+        howler.addresses = listens
+            .split(" and ")
+            .map(|one| {
+                let (address, scheme) = one.split_once(' ').expect("the line names the scheme behind each address");
+                (address.parse().expect("an address"), scheme.trim_matches(['(', ')']).to_owned())
+            })
+            .collect();
         howler
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.addresses[0].0
+    }
+
+    /// The URL of its first port; over TLS by the name that certificates of the tests are for.
+    pub fn url(&self) -> String {
+        let (address, scheme) = &self.addresses[0];
+        if scheme == "https" { format!("https://localhost:{}", address.port()) } else { format!("http://{address}") }
+    }
+
+    /// Where it speaks TLS.
+    pub fn tls_address(&self) -> SocketAddr {
+        let tls = self.addresses.iter().find(|(_, scheme)| scheme == "https");
+        tls.expect("it has a certificate").0
     }
 
     pub fn port(&self) -> u16 {
-        self.address.port()
+        self.address().port()
     }
 
     pub fn id(&self) -> u32 {

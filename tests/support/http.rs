@@ -3,11 +3,11 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::wire::{Target, Wire};
 use super::{PASSWORD, SOON, USER};
 
 /// An answer.
@@ -38,19 +38,18 @@ impl Answer {
 
 /// A connection.
 pub struct Http {
-    socket: TcpStream,
+    pub wire: Wire,
     buffer: Vec<u8>,
 }
 
 impl Http {
-    pub fn connect(address: SocketAddr) -> Self {
-        let socket = TcpStream::connect(address).expect("the server listens");
-        socket.set_nodelay(true).expect("a socket option");
-        Self { socket, buffer: Vec::new() }
+    pub fn connect(target: impl Into<Target>) -> Self {
+        let wire = target.into().connect().expect("the server listens");
+        Self { wire, buffer: Vec::new() }
     }
 
     pub fn send_raw(&mut self, bytes: impl AsRef<[u8]>) {
-        self.socket.write_all(bytes.as_ref()).expect("the server reads");
+        self.wire.write_all(bytes.as_ref()).expect("the server reads");
     }
 
     /// Sends a request and does not wait for its answer.
@@ -127,9 +126,9 @@ impl Http {
     fn read_more(&mut self, deadline: Instant) -> Option<bool> {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, Interrupted, TimedOut, WouldBlock};
         let left = deadline.saturating_duration_since(Instant::now());
-        self.socket.set_read_timeout(Some(left.max(Duration::from_millis(1)))).expect("a socket option");
+        self.wire.set_read_timeout(left.max(Duration::from_millis(1))).expect("a socket option");
         let mut bytes = [0; 16 * 1024];
-        match self.socket.read(&mut bytes) {
+        match self.wire.read(&mut bytes) {
             Ok(read) => {
                 self.buffer.extend_from_slice(&bytes[..read]);
                 Some(read > 0)
@@ -152,7 +151,7 @@ pub fn request(method: &str, target: &str, fields: &str, body: &[u8]) -> Vec<u8>
 
 /// An Engine.IO session that polls, with one connection for GETs and one for POSTs, as browsers do.
 pub struct Poller {
-    address: SocketAddr,
+    target: Target,
     version: u8,
     pub sid: String,
     /// For GETs.
@@ -165,19 +164,20 @@ pub struct Poller {
 
 impl Poller {
     /// Opens a session with a query's parameters; the packets of the first answer wait to be taken.
-    pub fn open(address: SocketAddr, version: u8, query: &str) -> Self {
-        let mut polls = Http::connect(address);
+    pub fn open(target: impl Into<Target>, version: u8, query: &str) -> Self {
+        let target = target.into();
+        let mut polls = Http::connect(&target);
         let answer = polls.get(&format!("/socket.io/?EIO={version}&transport=polling&{query}"));
         assert_eq!(answer.status, 200, "{answer:?}");
         let packets = split(answer.text(), version);
         let open: Value = serde_json::from_str(&packets[0][1..]).expect("the open packet is JSON");
         let sid = open["sid"].as_str().expect("an id").to_owned();
-        Self { address, version, sid, polls, posts: Http::connect(address), packets: packets.into() }
+        Self { version, sid, polls, posts: Http::connect(&target), target, packets: packets.into() }
     }
 
     /// A session (version 3) of the user that is authenticated.
-    pub fn logged_in(address: SocketAddr) -> Self {
-        let mut poller = Self::open(address, 3, &format!("username={USER}&password={PASSWORD}"));
+    pub fn logged_in(target: impl Into<Target>) -> Self {
+        let mut poller = Self::open(target, 3, &format!("username={USER}&password={PASSWORD}"));
         for start in ["0{", "40", "42[\"authenticated\""] {
             let packet = poller.next();
             assert!(packet.starts_with(start), "{start}: {packet}");
@@ -186,8 +186,8 @@ impl Poller {
     }
 
     /// The same, subscribed to databases.
-    pub fn subscribed(address: SocketAddr, databases: &[&str]) -> Self {
-        let mut poller = Self::logged_in(address);
+    pub fn subscribed(target: impl Into<Target>, databases: &[&str]) -> Self {
+        let mut poller = Self::logged_in(target);
         poller.send(&[&format!("420[\"subscribe\",{}]", serde_json::json!(databases))]);
         assert_eq!(poller.next(), "430[{}]");
         poller
@@ -242,7 +242,7 @@ impl Poller {
 
     /// Whether the server knows its session: judged by a packet that changes nothing.
     pub fn is_known(&self) -> bool {
-        let answer = Http::connect(self.address).post(&self.target(), join(&["6"], self.version));
+        let answer = Http::connect(&self.target).post(&self.target(), join(&["6"], self.version));
         match (answer.status, answer.refusal()) {
             (200, _) => true,
             (400, Some(1)) => false,

@@ -7,6 +7,7 @@ pub mod howler;
 pub mod proxy;
 pub mod script;
 pub mod tls;
+pub mod wire;
 
 pub mod http;
 

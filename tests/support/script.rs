@@ -25,18 +25,27 @@ pub struct Script {
 impl Script {
     /// A script of tests/clients that node runs.
     pub fn node(file: &str, arguments: &[&str]) -> Self {
-        assert_installed();
-        Self::start(Path::new("node"), file, arguments)
+        Self::node_trusting(None, file, arguments)
     }
 
-    /// A script of tests/clients that runs in one of the virtual environments: `py-v4` or `py-v5`.
-    pub fn python(environment: &str, file: &str, arguments: &[&str]) -> Self {
+    /// The same; it trusts the authority whose certificate is in a file.
+    pub fn node_trusting(authority: Option<&str>, file: &str, arguments: &[&str]) -> Self {
         assert_installed();
-        Self::start(&target().join(environment).join("bin/python"), file, arguments)
+        Self::start(Path::new("node"), file, arguments, authority)
     }
 
-    fn start(program: &Path, file: &str, arguments: &[&str]) -> Self {
+    /// A script of tests/clients that runs in one of the virtual environments, `py-v4` or `py-v5`; it may trust the
+    /// authority whose certificate is in a file.
+    pub fn python_trusting(authority: Option<&str>, environment: &str, file: &str, arguments: &[&str]) -> Self {
+        assert_installed();
+        Self::start(&target().join(environment).join("bin/python"), file, arguments, authority)
+    }
+
+    fn start(program: &Path, file: &str, arguments: &[&str], authority: Option<&str>) -> Self {
+        // As those who run such clients do it: each of the libraries looks into one of them.
+        let trust = ["NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "WEBSOCKET_CLIENT_CA_BUNDLE"];
         let mut child = Command::new(program)
+            .envs(trust.iter().filter_map(|name| Some((name, authority?))))
             .arg(clients().join(file))
             .args(arguments)
             .stdin(Stdio::piped())

@@ -1,4 +1,5 @@
-//! TLS in front of a stand-in: a private certificate authority, and a small proxy that terminates TLS.
+//! TLS: a private certificate authority, files of certificates as servers take them, and a small proxy that
+//! terminates TLS in front of a stand-in.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -8,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use couchdb_howler::demo::StandIn;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::{ServerConfig, ServerConnection, SupportedProtocolVersion};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion};
 
 /// A private certificate authority; its certificate is in a file that is removed with it.
 pub struct Authority {
@@ -65,6 +66,76 @@ impl Authority {
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], key)
             .expect("the key fits")
+    }
+}
+
+impl Authority {
+    /// A client's configuration that trusts this authority alone.
+    pub fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).expect("it is a root");
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(versions)
+            .expect("ring speaks them")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Arc::new(config)
+    }
+
+    /// Another authority that this one vouches for, and its certificate.
+    fn intermediate(&self) -> CertifiedIssuer<'static, KeyPair> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "Deputy of the tests");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        CertifiedIssuer::signed_by(params, KeyPair::generate().expect("a key"), &self.issuer).expect("a deputy")
+    }
+}
+
+/// The files of a server's certificate for `localhost` and of its key; they are removed with it.
+pub struct Identity {
+    folder: PathBuf,
+    pub certificate: String,
+    pub key: String,
+    /// The certificate that the files hold now.
+    pub current: CertificateDer<'static>,
+}
+
+impl Identity {
+    pub fn new(authority: &Authority) -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("identity-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir_all(&folder).expect("the target folder can be written");
+        let file = |name: &str| folder.join(name).to_str().expect("a path in UTF-8").to_owned();
+        let (certificate, key) = (file("chain.pem"), file("key.pem"));
+        let mut identity = Self { folder, certificate, key, current: CertificateDer::from(Vec::new()) };
+        identity.renew(authority);
+        identity
+    }
+
+    /// The options that have a server use it.
+    pub fn options(&self) -> [&str; 4] {
+        ["--tls_cert", &self.certificate, "--tls_key", &self.key]
+    }
+
+    /// Puts another certificate in its place, as an operator does before the old one is over. It comes with the
+    /// certificate of a deputy of the authority, which clients have not.
+    pub fn renew(&mut self, authority: &Authority) {
+        let deputy = authority.intermediate();
+        let names = ["localhost", "127.0.0.1"].map(str::to_owned);
+        let params = CertificateParams::new(names).expect("names for a certificate");
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &deputy).expect("a certificate");
+        std::fs::write(&self.certificate, certificate.pem() + &deputy.pem()).expect("the file can be written");
+        std::fs::write(&self.key, key.serialize_pem()).expect("the file can be written");
+        self.current = certificate.der().clone();
+    }
+}
+
+impl Drop for Identity {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -1,0 +1,190 @@
+//! The ports that clients come in by: accepting them, TLS, and those who speak TLS to the wrong port or none to the
+//! right one.
+//!
+//! ```text
+//! plain port ──────────────────────────▶ Http      a TLS hello among it: 400, as text
+//! TLS port ───▶ Handshake ──done───────▶ Http
+//!                   ├─────no TLS───────▶ 400, as text
+//!                   └─────fails────────▶ an alert, then the end
+//! ```
+//!
+//! A TLS hello on the plain port is answered as any other nonsense, by a 400 in plain text and not by an alert of TLS:
+//! an alert has a client say that versions or ciphers do not fit, which sends people looking in the wrong place. Plain
+//! text is what they know, and what clients tell as such: "wrong version number" (OpenSSL, and so curl, Node.js,
+//! Python), "record too long" (Firefox), "server gave HTTP response to HTTPS client" (Go).
+
+use std::io;
+use std::net::IpAddr;
+
+use mio::net::TcpStream;
+use mio::{Registry, Token};
+
+use super::{HEAD_WITHIN, Http, Protocol, Server};
+use crate::net::listener::{Accepted, Listener};
+use crate::net::stream::{Handshake, Stream};
+use crate::net::tls::Identity;
+use crate::state::metrics::CloseReason;
+use crate::state::seldom::Seldom;
+use crate::state::table::Key;
+use crate::state::timers::Millis;
+
+/// Most clients that are accepted in one turn at a port.
+const ACCEPT_BATCH: usize = 256;
+/// Pause of accepting after descriptors ran out, in milliseconds.
+const ACCEPT_PAUSE: Millis = 500;
+
+const NO_TLS_HERE: &str = "This port speaks plain HTTP and WebSockets, not TLS: use http:// and ws://";
+const TLS_HERE: &str = "This port speaks HTTPS and WebSockets over TLS, not plain HTTP: use https:// and wss://.\n";
+
+/// The ports.
+#[derive(Debug)]
+pub struct Doors {
+    plain: Option<Listener>,
+    tls: Option<Listener>,
+    identity: Option<Identity>,
+    /// Of clients that speak TLS to the plain port.
+    told_of_tls: Seldom,
+    /// Of clients that speak no TLS to the port of TLS.
+    told_of_plain: Seldom,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Door {
+    Plain,
+    Tls,
+}
+
+impl Doors {
+    /// A port of plain HTTP, one of TLS with what we show there, or both.
+    pub fn new(plain: Option<Listener>, tls: Option<(Listener, Identity)>) -> Self {
+        let (tls, identity) = tls.unzip();
+        Self { plain, tls, identity, told_of_tls: Seldom::default(), told_of_plain: Seldom::default() }
+    }
+
+    pub(super) fn register(&mut self, registry: &Registry, plain: Token, tls: Token) -> io::Result<()> {
+        self.plain.as_mut().map_or(Ok(()), |listener| listener.register(registry, plain))?;
+        self.tls.as_mut().map_or(Ok(()), |listener| listener.register(registry, tls))
+    }
+
+    /// Lets nobody in any more.
+    pub(super) fn close(&mut self) {
+        self.plain = None;
+        self.tls = None;
+    }
+
+    fn accept(&self, door: Door) -> Accepted {
+        let listener = match door {
+            Door::Plain => &self.plain,
+            Door::Tls => &self.tls,
+        };
+        listener.as_ref().map_or(Accepted::Nobody, Listener::accept)
+    }
+
+    fn tls_port(&self) -> Option<u16> {
+        self.tls.as_ref().and_then(|listener| listener.address().ok()).map(|address| address.port())
+    }
+}
+
+impl Server {
+    pub(super) fn accept(&mut self, now: Millis) {
+        self.accept_pending = false;
+        for door in [Door::Plain, Door::Tls] {
+            self.accept_at(door, now);
+        }
+    }
+
+    fn accept_at(&mut self, door: Door, now: Millis) {
+        if self.accept_from.is_some() {
+            return;
+        }
+        for _ in 0..ACCEPT_BATCH {
+            match self.doors.accept(door) {
+                Accepted::Client(socket, address) => self.take_client(socket, door, address.ip(), now),
+                Accepted::Nobody => return,
+                Accepted::Exhausted(error) => {
+                    self.metrics.accept_pauses += 1;
+                    log::warn!("No more clients can be accepted for the moment: {error}");
+                    self.accept_from = Some(now + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+        self.accept_pending = true;
+    }
+
+    fn take_client(&mut self, socket: TcpStream, door: Door, address: IpAddr, now: Millis) {
+        self.metrics.accepted += 1;
+        // Notifications are small and must not wait for an acknowledgement of the one before.
+        let _ = socket.set_nodelay(true);
+        let stream = match (door, &self.doors.identity) {
+            (Door::Tls, Some(identity)) => identity.accept(socket).map(|stream| (stream, Protocol::Handshake)),
+            _ => Ok((Stream::plain(socket), Protocol::Http(Http::Head))),
+        };
+        // The handshake is part of the time for the first request.
+        let within = Some(now + HEAD_WITHIN);
+        let added = stream.and_then(|(stream, protocol)| self.add_peer(stream, protocol, address, within, now));
+        if let Err(error) = added {
+            log::warn!("A client could not be registered: {error}");
+        }
+    }
+
+    /// Goes on with the handshake of a client; whether it is over, so that requests can be read.
+    pub(super) fn shake_hands(&mut self, key: Key, now: Millis) -> bool {
+        let Some(peer) = self.peers.get_mut(key) else { return false };
+        let address = peer.address;
+        match peer.connection.handshake() {
+            Ok(Handshake::Done) => {
+                peer.protocol = Protocol::Http(Http::Head);
+                self.update_interest(key, now);
+                true
+            }
+            Ok(Handshake::Waiting) => {
+                self.update_interest(key, now);
+                false
+            }
+            Ok(Handshake::NotTls) => {
+                let level = self.doors.told_of_plain.level(now);
+                log::log!(
+                    level,
+                    "A client at {address} speaks plain HTTP to the port of TLS: it has to use https:// or wss://."
+                );
+                self.answer_and_close(key, 400, TLS_HERE, now);
+                false
+            }
+            Err(error) => {
+                log::debug!("No TLS with {address}: {error}.");
+                self.metrics.count_close(CloseReason::HandshakeFailed);
+                // The alert is to arrive.
+                self.linger(key, now);
+                false
+            }
+        }
+    }
+
+    /// What came to the plain port begins as TLS does.
+    pub(super) fn refuse_tls(&mut self, key: Key, now: Millis) {
+        let Some(peer) = self.peers.get(key) else { return };
+        let address = peer.address;
+        let (level, port) = (self.doors.told_of_tls.level(now), self.doors.tls_port());
+        let elsewhere = port.map_or(String::new(), |port| format!("; TLS is spoken on port {port}"));
+        log::log!(
+            level,
+            "A client at {address} speaks TLS to the port of plain HTTP: it has to use http:// or ws://{elsewhere}."
+        );
+        self.answer_and_close(key, 400, &format!("{NO_TLS_HERE}{elsewhere}.\n"), now);
+    }
+
+    /// Reads the certificate anew, as an operator asks by a signal. Those who are connected keep what they have.
+    pub fn reload(&mut self) {
+        let Some(identity) = &mut self.doors.identity else {
+            log::info!("SIGHUP: there is no certificate to be read again (--tls_cert).");
+            return;
+        };
+        let reloaded = identity.reload();
+        let certificate = identity.certificate().display();
+        match reloaded {
+            Ok(()) => log::info!("SIGHUP: new connections are shown the certificate in {certificate}."),
+            Err(error) => log::error!("SIGHUP: the certificate stays the old one. {error}."),
+        }
+    }
+}

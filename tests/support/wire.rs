@@ -1,0 +1,137 @@
+//! Where a client connects to, and the blocking stream that it has then: TCP, or TLS over it.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
+
+use super::SOON;
+
+/// A port and how it is spoken to; a plain address speaks plain HTTP.
+#[derive(Clone)]
+pub struct Target {
+    pub address: SocketAddr,
+    tls: Option<Arc<ClientConfig>>,
+    /// Most bytes that a write hands to the system.
+    piece: usize,
+}
+
+impl From<SocketAddr> for Target {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, tls: None, piece: usize::MAX }
+    }
+}
+
+impl From<&Target> for Target {
+    fn from(target: &Target) -> Self {
+        target.clone()
+    }
+}
+
+impl Target {
+    /// Over TLS; the certificate must be for `localhost`.
+    pub fn tls(address: SocketAddr, config: Arc<ClientConfig>) -> Self {
+        Self { address, tls: Some(config), piece: usize::MAX }
+    }
+
+    /// Every byte that is sent is a write of its own.
+    pub fn byte_by_byte(self) -> Self {
+        Self { piece: 1, ..self }
+    }
+
+    /// A connection; over TLS the handshake is over.
+    pub fn connect(&self) -> io::Result<Wire> {
+        let socket = TcpStream::connect(self.address)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(SOON))?;
+        let mut wire = Wire { socket: Pieces { socket, piece: self.piece }, tls: None };
+        if let Some(config) = &self.tls {
+            let name = ServerName::try_from("localhost").expect("a name");
+            let mut session = ClientConnection::new(config.clone(), name).map_err(io::Error::other)?;
+            while session.is_handshaking() {
+                session.complete_io(&mut wire.socket)?;
+            }
+            wire.tls = Some(Box::new(session));
+        }
+        Ok(wire)
+    }
+}
+
+/// A connection.
+pub struct Wire {
+    socket: Pieces,
+    tls: Option<Box<ClientConnection>>,
+}
+
+impl Wire {
+    pub fn set_read_timeout(&self, within: Duration) -> io::Result<()> {
+        self.socket.socket.set_read_timeout(Some(within))
+    }
+
+    /// The session of TLS.
+    pub fn session(&mut self) -> &mut ClientConnection {
+        self.tls.as_mut().expect("it is over TLS")
+    }
+
+    /// Sends what the session has to say by itself.
+    pub fn flush_session(&mut self) {
+        let session = self.tls.as_mut().expect("it is over TLS");
+        while session.wants_write() {
+            session.write_tls(&mut self.socket).expect("the server reads");
+        }
+    }
+
+    /// The socket below.
+    pub fn socket(&self) -> &TcpStream {
+        &self.socket.socket
+    }
+}
+
+impl Read for Wire {
+    /// Over TLS an end without `close_notify` is an error, `UnexpectedEof`.
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match &mut self.tls {
+            None => self.socket.read(bytes),
+            Some(session) => rustls::Stream::new(&mut **session, &mut self.socket).read(bytes),
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(session) = &mut self.tls else { return self.socket.write(bytes) };
+        let mut stream = rustls::Stream::new(&mut **session, &mut self.socket);
+        let written = stream.write(bytes)?;
+        stream.flush()?;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A socket that is written to in pieces.
+struct Pieces {
+    socket: TcpStream,
+    piece: usize,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.socket.read(bytes)
+    }
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.write(&bytes[..bytes.len().min(self.piece)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
