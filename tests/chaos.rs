@@ -131,6 +131,8 @@ struct World {
     over: AtomicBool,
     /// One client is to throw its next notification away.
     drops: AtomicBool,
+    /// And waits for that.
+    about_to_drop: AtomicBool,
     /// How often each database was written when CouchDB lost events the last time.
     lost: Vec<AtomicU64>,
     /// How often many clients were reset.
@@ -204,6 +206,11 @@ fn run(plan: &Plan) -> Report {
     let mut dropped = None;
     if plan.drops_one && missed.is_empty() {
         world.drops.store(true, SeqCst);
+        let deadline = Instant::now() + SOON;
+        while !world.about_to_drop.load(SeqCst) {
+            assert!(Instant::now() < deadline, "the client is connected");
+            world.pause(5);
+        }
         world.write(&(0..DATABASES).collect::<Vec<_>>());
         missed = world.wait_until_told(&views, plan.told_within);
         dropped.clone_from(&views[0].dropped.lock().expect("nobody panics with it"));
@@ -231,6 +238,7 @@ impl World {
             calm: AtomicBool::new(false),
             over: AtomicBool::new(false),
             drops: AtomicBool::new(false),
+            about_to_drop: AtomicBool::new(false),
             lost: (0..DATABASES).map(|_| AtomicU64::new(0)).collect(),
             resets: AtomicUsize::new(0),
             told: Counts::default(),
@@ -495,6 +503,7 @@ impl Actor {
     fn listen(&mut self) -> Result<(), Gone> {
         const LISTEN: Duration = Duration::from_millis(50);
         if self.number == 0 && self.world.drops.load(SeqCst) {
+            self.world.about_to_drop.store(true, SeqCst);
             let dropped = self.device.drop_next_change(LISTEN)?;
             if dropped.is_some() {
                 self.world.drops.store(false, SeqCst);
