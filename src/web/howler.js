@@ -525,6 +525,8 @@ export default class Client {
   }
 
   _subscribed (link, epoch, asked, answer) {
+    // CouchDB cannot say now who may read what. All is kept, and tried again.
+    if (answer.error === PASSING[0]) return this._lost(link, answer.message, true)
     // A server that has just started said hello before it knew.
     if (answer.epoch !== undefined) link.epoch = text(answer.epoch)
     const changed = new Set(answer.changed)

@@ -597,6 +597,21 @@ scripted('a batch that is refused is told once, and given up', async (server, st
   assert.deepEqual([...server.clients[0].dbs], ['c'])
 })
 
+scripted('what cannot be checked now is kept, and tried again', async (server, start) => {
+  const client = start()
+  await client.subscribe(['a', 'b'])
+  let refusals = 3
+  server.answers.subscribe = (request, from) =>
+    refusals-- > 0 ? { error: 'ServiceUnavailableError', message: 'no answer' } : server.subscribe(request, from)
+  await client.logIn('u', PASSWORD)
+  assert.deepEqual([...server.clients[0].dbs], ['a', 'b'])
+  assert.deepEqual([client.count('error'), client.count('ready')], [3, 1])
+  refusals = 1
+  await client.subscribe('c')
+  await until(() => client.count('ready') === 2)
+  assert.deepEqual([...server.clients[0].dbs], ['a', 'b', 'c'])
+})
+
 // ---- listeners
 
 scripted('listeners come and go like those of Node', async (server, start) => {
