@@ -606,6 +606,54 @@ fn a_resync_tells_every_database() {
     assert_eq!(BTreeSet::from(heard), BTreeSet::from(["one".to_owned(), "two".to_owned()]));
 }
 
+#[test]
+fn sessions_and_access_are_watched_while_it_is_connected() {
+    let couchdb = couchdb_with(Options { cookie_life: Duration::from_secs(10), ..Options::default() });
+    couchdb.add_user("other", PASSWORD, &[]);
+    couchdb.create_database_for("mine", &[USER]);
+    couchdb.create_database_for("theirs", &["other"]);
+    let howler = Howler::start_with(&couchdb, &["--access", "members", "--session_check", "1"]);
+    let mut apps = Apps::node();
+    let mut how = quick();
+    how["session"] = "s".into();
+    apps.make("a", &url(&howler), &how);
+    apps.log_in("a");
+    apps.expect("a", "ready");
+    let first = apps.session("a", "s").0;
+    assert_eq!(apps.fails("a", "subscribe", &json!([["mine", "theirs", "later"]])), "ForbiddenError");
+    let forbidden = |apps: &mut Apps, database: &str| {
+        let event = apps.expect("a", "error");
+        assert_eq!((name_of(&event).as_str(), &event["error"]["db"]), ("ForbiddenError", &json!(database)));
+    };
+    forbidden(&mut apps, "theirs");
+    couchdb.update_many(&["theirs", "mine"]);
+    assert_eq!(apps.expect("a", "change")["db"], "mine");
+    couchdb.create_database_for("later", &["other"]);
+    forbidden(&mut apps, "later");
+    // CouchDB renews what is older than a tenth of its life.
+    let renewed = apps.expect("a", "session")["cookie"].as_str().map(str::to_owned);
+    let kept = apps.session("a", "s").0;
+    assert!(renewed.is_some() && kept.is_some() && renewed != first && kept != first, "it is stored");
+
+    couchdb.fail_access(Some(500));
+    couchdb.create_database_for("another", &[USER]);
+    apps.script.take_others("a");
+    apps.done("a", "subscribe", &json!(["another"]));
+    assert_eq!(apps.error("a"), "ServiceUnavailableError");
+    couchdb.fail_access(None);
+    apps.expect("a", "ready");
+    apps.script.take_others("a");
+    for database in ["mine", "another"] {
+        couchdb.update(database);
+        assert_eq!(apps.expect("a", "change")["db"], database);
+    }
+
+    couchdb.remove_user(USER);
+    apps.expect("a", "disconnect");
+    while apps.error("a") != "NotAuthenticatedError" {}
+    assert_eq!(apps.session("a", "s").0, None);
+}
+
 // ---- without the server
 
 /// Runs a command in a folder to its end, within a time; what it printed.
