@@ -45,7 +45,7 @@ const CLIENTS: u32 = 5;
 const SOCKET_IO: u32 = 3;
 /// Bounds the time that a script takes.
 const MAX_OPERATIONS: usize = 300;
-const MAX_BULK: usize = 2;
+const MAX_BULK: usize = 1;
 /// How long a `subscribe` may wait for positions, in milliseconds.
 const ANSWER_WITHIN: Millis = 5_000;
 /// How long a database is kept without subscribers, in milliseconds.
@@ -480,12 +480,12 @@ impl World {
         while let Some(batch) = self.positions.next_batch(&mut self.subscriptions) {
             let names = batch.databases.iter().map(|database| self.subscriptions.name(*database).to_owned()).collect();
             self.flights.push(Flight { batch, names, body: None });
-        }
-        assert!(self.flights.len() <= MAX_BATCHES);
-        let mut asked = BTreeSet::new();
-        for flight in &self.flights {
-            assert!((1..=MAX_NAMES).contains(&flight.names.len()));
-            assert!(flight.names.iter().all(|name| asked.insert(name)), "asked for twice at once");
+            assert!(self.flights.len() <= MAX_BATCHES);
+            let mut asked = BTreeSet::new();
+            for flight in &self.flights {
+                assert!((1..=MAX_NAMES).contains(&flight.names.len()));
+                assert!(flight.names.iter().all(|name| asked.insert(name)), "asked for twice at once");
+            }
         }
         for index in std::mem::take(&mut self.woken) {
             if self.clients[index as usize].session.as_ref().is_some_and(|session| session.reads) {
