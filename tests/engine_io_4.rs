@@ -173,7 +173,8 @@ fn connect_with_and_without_credentials() {
     for (query, packet, event) in [
         (&*credentials(), "40", "authenticated"),
         (&credentials(), "40{}", "authenticated"),
-        (&credentials(), r#"40{"token":"x"}"#, "authenticated"),
+        (&credentials(), r#"40{"more":"x"}"#, "authenticated"),
+        (&credentials(), r#"40{"token":"zq7-forged"}"#, "not-authenticated"),
         (other, "40", "not-authenticated"),
         ("", "40", "not-authenticated"),
         (&credentials(), r#"40{"username":"other","password":"zq7-wrong"}"#, "not-authenticated"),

@@ -142,7 +142,7 @@ impl Server {
         };
         let purpose = Purpose::LogIn(key, client, credentials.clone());
         let Some(ticket) = self.ask_couchdb(Queue::LogIns, request, purpose, now) else {
-            self.count_password(client, credentials, Outcome::Unknown, now);
+            self.drop_password(client, credentials, now);
             return self.logged_in(key, credentials, Err(LogInError::Overloaded), now);
         };
         if let Some(session) = self.sessions.get_mut(key) {
@@ -164,7 +164,7 @@ impl Server {
             *purpose = Purpose::Abandoned(client, credentials);
         } else {
             pool.cancel(ticket);
-            self.count_password(client, &credentials, Outcome::Unknown, now);
+            self.drop_password(client, &credentials, now);
         }
     }
 
@@ -200,17 +200,35 @@ impl Server {
             Err(LogInError::NotAuthenticated | LogInError::Locked) => Outcome::Wrong,
             Err(LogInError::Unavailable | LogInError::Overloaded) => Outcome::Unknown,
         };
-        self.count_password(client, credentials, counts, now);
+        let error = outcome.as_ref().err().filter(|_| counts == Outcome::Unknown).copied();
+        for (key, credentials) in self.count_password(client, credentials, counts, now) {
+            // What CouchDB did not say after all this time it will not say soon: those who waited have waited as long.
+            match error {
+                Some(error) => self.logged_in(key, &credentials, Err(error), now),
+                None => self.try_log_in(key, &credentials, now),
+            }
+        }
         outcome
     }
 
-    /// What came of a password; those log-ins that waited for it go on.
-    fn count_password(&mut self, client: IpAddr, credentials: &Credentials, outcome: Outcome, now: Millis) {
-        let Credentials::Password { username, .. } = credentials else { return };
-        for (key, attempt, credentials) in self.log_in_limits.handle_answer(client, username, outcome, now) {
-            if self.sessions.get(key).is_some_and(|session| session.attempt == attempt) {
-                self.try_log_in(key, &credentials, now);
-            }
+    /// What came of a password: the log-ins that waited for it.
+    fn count_password(
+        &mut self,
+        client: IpAddr,
+        credentials: &Credentials,
+        outcome: Outcome,
+        now: Millis,
+    ) -> Vec<(Key, Credentials)> {
+        let Credentials::Password { username, .. } = credentials else { return Vec::new() };
+        let waited = self.log_in_limits.handle_answer(client, username, outcome, now).into_iter();
+        let goes_on = |key: Key, attempt| self.sessions.get(key).is_some_and(|session| session.attempt == attempt);
+        waited.filter(|(key, attempt, _)| goes_on(*key, *attempt)).map(|(key, _, its)| (key, its)).collect()
+    }
+
+    /// A password is not tried after all: those that waited for it are.
+    fn drop_password(&mut self, client: IpAddr, credentials: &Credentials, now: Millis) {
+        for (key, credentials) in self.count_password(client, credentials, Outcome::Unknown, now) {
+            self.try_log_in(key, &credentials, now);
         }
     }
 
