@@ -104,6 +104,16 @@ impl Apps {
         changes.map(|event| event["db"].as_str().expect("a name").to_owned()).collect()
     }
 
+    /// Waits for so many changes, each of another database; which. What has just happened may come after the answer to
+    /// `subscribe`, since the server hears of it in its own time.
+    pub fn changed(&mut self, name: &str, count: usize) -> BTreeSet<String> {
+        let next = |_| self.expect(name, "change")["db"].as_str().expect("a name").to_owned();
+        let changed: BTreeSet<String> = (0..count).map(next).collect();
+        assert_eq!(changed.len(), count, "each once: {changed:?}");
+        assert_eq!(self.changes(name), [] as [String; 0], "and nothing else");
+        changed
+    }
+
     /// The cookie that a session holds, and what was done to it.
     fn session(&mut self, name: &str, session: &str) -> (Option<String>, Vec<Value>) {
         self.script.tell(&json!({"do": "session", "as": name, "name": session}));
@@ -124,6 +134,10 @@ fn name_of(event: &Value) -> String {
 
 fn url(howler: &Howler) -> String {
     format!("http://{}", howler.address())
+}
+
+fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
+    names.map(str::to_owned).into()
 }
 
 /// A client that does not wait long before it connects again.
@@ -460,8 +474,8 @@ fn fifty_clients_come_back_one_by_one() {
         "do": "fleet", "name": "c", "count": CLIENTS, "url": url(&howler), "logIn": [USER, PASSWORD],
         "dbs": ["shared", "own-*"], "third": {},
     }));
-    let names: Vec<String> = (0..CLIENTS).map(|number| format!("c{number}")).collect();
-    for name in &names {
+    let clients: Vec<String> = (0..CLIENTS).map(|number| format!("c{number}")).collect();
+    for name in &clients {
         apps.expect(name, "ready");
         apps.expect(name, "connect");
     }
@@ -471,7 +485,7 @@ fn fifty_clients_come_back_one_by_one() {
         howler.wait();
         howler = Howler::start_on(port, &couchdb, &[]);
         let mut times: Vec<u64> = Vec::new();
-        for name in &names {
+        for name in &clients {
             apps.expect(name, "ready");
             times.push(apps.expect(name, "connect")["at"].as_u64().unwrap());
         }
@@ -479,14 +493,14 @@ fn fifty_clients_come_back_one_by_one() {
         let (spread, half) = (times[CLIENTS - 1] - times[0], times[CLIENTS * 3 / 4] - times[CLIENTS / 4]);
         println!("after SIG{signal}: back within {spread} ms, the half in the middle within {half} ms");
         assert!(spread > 300 && half > 100, "{times:?}");
-        for name in &names {
+        for name in &clients {
             apps.script.take_others(name);
         }
-        let own: Vec<String> = names.iter().map(|name| format!("own-{name}")).collect();
+        let own: Vec<String> = clients.iter().map(|name| format!("own-{name}")).collect();
         for database in own.iter().map(String::as_str).chain(["shared"]) {
             couchdb.update(database);
         }
-        for name in &names {
+        for name in &clients {
             let heard = [(); 2].map(|()| apps.expect(name, "change")["db"].as_str().unwrap().to_owned());
             assert_eq!(BTreeSet::from(heard), BTreeSet::from(["shared".to_owned(), format!("own-{name}")]));
         }
@@ -541,7 +555,7 @@ fn a_dead_link_is_found_within_two_heartbeats() {
     assert!(found < Duration::from_millis(HEARTBEAT * 2 + 300), "{found:?}");
     // What it could not hear meanwhile is told, and nothing else.
     apps.expect("a", "ready");
-    assert_eq!(apps.changes("a"), ["db"]);
+    assert_eq!(apps.changed("a", 1), names(["db"]));
 }
 
 #[test]
@@ -563,20 +577,19 @@ fn what_changed_while_it_was_away_is_told_and_nothing_else() {
     couchdb.update("two");
     howler = Howler::start_on(port, &couchdb, &[]);
     apps.expect("a", "ready");
-    assert_eq!(apps.changes("a"), ["two"]);
+    assert_eq!(apps.changed("a", 1), names(["two"]));
     // Another run of the app.
     apps.done("a", "stop", &json!([]));
     couchdb.update_many(&["one", "three"]);
     apps.make("b", &url(&howler), &json!({"positions": "p", "session": "s"}));
     apps.done("b", "subscribe", &json!([["three", "two", "one"]]));
     apps.expect("b", "ready");
-    let changed: BTreeSet<String> = apps.changes("b").into_iter().collect();
-    assert_eq!(changed, BTreeSet::from(["one".to_owned(), "three".to_owned()]));
+    assert_eq!(apps.changed("b", 2), names(["one", "three"]));
     // Given up and asked for again.
     apps.done("b", "unsubscribe", &json!([["one", "two"]]));
     couchdb.update("two");
     apps.done("b", "subscribe", &json!([["one", "two"]]));
-    assert_eq!(apps.changes("b"), ["two"]);
+    assert_eq!(apps.changed("b", 1), names(["two"]));
     // Positions of another _global_changes mean nothing.
     apps.done("b", "stop", &json!([]));
     howler.signal("TERM");
@@ -586,8 +599,7 @@ fn what_changed_while_it_was_away_is_told_and_nothing_else() {
     apps.make("c", &url(&howler), &json!({"positions": "p", "session": "s"}));
     apps.done("c", "subscribe", &json!([["one", "two", "new"]]));
     apps.expect("c", "ready");
-    let changed: BTreeSet<String> = apps.changes("c").into_iter().collect();
-    assert_eq!(changed, BTreeSet::from(["one".to_owned(), "two".to_owned()]));
+    assert_eq!(apps.changed("c", 2), names(["one", "two"]));
 }
 
 #[test]
