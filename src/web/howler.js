@@ -341,8 +341,8 @@ export default class Client {
     this._mustWait = isTime(link.retryAfter)
     const { initial, factor, maximum } = this._backoff
     const most = Math.min(maximum, initial * Math.pow(factor, this._failures++))
-    const delay = this._mustWait ? Math.min(link.retryAfter, LONGEST_WAIT) : most * (0.1 + 0.9 * Math.random())
-    this._retry = setTimeout(() => this._open(), delay)
+    const delay = this._mustWait ? link.retryAfter : most * (0.1 + 0.9 * Math.random())
+    this._retry = setTimeout(() => this._open(), Math.min(delay, LONGEST_WAIT))
   }
 
   // The browser is online again, or the page visible: it may have slept.

@@ -408,6 +408,18 @@ scripted('goodbye says when to come back', async (server, start) => {
   assert.ok(Date.now() - gone >= 490, `${Date.now() - gone} ms`)
 })
 
+scripted('a wait that timers cannot count is not taken for none', async (server, start) => {
+  for (const [how, options] of [['asked for', {}], ['by itself', { backoff: { initial: 1e12, maximum: 1e12 } }]]) {
+    const client = start(undefined, options)
+    await client.logIn('u', PASSWORD)
+    if (how === 'asked for') server.tell({ event: 'goodbye', reason: 'shutting-down', retry_after_ms: 1e12 })
+    server.cut()
+    await until(() => client.count('disconnect') === 1)
+    await moment()
+    assert.deepEqual([server.clients.length, client.log], [0, ['connect', 'ready', 'disconnect']], how)
+  }
+})
+
 scripted('waits between tries grow, with chance in them', async (server, start) => {
   const client = start(undefined, { backoff: { initial: 100, factor: 2, maximum: 400 } })
   await client.logIn('u', PASSWORD)
