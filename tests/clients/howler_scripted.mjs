@@ -64,7 +64,7 @@ class Server {
     const { id, op, ...rest } = JSON.parse(data)
     this.asked.push({ op, ...rest })
     Object.defineProperty(this.asked[this.asked.length - 1], 'bytes', { value: Buffer.byteLength(data) })
-    const answer = (this.answers[op] || this[op]).call(this, rest, client)
+    const answer = (this.answers[op] || this[op]).call(this, rest, client, id)
     if (answer) client.tell({ id, ...answer })
     if (op === 'log-out' && answer) client.socket.close(1000)
     if (op === 'log-in' && answer && answer.error) client.socket.close(4401)
@@ -289,12 +289,17 @@ scripted('an expired session ends the tries, and is forgotten unless another too
   server.cut()
   await until(() => client.count('ready') === 2)
   assert.equal(client.count('error'), 1)
+  // Nor does a wrong cookie that the app tries end the session that is kept.
+  const { kept } = session
+  await assert.rejects(client.logIn(null, null, 'AuthSession=forged'), failure('NotAuthenticatedError'))
+  assert.equal(session.kept, kept)
+  await client.logIn(null, null, 'AuthSession=young')
   // A name that CouchDB has locked is a session all the same.
   server.answers['log-in'] = () => ({ error: 'AccountLockedError', message: 'locked' })
   server.cut()
   await until(() => client.count('error') === 2)
   await moment()
-  assert.deepEqual([client.log[client.log.length - 1][1], session.kept], ['AccountLockedError', 'AuthSession=2; Path=/; HttpOnly'])
+  assert.deepEqual([client.log[client.log.length - 1][1], session.kept], ['AccountLockedError', 'AuthSession=3; Path=/; HttpOnly'])
   assert.equal(client.isConnected(), false)
 })
 
@@ -317,6 +322,12 @@ scripted('log-out forgets the session, whatever the server does', async (server,
   delete server.answers['log-in']
   await client.logIn('u', PASSWORD)
   assert.deepEqual(server.of('subscribe').length, 2, 'subscriptions are kept')
+  // A connection that breaks meanwhile is not made again.
+  server.answers['log-out'] = (_, { socket }) => { socket.terminate() }
+  await client.logOut()
+  await moment()
+  assert.deepEqual([client.isConnected(), server.of('log-in').length], [false, 3])
+  await client.logIn('u', PASSWORD)
   // A session that cannot be cleared is told, and the log-out done all the same.
   session.clear = async () => { throw new Error('disk full') }
   await assert.rejects(client.logOut(), /disk full/)
@@ -406,6 +417,33 @@ scripted('goodbye says when to come back', async (server, start) => {
   server.cut()
   await until(() => client.count('ready') === 2)
   assert.ok(Date.now() - gone >= 490, `${Date.now() - gone} ms`)
+})
+
+scripted('no hurry of the browser shortens what the server asked for', async (server, start, context) => {
+  const page = new EventTarget()
+  globalThis.addEventListener = page.addEventListener.bind(page)
+  globalThis.removeEventListener = page.removeEventListener.bind(page)
+  context.after(() => {
+    delete globalThis.addEventListener
+    delete globalThis.removeEventListener
+  })
+  const client = start()
+  await client.logIn('u', PASSWORD)
+  server.tell({ event: 'goodbye', reason: 'shutting-down', retry_after_ms: 500 })
+  const gone = Date.now()
+  server.cut()
+  await until(() => client.count('disconnect') === 1)
+  page.dispatchEvent(new Event('online'))
+  await until(() => client.count('ready') === 2)
+  assert.ok(server.opened[1] - gone >= 490, `${server.opened[1] - gone} ms`)
+  client.stop()
+  // Its own waits it does shorten.
+  const patient = start(undefined, { backoff: { initial: 1e9, maximum: 1e9 } })
+  await patient.logIn('u', PASSWORD)
+  server.cut()
+  await until(() => patient.count('disconnect') === 1)
+  page.dispatchEvent(new Event('online'))
+  await until(() => patient.count('ready') === 2)
 })
 
 scripted('a wait that timers cannot count is not taken for none', async (server, start) => {
@@ -525,6 +563,22 @@ scripted('of subscribe and unsubscribe the last wins', async (server, start) => 
   server.change('b', '1')
   await until(() => client.changes.length > 1)
   assert.deepEqual(client.changes.slice(1), [['b', 'updated', '1']])
+})
+
+scripted('an answer about what was given up meanwhile changes nothing', async (server, start) => {
+  const client = start()
+  await client.logIn('u', PASSWORD)
+  for (const answered of [{ ok: true, dbs: { gone: '1' }, changed: ['gone'] }, { error: 'LimitError', message: 'no' }]) {
+    let answer
+    server.answers.subscribe = (request, { tell }, id) => { answer = () => tell({ id, ...answered }) }
+    const subscribed = client.subscribe('gone')
+    await until(() => answer)
+    const unsubscribed = client.unsubscribe('gone')
+    server.tell({ event: 'change', db: 'gone', kind: 'updated', position: '1' })
+    answer()
+    await Promise.all([subscribed, unsubscribed])
+  }
+  assert.deepEqual([client.changes, client.log], [[], ['connect', 'ready']])
 })
 
 scripted('subscribe does not wait for ever', async (server, start) => {
@@ -768,6 +822,21 @@ scripted('a change is remembered when its listeners are through', async (server,
   server.hello.epoch = '2'
   client.changes = []
   assert.deepEqual((await back(server, client)).map(([name]) => name), ['a', 'b'])
+})
+
+scripted('a listener that is through late takes no position back', async (server, start) => {
+  const stored = new Map()
+  const client = start(undefined, { positions: stored })
+  await away(server, client)
+  const jobs = []
+  client.on('change', () => new Promise((resolve, reject) => jobs.push({ resolve, reject })))
+  for (const position of ['2', '3']) server.change('a', position)
+  await until(() => jobs.length === 2)
+  jobs[1].resolve()
+  await until(() => stored.get('a') === '1 3')
+  jobs[0].resolve()
+  await moment()
+  assert.equal(stored.get('a'), '1 3')
 })
 
 scripted('a change without a position is told, and told again when in doubt', async (server, start) => {
