@@ -742,9 +742,12 @@ fn a_package_of_it_works_with_import_and_require() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     // The end of it: with stop() nothing holds the process.
+    // A stop before the log-in is through would reject it.
     let app = "const client = new Client(process.argv[2], null, { WebSocket })
-client.on('change', db => { console.log(db); client.stop() })
-client.subscribe('db').then(() => client.logIn(process.argv[3], process.argv[4])).then(() => console.log('ready'))";
+client.subscribe('db').then(() => client.logIn(process.argv[3], process.argv[4])).then(() => {
+  console.log('ready')
+  client.on('change', db => { console.log(db); client.stop() })
+})";
     let ws = format!("{}/node_modules/ws", clients().display());
     let sources = [
         ("app.mjs", format!("import Client from 'couchdb-howler'\nimport WebSocket from '{ws}/wrapper.mjs'\n{app}")),
