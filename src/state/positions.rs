@@ -162,11 +162,10 @@ impl Positions {
         let other = self.epoch != Epoch::Awaited;
         self.epoch = epoch;
         subscriptions.keeps_orphans = self.are_kept();
-        if other {
-            self.era += 1;
-            for database in subscriptions.all() {
-                subscriptions.watch_mut(database).forget();
-            }
+        // Lines that came before the first one was known may be of an earlier one, too.
+        self.era += 1;
+        for database in subscriptions.all() {
+            subscriptions.watch_mut(database).forget();
         }
         if self.epoch == Epoch::Never {
             self.answer_all();

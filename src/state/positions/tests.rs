@@ -359,3 +359,19 @@ fn nothing_is_kept_for_look_ups_that_are_not_to_be() {
     assert!(positions.next_batch(&mut subscriptions).is_none());
     assert_eq!(subscriptions.databases(), 0, "without positions nothing lingers");
 }
+
+#[test]
+fn lines_from_before_the_epoch_was_known_count_for_nothing() {
+    let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
+    assert_eq!(subscriptions.subscribe(0, "a"), Ok(true));
+    let database = subscriptions.find("a").expect("subscribed to");
+    let line = Revision::parse("7-a");
+    assert!(subscriptions.watch_mut(database).handle_line(Updated, line, 0), "it is told all the same");
+    assert!(!positions.handle_epoch(Some("made anew since".into()), &mut subscriptions));
+    let batch = positions.next_batch(&mut subscriptions).expect("a");
+    let body = br#"{"rows":[{"key":"updated:a","value":{"rev":"1-b"}},{"key":"created:a","error":"not_found"},
+        {"key":"deleted:a","error":"not_found"}]}"#;
+    let answer = (0, &mut Jitter::new(7));
+    assert!(positions.handle_look_up(batch, Some(body), answer, &mut subscriptions, &mut Vec::new()));
+    assert_eq!(subscriptions.known(database).expect("looked up").counts, [1, 0, 0]);
+}
