@@ -1,0 +1,178 @@
+//! Step two: what the texts mean, checked.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use super::table::{A_CERTIFICATE, A_KEY, OPTIONS, OptionRow, Takes};
+use super::typed::{Given, Source, Typed};
+use super::{Config, ConfigError, TlsFiles};
+use crate::state::access;
+use crate::state::proxies::TrustedProxies;
+use crate::state::resync::Policy;
+use crate::state::routes::Origins;
+use crate::wire::couchdb::FeedSource;
+use crate::wire::url::CouchUrl;
+
+impl Typed {
+    pub(super) fn check(&self) -> Result<Config, ConfigError> {
+        let demo = self.switch("demo")?;
+        Ok(Config {
+            couchdb_url: self.couchdb_url(demo)?,
+            host: self.host()?,
+            port: u16::try_from(self.number("port")?).expect("the table's range is that of ports"),
+            tls: self.tls_files()?,
+            tls_port: self.tls_port()?,
+            log_level: self.choice("log_level")?.parse().expect("the table's words are names of log levels"),
+            ca_file: self.find("ca_file").1.map(|given| PathBuf::from(&given.text)),
+            feed: match self.choice("feed")? {
+                "db_updates" => FeedSource::DbUpdates,
+                _ => FeedSource::GlobalChanges,
+            },
+            create_global_changes: self.switch("create_global_changes")?,
+            feed_heartbeat_ms: self.number("feed_heartbeat")?,
+            origins: self.origins()?,
+            no_console: self.switch("no_console")?,
+            ping_interval_ms: self.number("ping_interval")?,
+            ping_timeout_ms: Some(self.number("ping_timeout")?).filter(|ms| *ms > 0),
+            login_concurrency: usize::try_from(self.number("login_concurrency")?).expect("the table's range is small"),
+            resync: match self.choice("resync")? {
+                "off" => Policy::Off,
+                "always" => Policy::Always,
+                _ => Policy::Lost,
+            },
+            slow_timeout_s: self.number("slow_timeout")?,
+            catch_up_sessions_s: self.number("catch_up_sessions")?,
+            access: match self.choice("access")? {
+                "members" => access::Policy::Members,
+                _ => access::Policy::Open,
+            },
+            session_check_s: self.number("session_check")?,
+            trusted_proxies: self.trusted_proxies()?,
+            demo,
+        })
+    }
+
+    fn trusted_proxies(&self) -> Result<TrustedProxies, ConfigError> {
+        let (row, given) = self.find("trusted_proxies");
+        let Some(given) = given else { return Ok(TrustedProxies::default()) };
+        TrustedProxies::parse(&given.text)
+            .map_err(|item| row.unusable(given, &format!("{item:?} is no address or network")))
+    }
+
+    fn origins(&self) -> Result<Origins, ConfigError> {
+        let (row, given) = self.find("origins");
+        let Some(given) = given else { return Ok(Origins::Any) };
+        let listed: Vec<&str> = given.text.split(',').map(str::trim).filter(|one| !one.is_empty()).collect();
+        if listed.contains(&"*") {
+            return Ok(Origins::Any);
+        }
+        // As browsers send them: nothing behind the port, not even a slash.
+        let is_origin = |one: &&str| {
+            one.split_once("://").is_some_and(|(scheme, rest)| {
+                !scheme.is_empty() && !rest.is_empty() && !rest.contains(['/', '@', '?', '#', '*', ' '])
+            })
+        };
+        match listed.iter().find(|one| !is_origin(one)) {
+            Some(one) => Err(row.unusable(given, &format!("{one:?} is no origin"))),
+            None if listed.is_empty() => Err(row.unusable(given, "")),
+            None => Ok(Origins::Listed(listed.into_iter().map(Into::into).collect())),
+        }
+    }
+
+    fn tls_files(&self) -> Result<Option<TlsFiles>, ConfigError> {
+        match (self.pem_file("tls_cert")?, self.pem_file("tls_key")?) {
+            (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key })),
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(self.lacks("tls_cert", "tls_key", A_KEY)),
+            (None, Some(_)) => Err(self.lacks("tls_key", "tls_cert", A_CERTIFICATE)),
+        }
+    }
+
+    /// The name of a file. The content in its place is not shown: it may be a key.
+    fn pem_file(&self, name: &str) -> Result<Option<PathBuf>, ConfigError> {
+        let (row, given) = self.find(name);
+        match given {
+            Some(given) if given.text.contains("-----") => {
+                Err(row.wrong(&given.source, &format!("expected {}, got the content of one", row.expected())))
+            }
+            given => Ok(given.map(|given| PathBuf::from(&given.text))),
+        }
+    }
+
+    fn tls_port(&self) -> Result<Option<u16>, ConfigError> {
+        let (row, given) = self.find("tls_port");
+        let Some(given) = given else { return Ok(None) };
+        let digits = given.text.bytes().all(|b| b.is_ascii_digit());
+        let port = given.text.parse().ok().filter(|_| digits).ok_or_else(|| row.unusable(given, ""))?;
+        if self.find("tls_cert").1.is_none() {
+            return Err(self.lacks("tls_port", "tls_cert", A_CERTIFICATE));
+        }
+        if port != 0 && u64::from(port) == self.number("port")? {
+            return Err(row.unusable(given, "that is --port already, which speaks plain HTTP beside it"));
+        }
+        Ok(Some(port))
+    }
+
+    /// One option is there without another that belongs to it.
+    fn lacks(&self, name: &str, other: &str, expected: &str) -> ConfigError {
+        let (row, given) = self.find(name);
+        let source = given.map_or(&Source::CommandLine, |given| &given.source);
+        row.wrong(source, &format!("expected --{other} beside it, {expected}"))
+    }
+
+    fn find(&self, name: &str) -> (&'static OptionRow, Option<&Given>) {
+        let at = OptionRow::named(name).expect("the table has a row for every field");
+        (&OPTIONS[at], self.given[at].as_ref())
+    }
+
+    /// As [`Self::find`], of an option that has a default.
+    fn find_filled(&self, name: &str) -> (&'static OptionRow, &Given) {
+        let (row, given) = self.find(name);
+        (row, given.expect("an option with a default is filled when there is no mistake"))
+    }
+
+    pub(super) fn switch(&self, name: &str) -> Result<bool, ConfigError> {
+        let (row, given) = self.find(name);
+        let Some(given) = given else { return Ok(false) };
+        match given.text.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" => Ok(true),
+            "false" | "0" | "no" => Ok(false),
+            _ => Err(row.unusable(given, "")),
+        }
+    }
+
+    fn choice(&self, name: &str) -> Result<&'static str, ConfigError> {
+        let (row, given) = self.find_filled(name);
+        let Takes::Choice(words) = row.takes else { unreachable!("{name} is a choice in the table") };
+        words.iter().copied().find(|word| *word == given.text).ok_or_else(|| row.unusable(given, ""))
+    }
+
+    fn number(&self, name: &str) -> Result<u64, ConfigError> {
+        let (row, given) = self.find_filled(name);
+        let Takes::Number(_, range) = &row.takes else { unreachable!("{name} is a number in the table") };
+        let digits = given.text.bytes().all(|b| b.is_ascii_digit());
+        let number = given.text.parse().ok().filter(|number| digits && range.contains(number));
+        number.ok_or_else(|| row.unusable(given, ""))
+    }
+
+    fn host(&self) -> Result<Option<IpAddr>, ConfigError> {
+        let (row, given) = self.find("host");
+        given.map(|given| given.text.parse().map_err(|_| row.unusable(given, ""))).transpose()
+    }
+
+    fn couchdb_url(&self, demo: bool) -> Result<Option<CouchUrl>, ConfigError> {
+        let (row, given) = self.find("couchdb_url");
+        let Some(given) = given else {
+            let missing = format!("it is missing, expected {} (or --demo)", row.expected());
+            return if demo { Ok(None) } else { Err(row.wrong(&Source::CommandLine, &missing)) };
+        };
+        if demo {
+            return Err(row.wrong(&given.source, "expected none with --demo, which brings its own CouchDB"));
+        }
+        let url = CouchUrl::parse(&given.text).map_err(|error| row.unusable(given, &error.to_string()))?;
+        if url.credentials.as_ref().is_none_or(|(user, _)| user.is_empty()) {
+            return Err(row.unusable(given, "the credentials of a server admin are missing"));
+        }
+        Ok(Some(url))
+    }
+}

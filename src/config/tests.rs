@@ -1,0 +1,447 @@
+//! Command lines and environments, right and wrong.
+
+use std::collections::HashMap;
+
+use super::*;
+
+const URL: &str = "http://admin:hunter2@localhost:5984";
+
+/// A command line, an environment and the files that there are.
+#[derive(Default)]
+struct Typing {
+    args: Vec<OsString>,
+    env: HashMap<String, OsString>,
+    files: HashMap<PathBuf, String>,
+}
+
+impl Typing {
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+
+    fn file(mut self, path: &str, content: &str) -> Self {
+        self.files.insert(path.into(), content.into());
+        self
+    }
+
+    fn read(&self) -> Result<Command, ConfigError> {
+        let read_file = |path: &Path| self.files.get(path).cloned().ok_or(io::ErrorKind::NotFound.into());
+        read(self.args.clone(), &|name| self.env.get(name).cloned(), &read_file)
+    }
+
+    fn config(&self) -> Config {
+        match self.read() {
+            Ok(Command::Run(config)) => *config,
+            other => panic!("{:?}: {other:?}", self.args),
+        }
+    }
+
+    /// The message, which must be one line without a credential.
+    fn error(&self) -> String {
+        let error = self.read().expect_err(&format!("{:?} {:?}", self.args, self.env)).to_string();
+        assert!(!error.contains("hunter2") && !error.contains("ter2"), "{error}");
+        assert!(!error.contains(char::is_control), "{error:?}");
+        error
+    }
+}
+
+/// Arguments, with a space between each.
+fn args(line: &str) -> Typing {
+    Typing { args: line.split_whitespace().map(Into::into).collect(), ..Typing::default() }
+}
+
+/// As [`args`], behind a URL as it should be.
+fn with_url(line: &str) -> Typing {
+    args(&format!("-u {URL} {line}"))
+}
+
+fn host_of(typing: &Typing) -> Box<str> {
+    typing.config().couchdb_url.expect("not a demo").host
+}
+
+#[test]
+fn defaults() {
+    let expected = Config {
+        couchdb_url: Some(CouchUrl::parse(URL).unwrap()),
+        host: None,
+        port: 3000,
+        tls: None,
+        tls_port: None,
+        log_level: log::LevelFilter::Info,
+        ca_file: None,
+        feed: FeedSource::GlobalChanges,
+        create_global_changes: false,
+        feed_heartbeat_ms: 10_000,
+        origins: Origins::Any,
+        no_console: false,
+        ping_interval_ms: 25_000,
+        ping_timeout_ms: None,
+        login_concurrency: 8,
+        resync: Policy::Lost,
+        slow_timeout_s: 60,
+        catch_up_sessions_s: 0,
+        access: access::Policy::Open,
+        session_check_s: 300,
+        trusted_proxies: TrustedProxies::default(),
+        demo: false,
+    };
+    assert_eq!(with_url("").config(), expected);
+    assert_eq!(args("--demo").config(), Config { couchdb_url: None, demo: true, ..expected });
+}
+
+#[test]
+fn every_option_by_flag_and_by_variable() {
+    let expected = Config {
+        couchdb_url: Some(CouchUrl::parse(URL).unwrap()),
+        host: Some("::1".parse().unwrap()),
+        port: 0,
+        tls: Some(TlsFiles { certificate: "/etc/chain.pem".into(), key: "/etc/a@b/key.pem".into() }),
+        tls_port: Some(0),
+        log_level: log::LevelFilter::Debug,
+        ca_file: Some("/etc/a@b:c.pem".into()),
+        feed: FeedSource::DbUpdates,
+        create_global_changes: true,
+        feed_heartbeat_ms: 100,
+        origins: Origins::Listed(vec!["https://a.example".into(), "http://b:81".into()]),
+        no_console: true,
+        ping_interval_ms: 300,
+        ping_timeout_ms: Some(200),
+        login_concurrency: 16,
+        resync: Policy::Always,
+        slow_timeout_s: 5,
+        catch_up_sessions_s: 300,
+        access: access::Policy::Members,
+        session_check_s: 7,
+        trusted_proxies: TrustedProxies::parse("10.0.0.0/8,::1").unwrap(),
+        demo: false,
+    };
+    let flags = "--host ::1 --port=0 --tls_cert /etc/chain.pem --tls-key=/etc/a@b/key.pem --tls_port 0 -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
+                 --create-global_changes --feed-heartbeat 100 --origins https://a.example,http://b:81 \
+                 --no-console --ping_interval 300 --ping-timeout=200 --login_concurrency 16 --resync always --slow_timeout 5 \
+                 --catch-up-sessions 300 --access members --session-check 7 --trusted-proxies 10.0.0.0/8,::1";
+    assert_eq!(with_url(flags).config(), expected);
+    let variables = args("")
+        .env("HOWLER_COUCHDB_URL", URL)
+        .env("HOWLER_HOST", "::1")
+        .env("HOWLER_ORIGINS", " https://a.example, http://b:81,")
+        .env("HOWLER_NO_CONSOLE", "yes")
+        .env("HOWLER_PING_INTERVAL", "300")
+        .env("HOWLER_PING_TIMEOUT", "200")
+        .env("HOWLER_PORT", "0")
+        .env("HOWLER_TLS_CERT", "/etc/chain.pem")
+        .env("HOWLER_TLS_KEY", "/etc/a@b/key.pem")
+        .env("HOWLER_TLS_PORT", "0")
+        .env("HOWLER_LOG_LEVEL", "debug")
+        .env("HOWLER_CA_FILE", "/etc/a@b:c.pem")
+        .env("HOWLER_FEED", "db_updates")
+        .env("HOWLER_CREATE_GLOBAL_CHANGES", "true")
+        .env("HOWLER_LOGIN_CONCURRENCY", "16")
+        .env("HOWLER_RESYNC", "always")
+        .env("HOWLER_SLOW_TIMEOUT", "5")
+        .env("HOWLER_CATCH_UP_SESSIONS", "300")
+        .env("HOWLER_ACCESS", "members")
+        .env("HOWLER_SESSION_CHECK", "7")
+        .env("HOWLER_TRUSTED_PROXIES", "10.0.0.0/8,::1")
+        .env("HOWLER_FEED_HEARTBEAT", "100");
+    assert_eq!(variables.config(), expected);
+    assert!(args("").env("HOWLER_DEMO", "1").config().demo);
+}
+
+#[test]
+fn forms_of_options() {
+    for line in ["-p 80", "-p80", "-p=80", "--port 80", "--port=80", "--port 1 --port 80", "-p1 --port=80"] {
+        assert_eq!(with_url(line).config().port, 80, "{line}");
+    }
+    for line in ["--couchdb_url", "--couchdb-url", "-u"] {
+        assert_eq!(&*host_of(&args(&format!("{line} {URL}"))), "localhost");
+        assert_eq!(&*host_of(&args(&format!("{line}={URL}"))), "localhost");
+    }
+    assert!(!args(&format!("--demo --demo=false -u {URL}")).config().demo);
+    for (level, filter) in [("error", log::LevelFilter::Error), ("warn", log::LevelFilter::Warn)] {
+        assert_eq!(with_url(&format!("--log-level {level}")).config().log_level, filter);
+    }
+    assert_eq!(with_url("--host 0.0.0.0").config().host, Some(IpAddr::from([0, 0, 0, 0])));
+    assert_eq!(with_url("--port 65535 --feed_heartbeat=60000").config().feed_heartbeat_ms, 60_000);
+}
+
+#[test]
+fn help_and_version_win_over_mistakes() {
+    let help = [
+        "-h",
+        "--help",
+        "--help --version",
+        "-vh",
+        "--help=yes",
+        "--bogus -h",
+        "--port x --help",
+        "x -h",
+        "-u --help",
+        "--demo -u http://x -h",
+        "-l",
+    ];
+    for line in help {
+        let typing = if line == "-l" { args(line).env("help", "true") } else { args(line) };
+        assert_eq!(typing.read(), Ok(Command::Help), "{line}");
+    }
+    for line in ["-v", "--version", "--bogus=1 -v", "--version --help=false"] {
+        assert_eq!(args(line).read(), Ok(Command::Version), "{line}");
+    }
+    for (name, value, command) in [
+        ("help", "true", Command::Help),
+        ("HOWLER_HELP", "1", Command::Help),
+        ("--help", "yes", Command::Help),
+        ("version", "true", Command::Version),
+        ("HOWLER_VERSION", "TRUE", Command::Version),
+    ] {
+        assert_eq!(args("").env(name, value).read(), Ok(command), "{name}");
+    }
+    assert_eq!(args("-v").env("help", "what").read(), Ok(Command::Version));
+    assert!(matches!(with_url("").env("help", "false").env("version", "no").read(), Ok(Command::Run(_))));
+    assert!(matches!(with_url("--help=false").env("help", "true").read(), Ok(Command::Run(_))));
+}
+
+#[test]
+fn precedence() {
+    let named = |host: &str| format!("http://u:hunter2@{host}");
+    let mut typing = args("").env("--couchdb_url", &named("literal"));
+    assert_eq!(&*host_of(&typing), "literal");
+    typing = typing.env("couchdb_url", &named("bare"));
+    assert_eq!(&*host_of(&typing), "bare");
+    let filed = |content: &str| {
+        args("").env("couchdb_url", &named("bare")).env("HOWLER_COUCHDB_URL_FILE", "/f").file("/f", content)
+    };
+    for end in ["", "\n", "\r\n"] {
+        assert_eq!(&*host_of(&filed(&(named("file") + end))), "file");
+    }
+    typing = typing.env("HOWLER_COUCHDB_URL", &named("own"));
+    assert_eq!(&*host_of(&typing), "own");
+    typing = typing.env("HOWLER_COUCHDB_URL_FILE", "/missing");
+    assert!(typing.error().contains("HOWLER_COUCHDB_URL_FILE"));
+    typing.args = vec!["-u".into(), named("flag").into()];
+    assert_eq!(&*host_of(&typing), "flag");
+
+    assert_eq!(with_url("-p 1").env("HOWLER_PORT", "x").config().port, 1, "what does not count is not checked");
+    assert_eq!(with_url("").env("HOWLER_PORT", "2").env("port", "3").config().port, 2);
+    assert_eq!(with_url("").env("port", "3").env("--port", "4").config().port, 3);
+    assert_eq!(with_url("").env("--log_level", "warn").config().log_level, log::LevelFilter::Warn);
+}
+
+#[test]
+fn variables_that_do_not_count() {
+    let strange = with_url("").env("HOWLER_PORT", "").env("port", "").env("--port", "").env("HOWLER_DEMO", "");
+    let strange = strange.env("host", "x").env("feed", "x").env("demo", "true").env("--demo", "true");
+    let strange = strange.env("ca_file", "x").env("PORT", "80").env("HOWLER_PORT_FILE", "/x").env("help", "");
+    assert_eq!(strange.env("HOWLER_COUCHDB_URL_FILE", "").config(), with_url("").config());
+    let kubernetes = with_url("").env("HOWLER_PORT", "tcp://10.0.0.1:3000");
+    assert_eq!(kubernetes.config().port, 3000);
+    let kubernetes = kubernetes.env("HOWLER_TLS_PORT", "tcp://10.0.0.2:443");
+    assert_eq!(kubernetes.config().tls_port, None);
+    assert_eq!(kubernetes.env("port", "80").config().port, 80);
+}
+
+#[test]
+fn mistakes_name_option_value_and_expectation() {
+    for (line, parts) in [
+        ("--port abc", &["--port: expected a number from 0 to 65535, got \"abc\""][..]),
+        ("--port 65536", &["--port", "\"65536\""]),
+        ("--port +80", &["--port", "\"+80\""]),
+        ("--port -5", &["--port", "\"-5\""]),
+        ("--port 99999999999999999999999", &["--port"]),
+        ("-p", &["--port: expected a number from 0 to 65535, but the value is missing"]),
+        ("--port=", &["--port", "the value is missing"]),
+        ("--port --demo", &["--port", "the value is missing"]),
+        ("-p --", &["--port", "the value is missing"]),
+        ("--feed_heartbeat 99", &["--feed_heartbeat: expected a number from 100 to 60000, got \"99\""]),
+        ("--feed_heartbeat 60001", &["--feed_heartbeat"]),
+        ("--origins a.example", &["--origins", "is no origin"]),
+        ("--origins https://a.example/", &["--origins", "is no origin"]),
+        ("--origins ,", &["--origins"]),
+        ("-l trace", &["--log_level: expected one of error, warn, info, debug, got \"trace\""]),
+        ("--feed changes", &["--feed: expected one of global_changes, db_updates, got \"changes\""]),
+        ("--host localhost", &["--host: expected an IP address such as 127.0.0.1 or ::1, got \"localhost\""]),
+        ("--demo=maybe", &["--demo: expected true, false, 1, 0, yes or no, got \"maybe\""]),
+        ("--demo=", &["--demo", "the value is missing"]),
+        ("--demo", &["--couchdb_url: expected none with --demo"]),
+        ("--ca_file", &["--ca_file: expected a file of certificates (PEM), but the value is missing"]),
+        ("--tls_cert /c", &["--tls_cert: expected --tls_key beside it, the name of a file with a private key"]),
+        ("--tls_key /k", &["--tls_key: expected --tls_cert beside it, the name of a file of certificates"]),
+        ("--tls_port 1", &["--tls_port: expected --tls_cert beside it"]),
+        ("--tls_port 1 --tls_key /k", &["--tls_key: expected --tls_cert beside it"]),
+        ("--tls_cert /c --tls_key /k --tls_port 65536", &["--tls_port: expected a number", "\"65536\""]),
+        ("--tls_cert /c --tls_key /k --tls_port +1", &["--tls_port: expected a number", "\"+1\""]),
+        ("--tls_cert /c --tls_key /k --tls_port 9 -p 9", &["--tls_port: ", "\"9\": that is --port already"]),
+        (
+            "--tls_cert /c --tls_key=-----BEGIN-hunter2",
+            &["--tls_key: expected the name of a file", "the content of one"],
+        ),
+        ("extra", &["unexpected argument \"extra\""]),
+        ("-- -v", &["unexpected argument \"-v\""]),
+        ("-", &["unexpected argument \"-\""]),
+        ("-x", &["unknown option -x;"]),
+        ("---port=1", &["unknown option ---port;", "did you mean --port?"]),
+        ("--couchdburl=http://u:hunter2@h", &["unknown option --couchdburl;", "did you mean --couchdb_url?"]),
+        ("--log=debug", &["unknown option --log;", "did you mean --log_level?"]),
+        ("--create-global-change", &["--create-global-change;", "did you mean --create_global_changes?"]),
+        ("--prot 80", &["unknown option --prot; --help lists"]),
+        ("--pot 80", &["unknown option --pot; did you mean --port?"]),
+        ("--daemonize", &["unknown option --daemonize; --help lists the options"]),
+        ("--Port 80", &["unknown option --Port; did you mean --port?"]),
+        ("--bogus --port x y", &["unknown option --bogus"]),
+    ] {
+        let error = with_url(line).error();
+        assert!(parts.iter().all(|part| error.contains(part)), "{line}: {error}");
+    }
+    let missing = args("").error();
+    assert_eq!(
+        missing,
+        "--couchdb_url: it is missing, expected http[s]://user:password@host[:port][/path] (or --demo)"
+    );
+    assert!(with_url(&format!("--host {}", "a".repeat(5000))).error().len() < 200);
+    assert!(with_url(&format!("--{}", "a".repeat(5000))).error().len() < 200);
+}
+
+#[test]
+fn mistakes_name_the_variable() {
+    for (name, value, parts) in [
+        ("HOWLER_PORT", "x", &["--port (environment variable HOWLER_PORT): expected", "\"x\""][..]),
+        ("port", "tcp://1.2.3.4:80", &["(environment variable port): ", "\"tcp://1.2.3.4:80\""]),
+        ("log_level", "loud\nly", &["(environment variable log_level): ", r#""loud\nly""#]),
+        ("--log_level", "loud", &["--log_level (environment variable --log_level): "]),
+        ("HOWLER_DEMO", "on", &["(environment variable HOWLER_DEMO): expected true", "\"on\""]),
+        ("HOWLER_DEMO", "yes", &["--couchdb_url: expected none with --demo"]),
+        ("version", "1.2.3", &["--version (environment variable version): expected true"]),
+        ("help", "me", &["--help (environment variable help): expected true"]),
+    ] {
+        let error = with_url("").env(name, value).error();
+        assert!(parts.iter().all(|part| error.contains(part)), "{name}: {error}");
+    }
+    for name in ["HOWLER_COUCHDB_URL", "couchdb_url", "--couchdb_url"] {
+        assert!(args("").env(name, "http://h").error().contains(&format!("(environment variable {name}): ")));
+        assert!(args("--demo").env(name, URL).error().contains("--demo"));
+    }
+    let file = || args("").env("HOWLER_COUCHDB_URL_FILE", "/run/url");
+    assert!(file().error().contains("variable HOWLER_COUCHDB_URL_FILE, file \"/run/url\"): the file cannot be read"));
+    assert!(file().file("/run/url", "\n").error().ends_with("but the file is empty"));
+    assert!(args("").env("HOWLER_COUCHDB_URL_FILE", URL).error().contains("http://***@localhost:5984"));
+}
+
+#[test]
+#[cfg(unix)]
+fn not_utf_8() {
+    use std::os::unix::ffi::OsStringExt;
+    let broken = |text: &[u8]| OsString::from_vec([text, b"\xff"].concat());
+    for (arg, part) in [
+        (&b"--port=8"[..], "--port: the value is not UTF-8"),
+        (b"-uhttp://u:hunter2", "--couchdb_url: the value is not UTF-8"),
+        (b"--po", "unknown option --po..."),
+        (b"-", "unknown option -\\u{fffd}"),
+        (b"http://u:hunter2@h", "unexpected argument"),
+    ] {
+        let mut typing = with_url("");
+        typing.args.push(broken(arg));
+        let error = typing.error();
+        assert!(error.contains(part), "{error}");
+    }
+    let mut typing = args("");
+    typing.env.insert("couchdb_url".into(), broken(b"http://u:hunter2@h"));
+    assert!(typing.error().contains("(environment variable couchdb_url): the value is not UTF-8"));
+}
+
+#[test]
+fn urls_that_are_refused_do_not_leak() {
+    for (url, shown) in [
+        ("http://localhost:5984", "\"http://localhost:5984\": the credentials"),
+        ("http://localhost:5984/couch", "\"http://localhost:5984/couch\": the credentials"),
+        ("https://[::1]:5984", "\"https://[::1]:5984\": the credentials"),
+        ("http://:hunter2@h", "\"http://***@h\": the credentials"),
+        ("http://@h", "\"http://***@h\": the credentials"),
+        ("ftp://u:hunter2@h", "\"ftp://***@h\": it must start"),
+        ("htp://u:hunter2@h:5984/x", "\"htp://***@h:5984/x\": it must start"),
+        ("localhost:5984", "\"localhost:5984\": it must start"),
+        ("localhost", "\"localhost\": it must start"),
+        ("u:hunter2@h", "\"***@h\": it must start"),
+        ("u:hunter2", "\"***\": it must start"),
+        ("//u:hunter2", "\"***\": it must start"),
+        ("http:/u:hunter2", "\"***\": it must start"),
+        ("http:u:hunter2", "\"***\": it must start"),
+        ("http://u:hunter2", "\"http://***\": the port"),
+        ("http://u:1hunter2", "\"http://***\": the port"),
+        ("http://u:12:hunter2", "\"http://***\": the port"),
+        ("http://u:hunter2/", "\"http://***\": the port"),
+        ("http://u:hunter2]", "\"http://***\": the port"),
+        ("http://[u:hunter2]", "\"http://***\": the host"),
+        ("http://u:hunter2%40h", "\"http://***\": the port"),
+        ("http://u%3Ahunter2%40h", "\"http://***\": the host"),
+        ("http://u:hunter2@", "\"http://***@\": the host"),
+        ("http://u:hunter2@h:port", "\"http://***@***\": the port"),
+        ("http://h:5984@u:hunter2", "\"http://***@***\": the port"),
+        ("http://u:hun/ter2@h", "\"http://***@h\": its path must not hold an @"),
+        ("http://u:12/hunter2@h", "\"http://***@h\": its path must not hold an @"),
+        ("http://u:p@x/hunter2@h", "\"http://***@h\": its path must not hold an @"),
+        ("http://u:hun#ter2@h", "\"http://***@h\": it must not hold a query"),
+        ("http://u:hun?ter2@h", "\"http://***@h\": it must not hold a query"),
+        ("http://h?name=u&password=hunter2", "\"http://***\": it must not hold a query"),
+        ("http://u:hunter2%@h", "\"http://***@h\": a % must"),
+        ("http://u:hunter2\n@h", "\"http://***@h\": it must not hold spaces"),
+        ("http://u:hunter2@h\n@i", "\"http://***@i\": it must not hold spaces"),
+    ] {
+        let typing = Typing { args: vec!["-u".into(), url.into()], ..Typing::default() };
+        let error = typing.error();
+        let start = "--couchdb_url: expected http[s]://user:password@host[:port][/path], got ";
+        assert!(error.starts_with(start) && error[start.len()..].starts_with(shown), "{url}: {error}");
+
+        args("").env("couchdb_url", url).error();
+        let filed = args("").env("HOWLER_COUCHDB_URL_FILE", "/f").file("/f", url).error();
+        assert!(!filed.contains("got"), "{filed}");
+    }
+    args("").env("HOWLER_COUCHDB_URL_FILE", "/f").file("/f", "hunter2\n").error();
+}
+
+#[test]
+fn urls_in_wrong_places_do_not_leak() {
+    for line in [
+        "http://u:hunter2@h",
+        "u:hunter2@h",
+        "http://u:hunter2",
+        "-phttp://u:hunter2@h",
+        "--port http://u:hunter2",
+        "-l u:hunter2@h",
+        "--demo=http://u:hunter2@h",
+        "--host=http://u:hunter2@h",
+        "--couchdb_urlhttp://u:hunter2@h",
+        "--http://u:hunter2@h",
+        "--couchdb=url=http://u:hunter2@h",
+        "-couchdb_url=http://u:hunter2@d",
+        "-x=http://u:hunter2@d",
+        "http://u:hun ter2@h",
+    ] {
+        with_url(line).error();
+    }
+}
+
+#[test]
+fn the_table_is_sound() {
+    for (at, row) in OPTIONS.iter().enumerate() {
+        assert_eq!(OptionRow::named(row.name), Some(at), "{} is there twice", row.name);
+        assert!(row.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", row.name);
+        let same_letter = OPTIONS.iter().filter(|other| row.short.is_some() && other.short == row.short);
+        assert!(same_letter.count() <= 1, "{}", row.name);
+        let needs_default = matches!(row.takes, Takes::Choice(_) | Takes::Number(..));
+        assert_eq!(row.default.is_some(), needs_default, "{}", row.name);
+    }
+}
+
+#[test]
+fn help_tells_every_option() {
+    let help = help();
+    for row in OPTIONS {
+        let name = format!("--{}", row.name);
+        assert!(help.contains(&name) && help.contains(&row.variable()) && help.contains(row.help), "{name}");
+    }
+    assert!(help.contains("-p, --port PORT") && help.contains("(default 3000, 0 to 65535)"));
+    assert!(help.contains("HOWLER_COUCHDB_URL_FILE"));
+    assert!(help.lines().all(|line| line.chars().count() <= 81), "{help}");
+    assert!(!help.contains("  \n") && help.ends_with('\n'));
+    assert!(version().starts_with(|c: char| c.is_ascii_digit()));
+}

@@ -1,0 +1,201 @@
+//! Step one: what was typed, in arguments, variables and files.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::ConfigError;
+use super::mistakes::{LONGEST_SHOWN, shown_url};
+use super::table::{OPTIONS, OptionRow, Takes};
+
+/// A text and where it came from. Holds secrets in the clear, so it does not print.
+pub(super) struct Given {
+    pub(super) text: String,
+    pub(super) source: Source,
+}
+
+pub(super) enum Source {
+    CommandLine,
+    Environment(String),
+    /// The variable, and the file that it names.
+    File(String, PathBuf),
+    Default,
+}
+
+/// What was typed.
+pub(super) struct Typed {
+    /// For each row of [`OPTIONS`], in that order.
+    pub(super) given: Vec<Option<Given>>,
+    /// The first thing that could not be read at all.
+    pub(super) mistake: Option<ConfigError>,
+}
+
+impl Typed {
+    /// Takes all arguments, past mistakes, for help may be asked for behind them. A later argument
+    /// replaces an earlier one.
+    pub(super) fn take_arguments(&mut self, args: impl IntoIterator<Item = OsString>) {
+        let mut parser = lexopt::Parser::from_args(args);
+        loop {
+            let (found, long) = match parser.next() {
+                Ok(None) => return,
+                Ok(Some(lexopt::Arg::Long(name))) => (find_long(name), true),
+                Ok(Some(lexopt::Arg::Short(letter))) => (find_short(letter), false),
+                Ok(Some(lexopt::Arg::Value(text))) => (Err(unexpected_argument(&text)), false),
+                Err(lexopt::Error::UnexpectedValue { option, .. }) => (Err(unexpected_value(&option)), false),
+                Err(_) => (Err(ConfigError::new("the command line cannot be read")), false),
+            };
+            let taken = found.and_then(|at| Ok((at, take_argument(&OPTIONS[at], long, &mut parser)?)));
+            match taken {
+                Ok((at, text)) => self.given[at] = Some(Given { text, source: Source::CommandLine }),
+                Err(mistake) => self.mistake = self.mistake.take().or(Some(mistake)),
+            }
+        }
+    }
+
+    /// Fills what the command line left open.
+    pub(super) fn take_environment(
+        &mut self,
+        env: &dyn Fn(&str) -> Option<OsString>,
+        read_file: &dyn Fn(&Path) -> io::Result<String>,
+    ) {
+        for (row, slot) in OPTIONS.iter().zip(&mut self.given).filter(|(_, slot)| slot.is_none()) {
+            let default = row.default.map(|text| Given { text: text.to_owned(), source: Source::Default });
+            match from_environment(row, env, read_file) {
+                Ok(given) => *slot = given.or(default),
+                Err(mistake) => self.mistake = self.mistake.take().or(Some(mistake)),
+            }
+        }
+    }
+}
+
+/// The value of an option whose name was just parsed.
+fn take_argument(row: &OptionRow, long: bool, parser: &mut lexopt::Parser) -> Result<String, ConfigError> {
+    let value = match row.takes {
+        // What follows the letter of a switch is the next letter, not a value.
+        Takes::Switch => Some(long.then(|| parser.optional_value()).flatten().unwrap_or_else(|| "true".into())),
+        _ => parser.optional_value().or_else(|| parser.try_raw_args()?.next_if(|next| !looks_like_option(next))),
+    };
+    let source = &Source::CommandLine;
+    let value = value
+        .filter(|value| !value.is_empty())
+        .ok_or_else(|| row.wrong(source, &format!("expected {}, but the value is missing", row.expected())))?;
+    value.into_string().map_err(|_| row.wrong(source, "the value is not UTF-8"))
+}
+
+/// Whether an argument can only be an option, not the value of the one in front of it. A negative
+/// number and a lone dash can be values.
+fn looks_like_option(argument: &OsStr) -> bool {
+    matches!(argument.as_encoded_bytes(), [b'-', second, ..] if *second == b'-' || second.is_ascii_alphabetic())
+}
+
+fn find_long(name: &str) -> Result<usize, ConfigError> {
+    if let Some(at) = OptionRow::named(&name.replace('-', "_")) {
+        return Ok(at);
+    }
+    // Behind other characters a value may have slipped into the name.
+    let end = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-').unwrap_or(name.len());
+    let plain = &name[..end.min(LONGEST_SHOWN)];
+    let cut = if plain.len() < name.len() { "..." } else { "" };
+    let hint = nearest(&plain.replace('-', "_")).map_or_else(
+        || "--help lists the options".to_owned(),
+        |row| format!("did you mean --{}? --help lists the options", row.name),
+    );
+    Err(ConfigError::new(&format!("unknown option --{plain}{cut}; {hint}")))
+}
+
+fn find_short(letter: char) -> Result<usize, ConfigError> {
+    let at = OPTIONS.iter().position(|row| row.short == Some(letter));
+    at.ok_or_else(|| {
+        ConfigError::new(&format!("unknown option -{}; --help lists the options", letter.escape_default()))
+    })
+}
+
+fn unexpected_argument(text: &OsStr) -> ConfigError {
+    let text = shown_url(&text.to_string_lossy());
+    ConfigError::new(&format!("unexpected argument {text:?}; every value belongs to an option, see --help"))
+}
+
+fn unexpected_value(option: &str) -> ConfigError {
+    // Only a short switch gets here alone; behind an unknown option, that is the first mistake.
+    ConfigError::new(&format!("{option}: expected no value, but one follows"))
+}
+
+/// The option that a wrong name was probably meant for.
+fn nearest(name: &str) -> Option<&'static OptionRow> {
+    let begun = |row: &&OptionRow| name.len() > 1 && row.name.starts_with(name);
+    let near = || OPTIONS.iter().map(|row| (edits(row.name, name), row)).min_by_key(|(edits, _)| *edits);
+    let limit = if name.len() < 5 { 1 } else { 2 };
+    OPTIONS
+        .iter()
+        .filter(begun)
+        .min_by_key(|row| row.name.len())
+        .or_else(|| near().filter(|(edits, _)| *edits <= limit).map(|(_, row)| row))
+}
+
+/// How many bytes to insert, delete or replace between two words (Levenshtein distance).
+fn edits(left: &str, right: &str) -> usize {
+    let mut costs: Vec<usize> = (0..=right.len()).collect();
+    for (i, l) in left.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut costs[0], i + 1);
+        for (j, r) in right.bytes().enumerate() {
+            let replaced = diagonal + usize::from(l != r);
+            diagonal = costs[j + 1];
+            costs[j + 1] = replaced.min(diagonal + 1).min(costs[j] + 1);
+        }
+    }
+    costs[right.len()]
+}
+
+fn from_environment(
+    row: &OptionRow,
+    env: &dyn Fn(&str) -> Option<OsString>,
+    read_file: &dyn Fn(&Path) -> io::Result<String>,
+) -> Result<Option<Given>, ConfigError> {
+    let set = |name: &str| env(name).filter(|value| !value.is_empty() && !set_by_kubernetes(name, value));
+    let own = row.variable();
+    if let Some(file_variable) = row.file_variable()
+        && let Some(path) = set(&file_variable)
+    {
+        if set(&own).is_some() {
+            return Err(row.wrong(&Source::Environment(own), &format!("{file_variable} is set, too; expected one")));
+        }
+        return from_file(row, file_variable, path.into(), read_file).map(Some);
+    }
+    let mut names = vec![own];
+    if row.bare_variable {
+        names.extend([row.name.to_owned(), format!("--{}", row.name)]);
+    }
+    let Some((name, value)) = names.into_iter().find_map(|name| set(&name).map(|value| (name, value))) else {
+        return Ok(None);
+    };
+    let source = Source::Environment(name);
+    match value.into_string() {
+        Ok(text) => Ok(Some(Given { text, source })),
+        Err(_) => Err(row.wrong(&source, "the value is not UTF-8")),
+    }
+}
+
+/// Kubernetes tells every container of a namespace with a service called `howler` where that is, in
+/// `HOWLER_PORT=tcp://10.0.0.1:3000`: not meant for us.
+fn set_by_kubernetes(name: &str, value: &OsStr) -> bool {
+    let value = value.as_encoded_bytes();
+    // And where a service is called `howler-tls`, in HOWLER_TLS_PORT.
+    matches!(name, "HOWLER_PORT" | "HOWLER_TLS_PORT")
+        && [&b"tcp://"[..], b"udp://", b"sctp://"].iter().any(|scheme| value.starts_with(scheme))
+}
+
+fn from_file(
+    row: &OptionRow,
+    variable: String,
+    path: PathBuf,
+    read_file: &dyn Fn(&Path) -> io::Result<String>,
+) -> Result<Given, ConfigError> {
+    let content = read_file(&path);
+    let source = Source::File(variable, path);
+    let mut text = content.map_err(|error| row.wrong(&source, &format!("the file cannot be read: {error}")))?;
+    text.truncate(text.trim_end_matches(['\r', '\n']).len());
+    if text.is_empty() {
+        return Err(row.wrong(&source, &format!("expected {}, but the file is empty", row.expected())));
+    }
+    Ok(Given { text, source })
+}
