@@ -11,9 +11,10 @@ use std::process::ExitCode;
 use couchdb_howler::config::{self, Command, Config};
 use couchdb_howler::demo::{self, Demo};
 use couchdb_howler::event_loop::{self, Signals};
+use couchdb_howler::net::descriptors;
 use couchdb_howler::net::listener::Listener;
 use couchdb_howler::net::tls::{self, Identity};
-use couchdb_howler::server::{Doors, Server, Settings};
+use couchdb_howler::server::{Doors, Server, Settings, UPSTREAMS};
 use couchdb_howler::state::feed::FeedSettings;
 use couchdb_howler::state::session::Rules;
 use couchdb_howler::state::site::{Console, DemoAccount, Site};
@@ -69,17 +70,44 @@ fn run(config: &Config) -> Result<(), String> {
     let poll = mio::Poll::new().map_err(|error| format!("no poll: {error}"))?;
     let registry = poll.registry().try_clone().map_err(|error| format!("no poll: {error}"))?;
     let couchdb = couchdb_url.to_string();
-    let settings = settings(config, couchdb_url, demo.as_ref())?;
+    let mut settings = settings(config, couchdb_url, demo.as_ref())?;
+    let room = limit_connections(&mut settings);
     let server = Server::new(settings, doors, registry).map_err(|error| format!("cannot start: {error}"))?;
     let listens = addresses.iter().map(|(address, scheme)| format!("{address} ({scheme})")).collect::<Vec<_>>();
     let listens = listens.join(" and ");
     log::info!("couchdb-howler {} listens on {listens}; CouchDB is at {couchdb}.", config::version());
+    log::info!("{room}");
     if let (Some(demo), [(address, scheme), ..]) = (&demo, &*addresses) {
         print(&invitation(demo, *address, scheme, !config.no_console));
     }
     event_loop::run(server, poll, signals).map_err(|error| format!("the event loop failed: {error}"))?;
     log::info!("Stopped.");
     Ok(())
+}
+
+/// Lets in no more clients than there are descriptors for; what is told of that.
+fn limit_connections(settings: &mut Settings) -> String {
+    let asked = settings.limits.connections;
+    let Some(limit) = descriptors::raise_limit() else {
+        return asked.map_or_else(
+            || "Descriptors are not limited (RLIMIT_NOFILE), nor are clients.".to_owned(),
+            |asked| format!("Descriptors are not limited (RLIMIT_NOFILE); {asked} clients are let in."),
+        );
+    };
+    let room = descriptors::room(limit, settings.login_concurrency + UPSTREAMS);
+    settings.limits.connections = Some(asked.map_or(room, |asked| asked.min(room)));
+    match asked {
+        Some(asked) if asked > room => {
+            log::warn!(
+                "--max_connections is {asked}, but {limit} descriptors (RLIMIT_NOFILE) are enough for {room} clients."
+            );
+            format!("{room} clients are let in.")
+        }
+        Some(asked) => {
+            format!("{limit} descriptors (RLIMIT_NOFILE) would be enough for {room} clients; {asked} are let in.")
+        }
+        None => format!("{limit} descriptors (RLIMIT_NOFILE) are enough for {room} clients."),
+    }
 }
 
 /// Where a port is, and the scheme of its URLs.
@@ -131,11 +159,18 @@ fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Resu
             create: config.create_global_changes,
         },
         tls,
-        rules: Rules { ping_interval: config.ping_interval_ms, ping_timeout: config.ping_timeout_ms },
+        rules: Rules {
+            ping_interval: config.ping_interval_ms,
+            ping_timeout: config.ping_timeout_ms,
+            log_in_within: config.limits.log_in_within,
+            pace: config.limits.pace,
+            requests: config.limits.requests,
+            max_payload: config.limits.post,
+        },
         origins: config.origins.clone(),
         login_concurrency: config.login_concurrency,
         resync: config.resync,
-        slow_timeout: config.slow_timeout_s * 1_000,
+        limits: config.limits.clone(),
         catch_up_for: config.catch_up_sessions_s * 1_000,
         access: config.access,
         trusted_proxies: config.trusted_proxies.clone(),

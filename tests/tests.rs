@@ -20,6 +20,7 @@ mod engine_io_4;
 mod feed;
 mod json_protocol;
 mod layers;
+mod limits;
 mod load_balancer;
 mod polling;
 mod positions;

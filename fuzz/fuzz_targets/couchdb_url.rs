@@ -87,7 +87,7 @@ fn check_requests(url: &CouchUrl, text: &str) {
     }
     for source in [FeedSource::GlobalChanges, FeedSource::DbUpdates] {
         let stream = requests.stream(source, text, 1);
-        let (_, request) = parse_request(&stream).expect("ours").expect("whole");
+        let (_, request) = parse_request(&stream, MAX_HEAD).expect("ours").expect("whole");
         let since: Vec<_> = query_pairs(request.query).filter(|(name, _)| name == "since").collect();
         assert_eq!(since, [("since".into(), text.into())]);
         let path = format!(
@@ -116,7 +116,7 @@ fn check_request(bytes: &[u8], path: &str) -> (Vec<String>, String) {
     let text = std::str::from_utf8(bytes).expect("text");
     let (head, body) = text.split_once("\r\n\r\n").expect("a head end");
     assert!(!head.replace("\r\n", "").contains(['\r', '\n', '\0']), "{head:?}");
-    let (length, request) = parse_request(bytes).expect("our own head").expect("whole");
+    let (length, request) = parse_request(bytes, MAX_HEAD).expect("our own head").expect("whole");
     assert_eq!((length, request.path), (head.len() + 4, path));
     assert_eq!(request.content_length, Some(body.len() as u64));
     let fields = head.lines().skip(1).map(|field| {

@@ -32,7 +32,7 @@ fuzz_target!(|data: &[u8]| {
     prefixes_agree(data, parse_request);
     prefixes_agree(data, parse_response);
     ends_are_found(data);
-    if let Ok(Some((length, request))) = parse_request(data) {
+    if let Ok(Some((length, request))) = parse_request(data, MAX_HEAD) {
         check_request(&request, &data[..length]);
     }
     if let Ok(text) = std::str::from_utf8(data) {

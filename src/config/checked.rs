@@ -7,6 +7,7 @@ use super::table::{A_CERTIFICATE, A_KEY, OPTIONS, OptionRow, Takes};
 use super::typed::{Given, Source, Typed};
 use super::{Config, ConfigError, TlsFiles};
 use crate::state::access;
+use crate::state::limits::Limits;
 use crate::state::proxies::TrustedProxies;
 use crate::state::resync::Policy;
 use crate::state::routes::Origins;
@@ -34,13 +35,13 @@ impl Typed {
             no_console: self.switch("no_console")?,
             ping_interval_ms: self.number("ping_interval")?,
             ping_timeout_ms: Some(self.number("ping_timeout")?).filter(|ms| *ms > 0),
-            login_concurrency: usize::try_from(self.number("login_concurrency")?).expect("the table's range is small"),
+            login_concurrency: self.count("login_concurrency")?,
             resync: match self.choice("resync")? {
                 "off" => Policy::Off,
                 "always" => Policy::Always,
                 _ => Policy::Lost,
             },
-            slow_timeout_s: self.number("slow_timeout")?,
+            limits: self.limits()?,
             catch_up_sessions_s: self.number("catch_up_sessions")?,
             access: match self.choice("access")? {
                 "members" => access::Policy::Members,
@@ -49,6 +50,27 @@ impl Typed {
             session_check_s: self.number("session_check")?,
             trusted_proxies: self.trusted_proxies()?,
             demo,
+        })
+    }
+
+    fn limits(&self) -> Result<Limits, ConfigError> {
+        let unless_0 = |count: usize| Some(count).filter(|count| *count > 0);
+        let milliseconds = |name| Ok::<_, ConfigError>(self.number(name)? * 1_000);
+        Ok(Limits {
+            connections: unless_0(self.count("max_connections")?),
+            per_address: unless_0(self.count("max_connections_per_address")?),
+            newcomers: self.count("max_newcomers")?,
+            log_in_within: milliseconds("login_timeout")?,
+            head: self.count("max_head")?,
+            request_within: milliseconds("request_timeout")?,
+            post: self.count("max_post")?,
+            message: self.count("max_message")?,
+            pace: self.number("max_message_rate")?,
+            subscriptions: self.count("max_subscriptions")?,
+            name: self.count("max_name")?,
+            requests: self.count("max_requests")?,
+            log_in_queue: self.count("login_queue")?,
+            slow: milliseconds("slow_timeout")?,
         })
     }
 
@@ -153,6 +175,11 @@ impl Typed {
         let digits = given.text.bytes().all(|b| b.is_ascii_digit());
         let number = given.text.parse().ok().filter(|number| digits && range.contains(number));
         number.ok_or_else(|| row.unusable(given, ""))
+    }
+
+    /// As [`Self::number`], of what is counted in memory.
+    fn count(&self, name: &str) -> Result<usize, ConfigError> {
+        Ok(usize::try_from(self.number(name)?).expect("the table's ranges are far below what there is of memory"))
     }
 
     fn host(&self) -> Result<Option<IpAddr>, ConfigError> {

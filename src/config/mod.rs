@@ -36,6 +36,7 @@ pub use help::help;
 pub use table::{OPTIONS, OptionRow, Takes};
 
 use crate::state::access;
+use crate::state::limits::Limits;
 use crate::state::proxies::TrustedProxies;
 use crate::state::resync::Policy;
 use crate::state::routes::Origins;
@@ -78,8 +79,8 @@ pub struct Config {
     pub login_concurrency: usize,
     /// When clients are told that changes may have been lost.
     pub resync: Policy,
-    /// How long a client may take nothing of what is written to it.
-    pub slow_timeout_s: u64,
+    /// What clients may use.
+    pub limits: Limits,
     /// How long it is remembered what broken sessions of Socket.IO were told of; 0 for not at all.
     pub catch_up_sessions_s: u64,
     /// Who may subscribe to what.

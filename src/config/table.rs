@@ -92,7 +92,20 @@ pub const OPTIONS: &[OptionRow] = &[
     choice("resync", &["off", "lost", "always"], "lost", "When clients are told to sync anew"),
     number("catch_up_sessions", "SECONDS", 0..=86_400, "0", "Remember what broken Socket.IO sessions were told"),
     switch("no_console", "Serve no console, the page at /"),
-    number("slow_timeout", "SECONDS", 1..=3_600, "60", "Close clients that read nothing for so long").heading("Limits"),
+    number("max_connections", "COUNT", 0..=10_000_000, "0", "Connections in all; 0: what descriptors allow")
+        .heading("Limits"),
+    number("max_connections_per_address", "COUNT", 0..=10_000_000, "0", "Of one address; 0 for any number"),
+    number("max_newcomers", "COUNT", 1..=10_000_000, "20000", "Connections that nobody logged in on"),
+    number("login_timeout", "SECONDS", 1..=600, "10", "Time for the log-in to begin"),
+    number("max_head", "BYTES", 1_024..=65_536, "16384", "Longest head of a request"),
+    number("max_post", "BYTES", 1_024..=16_777_216, "65536", "Longest body of a request"),
+    number("request_timeout", "SECONDS", 1..=600, "10", "Time for a head, and again for a body"),
+    number("max_message", "BYTES", 1_024..=16_777_216, "65536", "Longest message of a client"),
+    number("max_message_rate", "COUNT", 1..=1_000_000, "100", "Messages of a client a second"),
+    number("max_requests", "COUNT", 1..=100_000, "256", "Unanswered requests of a client"),
+    number("max_subscriptions", "COUNT", 1..=1_000_000, "10000", "Databases of a client"),
+    number("max_name", "BYTES", 1..=256, "256", "Longest name of a database"),
+    number("slow_timeout", "SECONDS", 1..=3_600, "60", "Close clients that read nothing for so long"),
     choice("log_level", &["error", "warn", "info", "debug"], "info", "Least important messages to log")
         .short('l')
         .bare_variable()

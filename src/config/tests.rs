@@ -79,7 +79,7 @@ fn defaults() {
         ping_timeout_ms: None,
         login_concurrency: 8,
         resync: Policy::Lost,
-        slow_timeout_s: 60,
+        limits: Limits::default(),
         catch_up_sessions_s: 0,
         access: access::Policy::Open,
         session_check_s: 300,
@@ -109,7 +109,22 @@ fn every_option_by_flag_and_by_variable() {
         ping_timeout_ms: Some(200),
         login_concurrency: 16,
         resync: Policy::Always,
-        slow_timeout_s: 5,
+        limits: Limits {
+            connections: Some(101),
+            per_address: Some(102),
+            newcomers: 103,
+            log_in_within: 4_000,
+            head: 1_024,
+            request_within: 6_000,
+            post: 1_025,
+            message: 1_026,
+            pace: 7,
+            subscriptions: 108,
+            name: 109,
+            requests: 110,
+            log_in_queue: 111,
+            slow: 5_000,
+        },
         catch_up_sessions_s: 300,
         access: access::Policy::Members,
         session_check_s: 7,
@@ -119,6 +134,8 @@ fn every_option_by_flag_and_by_variable() {
     let flags = "--host ::1 --port=0 --tls_cert /etc/chain.pem --tls-key=/etc/a@b/key.pem --tls_port 0 -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
                  --create-global_changes --feed-heartbeat 100 --origins https://a.example,http://b:81 \
                  --no-console --ping_interval 300 --ping-timeout=200 --login_concurrency 16 --resync always --slow_timeout 5 \
+                 --max_connections 101 --max-connections-per-address 102 --max_newcomers 103 --login_timeout 4 --max_head 1024 --request_timeout 6 \
+                 --max_post 1025 --max_message 1026 --max_message_rate 7 --max_subscriptions 108 --max_name 109 --max_requests 110 --login_queue 111 \
                  --catch-up-sessions 300 --access members --session-check 7 --trusted-proxies 10.0.0.0/8,::1";
     assert_eq!(with_url(flags).config(), expected);
     let variables = args("")
@@ -139,6 +156,19 @@ fn every_option_by_flag_and_by_variable() {
         .env("HOWLER_LOGIN_CONCURRENCY", "16")
         .env("HOWLER_RESYNC", "always")
         .env("HOWLER_SLOW_TIMEOUT", "5")
+        .env("HOWLER_MAX_CONNECTIONS", "101")
+        .env("HOWLER_MAX_CONNECTIONS_PER_ADDRESS", "102")
+        .env("HOWLER_MAX_NEWCOMERS", "103")
+        .env("HOWLER_LOGIN_TIMEOUT", "4")
+        .env("HOWLER_MAX_HEAD", "1024")
+        .env("HOWLER_REQUEST_TIMEOUT", "6")
+        .env("HOWLER_MAX_POST", "1025")
+        .env("HOWLER_MAX_MESSAGE", "1026")
+        .env("HOWLER_MAX_MESSAGE_RATE", "7")
+        .env("HOWLER_MAX_SUBSCRIPTIONS", "108")
+        .env("HOWLER_MAX_NAME", "109")
+        .env("HOWLER_MAX_REQUESTS", "110")
+        .env("HOWLER_LOGIN_QUEUE", "111")
         .env("HOWLER_CATCH_UP_SESSIONS", "300")
         .env("HOWLER_ACCESS", "members")
         .env("HOWLER_SESSION_CHECK", "7")

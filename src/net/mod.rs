@@ -1,6 +1,7 @@
 //! Sockets, TLS and name look-up. What the bytes mean is nobody's business here.
 
 pub mod connection;
+pub mod descriptors;
 pub mod listener;
 pub mod resolver;
 pub mod stream;

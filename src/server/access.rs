@@ -16,7 +16,7 @@ const UNDECIDED: &str = "The database server cannot be asked at the moment who m
 impl Server {
     /// A session subscribes: what it may read is decided first.
     pub(super) fn subscribe(&mut self, key: Key, reply: Reply, names: Named, epoch: Option<Box<str>>, now: Millis) {
-        let Some(names) = self.checked(key, &reply, names) else { return };
+        let Some(names) = self.checked(key, &reply, names, now) else { return };
         let Some((user, roles)) = self.sessions.get(key).and_then(Session::user) else { return };
         let mut unknown = Vec::new();
         for (name, _) in &names {

@@ -1,4 +1,4 @@
-//! The ports that clients come in by: accepting them, TLS, and those who speak TLS to the wrong port or none to the
+//! The ports that clients come in by: TLS or none, and those who speak TLS to the wrong port or none to the
 //! right one.
 //!
 //! ```text
@@ -14,24 +14,17 @@
 //! Python), "record too long" (Firefox), "server gave HTTP response to HTTPS client" (Go).
 
 use std::io;
-use std::net::IpAddr;
 
-use mio::net::TcpStream;
 use mio::{Registry, Token};
 
-use super::{HEAD_WITHIN, Http, Protocol, Server};
+use super::{Http, Protocol, Server};
 use crate::net::listener::{Accepted, Listener};
-use crate::net::stream::{Handshake, Stream};
+use crate::net::stream::Handshake;
 use crate::net::tls::Identity;
 use crate::state::metrics::CloseReason;
 use crate::state::seldom::Seldom;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
-
-/// Most clients that are accepted in one turn at a port.
-const ACCEPT_BATCH: usize = 256;
-/// Pause of accepting after descriptors ran out, in milliseconds.
-const ACCEPT_PAUSE: Millis = 500;
 
 const NO_TLS_HERE: &str = "This port speaks plain HTTP and WebSockets, not TLS: use http:// and ws://";
 const TLS_HERE: &str = "This port speaks HTTPS and WebSockets over TLS, not plain HTTP: use https:// and wss://.\n";
@@ -48,8 +41,8 @@ pub struct Doors {
     told_of_plain: Seldom,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Door {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Door {
     Plain,
     Tls,
 }
@@ -72,12 +65,17 @@ impl Doors {
         self.tls = None;
     }
 
-    fn accept(&self, door: Door) -> Accepted {
+    pub(super) fn accept(&self, door: Door) -> Accepted {
         let listener = match door {
             Door::Plain => &self.plain,
             Door::Tls => &self.tls,
         };
         listener.as_ref().map_or(Accepted::Nobody, Listener::accept)
+    }
+
+    /// What is shown to clients at the port of TLS.
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
     }
 
     fn tls_port(&self) -> Option<u16> {
@@ -86,48 +84,6 @@ impl Doors {
 }
 
 impl Server {
-    pub(super) fn accept(&mut self, now: Millis) {
-        self.accept_pending = false;
-        for door in [Door::Plain, Door::Tls] {
-            self.accept_at(door, now);
-        }
-    }
-
-    fn accept_at(&mut self, door: Door, now: Millis) {
-        if self.accept_from.is_some() {
-            return;
-        }
-        for _ in 0..ACCEPT_BATCH {
-            match self.doors.accept(door) {
-                Accepted::Client(socket, address) => self.take_client(socket, door, address.ip(), now),
-                Accepted::Nobody => return,
-                Accepted::Exhausted(error) => {
-                    self.metrics.accept_pauses += 1;
-                    log::warn!("No more clients can be accepted for the moment: {error}");
-                    self.accept_from = Some(now + ACCEPT_PAUSE);
-                    return;
-                }
-            }
-        }
-        self.accept_pending = true;
-    }
-
-    fn take_client(&mut self, socket: TcpStream, door: Door, address: IpAddr, now: Millis) {
-        self.metrics.accepted += 1;
-        // Notifications are small and must not wait for an acknowledgement of the one before.
-        let _ = socket.set_nodelay(true);
-        let stream = match (door, &self.doors.identity) {
-            (Door::Tls, Some(identity)) => identity.accept(socket).map(|stream| (stream, Protocol::Handshake)),
-            _ => Ok((Stream::plain(socket), Protocol::Http(Http::Head))),
-        };
-        // The handshake is part of the time for the first request.
-        let within = Some(now + HEAD_WITHIN);
-        let added = stream.and_then(|(stream, protocol)| self.add_peer(stream, protocol, address, within, now));
-        if let Err(error) = added {
-            log::warn!("A client could not be registered: {error}");
-        }
-    }
-
     /// Goes on with the handshake of a client; whether it is over, so that requests can be read.
     pub(super) fn shake_hands(&mut self, key: Key, now: Millis) -> bool {
         let Some(peer) = self.peers.get_mut(key) else { return false };
@@ -148,7 +104,7 @@ impl Server {
                     level,
                     "A client at {address} speaks plain HTTP to the port of TLS: it has to use https:// or wss://."
                 );
-                self.answer_and_close(key, 400, TLS_HERE, now);
+                self.answer_and_close(key, 400, TLS_HERE, CloseReason::BadRequest, now);
                 false
             }
             Err(error) => {
@@ -171,7 +127,7 @@ impl Server {
             level,
             "A client at {address} speaks TLS to the port of plain HTTP: it has to use http:// or ws://{elsewhere}."
         );
-        self.answer_and_close(key, 400, &format!("{NO_TLS_HERE}{elsewhere}.\n"), now);
+        self.answer_and_close(key, 400, &format!("{NO_TLS_HERE}{elsewhere}.\n"), CloseReason::BadRequest, now);
     }
 
     /// Reads the certificate anew, as an operator asks by a signal. Those who are connected keep what they have.

@@ -34,6 +34,8 @@ pub(super) struct Exchange {
     pub(super) jsonp: Option<u32>,
     /// The session, once it is known: load balancers find it in a cookie.
     pub(super) sid: Option<Sid>,
+    /// Why the connection is closed behind the answer, if it is.
+    pub(super) closed_for: CloseReason,
 }
 
 impl Exchange {
@@ -47,6 +49,7 @@ impl Exchange {
             origin: request.origin.map(Into::into),
             jsonp: None,
             sid: None,
+            closed_for: CloseReason::Served,
         }
     }
 }
@@ -101,7 +104,7 @@ impl Server {
         if status == 200 && !exchange.head_only {
             peer.connection.queue_shared(Arc::clone(&file.body));
         }
-        self.answered(key, keep_alive, now);
+        self.answered(key, keep_alive, exchange.closed_for, now);
     }
 
     fn respond_with(
@@ -128,7 +131,7 @@ impl Server {
         fields.extend(cookie.as_deref().map(|cookie| ("Set-Cookie", cookie)));
         let answer = http::Answer { status, fields: &fields, body, head_only: exchange.head_only, keep_alive };
         http::write_response(peer.connection.queue(), &answer);
-        self.answered(key, keep_alive, now);
+        self.answered(key, keep_alive, exchange.closed_for, now);
     }
 
     fn keeps(&self, exchange: &Exchange) -> bool {
@@ -136,10 +139,10 @@ impl Server {
     }
 
     /// The answer is queued: it leaves, and the connection awaits the next request or is closed.
-    fn answered(&mut self, key: Key, keep_alive: bool, now: Millis) {
+    fn answered(&mut self, key: Key, keep_alive: bool, closed_for: CloseReason, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         if !keep_alive {
-            self.metrics.count_close(CloseReason::Served);
+            self.metrics.count_close(closed_for);
             return self.linger(key, now);
         }
         peer.protocol = Protocol::Http(Http::Head);

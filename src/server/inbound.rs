@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mio::event::Event;
 
 use super::http_exchange::Exchange;
-use super::{Http, LINGER, MAX_MESSAGE, Peer, Protocol, Server, Timer, token_of};
+use super::{Http, LINGER, Peer, Protocol, Seat, Server, Timer, token_of};
 use crate::net::connection::{Connection, Flushed};
 use crate::net::stream::{Stream, TLS_HANDSHAKE};
 use crate::state::metrics::CloseReason;
@@ -14,8 +14,10 @@ use crate::state::routes::{self, Route};
 use crate::state::session::Session;
 use crate::state::table::Key;
 use crate::state::timers::{Alarm, Millis};
-use crate::wire::http::{self, MAX_HEAD, Request};
+use crate::wire::http::{self, HeadError, Request};
 use crate::wire::websocket::{self, Decoder, FrameError, Incoming};
+
+const TOO_MANY_OF_ADDRESS: &str = "This address has too many connections already.\n";
 
 /// What came of the bytes of a connection.
 enum Input {
@@ -46,7 +48,9 @@ impl Server {
                 address,
                 deadline,
                 alarm: Alarm::default(),
+                seat: Seat::None,
                 unread: false,
+                known: false,
                 early: false,
             })
         })?;
@@ -99,7 +103,7 @@ impl Server {
             && matches!(peer.protocol, Protocol::WebSocket(..))
             && peer.deadline.is_none()
         {
-            peer.deadline = Some(now + self.slow_timeout);
+            peer.deadline = Some(now + self.limits.slow);
             self.arm_peer(key, now);
         }
         self.update_interest(key, now);
@@ -129,7 +133,7 @@ impl Server {
         // Who does not take its answers may not ask on, nor who has asked a lot already: what it can make
         // us hold is bounded by this.
         let parked = matches!(peer.protocol, Protocol::Http(Http::Parked(_)));
-        let full = peer.connection.has_unsent() || (parked && peer.connection.inbox.len() >= MAX_HEAD);
+        let full = peer.connection.has_unsent() || (parked && peer.connection.inbox.len() >= self.limits.head);
         if full && !matches!(peer.protocol, Protocol::Lingering { .. }) {
             peer.unread = true;
             return;
@@ -261,29 +265,29 @@ impl Server {
         }
         // What cannot be a method is no HTTP, and need not be waited for.
         let garbage = bytes.first().is_some_and(|byte| !byte.is_ascii_alphabetic());
-        if !garbage && bytes.len() < MAX_HEAD && !http::head_is_complete(bytes, seen) {
+        if !garbage && bytes.len() < self.limits.head && !http::head_is_complete(bytes, seen) {
             return Input::Used(0);
         }
-        match http::parse_request(bytes) {
+        match http::parse_request(bytes, self.limits.head) {
             Ok(None) => Input::Used(0),
             Ok(Some((used, request))) => {
                 self.serve(key, &request, now);
                 Input::Switched(used)
             }
             Err(error) => {
-                self.answer_and_close(key, error.status(), &format!("{error}\n"), now);
+                let reason = match error {
+                    HeadError::TooLarge => CloseReason::HeadTooLarge,
+                    _ => CloseReason::BadRequest,
+                };
+                self.answer_and_close(key, error.status(), &format!("{error}\n"), reason, now);
                 Input::Over
             }
         }
     }
 
     fn serve(&mut self, key: Key, request: &Request<'_>, now: Millis) {
-        if !self.trusted_proxies.is_empty()
-            && let Some(peer) = self.peers.get_mut(key)
-            && let Ok(address) = peer.connection.stream().socket().peer_addr()
-        {
-            // Each request anew: one connection of a proxy carries those of many clients.
-            peer.address = self.trusted_proxies.client(address.ip(), request.forwarded_for);
+        if !self.place(key, request) {
+            return self.answer_and_close(key, 429, TOO_MANY_OF_ADDRESS, CloseReason::TooManyOfAddress, now);
         }
         let mut exchange = Exchange::of(request);
         let site = Arc::clone(&self.site);
@@ -333,13 +337,13 @@ impl Server {
         }
     }
 
-    pub(super) fn answer_and_close(&mut self, key: Key, status: u16, body: &str, now: Millis) {
+    pub(super) fn answer_and_close(&mut self, key: Key, status: u16, body: &str, reason: CloseReason, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         let fields = [("Content-Type", "text/plain; charset=utf-8")];
         let answer =
             http::Answer { status, fields: &fields, body: body.as_bytes(), head_only: false, keep_alive: false };
         http::write_response(peer.connection.queue(), &answer);
-        self.metrics.count_close(CloseReason::BadRequest);
+        self.metrics.count_close(reason);
         self.linger(key, now);
     }
 
@@ -348,7 +352,7 @@ impl Server {
         if peer.connection.inbox.is_empty() {
             return self.close_peer(key, CloseReason::RequestTimeout, now);
         }
-        self.answer_and_close(key, 408, "The request did not come in time.\n", now);
+        self.answer_and_close(key, 408, "The request did not come in time.\n", CloseReason::RequestTimeout, now);
     }
 
     fn handle_frame(&mut self, key: Key, bytes: &mut [u8], now: Millis) -> Input {
@@ -359,7 +363,7 @@ impl Server {
         let session = *session;
         // Taken out while the session, which may end the connection, has the message.
         let mut decoder = std::mem::take(decoder);
-        let outcome = match decoder.next(bytes, MAX_MESSAGE) {
+        let outcome = match decoder.next(bytes, self.limits.message) {
             Ok(None) => Input::Used(0),
             Err(error) => {
                 let reason = match error {
@@ -385,8 +389,13 @@ impl Server {
 
     fn handle_incoming(&mut self, key: Key, session: Key, incoming: &Incoming<'_>, now: Millis) {
         let probing = self.peers.get(key).is_some_and(|peer| matches!(peer.protocol, Protocol::Probing(..)));
-        if let Some(session) = self.sessions.get_mut(session).filter(|_| !probing) {
-            session.handle_heard(now);
+        if let Some(speaker) = self.sessions.get_mut(session) {
+            if !speaker.allows_message(&self.rules, now) {
+                return self.close_websocket(key, session, CloseReason::TooManyMessages, now);
+            }
+            if !probing {
+                speaker.handle_heard(now);
+            }
         }
         match incoming {
             Incoming::Text(text) if probing => self.handle_probe(key, session, text, now),

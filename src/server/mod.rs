@@ -4,7 +4,8 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `mod.rs` | the tables, and the steps of a turn |
-//! | `doors.rs` | the ports: accepting clients, TLS |
+//! | `doors.rs` | the ports: TLS, and none |
+//! | `arrivals.rs` | clients that come, as many as there may be |
 //! | `inbound.rs` | connections of clients: HTTP, WebSocket frames |
 //! | `http_exchange.rs` | answers to HTTP requests |
 //! | `polling.rs` | sessions over HTTP long polling, and their upgrade |
@@ -15,6 +16,7 @@
 //! | `flush.rs` | what is written, and when |
 
 mod access;
+mod arrivals;
 mod doors;
 mod flush;
 mod http_exchange;
@@ -36,17 +38,21 @@ pub use doors::Doors;
 use crate::net::connection::Connection;
 use crate::net::resolver::Resolver;
 use crate::state::access::{Access, MAX_QUESTIONS, Policy as AccessPolicy};
+use crate::state::addresses::Addresses;
 use crate::state::catch_up::CatchUp;
 use crate::state::dialer::{DialAction, Dialer};
 use crate::state::feed::{Feed, FeedAction, FeedSettings};
 use crate::state::jitter::Jitter;
+use crate::state::limits::Limits;
 use crate::state::log_in_limits::LogInLimits;
 use crate::state::metrics::{CloseReason, Metrics};
+use crate::state::newcomers::Newcomers;
 use crate::state::pool::{self, Pool, PoolAction};
 use crate::state::positions::{Batch, MAX_BATCHES, Positions};
 use crate::state::proxies::TrustedProxies;
 use crate::state::resync::{Policy, Wave};
 use crate::state::routes::Origins;
+use crate::state::seldom::Seldom;
 use crate::state::session::{Action, Rules, Session};
 use crate::state::site::Site;
 use crate::state::subscriptions::{SessionIndex, Subscriptions};
@@ -70,10 +76,6 @@ pub const TLS_LISTENER: Token = Token(usize::MAX - 4);
 
 /// Bytes that are read from a client in one turn: one buffer. And the most that is read at once from CouchDB.
 const READ_BUFFER: usize = 64 * 1024;
-/// Longest message of a client, over all its frames, in bytes.
-const MAX_MESSAGE: usize = 64 * 1024;
-/// Time for a client to send the head of its request, in milliseconds.
-const HEAD_WITHIN: Millis = 10_000;
 /// Time for a peer to take the last bytes and to close, in milliseconds.
 const LINGER: Millis = 3_000;
 /// Time in which all clients are seen off when the server stops, in milliseconds.
@@ -82,6 +84,9 @@ const DRAIN_WITHIN: Millis = 4_000;
 const CHECKS: usize = MAX_QUESTIONS;
 /// Connections to CouchDB for look-ups: one for each batch, and one for the epoch.
 const LOOK_UPS: usize = MAX_BATCHES + 1;
+
+/// Connections to CouchDB beside those of log-ins: the feed, checks and look-ups.
+pub const UPSTREAMS: usize = 1 + CHECKS + LOOK_UPS;
 
 /// How the server is to run.
 #[derive(Debug)]
@@ -100,8 +105,8 @@ pub struct Settings {
     pub login_concurrency: usize,
     /// When clients are told that changes may have been lost.
     pub resync: Policy,
-    /// How long a client may take nothing of what is written to it, in milliseconds.
-    pub slow_timeout: Millis,
+    /// What clients may use.
+    pub limits: Limits,
     /// How long it is remembered what broken sessions of Socket.IO were told of, in milliseconds; 0 for not at all.
     pub catch_up_for: Millis,
     /// The files that browsers are given.
@@ -125,6 +130,14 @@ pub struct Server {
     accept_from: Option<Millis>,
     accept_pending: bool,
     peers: Table<Peer>,
+    limits: Limits,
+    /// Connections of clients.
+    clients: usize,
+    addresses: Addresses,
+    /// Who came and has not logged in.
+    newcomers: Newcomers<Timer>,
+    /// Of clients that are turned away.
+    told_of_full: Seldom,
     sessions: Table<Session>,
     subscriptions: Subscriptions,
     rules: Rules,
@@ -154,7 +167,6 @@ pub struct Server {
     /// When clients were told last in a wave.
     last_wave: Option<Millis>,
     catch_up: CatchUp,
-    slow_timeout: Millis,
 
     /// One buffer for everything that is read.
     scratch: Box<[u8]>,
@@ -202,8 +214,8 @@ struct Requests {
 }
 
 impl Requests {
-    fn new(size: usize, max_body: usize) -> Self {
-        Self { pool: Pool::new(size, max_body), connections: vec![None; size], actions: Vec::new() }
+    fn new(size: usize, max_body: usize, max_waiting: usize) -> Self {
+        Self { pool: Pool::new(size, max_body, max_waiting), connections: vec![None; size], actions: Vec::new() }
     }
 }
 
@@ -252,13 +264,27 @@ struct Peer {
     connection: Connection,
     protocol: Protocol,
     address: IpAddr,
+    seat: Seat,
     /// When to give it up; none while its session, or the feed or the pool, sees to that.
     deadline: Option<Millis>,
     alarm: Alarm,
     /// Whether there may be input that was not read: no event will tell of it.
     unread: bool,
+    /// Whether it brought a request of somebody who is logged in.
+    known: bool,
     /// Whether a request came before the one in front of it was answered, and was not looked at yet.
     early: bool,
+}
+
+/// How a connection counts among those that there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seat {
+    /// Not at all: it is none of a client.
+    None,
+    /// As a client whose address is not known, or not counted.
+    Taken,
+    /// As a client, and as one of this address.
+    OfAddress(IpAddr),
 }
 
 /// What a connection is used for.
@@ -309,7 +335,11 @@ impl Server {
             accept_pending: false,
             peers: Table::default(),
             sessions: Table::default(),
-            subscriptions: Subscriptions::default(),
+            subscriptions: Subscriptions::new(settings.limits.subscriptions),
+            clients: 0,
+            told_of_full: Seldom::default(),
+            addresses: Addresses::new(settings.limits.per_address),
+            newcomers: Newcomers::new(settings.limits.newcomers),
             rules: settings.rules,
             origins: settings.origins,
             site: Arc::new(settings.site),
@@ -317,7 +347,7 @@ impl Server {
             jitter: Jitter::new(seed),
             metrics: Metrics::default(),
             feed: Feed::new(feed, requests.clone(), Jitter::new(seed.rotate_left(32))),
-            log_in_limits: LogInLimits::default(),
+            log_in_limits: LogInLimits::new(settings.limits.log_in_queue),
             trusted_proxies: settings.trusted_proxies,
             access: Access::new(settings.access),
             session_check: settings.session_check,
@@ -329,7 +359,6 @@ impl Server {
             wave: None,
             last_wave: None,
             catch_up: CatchUp::new(settings.catch_up_for),
-            slow_timeout: settings.slow_timeout,
             couchdb: CouchDb {
                 dialer: Dialer::new(&url.host, url.port),
                 url,
@@ -338,13 +367,14 @@ impl Server {
                 resolver,
                 feed_connection: None,
                 queues: [
-                    Requests::new(login_concurrency, pool::MAX_BODY),
-                    Requests::new(LOOK_UPS, MAX_ANSWER),
-                    Requests::new(CHECKS, pool::MAX_BODY),
+                    Requests::new(login_concurrency, pool::MAX_BODY, settings.limits.log_in_queue),
+                    Requests::new(LOOK_UPS, MAX_ANSWER, pool::MAX_WAITING),
+                    Requests::new(CHECKS, pool::MAX_BODY, pool::MAX_WAITING),
                 ],
                 feed_actions: Vec::new(),
                 dial_actions: Vec::new(),
             },
+            limits: settings.limits,
             scratch: vec![0; READ_BUFFER].into(),
             actions: Vec::new(),
             dirty: Vec::new(),
@@ -493,6 +523,7 @@ impl Server {
             }
             Protocol::Lingering { .. } | Protocol::Upstream { .. } => {}
         }
+        self.vacate(key);
         self.closed.push(key);
     }
 

@@ -17,8 +17,6 @@ use crate::wire::engine_io::{self, MAX_PAYLOAD, Refusal, SID_LENGTH, Sid, Versio
 use crate::wire::websocket::{self, Decoder};
 use crate::wire::{payload, socket_io};
 
-/// Time for the body of a POST to come, in milliseconds.
-const BODY_WITHIN: Millis = 10_000;
 /// Time for a WebSocket that was opened for a session to probe and take over, in milliseconds.
 const UPGRADE_WITHIN: Millis = 10_000;
 /// Most bytes of answers that wait for a client to poll.
@@ -81,10 +79,19 @@ impl Server {
             }
             Some(polling) => {
                 polling.parked = Some(key);
+                self.note_known(key, session);
                 self.park(key, Parked { exchange, session });
                 // Answered at the end of the turn, if there is something to tell.
                 self.dirty.push(session);
             }
+        }
+    }
+
+    /// A connection brought a request of a session: it is known for as long as somebody is logged in there.
+    fn note_known(&mut self, key: Key, session: Key) {
+        let known = self.sessions.get(session).is_some_and(Session::is_active);
+        if let Some(peer) = self.peers.get_mut(key) {
+            peer.known = known;
         }
     }
 
@@ -210,7 +217,7 @@ impl Server {
                 self.respond_refusal(key, &exchange, Refusal::Request, now);
                 self.close_session(session, CloseReason::Overlap, now);
             }
-            Some(_) if matches!(decoder, BodyDecoder::Length(length) if length > MAX_PAYLOAD as u64) => {
+            Some(_) if matches!(decoder, BodyDecoder::Length(length) if length > self.limits.post as u64) => {
                 self.refuse_payload(key, exchange, now);
             }
             Some(polling) => {
@@ -218,7 +225,7 @@ impl Server {
                 let post = Post { exchange, session, format, decoder, body: Vec::new() };
                 if let Some(peer) = self.peers.get_mut(key) {
                     peer.protocol = Protocol::Http(Http::Body(Box::new(post)));
-                    peer.deadline = Some(now + BODY_WITHIN);
+                    peer.deadline = Some(now + self.limits.request_within);
                 }
                 self.arm_peer(key, now);
                 // An empty body has come already.
@@ -229,6 +236,7 @@ impl Server {
 
     fn refuse_payload(&mut self, key: Key, mut exchange: Exchange, now: Millis) {
         exchange.keep_alive = false;
+        exchange.closed_for = CloseReason::BodyTooLarge;
         self.respond(key, &exchange, 413, TEXT, b"The body is too long.\n", now);
     }
 
@@ -239,7 +247,7 @@ impl Server {
         let mut used = 0;
         loop {
             match post.decoder.next(&bytes[used..]) {
-                Ok((taken, Piece::Data(data))) if post.body.len() + data.len() <= MAX_PAYLOAD => {
+                Ok((taken, Piece::Data(data))) if post.body.len() + data.len() <= self.limits.post => {
                     post.body.extend_from_slice(data);
                     used += taken;
                 }
@@ -305,7 +313,12 @@ impl Server {
         let whole = packets.filter(|packets| packets.iter().all(|packet| engine_io::parse_packet(packet).is_some()));
         let Some(packets) = whole else { return self.refuse_post(key, post, now) };
         self.respond(key, &post.exchange, 200, HTML, b"ok", now);
+        self.note_known(key, post.session);
         for packet in packets {
+            let rules = &self.rules;
+            if self.sessions.get_mut(post.session).is_some_and(|session| !session.allows_message(rules, now)) {
+                return self.close_session(post.session, CloseReason::TooManyMessages, now);
+            }
             self.with_session(post.session, now, |session, turn| {
                 session.handle_heard(now);
                 session.handle_message(packet, turn);

@@ -3,11 +3,12 @@
 use super::{Purpose, Queue, Server};
 use crate::state::access::Decision;
 use crate::state::feed::Continuity;
+use crate::state::metrics::CloseReason;
 use crate::state::pool::Answer;
 use crate::state::positions::{Batch, Named, Pending};
 use crate::state::resync::{Policy, Wave};
 use crate::state::session::{Dialect, Reply};
-use crate::state::subscriptions::{MAX_NAME, MAX_SUBSCRIPTIONS, TooManySubscriptions};
+use crate::state::subscriptions::TooManySubscriptions;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::state::watch::IN_FLIGHT;
@@ -21,22 +22,35 @@ const FOREIGN: &str = "";
 
 impl Server {
     /// The names of a `subscribe`, each once; None when they are refused.
-    pub(super) fn checked(&mut self, key: Key, reply: &Reply, mut names: Named) -> Option<Named> {
-        let session = self.sessions.get_mut(key)?;
-        if names.iter().any(|(name, _)| name.len() > MAX_NAME) {
-            let message = format!("a database name is longer than {MAX_NAME} bytes");
-            session.answer_error(reply, "LimitError", &message);
+    pub(super) fn checked(&mut self, key: Key, reply: &Reply, mut names: Named, now: Millis) -> Option<Named> {
+        let unanswered = self.positions.pending_requests(key) + self.access.pending_requests(key);
+        if unanswered >= self.limits.requests {
+            self.close_session(key, CloseReason::TooManyRequests, now);
+            return None;
+        }
+        let longest = self.limits.name;
+        if names.iter().any(|(name, _)| name.len() > longest) {
+            self.refuse_subscribe(key, reply, &format!("a database name is longer than {longest} bytes"), now);
             return None;
         }
         names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         names.dedup_by(|(later, _), (earlier, _)| later == earlier);
         let new = names.iter().filter(|(name, _)| !self.subscriptions.has(key.index, name)).count();
         let more = new + self.positions.pending_names(key) + self.access.pending_names(key);
-        if more > 0 && self.subscriptions.count(key.index) + more > MAX_SUBSCRIPTIONS {
-            session.answer_error(reply, "LimitError", &too_many());
+        if more > 0 && self.subscriptions.count(key.index) + more > self.limits.subscriptions {
+            self.refuse_subscribe(key, reply, &too_many(self.limits.subscriptions), now);
             return None;
         }
         Some(names)
+    }
+
+    /// Tells a client that it asks for more than it may have; one that goes on all the same is closed.
+    fn refuse_subscribe(&mut self, key: Key, reply: &Reply, message: &str, now: Millis) {
+        self.metrics.refused_subscriptions += 1;
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.answer_limit(reply, message) {
+            self.close_session(key, CloseReason::TooManySubscriptions, now);
+        }
     }
 
     /// A session subscribes to what is decided: at once, or when the positions that it is to be compared with are known.
@@ -79,7 +93,7 @@ impl Server {
     fn complete_subscription(&mut self, pending: &Pending) {
         let Pending { session: key, reply, names, epoch, .. } = pending;
         let key = *key;
-        let Self { sessions, subscriptions, positions, access, .. } = self;
+        let Self { sessions, subscriptions, positions, access, limits, .. } = self;
         let Some(session) = sessions.get_mut(key) else { return };
         let Some((user, roles)) = session.user() else { return };
         let may = |name: &str| access.decide(name, user, roles) == Decision::Allowed;
@@ -99,7 +113,7 @@ impl Server {
                     for name in added {
                         subscriptions.unsubscribe(key.index, name);
                     }
-                    return session.answer_error(reply, "LimitError", &too_many());
+                    return session.answer_error(reply, "LimitError", &too_many(limits.subscriptions));
                 }
             }
         }
@@ -333,6 +347,6 @@ impl Server {
     }
 }
 
-fn too_many() -> String {
-    format!("a client may have {MAX_SUBSCRIPTIONS} subscriptions and no more")
+fn too_many(most: usize) -> String {
+    format!("a client may have {most} subscriptions and no more")
 }

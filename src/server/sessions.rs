@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::http_exchange::Exchange;
 use super::polling::sid_of;
-use super::{Purpose, Queue, Server};
+use super::{Purpose, Queue, Server, Timer};
 use crate::state::log_in_limits::{Admission, Outcome};
 use crate::state::metrics::CloseReason;
 use crate::state::pool::Answer;
@@ -59,6 +59,7 @@ impl Server {
         match polling {
             None => self.carry(connection, session, now),
             Some(mut exchange) => {
+                self.admit_newcomer(Timer::Session(session), now);
                 exchange.sid = Some(sid_of(session, tag));
                 self.answer_opening(connection, session, exchange, now);
             }
@@ -237,6 +238,7 @@ impl Server {
             Ok(_) => self.metrics.log_ins += 1,
             Err(error) => {
                 self.metrics.failed_log_ins += 1;
+                self.metrics.overloaded_log_ins += u64::from(*error == LogInError::Overloaded);
                 log::debug!("A log-in failed: {}", error.name());
             }
         }

@@ -95,6 +95,7 @@ pub struct Access {
     questions: VecDeque<Box<str>>,
     asking: usize,
     undecided: Table<Undecided>,
+    undecided_of: HashMap<Key, Vec<Key>>,
     deadlines: VecDeque<(Millis, Key)>,
     /// When to ask again, soonest first within each kind.
     refreshes: VecDeque<(Millis, Box<str>)>,
@@ -112,6 +113,7 @@ impl Access {
             questions: VecDeque::new(),
             asking: 0,
             undecided: Table::default(),
+            undecided_of: HashMap::new(),
             deadlines: VecDeque::new(),
             refreshes: VecDeque::new(),
             retries: VecDeque::new(),
@@ -143,7 +145,9 @@ impl Access {
 
     /// Puts a `subscribe` aside until all its databases are decided.
     pub fn wait(&mut self, undecided: Undecided, unknown: &[Box<str>], now: Millis) {
+        let session = undecided.session;
         let key = self.undecided.insert(Undecided { missing: unknown.len(), ..undecided });
+        self.undecided_of.entry(session).or_default().push(key);
         for name in unknown {
             self.ask(name);
             if let Some(entry) = self.entries.get_mut(name) {
@@ -164,17 +168,19 @@ impl Access {
 
     /// To how many names a session is about to be subscribed once they are decided.
     pub fn pending_names(&self, session: Key) -> usize {
-        if self.undecided.is_empty() {
-            return 0;
-        }
-        let its = self.undecided.keys().filter_map(|key| self.undecided.get(key));
-        its.filter(|undecided| undecided.session == session).map(|undecided| undecided.names.len()).sum()
+        let keys = self.undecided_of.get(&session).into_iter().flatten();
+        keys.filter_map(|key| self.undecided.get(*key)).map(|undecided| undecided.names.len()).sum()
+    }
+
+    /// How many requests of a session wait.
+    pub fn pending_requests(&self, session: Key) -> usize {
+        self.undecided_of.get(&session).map_or(0, Vec::len)
     }
 
     /// A session does not want to be subscribed to a name any more.
     pub fn withdraw(&mut self, session: Key, name: &str) {
-        for key in self.of_session(session) {
-            if let Some(undecided) = self.undecided.get_mut(key) {
+        for key in self.undecided_of.get(&session).into_iter().flatten() {
+            if let Some(undecided) = self.undecided.get_mut(*key) {
                 undecided.names.retain(|(wanted, _)| **wanted != *name);
             }
         }
@@ -183,13 +189,20 @@ impl Access {
     /// Takes all requests of a session back: how each wanted to be answered.
     pub fn cancel(&mut self, session: Key) -> Vec<Reply> {
         self.ready.retain(|undecided| undecided.session != session);
-        let keys = self.of_session(session);
+        let keys = self.undecided_of.remove(&session).unwrap_or_default();
         keys.into_iter().filter_map(|key| self.undecided.remove(key)).map(|undecided| undecided.reply).collect()
     }
 
-    fn of_session(&self, session: Key) -> Vec<Key> {
-        let is_its = |key: &Key| self.undecided.get(*key).is_some_and(|undecided| undecided.session == session);
-        if self.undecided.is_empty() { Vec::new() } else { self.undecided.keys().filter(is_its).collect() }
+    /// A request does not wait any more.
+    fn take_undecided(&mut self, key: Key) -> Option<Undecided> {
+        let undecided = self.undecided.remove(key)?;
+        if let Some(keys) = self.undecided_of.get_mut(&undecided.session) {
+            keys.retain(|other| *other != key);
+            if keys.is_empty() {
+                self.undecided_of.remove(&undecided.session);
+            }
+        }
+        Some(undecided)
     }
 
     /// The next request all of whose databases are decided.
@@ -275,7 +288,8 @@ impl Access {
             let Some(undecided) = self.undecided.get_mut(key) else { continue };
             undecided.missing -= 1;
             if undecided.missing == 0 {
-                self.ready.extend(self.undecided.remove(key));
+                let undecided = self.take_undecided(key);
+                self.ready.extend(undecided);
             }
         }
         untold
@@ -292,7 +306,8 @@ impl Access {
     pub fn handle_timeout(&mut self, now: Millis, is_wanted: impl Fn(&str) -> bool) {
         while self.deadlines.front().is_some_and(|(at, _)| *at <= now) {
             if let Some((_, key)) = self.deadlines.pop_front() {
-                self.late.extend(self.undecided.remove(key));
+                let undecided = self.take_undecided(key);
+                self.late.extend(undecided);
             }
         }
         while self.retries.front().is_some_and(|(at, _)| *at <= now) {

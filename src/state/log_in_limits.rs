@@ -32,8 +32,6 @@ const ADDRESS: Rate = Rate { burst: 30, interval: 2_000 };
 const NAME: Rate = Rate { burst: 50, interval: 5_000 };
 /// Most addresses, names, and pairs of them, that are known.
 const MAX_KNOWN: usize = 20_000;
-/// Most log-ins that wait for the answer to another.
-const MAX_WAITING: usize = 20_000;
 
 /// What is to be done with a log-in.
 #[derive(Debug, PartialEq, Eq)]
@@ -96,15 +94,22 @@ struct Pair {
 }
 
 /// The buckets.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LogInLimits {
     pairs: HashMap<(IpAddr, Box<str>), Pair>,
     addresses: HashMap<IpAddr, Bucket>,
     names: HashMap<Box<str>, Bucket>,
     waiting: usize,
+    /// Most log-ins that wait for the answer to another.
+    max_waiting: usize,
 }
 
 impl LogInLimits {
+    /// Full buckets, and how many log-ins may wait for the answer to another.
+    pub fn new(max_waiting: usize) -> Self {
+        Self { pairs: HashMap::new(), addresses: HashMap::new(), names: HashMap::new(), waiting: 0, max_waiting }
+    }
+
     /// Whether a password may be tried for a name from an address.
     pub fn admit(&mut self, address: IpAddr, name: &str, who: impl FnOnce() -> Waiting, now: Millis) -> Admission {
         let address = network(address);
@@ -126,7 +131,7 @@ impl LogInLimits {
         if pair.asked == 0 {
             return Admission::Refused(pair.bucket.wait(PAIR, now).max(1));
         }
-        if self.waiting >= MAX_WAITING {
+        if self.waiting >= self.max_waiting {
             return Admission::Overloaded;
         }
         self.waiting += 1;
@@ -179,7 +184,7 @@ fn make_room<K: Hash + Eq, V>(table: &mut HashMap<K, V>, in_use: impl Fn(&V) -> 
 }
 
 /// What one subscriber of a network has: an address of version 4, 64 bits of one of version 6.
-fn network(address: IpAddr) -> IpAddr {
+pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(six) => Ipv6Addr::from_bits(six.to_bits() & !u128::from(u64::MAX)).into(),
         four @ IpAddr::V4(_) => four,
@@ -212,7 +217,7 @@ mod tests {
 
     #[test]
     fn five_wrong_passwords_in_five_minutes_never_reach_couchdb() {
-        let mut limits = LogInLimits::default();
+        let mut limits = LogInLimits::new(20_000);
         let mut asked: Vec<Millis> = Vec::new();
         for second in 0..3_600 {
             if wrong(&mut limits, HERE, "u", second * 1_000) {
@@ -227,7 +232,7 @@ mod tests {
 
     #[test]
     fn those_at_once_wait_for_the_first_answers() {
-        let mut limits = LogInLimits::default();
+        let mut limits = LogInLimits::new(20_000);
         let admitted: Vec<_> = (0..300).map(|_| admit(&mut limits, HERE, "u", 0)).collect();
         assert!(admitted[..4].iter().all(|one| *one == Admission::Ask));
         assert!(admitted[4..].iter().all(|one| *one == Admission::Waits));
@@ -242,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_right_password_opens_the_way() {
-        let mut limits = LogInLimits::default();
+        let mut limits = LogInLimits::new(20_000);
         for _ in 0..3 {
             assert!(wrong(&mut limits, HERE, "u", 0));
         }
@@ -259,7 +264,7 @@ mod tests {
 
     #[test]
     fn an_address_that_tries_many_names_is_slowed_and_tables_are_bounded() {
-        let mut limits = LogInLimits::default();
+        let mut limits = LogInLimits::new(20_000);
         let asked = (0..1_000).filter(|name| wrong(&mut limits, "2001:db8::1", &name.to_string(), 0)).count();
         assert_eq!(asked, 30);
         assert!(!wrong(&mut limits, "2001:db8::2", "x", 0), "it has the whole network");

@@ -56,10 +56,26 @@ close_reasons! {
     Overlap => "overlapping requests", close_code::POLICY;
     /// Too many messages before the log-in was over.
     TooMuchHeld => "too many messages before the log-in", close_code::POLICY;
+    /// More requests than may wait for their answers.
+    TooManyRequests => "too many requests at once", close_code::POLICY;
+    /// More messages a second than a client may send.
+    TooManyMessages => "too many messages a second", close_code::POLICY;
+    /// A client that goes on asking for more subscriptions than it may have.
+    TooManySubscriptions => "too many subscriptions", close_code::POLICY;
+    /// More connections than there may be in all.
+    TooManyConnections => "too many connections", close_code::TRY_AGAIN_LATER;
+    /// More connections than an address may have.
+    TooManyOfAddress => "too many connections of this address", close_code::POLICY;
+    /// Nobody logged in, and newer connections needed the place.
+    MadeWay => "made way for others without a log-in", close_code::TRY_AGAIN_LATER;
     /// A client that takes nothing of what is written to it.
     SlowReader => "reads nothing", close_code::POLICY;
     /// A request that cannot be served.
     BadRequest => "bad request", close_code::PROTOCOL;
+    /// A request head over the limit.
+    HeadTooLarge => "request head too large", close_code::PROTOCOL;
+    /// A request body over the limit.
+    BodyTooLarge => "request body too large", close_code::PROTOCOL;
     /// A request whose head or body did not come in time.
     RequestTimeout => "request timeout", close_code::NORMAL;
     /// A client with which no TLS could be spoken.
@@ -87,6 +103,10 @@ pub struct Metrics {
     pub failed_log_ins: u64,
     /// Log-ins that were not tried, after too many wrong passwords.
     pub slowed_log_ins: u64,
+    /// Log-ins that were not tried because too many waited.
+    pub overloaded_log_ins: u64,
+    /// Requests to subscribe beyond what a client may have.
+    pub refused_subscriptions: u64,
     /// Sessions that ended because the user was not logged in any more.
     pub ended_sessions: u64,
     /// Subscriptions that ended because the user may not read the database any more.

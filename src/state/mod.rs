@@ -2,12 +2,15 @@
 //! is to be done is returned.
 
 pub mod access;
+pub mod addresses;
 pub mod catch_up;
 pub mod dialer;
 pub mod feed;
 pub mod jitter;
+pub mod limits;
 pub mod log_in_limits;
 pub mod metrics;
+pub mod newcomers;
 pub mod pool;
 pub mod positions;
 pub mod proxies;

@@ -55,6 +55,7 @@ pub struct Pool<P> {
     connections: Vec<Connection>,
     /// Longest body of an answer, in bytes.
     max_body: usize,
+    max_waiting: usize,
     tickets: Table<Ticket<P>>,
     /// Tickets that wait, oldest first; those that were cancelled are in here still.
     waiting: VecDeque<Key>,
@@ -96,12 +97,13 @@ struct Exchange {
 }
 
 impl<P> Pool<P> {
-    /// A pool of at most `size` connections, with answers of at most `max_body` bytes.
-    pub fn new(size: usize, max_body: usize) -> Self {
+    /// A pool of at most `size` connections, with answers of at most `max_body` bytes, and so many requests that wait.
+    pub fn new(size: usize, max_body: usize, max_waiting: usize) -> Self {
         let connections = (0..size.max(1)).map(|_| Connection::Closed).collect();
         Self {
             connections,
             max_body,
+            max_waiting,
             tickets: Table::default(),
             waiting: VecDeque::new(),
             last_answer: 0,
@@ -117,7 +119,12 @@ impl<P> Pool<P> {
         now: Millis,
         actions: &mut Vec<PoolAction<P>>,
     ) -> Option<Key> {
-        if self.waiting.len() >= MAX_WAITING {
+        if self.waiting.len() >= self.max_waiting && self.tickets.len() < self.waiting.len() {
+            // Those that nobody waits for any more take no place from others.
+            let Self { waiting, tickets, .. } = self;
+            waiting.retain(|ticket| tickets.get(*ticket).is_some());
+        }
+        if self.waiting.len() >= self.max_waiting {
             return None;
         }
         let ticket = self.tickets.insert(Ticket { purpose, request, submitted: now, attempts: 0 });
@@ -360,7 +367,7 @@ mod tests {
 
     #[test]
     fn queues_in_order_over_few_connections() {
-        let (mut pool, mut actions) = (Pool::new(2, MAX_BODY), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(2, MAX_BODY, MAX_WAITING), Vec::new());
         for purpose in 0..4u32 {
             pool.submit(vec![b'a'], purpose, 0, &mut actions).unwrap();
         }
@@ -381,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_ended_under_a_request_is_tried_once_more() {
-        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
         pool.submit(vec![b'a'], 7u32, 0, &mut actions).unwrap();
         for attempt in 0..2 {
             pool.handle_connected(0, 1, &mut actions);
@@ -394,7 +401,7 @@ mod tests {
 
     #[test]
     fn connections_that_went_stale_while_idle_do_not_count_as_tries() {
-        let (mut pool, mut actions) = (Pool::new(3, MAX_BODY), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(3, MAX_BODY, MAX_WAITING), Vec::new());
         for purpose in 0..3u32 {
             pool.submit(vec![b'a'], purpose, 0, &mut actions).unwrap();
         }
@@ -422,7 +429,7 @@ mod tests {
 
     #[test]
     fn fails_within_five_seconds_when_couchdb_is_away_or_silent() {
-        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
         pool.submit(vec![b'a'], 1u32, 1000, &mut actions).unwrap();
         pool.submit(vec![b'b'], 2u32, 1000, &mut actions).unwrap();
         pool.handle_lost(0, 1001, &mut actions);
@@ -447,7 +454,7 @@ mod tests {
 
     #[test]
     fn who_queued_before_a_silent_couchdb_waits_no_longer_than_who_was_sent() {
-        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
         pool.submit(vec![b'a'], 1u32, 0, &mut actions).unwrap();
         pool.handle_connected(0, 0, &mut actions);
         pool.submit(vec![b'b'], 2u32, 10, &mut actions).unwrap();
@@ -463,7 +470,7 @@ mod tests {
 
     #[test]
     fn a_long_queue_is_no_failure_while_answers_come() {
-        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
         for purpose in 0..20u32 {
             pool.submit(vec![b'a'], purpose, 0, &mut actions).unwrap();
         }
@@ -479,7 +486,7 @@ mod tests {
 
     #[test]
     fn what_is_cancelled_is_neither_sent_nor_told() {
-        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
         let first = pool.submit(vec![b'a'], 1u32, 0, &mut actions).unwrap();
         let second = pool.submit(vec![b'b'], 2u32, 0, &mut actions).unwrap();
         pool.submit(vec![b'c'], 3u32, 0, &mut actions).unwrap();
@@ -496,7 +503,7 @@ mod tests {
 
     #[test]
     fn broken_answers_and_answers_to_nothing_end_the_connection() {
-        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY), Vec::new());
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
         pool.submit(vec![b'a'], 1u32, 0, &mut actions).unwrap();
         pool.handle_connected(0, 0, &mut actions);
         pool.handle_bytes(0, b"SSH-2.0\r\n", 1, &mut actions);

@@ -149,6 +149,11 @@ impl Positions {
         self.pending_of(session).map(|pending| pending.names.len()).sum()
     }
 
+    /// How many requests of a session wait.
+    pub fn pending_requests(&self, session: Key) -> usize {
+        self.pending_of.get(&session).map_or(0, Vec::len)
+    }
+
     fn pending_of(&self, session: Key) -> impl Iterator<Item = &Pending> {
         self.pending_of.get(&session).into_iter().flatten().filter_map(|key| self.pending.get(*key))
     }

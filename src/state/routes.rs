@@ -200,11 +200,12 @@ fn sub_protocol(request: &Request<'_>) -> Option<&'static str> {
 mod tests {
     use super::*;
     use crate::state::site::Console;
+    use crate::wire::http::MAX_HEAD;
     use crate::wire::http::parse_request;
 
     fn named(head: &str) -> String {
         let bytes = head.replace('\n', "\r\n") + "\r\n";
-        let (_, request) = parse_request(bytes.as_bytes()).unwrap().unwrap();
+        let (_, request) = parse_request(bytes.as_bytes(), MAX_HEAD).unwrap().unwrap();
         match route(&request, &Site::new(Console::On)) {
             Route::Answer(answer) if answer.content_type == "application/json" => {
                 format!("{} {}", answer.status, &answer.body[8..9])
@@ -262,7 +263,7 @@ mod tests {
         {
             let head =
                 format!("GET /howler HTTP/1.1\n{UPGRADE}Sec-WebSocket-Protocol: {offered}\n\n").replace('\n', "\r\n");
-            let (_, request) = parse_request(head.as_bytes()).unwrap().unwrap();
+            let (_, request) = parse_request(head.as_bytes(), MAX_HEAD).unwrap().unwrap();
             let site = Site::new(Console::Off);
             assert!(matches!(route(&request, &site), Route::Howler { protocol, .. } if protocol == confirmed));
         }
@@ -282,7 +283,7 @@ mod tests {
         let listed = Origins::Listed(vec!["https://app.example.com".into()]);
         let welcome = |path: &str, host: &str, origin: &str, console| {
             let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nOrigin: {origin}\r\n\r\n");
-            let (_, request) = parse_request(head.as_bytes()).unwrap().unwrap();
+            let (_, request) = parse_request(head.as_bytes(), MAX_HEAD).unwrap().unwrap();
             is_welcome(&request, &listed, &Site::new(console))
         };
         for (host, origin) in [

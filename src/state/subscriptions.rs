@@ -17,14 +17,10 @@
 
 use std::collections::HashMap;
 
+use crate::state::limits::Limits;
 use crate::state::watch::Watch;
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::positions::Position;
-
-/// Most databases that one session may subscribe to.
-pub const MAX_SUBSCRIPTIONS: usize = 10_000;
-/// Longest name of a database, in bytes. CouchDB's own end near 238.
-pub const MAX_NAME: usize = 256;
 
 /// Sessions with more subscriptions than this look theirs up by hash.
 const LOOKUP_FROM: usize = 32;
@@ -38,13 +34,15 @@ pub struct DatabaseId(u32);
 /// The index of a session's slot; the session's own generation is its owner's affair.
 pub type SessionIndex = u32;
 
-/// A session has [`MAX_SUBSCRIPTIONS`] already.
+/// A session subscribes to as many databases as it may already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManySubscriptions;
 
 /// The index.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Subscriptions {
+    /// Most databases that one session may subscribe to.
+    max_per_session: usize,
     names: HashMap<Box<str>, u32>,
     databases: Vec<Database>,
     free: Vec<u32>,
@@ -106,7 +104,28 @@ impl Default for Interests {
     }
 }
 
+impl Default for Subscriptions {
+    fn default() -> Self {
+        Self::new(Limits::default().subscriptions)
+    }
+}
+
 impl Subscriptions {
+    /// No subscriptions, and how many a session may have.
+    pub fn new(max_per_session: usize) -> Self {
+        Self {
+            max_per_session,
+            names: HashMap::new(),
+            databases: Vec::new(),
+            free: Vec::new(),
+            sessions: Vec::new(),
+            total: 0,
+            keeps_orphans: false,
+            orphans: Vec::new(),
+            doubt: 0,
+        }
+    }
+
     /// Subscribes a session; false when it was subscribed already.
     ///
     /// # Errors
@@ -121,7 +140,7 @@ impl Subscriptions {
         if known.is_some_and(|database| interests.find(database).is_some()) {
             return Ok(false);
         }
-        if interests.entries.len() >= MAX_SUBSCRIPTIONS {
+        if interests.entries.len() >= self.max_per_session {
             return Err(TooManySubscriptions);
         }
         let database = known.unwrap_or_else(|| self.add_database(name));
@@ -489,7 +508,7 @@ mod tests {
     #[test]
     fn is_limited() {
         let mut s = Subscriptions::default();
-        for i in 0..MAX_SUBSCRIPTIONS {
+        for i in 0..Limits::default().subscriptions {
             assert_eq!(s.subscribe(0, &i.to_string()), Ok(true));
         }
         assert_eq!(s.subscribe(0, "one more"), Err(TooManySubscriptions));

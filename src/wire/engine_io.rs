@@ -65,19 +65,19 @@ pub fn parse_packet(text: &str) -> Option<Packet<'_>> {
 
 /// Appends the open packet.
 pub fn write_open(out: &mut Vec<u8>, open: &Open) {
-    let Open { version, sid, may_upgrade, ping_interval, ping_timeout } = open;
+    let Open { version, sid, may_upgrade, ping_interval, ping_timeout, max_payload } = open;
     let upgrades = if *may_upgrade { "\"websocket\"" } else { "" };
     let _ = write!(
         out,
         "0{{\"sid\":\"{sid}\",\"upgrades\":[{upgrades}],\"pingInterval\":{ping_interval},\"pingTimeout\":{ping_timeout}"
     );
     if *version == Version::V4 {
-        let _ = write!(out, ",\"maxPayload\":{MAX_PAYLOAD}");
+        let _ = write!(out, ",\"maxPayload\":{max_payload}");
     }
     out.push(b'}');
 }
 
-/// Longest body of a POST and longest answer to a GET, in bytes.
+/// Longest answer to a GET, and longest body of a POST unless told otherwise, in bytes.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
 
 /// What the open packet says.
@@ -93,6 +93,8 @@ pub struct Open {
     pub ping_interval: u64,
     /// How late an answer may be, in milliseconds.
     pub ping_timeout: u64,
+    /// Longest body of a POST, in bytes.
+    pub max_payload: usize,
 }
 
 /// A session's id: bytes that nobody can guess, and in them where the session is found.
@@ -279,8 +281,14 @@ mod tests {
     #[test]
     fn open_packets() {
         let open = |version, may_upgrade| {
-            let open =
-                Open { version, sid: Sid([0; SID_LENGTH]), may_upgrade, ping_interval: 25000, ping_timeout: 5000 };
+            let open = Open {
+                version,
+                sid: Sid([0; SID_LENGTH]),
+                may_upgrade,
+                ping_interval: 25000,
+                ping_timeout: 5000,
+                max_payload: MAX_PAYLOAD,
+            };
             let mut out = Vec::new();
             write_open(&mut out, &open);
             String::from_utf8(out).unwrap()

@@ -6,7 +6,7 @@ use std::io::Write as _;
 
 use super::body::BodyDecoder;
 
-/// Longest head of a request or response, in bytes.
+/// Longest head of a response, and of a request unless told otherwise, in bytes.
 pub const MAX_HEAD: usize = 16 * 1024;
 /// Most header fields of a head.
 pub const MAX_HEADERS: usize = 64;
@@ -14,7 +14,7 @@ pub const MAX_HEADERS: usize = 64;
 /// Why a head cannot be served, and so whose fault it is: always the peer's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadError {
-    /// Longer than [`MAX_HEAD`] or with more than [`MAX_HEADERS`] fields.
+    /// Longer than allowed or with more than [`MAX_HEADERS`] fields.
     TooLarge,
     /// Not HTTP.
     Malformed,
@@ -41,7 +41,7 @@ impl HeadError {
 impl fmt::Display for HeadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooLarge => write!(f, "The head is over {MAX_HEAD} bytes or {MAX_HEADERS} fields."),
+            Self::TooLarge => write!(f, "The head is too long, or has more than {MAX_HEADERS} fields."),
             Self::Malformed => f.write_str("This is no HTTP request."),
             Self::Version => f.write_str("Only HTTP/1.0 and HTTP/1.1 are spoken here."),
             Self::BodyLength => f.write_str("The length of the body is not clear."),
@@ -101,17 +101,17 @@ impl Request<'_> {
     }
 }
 
-/// Reads a request head off the start of `buffer`; returns its length and itself, or None when
-/// bytes are missing.
+/// Reads a request head of at most `max_head` bytes off the start of `buffer`; returns its length and itself, or None
+/// when bytes are missing.
 ///
 /// # Errors
 /// [`HeadError`]; its [`HeadError::status`] is the answer.
-pub fn parse_request(buffer: &[u8]) -> Result<Option<(usize, Request<'_>)>, HeadError> {
+pub fn parse_request(buffer: &[u8], max_head: usize) -> Result<Option<(usize, Request<'_>)>, HeadError> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
-    let length = match parsed.parse(&buffer[..buffer.len().min(MAX_HEAD)]) {
+    let length = match parsed.parse(&buffer[..buffer.len().min(max_head)]) {
         Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) if buffer.len() >= MAX_HEAD => return Err(HeadError::TooLarge),
+        Ok(httparse::Status::Partial) if buffer.len() >= max_head => return Err(HeadError::TooLarge),
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(error) => return Err(head_error(error)),
     };
@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn reads_an_upgrade_and_leaves_what_follows() {
         let bytes = [UPGRADE, b"\x81\x80"].concat();
-        let (used, request) = parse_request(&bytes).unwrap().unwrap();
+        let (used, request) = parse_request(&bytes, MAX_HEAD).unwrap().unwrap();
         assert_eq!(used, UPGRADE.len());
         assert_eq!((request.method, request.path, request.query), ("GET", "/socket.io/", "EIO=3&transport=websocket"));
         assert!(request.upgrade && request.keep_alive);
@@ -375,7 +375,7 @@ mod tests {
     #[test]
     fn every_prefix_needs_more_and_is_seen_incomplete() {
         for end in 0..UPGRADE.len() {
-            assert_eq!(parse_request(&UPGRADE[..end]), Ok(None), "{end}");
+            assert_eq!(parse_request(&UPGRADE[..end], MAX_HEAD), Ok(None), "{end}");
             assert!(!head_is_complete(&UPGRADE[..end], 0), "{end}");
             assert!(head_is_complete(UPGRADE, end), "{end}");
         }
@@ -384,8 +384,9 @@ mod tests {
 
     #[test]
     fn refuses_smuggling_shapes_and_oversize() {
-        let refused =
-            |fields: &str| parse_request(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n").as_bytes()).map(|_| ());
+        let refused = |fields: &str| {
+            parse_request(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n").as_bytes(), MAX_HEAD).map(|_| ())
+        };
         for shape in [
             "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
             "Transfer-Encoding: chunked\r\nContent-Length: 1\r\n",
@@ -406,14 +407,14 @@ mod tests {
         assert_eq!(refused("Host: b\r\n"), Err(HeadError::Host));
         assert_eq!(refused(&"X: y\r\n".repeat(64)), Err(HeadError::TooLarge));
         assert_eq!(refused(&format!("X: {}\r\n", "y".repeat(MAX_HEAD))), Err(HeadError::TooLarge));
-        assert_eq!(parse_request(b"GET / HTTP/1.1\r\n\r\n"), Err(HeadError::Host));
-        assert_eq!(parse_request(b"GET / HTTP/2.0\r\n"), Err(HeadError::Version));
-        assert_eq!(parse_request(b"\x16\x03\x01\x02\x00\x01"), Err(HeadError::Malformed));
+        assert_eq!(parse_request(b"GET / HTTP/1.1\r\n\r\n", MAX_HEAD), Err(HeadError::Host));
+        assert_eq!(parse_request(b"GET / HTTP/2.0\r\n", MAX_HEAD), Err(HeadError::Version));
+        assert_eq!(parse_request(b"\x16\x03\x01\x02\x00\x01", MAX_HEAD), Err(HeadError::Malformed));
     }
 
     #[test]
     fn keep_alive_by_version_and_field() {
-        let alive = |head: &str| parse_request(head.as_bytes()).unwrap().unwrap().1.keep_alive;
+        let alive = |head: &str| parse_request(head.as_bytes(), MAX_HEAD).unwrap().unwrap().1.keep_alive;
         assert!(alive("GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert!(!alive("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"));
         assert!(!alive("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n"));

@@ -31,6 +31,8 @@ pub mod close_code {
     pub const POLICY: u16 = 1008;
     /// A frame or message over the limit.
     pub const TOO_BIG: u16 = 1009;
+    /// The server has no place at the moment.
+    pub const TRY_AGAIN_LATER: u16 = 1013;
     /// The log-in failed.
     pub const NOT_AUTHENTICATED: u16 = 4401;
     /// Nobody logged in in time.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Action, Dialect, LOG_IN_WITHIN, MAX_STRIKES, Phase, Reply, Session, Transport, Turn};
+use super::{Action, Dialect, MAX_STRIKES, Phase, Reply, Session, Transport, Turn};
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
@@ -16,7 +16,7 @@ const LOG_IN_FIRST: &str = "log in first";
 impl Session {
     /// Opens a session: the server says hello, and waits for the log-in.
     pub fn open_json(connection: Key, client: IpAddr, epoch: Option<&str>, turn: &mut Turn<'_>) -> Self {
-        let phase = Phase::Anonymous(turn.now + LOG_IN_WITHIN);
+        let phase = Phase::Anonymous(turn.now + turn.rules.log_in_within);
         let mut session = Self::new(Dialect::Json, phase, Transport::WebSocket(connection), client, turn.now);
         session.say_hello(epoch);
         session

@@ -26,6 +26,7 @@ pub use socket_io::Opening;
 
 use std::net::IpAddr;
 
+use crate::state::limits::{Limits, Pace};
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
 use crate::state::timers::{Alarm, Millis};
@@ -43,7 +44,7 @@ pub enum Dialect {
     Json,
 }
 
-/// The time limits of sessions, in milliseconds.
+/// The limits of sessions; times in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     /// Engine.IO: pings come this often.
@@ -51,11 +52,21 @@ pub struct Rules {
     /// Engine.IO: and they, or their answers, may be late by this much. None for the default of each
     /// version.
     pub ping_timeout: Option<Millis>,
+    /// Time from the opening to the first log-in, or to CONNECT; and from the client's DISCONNECT to the end of the
+    /// transport, which is the client's to close.
+    pub log_in_within: Millis,
+    /// Messages of a client per second.
+    pub pace: u64,
+    /// Requests that are not answered yet.
+    pub requests: usize,
+    /// Longest body of a POST, in bytes.
+    pub max_payload: usize,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { ping_interval: 25_000, ping_timeout: None }
+        let Limits { log_in_within, pace, requests, post: max_payload, .. } = Limits::default();
+        Self { ping_interval: 25_000, ping_timeout: None, log_in_within, pace, requests, max_payload }
     }
 }
 
@@ -73,9 +84,6 @@ impl Rules {
 const JSON_PING_AFTER: Millis = 25_000;
 /// `howler.v1`: and dropped when it stays silent for this long.
 const JSON_PONG_WITHIN: Millis = 20_000;
-/// Time from the opening to the first log-in, or to CONNECT; and from the client's DISCONNECT to the
-/// end of the transport, which is the client's to close.
-const LOG_IN_WITHIN: Millis = 10_000;
 /// Socket.IO: time between CONNECT and the authentication event, and between a refusal and
 /// DISCONNECT. Clients miss an event that comes together with the packet before it. A millisecond
 /// over the 25 that were measured, since the clock counts whole ones.
@@ -87,8 +95,10 @@ const SPACING: Millis = 26;
 const RECEIPT_WITHIN: Millis = 2_000;
 /// Time in which a client that was told to disconnect may close the transport by itself.
 const GRACE: Millis = 500;
-/// Most bytes and messages that wait for the end of a log-in.
-const MAX_HELD: (usize, usize) = (64 * 1024, 256);
+/// Most bytes of messages that wait for the end of a log-in.
+const MAX_HELD: usize = 64 * 1024;
+/// So many refused `subscribe` in a row end a session: whoever sends them does not listen.
+const MAX_REFUSALS: u8 = 16;
 /// So many malformed requests in a row end a `howler.v1` session.
 const MAX_STRIKES: u8 = 3;
 
@@ -174,6 +184,7 @@ pub struct Session {
     held: Option<Box<Held>>,
     /// When the client was last heard of.
     heard: Millis,
+    pace: Pace,
     /// Socket.IO: the moment from which the next spaced packet may leave; None while the packet
     /// before it has not left.
     clear_from: Option<Millis>,
@@ -182,6 +193,8 @@ pub struct Session {
     /// `howler.v1` and Engine.IO 4: whether a ping is out.
     pinged: bool,
     strikes: u8,
+    /// How many subscriptions in a row were refused for being too many.
+    refusals: u8,
     /// `howler.v1`: whether the client was told an epoch.
     knows_epoch: bool,
 }
@@ -264,10 +277,12 @@ impl Session {
             user: None,
             held: None,
             heard: now,
+            pace: Pace::default(),
             clear_from: None,
             unconfirmed: false,
             pinged: false,
             strikes: 0,
+            refusals: 0,
             knows_epoch: false,
         }
     }
@@ -307,6 +322,16 @@ impl Session {
             self.heard = now;
             self.pinged = false;
         }
+    }
+
+    /// Takes note of a message, or of what is as good as one; whether the client sends no more than it may.
+    pub fn allows_message(&mut self, rules: &Rules, now: Millis) -> bool {
+        self.pace.allows(rules.pace, now)
+    }
+
+    /// Whether nobody has logged in nor tries to: it may have to make way for others.
+    pub fn is_newcomer(&self) -> bool {
+        matches!(self.phase, Phase::Anonymous(_) | Phase::Awaiting(_))
     }
 
     /// When the client was last heard of.
@@ -512,7 +537,7 @@ impl Session {
         let held = self.held.get_or_insert_default();
         held.bytes += text.len();
         held.messages.push(text.into());
-        if held.bytes > MAX_HELD.0 || held.messages.len() > MAX_HELD.1 {
+        if held.bytes > MAX_HELD || held.messages.len() > turn.rules.requests {
             self.held = None;
             turn.actions.push(Action::Close(CloseReason::TooMuchHeld));
         }
@@ -545,6 +570,7 @@ impl Session {
         epoch: Option<&str>,
         refused: &[Box<str>],
     ) {
+        self.refusals = 0;
         let Reply::Json(id) = reply else {
             if refused.is_empty() {
                 return self.answer_ok(reply);
@@ -563,6 +589,13 @@ impl Session {
             Reply::Json(id) => self.outgoing.push(|out| json::write_forbidden(out, id, refused)),
             _ => self.answer_subscribed(reply, None, &[], None, refused),
         }
+    }
+
+    /// Answers a `subscribe` beyond what a client may have; whether it has been told often enough.
+    pub fn answer_limit(&mut self, reply: &Reply, message: &str) -> bool {
+        self.answer_error(reply, "LimitError", message);
+        self.refusals = self.refusals.saturating_add(1);
+        self.refusals >= MAX_REFUSALS
     }
 
     /// Answers a request that is refused.

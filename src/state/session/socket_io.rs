@@ -2,9 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::{Action, Awaited, Dialect, LOG_IN_WITHIN, Phase, Reply, Session, TAG, Transport, Turn};
+use super::{Action, Awaited, Dialect, Phase, Reply, Session, TAG, Transport, Turn};
 use crate::state::metrics::CloseReason;
-use crate::state::timers::Millis;
 use crate::wire::couchdb::{Credentials, Identity, LogInError};
 use crate::wire::engine_io::{self, Open, Sid, Version};
 use crate::wire::json::Names;
@@ -39,14 +38,15 @@ impl Session {
         let Opening { version, sid, tag, credentials, transport, client } = opening;
         let phase = match version {
             Version::V3 => Phase::LoggingIn(Reply::Silent),
-            Version::V4 => awaiting(turn.now, CloseReason::LogInTimeout, credentials.clone()),
+            Version::V4 => awaiting(turn, CloseReason::LogInTimeout, credentials.clone()),
         };
         let may_upgrade = matches!(transport, Transport::Polling(_));
         let mut session = Self::new(Dialect::SocketIo(version), phase, transport, client, turn.now);
         session.tag = tag;
         let ping_interval = turn.rules.ping_interval;
         let ping_timeout = turn.rules.ping_timeout(version);
-        let open = Open { version, sid, may_upgrade, ping_interval, ping_timeout };
+        let max_payload = turn.rules.max_payload;
+        let open = Open { version, sid, may_upgrade, ping_interval, ping_timeout, max_payload };
         session.outgoing.push(|out| engine_io::write_open(out, &open));
         if version == Version::V3 {
             session.outgoing.push(|out| socket_io::write_connect(out, None));
@@ -169,7 +169,7 @@ impl Session {
         turn.actions.push(Action::Leave);
         self.held = None;
         let cookie = self.user.take().map(|user| user.cookie).unwrap_or_default();
-        self.phase = awaiting(turn.now, CloseReason::ClientClosed, cookie);
+        self.phase = awaiting(turn, CloseReason::ClientClosed, cookie);
     }
 
     fn end(&mut self, reason: CloseReason, turn: &mut Turn<'_>) {
@@ -224,8 +224,8 @@ impl Session {
     }
 }
 
-fn awaiting(now: Millis, otherwise: CloseReason, credentials: Credentials) -> Phase {
-    Phase::Awaiting(Box::new(Awaited { until: now + LOG_IN_WITHIN, otherwise, credentials }))
+fn awaiting(turn: &Turn<'_>, otherwise: CloseReason, credentials: Credentials) -> Phase {
+    Phase::Awaiting(Box::new(Awaited { until: turn.now + turn.rules.log_in_within, otherwise, credentials }))
 }
 
 fn broken(turn: &mut Turn<'_>) {
@@ -238,6 +238,7 @@ mod tests {
 
     use super::super::Rules;
     use super::*;
+    use crate::state::timers::Millis;
 
     /// What a session wants done after an input at a moment.
     fn after(session: &mut Session, now: Millis, input: impl FnOnce(&mut Session, &mut Turn<'_>)) -> Vec<Action> {

@@ -1,0 +1,99 @@
+//! What one client, one address, and all clients together may use. Operators set each of these; what happens at the
+//! limit is a [`crate::state::metrics::CloseReason`] or an error that the client is told, and is counted.
+
+use super::timers::Millis;
+
+/// The limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of clients in all; None for as many as descriptors allow.
+    pub connections: Option<usize>,
+    /// Connections from one address (IPv6: one /64 network); None for any number.
+    pub per_address: Option<usize>,
+    /// About how many connections there may be that nobody has logged in on; beyond that the oldest make way.
+    pub newcomers: usize,
+    /// Time for the log-in to be begun, in milliseconds.
+    pub log_in_within: Millis,
+    /// Longest head of a request, in bytes.
+    pub head: usize,
+    /// Time for the head of the first request, TLS handshake included, and again for each body, in milliseconds.
+    pub request_within: Millis,
+    /// Longest body of a request, in bytes.
+    pub post: usize,
+    /// Longest message of a client, over all its frames, in bytes.
+    pub message: usize,
+    /// Messages (frames, packets) of a client per second, see [`Pace`].
+    pub pace: u64,
+    /// Databases that a client may subscribe to.
+    pub subscriptions: usize,
+    /// Longest name of a database, in bytes.
+    pub name: usize,
+    /// Requests of a client that are not answered yet.
+    pub requests: usize,
+    /// Log-ins that wait for their turn.
+    pub log_in_queue: usize,
+    /// How long a client may take nothing of what is written to it, in milliseconds.
+    pub slow: Millis,
+}
+
+impl Default for Limits {
+    /// What `--help` calls the defaults.
+    fn default() -> Self {
+        Self {
+            connections: None,
+            per_address: None,
+            newcomers: 20_000,
+            log_in_within: 10_000,
+            head: 16 * 1024,
+            request_within: 10_000,
+            post: 64 * 1024,
+            message: 64 * 1024,
+            pace: 100,
+            subscriptions: 10_000,
+            name: LONGEST_NAME,
+            requests: 256,
+            log_in_queue: 20_000,
+            slow: 60_000,
+        }
+    }
+}
+
+/// No name may be longer, in bytes, whatever is set; CouchDB's own end near 238.
+pub const LONGEST_NAME: usize = 256;
+
+/// For how many seconds a client may send messages all at once, when it sent none before: apps subscribe to what they
+/// have in a burst.
+const BURST: u64 = 20;
+
+/// How fast messages came (the generic cell rate algorithm, ITU-T I.371 annex A): when the next one would be due at an
+/// even pace, in thousandths of a millisecond.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace(u64);
+
+impl Pace {
+    /// Takes note of a message; whether it was in time for so many a second.
+    pub fn allows(&mut self, per_second: u64, now: Millis) -> bool {
+        let now = now * 1_000;
+        let due = self.0.max(now) + 1_000_000 / per_second;
+        let allowed = due <= now + BURST * 1_000_000;
+        if allowed {
+            self.0 = due;
+        }
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_and_then_an_even_pace() {
+        let mut pace = Pace::default();
+        let allowed = |pace: &mut Pace, now| (0..10_000).take_while(|_| pace.allows(100, now)).count();
+        assert_eq!(allowed(&mut pace, 5), 2_000);
+        assert_eq!(allowed(&mut pace, 5), 0);
+        assert_eq!(allowed(&mut pace, 1_005), 100);
+        assert_eq!(allowed(&mut pace, 60_000), 2_000, "what was not used is not saved beyond the burst");
+    }
+}

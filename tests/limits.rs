@@ -1,0 +1,381 @@
+//! What one client, one address and all of them together may use, each by its option: what happens at the limit, and that
+//! the others do not notice.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use couchdb_howler::demo::StandIn;
+use serde_json::json;
+
+use crate::support::client::{Client, Received, frame};
+use crate::support::howler::{BINARY, Howler};
+use crate::support::http::{Http, Poller, join, request};
+use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
+
+/// Beside one client that does what it likes, another is logged in and told of changes.
+fn assert_serves(howler: &Howler, couchdb: &StandIn) {
+    let mut client = Client::subscribed(howler.address(), &["served"]);
+    couchdb.update("served");
+    assert_eq!(client.next_change(SOON).as_deref(), Some("served"));
+}
+
+fn assert_closed(client: &mut Client, code: u16, reason: &str) {
+    let (_, close) = client.receive_close(SOON);
+    assert_eq!(close, Received::Close(code, reason.into()));
+}
+
+/// A WebSocket of a client that a proxy says is at an address.
+fn from(howler: &Howler, address: &str) -> Result<Client, String> {
+    Client::try_open(howler.address(), "/howler", &format!("X-Forwarded-For: {address}\r\n"))
+}
+
+/// Waits until a client gets in: a connection that is over is missed a little later.
+fn open_soon(open: impl Fn() -> Result<Client, String>) -> Client {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match open() {
+            Ok(client) => return client,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    }
+}
+
+#[test]
+fn connections_in_all() {
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--max_connections", "3"]);
+    let mut clients: Vec<_> = (0..3).map(|_| Client::subscribed(howler.address(), &["db"])).collect();
+    for _ in 0..5 {
+        let refused = Client::try_open(howler.address(), "/howler", "").err().expect("there is no place");
+        assert!(!refused.contains("HTTP") || refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    }
+    howler.assert_told("is turned away: too many connections", 1);
+    couchdb.update("db");
+    for client in &mut clients {
+        assert_eq!(client.next_change(SOON).as_deref(), Some("db"), "those who are in notice nothing");
+    }
+    clients.pop();
+    open_soon(|| Client::try_open(howler.address(), "/howler", ""));
+}
+
+#[test]
+fn who_does_not_log_in_makes_way_when_all_places_are_taken() {
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--max_connections", "4"]);
+    let mut user = Client::subscribed(howler.address(), &["db"]);
+    let mut half = Http::connect(howler.address());
+    half.send_raw("GET / HTTP/1.1\r\n");
+    let mut idle = Client::json(howler.address());
+    let mut other = Client::json(howler.address());
+    let mut first = Client::logged_in(howler.address());
+    assert!(half.receive(SOON).is_none_or(|answer| answer.status == 503), "the oldest goes first");
+    let mut second = Client::logged_in(howler.address());
+    assert_closed(&mut idle, 1013, "made way for others without a log-in");
+    assert_eq!(other.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}))["ok"], true);
+    assert!(Client::try_open(howler.address(), "/howler", "").is_err(), "nobody is left to make way");
+    couchdb.update("db");
+    assert_eq!(user.next_change(SOON).as_deref(), Some("db"));
+    for client in [&mut first, &mut second, &mut other] {
+        assert_eq!(client.ask(json!({"op": "heartbeat"}))["ok"], true);
+    }
+}
+
+#[test]
+fn connections_of_an_address() {
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--max_connections_per_address", "2"]);
+    let clients: Vec<_> = (0..2).map(|_| Client::logged_in(howler.address())).collect();
+    let refused = Client::try_open(howler.address(), "/howler", "").err().expect("there is no place");
+    assert!(!refused.contains("HTTP") || refused.starts_with("HTTP/1.1 429 "), "{refused}");
+    drop(clients);
+    open_soon(|| Client::try_open(howler.address(), "/howler", ""));
+}
+
+#[test]
+fn connections_of_an_address_behind_a_proxy() {
+    let couchdb = couchdb();
+    let options = ["--max_connections_per_address", "2", "--trusted_proxies", "127.0.0.1"];
+    let howler = Howler::start_with(&couchdb, &options);
+    let clients: Vec<_> = (0..2).map(|_| from(&howler, "10.0.0.1").expect("a place")).collect();
+    let refused = from(&howler, "10.0.0.1").err().expect("there is no place");
+    assert!(refused.starts_with("HTTP/1.1 429 ") && refused.contains("too many connections"), "{refused}");
+    assert!(refused.ends_with(".\n"), "{refused}");
+    let _others: Vec<_> = (2..9).map(|last| from(&howler, &format!("10.0.0.{last}")).expect("a place")).collect();
+    let _six = [from(&howler, "2001:db8::1").expect("a place"), from(&howler, "2001:db8::2").expect("a place")];
+    assert!(from(&howler, "2001:db8::3").is_err(), "one network of IPv6 is one client's");
+    // One connection of the proxy brings requests of many.
+    let mut shared = Http::connect(howler.address());
+    for last in 2..20 {
+        let fields = format!("X-Forwarded-For: 10.0.1.{last}\r\n");
+        assert_eq!(shared.ask("GET", "/", &fields, b"").status, 200);
+    }
+    drop(clients);
+    open_soon(|| from(&howler, "10.0.0.1"));
+}
+
+#[test]
+fn connections_without_a_log_in() {
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--max_newcomers", "4"]);
+    let mut user = Client::subscribed(howler.address(), &["db"]);
+    let mut newcomers: Vec<_> = (0..10).map(|_| Client::json(howler.address())).collect();
+    for early in &mut newcomers[..6] {
+        assert_closed(early, 1013, "made way for others without a log-in");
+    }
+    for late in &mut newcomers[6..] {
+        assert_eq!(late.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}))["ok"], true);
+    }
+    // Half heads and polling sessions count as well.
+    let mut half = Http::connect(howler.address());
+    half.send_raw("GET /howler HTTP/1.1\r\n");
+    let mut polling = Poller::open(howler.address(), 4, "");
+    let _more: Vec<_> = (0..10).map(|_| Client::json(howler.address())).collect();
+    let answer = half.receive(SOON).expect("it is told");
+    assert_eq!(answer.status, 503, "{answer:?}");
+    polling.start_poll();
+    let answer = polling.polls.receive(SOON);
+    assert!(answer.is_none_or(|answer| answer.status != 200), "its session is gone");
+    couchdb.update("db");
+    assert_eq!(user.next_change(SOON).as_deref(), Some("db"));
+}
+
+#[test]
+fn time_for_the_log_in() {
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--login_timeout", "1"]);
+    let begun = Instant::now();
+    let mut client = Client::json(howler.address());
+    assert_closed(&mut client, 4408, "no log-in in time");
+    assert!((Duration::from_millis(900)..Duration::from_secs(9)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    let mut fourth = Client::open(howler.address(), "/socket.io/?EIO=4&transport=websocket");
+    assert_closed(&mut fourth, 4408, "no log-in in time");
+    assert_serves(&howler, &couchdb);
+}
+
+#[test]
+fn heads_and_bodies() {
+    let couchdb = couchdb();
+    let options = ["--max_head", "1024", "--max_post", "2048", "--request_timeout", "1"];
+    let howler = Howler::start_with(&couchdb, &options);
+    let ask = |bytes: &str| {
+        let mut http = Http::connect(howler.address());
+        http.send_raw(bytes);
+        let answer = http.receive(SOON).expect("an answer");
+        assert!(http.ends(), "{answer:?}");
+        answer.status
+    };
+    let head = |length: usize| {
+        let start = "GET /nothing HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: ";
+        format!("{start}{}\r\n\r\n", "y".repeat(length - start.len() - 4))
+    };
+    assert_eq!((ask(&head(1024)), ask(&head(1025)), ask(&head(9000))), (404, 431, 431));
+    assert_eq!(ask(&head(9000)[..3000]), 431, "it is not waited for");
+    let begun = Instant::now();
+    assert_eq!(ask("GET /nothing HT"), 408);
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+
+    let open = Http::connect(howler.address()).get("/socket.io/?EIO=4&transport=polling");
+    assert!(open.text().contains("\"maxPayload\":2048"), "{open:?}");
+    let poller = Poller::logged_in(howler.address());
+    let post = |length: usize, sent: usize| {
+        let mut http = Http::connect(howler.address());
+        let bytes = request("POST", &poller.target(), "", &vec![b'x'; length]);
+        http.send_raw(&bytes[..bytes.len() - length + sent]);
+        http.receive(SOON).map(|answer| answer.status)
+    };
+    assert_eq!(post(2049, 0), Some(413), "its length says enough");
+    assert_eq!(post(2048, 100), None, "the rest does not come in time");
+    let mut chunked = Http::connect(howler.address());
+    let fields = "Transfer-Encoding: chunked\r\n";
+    chunked.send_raw(format!("POST {} HTTP/1.1\r\nHost: a\r\n{fields}\r\n900\r\n", poller.target()));
+    chunked.send_raw(vec![b'x'; 0x900]);
+    assert_eq!(chunked.answer().status, 413);
+    assert_serves(&howler, &couchdb);
+}
+
+#[test]
+fn messages() {
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--max_message", "2048"]);
+    let mut client = Client::logged_in(howler.address());
+    let padded = |length: usize| {
+        let start = "{\"op\":\"heartbeat\",\"id\":1,\"pad\":\"";
+        format!("{start}{}\"}}", "x".repeat(length - start.len() - 2))
+    };
+    client.send(&padded(2048));
+    assert_eq!(client.receive_json(SOON), Some(json!({"id": 1, "ok": true})));
+    client.send(&padded(2049));
+    assert_closed(&mut client, 1009, "message too big");
+    let mut parts = Client::logged_in(howler.address());
+    parts.send_raw(&frame(0x01, &[b'x'; 1500])).expect("the server reads");
+    parts.send_raw(&frame(0x80, &[b'x'; 1500])).expect("the server reads");
+    assert_closed(&mut parts, 1009, "message too big");
+    assert_serves(&howler, &couchdb);
+}
+
+#[test]
+fn messages_a_second() {
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--max_message_rate", "2"]);
+    let reason = "too many messages a second";
+    let mut burst = Client::logged_in(howler.address());
+    for _ in 0..35 {
+        assert_eq!(burst.ask(json!({"op": "heartbeat"}))["ok"], true, "a burst is no flood");
+    }
+    let flood = |opcode: u8, payload: &[u8]| {
+        let mut client = Client::logged_in(howler.address());
+        for _ in 0..60 {
+            if client.send_raw(&frame(opcode, payload)).is_err() {
+                break;
+            }
+        }
+        assert_closed(&mut client, 1008, reason);
+    };
+    flood(0x81, b"{\"op\":\"heartbeat\"}");
+    flood(0x89, b"ping");
+    flood(0x8a, b"pong");
+    let mut fragments = Client::logged_in(howler.address());
+    let _ = fragments.send_raw(&frame(0x01, b"x"));
+    for _ in 0..60 {
+        let _ = fragments.send_raw(&frame(0x00, b""));
+    }
+    assert_closed(&mut fragments, 1008, reason);
+    let mut poller = Poller::logged_in(howler.address());
+    poller.send(&["42[\"heartbeat\"]"; 20]);
+    assert!(poller.is_known());
+    let version = 3;
+    poller.post(join(&["42[\"heartbeat\"]"; 30], version));
+    assert!(!poller.is_known(), "its session is over");
+    assert_eq!(burst.ask(json!({"op": "heartbeat"}))["ok"], true);
+    assert_serves(&howler, &couchdb);
+}
+
+#[test]
+fn subscriptions_and_names() {
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--max_subscriptions", "3", "--max_name", "8"]);
+    let mut client = Client::logged_in(howler.address());
+    let subscribe = |client: &mut Client, names: &[&str]| client.ask(json!({"op": "subscribe", "dbs": names}));
+    assert_eq!(subscribe(&mut client, &["a", "b", "12345678"])["ok"], true);
+    let answer = subscribe(&mut client, &["a", "c"]);
+    assert_eq!(answer["error"], "LimitError", "{answer}");
+    assert_eq!(answer["message"], "a client may have 3 subscriptions and no more");
+    assert_eq!(subscribe(&mut client, &["a", "b"])["ok"], true, "what it has it may name again");
+    let answer = subscribe(&mut client, &["123456789"]);
+    assert_eq!(answer["message"], "a database name is longer than 8 bytes", "{answer}");
+    couchdb.update("b");
+    assert_eq!(client.next_change(SOON).as_deref(), Some("b"));
+    for _ in 0..14 {
+        assert_eq!(subscribe(&mut client, &["d"])["error"], "LimitError");
+    }
+    client.request(json!({"op": "subscribe", "dbs": ["d"]}));
+    assert_closed(&mut client, 1008, "too many subscriptions");
+    let mut socket_io = Client::socket_io_logged_in(howler.address());
+    socket_io.send("427[\"subscribe\",[\"a\",\"b\",\"c\",\"d\"]]");
+    let ack = socket_io.receive_text(SOON).expect("an answer");
+    assert!(ack.starts_with("437[") && ack.contains("LimitError"), "{ack}");
+    assert_serves(&howler, &couchdb);
+}
+
+#[test]
+fn unanswered_requests() {
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--max_requests", "3"]);
+    let mut client = Client::logged_in(howler.address());
+    couchdb.set_look_up_delay(Duration::from_secs(3));
+    for number in 0..4 {
+        client.request(json!({"op": "subscribe", "dbs": [format!("slow-{number}")]}));
+    }
+    assert_closed(&mut client, 1008, "too many requests at once");
+    couchdb.set_look_up_delay(Duration::ZERO);
+    couchdb.set_login_delay(Duration::from_secs(3));
+    let mut early = Client::json(howler.address());
+    early.request(json!({"op": "log-in", "username": USER, "password": PASSWORD}));
+    for _ in 0..4 {
+        early.request(json!({"op": "heartbeat"}));
+    }
+    assert_closed(&mut early, 1008, "too many messages before the log-in");
+    couchdb.set_login_delay(Duration::ZERO);
+    assert_serves(&howler, &couchdb);
+}
+
+#[test]
+fn log_ins_that_wait() {
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--login_queue", "2", "--login_concurrency", "1"]);
+    couchdb.set_login_delay(Duration::from_millis(700));
+    let mut clients: Vec<_> = (0..4).map(|_| Client::json(howler.address())).collect();
+    for client in &mut clients {
+        client.request(json!({"op": "log-in", "cookie": "AuthSession=bXl1c2VyOjVFOnh4eA"}));
+    }
+    // One is under way, two wait, and the last one is told at once.
+    assert!(couchdb.wait_for(SOON, |seen| seen.session_requests > 0), "CouchDB is asked");
+    let answers: Vec<_> = clients.iter_mut().map(|client| client.answer(1)).collect();
+    let (overloaded, others): (Vec<_>, Vec<_>) =
+        answers.iter().partition(|answer| answer["error"] == "ServiceUnavailableError");
+    assert_eq!((overloaded.len(), others.len()), (1, 3), "{answers:?}");
+    assert!(overloaded[0]["retry_after_ms"].as_u64().is_some_and(|wait| wait >= 5_000), "{overloaded:?}");
+    // Who leaves takes no place from others.
+    drop(clients);
+    couchdb.set_login_delay(Duration::ZERO);
+    assert_serves(&howler, &couchdb);
+}
+
+fn limited(descriptors: u32, couchdb: &StandIn, options: &[&str]) -> Howler {
+    let script = format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"");
+    let mut command = Command::new("bash");
+    command.args(["-c", &script, BINARY, "--couchdb_url", &couchdb.url()]).args(options);
+    Howler::launch_command(&mut command)
+}
+
+fn connect_many(address: SocketAddr, count: usize) -> Vec<std::net::TcpStream> {
+    (0..count).map(|_| std::net::TcpStream::connect(address).expect("the system accepts")).collect()
+}
+
+#[test]
+fn descriptors_are_told_and_never_run_out() {
+    let couchdb = couchdb();
+    let howler = limited(300, &couchdb, &["--max_connections", "5000"]);
+    howler.assert_told("--max_connections is 5000, but 300 descriptors (RLIMIT_NOFILE) are enough for 92 clients", 1);
+    let _idle = connect_many(howler.address(), 400);
+    assert_serves(&howler, &couchdb);
+    assert_eq!(howler.count_lines("No more clients can be accepted"), 0);
+    let roomy = limited(1000, &couchdb, &[]);
+    roomy.assert_told("1000 descriptors (RLIMIT_NOFILE) are enough for 792 clients", 1);
+}
+
+#[test]
+fn a_soft_limit_is_raised() {
+    let couchdb = couchdb();
+    let script = "ulimit -S -n 100; exec \"$0\" \"$@\"";
+    let mut command = Command::new("bash");
+    command.args(["-c", script, BINARY, "--couchdb_url", &couchdb.url()]);
+    let howler = Howler::launch_command(&mut command);
+    howler.wait_for_line("descriptors (RLIMIT_NOFILE) are enough for");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", howler.id())).expect("Linux says so");
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line");
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words[3], words[4], "soft and hard: {line}");
+}
+
+#[test]
+fn accepting_pauses_when_descriptors_run_out_all_the_same() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut user = Client::subscribed(howler.address(), &["db"]);
+    let set = |limit: usize| {
+        let id = howler.id().to_string();
+        let set = Command::new("prlimit").args(["--pid", &id, &format!("--nofile={limit}:")]).status();
+        assert!(set.expect("prlimit runs").success());
+    };
+    set(howler.descriptors());
+    let _waiting = std::net::TcpStream::connect(howler.address()).expect("the system accepts");
+    howler.wait_for_line("No more clients can be accepted for the moment");
+    couchdb.update("db");
+    assert_eq!(user.next_change(SOON).as_deref(), Some("db"), "those who are in notice nothing");
+    set(1_000);
+    assert_serves(&howler, &couchdb);
+    assert!(howler.count_lines("No more clients can be accepted") < 100, "it does not spin");
+    assert_eq!(user.next_event(A_MOMENT), None);
+}
