@@ -12,6 +12,11 @@ macro_rules! close_reasons {
             /// All reasons, in the order of their counters.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
+            /// The name of the reason, as it is declared.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)* }
+            }
+
             /// The reason in words: in logs, and in the close frame.
             pub fn text(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
@@ -90,44 +95,60 @@ close_reasons! {
     ShuttingDown => "shutting down", close_code::GOING_AWAY;
 }
 
-/// Counters since the start.
-#[derive(Debug, Default)]
-pub struct Metrics {
-    /// Connections accepted.
-    pub accepted: u64,
+macro_rules! counters {
+    ($($(#[doc = $help:literal])+ $name:ident => $exposed:literal;)*) => {
+        /// Counters since the start.
+        #[derive(Debug, Default)]
+        pub struct Metrics {
+            $($(#[doc = $help])+ pub $name: u64,)*
+            closes: [u64; CloseReason::ALL.len()],
+        }
+
+        impl Metrics {
+            /// Tells every counter but the closes: the name under which it is exposed, what it counts, and its value.
+            pub fn tell_counters(&self, mut tell: impl FnMut(&'static str, &'static str, u64)) {
+                $(tell($exposed, concat!($($help),+), self.$name);)*
+            }
+        }
+    };
+}
+
+// A counter is declared here and nowhere else: field, meaning, and the name under which it is exposed.
+counters! {
+    /// Connections of clients accepted.
+    accepted => "howler_connections_accepted_total";
     /// Times that accepting paused because descriptors ran out.
-    pub accept_pauses: u64,
+    accept_pauses => "howler_accept_pauses_total";
     /// Log-ins that CouchDB confirmed.
-    pub log_ins: u64,
+    log_ins => "howler_log_ins_total";
     /// Log-ins that failed, for whatever reason.
-    pub failed_log_ins: u64,
+    failed_log_ins => "howler_log_ins_failed_total";
     /// Log-ins that were not tried, after too many wrong passwords.
-    pub slowed_log_ins: u64,
+    slowed_log_ins => "howler_log_ins_slowed_total";
     /// Log-ins that were not tried because too many waited.
-    pub overloaded_log_ins: u64,
+    overloaded_log_ins => "howler_log_ins_overloaded_total";
     /// Requests to subscribe beyond what a client may have.
-    pub refused_subscriptions: u64,
+    refused_subscriptions => "howler_subscriptions_refused_total";
     /// Sessions that ended because the user was not logged in any more.
-    pub ended_sessions: u64,
+    ended_sessions => "howler_log_ins_ended_total";
     /// Subscriptions that ended because the user may not read the database any more.
-    pub revoked_subscriptions: u64,
+    revoked_subscriptions => "howler_subscriptions_revoked_total";
     /// Lines of the feed that told of a change.
-    pub changes: u64,
+    changes => "howler_changes_total";
     /// Lines of the feed that were too long or no JSON.
-    pub skipped_lines: u64,
+    skipped_lines => "howler_feed_lines_skipped_total";
     /// Times that the feed broke.
-    pub feed_breaks: u64,
-    /// Notifications handed to clients' connections.
-    pub notifications: u64,
+    feed_breaks => "howler_feed_breaks_total";
+    /// Notifications handed to the connections of clients.
+    notifications => "howler_notifications_total";
     /// Notifications that became one with an earlier one which the client had not been told yet.
-    pub merged_notifications: u64,
+    merged_notifications => "howler_notifications_merged_total";
     /// Requests for the positions of databases.
-    pub look_ups: u64,
-    /// Those that were not answered, or not with positions.
-    pub failed_look_ups: u64,
+    look_ups => "howler_look_ups_total";
+    /// Requests for positions that were not answered, or not with positions.
+    failed_look_ups => "howler_look_ups_failed_total";
     /// Times that all clients were told that changes may have been lost.
-    pub resyncs: u64,
-    closes: [u64; CloseReason::ALL.len()],
+    resyncs => "howler_resyncs_total";
 }
 
 impl Metrics {
@@ -154,5 +175,19 @@ mod tests {
             assert_eq!(metrics.closes(*reason), 1, "{reason:?}");
             assert!(reason.text().len() <= 123, "RFC 6455 section 5.5");
         }
+    }
+
+    #[test]
+    fn every_counter_has_a_name_of_its_own_and_a_meaning() {
+        let metrics = Metrics { log_ins: 7, ..Metrics::default() };
+        let mut names = Vec::new();
+        metrics.tell_counters(|name, help, value| {
+            assert!(name.starts_with("howler_") && name.ends_with("_total"), "{name}");
+            assert!(help.trim_end().ends_with('.') && !help.contains(['\n', '\\']), "{name}: {help}");
+            assert_eq!(value, if name == "howler_log_ins_total" { 7 } else { 0 }, "{name}");
+            assert!(!names.contains(&name), "{name}");
+            names.push(name);
+        });
+        assert!(names.len() > 10, "{names:?}");
     }
 }
