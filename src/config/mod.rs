@@ -33,7 +33,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 pub use help::help;
-pub use table::{OPTIONS, OptionRow, Takes};
+pub use table::{COMMANDS, CommandRow, OPTIONS, OptionRow, Takes};
 
 use crate::state::access;
 use crate::state::limits::Limits;

@@ -38,6 +38,18 @@ pub enum Takes {
     Text(&'static str, &'static str),
 }
 
+/// A command: a word in front of the options that has something else done than serving.
+#[derive(Debug)]
+pub struct CommandRow {
+    /// The word.
+    pub name: &'static str,
+    /// What it does.
+    pub help: &'static str,
+}
+
+/// Every command, in the order in which they are told of. Completions and the manual page are read off it, too.
+pub const COMMANDS: &[CommandRow] = &[];
+
 /// Every option, in the order of `--help`. A new one is a row here and a field of [`super::Config`].
 pub const OPTIONS: &[OptionRow] = &[
     text(

@@ -460,6 +460,9 @@ fn the_table_is_sound() {
         let needs_default = matches!(row.takes, Takes::Choice(_) | Takes::Number(..));
         assert_eq!(row.default.is_some(), needs_default, "{}", row.name);
     }
+    let words: Vec<_> = COMMANDS.iter().map(|command| command.name).collect();
+    assert!(words.iter().all(|word| word.bytes().all(|b| b.is_ascii_lowercase())), "{words:?}");
+    assert!(words.iter().enumerate().all(|(at, word)| !words[..at].contains(word)), "{words:?}");
 }
 
 #[test]
