@@ -79,6 +79,7 @@ pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals) -> io::Resu
         server.expire_timers(now);
         server.send_look_ups(now);
         server.flush_dirty(now);
+        server.see_off(now);
         server.reap_closed();
         if server.is_drained(now) {
             return Ok(());

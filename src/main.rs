@@ -175,6 +175,7 @@ fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Resu
         access: config.access,
         trusted_proxies: config.trusted_proxies.clone(),
         session_check: config.session_check_s * 1_000,
+        drain_within: config.drain_timeout_s * 1_000,
         site: Site::new(console(config, demo)),
         seed: u64::from_ne_bytes(seed),
     })

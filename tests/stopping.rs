@@ -1,9 +1,13 @@
 //! Signals, and the clients' last words.
 
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::support::client::{Client, Received};
 use crate::support::howler::Howler;
+use crate::support::http::{Http, Poller};
 use crate::support::{SOON, couchdb};
 
 #[test]
@@ -40,4 +44,81 @@ fn a_second_signal_ends_at_once() {
     howler.signal("TERM");
     assert_eq!(howler.wait().code(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+/// So many clients that the last of them has two seconds to go when the first is closed.
+const MANY: usize = 400;
+
+fn crowd(howler: &Howler) -> Vec<Client> {
+    (0..MANY).map(|_| Client::subscribed(howler.address(), &["db"])).collect()
+}
+
+#[test]
+fn many_are_seen_off_one_after_the_other_and_told_of_changes_meanwhile() {
+    let couchdb = couchdb();
+    let mut howler = Howler::start(&couchdb);
+    let mut clients = crowd(&howler);
+    howler.signal("TERM");
+    howler.wait_for_line("Stopping");
+    couchdb.update("db");
+    let mut closed = Vec::new();
+    let mut waits = Vec::new();
+    for client in &mut clients {
+        let (texts, close) = client.receive_close(SOON);
+        closed.push(Instant::now());
+        assert_eq!(close, Received::Close(1001, "shutting down".into()));
+        let goodbye: Value = serde_json::from_str(texts.last().expect("a goodbye")).unwrap();
+        assert_eq!(goodbye["event"], "goodbye", "{texts:?}");
+        waits.push(goodbye["retry_after_ms"].as_u64().unwrap());
+        if closed.len() == MANY {
+            assert!(texts[0].contains("\"change\""), "the last is told of the change: {texts:?}");
+        }
+    }
+    let took = closed[MANY - 1] - closed[0];
+    assert!(took > Duration::from_millis(1_000) && took < Duration::from_secs(9), "{took:?}");
+    let early = closed.iter().filter(|at| **at - closed[0] < took / 2).count();
+    assert!((MANY / 5..MANY * 4 / 5).contains(&early), "{early} of {MANY} in the first half of the time");
+    let (least, most) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
+    assert!(*least >= 1_000 && *most < 3_000 && most - least > 500, "{least} to {most}");
+    drop(clients);
+    assert_eq!(howler.wait().code(), Some(0));
+}
+
+#[test]
+fn who_polls_goes_on_until_its_turn_and_nobody_new_is_let_in() {
+    let couchdb = couchdb();
+    let mut howler = Howler::start(&couchdb);
+    let crowd = crowd(&howler);
+    let mut poller = Poller::subscribed(howler.address(), &["db"]);
+    poller.start_poll();
+    let (mut newcomer, mut reader) = (Http::connect(howler.address()), Http::connect(howler.address()));
+    assert_eq!((newcomer.get("/howler.js").status, reader.get("/howler.js").status), (200, 200));
+    howler.signal("TERM");
+    howler.wait_for_line("Stopping");
+    assert!(TcpStream::connect(howler.address()).is_err(), "nobody is accepted any more");
+    let refused = newcomer.get("/socket.io/?EIO=4&transport=polling");
+    assert_eq!((refused.status, refused.field("Retry-After")), (503, Some("1")), "{refused:?}");
+    let file = reader.get("/howler.js");
+    assert_eq!((file.status, file.field("Connection")), (200, Some("close")));
+    couchdb.update("db");
+    assert_eq!(poller.finish_poll(), [r#"42["change","db"]"#]);
+    // On the connection that it has.
+    assert_eq!(poller.poll(), ["1"]);
+    drop(crowd);
+    assert_eq!(howler.wait().code(), Some(0));
+}
+
+#[test]
+fn nobody_is_waited_for_longer_than_asked() {
+    for (timeout, within) in [("0", 2), ("1", 3)] {
+        let couchdb = couchdb();
+        let mut howler = Howler::start_with(&couchdb, &["--drain_timeout", timeout]);
+        // None of them reads or closes anything.
+        let silent = crowd(&howler);
+        let began = Instant::now();
+        howler.signal("TERM");
+        assert_eq!(howler.wait().code(), Some(0));
+        assert!(began.elapsed() < Duration::from_secs(within), "{timeout}: {:?}", began.elapsed());
+        drop(silent);
+    }
 }

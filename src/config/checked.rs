@@ -49,6 +49,7 @@ impl Typed {
             },
             session_check_s: self.number("session_check")?,
             trusted_proxies: self.trusted_proxies()?,
+            drain_timeout_s: self.number("drain_timeout")?,
             demo,
         })
     }

@@ -89,6 +89,8 @@ pub struct Config {
     pub session_check_s: u64,
     /// Whose word counts about where a client is.
     pub trusted_proxies: TrustedProxies,
+    /// The longest time to see the clients off when stopping.
+    pub drain_timeout_s: u64,
     /// Whether to run beside a built-in stand-in for CouchDB.
     pub demo: bool,
 }

@@ -122,6 +122,7 @@ pub const OPTIONS: &[OptionRow] = &[
         .short('l')
         .bare_variable()
         .heading("Operation"),
+    number("drain_timeout", "SECONDS", 0..=600, "10", "Longest time to see the clients off when stopping"),
     switch("demo", "Run beside a built-in stand-in for CouchDB, for a first look"),
     switch("help", "Print this text").short('h').bare_variable(),
     switch("version", "Print the version").short('v').bare_variable(),

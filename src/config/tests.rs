@@ -84,6 +84,7 @@ fn defaults() {
         access: access::Policy::Open,
         session_check_s: 300,
         trusted_proxies: TrustedProxies::default(),
+        drain_timeout_s: 10,
         demo: false,
     };
     assert_eq!(with_url("").config(), expected);
@@ -129,6 +130,7 @@ fn every_option_by_flag_and_by_variable() {
         access: access::Policy::Members,
         session_check_s: 7,
         trusted_proxies: TrustedProxies::parse("10.0.0.0/8,::1").unwrap(),
+        drain_timeout_s: 45,
         demo: false,
     };
     let flags = "--host ::1 --port=0 --tls_cert /etc/chain.pem --tls-key=/etc/a@b/key.pem --tls_port 0 -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
@@ -136,7 +138,8 @@ fn every_option_by_flag_and_by_variable() {
                  --no-console --ping_interval 300 --ping-timeout=200 --login_concurrency 16 --resync always --slow_timeout 5 \
                  --max_connections 101 --max-connections-per-address 102 --max_newcomers 103 --login_timeout 4 --max_head 1024 --request_timeout 6 \
                  --max_post 1025 --max_message 1026 --max_message_rate 7 --max_subscriptions 108 --max_name 109 --max_requests 110 --login_queue 111 \
-                 --catch-up-sessions 300 --access members --session-check 7 --trusted-proxies 10.0.0.0/8,::1";
+                 --catch-up-sessions 300 --access members --session-check 7 --trusted-proxies 10.0.0.0/8,::1 \
+                 --drain-timeout 45";
     assert_eq!(with_url(flags).config(), expected);
     let variables = args("")
         .env("HOWLER_COUCHDB_URL", URL)
@@ -173,6 +176,7 @@ fn every_option_by_flag_and_by_variable() {
         .env("HOWLER_ACCESS", "members")
         .env("HOWLER_SESSION_CHECK", "7")
         .env("HOWLER_TRUSTED_PROXIES", "10.0.0.0/8,::1")
+        .env("HOWLER_DRAIN_TIMEOUT", "45")
         .env("HOWLER_FEED_HEARTBEAT", "100");
     assert_eq!(variables.config(), expected);
     assert!(args("").env("HOWLER_DEMO", "1").config().demo);

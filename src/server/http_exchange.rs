@@ -135,7 +135,9 @@ impl Server {
     }
 
     fn keeps(&self, exchange: &Exchange) -> bool {
-        exchange.keep_alive && self.drain_until.is_none()
+        // While stopping, those alone that serve a session until its turn comes: it could make no other.
+        let serves = || exchange.sid.is_some_and(|sid| self.find_session(sid).is_some());
+        exchange.keep_alive && (!self.is_draining() || serves())
     }
 
     /// The answer is queued: it leaves, and the connection awaits the next request or is closed.

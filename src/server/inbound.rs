@@ -294,7 +294,12 @@ impl Server {
         if !routes::is_welcome(request, &self.origins, &site) {
             return self.respond_answer(key, &exchange, &routes::ORIGIN_REFUSED, now);
         }
-        match routes::route(request, &site) {
+        let route = routes::route(request, &site);
+        if self.is_draining() && route.opens_session() {
+            exchange.keep_alive = false;
+            return self.respond_answer(key, &exchange, &routes::STOPPING, now);
+        }
+        match route {
             Route::Howler { key: websocket_key, protocol } => {
                 self.upgrade(key, websocket_key, protocol);
                 self.open_json(key, now);

@@ -14,10 +14,12 @@
 //! | `positions.rs` | subscribing, look-ups of positions, resync |
 //! | `outbound.rs` | connections to CouchDB: the feed, the log-ins |
 //! | `flush.rs` | what is written, and when |
+//! | `farewell.rs` | the end: seeing the clients off |
 
 mod access;
 mod arrivals;
 mod doors;
+mod farewell;
 mod flush;
 mod http_exchange;
 mod inbound;
@@ -41,6 +43,7 @@ use crate::state::access::{Access, MAX_QUESTIONS, Policy as AccessPolicy};
 use crate::state::addresses::Addresses;
 use crate::state::catch_up::CatchUp;
 use crate::state::dialer::{DialAction, Dialer};
+use crate::state::drain::Drain;
 use crate::state::feed::{Feed, FeedAction, FeedSettings};
 use crate::state::jitter::Jitter;
 use crate::state::limits::Limits;
@@ -78,8 +81,6 @@ pub const TLS_LISTENER: Token = Token(usize::MAX - 4);
 const READ_BUFFER: usize = 64 * 1024;
 /// Time for a peer to take the last bytes and to close, in milliseconds.
 const LINGER: Millis = 3_000;
-/// Time in which all clients are seen off when the server stops, in milliseconds.
-const DRAIN_WITHIN: Millis = 4_000;
 /// Connections to CouchDB on which it is asked who may read what, and whether users are still logged in.
 const CHECKS: usize = MAX_QUESTIONS;
 /// Connections to CouchDB for look-ups: one for each batch, and one for the epoch.
@@ -109,6 +110,8 @@ pub struct Settings {
     pub limits: Limits,
     /// How long it is remembered what broken sessions of Socket.IO were told of, in milliseconds; 0 for not at all.
     pub catch_up_for: Millis,
+    /// The longest time to see the clients off when stopping, in milliseconds.
+    pub drain_within: Millis,
     /// The files that browsers are given.
     pub site: Site,
     /// Who may subscribe to what.
@@ -180,8 +183,9 @@ pub struct Server {
     unfinished: Vec<Key>,
     /// Connections that are over; their slots are freed at the end of the turn.
     closed: Vec<Key>,
-    /// While stopping, when to stop waiting for clients.
-    drain_until: Option<Millis>,
+    drain_within: Millis,
+    /// While stopping, the clients that are still to be seen off.
+    drain: Option<Drain>,
 }
 
 /// The connections to CouchDB.
@@ -382,7 +386,8 @@ impl Server {
             frames: flush::Frames::default(),
             unfinished: Vec::new(),
             closed: Vec::new(),
-            drain_until: None,
+            drain_within: settings.drain_within,
+            drain: None,
         })
     }
 
@@ -401,7 +406,7 @@ impl Server {
             self.timers.poll_timeout(),
             self.epoch_retry,
             self.accept_from,
-            self.drain_until,
+            self.drain.as_ref().map(Drain::poll_timeout),
         ];
         due.into_iter().flatten().min()
     }
@@ -458,34 +463,6 @@ impl Server {
                 let _ = self.registry.deregister(peer.connection.stream().socket());
             }
         }
-    }
-
-    /// Starts to stop: accepts nobody, and sees every client off.
-    pub fn shut_down(&mut self, now: Millis) {
-        if self.drain_until.is_some() {
-            return;
-        }
-        log::info!("Stopping: {} clients are told.", self.sessions.len());
-        self.drain_until = Some(now + DRAIN_WITHIN);
-        self.doors.close();
-        self.accept_pending = false;
-        self.accept_from = None;
-        for key in self.sessions.keys().collect::<Vec<_>>() {
-            self.say_goodbye(key, now);
-        }
-        for key in self.peers.keys().collect::<Vec<_>>() {
-            let Some(peer) = self.peers.get(key) else { continue };
-            if matches!(peer.protocol, Protocol::Handshake | Protocol::Http(_) | Protocol::Probing(..)) {
-                self.metrics.count_close(CloseReason::ShuttingDown);
-                self.linger(key, now);
-            }
-        }
-    }
-
-    /// Whether stopping is over: every client is gone, or had its time.
-    pub fn is_drained(&self, now: Millis) -> bool {
-        let clients = || self.peers.keys().any(|key| !self.is_upstream(key));
-        self.drain_until.is_some_and(|until| until <= now || !clients())
     }
 
     /// What was counted.

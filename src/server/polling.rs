@@ -57,7 +57,7 @@ pub(super) fn sid_of(key: Key, tag: [u8; TAG]) -> Sid {
 
 impl Server {
     /// The session of an id.
-    fn find_session(&self, sid: Sid) -> Option<Key> {
+    pub(super) fn find_session(&self, sid: Sid) -> Option<Key> {
         let number = |from: usize| u32::from_be_bytes(sid.0[from..from + 4].try_into().expect("four bytes"));
         let key = Key { index: number(0), generation: number(4) };
         // The sessions of the other dialect have no id, and nothing random in what would be theirs.
@@ -177,11 +177,13 @@ impl Server {
         }
         payload::write_packet(&mut out, b"1", version);
         if let Some(connection) = parked {
-            let close_is_final = matches!(
-                self.peers.get(connection),
-                Some(Peer { protocol: Protocol::Http(Http::Parked(parked)), .. }) if parked.exchange.close_is_final
-            );
-            if reason == CloseReason::ShuttingDown && close_is_final {
+            let stopping = reason == CloseReason::ShuttingDown;
+            let mut close_is_final = false;
+            if let Some(Peer { protocol: Protocol::Http(Http::Parked(parked)), .. }) = self.peers.get_mut(connection) {
+                close_is_final = parked.exchange.close_is_final;
+                parked.exchange.keep_alive &= !stopping;
+            }
+            if stopping && close_is_final {
                 self.answer_parked(connection, 503, b"The server stops.\n", now);
             } else {
                 self.answer_parked(connection, 200, &out, now);

@@ -9,15 +9,13 @@ use super::{Purpose, Queue, Server, Timer};
 use crate::state::log_in_limits::{Admission, Outcome};
 use crate::state::metrics::CloseReason;
 use crate::state::pool::Answer;
-use crate::state::session::{Action, Dialect, Opening, Session, TAG, Transport, Turn, messages};
+use crate::state::session::{Action, Opening, Session, TAG, Transport, Turn, messages};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{self, Credentials, Identity, LogInError};
 use crate::wire::engine_io::{SID_LENGTH, Sid, Version};
-use crate::wire::{howler_v1, websocket};
+use crate::wire::websocket;
 
-/// `goodbye` asks clients to come back after this long, in milliseconds, and up to as long again.
-const RETRY_AFTER: u64 = 1_000;
 /// A log-in that too many others are before is to be tried again after this long, in milliseconds, and up to as long again.
 const LOG_IN_AFTER: Millis = 5_000;
 
@@ -301,15 +299,5 @@ impl Server {
         self.access.cancel(key);
         self.positions.cancel(key, &mut self.subscriptions);
         self.subscriptions.remove_session(key.index);
-    }
-
-    /// The server stops: the client is told, and when to come back.
-    pub(super) fn say_goodbye(&mut self, key: Key, now: Millis) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        if session.dialect() == Dialect::Json {
-            let retry_after = RETRY_AFTER + self.jitter.below(RETRY_AFTER);
-            session.outgoing.push(|out| howler_v1::write_goodbye(out, retry_after));
-        }
-        self.close_session(key, CloseReason::ShuttingDown, now);
     }
 }

@@ -2,6 +2,7 @@
 //! CouchDB does not get all of them at once.
 
 use crate::state::jitter::Jitter;
+use crate::state::pace::Pace;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 
@@ -20,8 +21,6 @@ pub enum Policy {
 const SPREAD: Millis = 5_000;
 /// Few clients are told faster: so many milliseconds for each.
 const EACH: Millis = 5;
-/// Clients are told in steps of this, in milliseconds.
-const STEP: Millis = 20;
 
 /// The clients that are still to be told.
 #[derive(Debug)]
@@ -32,8 +31,7 @@ pub struct Wave {
     pub other_epoch: bool,
     order: Vec<Key>,
     told: usize,
-    started: Millis,
-    spread: Millis,
+    pace: Pace,
 }
 
 impl Wave {
@@ -43,25 +41,19 @@ impl Wave {
             let other = usize::try_from(jitter.below(last as u64 + 1)).expect("below a usize");
             sessions.swap(last, other);
         }
-        let spread = SPREAD.min(sessions.len() as Millis * EACH).max(1);
-        Self { reason, other_epoch: false, order: sessions, told: 0, started: now, spread }
+        let pace = Pace::new(sessions.len(), SPREAD.min(sessions.len() as Millis * EACH), now);
+        Self { reason, other_epoch: false, order: sessions, told: 0, pace }
     }
 
     /// When the next are due; None when all were told.
     pub fn poll_timeout(&self) -> Option<Millis> {
-        if self.told == self.order.len() {
-            return None;
-        }
-        let due = ((self.told as Millis + 1) * self.spread).div_ceil(self.order.len() as Millis);
-        Some(self.started + due.next_multiple_of(STEP))
+        self.pace.poll_timeout()
     }
 
     /// The sessions whose turn it is.
     pub fn next(&mut self, now: Millis) -> &[Key] {
-        let passed = now.saturating_sub(self.started).min(self.spread);
-        let due = usize::try_from(self.order.len() as u64 * passed / self.spread).expect("no more than there are");
         let from = self.told;
-        self.told = due.max(from);
+        self.told += self.pace.take_due(now);
         &self.order[from..self.told]
     }
 }
@@ -69,6 +61,7 @@ impl Wave {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::pace::STEP;
 
     fn keys(count: u32) -> Vec<Key> {
         (0..count).map(|index| Key { index, generation: 0 }).collect()

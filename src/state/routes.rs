@@ -33,6 +33,13 @@ pub enum Route<'a> {
     Answer(Answer),
 }
 
+impl Route<'_> {
+    /// Whether there is a session more with it.
+    pub fn opens_session(&self) -> bool {
+        matches!(self, Self::Howler { .. } | Self::OpenWebSocket(..) | Self::OpenPolling(..))
+    }
+}
+
 /// How packets stand in a post.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PostFormat {
@@ -84,6 +91,9 @@ const fn text(status: u16, body: &'static str) -> Answer {
 
 /// The answer to an origin that is not allowed.
 pub const ORIGIN_REFUSED: Answer = text(403, "Pages of this origin may not connect (see --origins).\n");
+/// The answer to who would open a session while the server stops.
+pub const STOPPING: Answer =
+    Answer { field: Some(("Retry-After", "1")), ..text(503, "The server stops: connect again, to another.\n") };
 const NOT_FOUND: Answer = text(404, "There is nothing here. Clients connect to /howler (WebSocket) or /socket.io/.\n");
 const METHOD: Answer =
     Answer { field: Some(("Allow", "GET")), ..text(405, "Only GET is answered here, as a WebSocket handshake.\n") };

@@ -1,0 +1,79 @@
+//! Doing something for each of many, evenly over a time: how many are due, and when the next are.
+
+use crate::state::timers::Millis;
+
+/// Things are done in steps of this, in milliseconds.
+pub const STEP: Millis = 20;
+
+/// The pace.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    count: usize,
+    done: usize,
+    started: Millis,
+    spread: Millis,
+}
+
+impl Pace {
+    /// So many things, evenly over so long; with no time for it they are all due at once.
+    pub fn new(count: usize, spread: Millis, now: Millis) -> Self {
+        Self { count, done: 0, started: now, spread }
+    }
+
+    /// When the next are due; None when none is left.
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        if self.done == self.count {
+            return None;
+        }
+        let due = ((self.done as Millis + 1) * self.spread).div_ceil(self.count as Millis);
+        Some(self.started + due.next_multiple_of(STEP))
+    }
+
+    /// How many are due now.
+    pub fn take_due(&mut self, now: Millis) -> usize {
+        let passed = now.saturating_sub(self.started);
+        let due = if passed >= self.spread {
+            self.count
+        } else {
+            usize::try_from(self.count as u64 * passed / self.spread).expect("no more than there are")
+        };
+        let more = due.saturating_sub(self.done);
+        self.done += more;
+        more
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_are_done_once_and_evenly() {
+        for (count, spread) in [(1, 1), (7, 35), (1_000, 5_000), (30_000, 5_000), (3, 600_000)] {
+            let mut pace = Pace::new(count, spread, 500);
+            let (mut done, mut most) = (0, 0);
+            while let Some(at) = pace.poll_timeout() {
+                let due = pace.take_due(at);
+                assert!(due > 0 && at <= 500 + spread + STEP, "{due} at {at}");
+                most = most.max(due);
+                done += due;
+            }
+            assert_eq!(done, count);
+            assert!(most <= 4 + count / 100, "{most} of {count} at once");
+        }
+    }
+
+    #[test]
+    fn with_no_time_all_are_due_at_once() {
+        let mut pace = Pace::new(10_000, 0, 3);
+        assert!(pace.poll_timeout().unwrap() <= 3 + STEP);
+        assert_eq!((pace.take_due(3), pace.take_due(4), pace.poll_timeout()), (10_000, 0, None));
+        assert_eq!(Pace::new(0, 5_000, 3).poll_timeout(), None);
+    }
+
+    #[test]
+    fn who_comes_late_catches_up() {
+        let mut pace = Pace::new(10, 100, 0);
+        assert_eq!((pace.take_due(51), pace.take_due(40), pace.take_due(1_000)), (5, 0, 5));
+    }
+}
