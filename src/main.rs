@@ -163,7 +163,7 @@ fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Resu
             ping_interval: config.ping_interval_ms,
             ping_timeout: config.ping_timeout_ms,
             log_in_within: config.limits.log_in_within,
-            pace: config.limits.pace,
+            messages_per_second: config.limits.messages_per_second,
             requests: config.limits.requests,
             max_payload: config.limits.post,
         },

@@ -66,7 +66,7 @@ impl Typed {
             request_within: milliseconds("request_timeout")?,
             post: self.count("max_post")?,
             message: self.count("max_message")?,
-            pace: self.number("max_message_rate")?,
+            messages_per_second: self.number("max_message_rate")?,
             subscriptions: self.count("max_subscriptions")?,
             name: self.count("max_name")?,
             requests: self.count("max_requests")?,

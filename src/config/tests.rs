@@ -119,7 +119,7 @@ fn every_option_by_flag_and_by_variable() {
             request_within: 6_000,
             post: 1_025,
             message: 1_026,
-            pace: 7,
+            messages_per_second: 7,
             subscriptions: 108,
             name: 109,
             requests: 110,

@@ -22,8 +22,8 @@ pub struct Limits {
     pub post: usize,
     /// Longest message of a client, over all its frames, in bytes.
     pub message: usize,
-    /// Messages (frames, packets) of a client per second, see [`Pace`].
-    pub pace: u64,
+    /// Messages (frames, packets) of a client per second, see [`Throttle`].
+    pub messages_per_second: u64,
     /// Databases that a client may subscribe to.
     pub subscriptions: usize,
     /// Longest name of a database, in bytes.
@@ -48,7 +48,7 @@ impl Default for Limits {
             request_within: 10_000,
             post: 64 * 1024,
             message: 64 * 1024,
-            pace: 100,
+            messages_per_second: 100,
             subscriptions: 10_000,
             name: LONGEST_NAME,
             requests: 256,
@@ -68,9 +68,9 @@ const BURST: u64 = 20;
 /// How fast messages came (the generic cell rate algorithm, ITU-T I.371 annex A): when the next one would be due at an
 /// even pace, in thousandths of a millisecond.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Pace(u64);
+pub struct Throttle(u64);
 
-impl Pace {
+impl Throttle {
     /// Takes note of a message; whether it was in time for so many a second.
     pub fn allows(&mut self, per_second: u64, now: Millis) -> bool {
         let now = now * 1_000;
@@ -89,11 +89,11 @@ mod tests {
 
     #[test]
     fn a_burst_and_then_an_even_pace() {
-        let mut pace = Pace::default();
-        let allowed = |pace: &mut Pace, now| (0..10_000).take_while(|_| pace.allows(100, now)).count();
-        assert_eq!(allowed(&mut pace, 5), 2_000);
-        assert_eq!(allowed(&mut pace, 5), 0);
-        assert_eq!(allowed(&mut pace, 1_005), 100);
-        assert_eq!(allowed(&mut pace, 60_000), 2_000, "what was not used is not saved beyond the burst");
+        let mut throttle = Throttle::default();
+        let allowed = |throttle: &mut Throttle, now| (0..10_000).take_while(|_| throttle.allows(100, now)).count();
+        assert_eq!(allowed(&mut throttle, 5), 2_000);
+        assert_eq!(allowed(&mut throttle, 5), 0);
+        assert_eq!(allowed(&mut throttle, 1_005), 100);
+        assert_eq!(allowed(&mut throttle, 60_000), 2_000, "what was not used is not saved beyond the burst");
     }
 }

@@ -26,7 +26,7 @@ pub use socket_io::Opening;
 
 use std::net::IpAddr;
 
-use crate::state::limits::{Limits, Pace};
+use crate::state::limits::{Limits, Throttle};
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
 use crate::state::timers::{Alarm, Millis};
@@ -56,7 +56,7 @@ pub struct Rules {
     /// transport, which is the client's to close.
     pub log_in_within: Millis,
     /// Messages of a client per second.
-    pub pace: u64,
+    pub messages_per_second: u64,
     /// Requests that are not answered yet.
     pub requests: usize,
     /// Longest body of a POST, in bytes.
@@ -65,8 +65,8 @@ pub struct Rules {
 
 impl Default for Rules {
     fn default() -> Self {
-        let Limits { log_in_within, pace, requests, post: max_payload, .. } = Limits::default();
-        Self { ping_interval: 25_000, ping_timeout: None, log_in_within, pace, requests, max_payload }
+        let Limits { log_in_within, messages_per_second, requests, post: max_payload, .. } = Limits::default();
+        Self { ping_interval: 25_000, ping_timeout: None, log_in_within, messages_per_second, requests, max_payload }
     }
 }
 
@@ -184,7 +184,7 @@ pub struct Session {
     held: Option<Box<Held>>,
     /// When the client was last heard of.
     heard: Millis,
-    pace: Pace,
+    throttle: Throttle,
     /// Socket.IO: the moment from which the next spaced packet may leave; None while the packet
     /// before it has not left.
     clear_from: Option<Millis>,
@@ -277,7 +277,7 @@ impl Session {
             user: None,
             held: None,
             heard: now,
-            pace: Pace::default(),
+            throttle: Throttle::default(),
             clear_from: None,
             unconfirmed: false,
             pinged: false,
@@ -326,7 +326,7 @@ impl Session {
 
     /// Takes note of a message, or of what is as good as one; whether the client sends no more than it may.
     pub fn allows_message(&mut self, rules: &Rules, now: Millis) -> bool {
-        self.pace.allows(rules.pace, now)
+        self.throttle.allows(rules.messages_per_second, now)
     }
 
     /// Whether nobody has logged in nor tries to: it may have to make way for others.
