@@ -75,7 +75,7 @@ fn many_are_seen_off_one_after_the_other_and_told_of_changes_meanwhile() {
         }
     }
     let took = closed[MANY - 1] - closed[0];
-    assert!(took > Duration::from_millis(1_000) && took < Duration::from_secs(9), "{took:?}");
+    assert!(took > Duration::from_secs(1) && took < Duration::from_secs(9), "{took:?}");
     let early = closed.iter().filter(|at| **at - closed[0] < took / 2).count();
     assert!((MANY / 5..MANY * 4 / 5).contains(&early), "{early} of {MANY} in the first half of the time");
     let (least, most) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
