@@ -1,7 +1,7 @@
 //! The turn of the loop, and the only place that reads the clock.
 
 use std::io::{self, Read as _};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mio::net::UnixStream;
 use mio::{Events, Interest, Poll};
@@ -38,6 +38,13 @@ impl Clock {
         let elapsed = Instant::now().duration_since(self.start).as_millis();
         Millis::try_from(elapsed).unwrap_or(Millis::MAX)
     }
+}
+
+/// Seconds since 1970, for telling when the process started.
+#[allow(clippy::disallowed_methods, reason = "the one place that reads the clock")]
+pub fn unix_seconds() -> u64 {
+    // A clock before 1970 is wrong anyway.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Runs the server until it was told to stop, once or twice: the first signal sees the clients off, the second

@@ -57,6 +57,9 @@ fn run(config: &Config) -> Result<(), String> {
         .init()
         .map_err(|error| format!("the log cannot be started: {error}"))?;
     let (doors, addresses) = open_doors(config)?;
+    let admin = config.admin_port.map(|port| bind(config, port)).transpose()?;
+    let (admin_address, admin) = admin.unzip();
+    let doors = doors.with_admin(admin);
     let demo = if config.demo {
         Some(demo::start_demo().map_err(|error| format!("the stand-in CouchDB cannot be started: {error}"))?)
     } else {
@@ -75,7 +78,8 @@ fn run(config: &Config) -> Result<(), String> {
     let server = Server::new(settings, doors, registry).map_err(|error| format!("cannot start: {error}"))?;
     let listens = addresses.iter().map(|(address, scheme)| format!("{address} ({scheme})")).collect::<Vec<_>>();
     let listens = listens.join(" and ");
-    log::info!("couchdb-howler {} listens on {listens}; CouchDB is at {couchdb}.", config::version());
+    let admin = admin_address.map_or_else(String::new, |at| format!("; health and metrics are on {at}"));
+    log::info!("couchdb-howler {} listens on {listens}{admin}; CouchDB is at {couchdb}.", config::version());
     log::info!("{room}");
     if let (Some(demo), [(address, scheme), ..]) = (&demo, &*addresses) {
         print(&invitation(demo, *address, scheme, !config.no_console));
@@ -116,22 +120,23 @@ type Place = (SocketAddr, &'static str);
 /// The ports that are asked for, and their places, the plain one first.
 fn open_doors(config: &Config) -> Result<(Doors, Vec<Place>), String> {
     let identity = config.tls.as_ref().map(|files| Identity::load(&files.certificate, &files.key)).transpose()?;
-    let bind = |port| {
-        let bound = Listener::bind(config.host, port).and_then(|listener| Ok((listener.address()?, listener)));
-        bound.map_err(|error| {
-            let host = config.host.map_or_else(|| "all addresses".to_owned(), |host| host.to_string());
-            format!("cannot listen on port {port} of {host}: {error}")
-        })
-    };
-    let (address, listener) = bind(config.port)?;
+    let (address, listener) = bind(config, config.port)?;
     Ok(match (identity, config.tls_port) {
         (None, _) => (Doors::new(Some(listener), None), vec![(address, "http")]),
         (Some(identity), None) => (Doors::new(None, Some((listener, identity))), vec![(address, "https")]),
         (Some(identity), Some(port)) => {
-            let (tls_address, tls_listener) = bind(port)?;
+            let (tls_address, tls_listener) = bind(config, port)?;
             let doors = Doors::new(Some(listener), Some((tls_listener, identity)));
             (doors, vec![(address, "http"), (tls_address, "https")])
         }
+    })
+}
+
+fn bind(config: &Config, port: u16) -> Result<(SocketAddr, Listener), String> {
+    let bound = Listener::bind(config.host, port).and_then(|listener| Ok((listener.address()?, listener)));
+    bound.map_err(|error| {
+        let host = config.host.map_or_else(|| "all addresses".to_owned(), |host| host.to_string());
+        format!("cannot listen on port {port} of {host}: {error}")
     })
 }
 
@@ -177,6 +182,7 @@ fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Resu
         session_check: config.session_check_s * 1_000,
         drain_within: config.drain_timeout_s * 1_000,
         site: Site::new(console(config, demo)),
+        started: event_loop::unix_seconds(),
         seed: u64::from_ne_bytes(seed),
     })
 }

@@ -19,7 +19,7 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("rustls::", &["net", "server"]),
     ("std::env", &["main"]),
     ("Instant::now", &["event_loop", "demo"]),
-    ("SystemTime::now", &["demo"]),
+    ("SystemTime::now", &["event_loop", "demo"]),
     ("std::net::Tcp", &["demo"]),
 ];
 

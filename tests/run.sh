@@ -32,6 +32,7 @@ need chroot coreutils
 need curl curl
 need openssl openssl
 need chromium chromium
+need promtool prometheus
 PATH="$PATH:/usr/sbin" need haproxy haproxy
 rustup component add rustfmt clippy > /dev/null 2>&1 || cargo clippy --version > /dev/null || fail "clippy is needed"
 machine="$(uname -m)"

@@ -22,6 +22,7 @@ mod json_protocol;
 mod layers;
 mod limits;
 mod load_balancer;
+mod operation;
 mod polling;
 mod positions;
 mod pouchdb;

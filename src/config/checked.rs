@@ -50,6 +50,7 @@ impl Typed {
             session_check_s: self.number("session_check")?,
             trusted_proxies: self.trusted_proxies()?,
             drain_timeout_s: self.number("drain_timeout")?,
+            admin_port: self.admin_port()?,
             demo,
         })
     }
@@ -124,9 +125,7 @@ impl Typed {
 
     fn tls_port(&self) -> Result<Option<u16>, ConfigError> {
         let (row, given) = self.find("tls_port");
-        let Some(given) = given else { return Ok(None) };
-        let digits = given.text.bytes().all(|b| b.is_ascii_digit());
-        let port = given.text.parse().ok().filter(|_| digits).ok_or_else(|| row.unusable(given, ""))?;
+        let (Some(given), Some(port)) = (given, self.port("tls_port")?) else { return Ok(None) };
         if self.find("tls_cert").1.is_none() {
             return Err(self.lacks("tls_port", "tls_cert", A_CERTIFICATE));
         }
@@ -134,6 +133,24 @@ impl Typed {
             return Err(row.unusable(given, "that is --port already, which speaks plain HTTP beside it"));
         }
         Ok(Some(port))
+    }
+
+    fn admin_port(&self) -> Result<Option<u16>, ConfigError> {
+        let (row, given) = self.find("admin_port");
+        let (Some(given), Some(port)) = (given, self.port("admin_port")?) else { return Ok(None) };
+        let others = [Some(self.number("port")?), self.tls_port()?.map(u64::from)];
+        if port != 0 && others.contains(&Some(port.into())) {
+            return Err(row.unusable(given, "clients come in by that port already"));
+        }
+        Ok(Some(port))
+    }
+
+    /// A port that need not be given.
+    fn port(&self, name: &str) -> Result<Option<u16>, ConfigError> {
+        let (row, given) = self.find(name);
+        let Some(given) = given else { return Ok(None) };
+        let digits = given.text.bytes().all(|b| b.is_ascii_digit());
+        given.text.parse().ok().filter(|_| digits).ok_or_else(|| row.unusable(given, "")).map(Some)
     }
 
     /// One option is there without another that belongs to it.

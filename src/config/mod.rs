@@ -91,6 +91,8 @@ pub struct Config {
     pub trusted_proxies: TrustedProxies,
     /// The longest time to see the clients off when stopping.
     pub drain_timeout_s: u64,
+    /// The port for health, readiness and metrics alone; 0 for any that is free. None where clients' ports have them.
+    pub admin_port: Option<u16>,
     /// Whether to run beside a built-in stand-in for CouchDB.
     pub demo: bool,
 }

@@ -123,6 +123,7 @@ pub const OPTIONS: &[OptionRow] = &[
         .bare_variable()
         .heading("Operation"),
     number("drain_timeout", "SECONDS", 0..=600, "10", "Longest time to see the clients off when stopping"),
+    text("admin_port", "PORT", A_PORT, "Port for /healthz, /readyz and /metrics; unless given --port has them"),
     switch("demo", "Run beside a built-in stand-in for CouchDB, for a first look"),
     switch("help", "Print this text").short('h').bare_variable(),
     switch("version", "Print the version").short('v').bare_variable(),

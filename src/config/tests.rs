@@ -85,6 +85,7 @@ fn defaults() {
         session_check_s: 300,
         trusted_proxies: TrustedProxies::default(),
         drain_timeout_s: 10,
+        admin_port: None,
         demo: false,
     };
     assert_eq!(with_url("").config(), expected);
@@ -131,6 +132,7 @@ fn every_option_by_flag_and_by_variable() {
         session_check_s: 7,
         trusted_proxies: TrustedProxies::parse("10.0.0.0/8,::1").unwrap(),
         drain_timeout_s: 45,
+        admin_port: Some(9),
         demo: false,
     };
     let flags = "--host ::1 --port=0 --tls_cert /etc/chain.pem --tls-key=/etc/a@b/key.pem --tls_port 0 -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
@@ -139,7 +141,7 @@ fn every_option_by_flag_and_by_variable() {
                  --max_connections 101 --max-connections-per-address 102 --max_newcomers 103 --login_timeout 4 --max_head 1024 --request_timeout 6 \
                  --max_post 1025 --max_message 1026 --max_message_rate 7 --max_subscriptions 108 --max_name 109 --max_requests 110 --login_queue 111 \
                  --catch-up-sessions 300 --access members --session-check 7 --trusted-proxies 10.0.0.0/8,::1 \
-                 --drain-timeout 45";
+                 --drain-timeout 45 --admin-port 9";
     assert_eq!(with_url(flags).config(), expected);
     let variables = args("")
         .env("HOWLER_COUCHDB_URL", URL)
@@ -177,6 +179,7 @@ fn every_option_by_flag_and_by_variable() {
         .env("HOWLER_SESSION_CHECK", "7")
         .env("HOWLER_TRUSTED_PROXIES", "10.0.0.0/8,::1")
         .env("HOWLER_DRAIN_TIMEOUT", "45")
+        .env("HOWLER_ADMIN_PORT", "9")
         .env("HOWLER_FEED_HEARTBEAT", "100");
     assert_eq!(variables.config(), expected);
     assert!(args("").env("HOWLER_DEMO", "1").config().demo);
@@ -269,7 +272,8 @@ fn variables_that_do_not_count() {
     assert_eq!(strange.env("HOWLER_COUCHDB_URL_FILE", "").config(), with_url("").config());
     let kubernetes = with_url("").env("HOWLER_PORT", "tcp://10.0.0.1:3000");
     assert_eq!(kubernetes.config().port, 3000);
-    let kubernetes = kubernetes.env("HOWLER_TLS_PORT", "tcp://10.0.0.2:443");
+    let kubernetes = kubernetes.env("HOWLER_TLS_PORT", "tcp://10.0.0.2:443").env("HOWLER_ADMIN_PORT", "udp://a:1");
+    assert_eq!(kubernetes.config().admin_port, None);
     assert_eq!(kubernetes.config().tls_port, None);
     assert_eq!(kubernetes.env("port", "80").config().port, 80);
 }
@@ -304,6 +308,9 @@ fn mistakes_name_option_value_and_expectation() {
         ("--tls_port 1 --tls_key /k", &["--tls_key: expected --tls_cert beside it"]),
         ("--tls_cert /c --tls_key /k --tls_port 65536", &["--tls_port: expected a number", "\"65536\""]),
         ("--tls_cert /c --tls_key /k --tls_port +1", &["--tls_port: expected a number", "\"+1\""]),
+        ("--admin_port x", &["--admin_port: expected a number from 0 to 65535, got \"x\""]),
+        ("--admin_port 3000", &["--admin_port: ", "\"3000\": clients come in by that port already"]),
+        ("--tls_cert /c --tls_key /k --tls_port 9 --admin_port 9", &["--admin_port: ", "clients come in by that"]),
         ("--tls_cert /c --tls_key /k --tls_port 9 -p 9", &["--tls_port: ", "\"9\": that is --port already"]),
         (
             "--tls_cert /c --tls_key=-----BEGIN-hunter2",

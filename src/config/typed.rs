@@ -180,7 +180,7 @@ fn from_environment(
 fn set_by_kubernetes(name: &str, value: &OsStr) -> bool {
     let value = value.as_encoded_bytes();
     // And where a service is called `howler-tls`, in HOWLER_TLS_PORT.
-    matches!(name, "HOWLER_PORT" | "HOWLER_TLS_PORT")
+    matches!(name, "HOWLER_PORT" | "HOWLER_TLS_PORT" | "HOWLER_ADMIN_PORT")
         && [&b"tcp://"[..], b"udp://", b"sctp://"].iter().any(|scheme| value.starts_with(scheme))
 }
 

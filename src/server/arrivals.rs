@@ -36,7 +36,7 @@ const ACCEPT_PAUSE: Millis = 500;
 impl Server {
     pub(super) fn accept(&mut self, now: Millis) {
         self.accept_pending = false;
-        for door in [Door::Plain, Door::Tls] {
+        for door in [Door::Admin, Door::Plain, Door::Tls] {
             self.accept_at(door, now);
         }
     }
@@ -48,6 +48,9 @@ impl Server {
         let full = self.limits.connections.is_some_and(|limit| self.clients + ACCEPT_BATCH > limit);
         for _ in 0..if full { FULL_BATCH } else { ACCEPT_BATCH } {
             match self.doors.accept(door) {
+                Accepted::Client(socket, address) if door == Door::Admin => {
+                    self.take_operator(socket, address.ip(), now);
+                }
                 Accepted::Client(socket, address) => self.take_client(socket, door, address.ip(), now),
                 Accepted::Nobody => return,
                 Accepted::Exhausted(error) => {
@@ -111,7 +114,7 @@ impl Server {
     pub(super) fn vacate(&mut self, key: Key) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         let seat = std::mem::replace(&mut peer.seat, Seat::None);
-        self.clients -= usize::from(seat != Seat::None);
+        self.clients -= usize::from(!matches!(seat, Seat::None | Seat::Operator));
         self.give_up(seat);
     }
 
@@ -125,6 +128,9 @@ impl Server {
         // Each request anew: one connection of a proxy carries those of many clients.
         let address = self.trusted_proxies.client(socket.ip(), request.forwarded_for);
         let (before, seat) = (peer.address, peer.seat);
+        if seat == Seat::Operator {
+            return true;
+        }
         peer.address = address;
         if before == address && seat != Seat::Taken {
             return true;

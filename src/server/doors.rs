@@ -2,6 +2,7 @@
 //! right one.
 //!
 //! ```text
+//! admin port ──────────────────────────▶ Http      operation.rs
 //! plain port ──────────────────────────▶ Http      a TLS hello among it: 400, as text
 //! TLS port ───▶ Handshake ──done───────▶ Http
 //!                   ├─────no TLS───────▶ 400, as text
@@ -34,6 +35,8 @@ const TLS_HERE: &str = "This port speaks HTTPS and WebSockets over TLS, not plai
 pub struct Doors {
     plain: Option<Listener>,
     tls: Option<Listener>,
+    /// For operators.
+    admin: Option<Listener>,
     identity: Option<Identity>,
     /// Of clients that speak TLS to the plain port.
     told_of_tls: Seldom,
@@ -45,21 +48,34 @@ pub struct Doors {
 pub(super) enum Door {
     Plain,
     Tls,
+    Admin,
 }
 
 impl Doors {
     /// A port of plain HTTP, one of TLS with what we show there, or both.
     pub fn new(plain: Option<Listener>, tls: Option<(Listener, Identity)>) -> Self {
         let (tls, identity) = tls.unzip();
-        Self { plain, tls, identity, told_of_tls: Seldom::default(), told_of_plain: Seldom::default() }
+        Self { plain, tls, admin: None, identity, told_of_tls: Seldom::default(), told_of_plain: Seldom::default() }
     }
 
-    pub(super) fn register(&mut self, registry: &Registry, plain: Token, tls: Token) -> io::Result<()> {
+    /// The same with a port for operators alone.
+    #[must_use]
+    pub fn with_admin(mut self, admin: Option<Listener>) -> Self {
+        self.admin = admin;
+        self
+    }
+
+    pub(super) fn has_admin(&self) -> bool {
+        self.admin.is_some()
+    }
+
+    pub(super) fn register(&mut self, registry: &Registry, plain: Token, tls: Token, admin: Token) -> io::Result<()> {
+        self.admin.as_mut().map_or(Ok(()), |listener| listener.register(registry, admin))?;
         self.plain.as_mut().map_or(Ok(()), |listener| listener.register(registry, plain))?;
         self.tls.as_mut().map_or(Ok(()), |listener| listener.register(registry, tls))
     }
 
-    /// Lets nobody in any more.
+    /// Lets no client in any more.
     pub(super) fn close(&mut self) {
         self.plain = None;
         self.tls = None;
@@ -69,6 +85,7 @@ impl Doors {
         let listener = match door {
             Door::Plain => &self.plain,
             Door::Tls => &self.tls,
+            Door::Admin => &self.admin,
         };
         listener.as_ref().map_or(Accepted::Nobody, Listener::accept)
     }

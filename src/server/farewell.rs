@@ -4,7 +4,7 @@
 //! for it could make no other here. Requests for anything else are still answered, and their connections end with that;
 //! no session is opened any more.
 
-use super::{Protocol, Server};
+use super::{Protocol, Seat, Server};
 use crate::state::drain::Drain;
 use crate::state::metrics::CloseReason;
 use crate::state::session::Dialect;
@@ -63,8 +63,10 @@ impl Server {
     fn see_the_rest_off(&mut self, now: Millis) {
         for key in self.peers.keys().collect::<Vec<_>>() {
             let Some(peer) = self.peers.get(key) else { continue };
-            if matches!(peer.protocol, Protocol::Handshake | Protocol::Http(_) | Protocol::Probing(..)) {
-                self.metrics.count_close(CloseReason::ShuttingDown);
+            // Operators may ask until the end.
+            let is_client = peer.seat != Seat::Operator;
+            if is_client && matches!(peer.protocol, Protocol::Handshake | Protocol::Http(_) | Protocol::Probing(..)) {
+                self.count_close(key, CloseReason::ShuttingDown);
                 self.linger(key, now);
             }
         }
@@ -72,7 +74,7 @@ impl Server {
 
     /// Whether stopping is over: every client is gone, or had its time.
     pub fn is_drained(&self, now: Millis) -> bool {
-        let clients = || self.peers.keys().any(|key| !self.is_upstream(key));
+        let clients = || self.peers.keys().any(|key| self.is_client(key));
         self.drain.as_ref().is_some_and(|drain| drain.is_over(now) || drain.all_seen_off() && !clients())
     }
 }

@@ -134,17 +134,17 @@ impl Server {
         self.answered(key, keep_alive, exchange.closed_for, now);
     }
 
-    fn keeps(&self, exchange: &Exchange) -> bool {
+    pub(super) fn keeps(&self, exchange: &Exchange) -> bool {
         // While stopping, those alone that serve a session until its turn comes: it could make no other.
         let serves = || exchange.sid.is_some_and(|sid| self.find_session(sid).is_some());
         exchange.keep_alive && (!self.is_draining() || serves())
     }
 
     /// The answer is queued: it leaves, and the connection awaits the next request or is closed.
-    fn answered(&mut self, key: Key, keep_alive: bool, closed_for: CloseReason, now: Millis) {
+    pub(super) fn answered(&mut self, key: Key, keep_alive: bool, closed_for: CloseReason, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         if !keep_alive {
-            self.metrics.count_close(closed_for);
+            self.count_close(key, closed_for);
             return self.linger(key, now);
         }
         peer.protocol = Protocol::Http(Http::Head);

@@ -290,6 +290,9 @@ impl Server {
             return self.answer_and_close(key, 429, TOO_MANY_OF_ADDRESS, CloseReason::TooManyOfAddress, now);
         }
         let mut exchange = Exchange::of(request);
+        if self.serve_operation(key, request, &exchange, now) {
+            return;
+        }
         let site = Arc::clone(&self.site);
         if !routes::is_welcome(request, &self.origins, &site) {
             return self.respond_answer(key, &exchange, &routes::ORIGIN_REFUSED, now);
@@ -348,7 +351,7 @@ impl Server {
         let answer =
             http::Answer { status, fields: &fields, body: body.as_bytes(), head_only: false, keep_alive: false };
         http::write_response(peer.connection.queue(), &answer);
-        self.metrics.count_close(reason);
+        self.count_close(key, reason);
         self.linger(key, now);
     }
 

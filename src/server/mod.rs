@@ -8,6 +8,7 @@
 //! | `arrivals.rs` | clients that come, as many as there may be |
 //! | `inbound.rs` | connections of clients: HTTP, WebSocket frames |
 //! | `http_exchange.rs` | answers to HTTP requests |
+//! | `operation.rs` | health, readiness and metrics, and the port for them |
 //! | `polling.rs` | sessions over HTTP long polling, and their upgrade |
 //! | `sessions.rs` | actions of sessions |
 //! | `access.rs` | who may subscribe to what, and who is still logged in |
@@ -23,6 +24,7 @@ mod farewell;
 mod flush;
 mod http_exchange;
 mod inbound;
+mod operation;
 mod outbound;
 mod polling;
 mod positions;
@@ -77,6 +79,9 @@ pub const RELOAD_SIGNALS: Token = Token(usize::MAX - 3);
 /// What the events of the TLS port come under.
 pub const TLS_LISTENER: Token = Token(usize::MAX - 4);
 
+/// What the events of the port for operators come under.
+pub const ADMIN_LISTENER: Token = Token(usize::MAX - 5);
+
 /// Bytes that are read from a client in one turn: one buffer. And the most that is read at once from CouchDB.
 const READ_BUFFER: usize = 64 * 1024;
 /// Time for a peer to take the last bytes and to close, in milliseconds.
@@ -120,6 +125,8 @@ pub struct Settings {
     pub trusted_proxies: TrustedProxies,
     /// How often it is checked that users are still logged in, in milliseconds; 0 for never.
     pub session_check: Millis,
+    /// When the process started, in seconds since 1970.
+    pub started: u64,
     /// Seed for spreading things in time; any number.
     pub seed: u64,
 }
@@ -150,6 +157,7 @@ pub struct Server {
     timers: Timers<Timer>,
     jitter: Jitter,
     metrics: Metrics,
+    operation: operation::Operation,
 
     couchdb: CouchDb,
     feed: Feed,
@@ -241,6 +249,15 @@ impl Queue {
             Self::Checks => "checks",
         }
     }
+
+    /// The same as the value of a label.
+    fn label(self) -> &'static str {
+        match self {
+            Self::LogIns => "log_ins",
+            Self::LookUps => "look_ups",
+            Self::Checks => "checks",
+        }
+    }
 }
 
 /// What a request to CouchDB is for.
@@ -283,8 +300,10 @@ struct Peer {
 /// How a connection counts among those that there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seat {
-    /// Not at all: it is none of a client.
+    /// Not at all: it leads to CouchDB, or is over.
     None,
+    /// Not at all: an operator came in by the port for those.
+    Operator,
     /// As a client whose address is not known, or not counted.
     Taken,
     /// As a client, and as one of this address.
@@ -327,7 +346,7 @@ impl Server {
     /// # Errors
     /// When the events of its ports cannot be had, or no thread started.
     pub fn new(settings: Settings, mut doors: Doors, registry: Registry) -> io::Result<Self> {
-        doors.register(&registry, LISTENER, TLS_LISTENER)?;
+        doors.register(&registry, LISTENER, TLS_LISTENER, ADMIN_LISTENER)?;
         let resolver = Resolver::start(mio::Waker::new(&registry, WAKER)?)?;
         let Settings { couchdb_url: url, feed, tls, login_concurrency, seed, .. } = settings;
         let has_revisions = feed.source == FeedSource::GlobalChanges;
@@ -350,6 +369,7 @@ impl Server {
             timers: Timers::default(),
             jitter: Jitter::new(seed),
             metrics: Metrics::default(),
+            operation: operation::Operation::new(settings.started),
             feed: Feed::new(feed, requests.clone(), Jitter::new(seed.rotate_left(32))),
             log_in_limits: LogInLimits::new(settings.limits.log_in_queue),
             trusted_proxies: settings.trusted_proxies,
@@ -414,7 +434,7 @@ impl Server {
     /// Handles one event of the poll.
     pub fn ready(&mut self, event: &Event, now: Millis) {
         match event.token() {
-            LISTENER | TLS_LISTENER => self.accept(now),
+            LISTENER | TLS_LISTENER | ADMIN_LISTENER => self.accept(now),
             WAKER => self.handle_resolver(now),
             token => self.peer_ready(key_of(token), event, now),
         }
@@ -470,6 +490,10 @@ impl Server {
         &self.metrics
     }
 
+    fn is_client(&self, key: Key) -> bool {
+        self.peers.get(key).is_some_and(|peer| peer.seat != Seat::Operator) && !self.is_upstream(key)
+    }
+
     fn is_upstream(&self, key: Key) -> bool {
         self.peers.get(key).is_some_and(|peer| matches!(peer.protocol, Protocol::Upstream { .. }))
     }
@@ -487,7 +511,7 @@ impl Server {
             }
             Protocol::Handshake => self.metrics.count_close(reason),
             Protocol::Http(http) => {
-                self.metrics.count_close(reason);
+                self.count_close(key, reason);
                 match http {
                     Http::Head => {}
                     Http::Body(post) => self.forget_connection(key, post.session()),

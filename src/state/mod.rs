@@ -12,6 +12,7 @@ pub mod limits;
 pub mod log_in_limits;
 pub mod metrics;
 pub mod newcomers;
+pub mod operation;
 pub mod pace;
 pub mod pool;
 pub mod positions;

@@ -85,7 +85,8 @@ impl Origins {
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-const fn text(status: u16, body: &'static str) -> Answer {
+/// An answer of text.
+pub(super) const fn text(status: u16, body: &'static str) -> Answer {
     Answer { status, content_type: TEXT, field: None, body }
 }
 

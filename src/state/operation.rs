@@ -1,0 +1,299 @@
+//! What those who run the server ask it: whether it lives, whether it is ready, and what it counts. Pure functions of
+//! what is handed in; nothing here names a user or a database.
+
+use std::io::Write as _;
+
+use super::metrics::{CloseReason, Metrics};
+use super::routes::{Answer, text};
+use super::session::{Dialect, Session, Transport};
+use crate::wire::engine_io::Version;
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// `/healthz`: whether the process turns its loop. That there is an answer is the answer.
+    Health,
+    /// `/readyz`: whether clients are served well.
+    Readiness,
+    /// `/metrics`: what was counted.
+    Metrics,
+}
+
+/// The answer to [`Question::Metrics`] but for its body: the text format of Prometheus.
+pub const METRICS: Answer =
+    Answer { status: 200, content_type: "text/plain; version=0.0.4; charset=utf-8", field: None, body: "" };
+/// The answer to [`Question::Health`].
+pub const HEALTHY: Answer = text(200, "ok\n");
+/// The answer to another method.
+pub const METHOD: Answer =
+    Answer { field: Some(("Allow", "GET, HEAD")), ..text(405, "Only GET and HEAD are answered here.\n") };
+/// The answer to all else on a port that is there for these questions alone.
+pub const NOTHING_ELSE: Answer =
+    text(404, "Here are /healthz, /readyz and /metrics alone. Clients connect to the other port (--port).\n");
+
+/// The question that a path is.
+pub fn question(path: &str) -> Option<Question> {
+    match path {
+        "/healthz" => Some(Question::Health),
+        "/readyz" => Some(Question::Readiness),
+        "/metrics" => Some(Question::Metrics),
+        _ => None,
+    }
+}
+
+/// Whether clients are served well, and why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// They are.
+    Ready,
+    /// The feed was never open.
+    NotOpenYet,
+    /// The feed was open, and is not.
+    FeedDown,
+    /// The server sees its clients off.
+    Stopping,
+}
+
+impl Readiness {
+    /// The answer to [`Question::Readiness`]. It says nothing of where CouchDB is: strangers may read it.
+    pub fn answer(self) -> Answer {
+        match self {
+            Self::Ready => text(200, "ready\n"),
+            Self::NotOpenYet => text(503, "not ready: the changes feed of CouchDB is not open yet, see the log\n"),
+            Self::FeedDown => text(503, "not ready: the changes feed of CouchDB is down, see the log\n"),
+            Self::Stopping => text(503, "not ready: the server is stopping\n"),
+        }
+    }
+}
+
+/// Sessions by what they speak and what carries them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionCounts {
+    counts: [[u64; TRANSPORTS.len()]; DIALECTS.len()],
+    logged_in: u64,
+}
+
+const DIALECTS: [&str; 3] = ["howler_v1", "engine_io_3", "engine_io_4"];
+const TRANSPORTS: [&str; 2] = ["websocket", "polling"];
+
+impl SessionCounts {
+    /// Counts a session.
+    pub fn count(&mut self, session: &Session) {
+        let dialect = match session.dialect() {
+            Dialect::Json => 0,
+            Dialect::SocketIo(Version::V3) => 1,
+            Dialect::SocketIo(Version::V4) => 2,
+        };
+        let transport = match session.transport {
+            Transport::WebSocket(_) => 0,
+            Transport::Polling(_) => 1,
+        };
+        self.counts[dialect][transport] += 1;
+        self.logged_in += u64::from(session.is_active());
+    }
+}
+
+/// What is the case at the moment.
+#[derive(Debug)]
+pub struct Gauges<'a> {
+    /// When the process started, in seconds since 1970.
+    pub started: u64,
+    /// Whether the feed is open.
+    pub feed_up: bool,
+    /// Connections of clients.
+    pub connections: usize,
+    /// Sessions.
+    pub sessions: &'a SessionCounts,
+    /// Subscriptions of all sessions.
+    pub subscriptions: usize,
+    /// Databases that someone subscribes to.
+    pub databases: usize,
+    /// Requests to CouchDB that wait or are under way, by what they are for.
+    pub requests: &'a [(&'static str, usize)],
+    /// Memory that the process has, in bytes, where the system says so.
+    pub resident_memory: Option<u64>,
+}
+
+/// Everything in the text format of Prometheus.
+pub fn exposition(metrics: &Metrics, gauges: &Gauges<'_>) -> Vec<u8> {
+    let mut page = Page { out: Vec::with_capacity(ROOM) };
+    page.family("howler_build_info", "gauge", "The version that runs; always 1.");
+    page.labelled("howler_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+    page.gauge("howler_start_time_seconds", "When the process started, in seconds since 1970.", gauges.started);
+    page.gauge("howler_feed_up", "Whether the changes feed of CouchDB is open.", gauges.feed_up.into());
+    page.gauge("howler_connections", "Connections of clients.", gauges.connections as u64);
+    page.family("howler_sessions", "gauge", "Sessions, by what they speak and what carries them.");
+    for (dialect, counts) in DIALECTS.iter().zip(&gauges.sessions.counts) {
+        for (transport, count) in TRANSPORTS.iter().zip(counts) {
+            page.labelled("howler_sessions", &[("dialect", dialect), ("transport", transport)], *count);
+        }
+    }
+    page.gauge("howler_sessions_logged_in", "Sessions that are logged in.", gauges.sessions.logged_in);
+    page.gauge("howler_subscriptions", "Subscriptions of all sessions.", gauges.subscriptions as u64);
+    page.gauge("howler_databases_watched", "Databases that someone subscribes to.", gauges.databases as u64);
+    let name = "howler_couchdb_requests_pending";
+    page.family(name, "gauge", "Requests to CouchDB that wait or are under way, but for the feed.");
+    for (queue, count) in gauges.requests {
+        page.labelled(name, &[("queue", queue)], *count as u64);
+    }
+    if let Some(bytes) = gauges.resident_memory {
+        page.gauge("process_resident_memory_bytes", "Resident memory in bytes.", bytes);
+    }
+    metrics.tell_counters(|name, help, value| {
+        page.family(name, "counter", help);
+        page.labelled(name, &[], value);
+    });
+    let name = "howler_closes_total";
+    page.family(name, "counter", "Connections and sessions that ended, by the reason.");
+    let mut label = String::new();
+    for reason in CloseReason::ALL {
+        label.clear();
+        write_snake(reason.name(), &mut label);
+        page.labelled(name, &[("reason", &label)], metrics.closes(*reason));
+    }
+    page.out
+}
+
+/// Bytes that an exposition takes, about.
+const ROOM: usize = 8 * 1024;
+
+/// What is being written.
+struct Page {
+    out: Vec<u8>,
+}
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let help = help.trim();
+        write!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}\n").expect("writing to a Vec cannot fail");
+    }
+
+    /// The values of labels are ours: nothing in them has to be escaped.
+    fn labelled(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
+        self.out.extend_from_slice(name.as_bytes());
+        for (number, (label, text)) in labels.iter().enumerate() {
+            let before = if number == 0 { '{' } else { ',' };
+            write!(self.out, "{before}{label}=\"{text}\"").expect("writing to a Vec cannot fail");
+        }
+        let after = if labels.is_empty() { "" } else { "}" };
+        writeln!(self.out, "{after} {value}").expect("writing to a Vec cannot fail");
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) {
+        self.family(name, "gauge", help);
+        self.labelled(name, &[], value);
+    }
+}
+
+/// `LikeThis` as `like_this`.
+fn write_snake(name: &str, out: &mut String) {
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() && !out.is_empty() {
+            out.push('_');
+        }
+        out.push(letter.to_ascii_lowercase());
+    }
+}
+
+/// The resident memory in bytes, out of Linux's `/proc/self/status` or its start (proc(5): `VmRSS:  1234 kB`).
+pub fn resident_memory(status: &[u8]) -> Option<u64> {
+    let (_, rest) = std::str::from_utf8(status).ok()?.split_once("\nVmRSS:")?;
+    let (number, _) = rest.trim_start().split_once(" kB\n")?;
+    number.parse::<u64>().ok().map(|kibibytes| kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(metrics: &Metrics, sessions: &SessionCounts) -> String {
+        let gauges = Gauges {
+            started: 1_700_000_000,
+            feed_up: true,
+            connections: 5,
+            sessions,
+            subscriptions: 6,
+            databases: 4,
+            requests: &[("log_ins", 3), ("checks", 0)],
+            resident_memory: Some(4096),
+        };
+        String::from_utf8(exposition(metrics, &gauges)).unwrap()
+    }
+
+    #[test]
+    #[allow(clippy::field_reassign_with_default, reason = "one of its fields is private")]
+    fn everything_is_exposed_once_with_help_and_type() {
+        let mut metrics = Metrics::default();
+        metrics.changes = 12;
+        for reason in CloseReason::ALL {
+            metrics.count_close(*reason);
+        }
+        let sessions = SessionCounts { counts: [[1, 0], [2, 3], [0, 4]], logged_in: 9 };
+        let text = page(&metrics, &sessions);
+        assert!(text.len() < ROOM, "one allocation: {}", text.len());
+        for line in [
+            "howler_start_time_seconds 1700000000",
+            "howler_feed_up 1",
+            "howler_connections 5",
+            "howler_sessions{dialect=\"howler_v1\",transport=\"websocket\"} 1",
+            "howler_sessions{dialect=\"engine_io_3\",transport=\"polling\"} 3",
+            "howler_sessions{dialect=\"engine_io_4\",transport=\"websocket\"} 0",
+            "howler_sessions_logged_in 9",
+            "howler_subscriptions 6",
+            "howler_databases_watched 4",
+            "howler_couchdb_requests_pending{queue=\"log_ins\"} 3",
+            "process_resident_memory_bytes 4096",
+            "# TYPE howler_changes_total counter",
+            "# HELP howler_changes_total Lines of the feed that told of a change.",
+            "howler_changes_total 12",
+            "howler_closes_total{reason=\"client_closed\"} 1",
+            "howler_closes_total{reason=\"invalid_utf8\"} 1",
+        ] {
+            assert_eq!(text.lines().filter(|one| *one == line).count(), 1, "{line} in\n{text}");
+        }
+        let closes = text.lines().filter(|line| line.starts_with("howler_closes_total{")).count();
+        assert_eq!(closes, CloseReason::ALL.len());
+        metrics.tell_counters(|name, _, _| assert!(text.contains(&format!("\n{name} ")), "{name}"));
+    }
+
+    #[test]
+    fn a_sample_stands_below_its_family_and_none_stands_twice() {
+        let text = page(&Metrics::default(), &SessionCounts::default());
+        let (mut family, mut seen) = ("", Vec::new());
+        for line in text.lines() {
+            if let Some(name) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split(' ').next()) {
+                family = name;
+            }
+            let sample = line.split(' ').next().unwrap();
+            if sample != "#" {
+                assert_eq!(sample.split('{').next(), Some(family), "{line}");
+                assert!(!seen.contains(&sample), "{line}");
+                seen.push(sample);
+            }
+        }
+        assert!(seen.len() > 40);
+    }
+
+    #[test]
+    fn reads_the_memory_that_linux_tells() {
+        let status = b"Name:\thowler\nVmHWM:\t    2000 kB\nVmRSS:\t    1234 kB\nRssAnon:\t 900 kB\n";
+        assert_eq!(resident_memory(status), Some(1234 * 1024));
+        for end in 0..status.len() - 15 {
+            assert!(resident_memory(&status[..end]).is_none_or(|bytes| bytes == 1234 * 1024), "{end}");
+        }
+        assert_eq!(resident_memory(b"Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn says_why_it_is_not_ready() {
+        for (readiness, status, word) in [
+            (Readiness::Ready, 200, "ready"),
+            (Readiness::NotOpenYet, 503, "not open yet"),
+            (Readiness::FeedDown, 503, "is down"),
+            (Readiness::Stopping, 503, "stopping"),
+        ] {
+            let answer = readiness.answer();
+            assert!(answer.status == status && answer.body.contains(word) && answer.body.lines().count() == 1);
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Health, readiness and metrics, beside all else and on a port of their own.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::support::client::{Client, Received};
+use crate::support::howler::{Howler, assert_no_secret};
+use crate::support::http::{Answer, Http, Poller};
+use crate::support::tls::{Authority, Identity};
+use crate::support::wire::Target;
+use crate::support::{ADMIN, ADMIN_PASSWORD, PASSWORD, SOON, USER, couchdb};
+
+/// Where `--admin_port 0` came to be.
+fn admin_address(howler: &Howler) -> SocketAddr {
+    let line = howler.wait_for_line("health and metrics are on ");
+    let address = line.split("health and metrics are on ").nth(1).and_then(|rest| rest.split(';').next());
+    address.expect("it stands behind it").parse().expect("an address")
+}
+
+fn get(target: impl Into<Target>, path: &str) -> Answer {
+    Http::connect(target).get(path)
+}
+
+/// Asks until the answer is as it should be; the machine may be slow.
+fn wait_until(target: impl Into<Target>, path: &str, is_right: impl Fn(&Answer) -> bool) -> Answer {
+    let (target, deadline) = (target.into(), Instant::now() + SOON);
+    loop {
+        let answer = get(&target, path);
+        if is_right(&answer) {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{path} stays {answer:?}\n{}", answer.text());
+    }
+}
+
+/// The value of a sample, its labels included.
+fn sample(page: &str, name: &str) -> u64 {
+    let mut values = page.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let value = values.next().unwrap_or_else(|| panic!("no {name} in\n{page}"));
+    assert_eq!(values.next(), None, "{name} stands twice");
+    value.parse().unwrap_or_else(|_| panic!("{name} is {value}"))
+}
+
+/// Waits until a sample has a value; all samples then.
+fn wait_for_sample(address: SocketAddr, name: &str, value: u64) -> String {
+    let answer = wait_until(address, "/metrics", |answer| sample(answer.text(), name) == value);
+    answer.text().to_owned()
+}
+
+#[test]
+fn answers_beside_all_else_and_never_to_pages_of_others() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    wait_until(howler.address(), "/readyz", |answer| answer.status == 200);
+    // One connection for all: each answer leaves it in order.
+    let mut http = Http::connect(howler.address());
+    for (path, content_type, start) in [
+        ("/healthz", "text/plain; charset=utf-8", "ok\n"),
+        ("/readyz", "text/plain; charset=utf-8", "ready\n"),
+        ("/metrics", "text/plain; version=0.0.4; charset=utf-8", "# HELP howler_"),
+    ] {
+        let answer = http.ask("GET", path, "Origin: https://elsewhere.example\r\n", b"");
+        assert_eq!((answer.status, answer.field("Content-Type")), (200, Some(content_type)), "{path}");
+        assert!(answer.text().starts_with(start), "{path}: {}", answer.text());
+        assert_eq!(answer.field("Access-Control-Allow-Origin"), None, "{path}");
+        assert_eq!(answer.field("Cache-Control"), Some("no-store"), "{path}");
+        let head = http.ask("HEAD", path, "", b"");
+        assert_eq!(head.status, 200, "{path}");
+        let length: usize = head.field("Content-Length").expect("it is told").parse().expect("a number");
+        assert!(length >= start.len(), "{path}");
+        for method in ["POST", "OPTIONS", "DELETE"] {
+            let answer = http.ask(method, path, "", b"");
+            assert_eq!((answer.status, answer.field("Allow")), (405, Some("GET, HEAD")), "{method} {path}");
+            assert_eq!(answer.field("Access-Control-Allow-Origin"), None, "{method} {path}");
+        }
+    }
+    assert_eq!(get(howler.address(), "/healthz/").status, 404);
+}
+
+#[test]
+fn answers_over_tls() {
+    let (couchdb, authority) = (couchdb(), Authority::new());
+    let identity = Identity::new(&authority);
+    let howler = Howler::start_with(&couchdb, &identity.options());
+    let target = Target::tls(howler.tls_address(), authority.client(rustls::ALL_VERSIONS));
+    assert_eq!(get(&target, "/healthz").text(), "ok\n");
+    assert!(get(&target, "/metrics").text().contains("howler_connections 1\n"));
+}
+
+#[test]
+fn readiness_follows_the_feed() {
+    let couchdb = couchdb();
+    couchdb.refuse();
+    let howler = Howler::launch(&["--couchdb_url", &couchdb.url()]);
+    let answer = get(howler.address(), "/readyz");
+    assert_eq!((answer.status, answer.text().contains("is not open yet")), (503, true), "{}", answer.text());
+    assert_eq!(get(howler.address(), "/healthz").status, 200, "it lives all the same");
+    wait_for_sample(howler.address(), "howler_feed_up", 0);
+    couchdb.accept_again().expect("its port is still free");
+    wait_until(howler.address(), "/readyz", |answer| (answer.status, answer.text()) == (200, "ready\n"));
+    wait_for_sample(howler.address(), "howler_feed_up", 1);
+    couchdb.refuse();
+    let down = wait_until(howler.address(), "/readyz", |answer| answer.status == 503);
+    assert!(down.text().contains("is down") && down.text().lines().count() == 1, "{}", down.text());
+    assert!(!down.text().contains(&couchdb.address().to_string()), "where CouchDB is is nobody's business");
+    let page = wait_for_sample(howler.address(), "howler_feed_up", 0);
+    assert!(sample(&page, "howler_feed_breaks_total") >= 1);
+}
+
+#[test]
+fn counters_and_gauges_move() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let at = howler.address();
+    let before = get(at, "/metrics").text().to_owned();
+    for name in ["howler_sessions_logged_in", "howler_subscriptions", "howler_changes_total", "howler_log_ins_total"] {
+        assert_eq!(sample(&before, name), 0, "{name}");
+    }
+    assert!(sample(&before, "process_resident_memory_bytes") > 1_000_000);
+    assert!(sample(&before, "howler_start_time_seconds") > 1_700_000_000);
+    let mut json = Client::subscribed(at, &["db", "other"]);
+    let socket_io = Client::socket_io_logged_in(at);
+    let poller = Poller::subscribed(at, &["db"]);
+    let page = wait_for_sample(at, "howler_sessions_logged_in", 3);
+    for (name, value) in [
+        ("howler_sessions{dialect=\"howler_v1\",transport=\"websocket\"}", 1),
+        ("howler_sessions{dialect=\"engine_io_3\",transport=\"websocket\"}", 1),
+        ("howler_sessions{dialect=\"engine_io_3\",transport=\"polling\"}", 1),
+        ("howler_sessions{dialect=\"engine_io_4\",transport=\"polling\"}", 0),
+        ("howler_subscriptions", 3),
+        ("howler_databases_watched", 2),
+        ("howler_log_ins_total", 3),
+        ("howler_log_ins_failed_total", 0),
+        ("howler_couchdb_requests_pending{queue=\"log_ins\"}", 0),
+    ] {
+        assert_eq!(sample(&page, name), value, "{name}");
+    }
+    couchdb.update("db");
+    assert_eq!(json.next_change(SOON).as_deref(), Some("db"));
+    let page = wait_for_sample(at, "howler_changes_total", 1);
+    assert!(sample(&page, "howler_notifications_total") >= 1);
+    let mut wrong = Client::json(at);
+    let answer = wrong.ask(json!({"op": "log-in", "username": USER, "password": "zq7-wrong"}));
+    assert_eq!(answer["error"], "NotAuthenticatedError");
+    let page = wait_for_sample(at, "howler_log_ins_failed_total", 1);
+    assert_eq!(sample(&page, "howler_closes_total{reason=\"not_authenticated\"}"), 1);
+    json.send("{\"op\":\"log-out\"}");
+    assert!(matches!(json.receive_close(SOON).1, Received::Close(..)));
+    let page = wait_for_sample(at, "howler_closes_total{reason=\"logged_out\"}", 1);
+    assert_eq!(sample(&page, "howler_subscriptions"), 1);
+    drop(socket_io);
+    let page = wait_for_sample(at, "howler_closes_total{reason=\"client_vanished\"}", 1);
+    assert!(sample(&page, "howler_connections_accepted_total") > sample(&before, "howler_connections_accepted_total"));
+    assert!(sample(&page, "howler_connections") >= 1, "the one that asks");
+    drop(poller);
+}
+
+#[test]
+fn no_secret_and_no_name_is_in_the_metrics() {
+    let couchdb = couchdb();
+    couchdb.add_user("zq7-sparrow", PASSWORD, &[]);
+    let howler = Howler::start(&couchdb);
+    let _client = Client::subscribed(howler.address(), &["private-db"]);
+    let _other = Client::socket_io(howler.address(), &format!("username=zq7-sparrow&password={PASSWORD}"));
+    couchdb.update("private-db");
+    let page = wait_for_sample(howler.address(), "howler_log_ins_total", 2);
+    assert_no_secret(&page);
+    for word in ["private-db", USER, ADMIN_PASSWORD, "127.0.0.1", "sparrow", &format!("{ADMIN}:")] {
+        assert!(!page.contains(word), "{word} in\n{page}");
+    }
+}
+
+#[test]
+fn promtool_finds_nothing_to_improve() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let page = get(howler.address(), "/metrics");
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool is installed (Debian package prometheus)");
+    promtool.stdin.take().expect("piped").write_all(&page.body).expect("it reads");
+    let output = promtool.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.trim().is_empty(), "{said}\n{}", page.text());
+}
+
+#[test]
+fn a_port_of_its_own_serves_nothing_else_and_the_others_not_that() {
+    let (couchdb, authority) = (couchdb(), Authority::new());
+    let identity = Identity::new(&authority);
+    let options = [&identity.options()[..], &["--admin_port", "0"]].concat();
+    let howler = Howler::start_with(&couchdb, &options);
+    let admin = admin_address(&howler);
+    let clients = Target::tls(howler.tls_address(), authority.client(rustls::ALL_VERSIONS));
+    // Plain HTTP, whatever clients speak.
+    wait_until(admin, "/readyz", |answer| answer.status == 200);
+    assert_eq!(get(admin, "/healthz").text(), "ok\n");
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(get(&clients, path).status, 404, "{path}");
+    }
+    for path in ["/", "/howler", "/howler.js", "/socket.io/?EIO=4&transport=polling", "/elsewhere"] {
+        let answer = get(admin, path);
+        assert_eq!(answer.status, 404, "{path}");
+        assert!(answer.text().contains("/metrics") && answer.text().contains("--port"), "{path}: {}", answer.text());
+    }
+    assert!(Client::try_open(admin, "/howler", "").is_err(), "no client comes in there");
+}
+
+#[test]
+fn operators_are_nobodys_clients() {
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--admin_port", "0"]);
+    let admin = admin_address(&howler);
+    let mut first = Http::connect(admin);
+    let page = first.get("/metrics").text().to_owned();
+    let gone = |page: &str| sample(page, "howler_closes_total{reason=\"served\"}");
+    assert_eq!((sample(&page, "howler_connections"), sample(&page, "howler_connections_accepted_total")), (0, 0));
+    // Closed after its answer, at its end, for nonsense: none of them counts.
+    let mut closing = Http::connect(admin);
+    assert_eq!(closing.ask("GET", "/healthz", "Connection: close\r\n", b"").status, 200);
+    let mut nonsense = Http::connect(admin);
+    nonsense.send_raw("\x01\x02\r\n\r\n");
+    assert_eq!(nonsense.answer().status, 400);
+    drop(Http::connect(admin));
+    // More than there may be: those that asked least recently give way, and the one that is in use stays.
+    let idle: Vec<Http> = (0..200)
+        .map(|number| {
+            let mut one = Http::connect(admin);
+            if number % 20 == 0 {
+                assert_eq!(first.get("/healthz").status, 200, "{number}");
+            }
+            assert_eq!(one.get("/healthz").status, 200, "{number}");
+            one
+        })
+        .collect();
+    assert!(howler.descriptors() < 64 + 40, "{}", howler.descriptors());
+    let after = first.get("/metrics").text().to_owned();
+    assert_eq!((sample(&after, "howler_connections"), gone(&after)), (0, 0));
+    for reason in ["bad_request", "client_vanished"] {
+        assert_eq!(sample(&after, &format!("howler_closes_total{{reason=\"{reason}\"}}")), 0, "{reason}");
+    }
+    let _client = Client::logged_in(howler.address());
+    assert_eq!(sample(first.get("/metrics").text(), "howler_connections"), 1);
+    drop(idle);
+}
+
+#[test]
+fn operators_are_answered_until_the_end() {
+    let couchdb = couchdb();
+    let mut howler = Howler::start_with(&couchdb, &["--admin_port", "0"]);
+    let admin = admin_address(&howler);
+    let mut kept = Http::connect(admin);
+    wait_until(admin, "/readyz", |answer| answer.status == 200);
+    assert_eq!(kept.get("/readyz").status, 200);
+    // It never closes its side, and holds the server up for a while.
+    let silent = Client::logged_in(howler.address());
+    howler.signal("TERM");
+    howler.wait_for_line("Stopping");
+    for answer in [kept.get("/readyz"), get(admin, "/readyz")] {
+        assert_eq!((answer.status, answer.text()), (503, "not ready: the server is stopping\n"));
+    }
+    assert_eq!(get(admin, "/healthz").status, 200);
+    let page = get(admin, "/metrics").text().to_owned();
+    assert_eq!(sample(&page, "howler_closes_total{reason=\"shutting_down\"}"), 1);
+    // Operators do not hold it up.
+    let _idle = Http::connect(admin);
+    drop(silent);
+    assert_eq!(howler.wait().code(), Some(0));
+}
