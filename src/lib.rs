@@ -19,11 +19,13 @@
 //! | [`net`] | mio and rustls: streams, connections, listener, resolver thread | what the bytes mean |
 //! | [`server`] | owns all tables, carries out what the machines ask for | the clock |
 //! | [`event_loop`] | the turn; the only place that reads the clock | |
+//! | [`check`] | commands that ask and end: they may block, and the server uses none of it | |
 //! | [`config`] and `main` | arguments and environment → checked [`config::Config`] → run → exit code | |
 //!
 //! Imports point down only; `tests/layers.rs` reads the sources and fails on one that does not.
 //! [`demo`] stands beside: a stand-in for CouchDB, for `--demo` and for the tests.
 
+pub mod check;
 pub mod config;
 pub mod demo;
 pub mod event_loop;

@@ -1,6 +1,6 @@
 //! couchdb-howler: reads the command line and the environment, and runs the server.
 //!
-//! Exit codes: 0 after a stop, 1 when the server cannot start or its loop fails, 2 for a command line
+//! Exit codes: 0 after a stop, 1 when the server cannot start or its loop fails, or when what was checked is not well, 2 for a command line
 //! or environment that cannot be used.
 
 use std::io::Write as _;
@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use couchdb_howler::config::{self, Command, Config};
+use couchdb_howler::check;
+use couchdb_howler::config::{self, Command, Config, HealthPort};
 use couchdb_howler::demo::{self, Demo};
 use couchdb_howler::event_loop::{self, Signals};
 use couchdb_howler::net::descriptors;
@@ -21,6 +22,7 @@ use couchdb_howler::state::site::{Console, DemoAccount, Site};
 use couchdb_howler::wire::url::CouchUrl;
 
 const CANNOT_START: u8 = 1;
+const CHECK_FAILED: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
         Ok(Command::Help) => return print(&config::help()),
         Ok(Command::Version) => return print(&format!("{}\n", config::version())),
         Ok(Command::Run(config)) => run(&config),
+        Ok(Command::Check(config)) => return check(&config),
+        Ok(Command::HealthCheck(port)) => return health_check(&port),
         Err(error) => {
             eprintln!("couchdb-howler: {error}");
             return ExitCode::from(USAGE);
@@ -48,6 +52,21 @@ fn main() -> ExitCode {
 fn print(text: &str) -> ExitCode {
     let _ = std::io::stdout().write_all(text.as_bytes());
     ExitCode::SUCCESS
+}
+
+fn check(config: &Config) -> ExitCode {
+    match check::check(config, &mut std::io::stdout().lock()) {
+        Ok(true) => ExitCode::SUCCESS,
+        // The second: the reader is gone, and with it those who could tell how far it came.
+        Ok(false) | Err(_) => ExitCode::from(CHECK_FAILED),
+    }
+}
+
+fn health_check(port: &HealthPort) -> ExitCode {
+    let health = check::health(port);
+    let (Ok(said) | Err(said)) = &health;
+    print(&format!("{said}\n"));
+    if health.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(CHECK_FAILED) }
 }
 
 fn run(config: &Config) -> Result<(), String> {
@@ -141,19 +160,9 @@ fn bind(config: &Config, port: u16) -> Result<(SocketAddr, Listener), String> {
 }
 
 fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Result<Settings, String> {
-    let roots = match &config.ca_file {
-        Some(path) => {
-            let unusable = |error: &dyn std::fmt::Display| format!("--ca_file {}: {error}", path.display());
-            let pem = std::fs::read(path).map_err(|error| unusable(&error))?;
-            // Checked also where it is not needed: a mistake in it should not wait.
-            Some(tls::client_config(Some(&pem)).map_err(|error| unusable(&error))?)
-        }
-        None => None,
-    };
-    let tls = match roots {
-        None if couchdb_url.tls => Some(tls::client_config(None)?),
-        roots => roots,
-    };
+    // A file is checked also where it is not needed: a mistake in it should not wait.
+    let needed = couchdb_url.tls || config.ca_file.is_some();
+    let tls = needed.then(|| tls::couchdb_config(config.ca_file.as_deref())).transpose()?;
     let mut seed = [0; 8];
     tls::random_bytes(&mut seed)?;
     Ok(Settings {

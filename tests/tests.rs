@@ -11,6 +11,7 @@ mod support;
 mod access;
 mod browser;
 mod chaos;
+mod check;
 mod client_in_browser;
 mod client_library;
 mod command_line;

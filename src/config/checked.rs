@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::table::{A_CERTIFICATE, A_KEY, OPTIONS, OptionRow, Takes};
 use super::typed::{Given, Source, Typed};
-use super::{Config, ConfigError, TlsFiles};
+use super::{Config, ConfigError, HealthPort, TlsFiles};
 use crate::state::access;
 use crate::state::limits::Limits;
 use crate::state::proxies::TrustedProxies;
@@ -20,7 +20,7 @@ impl Typed {
         Ok(Config {
             couchdb_url: self.couchdb_url(demo)?,
             host: self.host()?,
-            port: u16::try_from(self.number("port")?).expect("the table's range is that of ports"),
+            port: self.main_port()?,
             tls: self.tls_files()?,
             tls_port: self.tls_port()?,
             log_level: self.choice("log_level")?.parse().expect("the table's words are names of log levels"),
@@ -151,6 +151,25 @@ impl Typed {
         let Some(given) = given else { return Ok(None) };
         let digits = given.text.bytes().all(|b| b.is_ascii_digit());
         given.text.parse().ok().filter(|_| digits).ok_or_else(|| row.unusable(given, "")).map(Some)
+    }
+
+    /// Where the server can be asked whether it lives; no other option is looked at.
+    pub(super) fn health_port(&self) -> Result<HealthPort, ConfigError> {
+        let (host, certificate) = (self.host()?, self.tls_files()?.map(|files| files.certificate));
+        let (name, port, certificate) = match (self.admin_port()?, self.tls_port()?) {
+            (Some(port), _) => ("admin_port", port, None),
+            (None, Some(_)) => ("port", self.main_port()?, None),
+            (None, None) => ("port", self.main_port()?, certificate),
+        };
+        if port == 0 {
+            let (row, given) = self.find_filled(name);
+            return Err(row.wrong(&given.source, "expected the port to be asked, got 0, which is any"));
+        }
+        Ok(HealthPort { host, port, certificate })
+    }
+
+    fn main_port(&self) -> Result<u16, ConfigError> {
+        Ok(u16::try_from(self.number("port")?).expect("the table's range is that of ports"))
     }
 
     /// One option is there without another that belongs to it.

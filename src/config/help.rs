@@ -22,6 +22,8 @@ Tells WebSocket clients which CouchDB databases changed, over one changes feed.
 
 Usage: couchdb-howler --couchdb_url URL [OPTION]...
        couchdb-howler --demo
+       couchdb-howler check [OPTION]...        check whether serving would work
+       couchdb-howler healthcheck [OPTION]...  ask the server that runs: is it alive?
 ";
 
 const HELP_END: &str = "
@@ -36,7 +38,8 @@ Examples:
 
 Exit codes:
   0  stopped as asked
-  1  could not start, for example because the port is in use
+  1  could not start, for example because the port is in use; or what was
+     checked is not well
   2  the command line or the environment is wrong
 ";
 

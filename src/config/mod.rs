@@ -42,7 +42,7 @@ use crate::state::resync::Policy;
 use crate::state::routes::Origins;
 use crate::wire::couchdb::FeedSource;
 use crate::wire::url::CouchUrl;
-use typed::Typed;
+use typed::{Typed, Word};
 
 /// What the server is to do, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,11 +106,26 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+/// Where a server with these options can be asked whether it lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthPort {
+    /// The address that it listens on; None for all of them.
+    pub host: Option<IpAddr>,
+    /// The port to ask; not 0.
+    pub port: u16,
+    /// The certificate that is shown there, where TLS is spoken.
+    pub certificate: Option<PathBuf>,
+}
+
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Serve.
     Run(Box<Config>),
+    /// Check whether serving would work.
+    Check(Box<Config>),
+    /// Ask the server that runs whether it lives.
+    HealthCheck(HealthPort),
     /// Print [`help`].
     Help,
     /// Print [`version`].
@@ -132,7 +147,7 @@ pub fn read(
     env: &dyn Fn(&str) -> Option<OsString>,
     read_file: &dyn Fn(&Path) -> io::Result<String>,
 ) -> Result<Command, ConfigError> {
-    let mut typed = Typed { given: OPTIONS.iter().map(|_| None).collect(), mistake: None };
+    let mut typed = Typed { given: OPTIONS.iter().map(|_| None).collect(), word: None, mistake: None };
     typed.take_arguments(args);
     typed.take_environment(env, read_file);
     let (help, version) = (typed.switch("help"), typed.switch("version"));
@@ -144,7 +159,11 @@ pub fn read(
     }
     typed.mistake.take().map_or(Ok(()), Err)?;
     help.and(version)?;
-    typed.check().map(|config| Command::Run(Box::new(config)))
+    match typed.word {
+        None => typed.check().map(|config| Command::Run(Box::new(config))),
+        Some(Word::Check) => typed.check().map(|config| Command::Check(Box::new(config))),
+        Some(Word::HealthCheck) => typed.health_port().map(Command::HealthCheck),
+    }
 }
 
 /// The version alone, as scripts like it.

@@ -489,3 +489,52 @@ fn help_tells_every_option() {
     assert!(!help.contains("  \n") && help.ends_with('\n'));
     assert!(version().starts_with(|c: char| c.is_ascii_digit()));
 }
+
+#[test]
+fn commands() {
+    let check = with_url("check -p 81");
+    assert_eq!(check.read(), Ok(Command::Check(Box::new(with_url("-p 81").config()))));
+    assert_eq!(with_url("-p 81 check").read(), check.read());
+    assert!(args("check").error().contains("--couchdb_url"), "what serving needs, checking needs");
+    assert_eq!(args("check --help").read(), Ok(Command::Help));
+    for (line, words) in [
+        ("chek", "the command check is meant"),
+        ("Check", "the command check is meant"),
+        ("health-check", "the command healthcheck is meant"),
+        ("HEALTHCHEK", "the command healthcheck is meant"),
+        ("check check", "unexpected argument \"check\""),
+        ("check healthcheck", "unexpected argument \"healthcheck\""),
+        ("cheese", "every value belongs to an option"),
+        ("http://u:zq7-a@b", "every value belongs to an option"),
+    ] {
+        let error = with_url(line).error();
+        assert!(error.contains(words) && !error.contains("zq7-"), "{line}: {error}");
+    }
+}
+
+#[test]
+fn a_health_check_looks_at_ports_alone() {
+    let asked = |typing: &Typing| match typing.read() {
+        Ok(Command::HealthCheck(asked)) => asked,
+        other => panic!("{other:?}"),
+    };
+    let plain = |port| HealthPort { host: None, port, certificate: None };
+    assert_eq!(asked(&args("healthcheck")), plain(3000));
+    assert_eq!(asked(&args("healthcheck -p 80 --demo --admin_port 81")), plain(81));
+    let tls = "healthcheck --host ::1 --tls_cert /c --tls_key /k";
+    let shown = HealthPort { host: Some("::1".parse().unwrap()), port: 3000, certificate: Some("/c".into()) };
+    assert_eq!(asked(&args(tls)), shown);
+    assert_eq!(asked(&args(&format!("{tls} --tls_port 81"))).certificate, None);
+    assert_eq!(asked(&args(&format!("{tls} --admin_port 81"))).port, 81);
+    // Of all else nothing has to be right.
+    let typing = args("healthcheck").env("HOWLER_COUCHDB_URL_FILE", "/missing").env("HOWLER_FEED", "x");
+    assert_eq!(asked(&typing.env("HOWLER_PORT", "82")), plain(82));
+    for (line, words) in
+        [("-p 0", "--port: expected the port to be asked"), ("--admin_port 0", "--admin_port: expected")]
+    {
+        assert!(args(&format!("healthcheck {line}")).error().contains(words), "{line}");
+    }
+    for line in ["-p x", "--bogus", "--host here", "--tls_cert /c", "twice"] {
+        assert!(args(&format!("healthcheck {line}")).read().is_err(), "{line}");
+    }
+}

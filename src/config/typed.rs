@@ -22,10 +22,23 @@ pub(super) enum Source {
     Default,
 }
 
+/// A command: a word that is no option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    Check,
+    HealthCheck,
+}
+
+const WORDS: [(&str, Word); 2] = [("check", Word::Check), ("healthcheck", Word::HealthCheck)];
+/// The options that say where the server is: all that `healthcheck` looks at, so that nothing else can fail it.
+const PLACES: [&str; 8] = ["host", "port", "tls_cert", "tls_key", "tls_port", "admin_port", "help", "version"];
+
 /// What was typed.
 pub(super) struct Typed {
     /// For each row of [`OPTIONS`], in that order.
     pub(super) given: Vec<Option<Given>>,
+    /// The command, when it is another one than to serve.
+    pub(super) word: Option<Word>,
     /// The first thing that could not be read at all.
     pub(super) mistake: Option<ConfigError>,
 }
@@ -40,7 +53,14 @@ impl Typed {
                 Ok(None) => return,
                 Ok(Some(lexopt::Arg::Long(name))) => (find_long(name), true),
                 Ok(Some(lexopt::Arg::Short(letter))) => (find_short(letter), false),
-                Ok(Some(lexopt::Arg::Value(text))) => (Err(unexpected_argument(&text)), false),
+                Ok(Some(lexopt::Arg::Value(text))) => {
+                    let word = WORDS.iter().find(|(name, _)| text == *name).map(|(_, word)| *word);
+                    if word.is_some() && self.word.is_none() {
+                        self.word = word;
+                        continue;
+                    }
+                    (Err(unexpected_argument(&text)), false)
+                }
                 Err(lexopt::Error::UnexpectedValue { option, .. }) => (Err(unexpected_value(&option)), false),
                 Err(_) => (Err(ConfigError::new("the command line cannot be read")), false),
             };
@@ -58,7 +78,8 @@ impl Typed {
         env: &dyn Fn(&str) -> Option<OsString>,
         read_file: &dyn Fn(&Path) -> io::Result<String>,
     ) {
-        for (row, slot) in OPTIONS.iter().zip(&mut self.given).filter(|(_, slot)| slot.is_none()) {
+        let counts = |row: &OptionRow| self.word != Some(Word::HealthCheck) || PLACES.contains(&row.name);
+        for (row, slot) in OPTIONS.iter().zip(&mut self.given).filter(|(row, slot)| slot.is_none() && counts(row)) {
             let default = row.default.map(|text| Given { text: text.to_owned(), source: Source::Default });
             match from_environment(row, env, read_file) {
                 Ok(given) => *slot = given.or(default),
@@ -111,8 +132,14 @@ fn find_short(letter: char) -> Result<usize, ConfigError> {
 }
 
 fn unexpected_argument(text: &OsStr) -> ConfigError {
-    let text = shown_url(&text.to_string_lossy());
-    ConfigError::new(&format!("unexpected argument {text:?}; every value belongs to an option, see --help"))
+    let text = text.to_string_lossy();
+    let near = |name: &str| edits(name, &text.to_ascii_lowercase().replace(['-', '_'], "")) <= 2;
+    let hint = match WORDS.iter().find(|(name, _)| near(name)) {
+        Some((name, _)) => format!("the command {name} is meant? See --help"),
+        None => "every value belongs to an option, see --help".to_owned(),
+    };
+    let text = shown_url(&text);
+    ConfigError::new(&format!("unexpected argument {text:?}; {hint}"))
 }
 
 fn unexpected_value(option: &str) -> ConfigError {

@@ -47,8 +47,12 @@ impl Resolver {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "this is the thread that may block")]
-fn look_up(host: &str) -> Resolved {
+/// Looks a name up, and blocks until there is an answer: for a thread that may.
+///
+/// # Errors
+/// Why there are no addresses.
+#[allow(clippy::disallowed_methods, reason = "the one place that looks names up")]
+pub fn look_up(host: &str) -> Resolved {
     // RFC 6761 section 6.3: known without asking, and so too where there is no hosts file, as in an
     // image of one binary. Asking there costs seconds.
     if host.eq_ignore_ascii_case("localhost") {

@@ -2,17 +2,19 @@
 //! are built in and those of the operator; and with clients, by the certificate of the operator.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mio::net::TcpStream;
-use rustls::crypto::CryptoProvider;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::{self, PemObject as _};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, Error, InconsistentKeys, InvalidMessage, PeerIncompatible,
-    RootCertStore, ServerConfig,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, InconsistentKeys, InvalidMessage,
+    PeerIncompatible, RootCertStore, ServerConfig, SignatureScheme,
 };
 
 use super::stream::Stream;
@@ -38,6 +40,93 @@ pub fn client_config(extra_roots: Option<&[u8]>) -> Result<Arc<ClientConfig>, St
         .with_no_client_auth();
     config.alpn_protocols = vec![HTTP.to_vec()];
     Ok(Arc::new(config))
+}
+
+/// As [`client_config`], with the roots in the file that `--ca_file` names. Blocks, as [`Identity::load`] does.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn couchdb_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
+    let Some(path) = ca_file else { return client_config(None) };
+    let pem = std::fs::read(path).map_err(|error| in_file("ca_file", path, &error))?;
+    client_config(Some(&pem)).map_err(|error| in_file("ca_file", path, &error))
+}
+
+/// The name under which a host has to show its certificate.
+///
+/// # Errors
+/// It can be nobody's name.
+pub fn server_name(host: &str) -> io::Result<ServerName<'static>> {
+    match host.parse::<IpAddr>() {
+        Ok(ip) => Ok(ServerName::from(ip)),
+        Err(_) => ServerName::try_from(host.to_owned()).map_err(io::Error::other),
+    }
+}
+
+/// The configuration of a client that trusts a server which shows exactly the first certificate of a file, and has its
+/// key, under whatever name: our own server, asked on this machine.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn pinned_config(certificate: &Path) -> Result<Arc<ClientConfig>, String> {
+    let pem = std::fs::read(certificate).map_err(|error| in_file("tls_cert", certificate, &error))?;
+    let chain = certificates(&pem).map_err(|error| in_file("tls_cert", certificate, &error))?;
+    let provider = provider();
+    let pinned = Pinned { certificate: chain[0].clone(), algorithms: provider.signature_verification_algorithms };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring has cipher suites for TLS 1.2 and 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(pinned))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![HTTP.to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Trusts one certificate, byte by byte the same; neither its name nor its age matters then. That the server has its key
+/// is verified as ever.
+#[derive(Debug)]
+struct Pinned {
+    certificate: CertificateDer<'static>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if *shown == self.certificate {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
 }
 
 /// By what we show clients who we are: the files, and what was made of them last.
@@ -184,6 +273,9 @@ pub fn explain(error: &Error) -> String {
         }
         Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
             "its certificate is not valid yet: check the clocks"
+        }
+        Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure) => {
+            "it shows another certificate than the one in --tls_cert: SIGHUP makes it read that again"
         }
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
             "the peer speaks no TLS: check https in --couchdb_url, and the port"

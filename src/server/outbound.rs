@@ -1,14 +1,14 @@
 //! Connections to CouchDB: dialing, the feed's bytes, the answers to log-ins.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use mio::net::TcpStream;
-use rustls::pki_types::ServerName;
 
 use super::{Protocol, Purpose, Queue, Requests, Server, Upstream};
 use crate::net::connection::Flushed;
 use crate::net::stream::Stream;
+use crate::net::tls;
 use crate::state::dialer::DialAction;
 use crate::state::feed::{FeedAction, FeedPart, Told};
 use crate::state::metrics::CloseReason;
@@ -56,13 +56,8 @@ impl Server {
     fn connect(&mut self, owner: Upstream, address: SocketAddr, now: Millis) -> io::Result<()> {
         let socket = TcpStream::connect(address)?;
         let _ = socket.set_nodelay(true);
-        let stream = if let (true, Some(tls)) = (self.couchdb.url.tls, &self.couchdb.tls) {
-            let host = self.couchdb.url.host.to_string();
-            let name = match host.parse::<IpAddr>() {
-                Ok(ip) => ServerName::from(ip),
-                Err(_) => ServerName::try_from(host).map_err(io::Error::other)?,
-            };
-            Stream::tls_client(socket, tls.clone(), name)?
+        let stream = if let (true, Some(config)) = (self.couchdb.url.tls, &self.couchdb.tls) {
+            Stream::tls_client(socket, config.clone(), tls::server_name(&self.couchdb.url.host)?)?
         } else {
             Stream::plain(socket)
         };

@@ -246,6 +246,16 @@ impl Requests {
         self.write("GET", &target, self.admin.reveal(), b"")
     }
 
+    /// Asks who is there, without saying who asks.
+    pub fn welcome(&self) -> Vec<u8> {
+        self.write("GET", "/", "", b"")
+    }
+
+    /// Asks whom the server's own credentials are taken for.
+    pub fn own_session(&self) -> Vec<u8> {
+        self.write("GET", "/_session", self.admin.reveal(), b"")
+    }
+
     /// Asks for the current revisions of the event documents of databases.
     pub fn look_up<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<u8> {
         self.write("POST", "/_global_changes/_all_docs", self.admin.reveal(), &positions::write_keys(names))
@@ -441,18 +451,63 @@ pub fn read_log_in(
             Ok(Identity { name, roles: body.roles, cookie: Some(cookie) })
         }
         Credentials::Cookie(_) | Credentials::Token(_) => {
-            // The status is 200 for an invalid cookie too: the name alone says who it is.
-            let user = body.user.ok_or(LogInError::NotAuthenticated)?;
-            let name = named(user.name).ok_or(LogInError::NotAuthenticated)?;
+            let user = user_of(body).ok_or(LogInError::NotAuthenticated)?;
             let cookie = match credentials {
                 Credentials::Cookie(value) => {
                     Some(set_cookie.unwrap_or_else(|| Secret::new(format!("AuthSession={}", value.reveal()))))
                 }
                 _ => None,
             };
-            Ok(Identity { name, roles: user.roles, cookie })
+            Ok(Identity { cookie, ..user })
         }
         Credentials::Unusable => Err(LogInError::NotAuthenticated),
+    }
+}
+
+/// Whom a request with credentials is taken for. The status is 200 for an invalid cookie too: the name alone says who it
+/// is.
+fn user_of(body: SessionBody<'_>) -> Option<Identity> {
+    let user = body.user?;
+    Some(Identity { name: named(user.name)?, roles: user.roles, cookie: None })
+}
+
+/// Reads the answer to [`Requests::own_session`] when it is 200: the roles. None when CouchDB saw no credentials.
+pub fn read_own_roles(body: &[u8]) -> Option<Box<[Box<str>]>> {
+    json::parse_object(body).and_then(user_of).map(|user| user.roles)
+}
+
+#[derive(Deserialize)]
+struct WelcomeBody<'a> {
+    #[serde(borrow)]
+    couchdb: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    version: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    error: Option<Cow<'a, str>>,
+}
+
+/// What the answer to [`Requests::welcome`] shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Welcome {
+    /// A CouchDB, of this version.
+    CouchDb(Box<str>),
+    /// A CouchDB, most likely, that says this is wrong: a word such as `unauthorized`.
+    Error(Box<str>),
+    /// Something else.
+    Stranger,
+}
+
+/// Reads the answer to [`Requests::welcome`].
+pub fn read_welcome(body: &[u8]) -> Welcome {
+    match json::parse_object::<WelcomeBody<'_>>(body) {
+        Some(WelcomeBody { couchdb: Some(_), version, .. }) => {
+            // It is shown: nothing but what versions are made of, and not much of it.
+            let fits = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+' | '_');
+            let version: String = version.unwrap_or_default().chars().filter(fits).take(32).collect();
+            Welcome::CouchDb(version.into())
+        }
+        Some(WelcomeBody { error: Some(error), .. }) => Welcome::Error(error.into()),
+        _ => Welcome::Stranger,
     }
 }
 
@@ -463,6 +518,32 @@ fn named(name: Option<Cow<'_, str>>) -> Option<Box<str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn knows_a_couchdb_by_its_welcome() {
+        let welcome = |body: &str| read_welcome(body.as_bytes());
+        assert_eq!(
+            welcome(r#"{"couchdb":"Welcome","version":"3.5.0","git_sha":"1"}"#),
+            Welcome::CouchDb("3.5.0".into())
+        );
+        assert_eq!(welcome(r#"{"couchdb":"Welcome"}"#), Welcome::CouchDb("".into()));
+        let hostile = format!(r#"{{"couchdb":"Welcome","version":"\u001b[31m 1.0 {}"}}"#, "x".repeat(99));
+        assert_eq!(welcome(&hostile), Welcome::CouchDb(format!("31m1.0{}", "x".repeat(26)).into()));
+        assert_eq!(welcome(r#"{"error":"unauthorized","reason":"no"}"#), Welcome::Error("unauthorized".into()));
+        for body in ["", "ok", "[]", "{}", "<html>", r#"{"couchdb":1}"#, r#"{"version":"1"}"#] {
+            assert_eq!(welcome(body), Welcome::Stranger, "{body}");
+        }
+    }
+
+    #[test]
+    fn reads_the_roles_of_its_own_session() {
+        let roles = |body: &str| read_own_roles(body.as_bytes()).map(|roles| roles.len());
+        assert_eq!(roles(r#"{"ok":true,"userCtx":{"name":"admin","roles":["_admin"]}}"#), Some(1));
+        assert_eq!(roles(r#"{"ok":true,"userCtx":{"name":"me","roles":[]}}"#), Some(0));
+        for body in [r#"{"ok":true,"userCtx":{"name":null,"roles":["_admin"]}}"#, r#"{"ok":true}"#, "", "[]"] {
+            assert_eq!(roles(body), None, "{body}");
+        }
+    }
 
     fn change<'a>(database: &'a str, kind: ChangeKind, seq: &'a str) -> FeedLine<'a> {
         FeedLine::Change { database: database.into(), kind, revision: None, seq: Some(seq.into()) }

@@ -1,0 +1,245 @@
+//! `check`: the way to CouchDB, step by step, as the server will go it. The first step that fails is the last.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::conversation::{Answer, Peer, Trouble, Until};
+use super::{Failure, Report, within};
+use crate::config::Config;
+use crate::net::{resolver, tls};
+use crate::wire::couchdb::{self, FeedSource, Requests, Welcome};
+use crate::wire::url::CouchUrl;
+
+/// Time for a name to be looked up: resolvers try again after 5 s.
+const LOOK_UP_WITHIN: Duration = Duration::from_secs(12);
+/// Time for a connection, and for an answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// The heartbeat that is asked for of the feed, in milliseconds: something of it comes within two of them.
+const HEARTBEAT: u64 = 1_000;
+
+const WRONG_PASSWORD: &str = "CouchDB refuses the name or the password (401): set the right ones in --couchdb_url, with \
+     characters other than letters and digits as %XX";
+const LOCKED: &str = "CouchDB has locked the name after too many wrong passwords (403): wait five minutes, and see that \
+     no other program tries an old password";
+const NO_ADMIN: &str = "the user in --couchdb_url is not a server admin: take one of the section [admins] of CouchDB's \
+     configuration";
+const NO_GLOBAL_CHANGES: &str = "the database is missing: --create_global_changes makes it when the server starts, or \
+     PUT /_global_changes as a server admin";
+const NO_DB_UPDATES: &str = "there is no such feed (404): take --feed global_changes";
+const NO_SEQUENCE: &str =
+    "CouchDB does not say where its feed stands: is there something else in front of it that answers?";
+const WITHHELD: &str = "the feed is open, but nothing of it comes: a proxy in front of CouchDB holds answers back until \
+     they are over; switch its buffering off, or name CouchDB itself in --couchdb_url";
+
+/// Goes the way, and prints each step.
+pub(super) fn check(
+    config: &Config,
+    url: &CouchUrl,
+    trust: &Arc<rustls::ClientConfig>,
+    report: &mut Report<'_>,
+) -> io::Result<()> {
+    let host = &url.host;
+    let Some(addresses) = say(report, "host name", look_up(url))? else { return Ok(()) };
+    let plain = Peer { addresses, tls: None };
+    let reached = plain.reach(ANSWER_WITHIN).map_err(|trouble| explain(&trouble, url));
+    let reached = reached.map(|()| ((), format!("something listens on port {} of {host}", url.port)));
+    let Some(()) = say(report, "connection", reached)? else { return Ok(()) };
+    let peer = if url.tls {
+        let Some(peer) = say(report, "TLS", encrypt(plain, url, trust))? else { return Ok(()) };
+        peer
+    } else {
+        plain
+    };
+    let conversation = Conversation { url, peer, requests: Requests::new(url) };
+    let Some(()) = say(report, "CouchDB", conversation.meet())? else { return Ok(()) };
+    let Some(roles) = say(report, "log-in", conversation.log_in())? else { return Ok(()) };
+    let Some(()) = say(report, "server admin", is_admin(&roles))? else { return Ok(()) };
+    if config.feed == FeedSource::GlobalChanges {
+        let found = conversation.find_global_changes(config.create_global_changes);
+        match say(report, "_global_changes", found)? {
+            Some(true) => {}
+            // To be made, or missing: there is nothing to be followed yet.
+            Some(false) | None => return Ok(()),
+        }
+    }
+    say(report, "feed", conversation.follow(config.feed)).map(drop)
+}
+
+/// Prints what a step came to; what it found.
+fn say<T>(report: &mut Report<'_>, step: &str, outcome: Result<(T, String), Failure>) -> io::Result<Option<T>> {
+    match outcome {
+        Ok((found, detail)) => report.ok(step, &detail).map(|()| Some(found)),
+        Err(failure) => report.failed(step, &failure).map(|()| None),
+    }
+}
+
+/// What a step found, and what is said of it.
+type Outcome<T> = Result<(T, String), Failure>;
+
+fn fail<T>(problem: &str) -> Outcome<T> {
+    Err(Failure(problem.to_owned()))
+}
+
+fn look_up(url: &CouchUrl) -> Outcome<Vec<SocketAddr>> {
+    let host = url.host.clone();
+    let advice = "check the host in --couchdb_url, and that this machine (or its container's network) knows it";
+    match within(LOOK_UP_WITHIN, move || resolver::look_up(&host)) {
+        None => fail(&format!("{} cannot be looked up: no answer in time; {advice}", url.host)),
+        Some(Err(error)) => fail(&format!("{}: {error}; {advice}", url.host)),
+        Some(Ok(found)) if found.is_empty() => fail(&format!("{} has no address; {advice}", url.host)),
+        Some(Ok(found)) => {
+            let shown = found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let addresses = found.into_iter().map(|address| SocketAddr::new(address, url.port)).collect();
+            Ok((addresses, format!("{} is {shown}", url.host)))
+        }
+    }
+}
+
+fn encrypt(plain: Peer, url: &CouchUrl, trust: &Arc<rustls::ClientConfig>) -> Outcome<Peer> {
+    let name = tls::server_name(&url.host).map_err(|error| Failure(format!("{}: {error}", url.host)))?;
+    let peer = Peer { tls: Some((Arc::clone(trust), name)), ..plain };
+    peer.reach(ANSWER_WITHIN).map_err(|trouble| explain(&trouble, url))?;
+    Ok((peer, "the certificate is trusted".to_owned()))
+}
+
+fn is_admin(roles: &[Box<str>]) -> Outcome<()> {
+    if roles.iter().any(|role| &**role == "_admin") {
+        return Ok(((), "the user in --couchdb_url is one".to_owned()));
+    }
+    fail(NO_ADMIN)
+}
+
+/// With a CouchDB that was reached.
+struct Conversation<'a> {
+    url: &'a CouchUrl,
+    peer: Peer,
+    requests: Requests,
+}
+
+impl Conversation<'_> {
+    fn ask(&self, request: Vec<u8>) -> Result<Answer, Failure> {
+        self.peer.ask(request, Until::End, ANSWER_WITHIN).map_err(|trouble| explain(&trouble, self.url))
+    }
+
+    /// Whether it is a CouchDB: asked before it is told a password.
+    fn meet(&self) -> Outcome<()> {
+        let answer = self.ask(self.requests.welcome())?;
+        match (answer.status, couchdb::read_welcome(&answer.body)) {
+            (200, Welcome::CouchDb(version)) => Ok(((), format!("version {version} answers"))),
+            (401, Welcome::Error(error)) if &*error == "unauthorized" => {
+                Ok(((), "it answers, and tells strangers nothing more".to_owned()))
+            }
+            (404, Welcome::Error(_)) => fail(
+                "there is a CouchDB, but not below this path (404): check what stands behind the host in --couchdb_url",
+            ),
+            (status @ 300..=399, _) => fail(&format!(
+                "there is a redirect (status {status}): name the place itself in --couchdb_url, with https:// if that is \
+                 what it leads to"
+            )),
+            (400, _) if memchr::memmem::find(&answer.body, b"HTTPS").is_some() => fail(&speaks_tls()),
+            (status @ 502..=504, _) => {
+                fail(&format!("the proxy in front of CouchDB does not reach it (status {status}): is CouchDB running?"))
+            }
+            (status, _) => fail(&format!(
+                "what answers there (with status {status}) is not CouchDB: check the host, the port and the path in \
+                 --couchdb_url"
+            )),
+        }
+    }
+
+    fn log_in(&self) -> Outcome<Box<[Box<str>]>> {
+        let answer = self.ask(self.requests.own_session())?;
+        match answer.status {
+            200 => match couchdb::read_own_roles(&answer.body) {
+                Some(roles) => Ok((roles, "CouchDB accepts the name and the password".to_owned())),
+                None => {
+                    fail("CouchDB did not see the name and the password: does a proxy remove them (Authorization)?")
+                }
+            },
+            _ => refused(answer.status),
+        }
+    }
+
+    /// Whether it is there; else it will be made.
+    fn find_global_changes(&self, creates: bool) -> Outcome<bool> {
+        match self.ask(self.requests.epoch())?.status {
+            200 => Ok((true, "the database is there".to_owned())),
+            404 if creates => Ok((false, "the database is missing, and is made when the server starts".to_owned())),
+            404 => fail(NO_GLOBAL_CHANGES),
+            status => refused(status),
+        }
+    }
+
+    /// Asks what the server asks: where the feed stands, and for all that comes then.
+    fn follow(&self, source: FeedSource) -> Outcome<()> {
+        let pinned = self.peer.ask(self.requests.pin(source), Until::End, ANSWER_WITHIN);
+        let since = match pinned {
+            // Some hosts of this feed do not tell; the server goes on from now then.
+            Err(Trouble::Silent | Trouble::Withheld) if source == FeedSource::DbUpdates => "now".to_owned(),
+            Err(trouble) => return Err(explain(&trouble, self.url)),
+            Ok(Answer { status: 200, body }) => match couchdb::parse_last_seq(&body) {
+                Some(since) => since,
+                None => return fail(NO_SEQUENCE),
+            },
+            Ok(Answer { status: 404, .. }) if source == FeedSource::DbUpdates => return fail(NO_DB_UPDATES),
+            Ok(Answer { status, .. }) => return refused(status),
+        };
+        match self.peer.ask(self.requests.stream(source, &since, HEARTBEAT), Until::Content, ANSWER_WITHIN) {
+            Ok(Answer { status: 200, .. }) => Ok(((), "changes can be followed".to_owned())),
+            Ok(Answer { status, .. }) => refused(status),
+            Err(Trouble::Silent | Trouble::Withheld) => fail(WITHHELD),
+            Err(trouble) => Err(explain(&trouble, self.url)),
+        }
+    }
+}
+
+/// What a status means that says no.
+fn refused<T>(status: u16) -> Outcome<T> {
+    match status {
+        401 => fail(WRONG_PASSWORD),
+        403 => fail(LOCKED),
+        500..=599 => fail(&format!("CouchDB cannot answer (status {status}): see its log")),
+        _ => fail(&format!("CouchDB refuses (status {status}): see its log")),
+    }
+}
+
+fn speaks_tls() -> String {
+    "TLS is spoken there: write https:// in --couchdb_url".to_owned()
+}
+
+/// What went wrong with a connection, and what to do.
+fn explain(trouble: &Trouble, url: &CouchUrl) -> Failure {
+    let CouchUrl { host, port, .. } = url;
+    Failure(match trouble {
+        Trouble::Connect(address, error) => match error.kind() {
+            io::ErrorKind::ConnectionRefused => format!(
+                "nobody listens at {address} (connection refused): is CouchDB running, and on port {port}? In a container, \
+                 localhost is the container itself"
+            ),
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => format!(
+                "no answer from {address} in time: is it the right address, and does a firewall let this machine through \
+                 to port {port}?"
+            ),
+            _ => format!("{address} cannot be reached: {error}"),
+        },
+        Trouble::Tls(problem) => problem.clone(),
+        Trouble::Silent => format!(
+            "port {port} of {host} accepts connections and answers nothing in time: is it CouchDB's, and {} there?",
+            if url.tls { "TLS (https://) spoken" } else { "plain HTTP (http://) spoken" }
+        ),
+        Trouble::Withheld => "an answer began and did not go on in time: see CouchDB's log".to_owned(),
+        Trouble::Closed if url.tls => {
+            format!("port {port} of {host} ends the connection: is TLS (https://) spoken there?")
+        }
+        Trouble::Closed => format!(
+            "port {port} of {host} ends the connection without an answer: if TLS is spoken there, write https:// in \
+             --couchdb_url"
+        ),
+        Trouble::SpeaksTls => speaks_tls(),
+        Trouble::NotHttp => {
+            format!("what answers on port {port} of {host} speaks no HTTP: check host and port in --couchdb_url")
+        }
+    })
+}

@@ -1,0 +1,411 @@
+//! The commands `check` and `healthcheck`: what is well, and what is said of what is not.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use couchdb_howler::demo::{Options, StandIn};
+
+use crate::support::howler::{Ended, Howler, run};
+use crate::support::tls::{Authority, Identity, TlsProxy, tls_url};
+use crate::support::{PASSWORD, USER, couchdb, couchdb_with};
+
+/// Runs `check` on a free port of the loopback.
+fn check(url: &str, options: &[&str]) -> Ended {
+    run(&[&["check", "--host", "127.0.0.1", "--port", "0", "-u", url], options].concat(), &[])
+}
+
+/// Expects that a step fails as the last one, the others are well, and these words stand there.
+fn fails(ended: &Ended, step: &str, words: &[&str]) {
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    let (last, others) = lines.split_last().expect("there are lines");
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(1), ""), "{}", ended.stdout);
+    assert!(last.starts_with(&format!("FAILED  {step}: ")), "{step}: {}", ended.stdout);
+    assert!(others.iter().all(|line| line.starts_with("ok      ")), "{}", ended.stdout);
+    for word in words {
+        assert!(last.contains(word), "{word} in {last}");
+    }
+}
+
+/// Expects that all is well; the steps.
+fn succeeds(ended: &Ended) -> Vec<String> {
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{}", ended.stdout);
+    let step = |line: &str| line.strip_prefix("ok      ").and_then(|rest| rest.split(": ").next()).map(str::to_owned);
+    ended.stdout.lines().map(|line| step(line).unwrap_or_else(|| panic!("{line}"))).collect()
+}
+
+/// A server that answers every connection with these bytes, once something came; with none it stays silent.
+fn server(answer: &'static [u8]) -> SocketAddr {
+    recording_server(answer).0
+}
+
+/// The same with what it was told.
+fn recording_server(answer: &'static [u8]) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let record = told.clone();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    let address = listener.local_addr().expect("it listens");
+    std::thread::spawn(move || {
+        let mut kept: Vec<TcpStream> = Vec::new();
+        for mut client in listener.incoming().map_while(Result::ok) {
+            if answer.is_empty() {
+                kept.push(client);
+                continue;
+            }
+            // The connection that only looks whether there is one says nothing.
+            let mut bytes = [0; 4096];
+            let read = client.read(&mut bytes).unwrap_or(0);
+            record.lock().expect("no test holds it").extend_from_slice(&bytes[..read]);
+            if read > 0 {
+                let _ = client.write_all(answer);
+            }
+        }
+    });
+    (address, told)
+}
+
+fn url_of(address: SocketAddr) -> String {
+    format!("http://admin:zq7-secret@{address}")
+}
+
+fn file(name: &str, content: &str) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()));
+    std::fs::write(&path, content).expect("the target folder can be written");
+    path
+}
+
+#[test]
+fn all_is_well() {
+    let steps = ["configuration", "--port 0", "host name", "connection", "CouchDB", "log-in", "server admin"];
+    let couchdb = couchdb();
+    let global = [&steps[..], &["_global_changes", "feed"]].concat();
+    assert_eq!(succeeds(&check(&couchdb.url(), &[])), global);
+    let updates = [&steps[..], &["feed"]].concat();
+    assert_eq!(succeeds(&check(&couchdb.url(), &["--feed", "db_updates"])), updates);
+    let ended = check(&couchdb.url(), &[]);
+    assert!(ended.stdout.contains("version 3.5.0 answers"), "{}", ended.stdout);
+    assert_eq!(couchdb.counters().open_feeds, 0, "nothing stays open");
+    couchdb.set_require_valid_user(true);
+    assert_eq!(succeeds(&check(&couchdb.url(), &[])), global);
+}
+
+#[test]
+fn all_is_well_below_a_path_and_over_tls() {
+    let authority = Authority::new();
+    let couchdb = couchdb_with(Options { path_prefix: "/couch".to_owned(), ..Options::default() });
+    let proxy = TlsProxy::start(&couchdb, authority.server(&["localhost"]));
+    let identity = Identity::new(&authority);
+    let options = [&["--ca_file", authority.file(), "--admin_port", "0"], &identity.options()[..]].concat();
+    let steps = succeeds(&check(&proxy.url(&couchdb, "localhost"), &options));
+    let expected = "configuration certificate trust --port+0 --admin_port+0 host+name connection TLS CouchDB log-in \
+                    server+admin _global_changes feed";
+    assert_eq!(steps.iter().map(|step| step.replace(' ', "+")).collect::<Vec<_>>().join(" "), expected);
+    // The same without the path.
+    let url = proxy.url(&couchdb, "localhost").replace("/couch", "");
+    fails(&check(&url, &options), "CouchDB", &["not below this path"]);
+}
+
+#[test]
+fn the_demo_needs_nothing() {
+    let ended = run(&["check", "--demo", "--port", "0"], &[]);
+    assert_eq!(succeeds(&ended), ["configuration", "--port 0", "CouchDB"]);
+}
+
+#[test]
+fn what_cannot_be_used_is_a_mistake_of_usage() {
+    for options in
+        [&["check"][..], &["check", "-u", "ftp://x"], &["chekc", "--demo"], &["check", "--demo", "--port", "x"]]
+    {
+        let ended = run(options, &[]);
+        assert_eq!((ended.code, ended.stderr.lines().count(), ended.stdout.as_str()), (Some(2), 1, ""), "{options:?}");
+    }
+    assert!(run(&["chekc", "--demo"], &[]).stderr.contains("the command check is meant"));
+    assert!(run(&["--help"], &[]).stdout.contains("couchdb-howler healthcheck [OPTION]"));
+}
+
+#[test]
+fn who_is_not_reached_is_named() {
+    let ended = check("http://admin:zq7-secret@couchdb.invalid:5984", &[]);
+    fails(&ended, "host name", &["couchdb.invalid", "check the host in --couchdb_url"]);
+    let couchdb = couchdb();
+    couchdb.refuse();
+    let address = couchdb.address().to_string();
+    fails(&check(&couchdb.url(), &[]), "connection", &[&address, "refused", "is CouchDB running"]);
+}
+
+#[test]
+fn a_connection_that_does_not_come_about_is_not_waited_for() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    let address = listener.local_addr().expect("it listens");
+    // Nobody accepts: once its queue is full, the system answers no one any more.
+    let mut queue = Vec::new();
+    while let Ok(one) = TcpStream::connect_timeout(&address, Duration::from_millis(500)) {
+        queue.push(one);
+        assert!(queue.len() < 6_000, "the queue of a listener has an end");
+    }
+    fails(&check(&url_of(address), &[]), "connection", &["no answer from", "in time", "firewall"]);
+}
+
+#[test]
+fn who_says_nothing_is_not_waited_for() {
+    let silent = server(b"");
+    fails(&check(&url_of(silent), &[]), "CouchDB", &["answers nothing in time", "http://"]);
+    let url = url_of(silent).replace("http:", "https:");
+    fails(&check(&url, &[]), "TLS", &["answers nothing in time", "https://"]);
+}
+
+#[test]
+fn who_is_not_trusted_is_told_nothing() {
+    let (couchdb, authority, stranger) = (couchdb(), Authority::new(), Authority::new());
+    let proxy = TlsProxy::start(&couchdb, authority.server(&["localhost"]));
+    let url = proxy.url(&couchdb, "localhost");
+    for options in [&[][..], &["--ca_file", stranger.file()]] {
+        let ended = check(&url, options);
+        assert!(ended.stdout.lines().last().is_some_and(|line| line.contains("--ca_file")), "{}", ended.stdout);
+        fails(&ended, "TLS", &["unknown authority"]);
+    }
+    let url = proxy.url(&couchdb, "127.0.0.1");
+    fails(&check(&url, &["--ca_file", authority.file()]), "TLS", &["is not for the host in --couchdb_url"]);
+    assert_eq!(couchdb.counters().requests, 0);
+}
+
+#[test]
+fn http_and_https_mixed_up_is_named() {
+    let (couchdb, authority) = (couchdb(), Authority::new());
+    let url = tls_url(&couchdb, &couchdb.address().to_string());
+    fails(&check(&url, &[]), "TLS", &["speaks no TLS: check https in --couchdb_url"]);
+    let proxy = TlsProxy::start(&couchdb, authority.server(&["localhost"]));
+    let url = proxy.url(&couchdb, "localhost").replacen("https:", "http:", 1);
+    fails(&check(&url, &[]), "CouchDB", &["https:// in --couchdb_url"]);
+    let nginx = server(
+        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 54\r\n\r\nThe plain HTTP request was sent to HTTPS port (nginx)\n",
+    );
+    fails(&check(&url_of(nginx), &[]), "CouchDB", &["https:// in --couchdb_url"]);
+    let redirect = server(b"HTTP/1.1 301 Moved Permanently\r\nLocation: https://a/\r\nContent-Length: 0\r\n\r\n");
+    fails(&check(&url_of(redirect), &[]), "CouchDB", &["redirect (status 301)", "https://"]);
+}
+
+#[test]
+fn who_is_not_couchdb_is_named_before_it_is_told_a_password() {
+    for (answer, words) in [
+        (&b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n<p>Hi</p>"[..], "is not CouchDB"),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "with status 404) is not CouchDB"),
+        (b"HTTP/1.1 200 OK\r\n\r\n{\"version\":\"zq7-1\"}", "is not CouchDB"),
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", "does not reach it (status 502)"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "speaks no HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "ends the connection"),
+    ] {
+        let (address, told) = recording_server(answer);
+        fails(&check(&url_of(address), &[]), "CouchDB", &[words]);
+        let told = told.lock().expect("no test holds it").clone();
+        let told = String::from_utf8(told).expect("a request is text");
+        assert!(told.starts_with("GET / HTTP/1.1\r\n") && !told.contains("Authorization"), "{told}");
+    }
+}
+
+#[test]
+fn who_may_not_log_in_is_named() {
+    let couchdb = couchdb();
+    let with = |user: &str, password: &str| format!("http://{user}:{password}@{}", couchdb.address());
+    fails(&check(&with("admin", "zq7-wrong"), &[]), "log-in", &["(401)", "--couchdb_url"]);
+    fails(&check(&with("nobody", "zq7-wrong"), &[]), "log-in", &["(401)"]);
+    fails(&check(&with(USER, PASSWORD), &[]), "server admin", &["is not a server admin"]);
+    for (status, words) in [(403, "locked the name"), (500, "cannot answer (status 500)")] {
+        couchdb.fail_logins(Some(status));
+        fails(&check(&couchdb.url(), &[]), "log-in", &[words]);
+    }
+}
+
+#[test]
+fn a_feed_that_cannot_be_followed_is_named() {
+    let couchdb = couchdb_with(Options { global_changes: false, ..Options::default() });
+    fails(&check(&couchdb.url(), &[]), "_global_changes", &["is missing", "--create_global_changes"]);
+    let ended = check(&couchdb.url(), &["--create_global_changes"]);
+    assert_eq!(succeeds(&ended).last().map(String::as_str), Some("_global_changes"));
+    assert!(ended.stdout.contains("is made when the server starts"), "{}", ended.stdout);
+    fails(&check(&couchdb.url(), &[]), "_global_changes", &["is missing"]);
+}
+
+#[test]
+fn a_feed_that_is_refused_or_held_back_is_named() {
+    let couchdb = couchdb();
+    couchdb.fail_feed(500, 1);
+    fails(&check(&couchdb.url(), &[]), "feed", &["cannot answer (status 500)"]);
+    fails(
+        &check(&url_of(buffering_proxy(&couchdb)).replace("admin:zq7-secret", &credentials(&couchdb)), &[]),
+        "feed",
+        &["switch its buffering off"],
+    );
+}
+
+fn credentials(couchdb: &StandIn) -> String {
+    let url = couchdb.url();
+    url.split("://").nth(1).and_then(|rest| rest.split('@').next()).expect("they stand in it").to_owned()
+}
+
+/// A proxy that hands on an answer when it is over.
+fn buffering_proxy(couchdb: &StandIn) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    let (address, to) = (listener.local_addr().expect("it listens"), couchdb.address());
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let mut request = [0; 4096];
+                let read = client.read(&mut request).unwrap_or(0);
+                if read == 0 {
+                    return;
+                }
+                let Ok(mut upstream) = TcpStream::connect(to) else { return };
+                let head = String::from_utf8_lossy(&request[..read]).replacen("\r\n", "\r\nConnection: close\r\n", 1);
+                let _ = upstream.write_all(head.as_bytes());
+                let mut answer = Vec::new();
+                // The feed is never over; what it answers meanwhile is not handed on.
+                let _ = upstream.set_read_timeout(Some(Duration::from_secs(30)));
+                if upstream.read_to_end(&mut answer).is_ok() {
+                    let _ = client.write_all(&answer);
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn files_and_ports_are_looked_at() {
+    let (couchdb, authority) = (couchdb(), Authority::new());
+    let (one, other) = (Identity::new(&authority), Identity::new(&authority));
+    let failed = |ended: &Ended, line: &str| {
+        assert_eq!(ended.code, Some(1), "{}", ended.stdout);
+        let lines: Vec<&str> = ended.stdout.lines().filter(|line| line.starts_with("FAILED")).collect();
+        assert!(lines.len() == 1 && lines[0].contains(line), "{line} in {}", ended.stdout);
+    };
+    let ended = check(&couchdb.url(), &["--tls_cert", one.options()[1], "--tls_key", other.options()[3]]);
+    failed(&ended, "certificate: --tls_key ");
+    assert!(ended.stdout.contains("ok      feed: "), "the rest is looked at all the same: {}", ended.stdout);
+    failed(&check(&couchdb.url(), &["--tls_cert", "/nowhere", "--tls_key", "/nowhere"]), "--tls_cert /nowhere: ");
+    let nonsense = file("ca.pem", "zq7-nonsense");
+    let ended = check(&couchdb.url(), &["--ca_file", nonsense.to_str().expect("text")]);
+    failed(&ended, "no certificate");
+    std::fs::remove_file(nonsense).expect("it is ours");
+    let ended = check(&couchdb.url(), &["--host", "192.0.2.1"]);
+    failed(&ended, "--host must be an address of this machine");
+}
+
+#[test]
+fn a_port_that_is_taken_is_said_and_no_failure() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let port = howler.port().to_string();
+    let ended = check(&couchdb.url(), &["--port", &port]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stdout);
+    let line = ended.stdout.lines().find(|line| line.starts_with("note    --port ")).expect("it is said");
+    assert!(line.contains(&port) && line.contains("is taken"), "{line}");
+}
+
+/// Runs `healthcheck` with these options; its exit code and its line.
+fn health(options: &[&str]) -> (Option<i32>, String) {
+    let ended = run(&[&["healthcheck"], options].concat(), &[]);
+    assert_eq!((ended.stdout.lines().count(), ended.stderr.as_str()), (1, ""), "{}", ended.stdout);
+    (ended.code, ended.stdout.trim().to_owned())
+}
+
+#[test]
+fn a_server_that_lives_is_healthy() {
+    let (couchdb, authority) = (couchdb(), Authority::new());
+    let identity = Identity::new(&authority);
+    let tls = identity.options();
+    for options in [vec![], tls.to_vec(), [&tls[..], &["--tls_port", "0"]].concat()] {
+        let howler = Howler::start_with(&couchdb, &options);
+        let port = howler.port().to_string();
+        let mut same = [&options[..], &["--port", &port]].concat();
+        if let Some(at) = same.iter().position(|option| *option == "0") {
+            // Any port but 0 will do: it is not the one that is asked.
+            same[at] = "1";
+        }
+        let (code, line) = health(&same);
+        assert_eq!((code, line.as_str()), (Some(0), &*format!("healthy: 127.0.0.1:{port}")), "{options:?}");
+        assert_eq!(howler.count_told("WARN"), 0, "{}", howler.output());
+    }
+}
+
+#[test]
+fn the_environment_of_the_server_is_enough() {
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--admin_port", "0"]);
+    let line = howler.wait_for_line("health and metrics are on ");
+    let address: SocketAddr = line
+        .split("health and metrics are on ")
+        .nth(1)
+        .and_then(|rest| rest.split(';').next())
+        .unwrap()
+        .parse()
+        .unwrap();
+    let (port, admin) = (howler.port().to_string(), address.port().to_string());
+    let environment = [
+        ("HOWLER_PORT", &*port),
+        ("HOWLER_ADMIN_PORT", &admin),
+        ("HOWLER_COUCHDB_URL_FILE", "/nowhere"),
+        ("HOWLER_FEED", "x"),
+    ];
+    let ended = run(&["healthcheck"], &environment);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), &*format!("healthy: {address}\n")), "{}", ended.stderr);
+    // The port of clients does not answer this any more.
+    let ended = run(&["healthcheck"], &environment[..1]);
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stdout.contains("status 404) is another server"), "{}", ended.stdout);
+}
+
+#[test]
+fn a_server_that_is_not_well_is_unhealthy_within_three_seconds() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let port = howler.port().to_string();
+    howler.signal("STOP");
+    let began = Instant::now();
+    let (code, line) = health(&["-p", &port]);
+    let took = began.elapsed();
+    howler.signal("CONT");
+    assert_eq!((code, line.as_str()), (Some(1), &*format!("unhealthy: 127.0.0.1:{port}: no answer in time")));
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert_eq!(health(&["-p", &port]).0, Some(0));
+    drop(howler);
+    let (code, line) = health(&["-p", &port]);
+    assert_eq!(code, Some(1));
+    assert!(line.starts_with("unhealthy: 127.0.0.1:") && line.contains("refused"), "{line}");
+    let other = server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").port().to_string();
+    let (code, line) = health(&["-p", &other]);
+    assert!(code == Some(1) && line.contains("is another server"), "{line}");
+}
+
+#[test]
+fn a_certificate_that_is_not_the_one_in_the_file_is_unhealthy() {
+    let (couchdb, authority) = (couchdb(), Authority::new());
+    let mut identity = Identity::new(&authority);
+    let howler = Howler::start_with(&couchdb, &identity.options());
+    let port = howler.port().to_string();
+    identity.renew(&authority);
+    let options = [&identity.options()[..], &["--port", &port]].concat();
+    let (code, line) = health(&options);
+    assert!(code == Some(1) && line.contains("another certificate than the one in --tls_cert: SIGHUP"), "{line}");
+    howler.signal("HUP");
+    howler.wait_for_line("new connections are shown the certificate");
+    assert_eq!(health(&options).0, Some(0));
+    // TLS is spoken where none is expected, and the other way around.
+    let (code, line) = health(&["--port", &port]);
+    assert!(code == Some(1) && line.contains("is another server"), "{line}");
+    let plain = Howler::start(&couchdb);
+    let (code, line) = health(&[&identity.options()[..], &["--port", &plain.port().to_string()]].concat());
+    assert!(code == Some(1) && line.contains("speaks no TLS"), "{line}");
+}
+
+#[test]
+fn mistakes_of_a_health_check_are_mistakes_of_usage() {
+    for options in [&["--port", "0"][..], &["--port", "x"], &["--bogus"], &["now"]] {
+        let ended = run(&[&["healthcheck"], options].concat(), &[]);
+        assert_eq!((ended.code, ended.stderr.lines().count(), ended.stdout.as_str()), (Some(2), 1, ""), "{options:?}");
+    }
+    let ended = run(&["healtcheck"], &[]);
+    assert!(ended.code == Some(2) && ended.stderr.contains("the command healthcheck is meant"), "{}", ended.stderr);
+}
