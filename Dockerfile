@@ -23,4 +23,6 @@ COPY --from=build /couchdb-howler /couchdb-howler
 # Nobody: there are no names in an empty image.
 USER 65534:65534
 EXPOSE 3000
+# Asks the port that the environment names; options in the arguments of `docker run` are not seen by it.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["/couchdb-howler", "healthcheck"]
 ENTRYPOINT ["/couchdb-howler"]
