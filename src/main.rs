@@ -1,7 +1,7 @@
 //! couchdb-howler: reads the command line and the environment, and runs the server.
 //!
-//! Exit codes: 0 after a stop, 1 when the server cannot start or its loop fails, or when what was checked is not well, 2 for a command line
-//! or environment that cannot be used.
+//! Exit codes: 0 after a stop, 1 when the server cannot start or its loop fails, or when what was checked is not well,
+//! 2 for a command line or environment that cannot be used.
 
 use std::io::Write as _;
 use std::net::SocketAddr;

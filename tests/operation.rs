@@ -14,13 +14,6 @@ use crate::support::tls::{Authority, Identity};
 use crate::support::wire::Target;
 use crate::support::{ADMIN, ADMIN_PASSWORD, PASSWORD, SOON, USER, couchdb};
 
-/// Where `--admin_port 0` came to be.
-fn admin_address(howler: &Howler) -> SocketAddr {
-    let line = howler.wait_for_line("health and metrics are on ");
-    let address = line.split("health and metrics are on ").nth(1).and_then(|rest| rest.split(';').next());
-    address.expect("it stands behind it").parse().expect("an address")
-}
-
 fn get(target: impl Into<Target>, path: &str) -> Answer {
     Http::connect(target).get(path)
 }
@@ -205,7 +198,7 @@ fn a_port_of_its_own_serves_nothing_else_and_the_others_not_that() {
     let identity = Identity::new(&authority);
     let options = [&identity.options()[..], &["--admin_port", "0"]].concat();
     let howler = Howler::start_with(&couchdb, &options);
-    let admin = admin_address(&howler);
+    let admin = howler.admin_address().expect("it has one");
     let clients = Target::tls(howler.tls_address(), authority.client(rustls::ALL_VERSIONS));
     // Plain HTTP, whatever clients speak.
     wait_until(admin, "/readyz", |answer| answer.status == 200);
@@ -225,7 +218,7 @@ fn a_port_of_its_own_serves_nothing_else_and_the_others_not_that() {
 fn operators_are_nobodys_clients() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--admin_port", "0"]);
-    let admin = admin_address(&howler);
+    let admin = howler.admin_address().expect("it has one");
     let mut first = Http::connect(admin);
     let page = first.get("/metrics").text().to_owned();
     let gone = |page: &str| sample(page, "howler_closes_total{reason=\"served\"}");
@@ -263,7 +256,7 @@ fn operators_are_nobodys_clients() {
 fn operators_are_answered_until_the_end() {
     let couchdb = couchdb();
     let mut howler = Howler::start_with(&couchdb, &["--admin_port", "0"]);
-    let admin = admin_address(&howler);
+    let admin = howler.admin_address().expect("it has one");
     let mut kept = Http::connect(admin);
     wait_until(admin, "/readyz", |answer| answer.status == 200);
     assert_eq!(kept.get("/readyz").status, 200);

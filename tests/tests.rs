@@ -9,6 +9,7 @@
 mod support;
 
 mod access;
+mod attacks;
 mod browser;
 mod chaos;
 mod check;

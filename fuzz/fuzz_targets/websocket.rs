@@ -11,6 +11,7 @@
 //! - what a header alone rules out (size, a long or fragmented control frame, a missing mask) is refused
 //!   before the payload came here, and after it there;
 //! - a close frame with a code that may not be sent is an error here, and a close with 1002 there;
+//! - a length that is written in more bytes than it takes is an error here, and read there;
 //! - 1014 ("bad gateway", registered by IANA after the RFC) may be sent here, and not there.
 
 #![no_main]
@@ -97,6 +98,9 @@ fn compare(ours: &[Item], end: End, data: &[u8], limit: usize) {
     for (our, their) in ours.iter().zip(&theirs) {
         let bad_gateway = *our == Item::Close(1014) && *their == Item::Close(1002);
         assert!(our == their || bad_gateway, "{}", context());
+    }
+    if end == End::Error(FrameError::Length) {
+        return;
     }
     if ours.len() > theirs.len() {
         assert_eq!(their_end, End::Error(FrameError::InvalidUtf8), "{}", context());

@@ -23,7 +23,7 @@ Tells WebSocket clients which CouchDB databases changed, over one changes feed.
 Usage: couchdb-howler --couchdb_url URL [OPTION]...
        couchdb-howler --demo
        couchdb-howler check [OPTION]...        check whether serving would work
-       couchdb-howler healthcheck [OPTION]...  ask the server that runs: is it alive?
+       couchdb-howler healthcheck [OPTION]...  ask whether the server is alive
 ";
 
 const HELP_END: &str = "

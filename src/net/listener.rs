@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 
-/// `EMFILE`: this process has no descriptor left (errno(3), the same number on every Linux).
-const NO_DESCRIPTOR_HERE: i32 = 24;
-/// `ENFILE`: the whole system has none.
-const NO_DESCRIPTOR_ANYWHERE: i32 = 23;
+/// What is wrong with one client or the way to it alone, by the numbers of errno(3) on Linux: `EPERM` (a firewall),
+/// `EPROTO`, `ENOPROTOOPT`, `EOPNOTSUPP`, `ENETDOWN`, `ENETUNREACH`, `ECONNABORTED`, `EHOSTDOWN`, `EHOSTUNREACH`, `ENONET`.
+const OF_ONE_CLIENT: [i32; 10] = [1, 71, 92, 95, 100, 101, 103, 112, 113, 64];
+/// Most clients in a row with whom something is wrong before others have their turn.
+const PASSED_OVER: usize = 64;
 
 /// What accepting gave.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ pub enum Accepted {
     Client(TcpStream, SocketAddr),
     /// Nobody is waiting.
     Nobody,
-    /// Descriptors or memory ran out: accepting must pause.
+    /// Descriptors or memory ran out, or the socket is broken: accepting must pause.
     Exhausted(io::Error),
 }
 
@@ -64,18 +65,19 @@ impl Listener {
 
     /// Accepts one client. What was wrong with a client alone is passed over.
     pub fn accept(&self) -> Accepted {
-        loop {
+        for _ in 0..PASSED_OVER {
             match self.socket.accept() {
                 Ok((socket, address)) => return Accepted::Client(socket, address),
-                Err(error) => match (error.kind(), error.raw_os_error()) {
-                    (io::ErrorKind::WouldBlock, _) => return Accepted::Nobody,
-                    (io::ErrorKind::OutOfMemory, _) | (_, Some(NO_DESCRIPTOR_HERE | NO_DESCRIPTOR_ANYWHERE)) => {
-                        return Accepted::Exhausted(error);
-                    }
-                    // The client is gone again, or its packet was bad.
-                    (_, _) => log::debug!("A client could not be accepted: {error}"),
-                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Accepted::Nobody,
+                Err(error) if is_of_one_client(&error) => log::debug!("A client could not be accepted: {error}"),
+                Err(error) => return Accepted::Exhausted(error),
             }
         }
+        Accepted::Exhausted(io::Error::other("one client after the other could not be accepted"))
     }
+}
+
+/// See accept(2), "Error handling".
+fn is_of_one_client(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Interrupted || error.raw_os_error().is_some_and(|code| OF_ONE_CLIENT.contains(&code))
 }

@@ -55,7 +55,8 @@ impl Server {
                 Accepted::Nobody => return,
                 Accepted::Exhausted(error) => {
                     self.metrics.accept_pauses += 1;
-                    log::warn!("No more clients can be accepted for the moment: {error}");
+                    let level = self.told_of_pause.level(now);
+                    log::log!(level, "No more clients can be accepted for the moment: {error}");
                     self.accept_from = Some(now + ACCEPT_PAUSE);
                     return;
                 }

@@ -375,7 +375,7 @@ impl Server {
             Ok(None) => Input::Used(0),
             Err(error) => {
                 let reason = match error {
-                    FrameError::Protocol => CloseReason::BrokenFrame,
+                    FrameError::Protocol | FrameError::Length => CloseReason::BrokenFrame,
                     FrameError::TooBig => CloseReason::MessageTooBig,
                     FrameError::InvalidUtf8 => CloseReason::InvalidUtf8,
                 };

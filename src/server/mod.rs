@@ -146,6 +146,8 @@ pub struct Server {
     addresses: Addresses,
     /// Who came and has not logged in.
     newcomers: Newcomers<Timer>,
+    /// Of accepting that pauses.
+    told_of_pause: Seldom,
     /// Of clients that are turned away.
     told_of_full: Seldom,
     sessions: Table<Session>,
@@ -361,6 +363,7 @@ impl Server {
             subscriptions: Subscriptions::new(settings.limits.subscriptions),
             clients: 0,
             told_of_full: Seldom::default(),
+            told_of_pause: Seldom::default(),
             addresses: Addresses::new(settings.limits.per_address),
             newcomers: Newcomers::new(settings.limits.newcomers),
             rules: settings.rules,

@@ -423,6 +423,9 @@ impl Positions {
                 subscriptions.release(database);
             }
         }
+        if self.lingering.len() < self.lingering.capacity() / 8 {
+            self.lingering.shrink_to(2 * self.lingering.len());
+        }
     }
 }
 

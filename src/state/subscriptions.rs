@@ -24,6 +24,8 @@ use crate::wire::positions::Position;
 
 /// Sessions with more subscriptions than this look theirs up by hash.
 const LOOKUP_FROM: usize = 32;
+/// Room for fewer databases than this is never given back.
+const KEPT: usize = 64;
 /// No entry: the end of a chain.
 const NONE: u32 = u32::MAX;
 
@@ -46,6 +48,8 @@ pub struct Subscriptions {
     names: HashMap<Box<str>, u32>,
     databases: Vec<Database>,
     free: Vec<u32>,
+    /// Room for databases is given back when there are fewer.
+    shrink_below: usize,
     sessions: Vec<Interests>,
     /// Subscriptions of all sessions together.
     total: usize,
@@ -118,6 +122,7 @@ impl Subscriptions {
             names: HashMap::new(),
             databases: Vec::new(),
             free: Vec::new(),
+            shrink_below: 0,
             sessions: Vec::new(),
             total: 0,
             keeps_orphans: false,
@@ -339,6 +344,7 @@ impl Subscriptions {
             slot
         } else {
             self.databases.push(database);
+            self.shrink_below = self.databases.len() / 4;
             index(self.databases.len() - 1)
         };
         self.names.insert(name.into(), slot);
@@ -372,7 +378,23 @@ impl Subscriptions {
             let name = std::mem::take(&mut its.name);
             self.names.remove(&name);
             self.free.push(database);
+            if self.names.len() <= self.shrink_below && self.databases.len() > KEPT {
+                self.shrink();
+            }
         }
+    }
+
+    /// Gives back the room behind the last database. Where that one stands far behind, this is tried again when half of
+    /// them are gone.
+    fn shrink(&mut self) {
+        let is_used = |database: &Database| database.holds > 0 || !database.subscribers.is_empty();
+        let used = self.databases.iter().rposition(is_used).map_or(0, |last| last + 1);
+        self.databases.truncate(used);
+        self.databases.shrink_to_fit();
+        self.free.retain(|slot| (*slot as usize) < used);
+        self.free.shrink_to_fit();
+        self.names.shrink_to_fit();
+        self.shrink_below = (self.names.len() / 2).min(self.databases.len() / 4);
     }
 }
 

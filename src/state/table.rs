@@ -1,5 +1,5 @@
 //! A table of slots that are used again, each time under a new generation: an id that outlived its
-//! value finds nothing.
+//! value finds nothing. After a crowd has left, its slots are given back.
 
 /// A slot and its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,7 +16,14 @@ pub struct Table<T> {
     slots: Vec<Slot<T>>,
     /// Free slots, the last freed on top.
     free: Vec<u32>,
+    /// The generation of slots that are added: no slot of their number had it.
+    first_generation: u32,
+    /// Slots are given back when there are fewer values.
+    shrink_below: usize,
 }
+
+/// Fewer slots than this are never given back.
+const KEPT: usize = 64;
 
 #[derive(Debug)]
 struct Slot<T> {
@@ -26,7 +33,7 @@ struct Slot<T> {
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
-        Self { slots: Vec::new(), free: Vec::new() }
+        Self { slots: Vec::new(), free: Vec::new(), first_generation: 0, shrink_below: 0 }
     }
 }
 
@@ -46,7 +53,8 @@ impl<T> Table<T> {
     pub fn try_insert_with<E>(&mut self, make: impl FnOnce(Key) -> Result<T, E>) -> Result<Key, E> {
         let index = self.free.last().copied().unwrap_or_else(|| {
             self.free.push(u32::try_from(self.slots.len()).expect("fewer slots than descriptors"));
-            self.slots.push(Slot { generation: 0, value: None });
+            self.slots.push(Slot { generation: self.first_generation, value: None });
+            self.shrink_below = self.slots.len() / 4;
             self.free[0]
         });
         let slot = &mut self.slots[index as usize];
@@ -62,7 +70,23 @@ impl<T> Table<T> {
         let value = slot.value.take()?;
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(key.index);
+        if self.len() <= self.shrink_below && self.slots.len() > KEPT {
+            self.shrink();
+        }
         Some(value)
+    }
+
+    /// Gives back the slots behind the last value. Where that one stands far behind, this is tried again when half of
+    /// the values are gone.
+    fn shrink(&mut self) {
+        let used = self.slots.iter().rposition(|slot| slot.value.is_some()).map_or(0, |last| last + 1);
+        let newest = self.slots[used..].iter().map(|slot| slot.generation).max();
+        self.first_generation = self.first_generation.max(newest.unwrap_or(0));
+        self.slots.truncate(used);
+        self.slots.shrink_to_fit();
+        self.free.retain(|index| (*index as usize) < used);
+        self.free.shrink_to_fit();
+        self.shrink_below = (self.len() / 2).min(self.slots.len() / 4);
     }
 
     /// The value under a key, if it is still there.
@@ -114,5 +138,24 @@ mod tests {
         assert_eq!(table.keys().collect::<Vec<_>>(), [c, b]);
         assert_eq!(table.key_at(c.index), Some(c));
         assert_eq!(table.key_at(9), None);
+    }
+
+    #[test]
+    fn after_a_crowd_has_left_its_slots_are_given_back_and_their_keys_stay_dead() {
+        let mut table = Table::default();
+        let keys: Vec<Key> = (0..10_000).map(|number| table.insert(number)).collect();
+        for key in &keys[1..] {
+            assert!(table.remove(*key).is_some());
+        }
+        assert!(table.slots.capacity() < 200 && table.free.capacity() < 200, "{}", table.slots.capacity());
+        let again: Vec<Key> = (0..10_000).map(|number| table.insert(number)).collect();
+        assert!(keys[1..].iter().all(|key| table.get(*key).is_none()));
+        assert_eq!((table.get(keys[0]), table.len()), (Some(&0), 10_001));
+        // A value far behind keeps the slots in front of it.
+        for key in &again[..9_999] {
+            table.remove(*key);
+        }
+        assert_eq!((table.get(again[9_999]), table.len()), (Some(&9_999), 2));
+        assert_eq!(table.keys().count(), 2);
     }
 }

@@ -63,6 +63,8 @@ pub enum FrameError {
     /// a continuation of nothing, a message inside a message, a close frame of one byte or with a
     /// code that may not be sent.
     Protocol,
+    /// A length that is written in more bytes than it takes.
+    Length,
     /// A message over the limit.
     TooBig,
     /// A text message that is not UTF-8.
@@ -73,7 +75,7 @@ impl FrameError {
     /// The close code that answers it.
     pub fn close_code(self) -> u16 {
         match self {
-            Self::Protocol => close_code::PROTOCOL,
+            Self::Protocol | Self::Length => close_code::PROTOCOL,
             Self::TooBig => close_code::TOO_BIG,
             Self::InvalidUtf8 => close_code::INVALID_UTF8,
         }
@@ -83,7 +85,7 @@ impl FrameError {
 impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Protocol => "broken WebSocket framing",
+            Self::Protocol | Self::Length => "broken WebSocket framing",
             Self::TooBig => "message too big",
             Self::InvalidUtf8 => "text is not UTF-8",
         })
@@ -122,6 +124,15 @@ impl Decoder {
         let Some((header, length)) = header else { return Ok(None) };
         let start = usize::try_from(cursor.position()).expect("a header is short");
         self.check(&header, length)?;
+        // RFC 6455 section 5.2: a length is written in as few bytes as it takes.
+        let least = match length {
+            0..=125 => 0,
+            126..=0xffff => 2,
+            _ => 8,
+        };
+        if start > 2 + 4 + least {
+            return Err(FrameError::Length);
+        }
         let collected = self.fragments.as_ref().filter(|f| !f.complete).map_or(0, |f| f.payload.len());
         let length = usize::try_from(length).map_err(|_| FrameError::TooBig)?;
         if !matches!(header.opcode, OpCode::Control(_)) && length > max_message - collected.min(max_message) {

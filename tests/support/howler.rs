@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use couchdb_howler::demo::StandIn;
 
+use super::http::Http;
 use super::{SECRET_MARK, SOON};
 
 /// The binary under test.
@@ -191,6 +192,22 @@ impl Howler {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux says so");
         line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+    }
+
+    /// Where `--admin_port 0` came to be.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        let line = self.wait_for_line("listens on ");
+        let rest = line.split("health and metrics are on ").nth(1)?;
+        rest.split(';').next()?.parse().ok()
+    }
+
+    /// What a counter or gauge stands at; its labels belong to its name.
+    pub fn metric(&self, name: &str) -> u64 {
+        let page = Http::connect(self.admin_address().unwrap_or_else(|| self.address())).get("/metrics");
+        let mut values = page.text().lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = values.next().unwrap_or_else(|| panic!("no {name} in\n{}", page.text()));
+        assert_eq!(values.next(), None, "{name} stands twice");
+        value.parse().unwrap_or_else(|_| panic!("{name} is {value}"))
     }
 
     /// Open file descriptors.

@@ -1,0 +1,500 @@
+//! What strangers try: after each attack the server answers somebody in good faith soon, has given back the memory that
+//! it took, and has let nobody in.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use couchdb_howler::demo::StandIn;
+use serde_json::json;
+
+use crate::support::client::{Client, Received, frame};
+use crate::support::howler::Howler;
+use crate::support::http::{Http, Poller, request};
+use crate::support::{ADMIN, SOON, couchdb};
+
+/// Somebody in good faith is served within this.
+const SERVED_WITHIN: Duration = Duration::from_secs(2);
+/// What may stay of the memory that an attack took, in KiB.
+const MAY_STAY: u64 = 2 * 1024;
+/// Longest time that something is remembered for those who may come back: positions, for a minute.
+const FORGOTTEN_WITHIN: Duration = Duration::from_secs(100);
+/// Who attacks by way of an account of its own.
+const MALLORY: &str = "mallory";
+const MALLORYS_PASSWORD: &str = "zq7-mallory-secret";
+
+/// The server under attack, and how things stood before.
+struct Target {
+    couchdb: StandIn,
+    howler: Howler,
+    resident: u64,
+    log_ins: u64,
+}
+
+impl Target {
+    fn new(options: &[&str]) -> Self {
+        let couchdb = couchdb();
+        couchdb.add_user(MALLORY, MALLORYS_PASSWORD, &[]);
+        // The counters are on a port that is not attacked.
+        let howler = Howler::start_with(&couchdb, &[&["--admin_port", "0"], options].concat());
+        let mut target = Self { couchdb, howler, resident: 0, log_ins: 0 };
+        // What the first of each kind takes for good is no matter of attacks.
+        for _ in 0..3 {
+            target.serve();
+        }
+        target.resident = target.howler.resident_kib();
+        target
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.howler.address()
+    }
+
+    fn connect(&self) -> TcpStream {
+        let socket = TcpStream::connect(self.address()).expect("the system accepts");
+        socket.set_read_timeout(Some(SOON)).expect("a socket option");
+        socket.set_write_timeout(Some(SOON)).expect("a socket option");
+        socket
+    }
+
+    /// Somebody logs in, subscribes and is told of a change: how long that took.
+    fn serve(&mut self) -> Duration {
+        let begun = Instant::now();
+        let mut client = Client::subscribed(self.address(), &["served"]);
+        self.couchdb.update("served");
+        assert_eq!(client.next_change(SOON).as_deref(), Some("served"));
+        self.log_ins += 1;
+        begun.elapsed()
+    }
+
+    /// One of an attacker's own log-ins with its own account, which is no break-in.
+    fn mallory(&mut self) -> Client {
+        let mut client = Client::json(self.address());
+        let log_in = json!({"op": "log-in", "username": MALLORY, "password": MALLORYS_PASSWORD});
+        assert_eq!(client.ask(log_in)["ok"], true);
+        self.log_ins += 1;
+        client
+    }
+
+    /// After an attack.
+    fn assert_unharmed(&mut self, attack: &str) {
+        // The machine is shared: one of a few is soon enough when the server is.
+        let times: Vec<Duration> = (0..3).map(|_| self.serve()).collect();
+        assert!(times.iter().any(|took| *took < SERVED_WITHIN), "{attack}: {times:?}");
+        let deadline = Instant::now() + FORGOTTEN_WITHIN;
+        while self.howler.resident_kib() > self.resident + MAY_STAY {
+            let (now, before) = (self.howler.resident_kib(), self.resident);
+            assert!(Instant::now() < deadline, "{attack}: {now} KiB stay of {before}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(self.howler.metric("howler_log_ins_total"), self.log_ins, "{attack}: nobody else got in");
+        println!(
+            "{attack}: served in {} ms, {} KiB more",
+            times.iter().min().expect("some").as_millis(),
+            self.howler.resident_kib().saturating_sub(self.resident)
+        );
+    }
+}
+
+/// What comes until the server ends the connection.
+fn read_all(socket: &mut TcpStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    let mut bytes = [0; 4096];
+    while let Ok(read @ 1..) = socket.read(&mut bytes) {
+        all.extend_from_slice(&bytes[..read]);
+    }
+    all
+}
+
+/// Sends bytes; what the server answers before it ends the connection. It may do so before it has all of them.
+fn shout(target: &Target, bytes: &[u8]) -> String {
+    let mut socket = target.connect();
+    let _ = socket.write_all(bytes);
+    let _ = socket.shutdown(Shutdown::Write);
+    String::from_utf8_lossy(&read_all(&mut socket)).into_owned()
+}
+
+/// Random bytes that are the same in every run.
+fn noise(length: usize, seed: &mut u64) -> Vec<u8> {
+    let next = |_| {
+        *seed ^= *seed << 13;
+        *seed ^= *seed >> 7;
+        *seed ^= *seed << 17;
+        seed.to_le_bytes()[3]
+    };
+    (0..length).map(next).collect()
+}
+
+#[test]
+fn slow_heads_and_bodies() {
+    let mut target = Target::new(&["--request_timeout", "3"]);
+    let polling = Poller::logged_in(target.address());
+    target.log_ins += 1;
+    let posts = request("POST", &polling.target(), "", &[b'x'; 5_000]);
+    let mut sockets: Vec<_> = (0..300).map(|_| (target.connect(), target.connect())).collect();
+    let head = b"GET /socket.io/?EIO=3&transport=polling HTTP/1.1\r\nHost: a\r\nX-Slow: ";
+    let mut answered = 0;
+    for (head_socket, body_socket) in &mut sockets {
+        head_socket.write_all(head).expect("the server reads");
+        body_socket.write_all(&posts[..posts.len() - 4_000]).expect("the server reads");
+    }
+    // While they drip, others are served.
+    for byte in b"slow" {
+        for (head_socket, body_socket) in &mut sockets {
+            let _ = head_socket.write_all(&[*byte]);
+            let _ = body_socket.write_all(&[*byte]);
+        }
+        assert!(target.serve() < SOON);
+    }
+    for (head_socket, body_socket) in &mut sockets {
+        answered += usize::from(read_all(head_socket).starts_with(b"HTTP/1.1 408 "));
+        read_all(body_socket);
+    }
+    assert_eq!(answered, 300, "each is told");
+    drop(sockets);
+    target.assert_unharmed("slow heads and bodies");
+}
+
+#[test]
+fn garbage() {
+    let mut target = Target::new(&[]);
+    let mut seed = 0x9e37_79b9_7f4a_7c15;
+    for length in [1, 2, 3, 5, 16, 100, 1_000, 20_000, 100_000] {
+        for _ in 0..20 {
+            let answer = shout(&target, &noise(length, &mut seed));
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+        }
+    }
+    for bytes in [
+        &b"\0\0\0\0"[..],
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET  HTTP/1.1\r\n\r\n",
+        b"\r\n\r\n\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: \x00\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: a\n\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"*1\r\n$4\r\nPING\r\n",
+    ] {
+        let answer = shout(&target, bytes);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 "), "{bytes:?}: {answer}");
+        assert!(!answer.contains("101 Switching"), "{bytes:?}: {answer}");
+    }
+    for _ in 0..100 {
+        let mut client = Client::json(target.address());
+        let _ = client.send_raw(&noise(300, &mut seed));
+        drop(client);
+    }
+    target.assert_unharmed("garbage");
+}
+
+#[test]
+fn oversize_everything() {
+    let mut target = Target::new(&[]);
+    let status = |bytes: &[u8]| shout(&target, bytes).split(' ').nth(1).map(str::to_owned);
+    let get = |path: &str, fields: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n").into_bytes();
+    let long = "x".repeat(1_000_000);
+    assert_eq!(status(&get(&format!("/{long}"), "")).as_deref(), Some("431"), "a target");
+    assert_eq!(status(&get("/", &format!("X: {long}\r\n"))).as_deref(), Some("431"), "a field");
+    assert_eq!(status(&get("/", &format!("{long}: x\r\n"))).as_deref(), Some("431"), "the name of a field");
+    assert_eq!(status(&get("/", &"X: y\r\n".repeat(65))).as_deref(), Some("431"), "many fields");
+    let query = format!("/socket.io/?EIO=3&transport=polling&username={}", "u".repeat(15_000));
+    assert_eq!(Http::connect(target.address()).get(&query).status, 200, "a name is what it is");
+
+    let poller = Poller::logged_in(target.address());
+    target.log_ins += 1;
+    let post = |fields: &str, body: &[u8]| {
+        let head = format!("POST {} HTTP/1.1\r\nHost: a\r\n{fields}\r\n", poller.target());
+        shout(&target, &[head.as_bytes(), body].concat()).split(' ').nth(1).map(str::to_owned)
+    };
+    assert_eq!(post("Content-Length: 99999999999\r\n", b"").as_deref(), Some("413"));
+    assert_eq!(post("Content-Length: 99999999999999999999999\r\n", b"").as_deref(), Some("400"));
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    let chunk = [&b"fffff\r\n"[..], &[b'x'; 0xf_ffff], b"\r\n"].concat();
+    assert_eq!(post(chunked, &chunk).as_deref(), Some("413"));
+    assert_eq!(post(chunked, b"ffffffffffffffffff\r\n").as_deref(), Some("400"));
+    assert_eq!(post(chunked, format!("1;{long}\r\nx").as_bytes()).as_deref(), Some("400"));
+
+    let closes = |target: &mut Target, bytes: &[u8]| {
+        let mut client = target.mallory();
+        let _ = client.send_raw(bytes);
+        match client.receive_close(SOON).1 {
+            Received::Close(code, _) => Some(code),
+            _ => None,
+        }
+    };
+    let huge = [&[0x81, 0xff][..], &[0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], &[0; 4]].concat();
+    assert_eq!(closes(&mut target, &huge), Some(1009), "14 bytes that ask for all memory");
+    let negative = [&[0x81, 0xff][..], &[0xff; 8], &[0; 4]].concat();
+    assert!(matches!(closes(&mut target, &negative), Some(1002 | 1009)));
+    assert!(matches!(closes(&mut target, &frame(0x81, &vec![b'x'; 70_000])), Some(1009) | None));
+    assert_eq!(closes(&mut target, &frame(0x89, &[b'p'; 126])), Some(1002), "a long ping");
+    let mut client = target.mallory();
+    let too_long = "n".repeat(300);
+    assert_eq!(client.ask(json!({"op": "subscribe", "dbs": [too_long]}))["error"], "LimitError");
+    let mut many = target.mallory();
+    let names: Vec<String> = (0..10_001).map(|number| format!("{number}")).collect();
+    let refused = names.chunks(4_000).map(|part| many.ask(json!({"op": "subscribe", "dbs": part})));
+    assert_eq!(refused.last().expect("three")["error"], "LimitError");
+    let mut deep = target.mallory();
+    for text in [format!("{}1{}", "[".repeat(30_000), "]".repeat(30_000)), "{\"a\":".repeat(10_000)] {
+        deep.send(&text);
+        assert_eq!(deep.receive_json(SOON).expect("an answer")["error"], "TypeError");
+    }
+    drop((client, many, deep, poller));
+    target.assert_unharmed("oversize everything");
+}
+
+#[test]
+fn smuggling_shapes() {
+    let mut target = Target::new(&[]);
+    let poller = Poller::logged_in(target.address());
+    target.log_ins += 1;
+    let path = poller.target();
+    let inner = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    for fields in [
+        "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n",
+        "Content-Length: 4\r\nContent-Length: 40\r\n",
+        "Content-Length: 4\r\nContent-Length: 4\r\n",
+        "Content-Length: 4, 4\r\n",
+        "Content-Length: +4\r\n",
+        "Content-Length: -1\r\n",
+        "Content-Length: 0x4\r\n",
+        "Content-Length: 4 4\r\n",
+        "Content-Length:\r\n",
+        "Transfer-Encoding: chunked, identity\r\n",
+        "Transfer-Encoding: identity\r\n",
+        "Transfer-Encoding: xchunked\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: \x0bchunked\r\n",
+        "Transfer-Encoding:\r\n chunked\r\n",
+        "Content-Length:\r\n 4\r\n",
+        "X: a\r\n Content-Length: 4\r\n",
+        "Content-Length : 4\r\n",
+        "Transfer-Encoding : chunked\r\n",
+        "Content-Length: 4\rX: y\r\n",
+        "Host: b\r\n",
+    ] {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n0\r\n\r\n{inner}");
+        let answer = shout(&target, head.as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{fields:?}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{fields:?}: nothing behind it is read: {answer}");
+        assert!(answer.contains("Connection: close"), "{fields:?}: {answer}");
+    }
+    // Sizes of chunks that two readers may take for different ones.
+    for body in
+        ["0x5\r\nhello\r\n0\r\n\r\n", "+5\r\nhello\r\n0\r\n\r\n", "5 \nhello\r\n0\r\n\r\n", "5\nhello\n0\n\n", "-1\r\n"]
+    {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}{inner}");
+        let answer = shout(&target, head.as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 400 ") && !answer.contains("404"), "{body:?}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{body:?}: {answer}");
+    }
+    drop(poller);
+    target.assert_unharmed("smuggling shapes");
+}
+
+#[test]
+fn floods_of_frames_and_pings() {
+    let mut target = Target::new(&[]);
+    for (opcode, payload) in
+        [(0x81, &b"{\"op\":\"heartbeat\"}"[..]), (0x81, b""), (0x89, &[b'p'; 125]), (0x8a, b""), (0x01, b"")]
+    {
+        let mut one = frame(opcode, payload);
+        if opcode == 0x01 {
+            one.extend(frame(0x00, b"").repeat(1_000));
+        }
+        let flood = one.repeat(if opcode == 0x01 { 1 } else { 3_000 });
+        let mut clients: Vec<_> = (0..10).map(|_| target.mallory()).collect();
+        for client in &mut clients {
+            for part in flood.chunks(16 * 1024) {
+                if client.send_raw(part).is_err() {
+                    break;
+                }
+            }
+            if opcode == 0x01 {
+                let _ = client.send_raw(&frame(0x00, b"").repeat(3_000));
+            }
+        }
+        for client in &mut clients {
+            let end = client.receive_close(SOON).1;
+            assert!(matches!(end, Received::Close(1008, _) | Received::End), "{opcode:x}: {end:?}");
+        }
+    }
+    assert!(target.howler.metric("howler_closes_total{reason=\"too_many_messages\"}") >= 40);
+    target.assert_unharmed("floods of frames and pings");
+}
+
+#[test]
+fn floods_of_subscriptions() {
+    let mut target = Target::new(&[]);
+    let mut clients: Vec<_> = (0..5).map(|_| target.mallory()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        for round in 0..60 {
+            let names: Vec<_> = (0..500).map(|name| format!("flood-{number}-{round}-{name}")).collect();
+            client.request(json!({"op": "subscribe", "dbs": names}));
+        }
+    }
+    for client in &mut clients {
+        let end = client.receive_close(SOON).1;
+        assert!(matches!(end, Received::Close(1008, _) | Received::End), "{end:?}");
+    }
+    drop(clients);
+    // Those who come and go with all that they may have.
+    for _ in 0..5 {
+        let mut client = target.mallory();
+        for round in 0..20 {
+            let names: Vec<_> = (0..500).map(|name| format!("coming-and-going-{round}-{name}")).collect();
+            assert_eq!(client.ask(json!({"op": "subscribe", "dbs": names}))["ok"], true);
+        }
+    }
+    target.assert_unharmed("floods of subscriptions");
+}
+
+#[test]
+fn ten_thousand_connect_and_close() {
+    let mut target = Target::new(&[]);
+    for number in 0..10_000 {
+        let mut socket = target.connect();
+        match number % 4 {
+            0 => {}
+            1 => drop(socket.write_all(b"GET /howler HTTP/1.1\r\nHost")),
+            2 => drop(socket.shutdown(Shutdown::Write)),
+            _ => drop(socket.write_all(b"GET /howler HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")),
+        }
+    }
+    target.assert_unharmed("10,000 who connect and close");
+    assert!(target.howler.metric("howler_connections_accepted_total") >= 10_000);
+}
+
+#[test]
+fn unmasked_and_reserved_frames() {
+    let mut target = Target::new(&[]);
+    let masked = |first: u8| frame(first, b"{}");
+    let mut broken: Vec<Vec<u8>> = vec![
+        b"\x81\x02{}".to_vec(),
+        b"\x81\x00".to_vec(),
+        masked(0x80),
+        frame(0x09, b"x"),
+        frame(0x08, b""),
+        [masked(0x01), masked(0x81)].concat(),
+        [&[0x81, 0xfe, 0x00, 0x02][..], &[0; 6]].concat(),
+        frame(0x88, b"\x03"),
+        frame(0x88, b"\x03\xed"),
+        frame(0x88, b"\x00\x00"),
+    ];
+    broken.extend((0x83..=0x87).chain(0x8b..=0x8f).map(masked));
+    broken.extend([0xc1, 0xa1, 0x91, 0xf1, 0x41, 0xc9].map(masked));
+    for bytes in &broken {
+        for logged_in in [false, true] {
+            let mut client = if logged_in { target.mallory() } else { Client::json(target.address()) };
+            let _ = client.send_raw(bytes);
+            let (_, end) = client.receive_close(SOON);
+            assert!(matches!(end, Received::Close(1002, _)), "{bytes:x?}: {end:?}");
+        }
+    }
+    target.assert_unharmed("unmasked and reserved frames");
+}
+
+#[test]
+fn invalid_utf8_at_every_split() {
+    let mut target = Target::new(&[]);
+    let bad: [&[u8]; 8] =
+        [b"\xff", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x92", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"\x80"];
+    for bytes in bad {
+        let text = [b"{\"op\":\"heartbeat\",\"x\":\"", bytes, b"\"}"].concat();
+        for at in 0..=text.len() {
+            let mut client = Client::json(target.address());
+            let _ = client.send_raw(&[frame(0x01, &text[..at]), frame(0x80, &text[at..])].concat());
+            assert!(matches!(client.receive_close(SOON).1, Received::Close(1007, _)), "{bytes:x?} at {at}");
+        }
+        for at in 0..text.len() {
+            let mut client = Client::json(target.address());
+            let whole = frame(0x81, &text);
+            let _ = client.send_raw(&whole[..at]);
+            let _ = client.send_raw(&whole[at..]);
+            assert!(matches!(client.receive_close(SOON).1, Received::Close(1007, _)), "{bytes:x?} at {at}");
+        }
+    }
+    target.assert_unharmed("invalid UTF-8 at every split");
+}
+
+#[test]
+fn floods_of_log_ins() {
+    let mut target = Target::new(&[]);
+    target.couchdb.set_login_delay(Duration::from_millis(20));
+    let forged = |number: usize| match number % 4 {
+        0 => json!({"op": "log-in", "username": "victim", "password": format!("zq7-guess-{number}")}),
+        1 => json!({"op": "log-in", "username": format!("user-{number}"), "password": "zq7-guess"}),
+        2 => json!({"op": "log-in", "cookie": format!("AuthSession=Zm9yZ2Vk{number}")}),
+        _ => json!({"op": "log-in", "token": format!("eyJhbGciOiJub25lIn0.e30.{number}")}),
+    };
+    let mut clients: Vec<_> = (0..500).map(|_| Client::json(target.address())).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.request(forged(number));
+    }
+    for client in &mut clients {
+        let (texts, _) = client.receive_close(SOON);
+        assert!(texts.iter().all(|text| !text.contains("\"ok\":true")), "{texts:?}");
+    }
+    drop(clients);
+    target.couchdb.set_login_delay(Duration::ZERO);
+    // Who is served here comes from the address that guessed: by its cookie, which no guess can bar.
+    let mut flood: Vec<_> = (0..200).map(|_| Client::json(target.address())).collect();
+    for (number, client) in flood.iter_mut().enumerate() {
+        client.request(forged(4 * number + 2));
+    }
+    drop(flood);
+    target.assert_unharmed("floods of log-ins");
+}
+
+#[test]
+fn forged_cookies_get_nobody_in() {
+    // The server has the admin's credentials in its URL: they must not stand in for a cookie that is worth nothing.
+    let mut target = Target::new(&[]);
+    let hex = "bXl1c2VyOjVGMDAwMDAwOgAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    let cookies = [
+        String::new(),
+        "AuthSession=".to_owned(),
+        "AuthSession=\"\"".to_owned(),
+        format!("AuthSession={hex}"),
+        format!("AuthSession={hex}; AuthSession={hex}"),
+        format!("AuthSession={hex}\r\nAuthorization: Basic YWRtaW46YWRtaW4="),
+        format!("AuthSession={hex}\nX: y"),
+        "AuthSession=YWRtaW46NUYwMDAwMDA6".to_owned(),
+        "authsession=x".to_owned(),
+        "other=x".to_owned(),
+        ADMIN.to_owned(),
+    ];
+    for cookie in &cookies {
+        let mut client = Client::json(target.address());
+        client.request(json!({"op": "log-in", "cookie": cookie}));
+        let (texts, end) = client.receive_close(SOON);
+        assert!(texts.iter().all(|text| text.contains("error") && !text.contains("\"ok\"")), "{cookie:?}: {texts:?}");
+        assert!(matches!(end, Received::Close(4401 | 1008, _)) || !texts.is_empty(), "{cookie:?}: {end:?}");
+        let escaped: String = cookie.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        for version in [3, 4] {
+            let query = format!("/socket.io/?EIO={version}&transport=websocket&cookie={escaped}");
+            let mut client = Client::open(target.address(), &query);
+            if version == 4 {
+                client.send("40");
+            }
+            let (texts, _) = client.receive_close(SOON);
+            assert!(texts.iter().all(|text| !text.contains("\"authenticated\"")), "{cookie:?}: {texts:?}");
+        }
+        let mut http = Http::connect(target.address());
+        let fields = "Cookie: AuthSession=x\r\nAuthorization: Basic YWRtaW46YWRtaW4=\r\n";
+        assert_eq!(http.ask("GET", "/socket.io/?EIO=3&transport=polling", fields, b"").status, 200);
+    }
+    for request in target.couchdb.requests() {
+        let is_log_in = request.target.starts_with("/_session");
+        let names_admin = request
+            .headers
+            .iter()
+            .any(|(name, value)| name.eq_ignore_ascii_case("authorization") && value.starts_with("Basic "));
+        assert!(!is_log_in || !names_admin, "a log-in is asked for without the admin's name");
+    }
+    target.assert_unharmed("forged cookies");
+}
