@@ -2,11 +2,14 @@
 
 use std::fmt::Write as _;
 
-use super::table::{OPTIONS, OptionRow, Takes};
+use super::table::{COMMANDS, CommandRow, OPTIONS, OptionRow, Takes};
 
 /// The text of `--help`.
 pub fn help() -> String {
     let mut text = HELP_START.to_owned();
+    for CommandRow { name, help, .. } in COMMANDS {
+        writeln!(text, "  {name}\n        {help}").expect("writing to a String cannot fail");
+    }
     for row in OPTIONS {
         if let Some(heading) = row.heading {
             write!(text, "\n{heading}:\n").expect("writing to a String cannot fail");
@@ -22,8 +25,9 @@ Tells WebSocket clients which CouchDB databases changed, over one changes feed.
 
 Usage: couchdb-howler --couchdb_url URL [OPTION]...
        couchdb-howler --demo
-       couchdb-howler check [OPTION]...        check whether serving would work
-       couchdb-howler healthcheck [OPTION]...  ask whether the server is alive
+       couchdb-howler COMMAND [OPTION]...
+
+Commands:
 ";
 
 const HELP_END: &str = "

@@ -42,7 +42,8 @@ use crate::state::resync::Policy;
 use crate::state::routes::Origins;
 use crate::wire::couchdb::FeedSource;
 use crate::wire::url::CouchUrl;
-use typed::{Typed, Word};
+use table::Word;
+use typed::Typed;
 
 /// What the server is to do, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -45,10 +45,25 @@ pub struct CommandRow {
     pub name: &'static str,
     /// What it does.
     pub help: &'static str,
+    pub(super) word: Word,
+}
+
+/// What a command is to the rest of the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    Check,
+    HealthCheck,
 }
 
 /// Every command, in the order in which they are told of. Completions and the manual page are read off it, too.
-pub const COMMANDS: &[CommandRow] = &[];
+pub const COMMANDS: &[CommandRow] = &[
+    CommandRow { name: "check", help: "Check whether serving with these options would work", word: Word::Check },
+    CommandRow {
+        name: "healthcheck",
+        help: "Ask whether the server with these options lives",
+        word: Word::HealthCheck,
+    },
+];
 
 /// Every option, in the order of `--help`. A new one is a row here and a field of [`super::Config`].
 pub const OPTIONS: &[OptionRow] = &[

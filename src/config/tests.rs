@@ -483,6 +483,9 @@ fn help_tells_every_option() {
         let name = format!("--{}", row.name);
         assert!(help.contains(&name) && help.contains(&row.variable()) && help.contains(row.help), "{name}");
     }
+    for command in COMMANDS {
+        assert!(help.contains(&format!("\n  {}\n        {}\n", command.name, command.help)), "{}", command.name);
+    }
     assert!(help.contains("-p, --port PORT") && help.contains("(default 3000, 0 to 65535)"));
     assert!(help.contains("HOWLER_COUCHDB_URL_FILE"));
     assert!(help.lines().all(|line| line.chars().count() <= 81), "{help}");

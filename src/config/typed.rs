@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::ConfigError;
 use super::mistakes::{LONGEST_SHOWN, shown_url};
-use super::table::{OPTIONS, OptionRow, Takes};
+use super::table::{COMMANDS, OPTIONS, OptionRow, Takes, Word};
 
 /// A text and where it came from. Holds secrets in the clear, so it does not print.
 pub(super) struct Given {
@@ -22,14 +22,6 @@ pub(super) enum Source {
     Default,
 }
 
-/// A command: a word that is no option.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Word {
-    Check,
-    HealthCheck,
-}
-
-const WORDS: [(&str, Word); 2] = [("check", Word::Check), ("healthcheck", Word::HealthCheck)];
 /// The options that say where the server is: all that `healthcheck` looks at, so that nothing else can fail it.
 const PLACES: [&str; 8] = ["host", "port", "tls_cert", "tls_key", "tls_port", "admin_port", "help", "version"];
 
@@ -54,7 +46,7 @@ impl Typed {
                 Ok(Some(lexopt::Arg::Long(name))) => (find_long(name), true),
                 Ok(Some(lexopt::Arg::Short(letter))) => (find_short(letter), false),
                 Ok(Some(lexopt::Arg::Value(text))) => {
-                    let word = WORDS.iter().find(|(name, _)| text == *name).map(|(_, word)| *word);
+                    let word = COMMANDS.iter().find(|row| text == row.name).map(|row| row.word);
                     if word.is_some() && self.word.is_none() {
                         self.word = word;
                         continue;
@@ -134,8 +126,8 @@ fn find_short(letter: char) -> Result<usize, ConfigError> {
 fn unexpected_argument(text: &OsStr) -> ConfigError {
     let text = text.to_string_lossy();
     let near = |name: &str| edits(name, &text.to_ascii_lowercase().replace(['-', '_'], "")) <= 2;
-    let hint = match WORDS.iter().find(|(name, _)| near(name)) {
-        Some((name, _)) => format!("the command {name} is meant? See --help"),
+    let hint = match COMMANDS.iter().find(|row| near(row.name)) {
+        Some(row) => format!("the command {} is meant? See --help", row.name),
         None => "every value belongs to an option, see --help".to_owned(),
     };
     let text = shown_url(&text);
