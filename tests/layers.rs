@@ -21,7 +21,7 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("std::env", &["main"]),
     ("Instant::now", &["event_loop", "demo"]),
     ("SystemTime::now", &["event_loop", "demo"]),
-    ("std::net::Tcp", &["check", "demo"]),
+    ("std::net::Tcp", &["net", "demo"]),
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {

@@ -1,15 +1,12 @@
 //! One request and its answer, over a connection of its own that blocks.
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, StreamOwned};
-
 use super::within;
-use crate::net::tls;
+use crate::net::blocking::{self, Trust};
+use crate::net::stream::Stream;
 use crate::wire::response::{Part, ResponseReader};
 
 /// Longest body that is read, in bytes.
@@ -24,12 +21,14 @@ const TLS_ALERT: u8 = 0x15;
 pub(super) struct Peer {
     pub(super) addresses: Vec<SocketAddr>,
     /// Over TLS, by whom to trust, and under which name.
-    pub(super) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    pub(super) tls: Option<Trust>,
 }
 
 /// How much of an answer is waited for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
+    /// Nothing: there shall be a connection.
+    Connected,
     /// All of it.
     End,
     /// The first bytes of its body.
@@ -60,57 +59,38 @@ pub(super) enum Trouble {
     NotHttp,
 }
 
-enum Wire {
-    Plain(TcpStream),
-    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
-}
-
 impl Peer {
     /// Connects and, over TLS, shakes hands.
     pub(super) fn reach(&self, limit: Duration) -> Result<(), Trouble> {
-        let peer = self.clone();
-        within(limit + GRACE, move || peer.connect(limit).map(drop)).unwrap_or(Err(Trouble::Silent))
+        self.ask(Vec::new(), Until::Connected, limit).map(drop)
     }
 
     /// Sends a request; its answer, or as much of it as is wanted.
     pub(super) fn ask(&self, request: Vec<u8>, until: Until, limit: Duration) -> Result<Answer, Trouble> {
         let peer = self.clone();
         let answer = within(limit + GRACE, move || {
-            let mut wire = peer.connect(limit)?;
-            let sent = wire.write_all(&request).and_then(|()| wire.flush());
-            sent.map_err(|error| Trouble::of(&error))?;
-            read_answer(&mut wire, until)
+            let mut stream = peer.connect(limit)?;
+            if until == Until::Connected {
+                return Ok(Answer { status: 0, body: Vec::new() });
+            }
+            blocking::write_all(&mut stream, &request).map_err(|error| Trouble::of(&error))?;
+            read_answer(&mut stream, until)
         });
         answer.unwrap_or(Err(Trouble::Silent))
     }
 
-    fn connect(&self, limit: Duration) -> Result<Wire, Trouble> {
+    fn connect(&self, limit: Duration) -> Result<Stream, Trouble> {
         let mut last = Trouble::Silent;
         let share = limit / u32::try_from(self.addresses.len().max(1)).unwrap_or(u32::MAX);
         for address in &self.addresses {
-            match TcpStream::connect_timeout(address, share) {
-                Ok(socket) => return self.shake_hands(socket, limit),
+            match blocking::connect(*address, share, limit) {
+                Ok(socket) => {
+                    return blocking::open(socket, self.tls.as_ref()).map_err(|error| Trouble::of(&error));
+                }
                 Err(error) => last = Trouble::Connect(*address, error),
             }
         }
         Err(last)
-    }
-
-    fn shake_hands(&self, mut socket: TcpStream, limit: Duration) -> Result<Wire, Trouble> {
-        let limited = socket.set_read_timeout(Some(limit)).and_then(|()| socket.set_write_timeout(Some(limit)));
-        limited.map_err(|error| Trouble::of(&error))?;
-        let Some((config, name)) = &self.tls else { return Ok(Wire::Plain(socket)) };
-        let session = ClientConnection::new(Arc::clone(config), name.clone());
-        let mut session = session.map_err(|error| Trouble::Tls(error.to_string()))?;
-        while session.is_handshaking() {
-            session.complete_io(&mut socket).map_err(|error| {
-                match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                    Some(error) => Trouble::Tls(tls::explain(error)),
-                    None => Trouble::of(&error),
-                }
-            })?;
-        }
-        Ok(Wire::Tls(Box::new(StreamOwned::new(session, socket))))
     }
 }
 
@@ -118,46 +98,18 @@ impl Trouble {
     fn of(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Silent,
+            io::ErrorKind::InvalidData => Self::Tls(error.to_string()),
             _ => Self::Closed,
         }
     }
 }
 
-impl Wire {
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Plain(_) => Ok(()),
-            Self::Tls(stream) => stream.flush(),
-        }
-    }
-
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Plain(socket) => socket.write_all(bytes),
-            Self::Tls(stream) => stream.write_all(bytes),
-        }
-    }
-
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let read = match self {
-                Self::Plain(socket) => socket.read(buffer),
-                Self::Tls(stream) => stream.read(buffer),
-            };
-            match read {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                done => return done,
-            }
-        }
-    }
-}
-
-fn read_answer(wire: &mut Wire, until: Until) -> Result<Answer, Trouble> {
+fn read_answer(stream: &mut Stream, until: Until) -> Result<Answer, Trouble> {
     let mut reader = ResponseReader::new();
     let (mut status, mut body) = (None, Vec::new());
     let mut buffer = [0; 4096];
     loop {
-        let length = wire.read(&mut buffer).map_err(|error| match Trouble::of(&error) {
+        let length = stream.read(&mut buffer).map_err(|error| match Trouble::of(&error) {
             Trouble::Silent if status.is_some() => Trouble::Withheld,
             trouble => trouble,
         })?;
@@ -166,7 +118,7 @@ fn read_answer(wire: &mut Wire, until: Until) -> Result<Answer, Trouble> {
             let status = status.filter(|_| reader.ends_with_connection()).ok_or(Trouble::Closed)?;
             return Ok(Answer { status, body });
         }
-        if rest[0] == TLS_ALERT && reader.is_untouched() && matches!(wire, Wire::Plain(_)) {
+        if rest[0] == TLS_ALERT && reader.is_untouched() && !stream.is_tls() {
             return Err(Trouble::SpeaksTls);
         }
         loop {

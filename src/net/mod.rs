@@ -1,5 +1,6 @@
 //! Sockets, TLS and name look-up. What the bytes mean is nobody's business here.
 
+pub mod blocking;
 pub mod connection;
 pub mod descriptors;
 pub mod listener;
