@@ -8,6 +8,7 @@ use mio::{Events, Interest, Poll};
 
 use crate::server::{RELOAD_SIGNALS, STOP_SIGNALS, Server};
 use crate::state::timers::Millis;
+use crate::systemd::Notifier;
 
 /// Most events of one turn.
 const EVENTS: usize = 1024;
@@ -52,15 +53,17 @@ pub fn unix_seconds() -> u64 {
 ///
 /// # Errors
 /// When the poll itself fails.
-pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals) -> io::Result<()> {
+pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals, mut notifier: Notifier) -> io::Result<()> {
     poll.registry().register(&mut signals.stop, STOP_SIGNALS, Interest::READABLE)?;
     poll.registry().register(&mut signals.reload, RELOAD_SIGNALS, Interest::READABLE)?;
     let clock = Clock::start();
     let mut events = Events::with_capacity(EVENTS);
     let mut told = 0;
+    notifier.ready(clock.now());
     loop {
         let now = clock.now();
-        let timeout = server.poll_timeout().map(|at| Duration::from_millis(at.saturating_sub(now)));
+        let next = [server.poll_timeout(), notifier.poll_timeout()].into_iter().flatten().min();
+        let timeout = next.map(|at| Duration::from_millis(at.saturating_sub(now)));
         match poll.poll(&mut events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             polled => polled?,
@@ -79,7 +82,10 @@ pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals) -> io::Resu
         }
         match told {
             0 => {}
-            1 => server.shut_down(now),
+            1 => {
+                server.shut_down(now);
+                notifier.stopping(server.client_count(), server.drain_within());
+            }
             _ => return Ok(()),
         }
         server.run_unfinished(now);
@@ -88,6 +94,7 @@ pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals) -> io::Resu
         server.flush_dirty(now);
         server.see_off(now);
         server.reap_closed();
+        notifier.handle_timeout(now, server.client_count());
         if server.is_drained(now) {
             return Ok(());
         }

@@ -20,6 +20,7 @@
 //! | [`server`] | owns all tables, carries out what the machines ask for | the clock |
 //! | [`event_loop`] | the turn; the only place that reads the clock | |
 //! | [`check`] | commands that ask and end: they may block, and the server uses none of it | |
+//! | [`systemd`] | what systemd wants to know, and the sockets that it hands over | what the server does |
 //! | [`config`] and `main` | arguments and environment → checked [`config::Config`] → run → exit code | |
 //!
 //! Imports point down only; `tests/layers.rs` reads the sources and fails on one that does not.
@@ -32,4 +33,5 @@ pub mod event_loop;
 pub mod net;
 pub mod server;
 pub mod state;
+pub mod systemd;
 pub mod wire;

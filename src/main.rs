@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
+use mio::net::TcpListener;
+
 use couchdb_howler::check;
 use couchdb_howler::config::{self, Command, Config, HealthPort};
 use couchdb_howler::demo::{self, Demo};
@@ -19,6 +21,7 @@ use couchdb_howler::server::{Doors, Server, Settings, UPSTREAMS};
 use couchdb_howler::state::feed::FeedSettings;
 use couchdb_howler::state::session::Rules;
 use couchdb_howler::state::site::{Console, DemoAccount, Site};
+use couchdb_howler::systemd::{self, Notifier};
 use couchdb_howler::wire::url::CouchUrl;
 
 const CANNOT_START: u8 = 1;
@@ -75,10 +78,7 @@ fn run(config: &Config) -> Result<(), String> {
         .with_utc_timestamps()
         .init()
         .map_err(|error| format!("the log cannot be started: {error}"))?;
-    let (doors, addresses) = open_doors(config)?;
-    let admin = config.admin_port.map(|port| bind(config, port)).transpose()?;
-    let (admin_address, admin) = admin.unzip();
-    let doors = doors.with_admin(admin);
+    let Ports { doors, clients: addresses, admin } = open_doors(config)?;
     let demo = if config.demo {
         Some(demo::start_demo().map_err(|error| format!("the stand-in CouchDB cannot be started: {error}"))?)
     } else {
@@ -97,13 +97,14 @@ fn run(config: &Config) -> Result<(), String> {
     let server = Server::new(settings, doors, registry).map_err(|error| format!("cannot start: {error}"))?;
     let listens = addresses.iter().map(|(address, scheme)| format!("{address} ({scheme})")).collect::<Vec<_>>();
     let listens = listens.join(" and ");
-    let admin = admin_address.map_or_else(String::new, |at| format!("; health and metrics are on {at}"));
+    let admin = admin.map_or_else(String::new, |at| format!("; health and metrics are on {at}"));
     log::info!("couchdb-howler {} listens on {listens}{admin}; CouchDB is at {couchdb}.", config::version());
     log::info!("{room}");
     if let (Some(demo), [(address, scheme), ..]) = (&demo, &*addresses) {
         print(&invitation(demo, *address, scheme, !config.no_console));
     }
-    event_loop::run(server, poll, signals).map_err(|error| format!("the event loop failed: {error}"))?;
+    let notifier = Notifier::new(&|name| std::env::var_os(name), std::process::id());
+    event_loop::run(server, poll, signals, notifier).map_err(|error| format!("the event loop failed: {error}"))?;
     log::info!("Stopped.");
     Ok(())
 }
@@ -136,26 +137,49 @@ fn limit_connections(settings: &mut Settings) -> String {
 /// Where a port is, and the scheme of its URLs.
 type Place = (SocketAddr, &'static str);
 
-/// The ports that are asked for, and their places, the plain one first.
-fn open_doors(config: &Config) -> Result<(Doors, Vec<Place>), String> {
-    let identity = config.tls.as_ref().map(|files| Identity::load(&files.certificate, &files.key)).transpose()?;
-    let (address, listener) = bind(config, config.port)?;
-    Ok(match (identity, config.tls_port) {
-        (None, _) => (Doors::new(Some(listener), None), vec![(address, "http")]),
-        (Some(identity), None) => (Doors::new(None, Some((listener, identity))), vec![(address, "https")]),
-        (Some(identity), Some(port)) => {
-            let (tls_address, tls_listener) = bind(config, port)?;
-            let doors = Doors::new(Some(listener), Some((tls_listener, identity)));
-            (doors, vec![(address, "http"), (tls_address, "https")])
-        }
-    })
+/// The ports, and where they are.
+struct Ports {
+    doors: Doors,
+    /// Those for clients, the plain one first.
+    clients: Vec<Place>,
+    admin: Option<SocketAddr>,
 }
 
-fn bind(config: &Config, port: u16) -> Result<(SocketAddr, Listener), String> {
-    let bound = Listener::bind(config.host, port).and_then(|listener| Ok((listener.address()?, listener)));
+/// Opens the ports that are asked for, but those for which a socket is handed over.
+fn open_doors(config: &Config) -> Result<Ports, String> {
+    let identity = config.tls.as_ref().map(|files| Identity::load(&files.certificate, &files.key)).transpose()?;
+    let only_tls = identity.is_some() && config.tls_port.is_none();
+    let handed = systemd::take_sockets(&|name| std::env::var_os(name), only_tls)?;
+    let (http, https) = if only_tls { (None, Some(config.port)) } else { (Some(config.port), config.tls_port) };
+    let (http_address, http) = listen(config, handed.http, http)?.unzip();
+    let (https_address, https) = listen(config, handed.https, https)?.unzip();
+    let (admin, admin_listener) = listen(config, handed.admin, config.admin_port)?.unzip();
+    let https = match (https, identity) {
+        (Some(listener), Some(identity)) => Some((listener, identity)),
+        (Some(_), None) => return Err("a socket is handed over for HTTPS (LISTEN_FDS), and no --tls_cert".to_owned()),
+        (None, _) => None,
+    };
+    let places = [(http_address, "http"), (https_address, "https")];
+    let clients = places.into_iter().filter_map(|(address, scheme)| Some((address?, scheme))).collect();
+    Ok(Ports { doors: Doors::new(http, https).with_admin(admin_listener), clients, admin })
+}
+
+/// Listens on the socket that is handed over, or else on a port, where one is given.
+fn listen(
+    config: &Config,
+    handed: Option<TcpListener>,
+    port: Option<u16>,
+) -> Result<Option<(SocketAddr, Listener)>, String> {
+    let listener = match (handed, port) {
+        (Some(socket), _) => Ok(Listener::adopt(socket)),
+        (None, Some(port)) => Listener::bind(config.host, port),
+        (None, None) => return Ok(None),
+    };
+    let bound = listener.and_then(|listener| Ok(Some((listener.address()?, listener))));
     bound.map_err(|error| {
+        let port = port.map_or_else(|| "a socket".to_owned(), |port| format!("port {port}"));
         let host = config.host.map_or_else(|| "all addresses".to_owned(), |host| host.to_string());
-        format!("cannot listen on port {port} of {host}: {error}")
+        format!("cannot listen on {port} of {host}: {error}")
     })
 }
 

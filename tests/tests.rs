@@ -35,5 +35,6 @@ mod socket_io;
 mod static_binary;
 mod stopping;
 mod storm;
+mod systemd;
 mod tls;
 mod tls_clients;

@@ -47,6 +47,11 @@ impl Listener {
         Ok(Self { socket })
     }
 
+    /// Takes a socket that listens already, and does not block.
+    pub fn adopt(socket: TcpListener) -> Self {
+        Self { socket }
+    }
+
     /// Has its events told under a token.
     ///
     /// # Errors

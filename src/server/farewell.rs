@@ -37,6 +37,11 @@ impl Server {
         self.sessions.len()
     }
 
+    /// The longest time that seeing the clients off takes, in milliseconds.
+    pub fn drain_within(&self) -> Millis {
+        self.drain_within
+    }
+
     /// While stopping, sees those off whose turn it is. What they have to be told of changes is written before.
     pub fn see_off(&mut self, now: Millis) {
         let Some(drain) = &mut self.drain else { return };

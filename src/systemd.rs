@@ -1,0 +1,245 @@
+//! systemd: what it is told of the server (`sd_notify(3)`), and the sockets that it hands over (`sd_listen_fds(3)`).
+//!
+//! `RELOADING=1` is not told: it would have to carry the raw monotonic clock, which cannot be read without unsafe code.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use listenfd::ListenFd;
+use mio::net::TcpListener;
+
+use crate::state::timers::Millis;
+
+/// A variable of the environment.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// Time beyond its own that systemd is asked for while the server stops, in milliseconds.
+const STOP_MARGIN: Millis = 10_000;
+
+/// Tells systemd how the server is, where it wants to know.
+#[derive(Debug)]
+pub struct Notifier {
+    to: Option<(UnixDatagram, SocketAddr)>,
+    /// How often it wants to hear that the server is alive, in milliseconds.
+    every: Option<Millis>,
+    next: Option<Millis>,
+    /// The last status that was told.
+    clients: Option<usize>,
+    stopping: bool,
+}
+
+impl Notifier {
+    /// Finds out from the environment whom to tell, and how often. A socket that cannot be used is told in the log; the
+    /// server goes on.
+    pub fn new(env: Environment<'_>, process: u32) -> Self {
+        let to = env("NOTIFY_SOCKET").filter(|name| !name.is_empty()).and_then(|name| {
+            let opened = open(&name);
+            opened.inspect_err(|error| log::warn!("systemd cannot be told anything (NOTIFY_SOCKET): {error}")).ok()
+        });
+        let every = watchdog(env, process).filter(|_| to.is_some());
+        Self { to, every, next: None, clients: None, stopping: false }
+    }
+
+    /// The server serves.
+    pub fn ready(&mut self, now: Millis) {
+        self.tell("READY=1\nSTATUS=Serving.");
+        self.next = self.every.map(|every| now + every);
+    }
+
+    /// The server stops, and needs so many milliseconds at most for it. Said once.
+    pub fn stopping(&mut self, clients: usize, within: Millis) {
+        if !std::mem::replace(&mut self.stopping, true) {
+            let micros = (within + STOP_MARGIN) * 1_000;
+            let status = format!("Stopping, {clients} clients are seen off.");
+            self.tell(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={micros}\nSTATUS={status}"));
+        }
+    }
+
+    /// When it is to be told again that the server is alive.
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        self.next
+    }
+
+    /// Tells that the server is alive, when that is due.
+    pub fn handle_timeout(&mut self, now: Millis, clients: usize) {
+        if self.next.is_none_or(|next| now < next) {
+            return;
+        }
+        self.next = self.every.map(|every| now + every);
+        if self.stopping || self.clients.replace(clients) == Some(clients) {
+            self.tell("WATCHDOG=1");
+        } else {
+            self.tell(&format!("WATCHDOG=1\nSTATUS=Serving {clients} clients."));
+        }
+    }
+
+    fn tell(&self, state: &str) {
+        let Some((socket, address)) = &self.to else { return };
+        // Where systemd does not listen, there is nobody to tell; it must not hold the server up.
+        if let Err(error) = socket.send_to_addr(state.as_bytes(), address) {
+            log::debug!("systemd could not be told: {error}");
+        }
+    }
+}
+
+fn open(name: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
+    let address = match name.as_bytes() {
+        [b'@', abstract_name @ ..] => SocketAddr::from_abstract_name(abstract_name)?,
+        _ => SocketAddr::from_pathname(name)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    Ok((socket, address))
+}
+
+/// Half of the time within which systemd wants to hear of this process, in milliseconds.
+fn watchdog(env: Environment<'_>, process: u32) -> Option<Millis> {
+    let number = |name| env(name)?.to_str()?.parse::<u64>().ok();
+    let meant = env("WATCHDOG_PID").is_none_or(|pid| pid.to_str() == Some(&process.to_string()));
+    number("WATCHDOG_USEC").filter(|micros| meant && *micros > 0).map(|micros| (micros / 2_000).max(1))
+}
+
+/// Something for each port that there may be.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ports<T> {
+    /// Of plain HTTP.
+    pub http: Option<T>,
+    /// Of HTTPS.
+    pub https: Option<T>,
+    /// Of operators.
+    pub admin: Option<T>,
+}
+
+impl<T> Ports<T> {
+    const NONE: Self = Self { http: None, https: None, admin: None };
+
+    fn named(&mut self, name: &str) -> Option<&mut Option<T>> {
+        match name {
+            "http" => Some(&mut self.http),
+            "https" => Some(&mut self.https),
+            "admin" => Some(&mut self.admin),
+            _ => None,
+        }
+    }
+}
+
+/// Takes the sockets that systemd hands over: what for is said by their names (`FileDescriptorName=`), or else by their
+/// order. A socket alone is for the first port, which is that of HTTPS with `only_tls`.
+///
+/// # Errors
+/// In words: sockets that are no TCP sockets, or more than there are ports.
+pub fn take_sockets(env: Environment<'_>, only_tls: bool) -> Result<Ports<TcpListener>, String> {
+    let mut handed = ListenFd::from_env();
+    let names = env("LISTEN_FDNAMES").unwrap_or_default();
+    let places = assign(&names.to_string_lossy(), handed.len(), only_tls)?;
+    let mut take = |place: Option<usize>| {
+        let Some(at) = place else { return Ok(None) };
+        let taken = handed.take_tcp_listener(at).and_then(|socket| socket.map(listening).transpose());
+        taken.map_err(|error| format!("socket {} of those handed over (LISTEN_FDS): {error}", at + 1))
+    };
+    Ok(Ports { http: take(places.http)?, https: take(places.https)?, admin: take(places.admin)? })
+}
+
+/// The socket as the loop wants it. One that is a client's, from a unit with `Accept=yes`, would never accept anybody.
+fn listening(socket: std::net::TcpListener) -> io::Result<TcpListener> {
+    socket.set_nonblocking(true)?;
+    let stream = std::net::TcpStream::from(OwnedFd::from(socket));
+    // Nothing can be read of a socket that listens.
+    if !stream.peek(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::NotConnected) {
+        return Err(io::Error::other("it is connected, it does not listen (Accept= must be no)"));
+    }
+    Ok(TcpListener::from_std(std::net::TcpListener::from(OwnedFd::from(stream))))
+}
+
+/// Which of so many sockets is for which port. Sockets whose names say nothing here, as by default, go by their order.
+fn assign(names: &str, count: usize, only_tls: bool) -> Result<Ports<usize>, String> {
+    let mut ports = Ports::NONE;
+    let mut unnamed = Vec::new();
+    let mut names = names.split(':');
+    for at in 0..count {
+        let name = names.next().unwrap_or("");
+        match ports.named(name) {
+            None => unnamed.push(at),
+            Some(place @ None) => *place = Some(at),
+            Some(Some(_)) => return Err(format!("two sockets are handed over for {name} (LISTEN_FDNAMES)")),
+        }
+    }
+    let alone = only_tls && unnamed.len() == 1;
+    let order = if alone { ["https", "http"] } else { ["http", "https"] };
+    for at in unnamed {
+        let free = order.iter().find(|name| matches!(ports.named(name), Some(None)));
+        let place = free.and_then(|name| ports.named(name));
+        *place.ok_or("more sockets are handed over (LISTEN_FDS) than there are ports for clients")? = Some(at);
+    }
+    Ok(ports)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_go_by_name_and_else_by_order() {
+        let ports = |http, https, admin| Ok(Ports { http, https, admin });
+        for (names, count, only_tls, expected) in [
+            ("", 0, false, ports(None, None, None)),
+            ("", 1, false, ports(Some(0), None, None)),
+            ("howler.socket", 1, true, ports(None, Some(0), None)),
+            ("", 2, true, ports(Some(0), Some(1), None)),
+            ("howler.socket:howler.socket", 2, false, ports(Some(0), Some(1), None)),
+            ("https:http", 2, false, ports(Some(1), Some(0), None)),
+            ("admin:http", 2, false, ports(Some(1), None, Some(0))),
+            ("admin:unknown", 2, true, ports(None, Some(1), Some(0))),
+            ("https:x:admin", 3, true, ports(Some(1), Some(0), Some(2))),
+            ("http", 2, false, ports(Some(0), Some(1), None)),
+        ] {
+            assert_eq!(assign(names, count, only_tls), expected, "{names} {count} {only_tls}");
+        }
+        assert!(assign("", 3, false).unwrap_err().contains("LISTEN_FDS"));
+        assert!(assign("http:http", 2, false).unwrap_err().contains("http"));
+        assert!(assign("admin:admin", 2, false).is_err());
+    }
+
+    #[test]
+    fn the_watchdog_is_fed_twice_in_its_time_by_whom_it_is_meant_for() {
+        let every = |usec: &'static str, pid: Option<&'static str>| {
+            watchdog(
+                &|name| match name {
+                    "WATCHDOG_USEC" => Some(usec.into()),
+                    "WATCHDOG_PID" => pid.map(Into::into),
+                    _ => None,
+                },
+                77,
+            )
+        };
+        assert_eq!((every("30000000", None), every("30000000", Some("77"))), (Some(15_000), Some(15_000)));
+        assert_eq!(
+            (every("30000000", Some("78")), every("30000000", Some("")), every("1", None)),
+            (None, None, Some(1))
+        );
+        assert_eq!(
+            (every("0", None), every("", None), every("-1", None), every("soon", None)),
+            (None, None, None, None)
+        );
+    }
+
+    #[test]
+    fn nobody_is_told_where_nobody_asks() {
+        for socket in [None, Some(""), Some("@nobody-listens-here"), Some("/nowhere/at/all")] {
+            let env = |name: &str| match name {
+                "NOTIFY_SOCKET" => socket.map(Into::into),
+                "WATCHDOG_USEC" => Some("2000".into()),
+                _ => None,
+            };
+            let mut notifier = Notifier::new(&env, 1);
+            notifier.ready(5);
+            assert_eq!(notifier.poll_timeout(), socket.filter(|name| !name.is_empty()).map(|_| 6), "{socket:?}");
+            notifier.handle_timeout(6, 0);
+            notifier.stopping(0, 0);
+        }
+    }
+}
