@@ -20,6 +20,7 @@
 //! | [`server`] | owns all tables, carries out what the machines ask for | the clock |
 //! | [`event_loop`] | the turn; the only place that reads the clock | |
 //! | [`check`] | commands that ask and end: they may block, and the server uses none of it | |
+//! | [`logging`] | lines of text or JSON | what they are about |
 //! | [`systemd`] | what systemd wants to know, and the sockets that it hands over | what the server does |
 //! | [`config`] and `main` | arguments and environment → checked [`config::Config`] → run → exit code | |
 //!
@@ -30,6 +31,7 @@ pub mod check;
 pub mod config;
 pub mod demo;
 pub mod event_loop;
+pub mod logging;
 pub mod net;
 pub mod server;
 pub mod state;

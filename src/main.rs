@@ -14,6 +14,7 @@ use couchdb_howler::check;
 use couchdb_howler::config::{self, Command, Config, HealthPort};
 use couchdb_howler::demo::{self, Demo};
 use couchdb_howler::event_loop::{self, Signals};
+use couchdb_howler::logging;
 use couchdb_howler::net::descriptors;
 use couchdb_howler::net::listener::Listener;
 use couchdb_howler::net::tls::{self, Identity};
@@ -73,10 +74,7 @@ fn health_check(port: &HealthPort) -> ExitCode {
 }
 
 fn run(config: &Config) -> Result<(), String> {
-    simple_logger::SimpleLogger::new()
-        .with_level(config.log_level)
-        .with_utc_timestamps()
-        .init()
+    logging::start(config.log_level, config.log_format)
         .map_err(|error| format!("the log cannot be started: {error}"))?;
     let Ports { doors, clients: addresses, admin } = open_doors(config)?;
     let demo = if config.demo {
@@ -150,18 +148,18 @@ fn open_doors(config: &Config) -> Result<Ports, String> {
     let identity = config.tls.as_ref().map(|files| Identity::load(&files.certificate, &files.key)).transpose()?;
     let only_tls = identity.is_some() && config.tls_port.is_none();
     let handed = systemd::take_sockets(&|name| std::env::var_os(name), only_tls)?;
-    let (http, https) = if only_tls { (None, Some(config.port)) } else { (Some(config.port), config.tls_port) };
-    let (http_address, http) = listen(config, handed.http, http)?.unzip();
-    let (https_address, https) = listen(config, handed.https, https)?.unzip();
+    let (plain, secure) = if only_tls { (None, Some(config.port)) } else { (Some(config.port), config.tls_port) };
+    let (plain_address, plain) = listen(config, handed.http, plain)?.unzip();
+    let (tls_address, tls) = listen(config, handed.https, secure)?.unzip();
     let (admin, admin_listener) = listen(config, handed.admin, config.admin_port)?.unzip();
-    let https = match (https, identity) {
+    let tls = match (tls, identity) {
         (Some(listener), Some(identity)) => Some((listener, identity)),
         (Some(_), None) => return Err("a socket is handed over for HTTPS (LISTEN_FDS), and no --tls_cert".to_owned()),
         (None, _) => None,
     };
-    let places = [(http_address, "http"), (https_address, "https")];
+    let places = [(plain_address, "http"), (tls_address, "https")];
     let clients = places.into_iter().filter_map(|(address, scheme)| Some((address?, scheme))).collect();
-    Ok(Ports { doors: Doors::new(http, https).with_admin(admin_listener), clients, admin })
+    Ok(Ports { doors: Doors::new(plain, tls).with_admin(admin_listener), clients, admin })
 }
 
 /// Listens on the socket that is handed over, or else on a port, where one is given.

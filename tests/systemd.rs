@@ -150,7 +150,9 @@ os.execv(sys.argv[2], sys.argv[2:])
 fn handed(sockets: &str, environment: &[(&str, &str)], couchdb: &StandIn, options: &[&str]) -> Command {
     // A server that goes on where it should end is ended.
     let mut command = Command::new("timeout");
-    command.args(["--foreground", "60", "python3", "-c", LAUNCHER, sockets, BINARY, "--couchdb_url", &couchdb.url()]).args(options);
+    command
+        .args(["--foreground", "60", "python3", "-c", LAUNCHER, sockets, BINARY, "--couchdb_url", &couchdb.url()])
+        .args(options);
     command.envs(environment.iter().copied());
     command
 }

@@ -24,6 +24,7 @@ mod json_protocol;
 mod layers;
 mod limits;
 mod load_balancer;
+mod log_format;
 mod operation;
 mod polling;
 mod positions;

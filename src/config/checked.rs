@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::table::{A_CERTIFICATE, A_KEY, OPTIONS, OptionRow, Takes};
 use super::typed::{Given, Source, Typed};
 use super::{Config, ConfigError, HealthPort, TlsFiles};
+use crate::logging;
 use crate::state::access;
 use crate::state::limits::Limits;
 use crate::state::proxies::TrustedProxies;
@@ -49,6 +50,10 @@ impl Typed {
             },
             session_check_s: self.number("session_check")?,
             trusted_proxies: self.trusted_proxies()?,
+            log_format: match self.choice("log_format")? {
+                "json" => logging::Format::Json,
+                _ => logging::Format::Text,
+            },
             drain_timeout_s: self.number("drain_timeout")?,
             admin_port: self.admin_port()?,
             demo,

@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 pub use help::help;
 pub use table::{COMMANDS, CommandRow, OPTIONS, OptionRow, Takes};
 
+use crate::logging;
 use crate::state::access;
 use crate::state::limits::Limits;
 use crate::state::proxies::TrustedProxies;
@@ -90,6 +91,8 @@ pub struct Config {
     pub session_check_s: u64,
     /// Whose word counts about where a client is.
     pub trusted_proxies: TrustedProxies,
+    /// What lines of the log look like.
+    pub log_format: logging::Format,
     /// The longest time to see the clients off when stopping.
     pub drain_timeout_s: u64,
     /// The port for health, readiness and metrics alone; 0 for any that is free. None where clients' ports have them.

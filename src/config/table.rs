@@ -137,6 +137,7 @@ pub const OPTIONS: &[OptionRow] = &[
         .short('l')
         .bare_variable()
         .heading("Operation"),
+    choice("log_format", &["text", "json"], "text", "What lines of the log look like"),
     number("drain_timeout", "SECONDS", 0..=600, "10", "Longest time to see the clients off when stopping"),
     text("admin_port", "PORT", A_PORT, "Port for /healthz, /readyz and /metrics; unless given --port has them"),
     switch("demo", "Run beside a built-in stand-in for CouchDB, for a first look"),

@@ -84,6 +84,7 @@ fn defaults() {
         access: access::Policy::Open,
         session_check_s: 300,
         trusted_proxies: TrustedProxies::default(),
+        log_format: logging::Format::Text,
         drain_timeout_s: 10,
         admin_port: None,
         demo: false,
@@ -131,6 +132,7 @@ fn every_option_by_flag_and_by_variable() {
         access: access::Policy::Members,
         session_check_s: 7,
         trusted_proxies: TrustedProxies::parse("10.0.0.0/8,::1").unwrap(),
+        log_format: logging::Format::Json,
         drain_timeout_s: 45,
         admin_port: Some(9),
         demo: false,
@@ -141,7 +143,7 @@ fn every_option_by_flag_and_by_variable() {
                  --max_connections 101 --max-connections-per-address 102 --max_newcomers 103 --login_timeout 4 --max_head 1024 --request_timeout 6 \
                  --max_post 1025 --max_message 1026 --max_message_rate 7 --max_subscriptions 108 --max_name 109 --max_requests 110 --login_queue 111 \
                  --catch-up-sessions 300 --access members --session-check 7 --trusted-proxies 10.0.0.0/8,::1 \
-                 --drain-timeout 45 --admin-port 9";
+                 --drain-timeout 45 --admin-port 9 --log-format json";
     assert_eq!(with_url(flags).config(), expected);
     let variables = args("")
         .env("HOWLER_COUCHDB_URL", URL)
@@ -180,6 +182,7 @@ fn every_option_by_flag_and_by_variable() {
         .env("HOWLER_TRUSTED_PROXIES", "10.0.0.0/8,::1")
         .env("HOWLER_DRAIN_TIMEOUT", "45")
         .env("HOWLER_ADMIN_PORT", "9")
+        .env("HOWLER_LOG_FORMAT", "json")
         .env("HOWLER_FEED_HEARTBEAT", "100");
     assert_eq!(variables.config(), expected);
     assert!(args("").env("HOWLER_DEMO", "1").config().demo);

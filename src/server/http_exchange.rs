@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::events::Asked;
 use super::{Http, Protocol, Server};
 use crate::net::connection::Flushed;
 use crate::state::metrics::CloseReason;
@@ -32,6 +33,8 @@ pub(super) struct Exchange {
     pub(super) origin: Option<Box<str>>,
     /// The JSONP callback to answer to.
     pub(super) jsonp: Option<u32>,
+    /// For the log, where it is to be told.
+    pub(super) asked: Option<Box<Asked>>,
     /// The session, once it is known: load balancers find it in a cookie.
     pub(super) sid: Option<Sid>,
     /// Why the connection is closed behind the answer, if it is.
@@ -48,6 +51,7 @@ impl Exchange {
                 .is_some_and(|agent| agent.starts_with("python-requests/") || agent.starts_with("Python/")),
             origin: request.origin.map(Into::into),
             jsonp: None,
+            asked: Asked::of(request),
             sid: None,
             closed_for: CloseReason::Served,
         }
@@ -104,6 +108,7 @@ impl Server {
         if status == 200 && !exchange.head_only {
             peer.connection.queue_shared(Arc::clone(&file.body));
         }
+        self.log_answer(key, exchange, status);
         self.answered(key, keep_alive, exchange.closed_for, now);
     }
 
@@ -131,6 +136,7 @@ impl Server {
         fields.extend(cookie.as_deref().map(|cookie| ("Set-Cookie", cookie)));
         let answer = http::Answer { status, fields: &fields, body, head_only: exchange.head_only, keep_alive };
         http::write_response(peer.connection.queue(), &answer);
+        self.log_answer(key, exchange, status);
         self.answered(key, keep_alive, exchange.closed_for, now);
     }
 

@@ -304,11 +304,11 @@ impl Server {
         }
         match route {
             Route::Howler { key: websocket_key, protocol } => {
-                self.upgrade(key, websocket_key, protocol);
+                self.upgrade(key, &exchange, websocket_key, protocol);
                 self.open_json(key, now);
             }
             Route::OpenWebSocket(query, version, websocket_key) => {
-                self.upgrade(key, websocket_key, None);
+                self.upgrade(key, &exchange, websocket_key, None);
                 self.open_socket_io(key, version, query.credentials, None, now);
             }
             Route::OpenPolling(query, version) => {
@@ -327,18 +327,13 @@ impl Server {
                 self.begin_upgrade(key, sid, websocket_key, &exchange, now);
             }
             Route::Preflight => self.respond_preflight(key, &exchange, now),
-            Route::File(file) => {
-                log::debug!("{} {}", request.method, request.path);
-                self.respond_file(key, &exchange, file, request.if_none_match, now);
-            }
-            Route::Answer(answer) => {
-                log::debug!("{} {}: {}", request.method, request.path, answer.status);
-                self.respond_answer(key, &exchange, &answer, now);
-            }
+            Route::File(file) => self.respond_file(key, &exchange, file, request.if_none_match, now),
+            Route::Answer(answer) => self.respond_answer(key, &exchange, &answer, now),
         }
     }
 
-    pub(super) fn upgrade(&mut self, key: Key, websocket_key: &str, protocol: Option<&str>) {
+    pub(super) fn upgrade(&mut self, key: Key, exchange: &Exchange, websocket_key: &str, protocol: Option<&str>) {
+        self.log_answer(key, exchange, 101);
         if let Some(peer) = self.peers.get_mut(key) {
             http::write_upgrade(peer.connection.queue(), websocket_key, protocol);
             peer.deadline = None;
@@ -352,6 +347,7 @@ impl Server {
             http::Answer { status, fields: &fields, body: body.as_bytes(), head_only: false, keep_alive: false };
         http::write_response(peer.connection.queue(), &answer);
         self.count_close(key, reason);
+        self.log_refusal(key, status);
         self.linger(key, now);
     }
 

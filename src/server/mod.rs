@@ -15,11 +15,13 @@
 //! | `positions.rs` | subscribing, look-ups of positions, resync |
 //! | `outbound.rs` | connections to CouchDB: the feed, the log-ins |
 //! | `flush.rs` | what is written, and when |
+//! | `events.rs` | what the log tells of requests and sessions |
 //! | `farewell.rs` | the end: seeing the clients off |
 
 mod access;
 mod arrivals;
 mod doors;
+mod events;
 mod farewell;
 mod flush;
 mod http_exchange;
@@ -508,7 +510,7 @@ impl Server {
             Protocol::Closed => return,
             Protocol::WebSocket(session, _) => {
                 self.metrics.count_close(reason);
-                log::debug!("Session of {} ended: {}.", peer.address, reason.text());
+                self.log_session_end(session, "ended", reason, now);
                 self.remember(session, now);
                 self.remove_session(session, now);
             }

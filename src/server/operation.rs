@@ -99,7 +99,6 @@ impl Server {
             }
             (Some(_), _) => operation::METHOD,
         };
-        log::debug!("{} {}: {}", request.method, request.path, answer.status);
         self.respond_operation(key, exchange, &answer, answer.body.as_bytes(), now);
         true
     }
@@ -148,6 +147,7 @@ impl Server {
         let answer =
             http::Answer { status: answer.status, fields: &fields, body, head_only: exchange.head_only, keep_alive };
         http::write_response(peer.connection.queue(), &answer);
+        self.log_answer(key, exchange, answer.status);
         self.answered(key, keep_alive, exchange.closed_for, now);
     }
 }

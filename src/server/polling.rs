@@ -132,6 +132,7 @@ impl Server {
         while out.len() < MAX_PAYLOAD / 2 {
             let Some((database, _)) = self.subscriptions.take_dirty(key.index) else { break };
             self.metrics.notifications += 1;
+            session.told += 1;
             message.clear();
             socket_io::write_change(&mut message, self.subscriptions.name(database));
             payload::write_packet(&mut out, &message, version);
@@ -343,7 +344,7 @@ impl Server {
             Some(polling) if polling.probing.is_none() => polling.probing = Some(key),
             _ => return self.respond_refusal(key, exchange, Refusal::Request, now),
         }
-        self.upgrade(key, websocket_key, None);
+        self.upgrade(key, exchange, websocket_key, None);
         if let Some(peer) = self.peers.get_mut(key) {
             peer.protocol = Protocol::Probing(session, Decoder::default());
             peer.deadline = Some(now + UPGRADE_WITHIN);

@@ -271,9 +271,9 @@ impl Server {
     /// Ends a session whose client is still there: what it has to say leaves, then the transport is closed.
     pub(super) fn close_session(&mut self, key: Key, reason: CloseReason, now: Millis) {
         self.remember(key, now);
+        self.log_session_end(key, "closed", reason, now);
         let Some(session) = self.sessions.get_mut(key) else { return };
         self.metrics.count_close(reason);
-        log::debug!("Session of {} closed: {}.", session.client, reason.text());
         match session.websocket() {
             None => self.close_polling(key, reason, now),
             Some(connection) => {

@@ -175,6 +175,10 @@ pub struct Session {
     pub alarm: Alarm,
     /// What the session says and is not written yet.
     pub outgoing: Outgoing,
+    /// When it was opened.
+    pub opened: Millis,
+    /// How many notifications it was told.
+    pub told: u64,
     /// The log-in that CouchDB works on, to be given up when the session ends.
     pub log_in: Option<Key>,
     /// How many log-ins it has begun.
@@ -272,6 +276,8 @@ impl Session {
             tag: [0; TAG],
             alarm: Alarm::default(),
             outgoing: Outgoing::default(),
+            opened: now,
+            told: 0,
             log_in: None,
             attempt: 0,
             user: None,
