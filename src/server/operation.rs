@@ -136,8 +136,10 @@ impl Server {
 
     /// Answers an operator, with that body. Pages of other origins may not read it, and nothing may keep it.
     fn respond_operation(&mut self, key: Key, exchange: &Exchange, answer: &Answer, body: &[u8], now: Millis) {
-        let keep_alive = self.keeps(exchange);
+        let kept = self.keeps(exchange);
         let Some(peer) = self.peers.get_mut(key) else { return };
+        // Those of operators do not hold a stop up: they may ask until the end.
+        let keep_alive = kept || exchange.keep_alive && peer.seat == Seat::Operator;
         let mut fields = vec![
             ("Content-Type", answer.content_type),
             ("Cache-Control", "no-store"),
