@@ -35,6 +35,8 @@ fn main() -> ExitCode {
     let done = match command {
         Ok(Command::Help) => return print(&config::help()),
         Ok(Command::Version) => return print(&format!("{}\n", config::version())),
+        Ok(Command::Completions(shell)) => return print(&config::completions(shell)),
+        Ok(Command::Man) => return print(&config::man()),
         Ok(Command::Run(config)) => run(&config),
         Ok(Command::Check(config)) => return check(&config),
         Ok(Command::HealthCheck(port)) => return health_check(&port),

@@ -31,6 +31,10 @@ need python3 python3
 need chroot coreutils
 need curl curl
 need openssl openssl
+need zsh zsh
+need fish fish
+need groff groff
+need man man-db
 need chromium chromium
 need promtool prometheus
 PATH="$PATH:/usr/sbin" need haproxy haproxy

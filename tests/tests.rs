@@ -29,6 +29,7 @@ mod operation;
 mod polling;
 mod positions;
 mod pouchdb;
+mod printed;
 mod real_clients;
 mod site;
 mod slow_clients;

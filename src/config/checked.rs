@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use super::completions::Shell;
 use super::table::{A_CERTIFICATE, A_KEY, OPTIONS, OptionRow, Takes};
 use super::typed::{Given, Source, Typed};
 use super::{Config, ConfigError, HealthPort, TlsFiles};
@@ -79,6 +80,17 @@ impl Typed {
             log_in_queue: self.count("login_queue")?,
             slow: milliseconds("slow_timeout")?,
         })
+    }
+
+    /// The shell to print completions for.
+    pub(super) fn shell(&self) -> Result<Option<Shell>, ConfigError> {
+        const NAME: &str = "print_completions";
+        let (_, Some(_)) = self.find(NAME) else { return Ok(None) };
+        Ok(Some(match self.choice(NAME)? {
+            "zsh" => Shell::Zsh,
+            "fish" => Shell::Fish,
+            _ => Shell::Bash,
+        }))
     }
 
     fn trusted_proxies(&self) -> Result<TrustedProxies, ConfigError> {

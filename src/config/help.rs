@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 
-use super::table::{COMMANDS, CommandRow, OPTIONS, OptionRow, Takes};
+use super::table::{COMMANDS, OPTIONS, OptionRow, Takes};
 
 /// The text of `--help`.
 pub fn help() -> String {
-    let mut text = HELP_START.to_owned();
-    for CommandRow { name, help, .. } in COMMANDS {
-        writeln!(text, "  {name}\n        {help}").expect("writing to a String cannot fail");
+    let mut text = format!("{PURPOSE}\n\n{USAGE}");
+    for (at, row) in COMMANDS.iter().enumerate() {
+        let heading = if at == 0 { "\nCommands:\n" } else { "" };
+        write!(text, "{heading}  {}\n        {}\n", row.name, row.help).expect("writing to a String cannot fail");
     }
     for row in OPTIONS {
         if let Some(heading) = row.heading {
@@ -16,56 +17,76 @@ pub fn help() -> String {
         }
         row.describe(&mut text);
     }
-    text.push_str(HELP_END);
+    write!(text, "\n{RULES}\n\nExamples:\n").expect("writing to a String cannot fail");
+    for example in EXAMPLES {
+        writeln!(text, "  {example}").expect("writing to a String cannot fail");
+    }
+    text.push_str("\nExit codes:\n");
+    for (code, meaning) in EXIT_CODES {
+        writeln!(text, "  {code}  {meaning}").expect("writing to a String cannot fail");
+    }
     text
 }
 
-const HELP_START: &str = "\
-Tells WebSocket clients which CouchDB databases changed, over one changes feed.
+pub(super) const PURPOSE: &str = "Tells WebSocket clients which CouchDB databases changed, over one changes feed.";
 
+const USAGE: &str = "\
 Usage: couchdb-howler --couchdb_url URL [OPTION]...
        couchdb-howler --demo
        couchdb-howler COMMAND [OPTION]...
-
-Commands:
 ";
 
-const HELP_END: &str = "
+pub(super) const RULES: &str = "\
 The command line wins over the environment, and the first variable that is named
 here over the others. Dashes are as good as underscores, and --name=value is as
 good as --name value. A variable sets a switch with true, 1 or yes, and unsets it
-with false, 0 or no. An empty variable counts as unset.
+with false, 0 or no. An empty variable counts as unset.";
 
-Examples:
-  couchdb-howler -u http://admin:secret@localhost:5984 --port 8080
-  HOWLER_COUCHDB_URL_FILE=/run/secrets/url couchdb-howler --log_level debug
+pub(super) const EXAMPLES: &[&str] = &[
+    "couchdb-howler -u http://admin:secret@localhost:5984 --port 8080",
+    "HOWLER_COUCHDB_URL_FILE=/run/secrets/url couchdb-howler --log_level debug",
+];
 
-Exit codes:
-  0  stopped as asked
-  1  could not start, for example because the port is in use; or what was
-     checked is not well
-  2  the command line or the environment is wrong
-";
+pub(super) const EXIT_CODES: &[(u8, &str)] = &[
+    (0, "stopped as asked"),
+    (1, "could not start, for example because the port is in use; or what was\n     checked is not well"),
+    (2, "the command line or the environment is wrong"),
+];
 
 impl OptionRow {
     /// Its part of `--help`.
     fn describe(&self, text: &mut String) {
         let short = self.short.map_or_else(|| "    ".to_owned(), |letter| format!("-{letter}, "));
-        let value = match &self.takes {
+        let value = self.value();
+        let value = if value.is_empty() { value } else { format!(" {value}") };
+        let (name, help, bounds, variables) = (self.name, self.help, self.bounds(), self.variables());
+        write!(text, "  {short}--{name}{value}\n        {help}{bounds}\n        environment: {variables}\n")
+            .expect("writing to a String cannot fail");
+    }
+
+    /// What stands for its value; empty when it takes none.
+    pub(super) fn value(&self) -> String {
+        match &self.takes {
             Takes::Switch => String::new(),
-            Takes::Choice(words) => format!(" {}", words.join("|")),
-            Takes::Number(placeholder, _) | Takes::Text(placeholder, _) => format!(" {placeholder}"),
-        };
+            Takes::Choice(words) => words.join("|"),
+            Takes::Number(placeholder, _) | Takes::Text(placeholder, _) => (*placeholder).to_owned(),
+        }
+    }
+
+    /// Its default and range in brackets, where it has them.
+    pub(super) fn bounds(&self) -> String {
         let range = match &self.takes {
             Takes::Number(_, range) => format!(", {} to {}", range.start(), range.end()),
             _ => String::new(),
         };
-        let default = self.default.map_or_else(String::new, |default| format!(" (default {default}{range})"));
+        self.default.map_or_else(String::new, |default| format!(" (default {default}{range})"))
+    }
+
+    /// The names of its variables.
+    pub(super) fn variables(&self) -> String {
         let mut variables = vec![self.variable()];
         variables.extend(self.file_variable());
         variables.extend(self.bare_variable.then(|| self.name.to_owned()));
-        let (name, help, variables) = (self.name, self.help, variables.join(", "));
-        write!(text, "  {short}--{name}{value}\n        {help}{default}\n        environment: {variables}\n")
-            .expect("writing to a String cannot fail");
+        variables.join(", ")
     }
 }

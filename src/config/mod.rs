@@ -16,11 +16,15 @@
 //! | `checked.rs` | step two |
 //! | `mistakes.rs` | what is said of mistakes |
 //! | `help.rs` | the text of `--help` |
+//! | `completions.rs` | completions for shells |
+//! | `man.rs` | the manual page |
 //!
 //! No error repeats a credential, whatever is typed where: see `mistakes.rs`.
 
 mod checked;
+mod completions;
 mod help;
+mod man;
 mod mistakes;
 mod table;
 #[cfg(test)]
@@ -32,7 +36,9 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+pub use completions::{Shell, completions};
 pub use help::help;
+pub use man::man;
 pub use table::{COMMANDS, CommandRow, OPTIONS, OptionRow, Takes};
 
 use crate::logging;
@@ -134,6 +140,10 @@ pub enum Command {
     Help,
     /// Print [`version`].
     Version,
+    /// Print [`completions`].
+    Completions(Shell),
+    /// Print [`man`].
+    Man,
 }
 
 /// Why the server cannot be started as asked: one line that names the option, shows its value without
@@ -163,6 +173,12 @@ pub fn read(
     }
     typed.mistake.take().map_or(Ok(()), Err)?;
     help.and(version)?;
+    if let Some(shell) = typed.shell()? {
+        return Ok(Command::Completions(shell));
+    }
+    if typed.switch("print_man")? {
+        return Ok(Command::Man);
+    }
     match typed.word {
         None => typed.check().map(|config| Command::Run(Box::new(config))),
         Some(Word::Check) => typed.check().map(|config| Command::Check(Box::new(config))),

@@ -140,6 +140,8 @@ pub const OPTIONS: &[OptionRow] = &[
     choice("log_format", &["text", "json"], "text", "What lines of the log look like"),
     number("drain_timeout", "SECONDS", 0..=600, "10", "Longest time to see the clients off when stopping"),
     text("admin_port", "PORT", A_PORT, "Port for /healthz, /readyz and /metrics; unless given --port has them"),
+    optional("print_completions", &["bash", "zsh", "fish"], "Print completions for a shell"),
+    switch("print_man", "Print the manual page, for man(1)"),
     switch("demo", "Run beside a built-in stand-in for CouchDB, for a first look"),
     switch("help", "Print this text").short('h').bare_variable(),
     switch("version", "Print the version").short('v').bare_variable(),
@@ -164,6 +166,11 @@ const fn choice(
     help: &'static str,
 ) -> OptionRow {
     row(name, Takes::Choice(words), Some(default), help)
+}
+
+/// One of these words, or nothing.
+const fn optional(name: &'static str, words: &'static [&'static str], help: &'static str) -> OptionRow {
+    row(name, Takes::Choice(words), None, help)
 }
 
 const fn number(
