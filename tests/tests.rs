@@ -17,6 +17,7 @@ mod client_in_browser;
 mod client_library;
 mod command_line;
 mod console;
+mod deployment;
 mod dispatch;
 mod engine_io_4;
 mod feed;

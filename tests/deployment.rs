@@ -1,0 +1,136 @@
+//! The examples of how to deploy the server, in README.md: that they can be read, and that what they name is there.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use couchdb_howler::config::OPTIONS;
+use serde_json::Value;
+
+use crate::support::howler::Howler;
+use crate::support::http::Http;
+use crate::support::script::{assert_installed, target};
+use crate::support::{SOON, couchdb};
+
+/// All documents of README's YAML blocks, read by a library that is strict.
+fn documents() -> Vec<Value> {
+    const READ: &str = "\
+import json, re, sys, yaml
+text = open(sys.argv[1], encoding='utf-8').read()
+blocks = re.findall(r'^```yaml\\n(.*?)^```', text, re.S | re.M)
+print(json.dumps([one for block in blocks for one in yaml.safe_load_all(block)]))
+";
+    assert_installed();
+    let output = Command::new(target().join("py-v5/bin/python"))
+        .args(["-c", READ])
+        .arg(readme())
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("python runs");
+    assert!(output.status.success());
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+fn readme() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")
+}
+
+fn find<'a>(documents: &'a [Value], kind: &str) -> &'a Value {
+    documents.iter().find(|one| one["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"))
+}
+
+/// An environment variable that an option has, and a value that it can have.
+fn assert_variable(name: &str, value: Option<&str>) {
+    let known = |row: &couchdb_howler::config::OptionRow| {
+        row.variable() == name || row.file_variable().as_deref() == Some(name)
+    };
+    assert!(OPTIONS.iter().any(known), "{name} is no variable of any option");
+    let Some(value) = value else { return };
+    let env = |asked: &str| match asked {
+        _ if asked == name => Some(value.into()),
+        "HOWLER_COUCHDB_URL" if name != "HOWLER_COUCHDB_URL_FILE" => Some("http://a:b@c".into()),
+        _ => None,
+    };
+    let file = |_: &Path| Ok("http://a:b@c".to_owned());
+    let read = couchdb_howler::config::read([], &env, &file);
+    assert!(read.is_ok(), "{name}={value}: {read:?}");
+}
+
+fn variable_of<'a>(container: &'a Value, name: &str) -> &'a Value {
+    container["env"].as_array().unwrap().iter().find(|one| one["name"] == name).unwrap_or_else(|| panic!("no {name}"))
+}
+
+#[test]
+fn the_kubernetes_manifest_fits_the_server() {
+    let documents = documents();
+    let pod = &find(&documents, "Deployment")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    for one in container["env"].as_array().unwrap() {
+        assert_variable(one["name"].as_str().unwrap(), one["value"].as_str());
+    }
+    let secret = &variable_of(container, "HOWLER_COUCHDB_URL")["valueFrom"]["secretKeyRef"];
+    let given = &find(&documents, "Secret");
+    assert_eq!(secret["name"], given["metadata"]["name"]);
+    assert!(given["stringData"][secret["key"].as_str().unwrap()].is_string());
+    let drain: u64 = variable_of(container, "HOWLER_DRAIN_TIMEOUT")["value"].as_str().unwrap().parse().unwrap();
+    let pause = container["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap();
+    assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() > drain + pause + 5);
+    let port = &container["ports"][0];
+    let default = OPTIONS.iter().find(|row| row.name == "port").unwrap().default.unwrap();
+    assert_eq!(port["containerPort"].to_string(), default);
+    let service = find(&documents, "Service");
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], port["name"]);
+    assert_eq!(service["spec"]["selector"], find(&documents, "Deployment")["spec"]["selector"]["matchLabels"]);
+    assert_eq!(service["spec"]["sessionAffinity"], "ClientIP");
+    assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
+
+    // What is probed answers.
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    couchdb.wait_for_feeds(1, SOON);
+    for probe in ["readinessProbe", "livenessProbe"] {
+        let probed = &container[probe]["httpGet"];
+        assert_eq!(probed["port"], port["name"], "{probe}");
+        let answer = Http::connect(howler.address()).get(probed["path"].as_str().unwrap());
+        assert_eq!(answer.status, 200, "{probe}: {answer:?}");
+    }
+}
+
+#[test]
+fn the_stack_fits_the_server() {
+    let documents = documents();
+    let stack = documents.iter().find(|one| one["services"]["howler"].is_object()).expect("a stack");
+    let howler = &stack["services"]["howler"];
+    let environment = howler["environment"].as_object().unwrap();
+    for (name, value) in environment {
+        assert_variable(name, value.as_str());
+    }
+    let secret = howler["secrets"][0]["source"].as_str().unwrap();
+    assert!(stack["secrets"][secret].is_object());
+    assert_eq!(environment["HOWLER_COUCHDB_URL_FILE"], format!("/run/secrets/{secret}"));
+    let grace: u64 = howler["stop_grace_period"].as_str().unwrap().trim_end_matches('s').parse().unwrap();
+    assert!(grace > environment["HOWLER_DRAIN_TIMEOUT"].as_str().unwrap().parse::<u64>().unwrap() + 5);
+    let labels = howler["deploy"]["labels"].as_array().unwrap();
+    let label = |name: &str| {
+        let named = |one: &&str| one.starts_with(name);
+        let found = labels.iter().filter_map(Value::as_str).find(named).unwrap_or_else(|| panic!("no {name}"));
+        found[name.len()..].trim_start_matches('=').to_owned()
+    };
+    assert_eq!(label("traefik.http.services.howler.loadbalancer.server.port"), "3000");
+    assert!(!label("traefik.http.services.howler.loadbalancer.sticky.cookie.name").is_empty());
+    assert_eq!(label("traefik.http.services.howler.loadbalancer.healthcheck.path"), "/readyz");
+}
+
+#[test]
+fn what_the_readme_says_of_options_is_of_options() {
+    let text = std::fs::read_to_string(readme()).unwrap();
+    let end = |c: char| !(c.is_ascii_uppercase() || c == '_');
+    let found = text.match_indices("HOWLER_").map(|(at, _)| text[at..].split(end).next().unwrap());
+    // Those of the tests are no options.
+    let of_tests = |name: &&str| *name == "HOWLER_" || name.starts_with("HOWLER_CHAOS_");
+    let names = found.filter(|name| !of_tests(name)).collect::<std::collections::BTreeSet<_>>();
+    assert!(names.len() > 20, "{names:?}");
+    for name in names {
+        assert_variable(name, None);
+    }
+}
