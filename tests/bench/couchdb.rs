@@ -1,0 +1,163 @@
+//! A CouchDB that costs next to nothing: it answers what the server asks with prepared answers, and hands
+//! out the stream of its changes feed, into which prepared bytes are written as fast as they are taken.
+
+use std::collections::HashMap;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// How often the feed shows that it is alive.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// The stand-in; its threads live as long as the process.
+pub struct CouchDb {
+    address: SocketAddr,
+    feed: Arc<Feed>,
+}
+
+#[derive(Default)]
+struct Feed {
+    stream: Mutex<Option<TcpStream>>,
+    opened: Condvar,
+}
+
+impl CouchDb {
+    pub fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let feed = Arc::new(Feed::default());
+        let for_connections = Arc::clone(&feed);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let feed = Arc::clone(&for_connections);
+                thread::spawn(move || serve(stream, &feed));
+            }
+        });
+        let beating = Arc::clone(&feed);
+        thread::spawn(move || {
+            loop {
+                thread::sleep(HEARTBEAT);
+                beating.push(b"1\r\n\n\r\n");
+            }
+        });
+        Self { address, feed }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://admin:zq7-bench@{}", self.address)
+    }
+
+    /// Waits until somebody follows the feed.
+    pub fn wait_for_feed(&self) {
+        let stream = self.feed.stream.lock().expect("nobody panicked");
+        let within = Duration::from_secs(20);
+        let waited = self.feed.opened.wait_timeout_while(stream, within, |stream| stream.is_none());
+        assert!(waited.expect("nobody panicked").0.is_some(), "nobody follows the feed");
+    }
+
+    /// Writes chunks of lines into the feed; returns when all are handed to the system.
+    pub fn push(&self, chunks: &[u8]) {
+        self.feed.push(chunks);
+    }
+}
+
+impl Feed {
+    fn push(&self, chunks: &[u8]) {
+        if let Some(stream) = self.stream.lock().expect("nobody panicked").as_mut() {
+            // A server that was stopped is no fault of the stand-in.
+            let _ = stream.write_all(chunks);
+        }
+    }
+}
+
+/// Serves one connection to its end.
+fn serve(mut stream: TcpStream, feed: &Feed) {
+    let _ = stream.set_nodelay(true);
+    let mut buffer = Vec::new();
+    let mut bytes = vec![0; 64 * 1024];
+    loop {
+        while let Some((used, answer)) = request(&buffer) {
+            buffer.drain(..used);
+            if stream.write_all(&answer.bytes).is_err() {
+                return;
+            }
+            if answer.follows {
+                *feed.stream.lock().expect("nobody panicked") = Some(stream.try_clone().expect("a descriptor is left"));
+                feed.opened.notify_all();
+            }
+        }
+        match stream.read(&mut bytes) {
+            Ok(0) => return,
+            Ok(read) => buffer.extend_from_slice(&bytes[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+struct Answer {
+    bytes: Vec<u8>,
+    /// From here on the connection is the feed.
+    follows: bool,
+}
+
+/// The answer to the first request in the buffer, and how long that is; None while it is not all there.
+fn request(buffer: &[u8]) -> Option<(usize, Answer)> {
+    let mut fields = [httparse::EMPTY_HEADER; 32];
+    let mut head = httparse::Request::new(&mut fields);
+    let httparse::Status::Complete(start) = head.parse(buffer).expect("the server speaks HTTP") else { return None };
+    let field = |name: &str| head.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name));
+    let length = field("content-length").map_or("0", |field| std::str::from_utf8(field.value).expect("a number"));
+    let end = start + length.parse::<usize>().expect("a number");
+    let body = buffer.get(start..end)?;
+    Some((end, answer(head.method.expect("complete"), head.path.expect("complete"), body)))
+}
+
+fn answer(method: &str, path: &str, body: &[u8]) -> Answer {
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let body = match (method, path) {
+        ("GET", "/_global_changes/_changes") if query.contains("feed=continuous") => {
+            let head =
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n\n\r\n";
+            return Answer { bytes: head.into(), follows: true };
+        }
+        ("GET", "/_global_changes/_changes") => json!({"results": [], "last_seq": "0-g1AAAACb", "pending": 0}),
+        ("GET", "/_global_changes") => json!({"db_name": "_global_changes", "instance_start_time": "1795459624"}),
+        ("POST", "/_global_changes/_all_docs") => rows(body),
+        ("POST", "/_session") => {
+            let name = serde_json::from_slice::<HashMap<String, Value>>(body).expect("JSON")["name"].clone();
+            json!({"ok": true, "name": name, "roles": []})
+        }
+        _ => json!({"error": "not_found", "reason": "missing"}),
+    };
+    let status = if body.get("error").is_some() { "404 Object Not Found" } else { "200 OK" };
+    let cookie = if path == "/_session" {
+        "Set-Cookie: AuthSession=bXl1c2VyOjY3NDJBMEIwOvS2sT3mMgAzv9M2c4sVfSpTnIoB; Version=1; \
+         Expires=Tue, 24-Nov-2026 04:10:00 GMT; Max-Age=600; Path=/; HttpOnly\r\n"
+    } else {
+        ""
+    };
+    let body = body.to_string();
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{cookie}Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    Answer { bytes: (head + &body).into(), follows: false }
+}
+
+/// Every database was updated once, and made at some time that nobody remembers.
+fn rows(body: &[u8]) -> Value {
+    let asked: HashMap<String, Vec<String>> = serde_json::from_slice(body).expect("JSON");
+    let rows = asked["keys"].iter().map(|key| {
+        if key.starts_with("updated:") {
+            json!({"id": key, "key": key, "value": {"rev": "1-967a00dff5e02add41819138abb3284d"}})
+        } else {
+            json!({"key": key, "error": "not_found"})
+        }
+    });
+    json!({"total_rows": 1, "offset": 0, "rows": rows.collect::<Vec<_>>()})
+}

@@ -1,0 +1,152 @@
+//! What a side does when it is told to: each order, from the first byte into the feed to the last notification.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::clients::Stopwatch;
+use super::lines;
+use super::side::{Side, Took};
+
+/// Lines that are prepared, and written again and again.
+const PREPARED_LINES: usize = 20_000;
+/// Changes of neighbours in time are of clients far apart.
+const STRIDE: usize = 7_919;
+
+impl Side {
+    pub fn fan_out(&mut self, rounds: u64) -> Took {
+        let mut took = Took::default();
+        let clients = self.setup.clients as u64;
+        for round in 1..=rounds {
+            let line = self.write_lines(std::iter::once(None));
+            (self.fleet.tally.first, self.fleet.tally.last) = (None, None);
+            let sent = Instant::now();
+            Self::push(&self.couchdb, &mut self.wire, &line);
+            self.fleet.run_until("a change that all are told of", |tally| tally.told >= round * clients);
+            let after = |at: Option<Instant>| (at.expect("somebody was told") - sent).as_secs_f64() * 1e3;
+            took.first_ms.push(after(self.fleet.tally.first));
+            took.last_ms.push(after(self.fleet.tally.last));
+        }
+        took
+    }
+
+    pub fn pace(&mut self, changes: usize, per_second: usize) -> Took {
+        let clients = self.setup.clients;
+        let whose: Vec<usize> = (0..changes).map(|change| change * STRIDE % clients).collect();
+        let prepared: Vec<Vec<u8>> =
+            whose.iter().map(|&number| self.write_lines(std::iter::once(Some(number)))).collect();
+        let start = Instant::now();
+        let sent: Arc<[AtomicU64]> = (0..clients).map(|_| AtomicU64::new(0)).collect();
+        let stopwatch = Stopwatch { start, sent: Arc::clone(&sent), nanoseconds: Vec::with_capacity(changes) };
+        self.fleet.tally.stopwatch = Some(stopwatch);
+        let (fleet, couchdb, wire) = (&mut self.fleet, &self.couchdb, &mut self.wire);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let interval = Duration::from_secs(1) / u32::try_from(per_second).expect("not that many");
+                for (change, (number, line)) in (0..).zip(whose.iter().zip(&prepared)) {
+                    thread::sleep((start + interval * change).saturating_duration_since(Instant::now()));
+                    sent[*number].store(start.elapsed().as_nanos() as u64, Ordering::Release);
+                    Self::push(couchdb, wire, line);
+                }
+            });
+            fleet.run_until("a change of one client", |tally| tally.told >= changes as u64);
+        });
+        let stopwatch = self.fleet.tally.stopwatch.take().expect("set above");
+        Took { latencies: stopwatch.nanoseconds, ..Took::default() }
+    }
+
+    pub fn burst(&mut self, changes: usize) -> Took {
+        let clients = self.setup.clients;
+        let lines = self.write_lines((0..changes).map(|change| Some(change * STRIDE % clients)));
+        self.fleet.tally.expected.clone_from(&self.own);
+        self.fleet.tally.arrived = 0;
+        let (fleet, couchdb, wire) = (&mut self.fleet, &self.couchdb, &mut self.wire);
+        let began = Instant::now();
+        thread::scope(|scope| {
+            scope.spawn(|| Self::push(couchdb, wire, &lines));
+            fleet.run_until("the last change of each client", |tally| tally.arrived >= clients);
+        });
+        let seconds = began.elapsed().as_secs_f64();
+        self.fleet.tally.expected.clear();
+        Took { seconds, ..Took::default() }
+    }
+
+    /// The writes are counted by strace, where that is installed and allowed.
+    pub fn many(&mut self, databases: usize) -> Took {
+        self.own[0] += 1;
+        let mut text = String::new();
+        for number in 0..databases {
+            self.lines.write(&mut text, &lines::one_of_many(number), self.own[0]);
+        }
+        let lines = lines::chunked(&text);
+        let trace = Trace::start(self.server.id());
+        let (fleet, couchdb) = (&mut self.fleet, &self.couchdb);
+        thread::scope(|scope| {
+            scope.spawn(|| couchdb.push(&lines));
+            fleet.run_until("each database of one client", |tally| tally.told >= databases as u64);
+        });
+        Took { writes: trace.map(Trace::finish), ..Took::default() }
+    }
+
+    pub fn feed(&mut self, lines: usize) -> Took {
+        let (mut text, mut prepared_lines) = (String::new(), 0);
+        while prepared_lines < lines.min(PREPARED_LINES) {
+            self.lines.write(&mut text, &lines::own(1_000_000 + prepared_lines), 2);
+            prepared_lines += 1;
+        }
+        let prepared = lines::chunked(&text);
+        let last = self.write_lines(std::iter::once(Some(0)));
+        let (fleet, couchdb) = (&mut self.fleet, &self.couchdb);
+        let began = Instant::now();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..lines / prepared_lines {
+                    couchdb.push(&prepared);
+                }
+                couchdb.push(&last);
+            });
+            fleet.run_until("the change behind all lines", |tally| tally.told >= 1);
+        });
+        Took { seconds: began.elapsed().as_secs_f64(), ..Took::default() }
+    }
+}
+
+/// Counts the writes of a process.
+struct Trace {
+    child: Child,
+}
+
+impl Trace {
+    fn start(process: u32) -> Option<Self> {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-c", "-e", "trace=write,writev,sendto,sendmsg", "-p", &process.to_string()]);
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().ok()?;
+        let mut line = String::new();
+        let stderr = child.stderr.take().expect("piped");
+        let mut reader = BufReader::with_capacity(1, stderr);
+        reader.read_line(&mut line).ok()?;
+        if !line.contains("attached") {
+            eprintln!("writes are not counted: {line}");
+            let _ = child.wait();
+            return None;
+        }
+        child.stderr = Some(reader.into_inner());
+        Some(Self { child })
+    }
+
+    fn finish(mut self) -> u64 {
+        let status = Command::new("kill").args(["-s", "INT", &self.child.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+        let mut summary = String::new();
+        let mut stderr = self.child.stderr.take().expect("piped");
+        stderr.read_to_string(&mut summary).expect("it prints text");
+        let _ = self.child.wait();
+        // % time, seconds, usecs/call, calls, errors where there are any, syscall
+        let rows =
+            summary.lines().filter(|row| ["write", "writev", "sendto", "sendmsg"].iter().any(|c| row.ends_with(c)));
+        rows.filter_map(|row| row.split_whitespace().nth(3)?.parse::<u64>().ok()).sum()
+    }
+}

@@ -1,0 +1,78 @@
+//! What the system says of a process: the time that it used, and the memory that it holds.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+/// Time of processors that a process has used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Exactly, in nanoseconds, by the scheduler's own count.
+    pub ns: u64,
+    /// How much of it in the process itself and in the kernel, in ticks: only good for the shares of either.
+    pub user: u64,
+    pub system: u64,
+}
+
+impl Usage {
+    /// What a process has used, once it rests.
+    pub fn at_rest(process: u32) -> Self {
+        let mut before = Self::of(process);
+        loop {
+            thread::sleep(Duration::from_millis(3));
+            let now = Self::of(process);
+            if now.ns == before.ns {
+                return now;
+            }
+            before = now;
+        }
+    }
+
+    /// What all threads of a process have used. The scheduler counts a thread that runs no further than its last tick.
+    pub fn of(process: u32) -> Self {
+        let folder = format!("/proc/{process}");
+        let stat = std::fs::read_to_string(format!("{folder}/stat")).expect("the process runs");
+        let fields: Vec<&str> = stat.rsplit(") ").next().expect("a name in parentheses").split(' ').collect();
+        let ticks = |field: usize| fields[field - 3].parse::<u64>().expect("a number");
+        let tasks = std::fs::read_dir(format!("{folder}/task")).expect("the process runs");
+        let ns = tasks.flatten().map(|task| run_time(&task.path())).sum();
+        Self { ns, user: ticks(14), system: ticks(15) }
+    }
+
+    pub fn since(self, before: Self) -> Self {
+        Self { ns: self.ns - before.ns, user: self.user - before.user, system: self.system - before.system }
+    }
+}
+
+impl std::ops::AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        self.ns += other.ns;
+        self.user += other.user;
+        self.system += other.system;
+    }
+}
+
+fn run_time(task: &Path) -> u64 {
+    let text = std::fs::read_to_string(task.join("schedstat")).expect("the kernel counts the time of threads");
+    text.split(' ').next().and_then(|ns| ns.parse().ok()).expect("a number")
+}
+
+/// Memory of a process in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// What is resident.
+    pub resident: u64,
+    /// The same with what is shared with other processes counted in part.
+    pub proportional: u64,
+}
+
+impl Memory {
+    pub fn of(process: u32) -> Self {
+        let rollup = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup")).expect("the process runs");
+        let bytes = |name: &str| {
+            let line = rollup.lines().find_map(|line| line.strip_prefix(name)).expect("Linux says so");
+            line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
+        };
+        Self { resident: bytes("Rss:"), proportional: bytes("Pss:") }
+    }
+}

@@ -1,0 +1,112 @@
+//! What is measured, as a child process: the server, the yardstick, or the obvious server on Node.js.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::{ClientConfig, RootCertStore};
+use serde::{Deserialize, Serialize};
+
+use super::couchdb::CouchDb;
+
+/// What is measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Target {
+    /// The server: this binary.
+    Howler(PathBuf),
+    Yardstick,
+    Node,
+}
+
+/// A running server; it is killed when this is dropped.
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+    /// From before it was started until it said that it listens.
+    pub listened_after: Duration,
+    /// What clients trust, where it speaks TLS.
+    pub tls: Option<Arc<ClientConfig>>,
+}
+
+impl Server {
+    pub fn start(target: &Target, couchdb: &CouchDb, tls: bool) -> Self {
+        let mut command = match target {
+            Target::Howler(binary) => {
+                let mut command = Command::new(binary);
+                command.args(["--couchdb_url", &couchdb.url(), "--host", "127.0.0.1", "--port", "0"]);
+                command.args(["--feed_heartbeat", "10000"]);
+                command
+            }
+            Target::Yardstick => {
+                let mut command = Command::new(std::env::current_exe().expect("it runs"));
+                command.arg("yardstick");
+                command
+            }
+            Target::Node => {
+                let mut command = Command::new("node");
+                command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench/obvious_server.js"));
+                command.arg(couchdb.url());
+                command
+            }
+        };
+        let identity = tls.then(Identity::new);
+        if let Some(identity) = &identity {
+            command.arg("--tls_cert").arg(identity.folder.join("cert.pem"));
+            command.arg("--tls_key").arg(identity.folder.join("key.pem"));
+        }
+        let began = Instant::now();
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the server starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
+        let line = lines.find(|line| line.contains(" listens on ")).expect("it says where it listens");
+        let listened_after = began.elapsed();
+        let address = line.split(" listens on ").nth(1).and_then(|rest| rest.split(' ').next()).expect("an address");
+        let address = address.parse().expect("an address");
+        // What it says later goes to the reader, or where it failed.
+        std::thread::spawn(move || lines.for_each(|line| eprintln!("{line}")));
+        Self { child, address, listened_after, tls: identity.map(|identity| Arc::clone(&identity.trusted)) }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A certificate for `localhost` in files that are removed with it.
+struct Identity {
+    folder: PathBuf,
+    trusted: Arc<ClientConfig>,
+}
+
+impl Identity {
+    fn new() -> Self {
+        let folder = std::env::temp_dir().join(format!("howler-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("the temporary folder can be written");
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        std::fs::write(folder.join("cert.pem"), made.cert.pem()).expect("the folder can be written");
+        std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).expect("the folder can be written");
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).expect("it is its own root");
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("ring speaks them")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self { folder, trusted: Arc::new(config) }
+    }
+}
+
+impl Drop for Identity {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}

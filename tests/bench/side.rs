@@ -1,0 +1,226 @@
+//! One side of a comparison, as a process of its own: a server, the stand-in that it follows, and its clients.
+//! It takes orders as lines of JSON from its standard input and answers each with one line.
+
+use std::fmt::Write as _;
+use std::io::{BufRead as _, Write as _};
+use std::net::TcpStream;
+use std::sync::mpsc::{self, TryRecvError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::clients::{Fleet, Plan};
+use super::couchdb::CouchDb;
+use super::dialogue::{Speech, Subscribed};
+use super::lines::{self, Lines};
+use super::process::{Memory, Usage};
+use super::server::{Server, Target};
+
+/// A time in which all that follows from what was done has happened.
+const A_MOMENT: Duration = Duration::from_millis(500);
+
+/// What is set up.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Setup {
+    pub target: Target,
+    pub speech: Speech,
+    pub subscribed: Subscribed,
+    pub clients: usize,
+    pub tls: bool,
+}
+
+/// What can be ordered.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Order {
+    /// One change after the other of the database that all have; each is awaited by all.
+    FanOut { rounds: u64 },
+    /// Changes at a steady pace, each of the database of one client.
+    Pace { changes: usize, per_second: usize },
+    /// Changes of all databases of single clients at once.
+    Burst { changes: usize },
+    /// One change of each database of the one client, at once.
+    Many { databases: usize },
+    /// Lines of databases that nobody watches, as fast as they are taken.
+    Feed { lines: usize },
+}
+
+/// How setting up went.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Started {
+    pub listened_after_ms: f64,
+    /// Resident bytes once it listened, and once it followed the feed, with no client yet.
+    pub listening_bytes: u64,
+    pub empty_bytes: u64,
+    /// Bytes that all clients together added.
+    pub resident_bytes: u64,
+    pub proportional_bytes: u64,
+    /// What connecting took.
+    pub connect_ns: u64,
+    pub connect_seconds: f64,
+}
+
+/// What an order took.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Took {
+    pub ns: u64,
+    pub user: u64,
+    pub system: u64,
+    pub seconds: f64,
+    /// Notifications received.
+    pub told: u64,
+    /// Reads in which they came.
+    pub reads: u64,
+    /// Writes of the server, where they could be counted.
+    pub writes: Option<u64>,
+    /// From the feed's write to the first and the last notification of each round, in milliseconds.
+    pub first_ms: Vec<f64>,
+    pub last_ms: Vec<f64>,
+    /// Of each notification, in nanoseconds.
+    pub latencies: Vec<u64>,
+}
+
+/// The side.
+pub struct Side {
+    pub server: Server,
+    pub setup: Setup,
+    pub fleet: Fleet,
+    pub couchdb: CouchDb,
+    /// To the yardstick, in place of a feed.
+    pub wire: Option<TcpStream>,
+    pub lines: Lines,
+    /// The revision of the shared database, then of the database of each client.
+    pub shared: u32,
+    pub own: Vec<u32>,
+}
+
+/// Runs until the orders end.
+pub fn run(setup: Setup) {
+    let (mut side, started) = Side::start(setup);
+    answer(&started);
+    let (sender, orders) = mpsc::channel();
+    thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            let order: Order = serde_json::from_str(&line).expect("orders are ours");
+            if sender.send(order).is_err() {
+                return;
+            }
+        }
+    });
+    loop {
+        match orders.try_recv() {
+            Ok(order) => {
+                side.fleet.ping();
+                side.fleet.run_for(Duration::from_millis(50));
+                let took = side.carry_out(&order);
+                answer(&took);
+            }
+            // Clients answer pings meanwhile.
+            Err(TryRecvError::Empty) => side.fleet.run_for(Duration::from_millis(20)),
+            Err(TryRecvError::Disconnected) => return,
+        }
+    }
+}
+
+fn answer(value: &impl Serialize) {
+    let line = serde_json::to_string(value).expect("plain data");
+    let mut out = std::io::stdout();
+    writeln!(out, "{line}").and_then(|()| out.flush()).expect("the benchmark reads");
+}
+
+impl Side {
+    fn start(setup: Setup) -> (Self, Started) {
+        let couchdb = CouchDb::start();
+        let server = Server::start(&setup.target, &couchdb, setup.tls);
+        let listening = Memory::of(server.id());
+        let mut wire = None;
+        if setup.target == Target::Yardstick {
+            let mut stream = TcpStream::connect(server.address).expect("it listens");
+            stream.set_nodelay(true).and_then(|()| stream.write_all(b"feed\n")).expect("it reads");
+            wire = Some(stream);
+        } else {
+            couchdb.wait_for_feed();
+        }
+        let window = if setup.target == Target::Node { 300 } else { 500 };
+        let plan = Plan {
+            address: server.address,
+            speech: setup.speech,
+            subscribed: setup.subscribed,
+            tls: server.tls.clone(),
+            window,
+        };
+        let mut fleet = Fleet::new(plan);
+        fleet.run_for(A_MOMENT);
+        let (memory, usage) = (Memory::of(server.id()), Usage::at_rest(server.id()));
+        let began = Instant::now();
+        fleet.connect(setup.clients);
+        let connect_seconds = began.elapsed().as_secs_f64();
+        fleet.run_for(A_MOMENT);
+        let (after, used) = (Memory::of(server.id()), Usage::at_rest(server.id()).since(usage));
+        let started = Started {
+            listened_after_ms: server.listened_after.as_secs_f64() * 1e3,
+            listening_bytes: listening.resident,
+            empty_bytes: memory.resident,
+            resident_bytes: after.resident.saturating_sub(memory.resident),
+            proportional_bytes: after.proportional.saturating_sub(memory.proportional),
+            connect_ns: used.ns,
+            connect_seconds,
+        };
+        let own = vec![1; setup.clients];
+        (Self { server, setup, fleet, couchdb, wire, lines: Lines::default(), shared: 1, own }, started)
+    }
+
+    fn carry_out(&mut self, order: &Order) -> Took {
+        self.fleet.tally.told = 0;
+        self.fleet.tally.reads = 0;
+        let before = Usage::at_rest(self.server.id());
+        let began = Instant::now();
+        let mut took = match *order {
+            Order::FanOut { rounds } => self.fan_out(rounds),
+            Order::Pace { changes, per_second } => self.pace(changes, per_second),
+            Order::Burst { changes } => self.burst(changes),
+            Order::Many { databases } => self.many(databases),
+            Order::Feed { lines } => self.feed(lines),
+        };
+        if took.seconds == 0.0 {
+            took.seconds = began.elapsed().as_secs_f64();
+        }
+        let used = Usage::at_rest(self.server.id()).since(before);
+        (took.ns, took.user, took.system) = (used.ns, used.user, used.system);
+        // Whatever comes now is one too many; the caller knows how many there should be.
+        self.fleet.run_for(Duration::from_millis(50));
+        (took.told, took.reads) = (self.fleet.tally.told, self.fleet.tally.reads);
+        took
+    }
+}
+
+/// Telling the server of changes.
+impl Side {
+    /// A line for each of these: the number of a client for its database, None for the one that all have.
+    pub fn write_lines(&mut self, changed: impl Iterator<Item = Option<usize>>) -> Vec<u8> {
+        let mut text = String::new();
+        for who in changed {
+            let (name, revision) = match who {
+                Some(number) => (lines::own(number), &mut self.own[number]),
+                None => (lines::SHARED.to_owned(), &mut self.shared),
+            };
+            *revision += 1;
+            if self.wire.is_some() {
+                let to = who.map_or("*".to_owned(), |number| number.to_string());
+                let event = "{\"event\":\"change\",\"db\":";
+                let _ = writeln!(text, "{to} {event}\"{name}\",\"kind\":\"updated\",\"position\":\"{revision}.0.0\"}}");
+            } else {
+                self.lines.write(&mut text, &name, *revision);
+            }
+        }
+        if self.wire.is_some() { text.into() } else { lines::chunked(&text) }
+    }
+
+    /// Hands bytes to the server; returns once the system took them all.
+    pub fn push(couchdb: &CouchDb, wire: &mut Option<TcpStream>, bytes: &[u8]) {
+        match wire {
+            Some(wire) => wire.write_all(bytes).expect("the yardstick reads"),
+            None => couchdb.push(bytes),
+        }
+    }
+}
