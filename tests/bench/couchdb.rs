@@ -1,13 +1,15 @@
-//! A CouchDB that costs next to nothing: it answers what the server asks with prepared answers, and hands
-//! out the stream of its changes feed, into which prepared bytes are written as fast as they are taken.
+//! A CouchDB that costs next to nothing: one thread answers whatever the server asks, and the stream of the
+//! changes feed is written to by who has changes, with prepared bytes, as fast as they are taken.
 
 use std::collections::HashMap;
-use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use mio::net::TcpListener;
+use mio::{Events, Interest, Poll, Token};
 use serde_json::{Value, json};
 
 /// How often the feed shows that it is alive.
@@ -27,16 +29,11 @@ struct Feed {
 
 impl CouchDb {
     pub fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let listener = TcpListener::bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let feed = Arc::new(Feed::default());
-        let for_connections = Arc::clone(&feed);
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let feed = Arc::clone(&for_connections);
-                thread::spawn(move || serve(stream, &feed));
-            }
-        });
+        let answering = Arc::clone(&feed);
+        thread::spawn(move || answer_all(listener, &answering));
         let beating = Arc::clone(&feed);
         thread::spawn(move || {
             loop {
@@ -74,29 +71,93 @@ impl Feed {
     }
 }
 
-/// Serves one connection to its end.
-fn serve(mut stream: TcpStream, feed: &Feed) {
-    let _ = stream.set_nodelay(true);
-    let mut buffer = Vec::new();
-    let mut bytes = vec![0; 64 * 1024];
-    loop {
-        while let Some((used, answer)) = request(&buffer) {
-            buffer.drain(..used);
-            if stream.write_all(&answer.bytes).is_err() {
-                return;
+/// A connection of the server, and what came of a request that is not all there.
+struct Connection {
+    socket: mio::net::TcpStream,
+    begun: Vec<u8>,
+}
+
+/// Answers until the process ends.
+fn answer_all(mut listener: TcpListener, feed: &Feed) {
+    const LISTENER: Token = Token(0);
+    let mut poll = Poll::new().expect("epoll is there");
+    poll.registry().register(&mut listener, LISTENER, Interest::READABLE).expect("a fresh socket");
+    let mut connections: HashMap<Token, Connection> = HashMap::new();
+    let mut events = Events::with_capacity(64);
+    for token in 1.. {
+        // Each turn accepts at most one; who waits beside it is there in the next one, which does not wait then.
+        let accepted = match listener.accept() {
+            Ok((mut socket, _)) => {
+                let _ = socket.set_nodelay(true);
+                poll.registry().register(&mut socket, Token(token), Interest::READABLE).expect("a fresh socket");
+                connections.insert(Token(token), Connection { socket, begun: Vec::new() });
+                true
             }
-            if answer.follows {
-                *feed.stream.lock().expect("nobody panicked") = Some(stream.try_clone().expect("a descriptor is left"));
-                feed.opened.notify_all();
-            }
+            Err(_) => false,
+        };
+        match poll.poll(&mut events, accepted.then_some(Duration::ZERO)) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            polled => polled.expect("epoll is there"),
         }
-        match stream.read(&mut bytes) {
-            Ok(0) => return,
-            Ok(read) => buffer.extend_from_slice(&bytes[..read]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return,
+        for event in &events {
+            let Some(mut connection) = connections.remove(&event.token()) else { continue };
+            match connection.serve() {
+                Served::Stays => drop(connections.insert(event.token(), connection)),
+                Served::Ended => {}
+                Served::Follows => {
+                    poll.registry().deregister(&mut connection.socket).expect("it was registered");
+                    let stream = TcpStream::from(connection.socket);
+                    stream.set_nonblocking(false).expect("a socket");
+                    *feed.stream.lock().expect("nobody panicked") = Some(stream);
+                    feed.opened.notify_all();
+                }
+            }
         }
     }
+}
+
+enum Served {
+    Stays,
+    Ended,
+    /// From here on it is the feed.
+    Follows,
+}
+
+impl Connection {
+    /// Answers what has come.
+    fn serve(&mut self) -> Served {
+        let mut bytes = [0; 16 * 1024];
+        loop {
+            match self.socket.read(&mut bytes) {
+                Ok(0) => return Served::Ended,
+                Ok(read) => self.begun.extend_from_slice(&bytes[..read]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Served::Stays,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => return Served::Ended,
+            }
+            while let Some((used, answer)) = request(&self.begun) {
+                self.begun.drain(..used);
+                if write_all(&mut self.socket, &answer.bytes).is_err() {
+                    return Served::Ended;
+                }
+                if answer.follows {
+                    return Served::Follows;
+                }
+            }
+        }
+    }
+}
+
+/// Answers to look-ups may be longer than what the system takes at once; the server reads them meanwhile.
+fn write_all(socket: &mut mio::net::TcpStream, mut bytes: &[u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        match socket.write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_micros(100)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 struct Answer {

@@ -1,6 +1,6 @@
 //! What a side does when it is told to: each order, from the first byte into the feed to the last notification.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::Read as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -76,19 +76,19 @@ impl Side {
 
     /// The writes are counted by strace, where that is installed and allowed.
     pub fn many(&mut self, databases: usize) -> Took {
+        let trace = Trace::start(self.server.id());
         self.own[0] += 1;
         let mut text = String::new();
         for number in 0..databases {
             self.lines.write(&mut text, &lines::one_of_many(number), self.own[0]);
         }
         let lines = lines::chunked(&text);
-        let trace = Trace::start(self.server.id());
         let (fleet, couchdb) = (&mut self.fleet, &self.couchdb);
         thread::scope(|scope| {
             scope.spawn(|| couchdb.push(&lines));
             fleet.run_until("each database of one client", |tally| tally.told >= databases as u64);
         });
-        Took { writes: trace.map(Trace::finish), ..Took::default() }
+        Took { writes: trace.and_then(Trace::finish), ..Took::default() }
     }
 
     pub fn feed(&mut self, lines: usize) -> Took {
@@ -120,24 +120,29 @@ struct Trace {
 }
 
 impl Trace {
+    /// None where it cannot be.
     fn start(process: u32) -> Option<Self> {
         let mut command = Command::new("strace");
         command.args(["-f", "-c", "-e", "trace=write,writev,sendto,sendmsg", "-p", &process.to_string()]);
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().ok()?;
-        let mut line = String::new();
-        let stderr = child.stderr.take().expect("piped");
-        let mut reader = BufReader::with_capacity(1, stderr);
-        reader.read_line(&mut line).ok()?;
-        if !line.contains("attached") {
-            eprintln!("writes are not counted: {line}");
-            let _ = child.wait();
-            return None;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
+            let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the server runs");
+            let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:")).map(str::trim);
+            if tracer.is_some_and(|tracer| tracer != "0") {
+                // It is stopped for a moment, once it is its turn to run, and then goes on waiting.
+                thread::sleep(Duration::from_millis(300));
+                return Some(Self { child });
+            }
+            thread::sleep(Duration::from_millis(5));
         }
-        child.stderr = Some(reader.into_inner());
-        Some(Self { child })
+        let _ = child.kill();
+        let _ = child.wait();
+        None
     }
 
-    fn finish(mut self) -> u64 {
+    /// How many there were; None where it saw none, for it came too late then.
+    fn finish(mut self) -> Option<u64> {
         let status = Command::new("kill").args(["-s", "INT", &self.child.id().to_string()]).status();
         assert!(status.expect("kill runs").success());
         let mut summary = String::new();
@@ -145,8 +150,8 @@ impl Trace {
         stderr.read_to_string(&mut summary).expect("it prints text");
         let _ = self.child.wait();
         // % time, seconds, usecs/call, calls, errors where there are any, syscall
-        let rows =
-            summary.lines().filter(|row| ["write", "writev", "sendto", "sendmsg"].iter().any(|c| row.ends_with(c)));
-        rows.filter_map(|row| row.split_whitespace().nth(3)?.parse::<u64>().ok()).sum()
+        let writes = |row: &&str| ["write", "writev", "sendto", "sendmsg"].iter().any(|call| row.ends_with(call));
+        let calls = |row: &str| row.split_whitespace().nth(3)?.parse::<u64>().ok();
+        Some(summary.lines().filter(writes).filter_map(calls).sum()).filter(|calls| *calls > 0)
     }
 }

@@ -1,6 +1,6 @@
 //! The command line: `cargo bench -- --help` shows it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lexopt::prelude::{Long, Value, ValueExt};
 
@@ -61,6 +61,10 @@ impl Options {
                 Value(name) if !benched => filters.push(name.to_string_lossy().into_owned()),
                 other => return Err(other.unexpected().to_string()),
             }
+        }
+        let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/node_modules/socket.io-v2-server");
+        if options.node && !library.is_dir() {
+            return Err("--node needs socket.io, which tests/clients/install.sh installs".to_owned());
         }
         // cargo says `--bench` where it benches. In a test run all is to be tried, and nothing needs to be exact.
         options.quick |= !benched;

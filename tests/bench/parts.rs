@@ -159,6 +159,9 @@ impl Bench<'_> {
             }
         }
         drop(yardstick);
+        if self.options.node {
+            self.beside_node(clients);
+        }
         if self.options.wants("memory") {
             let socket_io = self.start(Speech::SocketIo4, Subscribed::Own, clients, false);
             self.memory("memory, Socket.IO", AtMost(600.0), clients, &socket_io);
@@ -166,6 +169,47 @@ impl Bench<'_> {
             let polling = self.start(Speech::Polling, Subscribed::Own, clients, false);
             self.memory("memory, Socket.IO polling", Goal::None, clients, &polling);
         }
+    }
+
+    /// The same clients at this server and at the obvious one.
+    fn beside_node(&mut self, clients: usize) {
+        let setup = Setup {
+            target: Target::Howler(self.options.binary.clone()),
+            speech: Speech::SocketIo3,
+            subscribed: Subscribed::Shared,
+            clients,
+            tls: false,
+        };
+        let mut ours = Remote::start(&setup);
+        let mut theirs = Remote::start(&Setup { target: Target::Node, ..setup });
+        self.memory("Socket.IO beside Node.js: memory", Goal::None, clients, &ours);
+        self.memory("… Node.js: memory", Goal::None, clients, &theirs);
+        let connect = [&ours, &theirs].map(|side| side.started.connect_ns as f64 / clients as f64 / 1e3);
+        self.report.add(
+            "Socket.IO beside Node.js: connect, log in, subscribe",
+            "µs CPU",
+            Goal::None,
+            clients,
+            connect[0],
+        );
+        self.report.add("… Node.js: connect, log in, subscribe", "µs CPU", Goal::None, clients, connect[1]);
+        let rounds = (self.sizes.notifications / clients).max(2) as u64;
+        let notifications = rounds * clients as u64;
+        let (mut costs, mut last) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+        for _ in 0..self.sizes.turns {
+            for (place, side) in [&mut ours, &mut theirs].into_iter().enumerate() {
+                let took = side.order(&Order::FanOut { rounds });
+                assert_eq!(took.told, notifications, "each client is told once of each change");
+                costs[place].push(took.ns as f64 / notifications as f64 / 1e3);
+                last[place].extend(took.last_ms);
+            }
+        }
+        let [ours, theirs] = costs.map(median);
+        self.report.add("Socket.IO beside Node.js: notification", "µs CPU", Goal::None, clients, ours);
+        self.report.add("… Node.js: notification", "µs CPU", Goal::None, clients, theirs);
+        let [ours, theirs] = last.map(median);
+        self.report.add("Socket.IO beside Node.js: last told after", "ms", Goal::None, clients, ours);
+        self.report.add("… Node.js: last told after", "ms", Goal::None, clients, theirs);
     }
 
     fn memory(&mut self, name: &'static str, goal: Goal, clients: usize, side: &Remote) {
@@ -249,9 +293,10 @@ impl Bench<'_> {
         if self.options.wants("tls") {
             let clients = self.sizes.tls_clients;
             let side = self.start(Speech::Json, Subscribed::Own, clients, true);
-            self.memory("memory, TLS", AtMost(12.0 * 1024.0), clients, &side);
+            let bytes = side.started.resident_bytes as f64 / clients as f64;
+            self.report.add_once("memory, TLS", "bytes", AtMost(12.0 * 1024.0), bytes);
             let per_client = side.started.connect_ns as f64 / clients as f64 / 1e3;
-            self.report.add("connect, log in, subscribe, TLS", "µs CPU", Goal::None, clients, per_client);
+            self.report.add_once("connect, log in, subscribe, TLS", "µs CPU", Goal::None, per_client);
         }
         if self.options.wants("feed") {
             self.feed();
@@ -276,20 +321,29 @@ impl Bench<'_> {
         let share = |took: &Took| took.user as f64 / (took.user + took.system).max(1) as f64;
         let in_user_mode = ns * median(took.iter().map(share));
         let per_second = median(took.iter().map(|took| lines as f64 / took.seconds));
-        self.report.add("unsubscribed line", "ns CPU", AtMost(200.0), 1, ns);
-        self.report.add("unsubscribed line, in user mode", "ns CPU", Goal::None, 1, in_user_mode);
-        self.report.add("unsubscribed lines", "/s", AtLeast(4e6), 1, per_second);
+        self.report.add_once("unsubscribed line", "ns CPU", AtMost(200.0), ns);
+        self.report.add_once("unsubscribed line, in user mode", "ns CPU", Goal::None, in_user_mode);
+        self.report.add_once("unsubscribed lines", "/s", AtLeast(4e6), per_second);
     }
 
     fn many(&mut self) {
         let databases = self.sizes.databases_of_one;
         let mut side = self.start(Speech::Json, Subscribed::Many(databases), 1, false);
-        let took = side.order(&Order::Many { databases });
-        assert_eq!(took.told, databases as u64, "each database is told once");
-        if let Some(writes) = took.writes {
-            self.report.add("writes, 1,000 databases of one client", "", AtMost(20.0), 1, writes as f64);
+        // Tried again where strace came too late.
+        let mut took = Took::default();
+        for _ in 0..3 {
+            took = side.order(&Order::Many { databases });
+            assert_eq!(took.told, databases as u64, "each database is told once");
+            if took.writes.is_some() {
+                break;
+            }
         }
-        self.report.add("reads, 1,000 databases of one client", "", Goal::None, 1, took.reads as f64);
+        if let Some(writes) = took.writes {
+            self.report.add_once("writes, 1,000 databases of one client", "", AtMost(20.0), writes as f64);
+        } else {
+            eprintln!("  the writes of the server could not be counted: is strace there, and allowed?");
+        }
+        self.report.add_once("reads, 1,000 databases of one client", "", Goal::None, took.reads as f64);
     }
 
     fn starts(&mut self) {
@@ -299,9 +353,9 @@ impl Bench<'_> {
             milliseconds.push(side.started.listened_after_ms);
             bytes.push(side.started.listening_bytes as f64);
         }
-        self.report.add("start to listening", "ms", AtMost(5.0), 1, median(milliseconds));
-        self.report.add("memory at the start", "bytes", AtMost(3e6), 1, median(bytes));
+        self.report.add_once("start to listening", "ms", AtMost(5.0), median(milliseconds));
+        self.report.add_once("memory at the start", "bytes", AtMost(3e6), median(bytes));
         let size = std::fs::metadata(&self.options.binary).expect("the binary is there").len();
-        self.report.add("binary", "bytes", AtMost(3e6), 1, size as f64);
+        self.report.add_once("binary", "bytes", AtMost(3e6), size as f64);
     }
 }

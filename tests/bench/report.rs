@@ -14,6 +14,9 @@ pub enum Goal {
     None,
 }
 
+/// The number of clients of figures that have nothing to do with it.
+const ONCE: usize = 0;
+
 /// One figure, for each number of clients for which it was taken.
 struct Row {
     name: &'static str,
@@ -29,6 +32,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// Adds a figure that has nothing to do with the number of clients.
+    pub fn add_once(&mut self, name: &'static str, unit: &'static str, goal: Goal, value: f64) {
+        self.add(name, unit, goal, ONCE, value);
+    }
+
     /// Adds a figure. Its goal is held against the one of the most clients.
     pub fn add(&mut self, name: &'static str, unit: &'static str, goal: Goal, clients: usize, value: f64) {
         eprintln!("  {name}: {} {unit}", short(value));
@@ -51,7 +59,7 @@ impl Report {
         columns.dedup();
         let mut out = "| figure | unit |".to_owned();
         for clients in &columns {
-            let _ = write!(out, " {clients} |");
+            let _ = if *clients == ONCE { write!(out, " |") } else { write!(out, " {clients} |") };
         }
         out += " grows | goal | |\n|---|---|";
         out += &"---:|".repeat(columns.len());

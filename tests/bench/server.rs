@@ -64,8 +64,10 @@ impl Server {
         let listened_after = began.elapsed();
         let address = line.split(" listens on ").nth(1).and_then(|rest| rest.split(' ').next()).expect("an address");
         let address = address.parse().expect("an address");
-        // What it says later goes to the reader, or where it failed.
-        std::thread::spawn(move || lines.for_each(|line| eprintln!("{line}")));
+        // Of what it says later the reader is told what is amiss.
+        std::thread::spawn(move || {
+            lines.filter(|line| !line.contains(" INFO ")).for_each(|line| eprintln!("{line}"));
+        });
         Self { child, address, listened_after, tls: identity.map(|identity| Arc::clone(&identity.trusted)) }
     }
 
