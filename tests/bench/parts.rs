@@ -221,7 +221,7 @@ impl Bench<'_> {
         let rounds = (self.sizes.notifications / clients).max(2) as u64;
         let notifications = rounds * clients as u64;
         let (mut costs, mut bare, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut first, mut last, mut sum) = (Vec::new(), Vec::new(), Usage::default());
+        let (mut first, mut last, mut bare_last, mut sum) = (Vec::new(), Vec::new(), Vec::new(), Usage::default());
         for _ in 0..self.sizes.turns {
             let pair = [&mut *server, &mut *yardstick].map(|side| {
                 let took = side.order(&Order::FanOut { rounds });
@@ -236,6 +236,7 @@ impl Bench<'_> {
             sum += Usage { ns: ours.ns, user: ours.user, system: ours.system };
             first.extend(ours.first_ms);
             last.extend(ours.last_ms);
+            bare_last.extend(theirs.last_ms);
         }
         let cost = median(costs);
         let in_user_mode = cost * sum.user as f64 / (sum.user + sum.system).max(1) as f64;
@@ -246,6 +247,7 @@ impl Bench<'_> {
         self.report.add("… in the kernel", "µs CPU", Goal::None, clients, cost - in_user_mode);
         self.report.add("first told after", "ms", Goal::None, clients, median(first));
         self.report.add("last told after", "ms", Goal::None, clients, median(last));
+        self.report.add("last told after, bare write loop", "ms", Goal::None, clients, median(bare_last));
     }
 
     /// Changes come one by one, each for one client.

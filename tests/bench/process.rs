@@ -57,22 +57,9 @@ fn run_time(task: &Path) -> u64 {
     text.split(' ').next().and_then(|ns| ns.parse().ok()).expect("a number")
 }
 
-/// Memory of a process in bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct Memory {
-    /// What is resident.
-    pub resident: u64,
-    /// The same with what is shared with other processes counted in part.
-    pub proportional: u64,
-}
-
-impl Memory {
-    pub fn of(process: u32) -> Self {
-        let rollup = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup")).expect("the process runs");
-        let bytes = |name: &str| {
-            let line = rollup.lines().find_map(|line| line.strip_prefix(name)).expect("Linux says so");
-            line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
-        };
-        Self { resident: bytes("Rss:"), proportional: bytes("Pss:") }
-    }
+/// Resident memory of a process in bytes.
+pub fn resident(process: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup")).expect("the process runs");
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).expect("Linux says so");
+    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
 }

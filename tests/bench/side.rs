@@ -14,7 +14,7 @@ use super::clients::{Fleet, Plan};
 use super::couchdb::CouchDb;
 use super::dialogue::{Speech, Subscribed};
 use super::lines::{self, Lines};
-use super::process::{Memory, Usage};
+use super::process::{self, Usage};
 use super::server::{Server, Target};
 
 /// A time in which all that follows from what was done has happened.
@@ -54,7 +54,6 @@ pub struct Started {
     pub empty_bytes: u64,
     /// Bytes that all clients together added.
     pub resident_bytes: u64,
-    pub proportional_bytes: u64,
     /// What connecting took.
     pub connect_ns: u64,
     pub connect_seconds: f64,
@@ -132,7 +131,7 @@ impl Side {
     fn start(setup: Setup) -> (Self, Started) {
         let couchdb = CouchDb::start();
         let server = Server::start(&setup.target, &couchdb, setup.tls);
-        let listening = Memory::of(server.id());
+        let listening = process::resident(server.id());
         let mut wire = None;
         if setup.target == Target::Yardstick {
             let mut stream = TcpStream::connect(server.address).expect("it listens");
@@ -151,18 +150,17 @@ impl Side {
         };
         let mut fleet = Fleet::new(plan);
         fleet.run_for(A_MOMENT);
-        let (memory, usage) = (Memory::of(server.id()), Usage::at_rest(server.id()));
+        let (memory, usage) = (process::resident(server.id()), Usage::at_rest(server.id()));
         let began = Instant::now();
         fleet.connect(setup.clients);
         let connect_seconds = began.elapsed().as_secs_f64();
         fleet.run_for(A_MOMENT);
-        let (after, used) = (Memory::of(server.id()), Usage::at_rest(server.id()).since(usage));
+        let (after, used) = (process::resident(server.id()), Usage::at_rest(server.id()).since(usage));
         let started = Started {
             listened_after_ms: server.listened_after.as_secs_f64() * 1e3,
-            listening_bytes: listening.resident,
-            empty_bytes: memory.resident,
-            resident_bytes: after.resident.saturating_sub(memory.resident),
-            proportional_bytes: after.proportional.saturating_sub(memory.proportional),
+            listening_bytes: listening,
+            empty_bytes: memory,
+            resident_bytes: after.saturating_sub(memory),
             connect_ns: used.ns,
             connect_seconds,
         };
