@@ -17,6 +17,9 @@ use super::frames::{self, Frame};
 /// Longest wait for what is to come.
 const SOON: Duration = Duration::from_secs(60);
 
+/// How often clients ping that have to: every 25 s is expected of them.
+const PING_AFTER: Duration = Duration::from_secs(10);
+
 /// What all clients of a fleet have in common.
 #[derive(Clone)]
 pub struct Plan {
@@ -35,6 +38,8 @@ pub struct Fleet {
     buffer: Box<[u8]>,
     clients: Vec<Client>,
     plan: Plan,
+    /// When all clients pinged last.
+    pinged: Instant,
     pub tally: Tally,
 }
 
@@ -81,6 +86,7 @@ impl Fleet {
             buffer: vec![0; 64 * 1024].into(),
             clients: Vec::new(),
             plan,
+            pinged: Instant::now(),
             tally: Tally::default(),
         }
     }
@@ -96,6 +102,7 @@ impl Fleet {
                 }
             }
             self.turn(Some(Duration::from_millis(100)));
+            self.ping();
             assert!(Instant::now() < deadline, "only {} of {count} clients are subscribed", self.tally.ready);
         }
     }
@@ -139,13 +146,15 @@ impl Fleet {
                 return;
             }
             self.turn(Some(left));
+            self.ping();
         }
     }
 
-    /// Keeps sessions alive whose clients are to ping.
+    /// Keeps sessions alive whose clients are to ping; never while something is measured.
     pub fn ping(&mut self) {
-        if self.plan.speech == Speech::SocketIo3 {
-            for client in &mut self.clients {
+        if self.plan.speech == Speech::SocketIo3 && self.pinged.elapsed() > PING_AFTER {
+            self.pinged = Instant::now();
+            for client in self.clients.iter_mut().filter(|client| client.upgraded) {
                 client.send(&frames::masked("2"));
             }
         }
