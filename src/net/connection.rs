@@ -17,11 +17,21 @@ pub enum Flushed {
     Blocked,
 }
 
-/// A connection.
+/// A connection. There is one for each client: what it keeps while something waits is put aside.
 #[derive(Debug)]
 pub struct Connection {
     stream: Stream,
-    /// What waits to be written.
+    waiting: Option<Box<Waiting>>,
+    /// The socket would not take more; an event will tell when it does.
+    blocked: bool,
+    /// Whether that event is asked for.
+    watched: bool,
+}
+
+/// What waits on either side.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// What is to be written.
     outbox: Vec<u8>,
     /// How much of the outbox has left.
     sent: usize,
@@ -29,11 +39,7 @@ pub struct Connection {
     /// peers cost no copy each.
     shared: Option<(Arc<[u8]>, usize)>,
     /// Received bytes that are not a whole item yet.
-    pub inbox: Vec<u8>,
-    /// The socket would not take more; an event will tell when it does.
-    blocked: bool,
-    /// Whether that event is asked for.
-    watched: bool,
+    inbox: Vec<u8>,
 }
 
 impl Connection {
@@ -45,15 +51,36 @@ impl Connection {
     pub fn register(mut stream: Stream, connecting: bool, registry: &Registry, token: Token) -> io::Result<Self> {
         let interest = if connecting { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         registry.register(stream.socket(), token, interest)?;
-        Ok(Self {
-            stream,
-            outbox: Vec::new(),
-            sent: 0,
-            shared: None,
-            inbox: Vec::new(),
-            blocked: connecting,
-            watched: connecting,
-        })
+        Ok(Self { stream, waiting: None, blocked: connecting, watched: connecting })
+    }
+
+    /// Received bytes that are not a whole item yet.
+    pub fn inbox(&self) -> &[u8] {
+        self.waiting.as_ref().map_or(&[], |waiting| &waiting.inbox)
+    }
+
+    /// Takes the received bytes out, to be put back as far as they are not used.
+    pub fn take_inbox(&mut self) -> Vec<u8> {
+        let inbox = self.waiting.as_mut().map(|waiting| std::mem::take(&mut waiting.inbox));
+        self.tidy();
+        inbox.unwrap_or_default()
+    }
+
+    /// Puts received bytes back.
+    pub fn put_inbox(&mut self, inbox: Vec<u8>) {
+        if !inbox.is_empty() || self.waiting.is_some() {
+            self.waiting.get_or_insert_default().inbox = inbox;
+            self.tidy();
+        }
+    }
+
+    /// Gives the memory back when nothing waits.
+    fn tidy(&mut self) {
+        let waits =
+            |waiting: &Waiting| !waiting.outbox.is_empty() || waiting.shared.is_some() || !waiting.inbox.is_empty();
+        if !self.waiting.as_deref().is_some_and(waits) {
+            self.waiting = None;
+        }
     }
 
     /// Reads; see [`Stream::read`].
@@ -74,7 +101,8 @@ impl Connection {
 
     /// Whether written bytes wait.
     pub fn has_unsent(&self) -> bool {
-        !self.outbox.is_empty() || self.shared.is_some() || self.stream.has_unsent()
+        let waits = |waiting: &Waiting| !waiting.outbox.is_empty() || waiting.shared.is_some();
+        self.waiting.as_deref().is_some_and(waits) || self.stream.has_unsent()
     }
 
     /// Whether the socket would not take more.
@@ -95,16 +123,17 @@ impl Connection {
 
     /// Puts bytes behind what waits; they leave with the next write or flush.
     pub fn queue(&mut self) -> &mut Vec<u8> {
-        if let Some((bytes, sent)) = self.shared.take() {
-            self.outbox.extend_from_slice(&bytes[sent..]);
+        let waiting = self.waiting.get_or_insert_default();
+        if let Some((bytes, sent)) = waiting.shared.take() {
+            waiting.outbox.extend_from_slice(&bytes[sent..]);
         }
-        &mut self.outbox
+        &mut waiting.outbox
     }
 
     /// Puts bytes that are shared behind what waits; they leave with the next flush.
     pub fn queue_shared(&mut self, bytes: Arc<[u8]>) {
         self.queue();
-        self.shared = Some((bytes, 0));
+        self.waiting.get_or_insert_default().shared = Some((bytes, 0));
     }
 
     /// Writes, in one call to the system where that can be.
@@ -118,7 +147,7 @@ impl Connection {
         }
         let mut sent = 0;
         if send(&mut self.stream, bytes, &mut sent)? == Flushed::Blocked {
-            self.outbox.extend_from_slice(&bytes[sent..]);
+            self.queue().extend_from_slice(&bytes[sent..]);
             self.blocked = true;
             return Ok(Flushed::Blocked);
         }
@@ -133,19 +162,21 @@ impl Connection {
         if self.blocked {
             return Ok(Flushed::Blocked);
         }
-        let mut flushed = send(&mut self.stream, &self.outbox, &mut self.sent)?;
+        let Self { stream, waiting: Some(waiting), .. } = self else { return self.flush_stream() };
+        let mut flushed = send(stream, &waiting.outbox, &mut waiting.sent)?;
         if flushed == Flushed::All {
-            self.outbox = Vec::new();
-            self.sent = 0;
-            if let Some((bytes, sent)) = &mut self.shared {
-                flushed = send(&mut self.stream, bytes, sent)?;
+            waiting.outbox = Vec::new();
+            waiting.sent = 0;
+            if let Some((bytes, sent)) = &mut waiting.shared {
+                flushed = send(stream, bytes, sent)?;
             }
         }
         if flushed == Flushed::Blocked {
             self.blocked = true;
             return Ok(Flushed::Blocked);
         }
-        self.shared = None;
+        waiting.shared = None;
+        self.tidy();
         self.flush_stream()
     }
 

@@ -120,8 +120,8 @@ impl Server {
 
     /// Asks CouchDB whether a user is still logged in.
     pub(super) fn check_session(&mut self, key: Key, credentials: &Credentials, now: Millis) {
-        let Some(session) = self.sessions.get(key) else { return };
-        let Some(request) = self.couchdb.requests.log_in(credentials, session.client) else { return };
+        let client = self.client_of(key);
+        let Some(request) = self.couchdb.requests.log_in(credentials, client) else { return };
         let submitted = self.ask_couchdb(Queue::Checks, request, Purpose::Check(key, credentials.clone()), now);
         if submitted.is_none() {
             return self.handle_check(key, credentials, None, now);

@@ -22,7 +22,7 @@ use crate::net::stream::Stream;
 use crate::state::metrics::CloseReason;
 use crate::state::session::Session;
 use crate::state::table::Key;
-use crate::state::timers::Millis;
+use crate::state::timers::{Deadline, Millis};
 use crate::wire::http::{self, Request};
 
 /// Most clients that are accepted in one turn at a port.
@@ -80,7 +80,7 @@ impl Server {
             _ => Ok((Stream::plain(socket), Protocol::Http(Http::Head))),
         };
         // The handshake is part of the time for the first request.
-        let within = Some(now + self.limits.request_within);
+        let within = Deadline::at(now + self.limits.request_within);
         match stream.and_then(|(stream, protocol)| self.add_peer(stream, protocol, address, within, now)) {
             Ok(key) => {
                 self.clients += 1;
@@ -90,7 +90,7 @@ impl Server {
                 self.admit_newcomer(Timer::Peer(key), now);
             }
             Err(error) => {
-                self.give_up(seat);
+                self.give_up(seat, address);
                 log::warn!("A client could not be registered: {error}");
             }
         }
@@ -99,14 +99,14 @@ impl Server {
     /// The seat of a client at an address; None when the address has no more. A proxy's own address does not count.
     fn seat(&mut self, address: IpAddr, is_proxy: bool) -> Option<Seat> {
         match self.limits.per_address {
-            Some(_) if !is_proxy => self.addresses.enter(address).then_some(Seat::OfAddress(address)),
+            Some(_) if !is_proxy => self.addresses.enter(address).then_some(Seat::OfAddress),
             _ => Some(Seat::Taken),
         }
     }
 
     /// A seat is free again.
-    fn give_up(&mut self, seat: Seat) {
-        if let Seat::OfAddress(address) = seat {
+    fn give_up(&mut self, seat: Seat, address: IpAddr) {
+        if seat == Seat::OfAddress {
             self.addresses.leave(address);
         }
     }
@@ -114,9 +114,9 @@ impl Server {
     /// A connection is over: its seat is free.
     pub(super) fn vacate(&mut self, key: Key) {
         let Some(peer) = self.peers.get_mut(key) else { return };
-        let seat = std::mem::replace(&mut peer.seat, Seat::None);
+        let (seat, address) = (std::mem::replace(&mut peer.seat, Seat::None), peer.address);
         self.clients -= usize::from(!matches!(seat, Seat::None | Seat::Operator));
-        self.give_up(seat);
+        self.give_up(seat, address);
     }
 
     /// Who the client of a request is, where proxies say so; false when that client has too many connections already.
@@ -136,7 +136,7 @@ impl Server {
         if before == address && seat != Seat::Taken {
             return true;
         }
-        self.give_up(seat);
+        self.give_up(seat, before);
         let next = self.seat(address, self.trusted_proxies.trust(address));
         if let Some(peer) = self.peers.get_mut(key) {
             peer.seat = next.unwrap_or(Seat::Taken);

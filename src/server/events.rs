@@ -9,7 +9,7 @@ use super::http_exchange::Exchange;
 use crate::state::metrics::CloseReason;
 use crate::state::session::{Dialect, Transport};
 use crate::state::table::Key;
-use crate::state::timers::Millis;
+use crate::state::timers::{Millis, seconds};
 use crate::wire::engine_io::Version;
 use crate::wire::http::Request;
 
@@ -59,11 +59,11 @@ impl Server {
             Transport::WebSocket(_) => "websocket",
             Transport::Polling(_) => "polling",
         };
-        let (client, reason) = (session.client, reason.text());
+        let (client, reason) = (self.client_of(key), reason.text());
         log::debug!(
             event = "session-end", client:% = client, user = session.user_name(), dialect = dialect,
             transport = transport, subscriptions = self.subscriptions.count(key.index) as u64,
-            notifications = session.told, duration_s = now.saturating_sub(session.opened) / 1_000, reason = reason;
+            notifications = session.told, duration_s = seconds(now).saturating_sub(session.opened), reason = reason;
             "Session of {client} {verb}: {reason}."
         );
     }

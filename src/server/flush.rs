@@ -122,7 +122,7 @@ impl Server {
             while assembly.len() < MAX_WRITE {
                 let Some((database, kind)) = self.subscriptions.take_dirty(key.index) else { break };
                 self.metrics.notifications += 1;
-                session.told += 1;
+                session.told = session.told.saturating_add(1);
                 let place = frames.place(&self.subscriptions, database, kind, dialect);
                 if assembly.is_empty() && !self.subscriptions.is_dirty(key.index) {
                     single = Some(place);

@@ -10,7 +10,7 @@ use crate::state::metrics::CloseReason;
 use crate::state::routes;
 use crate::state::site::File;
 use crate::state::table::Key;
-use crate::state::timers::Millis;
+use crate::state::timers::{Deadline, Millis};
 use crate::wire::engine_io::Sid;
 use crate::wire::http::{self, Request};
 
@@ -154,10 +154,10 @@ impl Server {
             return self.linger(key, now);
         }
         peer.protocol = Protocol::Http(Http::Head);
-        peer.deadline = Some(now + KEEP_ALIVE);
+        peer.deadline = Deadline::at(now + KEEP_ALIVE);
         let flushed = peer.connection.flush();
         // A request that came early, or input that was left unread.
-        peer.early = !peer.connection.inbox.is_empty();
+        peer.early = !peer.connection.inbox().is_empty();
         if peer.early || std::mem::take(&mut peer.unread) {
             self.unfinished.push(key);
         }

@@ -13,7 +13,7 @@ use crate::state::metrics::CloseReason;
 use crate::state::routes::{self, Route};
 use crate::state::session::Session;
 use crate::state::table::Key;
-use crate::state::timers::{Alarm, Millis};
+use crate::state::timers::{Alarm, Deadline, Millis};
 use crate::wire::http::{self, HeadError, Request};
 use crate::wire::websocket::{self, Decoder, FrameError, Incoming};
 
@@ -35,7 +35,7 @@ impl Server {
         stream: Stream,
         protocol: Protocol,
         address: std::net::IpAddr,
-        deadline: Option<Millis>,
+        deadline: Deadline,
         now: Millis,
     ) -> io::Result<Key> {
         let connecting = matches!(protocol, Protocol::Upstream { .. });
@@ -78,7 +78,7 @@ impl Server {
         let Some(peer) = self.peers.get_mut(key) else { return };
         if matches!(peer.protocol, Protocol::WebSocket(..)) {
             // It has taken something.
-            peer.deadline = None;
+            peer.deadline = Deadline::NEVER;
         }
         match peer.connection.flush() {
             Err(error) => return self.lost(key, Some(&error), now),
@@ -101,9 +101,9 @@ impl Server {
     pub(super) fn wait_for_reader(&mut self, key: Key, now: Millis) {
         if let Some(peer) = self.peers.get_mut(key)
             && matches!(peer.protocol, Protocol::WebSocket(..))
-            && peer.deadline.is_none()
+            && peer.deadline.is_never()
         {
-            peer.deadline = Some(now + self.limits.slow);
+            peer.deadline = Deadline::at(now + self.limits.slow);
             self.arm_peer(key, now);
         }
         self.update_interest(key, now);
@@ -133,7 +133,7 @@ impl Server {
         // Who does not take its answers may not ask on, nor who has asked a lot already: what it can make
         // us hold is bounded by this.
         let parked = matches!(peer.protocol, Protocol::Http(Http::Parked(_)));
-        let full = peer.connection.has_unsent() || (parked && peer.connection.inbox.len() >= self.limits.head);
+        let full = peer.connection.has_unsent() || (parked && peer.connection.inbox().len() >= self.limits.head);
         if full && !matches!(peer.protocol, Protocol::Lingering { .. }) {
             peer.unread = true;
             return;
@@ -187,13 +187,13 @@ impl Server {
         let Some(peer) = self.peers.get_mut(key) else { return };
         // Taken out for the time being: what is in it is the connection's, and the server is handed on.
         let mut scratch = std::mem::take(&mut self.scratch);
-        if peer.connection.inbox.is_empty() {
+        if peer.connection.inbox().is_empty() {
             let used = self.handle_input(key, &mut scratch[..length], 0, now);
             if let (Some(used), Some(peer)) = (used, self.peers.get_mut(key)) {
-                peer.connection.inbox = scratch[used..length].to_vec();
+                peer.connection.put_inbox(scratch[used..length].to_vec());
             }
         } else {
-            let mut inbox = std::mem::take(&mut peer.connection.inbox);
+            let mut inbox = peer.connection.take_inbox();
             // Nothing of a request that came early was looked at.
             let seen = if length == 0 { 0 } else { inbox.len() };
             inbox.extend_from_slice(&scratch[..length]);
@@ -205,7 +205,7 @@ impl Server {
                     inbox.drain(..used);
                     inbox.shrink_to_fit();
                 }
-                peer.connection.inbox = inbox;
+                peer.connection.put_inbox(inbox);
             }
         }
         self.scratch = scratch;
@@ -336,7 +336,7 @@ impl Server {
         self.log_answer(key, exchange, 101);
         if let Some(peer) = self.peers.get_mut(key) {
             http::write_upgrade(peer.connection.queue(), websocket_key, protocol);
-            peer.deadline = None;
+            peer.deadline = Deadline::NEVER;
         }
     }
 
@@ -353,7 +353,7 @@ impl Server {
 
     pub(super) fn refuse_late_request(&mut self, key: Key, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
-        if peer.connection.inbox.is_empty() {
+        if peer.connection.inbox().is_empty() {
             return self.close_peer(key, CloseReason::RequestTimeout, now);
         }
         self.answer_and_close(key, 408, "The request did not come in time.\n", CloseReason::RequestTimeout, now);
@@ -435,8 +435,8 @@ impl Server {
     pub(super) fn linger(&mut self, key: Key, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         peer.protocol = Protocol::Lingering { shut_down: false };
-        peer.deadline = Some(now + LINGER);
-        peer.connection.inbox = Vec::new();
+        peer.deadline = Deadline::at(now + LINGER);
+        peer.connection.take_inbox();
         match peer.connection.flush() {
             Ok(Flushed::All) => self.shut_down_write(key, now),
             Ok(Flushed::Blocked) => self.update_interest(key, now),

@@ -64,7 +64,7 @@ use crate::state::session::{Action, Rules, Session};
 use crate::state::site::Site;
 use crate::state::subscriptions::{SessionIndex, Subscriptions};
 use crate::state::table::{Key, Table};
-use crate::state::timers::{Alarm, Millis, Timers};
+use crate::state::timers::{Alarm, Deadline, Millis, Timers};
 use crate::wire::couchdb::{self, Credentials, FeedSource};
 use crate::wire::positions::MAX_ANSWER;
 use crate::wire::url::CouchUrl;
@@ -290,8 +290,8 @@ struct Peer {
     protocol: Protocol,
     address: IpAddr,
     seat: Seat,
-    /// When to give it up; none while its session, or the feed or the pool, sees to that.
-    deadline: Option<Millis>,
+    /// When to give it up; never while its session, or the feed or the pool, sees to that.
+    deadline: Deadline,
     alarm: Alarm,
     /// Whether there may be input that was not read: no event will tell of it.
     unread: bool,
@@ -308,10 +308,10 @@ enum Seat {
     None,
     /// Not at all: an operator came in by the port for those.
     Operator,
-    /// As a client whose address is not known, or not counted.
+    /// As a client, and not at its address.
     Taken,
-    /// As a client, and as one of this address.
-    OfAddress(IpAddr),
+    /// As a client, and as one of its address.
+    OfAddress,
 }
 
 /// What a connection is used for.
@@ -535,7 +535,7 @@ impl Server {
 
     fn arm_peer(&mut self, key: Key, now: Millis) {
         if let Some(peer) = self.peers.get_mut(key)
-            && let Some(deadline) = peer.deadline
+            && let Some(deadline) = peer.deadline.moment()
         {
             self.timers.arm(Timer::Peer(key), &mut peer.alarm, deadline, now);
         }
@@ -546,7 +546,7 @@ impl Server {
         if !peer.alarm.fired(bucket) {
             return;
         }
-        match (peer.deadline, &peer.protocol) {
+        match (peer.deadline.moment(), &peer.protocol) {
             (None, _) => {}
             (Some(deadline), _) if now < deadline => self.arm_peer(key, now),
             (_, Protocol::Upstream { .. }) => self.upstream_lost(key, Some("no connection in time"), now),

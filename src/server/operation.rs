@@ -16,7 +16,7 @@ use crate::state::metrics::CloseReason;
 use crate::state::operation::{self, Gauges, Question, Readiness, SessionCounts};
 use crate::state::routes::Answer;
 use crate::state::table::Key;
-use crate::state::timers::Millis;
+use crate::state::timers::{Deadline, Millis};
 use crate::wire::http::{self, Request};
 
 /// Most connections at once on the port for operators.
@@ -53,7 +53,7 @@ impl Server {
             self.close_peer(oldest, CloseReason::Served, now);
         }
         let protocol = Protocol::Http(Http::Head);
-        match self.add_peer(Stream::plain(socket), protocol, address, Some(now + HEAD_WITHIN), now) {
+        match self.add_peer(Stream::plain(socket), protocol, address, Deadline::at(now + HEAD_WITHIN), now) {
             Ok(key) => {
                 self.operation.operators.push(key);
                 if let Some(peer) = self.peers.get_mut(key) {

@@ -14,7 +14,7 @@ use crate::state::feed::{FeedAction, FeedPart, Told};
 use crate::state::metrics::CloseReason;
 use crate::state::pool::{Answer, PoolAction};
 use crate::state::table::Key;
-use crate::state::timers::Millis;
+use crate::state::timers::{Deadline, Millis};
 
 /// Time for one address of CouchDB to accept a connection, in milliseconds.
 const CONNECT_WITHIN: Millis = 3_000;
@@ -62,7 +62,7 @@ impl Server {
             Stream::plain(socket)
         };
         let protocol = Protocol::Upstream { owner, connected: false };
-        let key = self.add_peer(stream, protocol, address.ip(), Some(now + CONNECT_WITHIN), now)?;
+        let key = self.add_peer(stream, protocol, address.ip(), Deadline::at(now + CONNECT_WITHIN), now)?;
         *self.connection_of(owner) = Some(key);
         Ok(())
     }
@@ -96,7 +96,7 @@ impl Server {
             return false;
         }
         *connected = true;
-        peer.deadline = None;
+        peer.deadline = Deadline::NEVER;
         peer.connection.handle_writable();
         self.couchdb.dialer.cancel(owner);
         match owner {

@@ -11,7 +11,7 @@ use crate::state::metrics::CloseReason;
 use crate::state::routes::{self, PostFormat};
 use crate::state::session::{Dialect, Polling, Session, TAG, Transport, messages};
 use crate::state::table::Key;
-use crate::state::timers::Millis;
+use crate::state::timers::{Deadline, Millis};
 use crate::wire::body::{BodyDecoder, Piece};
 use crate::wire::engine_io::{self, MAX_PAYLOAD, Refusal, SID_LENGTH, Sid, Version};
 use crate::wire::websocket::{self, Decoder};
@@ -99,7 +99,7 @@ impl Server {
         if let Some(peer) = self.peers.get_mut(key) {
             peer.protocol = Protocol::Http(Http::Parked(Box::new(parked)));
             // Its session sees to the time.
-            peer.deadline = None;
+            peer.deadline = Deadline::NEVER;
         }
     }
 
@@ -132,7 +132,7 @@ impl Server {
         while out.len() < MAX_PAYLOAD / 2 {
             let Some((database, _)) = self.subscriptions.take_dirty(key.index) else { break };
             self.metrics.notifications += 1;
-            session.told += 1;
+            session.told = session.told.saturating_add(1);
             message.clear();
             socket_io::write_change(&mut message, self.subscriptions.name(database));
             payload::write_packet(&mut out, &message, version);
@@ -228,7 +228,7 @@ impl Server {
                 let post = Post { exchange, session, format, decoder, body: Vec::new() };
                 if let Some(peer) = self.peers.get_mut(key) {
                     peer.protocol = Protocol::Http(Http::Body(Box::new(post)));
-                    peer.deadline = Some(now + self.limits.request_within);
+                    peer.deadline = Deadline::at(now + self.limits.request_within);
                 }
                 self.arm_peer(key, now);
                 // An empty body has come already.
@@ -347,7 +347,7 @@ impl Server {
         self.upgrade(key, exchange, websocket_key, None);
         if let Some(peer) = self.peers.get_mut(key) {
             peer.protocol = Protocol::Probing(session, Decoder::default());
-            peer.deadline = Some(now + UPGRADE_WITHIN);
+            peer.deadline = Deadline::at(now + UPGRADE_WITHIN);
         }
         self.flush_peer(key, now);
         self.arm_peer(key, now);
@@ -380,7 +380,7 @@ impl Server {
             session.transport = Transport::WebSocket(key);
         }
         if let Some(peer) = self.peers.get_mut(key) {
-            peer.deadline = None;
+            peer.deadline = Deadline::NEVER;
         }
         self.carry(key, session, now);
     }

@@ -1,7 +1,7 @@
 //! What sessions ask for, carried out.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::http_exchange::Exchange;
 use super::polling::sid_of;
@@ -9,7 +9,7 @@ use super::{Purpose, Queue, Server, Timer};
 use crate::state::log_in_limits::{Admission, Outcome};
 use crate::state::metrics::CloseReason;
 use crate::state::pool::Answer;
-use crate::state::session::{Action, Opening, Session, TAG, Transport, Turn, messages};
+use crate::state::session::{Action, Opening, Polling, Session, TAG, Transport, Turn, messages};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{self, Credentials, Identity, LogInError};
@@ -21,10 +21,9 @@ const LOG_IN_AFTER: Millis = 5_000;
 
 impl Server {
     pub(super) fn open_json(&mut self, connection: Key, now: Millis) {
-        let Some(peer) = self.peers.get(connection) else { return };
         let mut turn = Turn { now, rules: &self.rules, actions: &mut self.actions };
         let epoch = self.positions.epoch();
-        let session = self.sessions.insert(Session::open_json(connection, peer.address, epoch, &mut turn));
+        let session = self.sessions.insert(Session::open_json(connection, epoch, &mut turn));
         self.carry(connection, session, now);
     }
 
@@ -46,11 +45,11 @@ impl Server {
         }
         let transport = match polling {
             None => Transport::WebSocket(connection),
-            Some(_) => Transport::Polling(Box::default()),
+            Some(_) => Transport::Polling(Box::new(Polling::new(client))),
         };
         let Self { sessions, rules, actions, .. } = self;
         let opened = sessions.try_insert_with(|key| {
-            let opening = Opening { version, sid: sid_of(key, tag), tag, credentials, transport, client };
+            let opening = Opening { version, sid: sid_of(key, tag), tag, credentials, transport };
             Ok::<_, Infallible>(Session::open_socket_io(opening, &mut Turn { now, rules, actions }))
         });
         let session = opened.unwrap_or_else(|never| match never {});
@@ -118,8 +117,8 @@ impl Server {
 
     /// Asks CouchDB who this is, unless too many wrong passwords came before.
     fn try_log_in(&mut self, key: Key, credentials: &Credentials, now: Millis) {
-        let Some(session) = self.sessions.get(key) else { return };
-        let (client, attempt) = (session.client, session.attempt);
+        let Some(attempt) = self.sessions.get(key).map(|session| session.attempt) else { return };
+        let client = self.client_of(key);
         if let Credentials::Password { username, .. } = credentials {
             let waiting = || (key, attempt, credentials.clone());
             let refusal = match self.log_in_limits.admit(client, username, waiting, now) {
@@ -249,6 +248,17 @@ impl Server {
                 session.check_at(at);
             }
         });
+    }
+
+    /// Where the client of a session is, as CouchDB is told.
+    pub(super) fn client_of(&self, key: Key) -> IpAddr {
+        let address = match self.sessions.get(key).map(|session| &session.transport) {
+            Some(Transport::Polling(polling)) => Some(polling.client),
+            Some(Transport::WebSocket(connection)) => self.peers.get(*connection).map(|peer| peer.address),
+            None => None,
+        };
+        // Of who is gone nobody asks.
+        address.unwrap_or(Ipv4Addr::UNSPECIFIED.into())
     }
 
     fn confirm_connect(&mut self, key: Key) {

@@ -9,8 +9,8 @@
 //! A wrong password takes from each bucket; a right one fills that of the two together, and whoever had one may try
 //! whatever others do to the name.
 
-use std::collections::{HashMap, VecDeque};
-use std::hash::Hash;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::state::table::Key;
@@ -30,8 +30,10 @@ const PAIR: Rate = Rate { burst: 4, interval: 75_000 };
 const ADDRESS: Rate = Rate { burst: 30, interval: 2_000 };
 /// For one name from all addresses together.
 const NAME: Rate = Rate { burst: 50, interval: 5_000 };
-/// Most addresses, names, and pairs of them, that are known.
+/// Most addresses, names, and pairs of them, that are known for wrong passwords.
 const MAX_KNOWN: usize = 20_000;
+/// Most pairs that are known for a right password.
+const MAX_GOOD: usize = 1_000_000;
 
 /// What is to be done with a log-in.
 #[derive(Debug, PartialEq, Eq)]
@@ -88,15 +90,27 @@ struct Pair {
     bucket: Bucket,
     /// Log-ins that CouchDB works on.
     asked: u64,
-    /// Whether the last password was right.
-    good: bool,
     waiting: VecDeque<Waiting>,
 }
+
+impl Pair {
+    /// Whether it still says something.
+    fn tells(&self, now: Millis) -> bool {
+        self.asked > 0 || self.bucket.full_at > now
+    }
+}
+
+/// A name and an address, as they are found in tables: there is one for every client, and texts would take more room
+/// than all else. Nobody can choose two that come out the same, for the hash is keyed.
+type PairId = u64;
 
 /// The buckets.
 #[derive(Debug)]
 pub struct LogInLimits {
-    pairs: HashMap<(IpAddr, Box<str>), Pair>,
+    hasher: RandomState,
+    pairs: HashMap<PairId, Pair>,
+    /// Those whose last password was right.
+    good: HashSet<PairId>,
     addresses: HashMap<IpAddr, Bucket>,
     names: HashMap<Box<str>, Bucket>,
     waiting: usize,
@@ -107,14 +121,23 @@ pub struct LogInLimits {
 impl LogInLimits {
     /// Full buckets, and how many log-ins may wait for the answer to another.
     pub fn new(max_waiting: usize) -> Self {
-        Self { pairs: HashMap::new(), addresses: HashMap::new(), names: HashMap::new(), waiting: 0, max_waiting }
+        Self {
+            hasher: RandomState::new(),
+            pairs: HashMap::new(),
+            good: HashSet::new(),
+            addresses: HashMap::new(),
+            names: HashMap::new(),
+            waiting: 0,
+            max_waiting,
+        }
     }
 
     /// Whether a password may be tried for a name from an address.
     pub fn admit(&mut self, address: IpAddr, name: &str, who: impl FnOnce() -> Waiting, now: Millis) -> Admission {
         let address = network(address);
-        make_room(&mut self.pairs, |pair| pair.asked > 0, |pair| !pair.good && pair.bucket.full_at > now);
-        let good = self.pairs.get(&(address, name.into())).is_some_and(|pair| pair.good);
+        let id = self.id(address, name);
+        make_room(&mut self.pairs, |pair| pair.asked > 0, |pair| pair.tells(now));
+        let good = self.good.contains(&id);
         let wait = [
             self.addresses.get(&address).map(|bucket| bucket.wait(ADDRESS, now)),
             self.names.get(name).map(|bucket| bucket.wait(NAME, now)),
@@ -123,8 +146,8 @@ impl LogInLimits {
         if wait > 0 && !good {
             return Admission::Refused(wait);
         }
-        let pair = self.pairs.entry((address, name.into())).or_default();
-        if pair.good || pair.asked + pair.bucket.taken(PAIR, now) < PAIR.burst {
+        let pair = self.pairs.entry(id).or_default();
+        if good || pair.asked + pair.bucket.taken(PAIR, now) < PAIR.burst {
             pair.asked += 1;
             return Admission::Ask;
         }
@@ -142,25 +165,36 @@ impl LogInLimits {
     /// Takes the end of a log-in that was asked; those that waited for it are to be looked at again.
     pub fn handle_answer(&mut self, address: IpAddr, name: &str, outcome: Outcome, now: Millis) -> VecDeque<Waiting> {
         let address = network(address);
-        let Some(pair) = self.pairs.get_mut(&(address, name.into())) else { return VecDeque::new() };
+        let id = self.id(address, name);
+        let Some(pair) = self.pairs.get_mut(&id) else { return VecDeque::new() };
         pair.asked = pair.asked.saturating_sub(1);
         match outcome {
             Outcome::Right => {
-                pair.good = true;
                 pair.bucket = Bucket::default();
+                if self.good.len() >= MAX_GOOD {
+                    // It only says that others' mistakes do not count.
+                    self.good.clear();
+                }
+                self.good.insert(id);
             }
             Outcome::Wrong => {
-                pair.good = false;
+                self.good.remove(&id);
                 pair.bucket.take(PAIR, now);
                 take(&mut self.addresses, address, ADDRESS, now);
                 take(&mut self.names, name.into(), NAME, now);
             }
             Outcome::Unknown => {}
         }
-        let pair = self.pairs.get_mut(&(address, name.into())).expect("it was there above");
         let waiting = std::mem::take(&mut pair.waiting);
         self.waiting -= waiting.len();
+        if !pair.tells(now) {
+            self.pairs.remove(&id);
+        }
         waiting
+    }
+
+    fn id(&self, address: IpAddr, name: &str) -> PairId {
+        self.hasher.hash_one((address, name))
     }
 }
 

@@ -7,6 +7,7 @@ pub mod catch_up;
 pub mod dialer;
 pub mod drain;
 pub mod feed;
+pub mod few;
 pub mod jitter;
 pub mod limits;
 pub mod log_in_limits;

@@ -8,12 +8,17 @@ use std::collections::VecDeque;
 pub struct Newcomers<T> {
     limit: usize,
     order: VecDeque<T>,
+    /// When there are so many, it is looked who is none any more.
+    look_at: usize,
 }
+
+/// So few are not looked through.
+const FEW: usize = 64;
 
 impl<T: Copy> Newcomers<T> {
     /// Nobody yet, and how many there may be.
     pub fn new(limit: usize) -> Self {
-        Self { limit, order: VecDeque::new() }
+        Self { limit, order: VecDeque::new(), look_at: FEW }
     }
 
     /// Takes somebody in who has just come.
@@ -24,12 +29,17 @@ impl<T: Copy> Newcomers<T> {
     /// Who have to make way for being too many. All are looked through once in so many arrivals only, so the limit is
     /// kept to an eighth.
     pub fn take_surplus(&mut self, is_newcomer: impl Fn(T) -> bool) -> Vec<T> {
-        if self.order.len() <= self.limit + self.limit / 8 {
+        let most = self.limit + self.limit / 8;
+        if self.order.len() <= most.min(self.look_at) {
             return Vec::new();
         }
         self.order.retain(|who| is_newcomer(*who));
-        let over = self.order.len().saturating_sub(self.limit);
-        self.order.drain(..over).collect()
+        let over = if self.order.len() > most { self.order.len() - self.limit } else { 0 };
+        let surplus = self.order.drain(..over).collect();
+        // Those who log in take no room here for long, and who looks through all does so for as many who came.
+        self.order.shrink_to(2 * self.order.len());
+        self.look_at = FEW.max(2 * self.order.len());
+        surplus
     }
 
     /// The oldest, who has to make way for a connection beyond what there may be in all.
@@ -58,5 +68,15 @@ mod tests {
         newcomers.add(2);
         assert_eq!(newcomers.take_oldest(is_newcomer), Some(5));
         assert_eq!(newcomers.take_oldest(|_| false), None);
+    }
+
+    #[test]
+    fn who_logged_in_takes_no_room() {
+        let mut newcomers = Newcomers::new(20_000);
+        for who in 0..15_000 {
+            newcomers.add(who);
+            assert!(newcomers.take_surplus(|who| who >= 14_990).is_empty());
+        }
+        assert!(newcomers.order.len() <= FEW && newcomers.order.capacity() <= 4 * FEW, "{}", newcomers.order.len());
     }
 }

@@ -16,7 +16,11 @@
 //! database is in it once however often it changed, and it is bounded by the session's subscriptions.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 
+use hashbrown::HashTable;
+
+use crate::state::few::Few;
 use crate::state::limits::Limits;
 use crate::state::watch::Watch;
 use crate::wire::couchdb::ChangeKind;
@@ -45,7 +49,9 @@ pub struct TooManySubscriptions;
 pub struct Subscriptions {
     /// Most databases that one session may subscribe to.
     max_per_session: usize,
-    names: HashMap<Box<str>, u32>,
+    /// Databases by their names, which stand in them.
+    names: HashTable<u32>,
+    hasher: RandomState,
     databases: Vec<Database>,
     free: Vec<u32>,
     /// Room for databases is given back when there are fewer.
@@ -63,7 +69,7 @@ pub struct Subscriptions {
 #[derive(Debug)]
 struct Database {
     name: Box<str>,
-    subscribers: Vec<Subscriber>,
+    subscribers: Few<Subscriber>,
     watch: Watch,
     /// How many keep it beside its subscribers.
     holds: u32,
@@ -82,7 +88,7 @@ type Lookup = HashMap<u32, u32>;
 /// One session's side.
 #[derive(Debug)]
 struct Interests {
-    entries: Vec<Entry>,
+    entries: Few<Entry>,
     /// Database to entry, where there are many.
     lookup: Option<Box<Lookup>>,
     /// The chain of dirty entries, oldest first.
@@ -104,7 +110,7 @@ struct Entry {
 
 impl Default for Interests {
     fn default() -> Self {
-        Self { entries: Vec::new(), lookup: None, first: NONE, last: NONE }
+        Self { entries: Few::None, lookup: None, first: NONE, last: NONE }
     }
 }
 
@@ -119,7 +125,8 @@ impl Subscriptions {
     pub fn new(max_per_session: usize) -> Self {
         Self {
             max_per_session,
-            names: HashMap::new(),
+            names: HashTable::new(),
+            hasher: RandomState::new(),
             databases: Vec::new(),
             free: Vec::new(),
             shrink_below: 0,
@@ -140,7 +147,7 @@ impl Subscriptions {
         if slot >= self.sessions.len() {
             self.sessions.resize_with(slot + 1, Interests::default);
         }
-        let known = self.names.get(name).copied();
+        let known = self.slot(name);
         let interests = &self.sessions[slot];
         if known.is_some_and(|database| interests.find(database).is_some()) {
             return Ok(false);
@@ -159,7 +166,7 @@ impl Subscriptions {
 
     /// Ends a subscription, with what the session was not told of it; false when there was none.
     pub fn unsubscribe(&mut self, session: SessionIndex, name: &str) -> bool {
-        let Some(&database) = self.names.get(name) else { return false };
+        let Some(database) = self.slot(name) else { return false };
         let Some(interests) = self.sessions.get_mut(session as usize) else { return false };
         let Some(entry) = interests.find(database) else { return false };
         let removed = interests.remove(entry);
@@ -175,20 +182,20 @@ impl Subscriptions {
     pub fn remove_session(&mut self, session: SessionIndex) {
         let Some(interests) = self.sessions.get_mut(session as usize) else { return };
         let entries = std::mem::take(interests).entries;
-        for entry in entries {
+        for entry in entries.iter().copied() {
             self.leave(entry);
         }
     }
 
     /// Whether a session subscribes to a name.
     pub fn has(&self, session: SessionIndex, name: &str) -> bool {
-        let Some(&database) = self.names.get(name) else { return false };
+        let Some(database) = self.slot(name) else { return false };
         self.sessions.get(session as usize).is_some_and(|interests| interests.find(database).is_some())
     }
 
     /// The database of a name, kept until [`Subscriptions::release`].
     pub fn hold(&mut self, name: &str) -> DatabaseId {
-        let database = self.names.get(name).copied().unwrap_or_else(|| self.add_database(name));
+        let database = self.slot(name).unwrap_or_else(|| self.add_database(name));
         self.databases[database as usize].holds += 1;
         DatabaseId(database)
     }
@@ -256,12 +263,17 @@ impl Subscriptions {
 
     /// All databases that are kept.
     pub fn all(&self) -> Vec<DatabaseId> {
-        self.names.values().copied().map(DatabaseId).collect()
+        self.names.iter().copied().map(DatabaseId).collect()
     }
 
     /// The database of a name, when someone subscribes to it or holds it.
     pub fn find(&self, name: &str) -> Option<DatabaseId> {
-        self.names.get(name).copied().map(DatabaseId)
+        self.slot(name).map(DatabaseId)
+    }
+
+    fn slot(&self, name: &str) -> Option<u32> {
+        let is_its = |slot: &u32| *self.databases[*slot as usize].name == *name;
+        self.names.find(self.hasher.hash_one(name), is_its).copied()
     }
 
     /// The name of a database.
@@ -273,7 +285,7 @@ impl Subscriptions {
     /// appended to `woken`. Returns for how many subscribers the change became one with an earlier one.
     pub fn mark(&mut self, database: DatabaseId, kind: ChangeKind, woken: &mut Vec<SessionIndex>) -> u64 {
         let mut merged = 0;
-        for subscriber in &self.databases[database.0 as usize].subscribers {
+        for subscriber in self.databases[database.0 as usize].subscribers.iter() {
             let interests = &mut self.sessions[subscriber.session as usize];
             let idle = interests.first == NONE;
             merged += u64::from(!interests.mark(subscriber.entry, kind));
@@ -338,7 +350,7 @@ impl Subscriptions {
     }
 
     fn add_database(&mut self, name: &str) -> u32 {
-        let database = Database { name: name.into(), subscribers: Vec::new(), watch: Watch::default(), holds: 0 };
+        let database = Database { name: name.into(), subscribers: Few::None, watch: Watch::default(), holds: 0 };
         let slot = if let Some(slot) = self.free.pop() {
             self.databases[slot as usize] = database;
             slot
@@ -347,7 +359,8 @@ impl Subscriptions {
             self.shrink_below = self.databases.len() / 4;
             index(self.databases.len() - 1)
         };
-        self.names.insert(name.into(), slot);
+        let Self { names, databases, hasher, .. } = self;
+        names.insert_unique(hasher.hash_one(name), slot, |slot| hasher.hash_one(&*databases[*slot as usize].name));
         slot
     }
 
@@ -362,7 +375,6 @@ impl Subscriptions {
         }
         self.total -= 1;
         if database.subscribers.is_empty() {
-            database.subscribers = Vec::new();
             // Who holds it already sees to it; else it is handed on to who lets it linger.
             if self.keeps_orphans && database.holds == 0 {
                 database.holds = 1;
@@ -376,7 +388,9 @@ impl Subscriptions {
         let its = &mut self.databases[database as usize];
         if its.holds == 0 && its.subscribers.is_empty() {
             let name = std::mem::take(&mut its.name);
-            self.names.remove(&name);
+            if let Ok(entry) = self.names.find_entry(self.hasher.hash_one(&*name), |slot| *slot == database) {
+                entry.remove();
+            }
             self.free.push(database);
             if self.names.len() <= self.shrink_below && self.databases.len() > KEPT {
                 self.shrink();
@@ -393,7 +407,8 @@ impl Subscriptions {
         self.databases.shrink_to_fit();
         self.free.retain(|slot| (*slot as usize) < used);
         self.free.shrink_to_fit();
-        self.names.shrink_to_fit();
+        let Self { names, databases, hasher, .. } = self;
+        names.shrink_to_fit(|slot| hasher.hash_one(&*databases[*slot as usize].name));
         self.shrink_below = (self.names.len() / 2).min(self.databases.len() / 4);
     }
 }
@@ -407,10 +422,6 @@ impl Interests {
     }
 
     fn add(&mut self, database: u32, position: u32) -> u32 {
-        // Most sessions have one or two: room for exactly those.
-        if self.entries.len() == self.entries.capacity() {
-            self.entries.reserve_exact(self.entries.len().max(1));
-        }
         let entry = index(self.entries.len());
         self.entries.push(Entry { database, position, previous: NONE, next: NONE, dirty: None });
         if let Some(lookup) = &mut self.lookup {

@@ -9,6 +9,35 @@ use std::collections::BTreeMap;
 /// A moment: milliseconds since the start of the process.
 pub type Millis = u64;
 
+/// A moment that may come, or never: no larger than a moment, for there are many of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline(Millis);
+
+impl Deadline {
+    /// It never comes.
+    pub const NEVER: Self = Self(Millis::MAX);
+
+    /// It comes at a moment.
+    pub fn at(moment: Millis) -> Self {
+        Self(moment)
+    }
+
+    /// The moment, if it ever comes.
+    pub fn moment(self) -> Option<Millis> {
+        (self != Self::NEVER).then_some(self.0)
+    }
+
+    /// Whether it never comes.
+    pub fn is_never(self) -> bool {
+        self == Self::NEVER
+    }
+}
+
+/// Whole seconds of a moment, where they are enough: for centuries.
+pub fn seconds(moment: Millis) -> u32 {
+    u32::try_from(moment / 1_000).unwrap_or(u32::MAX)
+}
+
 /// Deadlines nearer than this are kept to [`FINE`], the others to [`COARSE`].
 const NEAR: Millis = 2_000;
 /// Width of a bucket for near deadlines, in milliseconds.

@@ -1,7 +1,5 @@
 //! The `howler.v1` side of a session.
 
-use std::net::IpAddr;
-
 use super::{Action, Dialect, MAX_STRIKES, Phase, Reply, Session, Transport, Turn};
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
@@ -15,9 +13,9 @@ const LOG_IN_FIRST: &str = "log in first";
 
 impl Session {
     /// Opens a session: the server says hello, and waits for the log-in.
-    pub fn open_json(connection: Key, client: IpAddr, epoch: Option<&str>, turn: &mut Turn<'_>) -> Self {
+    pub fn open_json(connection: Key, epoch: Option<&str>, turn: &mut Turn<'_>) -> Self {
         let phase = Phase::Anonymous(turn.now + turn.rules.log_in_within);
-        let mut session = Self::new(Dialect::Json, phase, Transport::WebSocket(connection), client, turn.now);
+        let mut session = Self::new(Dialect::Json, phase, Transport::WebSocket(connection), turn.now);
         session.say_hello(epoch);
         session
     }
@@ -59,7 +57,7 @@ impl Session {
         let reply = Reply::Json(id);
         match operation {
             Operation::LogIn(credentials) => {
-                self.phase = Phase::LoggingIn(reply);
+                self.phase = Phase::LoggingIn(Box::new(reply));
                 turn.actions.push(Action::LogIn(credentials));
             }
             Operation::Heartbeat => self.answer_ok(&reply),
@@ -89,7 +87,7 @@ impl Session {
         };
         match answer {
             Ok(identity) => {
-                if let Reply::Json(id) = &reply {
+                if let Reply::Json(id) = &*reply {
                     self.outgoing.push(|out| {
                         let cookie = identity.cookie.as_ref().map(Secret::reveal);
                         howler_v1::write_logged_in(out, id, &identity.name, cookie);
@@ -98,7 +96,7 @@ impl Session {
                 self.release(turn);
             }
             Err(error) => {
-                if let Reply::Json(id) = &reply {
+                if let Reply::Json(id) = &*reply {
                     let retry_after = (error == LogInError::Overloaded).then_some(retry_after);
                     self.outgoing
                         .push(|out| howler_v1::write_error(out, id, error.name(), error.message(), retry_after));

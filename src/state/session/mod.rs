@@ -20,16 +20,18 @@
 mod howler_v1;
 mod outgoing;
 mod socket_io;
+mod user;
 
 pub use outgoing::{Outgoing, messages};
 pub use socket_io::Opening;
+use user::User;
 
 use std::net::IpAddr;
 
 use crate::state::limits::{Limits, Throttle};
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
-use crate::state::timers::{Alarm, Millis};
+use crate::state::timers::{Alarm, Deadline, Millis, seconds};
 use crate::wire::couchdb::{Credentials, Identity, LogInError};
 use crate::wire::engine_io::Version;
 use crate::wire::howler_v1::{self as json, RequestId};
@@ -148,7 +150,7 @@ enum Phase {
     /// Socket.IO: the client's CONNECT is awaited.
     Awaiting(Box<Awaited>),
     /// CouchDB is asked.
-    LoggingIn(Reply),
+    LoggingIn(Box<Reply>),
     /// Socket.IO: CouchDB's answer waits until CONNECT is old enough.
     Answering(Box<Result<Identity, LogInError>>),
     /// Logged in.
@@ -167,8 +169,6 @@ pub struct Session {
     phase: Phase,
     /// What carries it.
     pub transport: Transport,
-    /// Where the client is, as CouchDB is told.
-    pub client: IpAddr,
     /// What makes the session's id hard to guess.
     pub tag: [u8; TAG],
     /// The entry in the timers.
@@ -176,9 +176,9 @@ pub struct Session {
     /// What the session says and is not written yet.
     pub outgoing: Outgoing,
     /// When it was opened.
-    pub opened: Millis,
+    pub opened: u32,
     /// How many notifications it was told.
-    pub told: u64,
+    pub told: u32,
     /// The log-in that CouchDB works on, to be given up when the session ends.
     pub log_in: Option<Key>,
     /// How many log-ins it has begun.
@@ -189,9 +189,9 @@ pub struct Session {
     /// When the client was last heard of.
     heard: Millis,
     throttle: Throttle,
-    /// Socket.IO: the moment from which the next spaced packet may leave; None while the packet
+    /// Socket.IO: the moment from which the next spaced packet may leave; never while the packet
     /// before it has not left.
-    clear_from: Option<Millis>,
+    clear_from: Deadline,
     /// Socket.IO: whether the client has yet to answer the ping that went with the packet before.
     unconfirmed: bool,
     /// `howler.v1` and Engine.IO 4: whether a ping is out.
@@ -216,8 +216,10 @@ pub enum Transport {
 }
 
 /// The requests of a session that polls.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Polling {
+    /// Where the client is, as CouchDB is told.
+    pub client: IpAddr,
     /// The connection whose GET waits for something to tell.
     pub parked: Option<Key>,
     /// The connection whose POST is coming in.
@@ -228,6 +230,13 @@ pub struct Polling {
     pub probed: bool,
 }
 
+impl Polling {
+    /// The requests of a client at an address; there are none yet.
+    pub fn new(client: IpAddr) -> Self {
+        Self { client, parked: None, posting: None, probing: None, probed: false }
+    }
+}
+
 /// A CONNECT that is due.
 #[derive(Debug)]
 struct Awaited {
@@ -236,17 +245,6 @@ struct Awaited {
     otherwise: CloseReason,
     /// Who logs in, when CONNECT does not say.
     credentials: Credentials,
-}
-
-/// Who logged in.
-#[derive(Debug)]
-struct User {
-    name: Box<str>,
-    roles: Box<[Box<str>]>,
-    /// What it is still good with: a cookie, or a token.
-    cookie: Credentials,
-    /// When CouchDB is asked again whether it is.
-    check_at: Option<Millis>,
 }
 
 #[derive(Debug, Default)]
@@ -267,16 +265,15 @@ pub struct Turn<'a> {
 }
 
 impl Session {
-    fn new(dialect: Dialect, phase: Phase, transport: Transport, client: IpAddr, now: Millis) -> Self {
+    fn new(dialect: Dialect, phase: Phase, transport: Transport, now: Millis) -> Self {
         Self {
             dialect,
             phase,
             transport,
-            client,
             tag: [0; TAG],
             alarm: Alarm::default(),
             outgoing: Outgoing::default(),
-            opened: now,
+            opened: seconds(now),
             told: 0,
             log_in: None,
             attempt: 0,
@@ -284,7 +281,7 @@ impl Session {
             held: None,
             heard: now,
             throttle: Throttle::default(),
-            clear_from: None,
+            clear_from: Deadline::NEVER,
             unconfirmed: false,
             pinged: false,
             strikes: 0,
@@ -305,12 +302,12 @@ impl Session {
 
     /// The name and the roles of who logged in.
     pub fn user(&self) -> Option<(&str, &[Box<str>])> {
-        self.user.as_ref().map(|user| (&*user.name, &*user.roles))
+        self.user.as_ref().map(|user| (user.name(), &*user.roles))
     }
 
     /// The name of who logged in.
     pub fn user_name(&self) -> Option<&str> {
-        self.user.as_ref().map(|user| &*user.name)
+        self.user.as_ref().map(|user| user.name())
     }
 
     /// Takes a text message of the client.
@@ -371,7 +368,7 @@ impl Session {
     /// Takes a pong of the client.
     pub fn handle_pong(&mut self, turn: &mut Turn<'_>) {
         // One that comes before the packet has left belongs to an older ping.
-        if self.unconfirmed && self.clear_from.is_some() {
+        if self.unconfirmed && !self.clear_from.is_never() {
             self.unconfirmed = false;
             self.advance(turn);
         }
@@ -398,26 +395,23 @@ impl Session {
 
     /// Remembers who this is; another user than before inherits no subscriptions.
     fn take_user(&mut self, identity: &Identity, turn: &mut Turn<'_>) {
-        if self.user.as_ref().is_some_and(|user| user.name != identity.name) {
+        if self.user.as_ref().is_some_and(|user| user.name() != &*identity.name) {
             turn.actions.push(Action::Leave);
         }
-        let cookie =
-            identity.cookie.as_ref().map_or(Credentials::Unusable, |cookie| Credentials::cookie(cookie.reveal()));
-        let Identity { name, roles, .. } = identity.clone();
-        self.user = Some(Box::new(User { name, roles, cookie, check_at: None }));
+        self.user = Some(Box::new(User::new(identity)));
     }
 
     /// Who logged in by a token has no cookie: the token is good in its place.
     pub fn keep_token(&mut self, credentials: &Credentials) {
         if let (Some(user), Credentials::Token(_)) = (&mut self.user, credentials) {
-            user.cookie = credentials.clone();
+            user.set_credentials(credentials);
         }
     }
 
     /// Has CouchDB asked at a moment whether the user is still logged in.
     pub fn check_at(&mut self, at: Millis) {
         if let Some(user) = &mut self.user {
-            user.check_at = Some(at);
+            user.check_at = Deadline::at(at);
         }
     }
 
@@ -425,17 +419,17 @@ impl Session {
     pub fn handle_check(&mut self, answer: Result<Identity, LogInError>, turn: &mut Turn<'_>) {
         let (true, Some(user)) = (self.is_active(), &mut self.user) else { return };
         match answer {
-            Ok(identity) if identity.name == user.name => {
+            Ok(identity) if *identity.name == *user.name() => {
                 if identity.roles != user.roles {
                     user.roles = identity.roles;
                     turn.actions.push(Action::Reconsider);
                 }
                 let Some(cookie) = identity.cookie else { return };
                 let renewed = Credentials::cookie(cookie.reveal());
-                if renewed != user.cookie && self.dialect == Dialect::Json {
+                if renewed != user.credentials() && self.dialect == Dialect::Json {
                     self.outgoing.push(|out| json::write_session(out, cookie.reveal()));
                 }
-                user.cookie = renewed;
+                user.set_credentials(&renewed);
             }
             Err(LogInError::Unavailable | LogInError::Overloaded) => {}
             Ok(_) | Err(LogInError::NotAuthenticated | LogInError::Locked) => {
@@ -460,24 +454,24 @@ impl Session {
     /// has read that.
     pub fn asks_receipt(&mut self) -> bool {
         let followed = matches!(self.phase, Phase::LoggingIn(_) | Phase::Answering(_) | Phase::Refused);
-        let asks = matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_none() && followed;
+        let asks = matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_never() && followed;
         self.unconfirmed |= asks;
         asks
     }
 
     /// Takes note that all that was outgoing has been written; whether that sets a deadline.
     pub fn handle_flushed(&mut self, now: Millis) -> bool {
-        let awaited = matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_none();
+        let awaited = matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_never();
         if awaited {
             let wait = if matches!(self.phase, Phase::Ended(_)) { GRACE } else { SPACING };
-            self.clear_from = Some(now + wait);
+            self.clear_from = Deadline::at(now + wait);
         }
         awaited
     }
 
     /// The moment from which the next spaced packet may leave, if the packet before it has.
     fn next_from(&self) -> Option<Millis> {
-        self.clear_from.map(|at| if self.unconfirmed { at + RECEIPT_WITHIN } else { at })
+        self.clear_from.moment().map(|at| if self.unconfirmed { at + RECEIPT_WITHIN } else { at })
     }
 
     /// When [`Session::handle_timeout`] is due.
@@ -492,7 +486,7 @@ impl Session {
             Phase::Anonymous(until) => silence.min(until),
             Phase::Awaiting(ref awaited) => silence.min(awaited.until),
             Phase::Answering(_) | Phase::Refused | Phase::Ended(_) => silence.min(self.next_from().unwrap_or(silence)),
-            Phase::Active => silence.min(self.user.as_ref().and_then(|user| user.check_at).unwrap_or(silence)),
+            Phase::Active => silence.min(self.user.as_ref().and_then(|user| user.check_at.moment()).unwrap_or(silence)),
             Phase::LoggingIn(_) => silence,
         }
     }
@@ -515,9 +509,10 @@ impl Session {
             }
             (Phase::Active, _) => {
                 if let Some(user) = &mut self.user
-                    && user.check_at.take_if(|at| *at <= turn.now).is_some()
+                    && user.check_at.moment().is_some_and(|at| at <= turn.now)
                 {
-                    turn.actions.push(Action::Check(user.cookie.clone()));
+                    user.check_at = Deadline::NEVER;
+                    turn.actions.push(Action::Check(user.credentials()));
                 }
             }
             _ => {}

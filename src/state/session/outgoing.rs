@@ -1,9 +1,12 @@
 //! What a session says, until it is written: messages one behind the other, each with its length in
 //! front, so that every transport can frame them in its own way. Empty, it holds no memory.
 
-/// The messages.
+/// The messages. There is one for each session, and mostly nothing in it.
 #[derive(Debug, Default)]
-pub struct Outgoing {
+pub struct Outgoing(Option<Box<Messages>>);
+
+#[derive(Debug, Default)]
+struct Messages {
     bytes: Vec<u8>,
 }
 
@@ -12,26 +15,27 @@ const LENGTH: usize = size_of::<u32>();
 impl Outgoing {
     /// Appends the message that `write` appends to the buffer it is given.
     pub fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; LENGTH]);
-        write(&mut self.bytes);
-        let length = u32::try_from(self.bytes.len() - start - LENGTH).expect("messages are far below 4 GiB");
-        self.bytes[start..start + LENGTH].copy_from_slice(&length.to_ne_bytes());
+        let bytes = &mut self.0.get_or_insert_default().bytes;
+        let start = bytes.len();
+        bytes.extend_from_slice(&[0; LENGTH]);
+        write(bytes);
+        let length = u32::try_from(bytes.len() - start - LENGTH).expect("messages are far below 4 GiB");
+        bytes[start..start + LENGTH].copy_from_slice(&length.to_ne_bytes());
     }
 
     /// Whether there is nothing to say.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.0.is_none()
     }
 
     /// Bytes held.
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        self.0.as_ref().map_or(0, |messages| messages.bytes.len())
     }
 
     /// Takes all messages out; walk them with [`messages`].
     pub fn take(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.bytes)
+        self.0.take().map_or_else(Vec::new, |messages| messages.bytes)
     }
 }
 

@@ -1,9 +1,8 @@
 //! The Socket.IO side of a session, over Engine.IO 3 and 4.
 
-use std::net::IpAddr;
-
 use super::{Action, Awaited, Dialect, Phase, Reply, Session, TAG, Transport, Turn};
 use crate::state::metrics::CloseReason;
+use crate::state::timers::Deadline;
 use crate::wire::couchdb::{Credentials, Identity, LogInError};
 use crate::wire::engine_io::{self, Open, Sid, Version};
 use crate::wire::json::Names;
@@ -24,8 +23,6 @@ pub struct Opening {
     pub credentials: Credentials,
     /// What carries the session.
     pub transport: Transport,
-    /// Where the client is.
-    pub client: IpAddr,
 }
 
 /// What an acknowledgement says of an argument that is none.
@@ -35,13 +32,13 @@ impl Session {
     /// Opens a session. In version 3 the server connects the client by itself, and logs in with what the handshake
     /// carried; in version 4 the client connects.
     pub fn open_socket_io(opening: Opening, turn: &mut Turn<'_>) -> Self {
-        let Opening { version, sid, tag, credentials, transport, client } = opening;
+        let Opening { version, sid, tag, credentials, transport } = opening;
         let phase = match version {
-            Version::V3 => Phase::LoggingIn(Reply::Silent),
+            Version::V3 => Phase::LoggingIn(Box::new(Reply::Silent)),
             Version::V4 => awaiting(turn, CloseReason::LogInTimeout, credentials.clone()),
         };
         let may_upgrade = matches!(transport, Transport::Polling(_));
-        let mut session = Self::new(Dialect::SocketIo(version), phase, transport, client, turn.now);
+        let mut session = Self::new(Dialect::SocketIo(version), phase, transport, turn.now);
         session.tag = tag;
         let ping_interval = turn.rules.ping_interval;
         let ping_timeout = turn.rules.ping_timeout(version);
@@ -151,13 +148,13 @@ impl Session {
     fn connect(&mut self, auth: &str, turn: &mut Turn<'_>) {
         let known = match (&self.phase, &self.user) {
             (Phase::Awaiting(awaited), _) => awaited.credentials.clone(),
-            (Phase::Active, Some(user)) => user.cookie.clone(),
+            (Phase::Active, Some(user)) => user.credentials(),
             _ => return,
         };
         let credentials = socket_io::parse_auth(auth).unwrap_or(known);
         turn.actions.extend([Action::Connect, Action::LogIn(credentials)]);
-        self.clear_from = None;
-        self.phase = Phase::LoggingIn(Reply::Silent);
+        self.clear_from = Deadline::NEVER;
+        self.phase = Phase::LoggingIn(Box::new(Reply::Silent));
     }
 
     /// The client left. It may connect again; the transport is its to close. Who is not connected cannot leave, and
@@ -168,7 +165,7 @@ impl Session {
         }
         turn.actions.push(Action::Leave);
         self.held = None;
-        let cookie = self.user.take().map(|user| user.cookie).unwrap_or_default();
+        let cookie = self.user.take().map(|user| user.credentials()).unwrap_or_default();
         self.phase = awaiting(turn, CloseReason::ClientClosed, cookie);
     }
 
@@ -176,7 +173,7 @@ impl Session {
         turn.actions.push(Action::Leave);
         self.held = None;
         self.phase = Phase::Ended(reason);
-        self.clear_from = None;
+        self.clear_from = Deadline::NEVER;
         self.unconfirmed = false;
     }
 
@@ -215,7 +212,7 @@ impl Session {
         turn.actions.push(Action::Leave);
         self.held = None;
         self.phase = Phase::Refused;
-        self.clear_from = None;
+        self.clear_from = Deadline::NEVER;
     }
 
     /// Tells the client that the user may not read a database any more.
@@ -236,7 +233,7 @@ fn broken(turn: &mut Turn<'_>) {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use super::super::Rules;
+    use super::super::{Polling, Rules};
     use super::*;
     use crate::state::timers::Millis;
 
@@ -250,8 +247,9 @@ mod tests {
     #[test]
     fn a_client_that_is_refused_on_connecting_again_is_told_of_no_more_changes() {
         let (version, credentials) = (Version::V3, Credentials::cookie("AuthSession=abc"));
-        let (sid, tag, client) = (Sid([0; 20]), [0; TAG], Ipv4Addr::LOCALHOST.into());
-        let opening = Opening { version, sid, tag, credentials, transport: Transport::Polling(Box::default()), client };
+        let (sid, tag) = (Sid([0; 20]), [0; TAG]);
+        let transport = Transport::Polling(Box::new(Polling::new(Ipv4Addr::LOCALHOST.into())));
+        let opening = Opening { version, sid, tag, credentials, transport };
         let (rules, actions) = (&Rules::default(), &mut Vec::new());
         let mut session = Session::open_socket_io(opening, &mut Turn { now: 0, rules, actions });
         session.handle_flushed(0);

@@ -1,0 +1,94 @@
+//! A list that mostly has one value, and then needs no memory beside itself.
+
+use std::ops::{Deref, DerefMut};
+
+/// The list; a slice to whoever reads it.
+#[derive(Clone, Debug, Default)]
+pub enum Few<T> {
+    /// It is empty.
+    #[default]
+    None,
+    /// It has one value.
+    One(T),
+    /// It has, or had, more.
+    Many(Vec<T>),
+}
+
+impl<T> Few<T> {
+    /// Appends a value.
+    pub fn push(&mut self, value: T) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(value),
+            Self::One(first) => Self::Many(vec![first, value]),
+            Self::Many(mut values) => {
+                values.push(value);
+                Self::Many(values)
+            }
+        };
+    }
+
+    /// Takes a value out; the last one takes its place. The last of all gives the memory back.
+    ///
+    /// # Panics
+    /// When there is no such value.
+    pub fn swap_remove(&mut self, index: usize) -> T {
+        let removed = match self {
+            Self::Many(values) => values.swap_remove(index),
+            _ => match std::mem::take(self) {
+                Self::One(value) if index == 0 => value,
+                _ => panic!("no value {index}"),
+            },
+        };
+        if self.is_empty() {
+            *self = Self::None;
+        }
+        removed
+    }
+}
+
+impl<T> Deref for Few<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::None => &[],
+            Self::One(value) => std::slice::from_ref(value),
+            Self::Many(values) => values,
+        }
+    }
+}
+
+impl<T> DerefMut for Few<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        match self {
+            Self::None => &mut [],
+            Self::One(value) => std::slice::from_mut(value),
+            Self::Many(values) => values,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_as_good_as_a_vector() {
+        let (mut few, mut vector) = (Few::default(), Vec::new());
+        for (step, number) in [7_usize, 0, 3, 9, 1, 4, 4, 2, 8, 5, 6, 0, 1, 1, 2].into_iter().enumerate() {
+            if number % 3 == 0 && !vector.is_empty() {
+                let index = step % vector.len();
+                assert_eq!(few.swap_remove(index), vector.swap_remove(index));
+            } else {
+                few.push(number);
+                vector.push(number);
+            }
+            assert_eq!((&*few, few.get(1)), (&*vector, vector.get(1)));
+        }
+        while !vector.is_empty() {
+            assert_eq!(few.swap_remove(0), vector.swap_remove(0));
+        }
+        assert!(matches!(few, Few::None));
+        assert_eq!(size_of::<Few<u64>>(), size_of::<Vec<u64>>());
+    }
+}
