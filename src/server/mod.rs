@@ -31,6 +31,8 @@ mod outbound;
 mod polling;
 mod positions;
 mod sessions;
+#[cfg(test)]
+mod sizes;
 
 use std::io;
 use std::net::IpAddr;

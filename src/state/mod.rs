@@ -8,6 +8,7 @@ pub mod dialer;
 pub mod drain;
 pub mod feed;
 pub mod few;
+mod interests;
 pub mod jitter;
 pub mod limits;
 pub mod log_in_limits;

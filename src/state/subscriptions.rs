@@ -6,32 +6,27 @@
 //! ```text
 //! names: "db1" ─▶ Database ─▶ subscribers: [ (session 7, entry 0), (session 9, entry 2), … ]
 //!                                                │ ▲
-//! sessions[7]: entries: [ (database, position in its subscribers), … ]
-//!                   chain of the entries that are dirty: first ─▶ … ─▶ last
+//! sessions[7]: interests: [ (database, position in its subscribers, what was not told of it), … ]
 //! ```
 //!
 //! A database is kept while someone subscribes to it or holds it, with what is known of its position.
 //!
-//! What a session has not been told is a chain through its own entries: marking allocates nothing, a
+//! What a session has not been told stands in its own entries: marking allocates nothing, a
 //! database is in it once however often it changed, and it is bounded by the session's subscriptions.
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 
 use hashbrown::HashTable;
 
 use crate::state::few::Few;
+use crate::state::interests::{Entry, Interests};
 use crate::state::limits::Limits;
 use crate::state::watch::Watch;
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::positions::Position;
 
-/// Sessions with more subscriptions than this look theirs up by hash.
-const LOOKUP_FROM: usize = 32;
 /// Room for fewer databases than this is never given back.
 const KEPT: usize = 64;
-/// No entry: the end of a chain.
-const NONE: u32 = u32::MAX;
 
 /// A database that someone subscribes to or holds: valid until the last of them leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,40 +73,8 @@ struct Database {
 #[derive(Clone, Copy, Debug)]
 struct Subscriber {
     session: SessionIndex,
-    /// Where in the session's entries this subscription stands.
+    /// Where among the session's interests this subscription stands.
     entry: u32,
-}
-
-/// Database to entry.
-type Lookup = HashMap<u32, u32>;
-
-/// One session's side.
-#[derive(Debug)]
-struct Interests {
-    entries: Few<Entry>,
-    /// Database to entry, where there are many.
-    lookup: Option<Box<Lookup>>,
-    /// The chain of dirty entries, oldest first.
-    first: u32,
-    last: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    database: u32,
-    /// Where in the database's subscribers this subscription stands.
-    position: u32,
-    /// Neighbours in the chain of dirty entries; meaningless while not dirty.
-    previous: u32,
-    next: u32,
-    /// What the session has not been told.
-    dirty: Option<ChangeKind>,
-}
-
-impl Default for Interests {
-    fn default() -> Self {
-        Self { entries: Few::None, lookup: None, first: NONE, last: NONE }
-    }
 }
 
 impl Default for Subscriptions {
@@ -152,7 +115,7 @@ impl Subscriptions {
         if known.is_some_and(|database| interests.find(database).is_some()) {
             return Ok(false);
         }
-        if interests.entries.len() >= self.max_per_session {
+        if interests.len() >= self.max_per_session {
             return Err(TooManySubscriptions);
         }
         let database = known.unwrap_or_else(|| self.add_database(name));
@@ -171,7 +134,7 @@ impl Subscriptions {
         let Some(entry) = interests.find(database) else { return false };
         let removed = interests.remove(entry);
         // The last entry took the place of the removed one.
-        if let Some(moved) = interests.entries.get(entry as usize) {
+        if let Some(moved) = interests.get(entry) {
             self.databases[moved.database as usize].subscribers[moved.position as usize].entry = entry;
         }
         self.leave(removed);
@@ -181,8 +144,7 @@ impl Subscriptions {
     /// Ends all subscriptions of a session.
     pub fn remove_session(&mut self, session: SessionIndex) {
         let Some(interests) = self.sessions.get_mut(session as usize) else { return };
-        let entries = std::mem::take(interests).entries;
-        for entry in entries.iter().copied() {
+        for entry in std::mem::take(interests).iter() {
             self.leave(entry);
         }
     }
@@ -287,7 +249,7 @@ impl Subscriptions {
         let mut merged = 0;
         for subscriber in self.databases[database.0 as usize].subscribers.iter() {
             let interests = &mut self.sessions[subscriber.session as usize];
-            let idle = interests.first == NONE;
+            let idle = !interests.is_dirty();
             merged += u64::from(!interests.mark(subscriber.entry, kind));
             if idle {
                 woken.push(subscriber.session);
@@ -307,36 +269,31 @@ impl Subscriptions {
     /// Notes for a session that each of its databases may have changed.
     pub fn mark_all(&mut self, session: SessionIndex) {
         let Some(interests) = self.sessions.get_mut(session as usize) else { return };
-        for entry in 0..index(interests.entries.len()) {
+        for entry in 0..index(interests.len()) {
             interests.mark(entry, ChangeKind::Updated);
         }
     }
 
     /// The databases of a session, each with whether the session was told of everything in it.
     pub fn of_session(&self, session: SessionIndex) -> impl Iterator<Item = (DatabaseId, bool)> + '_ {
-        let entries = self.sessions.get(session as usize).map_or(&[][..], |interests| &interests.entries);
-        entries.iter().map(|entry| (DatabaseId(entry.database), entry.dirty.is_none()))
+        let interests = self.sessions.get(session as usize);
+        interests.into_iter().flat_map(Interests::iter).map(|entry| (DatabaseId(entry.database), entry.dirty.is_none()))
     }
 
     /// Takes the database that has been waiting longest to be told to a session.
     pub fn take_dirty(&mut self, session: SessionIndex) -> Option<(DatabaseId, ChangeKind)> {
-        let interests = self.sessions.get_mut(session as usize)?;
-        let entry = interests.first;
-        if entry == NONE {
-            return None;
-        }
-        let kind = interests.unmark(entry).expect("what is in the chain is dirty");
-        Some((DatabaseId(interests.entries[entry as usize].database), kind))
+        let (database, kind) = self.sessions.get_mut(session as usize)?.take_dirty()?;
+        Some((DatabaseId(database), kind))
     }
 
     /// Whether a session has not been told everything.
     pub fn is_dirty(&self, session: SessionIndex) -> bool {
-        self.sessions.get(session as usize).is_some_and(|interests| interests.first != NONE)
+        self.sessions.get(session as usize).is_some_and(Interests::is_dirty)
     }
 
     /// How many databases a session subscribes to.
     pub fn count(&self, session: SessionIndex) -> usize {
-        self.sessions.get(session as usize).map_or(0, |interests| interests.entries.len())
+        self.sessions.get(session as usize).map_or(0, Interests::len)
     }
 
     /// How many databases someone subscribes to or holds.
@@ -371,7 +328,7 @@ impl Subscriptions {
         // The last subscriber took the place of the one that left. It is another session's: a session
         // subscribes to a database once.
         if let Some(moved) = database.subscribers.get(entry.position as usize) {
-            self.sessions[moved.session as usize].entries[moved.entry as usize].position = entry.position;
+            self.sessions[moved.session as usize].set_position(moved.entry, entry.position);
         }
         self.total -= 1;
         if database.subscribers.is_empty() {
@@ -413,84 +370,20 @@ impl Subscriptions {
     }
 }
 
-impl Interests {
-    fn find(&self, database: u32) -> Option<u32> {
-        match &self.lookup {
-            Some(lookup) => lookup.get(&database).copied(),
-            None => self.entries.iter().position(|entry| entry.database == database).map(index),
-        }
-    }
-
-    fn add(&mut self, database: u32, position: u32) -> u32 {
-        let entry = index(self.entries.len());
-        self.entries.push(Entry { database, position, previous: NONE, next: NONE, dirty: None });
-        if let Some(lookup) = &mut self.lookup {
-            lookup.insert(database, entry);
-        } else if self.entries.len() > LOOKUP_FROM {
-            self.lookup = Some(Box::new(self.entries.iter().map(|e| e.database).zip(0..).collect()));
-        }
-        entry
-    }
-
-    /// Takes an entry out; the last one takes its place.
-    fn remove(&mut self, entry: u32) -> Entry {
-        self.unmark(entry);
-        let removed = self.entries.swap_remove(entry as usize);
-        if let Some(moved) = self.entries.get(entry as usize).copied() {
-            if moved.dirty.is_some() {
-                self.link(moved.previous, entry);
-                self.link(entry, moved.next);
-            }
-            if let Some(lookup) = &mut self.lookup {
-                lookup.insert(moved.database, entry);
-            }
-        }
-        if let Some(lookup) = &mut self.lookup {
-            lookup.remove(&removed.database);
-        }
-        if self.entries.is_empty() {
-            *self = Self::default();
-        }
-        removed
-    }
-
-    /// Notes a change; false when another was noted already and not told.
-    fn mark(&mut self, entry: u32, kind: ChangeKind) -> bool {
-        let its = &mut self.entries[entry as usize];
-        if let Some(earlier) = its.dirty {
-            its.dirty = Some(earlier.merge(kind));
-            return false;
-        }
-        its.dirty = Some(kind);
-        let last = self.last;
-        self.link(last, entry);
-        self.link(entry, NONE);
-        true
-    }
-
-    /// Takes an entry out of the chain; what it had to tell, if anything.
-    fn unmark(&mut self, entry: u32) -> Option<ChangeKind> {
-        let its = &mut self.entries[entry as usize];
-        let kind = its.dirty.take()?;
-        let (previous, next) = (its.previous, its.next);
-        self.link(previous, next);
-        Some(kind)
-    }
-
-    /// Makes two entries neighbours in the chain; [`NONE`] stands for its ends.
-    fn link(&mut self, before: u32, after: u32) {
-        match self.entries.get_mut(before as usize) {
-            Some(entry) => entry.next = after,
-            None => self.first = after,
-        }
-        match self.entries.get_mut(after as usize) {
-            Some(entry) => entry.previous = before,
-            None => self.last = before,
-        }
+#[cfg(test)]
+impl Subscriptions {
+    /// What it is made of, and its bytes.
+    pub(crate) fn sizes() -> Vec<(&'static str, usize)> {
+        vec![
+            ("subscriptions of a session, the only one included", size_of::<Interests>()),
+            ("subscriber of a database with many", size_of::<Subscriber>()),
+            ("database, its only subscriber included", size_of::<Database>()),
+            ("… watch", size_of::<Watch>()),
+        ]
     }
 }
 
-fn index(number: usize) -> u32 {
+pub(super) fn index(number: usize) -> u32 {
     u32::try_from(number).expect("limits keep all counts far below 2^32")
 }
 

@@ -25,8 +25,9 @@ pub struct Table<T> {
 /// Fewer slots than this are never given back.
 const KEPT: usize = 64;
 
+/// What a value stands in.
 #[derive(Debug)]
-struct Slot<T> {
+pub struct Slot<T> {
     generation: u32,
     value: Option<T>,
 }

@@ -183,7 +183,7 @@ pub struct Session {
     pub log_in: Option<Key>,
     /// How many log-ins it has begun.
     pub attempt: u32,
-    user: Option<Box<User>>,
+    user: Option<User>,
     /// Messages that wait for the end of the log-in.
     held: Option<Box<Held>>,
     /// When the client was last heard of.
@@ -307,7 +307,7 @@ impl Session {
 
     /// The name of who logged in.
     pub fn user_name(&self) -> Option<&str> {
-        self.user.as_ref().map(|user| user.name())
+        self.user.as_ref().map(User::name)
     }
 
     /// Takes a text message of the client.
@@ -398,7 +398,7 @@ impl Session {
         if self.user.as_ref().is_some_and(|user| user.name() != &*identity.name) {
             turn.actions.push(Action::Leave);
         }
-        self.user = Some(Box::new(User::new(identity)));
+        self.user = Some(User::new(identity));
     }
 
     /// Who logged in by a token has no cookie: the token is good in its place.
@@ -411,7 +411,7 @@ impl Session {
     /// Has CouchDB asked at a moment whether the user is still logged in.
     pub fn check_at(&mut self, at: Millis) {
         if let Some(user) = &mut self.user {
-            user.check_at = Deadline::at(at);
+            user.set_check_at(Some(at));
         }
     }
 
@@ -486,7 +486,7 @@ impl Session {
             Phase::Anonymous(until) => silence.min(until),
             Phase::Awaiting(ref awaited) => silence.min(awaited.until),
             Phase::Answering(_) | Phase::Refused | Phase::Ended(_) => silence.min(self.next_from().unwrap_or(silence)),
-            Phase::Active => silence.min(self.user.as_ref().and_then(|user| user.check_at.moment()).unwrap_or(silence)),
+            Phase::Active => silence.min(self.user.as_ref().and_then(User::check_at).unwrap_or(silence)),
             Phase::LoggingIn(_) => silence,
         }
     }
@@ -509,9 +509,9 @@ impl Session {
             }
             (Phase::Active, _) => {
                 if let Some(user) = &mut self.user
-                    && user.check_at.moment().is_some_and(|at| at <= turn.now)
+                    && user.check_at().is_some_and(|at| at <= turn.now)
                 {
-                    user.check_at = Deadline::NEVER;
+                    user.set_check_at(None);
                     turn.actions.push(Action::Check(user.credentials()));
                 }
             }
@@ -606,5 +606,17 @@ impl Session {
             Reply::Ack(id) => self.outgoing.push(|out| socket_io::error_ack(out, *id, name, message)),
             Reply::Json(id) => self.outgoing.push(|out| json::write_error(out, id, name, message, None)),
         }
+    }
+}
+
+#[cfg(test)]
+impl Session {
+    /// What it is made of, and its bytes.
+    pub(crate) fn sizes() -> Vec<(&'static str, usize)> {
+        vec![
+            ("… phase", size_of::<Phase>()),
+            ("… transport", size_of::<Transport>()),
+            ("who logged in", size_of::<User>()),
+        ]
     }
 }

@@ -1,7 +1,7 @@
-//! Who logged in. There is one for each client, so it is small: the name, and what it is still good with, stand in one
-//! text.
+//! Who logged in. There is one in each session, so it is small: the name, and what it is still good with, stand in one
+//! text, and the next check is known to the second.
 
-use crate::state::timers::Deadline;
+use crate::state::timers::Millis;
 use crate::wire::couchdb::{Credentials, Identity};
 use crate::wire::secret::Secret;
 
@@ -10,14 +10,17 @@ use crate::wire::secret::Secret;
 pub(super) struct User {
     /// The name, and the cookie's value or the token right behind it.
     text: Secret,
-    /// How long the name is, in bytes.
-    name_length: u32,
-    kind: Kind,
-    /// When CouchDB is asked again whether the user is still logged in.
-    pub(super) check_at: Deadline,
     /// What the user is beside the name.
     pub(super) roles: Box<[Box<str>]>,
+    /// The second in which CouchDB is asked again whether the user is still logged in.
+    check_at: u32,
+    /// How long the name is, in bytes.
+    name_length: u16,
+    kind: Kind,
 }
+
+/// No check is to come.
+const NEVER: u32 = u32::MAX;
 
 /// What stands behind the name.
 #[derive(Clone, Copy, Debug)]
@@ -32,10 +35,10 @@ impl User {
     pub(super) fn new(identity: &Identity) -> Self {
         let mut user = Self {
             text: Secret::default(),
+            roles: identity.roles.clone(),
+            check_at: NEVER,
             name_length: 0,
             kind: Kind::Nothing,
-            check_at: Deadline::NEVER,
-            roles: identity.roles.clone(),
         };
         let cookie = identity.cookie.as_ref();
         let cookie = cookie.map_or(Credentials::Unusable, |cookie| Credentials::cookie(cookie.reveal()));
@@ -64,6 +67,16 @@ impl User {
         self.set(&name, credentials);
     }
 
+    /// When CouchDB is asked again whether the user is still logged in.
+    pub(super) fn check_at(&self) -> Option<Millis> {
+        (self.check_at != NEVER).then(|| Millis::from(self.check_at) * 1_000)
+    }
+
+    /// Has CouchDB asked at a moment, or up to a second later.
+    pub(super) fn set_check_at(&mut self, at: Option<Millis>) {
+        self.check_at = at.map_or(NEVER, |at| u32::try_from(at.div_ceil(1_000)).unwrap_or(NEVER));
+    }
+
     fn set(&mut self, name: &str, credentials: &Credentials) {
         let (kind, behind) = match credentials {
             Credentials::Cookie(value) => (Kind::Cookie, value.reveal()),
@@ -71,7 +84,7 @@ impl User {
             Credentials::Password { .. } | Credentials::Unusable => (Kind::Nothing, ""),
         };
         self.kind = kind;
-        self.name_length = u32::try_from(name.len()).expect("answers of CouchDB are shorter");
+        self.name_length = u16::try_from(name.len()).expect("answers of CouchDB are shorter");
         self.text = Secret::new(format!("{name}{behind}"));
     }
 }
@@ -91,6 +104,9 @@ mod tests {
             user.set_credentials(&credentials);
             assert_eq!((user.name(), user.credentials()), ("jürgen", credentials));
         }
+        assert_eq!(user.check_at(), None);
+        user.set_check_at(Some(2_001));
+        assert_eq!(user.check_at(), Some(3_000));
         assert!(!format!("{user:?}").contains("jürgen"));
     }
 }

@@ -1,0 +1,242 @@
+//! One session's side of the index of subscriptions: its databases, and which of them it has not been told of.
+//!
+//! ```text
+//!  None ──▶ One: the database, and whether it is dirty
+//!              └──▶ Many: entries; those that are dirty are a chain, oldest first
+//! ```
+//!
+//! Most sessions have one database and are idle: that takes no memory beside the value itself.
+
+use std::collections::HashMap;
+
+use super::subscriptions::index;
+use crate::wire::couchdb::ChangeKind;
+
+/// Sessions with more subscriptions than this look theirs up by hash.
+const LOOKUP_FROM: usize = 32;
+/// No entry: the end of a chain.
+const NONE: u32 = u32::MAX;
+
+/// The databases of a session. They are numbered from 0 without gaps.
+#[derive(Debug, Default)]
+pub(super) enum Interests {
+    #[default]
+    None,
+    One(Entry),
+    Many(Box<Many>),
+}
+
+/// A subscription.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub(super) database: u32,
+    /// Where in the database's subscribers this subscription stands.
+    pub(super) position: u32,
+    /// What the session has not been told.
+    pub(super) dirty: Option<ChangeKind>,
+}
+
+/// More than one, or what is left of them.
+#[derive(Debug)]
+pub(super) struct Many {
+    entries: Vec<Linked>,
+    /// Database to entry, where there are many.
+    lookup: Option<HashMap<u32, u32>>,
+    /// The chain of dirty entries.
+    first: u32,
+    last: u32,
+}
+
+/// An entry, and its neighbours in the chain of dirty ones; meaningless while it is not dirty.
+#[derive(Clone, Copy, Debug)]
+struct Linked {
+    entry: Entry,
+    previous: u32,
+    next: u32,
+}
+
+impl Interests {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::One(_) => 1,
+            Self::Many(many) => many.entries.len(),
+        }
+    }
+
+    pub(super) fn get(&self, number: u32) -> Option<Entry> {
+        match self {
+            Self::One(entry) if number == 0 => Some(*entry),
+            Self::Many(many) => many.entries.get(number as usize).map(|linked| linked.entry),
+            _ => None,
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
+        (0..index(self.len())).filter_map(|number| self.get(number))
+    }
+
+    pub(super) fn find(&self, database: u32) -> Option<u32> {
+        match self {
+            Self::One(entry) if entry.database == database => Some(0),
+            Self::Many(many) => many.find(database),
+            _ => None,
+        }
+    }
+
+    /// The place of a subscription in its database's subscribers is another one.
+    pub(super) fn set_position(&mut self, number: u32, position: u32) {
+        match self {
+            Self::None => {}
+            Self::One(entry) => entry.position = position,
+            Self::Many(many) => many.entries[number as usize].entry.position = position,
+        }
+    }
+
+    pub(super) fn add(&mut self, database: u32, position: u32) -> u32 {
+        let entry = Entry { database, position, dirty: None };
+        match self {
+            Self::None => {
+                *self = Self::One(entry);
+                0
+            }
+            Self::One(first) => {
+                let mut many = Box::new(Many::of(*first));
+                let number = many.push(entry);
+                *self = Self::Many(many);
+                number
+            }
+            Self::Many(many) => many.push(entry),
+        }
+    }
+
+    /// Takes an entry out; the last one takes its place.
+    pub(super) fn remove(&mut self, number: u32) -> Entry {
+        if let Self::Many(many) = self {
+            let removed = many.remove(number);
+            if many.entries.is_empty() {
+                *self = Self::None;
+            }
+            return removed;
+        }
+        match std::mem::take(self) {
+            Self::One(entry) => entry,
+            _ => unreachable!("whoever removes an entry has found it"),
+        }
+    }
+
+    /// Notes a change; false when another was noted already and not told.
+    pub(super) fn mark(&mut self, number: u32, kind: ChangeKind) -> bool {
+        match self {
+            Self::None => false,
+            Self::One(entry) => entry.mark(kind),
+            Self::Many(many) => many.mark(number, kind),
+        }
+    }
+
+    /// Takes the database that has been dirty for longest.
+    pub(super) fn take_dirty(&mut self) -> Option<(u32, ChangeKind)> {
+        match self {
+            Self::None => None,
+            Self::One(entry) => entry.dirty.take().map(|kind| (entry.database, kind)),
+            Self::Many(many) => {
+                let first = many.first;
+                let kind = many.unmark(first)?;
+                Some((many.entries[first as usize].entry.database, kind))
+            }
+        }
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        match self {
+            Self::None => false,
+            Self::One(entry) => entry.dirty.is_some(),
+            Self::Many(many) => many.first != NONE,
+        }
+    }
+}
+
+impl Entry {
+    fn mark(&mut self, kind: ChangeKind) -> bool {
+        let earlier = self.dirty;
+        self.dirty = Some(earlier.map_or(kind, |earlier| earlier.merge(kind)));
+        earlier.is_none()
+    }
+}
+
+impl Many {
+    fn of(first: Entry) -> Self {
+        let mut many = Self { entries: Vec::with_capacity(2), lookup: None, first: NONE, last: NONE };
+        many.push(Entry { dirty: None, ..first });
+        if let Some(kind) = first.dirty {
+            many.mark(0, kind);
+        }
+        many
+    }
+
+    fn find(&self, database: u32) -> Option<u32> {
+        match &self.lookup {
+            Some(lookup) => lookup.get(&database).copied(),
+            None => self.entries.iter().position(|linked| linked.entry.database == database).map(index),
+        }
+    }
+
+    fn push(&mut self, entry: Entry) -> u32 {
+        let number = index(self.entries.len());
+        self.entries.push(Linked { entry, previous: NONE, next: NONE });
+        if let Some(lookup) = &mut self.lookup {
+            lookup.insert(entry.database, number);
+        } else if self.entries.len() > LOOKUP_FROM {
+            self.lookup = Some(self.entries.iter().map(|linked| linked.entry.database).zip(0..).collect());
+        }
+        number
+    }
+
+    fn remove(&mut self, number: u32) -> Entry {
+        self.unmark(number);
+        let removed = self.entries.swap_remove(number as usize).entry;
+        if let Some(moved) = self.entries.get(number as usize).copied() {
+            if moved.entry.dirty.is_some() {
+                self.link(moved.previous, number);
+                self.link(number, moved.next);
+            }
+            if let Some(lookup) = &mut self.lookup {
+                lookup.insert(moved.entry.database, number);
+            }
+        }
+        if let Some(lookup) = &mut self.lookup {
+            lookup.remove(&removed.database);
+        }
+        removed
+    }
+
+    fn mark(&mut self, number: u32, kind: ChangeKind) -> bool {
+        let fresh = self.entries[number as usize].entry.mark(kind);
+        if fresh {
+            self.link(self.last, number);
+            self.link(number, NONE);
+        }
+        fresh
+    }
+
+    /// Takes an entry out of the chain; what it had to tell, if anything.
+    fn unmark(&mut self, number: u32) -> Option<ChangeKind> {
+        let its = self.entries.get_mut(number as usize)?;
+        let kind = its.entry.dirty.take()?;
+        let (previous, next) = (its.previous, its.next);
+        self.link(previous, next);
+        Some(kind)
+    }
+
+    /// Makes two entries neighbours in the chain; [`NONE`] stands for its ends.
+    fn link(&mut self, before: u32, after: u32) {
+        match self.entries.get_mut(before as usize) {
+            Some(linked) => linked.next = after,
+            None => self.first = after,
+        }
+        match self.entries.get_mut(after as usize) {
+            Some(linked) => linked.previous = before,
+            None => self.last = before,
+        }
+    }
+}
