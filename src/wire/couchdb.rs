@@ -117,21 +117,28 @@ pub fn parse_feed_line(line: &[u8]) -> Option<FeedLine<'_>> {
 /// The form in which CouchDB writes nearly every line, read in one pass:
 /// `{"seq":"…","id":"updated:name","changes":[{"rev":"…"}]}`. None for all else, the broken included.
 fn parse_usual_line(line: &[u8]) -> Option<FeedLine<'_>> {
-    let rest = line.strip_prefix(b"{\"seq\":\"")?;
-    let (seq, rest) = plain_string(rest)?;
-    let (id, rest) = plain_string(rest.strip_prefix(b",\"id\":\"")?)?;
-    let (revision, rest) = plain_string(rest.strip_prefix(b",\"changes\":[{\"rev\":\"")?)?;
-    if rest != b"}]}" {
+    // Strings hold no control characters (RFC 8259 section 7). The least byte is found many at a time.
+    if line.iter().copied().fold(u8::MAX, u8::min) < b' ' {
         return None;
     }
-    Some(change_of_document(Cow::Borrowed(id), Revision::parse(revision), Some(Cow::Borrowed(seq))))
+    let rest = std::str::from_utf8(line).ok()?.strip_prefix("{\"seq\":\"")?;
+    let (seq, rest) = plain_string(rest)?;
+    let (id, rest) = plain_string(rest.strip_prefix(",\"id\":\"")?)?;
+    let (revision, rest) = plain_string(rest.strip_prefix(",\"changes\":[{\"rev\":\"")?)?;
+    if rest != "}]}" {
+        return None;
+    }
+    let (revision, seq) = (Revision::parse(revision), Some(Cow::Borrowed(seq)));
+    Some(match id.strip_prefix("updated:") {
+        Some(name) => change_of(Cow::Borrowed(name), Some(ChangeKind::Updated), revision, seq),
+        None => change_of_document(Cow::Borrowed(id), revision, seq),
+    })
 }
 
-/// A JSON string without escapes up to its closing quote, and what follows that.
-fn plain_string(bytes: &[u8]) -> Option<(&str, &[u8])> {
-    let end = memchr::memchr2(b'"', b'\\', bytes)?;
-    let text = std::str::from_utf8(&bytes[..end]).ok()?;
-    (bytes[end] == b'"' && !text.bytes().any(|b| b < b' ')).then(|| (text, &bytes[end + 1..]))
+/// A JSON string without escapes up to its closing quotation mark, and what follows that.
+fn plain_string(text: &str) -> Option<(&str, &str)> {
+    let end = memchr::memchr2(b'"', b'\\', text.as_bytes())?;
+    (text.as_bytes()[end] == b'"').then(|| (&text[..end], &text[end + 1..]))
 }
 
 fn parse_any_line(line: &[u8]) -> Option<FeedLine<'_>> {
