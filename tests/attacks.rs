@@ -10,7 +10,7 @@ use couchdb_howler::demo::StandIn;
 use serde_json::json;
 
 use crate::support::client::{Client, Received, frame};
-use crate::support::howler::{BINARY, Howler};
+use crate::support::howler::{Howler, static_binary};
 use crate::support::http::{Http, Poller, request};
 use crate::support::{ADMIN, SOON, couchdb};
 
@@ -36,12 +36,10 @@ impl Target {
     fn new(options: &[&str]) -> Self {
         let couchdb = couchdb();
         couchdb.add_user(MALLORY, MALLORYS_PASSWORD, &[]);
-        // The counters are on a port that is not attacked.
-        let mut command = Command::new(BINARY);
+        // What is put on the internet, with an allocator that gives back what it can. The counters are on a port that
+        // is not attacked.
+        let mut command = Command::new(static_binary());
         command.args(["--couchdb_url", &couchdb.url(), "--admin_port", "0"]).args(options);
-        // What glibc's allocator keeps for later, as it does after large blocks, says nothing of the server. (That of the
-        // static binary gives it back.)
-        command.env("MALLOC_TRIM_THRESHOLD_", "65536").env("MALLOC_MMAP_THRESHOLD_", "65536");
         let howler = Howler::launch_command(&mut command);
         assert!(couchdb.wait_for(SOON, |seen| seen.open_feeds > 0), "the server opens its feed");
         let mut target = Self { couchdb, howler, resident: 0, log_ins: 0 };

@@ -5,23 +5,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use crate::support::client::Client;
-use crate::support::howler::Howler;
+use crate::support::howler::{Howler, static_binary};
 use crate::support::tls::{Authority, TlsProxy};
 use crate::support::{SOON, couchdb};
-
-/// `tests/run.sh` builds it and says where it is.
-fn binary() -> PathBuf {
-    let built = std::env::var_os("HOWLER_STATIC_BINARY").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/x86_64-unknown-linux-musl/release/couchdb-howler"),
-        PathBuf::from,
-    );
-    assert!(
-        built.is_file(),
-        "{} is missing: cargo build --release --target x86_64-unknown-linux-musl",
-        built.display()
-    );
-    built
-}
 
 /// A folder with the binary and nothing else but the files given.
 struct Root(PathBuf);
@@ -30,7 +16,7 @@ impl Root {
     fn new(name: &str) -> Self {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("root-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("the target folder can be written");
-        std::fs::copy(binary(), folder.join("couchdb-howler")).expect("the binary can be copied");
+        std::fs::copy(static_binary(), folder.join("couchdb-howler")).expect("the binary can be copied");
         Self(folder)
     }
 
@@ -61,7 +47,7 @@ fn it_runs_alone_over_https_by_name() {
     let mut client = Client::subscribed(howler.address(), &["db"]);
     couchdb.update("db");
     assert_eq!(client.next_change(SOON).as_deref(), Some("db"));
-    let size = std::fs::metadata(binary()).unwrap().len();
+    let size = std::fs::metadata(static_binary()).unwrap().len();
     println!("static binary: {size} bytes, {} KiB resident with one client", howler.resident_kib());
     assert!(size <= 3_000_000, "{size} bytes");
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -16,6 +16,20 @@ use super::{SECRET_MARK, SOON};
 
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_couchdb-howler");
+
+/// The static binary: `tests/run.sh` builds it and says where it is.
+pub fn static_binary() -> PathBuf {
+    let built = std::env::var_os("HOWLER_STATIC_BINARY").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/x86_64-unknown-linux-musl/release/couchdb-howler"),
+        PathBuf::from,
+    );
+    assert!(
+        built.is_file(),
+        "{} is missing: cargo build --release --target x86_64-unknown-linux-musl",
+        built.display()
+    );
+    built
+}
 
 /// A running server. It is killed when this is dropped, and what it printed is searched for secrets.
 pub struct Howler {
