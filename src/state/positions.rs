@@ -423,8 +423,26 @@ impl Positions {
                 subscriptions.release(database);
             }
         }
-        if self.lingering.len() < self.lingering.capacity() / 8 {
-            self.lingering.shrink_to(2 * self.lingering.len());
+        self.give_back();
+    }
+
+    /// Gives back the room of a crowd that is through.
+    fn give_back(&mut self) {
+        let room = |length: usize, capacity: usize| (length < capacity / 8).then_some(2 * length);
+        if let Some(room) = room(self.lingering.len(), self.lingering.capacity()) {
+            self.lingering.shrink_to(room);
+        }
+        if let Some(room) = room(self.deadlines.len(), self.deadlines.capacity()) {
+            self.deadlines.shrink_to(room);
+        }
+        if let Some(room) = room(self.wanted.len(), self.wanted.capacity()) {
+            self.wanted.shrink_to(room);
+        }
+        if let Some(room) = room(self.waiting_for.len(), self.waiting_for.capacity()) {
+            self.waiting_for.shrink_to(room);
+        }
+        if let Some(room) = room(self.pending_of.len(), self.pending_of.capacity()) {
+            self.pending_of.shrink_to(room);
         }
     }
 }

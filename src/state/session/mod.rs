@@ -611,12 +611,12 @@ impl Session {
 
 #[cfg(test)]
 impl Session {
-    /// What it is made of, and its bytes.
-    pub(crate) fn sizes() -> Vec<(&'static str, usize)> {
-        vec![
-            ("… phase", size_of::<Phase>()),
-            ("… transport", size_of::<Transport>()),
-            ("who logged in", size_of::<User>()),
+    /// What there is in it, in bytes.
+    pub(crate) fn sizes() -> [(&'static str, usize); 3] {
+        [
+            ("… of the session: phase", size_of::<Phase>()),
+            ("… of the session: transport", size_of::<Transport>()),
+            ("… of the session: who logged in", size_of::<User>()),
         ]
     }
 }
