@@ -18,8 +18,9 @@ use crate::state::timers::{Deadline, Millis};
 
 /// Time for one address of CouchDB to accept a connection, in milliseconds.
 const CONNECT_WITHIN: Millis = 3_000;
-/// Buffers that are read from CouchDB in one turn; then the clients come first.
-const READS_A_TURN: usize = 16;
+/// Buffers that are read from CouchDB in one turn; then the clients come first. So many lines take some milliseconds, and
+/// of a burst each database is told once.
+const READS_A_TURN: usize = 64;
 
 impl Server {
     pub(super) fn handle_resolver(&mut self, now: Millis) {

@@ -43,14 +43,13 @@ impl Revision {
 /// number by a chance of 1 to 4 billion; nothing is won by making such, and the numbers in front must be the same too.
 fn fingerprint(text: &[u8]) -> u32 {
     // 2^64 divided by the golden ratio: Fibonacci hashing.
-    let mix = |mark: u64, word: [u8; 8]| {
-        let product = (mark ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mix = |mark: u64, word: u64| {
+        let product = (mark ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         product ^ product >> 32
     };
     let (words, rest) = text.as_chunks::<8>();
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    let mark = mix(words.iter().fold(text.len() as u64, |mark, word| mix(mark, *word)), last);
+    let mark = words.iter().fold(text.len() as u64, |mark, word| mix(mark, u64::from_le_bytes(*word)));
+    let mark = mix(mark, rest.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
     u32::try_from(mark >> 32).expect("half of the bits")
 }
 
