@@ -263,14 +263,15 @@ impl Server {
         loop {
             let (used, part) = feed.handle_bytes(input, now, actions);
             input = &input[used..];
-            let mut content = match part {
+            let content = match part {
                 FeedPart::Done => break,
                 FeedPart::Nothing => continue,
                 FeedPart::Content(content) => content,
             };
+            let mut place = 0;
             loop {
-                let (used, told) = feed.next_line(content, now);
-                content = &content[used..];
+                let (used, told) = feed.next_line(content, place, now);
+                place += used;
                 match told {
                     Told::Change(name, kind, revision) => {
                         metrics.changes += 1;

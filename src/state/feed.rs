@@ -11,6 +11,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 use crate::state::jitter::{Backoff, Jitter};
 use crate::state::timers::Millis;
@@ -138,6 +139,8 @@ pub struct Feed {
     phase: Phase,
     /// Where to resume; None until the start was pinned.
     since: Option<String>,
+    /// Where in the content at hand a newer one stands: of many lines that come at once the last one's is copied.
+    newer: Option<Range<usize>>,
     reader: ResponseReader,
     lines: LineReader,
     /// The body of an answer that is no stream.
@@ -166,6 +169,7 @@ impl Feed {
             requests,
             phase: Phase::Waiting { until: 0 },
             since: None,
+            newer: None,
             reader: ResponseReader::new(),
             lines: LineReader::default(),
             answer: Vec::new(),
@@ -290,14 +294,18 @@ impl Feed {
         (used, part)
     }
 
-    /// Takes the next line off the content of the stream; how many bytes were used, and what it says.
-    pub fn next_line<'a>(&'a mut self, content: &'a [u8], now: Millis) -> (usize, Told<'a>) {
+    /// Takes the line of the stream's content that begins at a place in it; how many bytes were used, and what it says.
+    /// To be called for the whole of the content, until [`Told::Done`] or a broken line that is not passed over.
+    pub fn next_line<'a>(&'a mut self, content: &'a [u8], place: usize, now: Millis) -> (usize, Told<'a>) {
         let Phase::Streaming { since: started, .. } = self.phase else {
-            return (content.len(), Told::Done);
+            return (content.len() - place, Told::Done);
         };
-        let (used, line) = self.lines.next(content);
+        let (used, line) = self.lines.next(&content[place..]);
         let line = match line {
-            Line::NeedMore => return (used, Told::Done),
+            Line::NeedMore => {
+                settle(&mut self.since, &mut self.newer, content);
+                return (used, Told::Done);
+            }
             Line::Complete(line) => line,
             Line::TooLong => {
                 log::warn!("Skipped a line of the changes feed that is over {MAX_LINE} bytes.");
@@ -313,20 +321,22 @@ impl Feed {
             self.announced = true;
             log::info!("Following the changes feed of CouchDB.");
         }
-        let told = match parsed {
-            Some(FeedLine::Change { database, kind, revision, seq }) => {
-                if let Some(seq) = seq {
-                    remember(&mut self.since, &seq);
-                }
-                Told::Change(database, kind, revision)
+        let (told, seq) = match parsed {
+            Some(FeedLine::Change { database, kind, revision, seq }) => (Told::Change(database, kind, revision), seq),
+            Some(FeedLine::Other { seq }) => (Told::Nothing, seq),
+            Some(FeedLine::LastSeq { seq }) => (Told::Nothing, Some(seq)),
+            Some(FeedLine::Heartbeat) => (Told::Nothing, None),
+            None => {
+                settle(&mut self.since, &mut self.newer, content);
+                (Told::Broken, None)
             }
-            Some(FeedLine::Other { seq: Some(seq) } | FeedLine::LastSeq { seq }) => {
-                remember(&mut self.since, &seq);
-                Told::Nothing
-            }
-            Some(FeedLine::Heartbeat | FeedLine::Other { seq: None }) => Told::Nothing,
-            None => Told::Broken,
         };
+        if let Some(seq) = seq {
+            self.newer = place_in(content, &seq);
+            if self.newer.is_none() {
+                remember(&mut self.since, &seq);
+            }
+        }
         (used, told)
     }
 
@@ -499,6 +509,21 @@ fn remember(since: &mut Option<String>, seq: &str) {
     kept.push_str(seq);
 }
 
+/// Remembers the sequence that stands in the content.
+fn settle(since: &mut Option<String>, newer: &mut Option<Range<usize>>, content: &[u8]) {
+    let newer = newer.take().and_then(|place| content.get(place));
+    if let Some(seq) = newer.and_then(|seq| std::str::from_utf8(seq).ok()) {
+        remember(since, seq);
+    }
+}
+
+/// Where in the content a text stands; None where it is somewhere else.
+fn place_in(content: &[u8], text: &str) -> Option<Range<usize>> {
+    let start = text.as_ptr().addr().checked_sub(content.as_ptr().addr())?;
+    let end = start.checked_add(text.len())?;
+    (end <= content.len()).then_some(start..end)
+}
+
 impl Problem {
     /// What goes away by itself is a warning; what an operator must mend is an error.
     fn level(&self) -> log::Level {
@@ -668,14 +693,15 @@ mod tests {
                     _ => true,
                 });
                 input = &input[used..];
-                let mut content = match part {
+                let content = match part {
                     FeedPart::Done => return,
                     FeedPart::Nothing => continue,
                     FeedPart::Content(content) => content,
                 };
+                let mut place = 0;
                 loop {
-                    let (used, told) = self.feed.next_line(content, self.now);
-                    content = &content[used..];
+                    let (used, told) = self.feed.next_line(content, place, self.now);
+                    place += used;
                     match told {
                         Told::Change(name, kind, _) => self.changes.push(format!("{kind:?} {name}")),
                         Told::Nothing | Told::Skipped => {}
