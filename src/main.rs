@@ -3,7 +3,7 @@
 //! Exit codes: 0 after a stop, 1 when the server cannot start or its loop fails, or when what was checked is not well,
 //! 2 for a command line or environment that cannot be used.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -97,9 +97,12 @@ fn run(config: &Config) -> Result<(), String> {
     let server = Server::new(settings, doors, registry).map_err(|error| format!("cannot start: {error}"))?;
     let listens = addresses.iter().map(|(address, scheme)| format!("{address} ({scheme})")).collect::<Vec<_>>();
     let listens = listens.join(" and ");
-    let admin = admin.map_or_else(String::new, |at| format!("; health and metrics are on {at}"));
-    log::info!("couchdb-howler {} listens on {listens}{admin}; CouchDB is at {couchdb}.", config::version());
+    let apart = admin.map_or_else(String::new, |at| format!("; health and metrics are on {at}"));
+    log::info!("couchdb-howler {} listens on {listens}{apart}; CouchDB is at {couchdb}.", config::version());
     log::info!("{room}");
+    if config.reuse_port && admin.is_none() {
+        log::warn!("--reuse_port without --admin_port: any of the instances answers for health and metrics on --port.");
+    }
     if let (Some(demo), [(address, scheme), ..]) = (&demo, &*addresses) {
         print(&invitation(demo, *address, scheme, !config.no_console));
     }
@@ -151,9 +154,10 @@ fn open_doors(config: &Config) -> Result<Ports, String> {
     let only_tls = identity.is_some() && config.tls_port.is_none();
     let handed = systemd::take_sockets(&|name| std::env::var_os(name), only_tls)?;
     let (plain, secure) = if only_tls { (None, Some(config.port)) } else { (Some(config.port), config.tls_port) };
-    let (plain_address, plain) = listen(config, handed.http, plain)?.unzip();
-    let (tls_address, tls) = listen(config, handed.https, secure)?.unzip();
-    let (admin, admin_listener) = listen(config, handed.admin, config.admin_port)?.unzip();
+    let (plain_address, plain) = listen(config, handed.http, plain, config.reuse_port)?.unzip();
+    let (tls_address, tls) = listen(config, handed.https, secure, config.reuse_port)?.unzip();
+    // Who asks an instance how it is wants no answer of another.
+    let (admin, admin_listener) = listen(config, handed.admin, config.admin_port, false)?.unzip();
     let tls = match (tls, identity) {
         (Some(listener), Some(identity)) => Some((listener, identity)),
         (Some(_), None) => return Err("a socket is handed over for HTTPS (LISTEN_FDS), and no --tls_cert".to_owned()),
@@ -169,9 +173,11 @@ fn listen(
     config: &Config,
     handed: Option<TcpListener>,
     port: Option<u16>,
+    shared: bool,
 ) -> Result<Option<(SocketAddr, Listener)>, String> {
     let listener = match (handed, port) {
         (Some(socket), _) => Ok(Listener::adopt(socket)),
+        (None, Some(port)) if shared => Listener::bind_shared(config.host, port),
         (None, Some(port)) => Listener::bind(config.host, port),
         (None, None) => return Ok(None),
     };
@@ -179,7 +185,14 @@ fn listen(
     bound.map_err(|error| {
         let port = port.map_or_else(|| "a socket".to_owned(), |port| format!("port {port}"));
         let host = config.host.map_or_else(|| "all addresses".to_owned(), |host| host.to_string());
-        format!("cannot listen on {port} of {host}: {error}")
+        let advice = match error.kind() {
+            ErrorKind::AddrInUse if shared => {
+                "; another program has it and does not share it: each instance needs --reuse_port, and the same user"
+            }
+            ErrorKind::AddrInUse if config.reuse_port => "; --admin_port is not shared: each instance needs its own",
+            _ => "",
+        };
+        format!("cannot listen on {port} of {host}: {error}{advice}")
     })
 }
 

@@ -21,6 +21,7 @@ mod deployment;
 mod dispatch;
 mod engine_io_4;
 mod feed;
+mod instances;
 mod json_protocol;
 mod layers;
 mod limits;

@@ -94,11 +94,22 @@ fn check_files(config: &Config, report: &mut Report<'_>) -> io::Result<Option<Ar
 }
 
 fn check_ports(config: &Config, report: &mut Report<'_>) -> io::Result<()> {
-    let ports = [("--port", Some(config.port)), ("--tls_port", config.tls_port), ("--admin_port", config.admin_port)];
-    for (option, port) in ports.into_iter().filter_map(|(option, port)| Some((option, port?))) {
+    let shared = config.reuse_port;
+    let ports = [
+        ("--port", Some(config.port), shared),
+        ("--tls_port", config.tls_port, shared),
+        ("--admin_port", config.admin_port, false),
+    ];
+    for (option, port, shared) in ports.into_iter().filter_map(|(option, port, shared)| Some((option, port?, shared))) {
         let step = format!("{option} {port}");
-        match Listener::bind(config.host, port) {
-            Ok(_) => report.ok(&step, "can be listened on")?,
+        let tried =
+            if shared { Listener::try_shared(config.host, port) } else { Listener::bind(config.host, port).map(drop) };
+        match tried {
+            Ok(()) => report.ok(&step, "can be listened on")?,
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && shared => report.note(
+                &step,
+                "is taken at the moment by a program that does not share it: each instance needs --reuse_port, and the same user",
+            )?,
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => report.note(
                 &step,
                 "is taken at the moment: by the server itself if it runs already, else by a program that is in its way",

@@ -25,6 +25,7 @@ impl Typed {
             port: self.main_port()?,
             tls: self.tls_files()?,
             tls_port: self.tls_port()?,
+            reuse_port: self.switch("reuse_port")?,
             log_level: self.choice("log_level")?.parse().expect("the table's words are names of log levels"),
             ca_file: self.find("ca_file").1.map(|given| PathBuf::from(&given.text)),
             feed: match self.choice("feed")? {

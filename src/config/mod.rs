@@ -65,6 +65,8 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     /// The port to speak TLS on beside the plain one; 0 for any that is free. None without `tls`.
     pub tls_port: Option<u16>,
+    /// Whether other instances may listen on the ports for clients, too.
+    pub reuse_port: bool,
     /// The least important messages to log.
     pub log_level: log::LevelFilter,
     /// Certificates (PEM) to trust for CouchDB besides the built-in ones.

@@ -99,6 +99,7 @@ pub const OPTIONS: &[OptionRow] = &[
     text("tls_cert", "FILE", A_CERTIFICATE, "Certificates (PEM) to speak HTTPS with, the server's own first"),
     text("tls_key", "FILE", A_KEY, "Private key (PEM) of the first certificate in --tls_cert"),
     text("tls_port", "PORT", A_PORT, "Port for HTTPS, 0 for any; unless given --port speaks HTTPS"),
+    switch("reuse_port", "Share --port and --tls_port with other instances on this machine"),
     text(
         "trusted_proxies",
         "LIST",

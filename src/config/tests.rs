@@ -68,6 +68,7 @@ fn defaults() {
         port: 3000,
         tls: None,
         tls_port: None,
+        reuse_port: false,
         log_level: log::LevelFilter::Info,
         ca_file: None,
         feed: FeedSource::GlobalChanges,
@@ -101,6 +102,7 @@ fn every_option_by_flag_and_by_variable() {
         port: 0,
         tls: Some(TlsFiles { certificate: "/etc/chain.pem".into(), key: "/etc/a@b/key.pem".into() }),
         tls_port: Some(0),
+        reuse_port: true,
         log_level: log::LevelFilter::Debug,
         ca_file: Some("/etc/a@b:c.pem".into()),
         feed: FeedSource::DbUpdates,
@@ -137,7 +139,7 @@ fn every_option_by_flag_and_by_variable() {
         admin_port: Some(9),
         demo: false,
     };
-    let flags = "--host ::1 --port=0 --tls_cert /etc/chain.pem --tls-key=/etc/a@b/key.pem --tls_port 0 -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
+    let flags = "--host ::1 --port=0 --tls_cert /etc/chain.pem --tls-key=/etc/a@b/key.pem --tls_port 0 --reuse-port -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
                  --create-global_changes --feed-heartbeat 100 --origins https://a.example,http://b:81 \
                  --no-console --ping_interval 300 --ping-timeout=200 --login_concurrency 16 --resync always --slow_timeout 5 \
                  --max_connections 101 --max-connections-per-address 102 --max_newcomers 103 --login_timeout 4 --max_head 1024 --request_timeout 6 \
@@ -156,6 +158,7 @@ fn every_option_by_flag_and_by_variable() {
         .env("HOWLER_TLS_CERT", "/etc/chain.pem")
         .env("HOWLER_TLS_KEY", "/etc/a@b/key.pem")
         .env("HOWLER_TLS_PORT", "0")
+        .env("HOWLER_REUSE_PORT", "1")
         .env("HOWLER_LOG_LEVEL", "debug")
         .env("HOWLER_CA_FILE", "/etc/a@b:c.pem")
         .env("HOWLER_FEED", "db_updates")

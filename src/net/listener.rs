@@ -2,15 +2,19 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 /// What is wrong with one client or the way to it alone, by the numbers of errno(3) on Linux: `EPERM` (a firewall),
 /// `EPROTO`, `ENOPROTOOPT`, `EOPNOTSUPP`, `ENETDOWN`, `ENETUNREACH`, `ECONNABORTED`, `EHOSTDOWN`, `EHOSTUNREACH`, `ENONET`.
 const OF_ONE_CLIENT: [i32; 10] = [1, 71, 92, 95, 100, 101, 103, 112, 113, 64];
 /// Most clients in a row with whom something is wrong before others have their turn.
 const PASSED_OVER: usize = 64;
+/// Most clients that wait to be accepted at a shared port; as std and mio have it.
+const BACKLOG: i32 = 128;
 
 /// What accepting gave.
 #[derive(Debug)]
@@ -36,15 +40,27 @@ impl Listener {
     /// # Errors
     /// The port is in use, or the address is none of this machine.
     pub fn bind(host: Option<IpAddr>, port: u16) -> io::Result<Self> {
-        let bind = |address| TcpListener::bind(SocketAddr::new(address, port));
-        let socket = match host {
-            Some(address) => bind(address)?,
-            None => match bind(Ipv6Addr::UNSPECIFIED.into()) {
-                Err(error) if error.kind() != io::ErrorKind::AddrInUse => bind(Ipv4Addr::UNSPECIFIED.into())?,
-                bound => bound?,
-            },
-        };
-        Ok(Self { socket })
+        Ok(Self { socket: at(host, port, TcpListener::bind)? })
+    }
+
+    /// The same for a port that other processes of the same user may listen on, too, when each asks for that
+    /// (`SO_REUSEPORT`): the system gives each client to one of them. Port 0 is one that nobody has.
+    ///
+    /// # Errors
+    /// As above; the port is in use also when one who has it did not ask for that, or is of another user.
+    pub fn bind_shared(host: Option<IpAddr>, port: u16) -> io::Result<Self> {
+        let socket = at(host, port, shared)?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        Ok(Self { socket: TcpListener::from_std(socket.into()) })
+    }
+
+    /// Whether [`Self::bind_shared`] would do. The system gives no client to a socket that does not listen, so those who
+    /// share the port are not disturbed.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn try_shared(host: Option<IpAddr>, port: u16) -> io::Result<()> {
+        at(host, port, shared).map(drop)
     }
 
     /// Takes a socket that listens already, and does not block.
@@ -82,7 +98,48 @@ impl Listener {
     }
 }
 
+/// Binds to a port of an address, or of all.
+fn at<T>(host: Option<IpAddr>, port: u16, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    let bind = |address| bind(SocketAddr::new(address, port));
+    match host {
+        Some(address) => bind(address),
+        None => match bind(Ipv6Addr::UNSPECIFIED.into()) {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => bind(Ipv4Addr::UNSPECIFIED.into()),
+            bound => bound,
+        },
+    }
+}
+
+/// A socket that is bound as mio binds one, but to a port that may be shared.
+fn shared(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    rustix::net::bind(&socket, &address)?;
+    Ok(socket)
+}
+
 /// See accept(2), "Error handling".
 fn is_of_one_client(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Interrupted || error.raw_os_error().is_some_and(|code| OF_ONE_CLIENT.contains(&code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_only_tries_a_shared_port_gets_no_client() {
+        let host = Some(Ipv4Addr::LOCALHOST.into());
+        let listener = Listener::bind_shared(host, 0).unwrap();
+        let address = listener.address().unwrap();
+        let _tried = shared(address).unwrap();
+        let clients: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let accepted = clients.iter().filter(|_| matches!(listener.accept(), Accepted::Client(..))).count();
+        assert_eq!(accepted, clients.len());
+        // Who does not share it cannot have it.
+        assert_eq!(Listener::bind(host, address.port()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
 }
