@@ -1,10 +1,18 @@
 //! Several instances on one machine that share a port.
 
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
 use crate::support::client::Client;
-use crate::support::couchdb;
+use crate::support::device::{Device, Told};
 use crate::support::howler::{Ended, Howler, lasting_port, run};
 use crate::support::tls::{Authority, Identity};
 use crate::support::wire::Target;
+use crate::support::{SOON, couchdb};
 
 /// Connections after which each instance has one: of two, but once in 10^19 times, of four, once in 10^7.
 const ENOUGH: usize = 64;
@@ -75,4 +83,244 @@ fn a_check_looks_whether_the_port_can_be_shared() {
     assert!(line.starts_with("note ") && line.contains("does not share it"), "{line}");
     let line = check(shared.port());
     assert!(line.starts_with("ok ") && line.contains("can be listened on"), "{line}");
+}
+
+const INSTANCES: usize = 4;
+const CLIENTS: usize = 16_000;
+/// Processes that have the clients: one of them, and this one, may have as many descriptors as a single instance.
+const SHARES: u8 = 4;
+/// Clients of a share that log in at once.
+const AT_ONCE: usize = 100;
+/// The database that all have, and how many there are of which each has one.
+const SHARED: &str = "shared";
+const GROUPS: usize = 10;
+/// How often clients answer pings, at least.
+const NOT_SILENT_FOR: Duration = Duration::from_secs(10);
+/// Longest wait for what takes all clients a while.
+const LONG: Duration = Duration::from_secs(120);
+/// Tells a share where its clients connect to, and its number.
+const SHARE: &str = "HOWLER_TESTS_SHARE";
+
+#[test]
+fn sixteen_thousand_clients_of_four_instances_are_told_once() {
+    let began = Instant::now();
+    let couchdb = couchdb();
+    for name in std::iter::once(SHARED.to_owned()).chain((0..GROUPS).map(group)) {
+        couchdb.update(&name);
+    }
+    let port = lasting_port();
+    let options = ["--host", "0.0.0.0", "--reuse_port", "--admin_port", "0", "--drain_timeout", "2"];
+    let start = || Howler::start_on(port, &couchdb, &options);
+    let mut instances: Vec<Howler> = (0..INSTANCES).map(|_| start()).collect();
+    let connections = |instances: &[Howler]| -> Vec<u64> {
+        instances.iter().map(|howler| howler.metric("howler_connections")).collect()
+    };
+    let mut shares: Vec<Share> = (0..SHARES).map(|number| Share::start(port, number)).collect();
+    assert_eq!(Share::answers(&mut shares), (CLIENTS, 0), "clients that are subscribed");
+    let connected = began.elapsed();
+    let spread = connections(&instances);
+    assert_eq!(spread.iter().sum::<u64>(), CLIENTS as u64, "{spread:?}");
+    let fair = (CLIENTS / INSTANCES) as u64;
+    assert!(spread.iter().all(|count| (fair / 2..fair * 2).contains(count)), "each has its share: {spread:?}");
+    assert_eq!(couchdb.open_feeds(), INSTANCES, "one for each");
+    for _ in 0..2 {
+        couchdb.update(SHARED);
+        assert_eq!(Share::ask(&mut shares, SHARED), (CLIENTS, 0), "told once, none came back");
+    }
+    let groups: Vec<String> = (0..GROUPS).map(group).collect();
+    couchdb.update_many(&groups.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(Share::ask(&mut shares, "group"), (CLIENTS, 0));
+
+    let mut stopped = instances.remove(0);
+    stopped.signal("TERM");
+    assert_eq!(stopped.wait().code(), Some(0));
+    assert!(couchdb.wait_for(SOON, |seen| seen.open_feeds == INSTANCES - 1));
+    couchdb.update(SHARED);
+    let homeless = usize::try_from(spread[0]).expect("few");
+    assert_eq!(Share::ask(&mut shares, SHARED), (CLIENTS, homeless), "told once, came back");
+    let moved = connections(&instances);
+    assert_eq!(moved.iter().sum::<u64>(), CLIENTS as u64, "{moved:?}");
+    assert!(moved.iter().zip(&spread[1..]).all(|(now, before)| now > before), "each took some: {moved:?}, {spread:?}");
+    couchdb.update(SHARED);
+    assert_eq!(Share::ask(&mut shares, SHARED), (CLIENTS, 0));
+
+    // An instance that comes gets of the clients that come.
+    instances.push(start());
+    let _newcomers: Vec<Client> = (0..ENOUGH).map(|_| Client::json(instances[0].address())).collect();
+    assert!(connections(&instances)[INSTANCES - 1] > 0);
+    println!(
+        "instances: {CLIENTS} clients were subscribed after {:.1} s, at the instances {spread:?}; then one was stopped: \
+         {moved:?}; {:.1} s in all",
+        connected.as_secs_f64(),
+        began.elapsed().as_secs_f64()
+    );
+    drop(instances);
+}
+
+/// A share of the clients, in a process of its own. It answers with how many were told, and how many came back.
+struct Share {
+    child: Child,
+    /// To its standard input, which is a socket.
+    wire: BufReader<UnixStream>,
+}
+
+impl Share {
+    fn start(port: u16, number: u8) -> Self {
+        let (wire, input) = UnixStream::pair().expect("descriptors are there");
+        wire.set_read_timeout(Some(LONG)).expect("a socket");
+        // By an address of its own: the ports for connections to one address would nearly all be taken.
+        let address = SocketAddr::from(([127, 0, 0, number + 1], port));
+        let child = Command::new(std::env::current_exe().expect("it runs"))
+            .args(["--exact", "--ignored", "--nocapture", "instances::a_share_of_the_clients"])
+            .env(SHARE, format!("{address} {number}"))
+            .stdin(OwnedFd::from(input))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("it starts itself");
+        Self { child, wire: BufReader::new(wire) }
+    }
+
+    /// Has all of them look whether their clients were told of the change of a database; the sum of their answers.
+    fn ask(shares: &mut [Self], of: &str) -> (usize, usize) {
+        for share in &mut *shares {
+            writeln!(share.wire.get_mut(), "{of}").expect("the share reads");
+        }
+        Self::answers(shares)
+    }
+
+    fn answers(shares: &mut [Self]) -> (usize, usize) {
+        shares.iter_mut().map(Self::answer).fold((0, 0), |sum, answer| (sum.0 + answer.0, sum.1 + answer.1))
+    }
+
+    fn answer(&mut self) -> (usize, usize) {
+        let mut line = String::new();
+        self.wire.read_line(&mut line).expect("the share answers");
+        let (told, back) = line.trim_end().split_once(' ').expect("a share of the clients failed, see above");
+        (told.parse().expect("a number"), back.parse().expect("a number"))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+#[ignore = "a part of the test above, which starts it"]
+fn a_share_of_the_clients() {
+    let Ok(told) = std::env::var(SHARE) else { return };
+    let (address, share) = told.split_once(' ').expect("ours");
+    let (address, share): (SocketAddr, usize) = (address.parse().expect("ours"), share.parse().expect("ours"));
+    let parent = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().expect("descriptors are there"));
+    parent.set_read_timeout(Some(NOT_SILENT_FOR)).expect("a socket");
+    let mut parent = BufReader::new(parent);
+    let mut members = Vec::new();
+    let mut heard = Instant::now();
+    for first in (0..CLIENTS / usize::from(SHARES)).step_by(AT_ONCE) {
+        members.extend(connect(address, (first..first + AT_ONCE).map(|place| place + share * CLIENTS)));
+        if heard.elapsed() > NOT_SILENT_FOR {
+            members.iter_mut().for_each(Member::hear);
+            heard = Instant::now();
+        }
+    }
+    writeln!(parent.get_mut(), "{} 0", members.len()).expect("it reads");
+    let mut line = String::new();
+    loop {
+        match parent.read_line(&mut line) {
+            Ok(0) => return,
+            Ok(_) => {
+                let name = (line.trim_end() == SHARED).then_some(SHARED);
+                for member in &mut members {
+                    member.expect(name, address);
+                }
+                // Only now: nothing more came meanwhile.
+                let back = members.iter_mut().map(|member| member.expect_nothing(address)).filter(|back| *back).count();
+                writeln!(parent.get_mut(), "{} {back}", members.len()).expect("it reads");
+                line.clear();
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                members.iter_mut().for_each(Member::hear);
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+fn group(number: usize) -> String {
+    format!("group-{}", number % GROUPS)
+}
+
+fn connect(address: SocketAddr, numbers: impl Iterator<Item = usize>) -> Vec<Member> {
+    let mut members: Vec<Member> = numbers.map(Member::new).collect();
+    for member in &mut members {
+        member.device.begin_log_in(address).expect("the instances listen");
+    }
+    for member in &mut members {
+        member.device.finish_log_in().expect("CouchDB is quick");
+    }
+    for member in &mut members {
+        assert_eq!(member.device.subscribe().expect("it is connected").len(), 2, "it knew nothing");
+    }
+    members
+}
+
+/// A client, and of what it was told.
+struct Member {
+    device: Device,
+    group: String,
+    told: Vec<String>,
+    gone: bool,
+    /// Since it was asked the last time.
+    came_back: bool,
+}
+
+impl Member {
+    fn new(number: usize) -> Self {
+        let group = group(number);
+        let device = Device::new([SHARED.to_owned(), group.clone()]);
+        Self { device, group, told: Vec::new(), gone: false, came_back: false }
+    }
+
+    /// Takes what has come.
+    fn hear(&mut self) {
+        self.gone = self.gone || self.device.take_all(&mut self.told).is_err();
+    }
+
+    /// It is told of the one change, or finds it when it comes back.
+    fn expect(&mut self, name: Option<&str>, address: SocketAddr) {
+        let deadline = Instant::now() + LONG;
+        while self.told.is_empty() {
+            assert!(Instant::now() < deadline, "a change is told");
+            if self.gone {
+                self.come_back(address);
+                continue;
+            }
+            match self.device.next(SOON) {
+                Ok(Told::Change(name)) => self.told.push(name),
+                Ok(Told::Nothing) => {}
+                Ok(Told::Everything) => panic!("nothing was lost"),
+                Err(_) => self.gone = true,
+            }
+        }
+        assert_eq!(self.told, [name.unwrap_or(&self.group)]);
+        self.told.clear();
+    }
+
+    /// It was told nothing more, and is connected. Whether it came back.
+    fn expect_nothing(&mut self, address: SocketAddr) -> bool {
+        self.hear();
+        if self.gone {
+            self.come_back(address);
+        }
+        assert_eq!(self.told, [] as [&str; 0], "told once");
+        std::mem::take(&mut self.came_back)
+    }
+
+    fn come_back(&mut self, address: SocketAddr) {
+        let found = self.device.come_back(address).expect("other instances are there");
+        self.told.extend(found);
+        (self.gone, self.came_back) = (false, true);
+    }
 }

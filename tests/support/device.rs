@@ -134,6 +134,23 @@ impl Device {
         })
     }
 
+    /// Takes all that comes before the answer to a request of its own: of which databases that told.
+    pub fn take_all(&mut self, told: &mut Vec<String>) -> Result<(), Gone> {
+        self.send(&json!({"id": 3, "op": "heartbeat"}))?;
+        loop {
+            let text = self.receive_answer()?;
+            let message = parse(&text);
+            if message.id == Some(3) {
+                return Ok(());
+            }
+            match self.take(message) {
+                Told::Nothing => {}
+                Told::Change(name) => told.push(name),
+                Told::Everything => told.extend(self.known.keys().cloned()),
+            }
+        }
+    }
+
     /// Throws the next notification of a change away, as if it had never come; which one it was.
     pub fn drop_next_change(&mut self, within: Duration) -> Result<Option<String>, Gone> {
         let deadline = Instant::now() + within;

@@ -78,7 +78,7 @@ impl Howler {
         howler
     }
 
-    /// A server with these options, listening on a free port of the loopback; its feed may not be open yet.
+    /// A server with these options, listening on a free port of the loopback, unless they name a host; its feed may not be open yet.
     pub fn launch(options: &[&str]) -> Self {
         Self::launch_command(Command::new(BINARY).args(options))
     }
@@ -90,8 +90,11 @@ impl Howler {
 
     /// The same on a port that is given.
     pub fn launch_command_on(port: u16, command: &mut Command) -> Self {
+        if !command.get_args().any(|argument| argument == "--host") {
+            command.args(["--host", "127.0.0.1"]);
+        }
         let mut child = command
-            .args(["--port", &port.to_string(), "--host", "127.0.0.1", "--log_level", "debug"])
+            .args(["--port", &port.to_string(), "--log_level", "debug"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
