@@ -50,6 +50,8 @@ pub struct Tally {
     pub ready: usize,
     /// Notifications.
     pub told: u64,
+    /// Pings, each of which was answered.
+    pub pings: u64,
     /// Reads that gave something.
     pub reads: u64,
     pub first: Option<Instant>,
@@ -243,7 +245,10 @@ impl Client {
                 used += length;
                 match frame {
                     Frame::Text(text) => self.hear(text, number, plan, tally),
-                    Frame::Ping => self.send(&frames::pong()),
+                    Frame::Ping => {
+                        tally.pings += 1;
+                        self.send(&frames::pong());
+                    }
                     Frame::Close => panic!("the server sent client {number} away"),
                 }
             }

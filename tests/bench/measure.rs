@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::clients::Stopwatch;
 use super::lines;
+use super::process::Usage;
 use super::side::{Side, Took};
 
 /// Lines that are prepared, and written again and again.
@@ -31,6 +32,14 @@ impl Side {
             took.last_ms.push(after(self.fleet.tally.last));
         }
         took
+    }
+
+    pub fn rest(&mut self, pings: u64) -> Took {
+        self.fleet.tally.pings = 0;
+        let all = pings * self.setup.clients as u64;
+        let before = Usage::of(self.server.id());
+        self.fleet.run_until("a ping for each client", |tally| tally.pings >= all);
+        Took { ns: Usage::of(self.server.id()).since(before).ns, ..Took::default() }
     }
 
     pub fn pace(&mut self, changes: usize, per_second: usize) -> Took {

@@ -46,7 +46,7 @@ const QUICK: Sizes = Sizes {
 };
 
 /// The figures that there always are, for each number of clients.
-const FOR_EACH: [&str; 18] = [
+const FOR_EACH: [&str; 19] = [
     NOTIFY,
     "… ÷ a bare write loop's",
     "… in user mode",
@@ -61,6 +61,7 @@ const FOR_EACH: [&str; 18] = [
     BURST,
     "memory, howler.v1, one database each",
     "memory, howler.v1, one for all",
+    KERNEL,
     "memory, Socket.IO",
     "memory, Socket.IO polling",
     STORM,
@@ -78,6 +79,7 @@ const ONCE: [&str; 7] = [
     "binary",
 ];
 
+const KERNEL: &str = "memory of the kernel for a socket";
 const NOTIFY: &str = "notification";
 const BURST: &str = "change in a burst";
 const STORM: &str = "connect, log in, subscribe";
@@ -133,6 +135,7 @@ impl Bench<'_> {
             }
             if self.options.wants("memory") {
                 self.memory("memory, howler.v1, one for all", AtMost(600.0), clients, &shared);
+                self.report.add(KERNEL, "bytes", Goal::None, clients, shared.started.socket_bytes);
             }
         }
         if self.wants(&["latency", "burst", "memory", "storm"]) {
@@ -300,6 +303,10 @@ impl Bench<'_> {
             let per_client = side.started.connect_ns as f64 / clients as f64 / 1e3;
             self.report.add_once("connect, log in, subscribe, TLS", "µs CPU", Goal::None, per_client);
         }
+        // A ping comes after 25 s, which is no look at whether all of it works.
+        if self.options.wants("idle") && !self.options.quick {
+            self.idle();
+        }
         if self.options.wants("feed") {
             self.feed();
         }
@@ -309,6 +316,19 @@ impl Bench<'_> {
         if self.options.wants("start") {
             self.starts();
         }
+    }
+
+    fn idle(&mut self) {
+        let clients = self.options.clients.iter().copied().max().expect("there are some");
+        let mut side = self.start(Speech::Json, Subscribed::Own, clients, false);
+        let ns = side.order(&Order::Rest { pings: 1 }).ns as f64;
+        self.report.add(
+            "ping of an idle client, and its answer",
+            "µs CPU",
+            Goal::None,
+            clients,
+            ns / clients as f64 / 1e3,
+        );
     }
 
     fn feed(&mut self) {

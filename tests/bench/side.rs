@@ -14,7 +14,7 @@ use super::clients::{Fleet, Plan};
 use super::couchdb::CouchDb;
 use super::dialogue::{Speech, Subscribed};
 use super::lines::{self, Lines};
-use super::process::{self, Usage};
+use super::process::{self, Kernel, Usage};
 use super::server::{Server, Target};
 
 /// A time in which all that follows from what was done has happened.
@@ -41,6 +41,8 @@ pub enum Order {
     Burst { changes: usize },
     /// One change of each database of the one client, at once.
     Many { databases: usize },
+    /// Nothing, until each client was pinged so often.
+    Rest { pings: u64 },
     /// Lines of databases that nobody watches, as fast as they are taken.
     Feed { lines: usize },
 }
@@ -54,6 +56,8 @@ pub struct Started {
     pub empty_bytes: u64,
     /// Bytes that all clients together added.
     pub resident_bytes: u64,
+    /// Bytes that the kernel added for each socket; a client has one, and the server one for it.
+    pub socket_bytes: f64,
     /// What connecting took.
     pub connect_ns: u64,
     pub connect_seconds: f64,
@@ -151,6 +155,7 @@ impl Side {
         let mut fleet = Fleet::new(plan);
         fleet.run_for(A_MOMENT);
         let (memory, usage) = (process::resident(server.id()), Usage::at_rest(server.id()));
+        let kernel = Kernel::now();
         let began = Instant::now();
         fleet.connect(setup.clients);
         let connect_seconds = began.elapsed().as_secs_f64();
@@ -161,6 +166,7 @@ impl Side {
             listening_bytes: listening,
             empty_bytes: memory,
             resident_bytes: after.saturating_sub(memory),
+            socket_bytes: Kernel::now().of_a_socket_since(kernel),
             connect_ns: used.ns,
             connect_seconds,
         };
@@ -171,6 +177,10 @@ impl Side {
     fn carry_out(&mut self, order: &Order) -> Took {
         self.fleet.tally.told = 0;
         self.fleet.tally.reads = 0;
+        // Pings come at any time: the server is never at rest for long.
+        if let Order::Rest { pings } = *order {
+            return self.rest(pings);
+        }
         let before = Usage::at_rest(self.server.id());
         let began = Instant::now();
         let mut took = match *order {
@@ -178,6 +188,7 @@ impl Side {
             Order::Pace { changes, per_second } => self.pace(changes, per_second),
             Order::Burst { changes } => self.burst(changes),
             Order::Many { databases } => self.many(databases),
+            Order::Rest { .. } => unreachable!("done above"),
             Order::Feed { lines } => self.feed(lines),
         };
         if took.seconds == 0.0 {
