@@ -117,8 +117,8 @@ pub fn parse_feed_line(line: &[u8]) -> Option<FeedLine<'_>> {
 /// The form in which CouchDB writes nearly every line, read in one pass:
 /// `{"seq":"…","id":"updated:name","changes":[{"rev":"…"}]}`. None for all else, the broken included.
 fn parse_usual_line(line: &[u8]) -> Option<FeedLine<'_>> {
-    // Strings hold no control characters (RFC 8259 section 7). The least byte is found many at a time.
-    if line.iter().copied().fold(u8::MAX, u8::min) < b' ' {
+    // Strings hold no control characters (RFC 8259 section 7).
+    if least_byte(line)? < b' ' {
         return None;
     }
     let rest = std::str::from_utf8(line).ok()?.strip_prefix("{\"seq\":\"")?;
@@ -133,6 +133,19 @@ fn parse_usual_line(line: &[u8]) -> Option<FeedLine<'_>> {
         Some(name) => change_of(Cow::Borrowed(name), Some(ChangeKind::Updated), revision, seq),
         None => change_of_document(Cow::Borrowed(id), revision, seq),
     })
+}
+
+/// The least byte, found many at a time; None for less than so many.
+fn least_byte(bytes: &[u8]) -> Option<u8> {
+    const MANY: usize = 32;
+    let (blocks, _) = bytes.as_chunks::<MANY>();
+    let mut least = *bytes.last_chunk::<MANY>()?;
+    for block in blocks {
+        for (least, byte) in least.iter_mut().zip(block) {
+            *least = (*least).min(*byte);
+        }
+    }
+    least.into_iter().min()
 }
 
 /// A JSON string without escapes up to its closing quotation mark, and what follows that.

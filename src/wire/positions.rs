@@ -31,11 +31,15 @@ pub struct Revision {
 impl Revision {
     /// Reads `29-967a00dff5e02add41819138abb3284d`; None for what has no number in front.
     pub fn parse(text: &str) -> Option<Self> {
-        let hyphen = memchr::memchr(b'-', text.as_bytes()).filter(|hyphen| *hyphen > 0)?;
-        let digit = |byte: &u8| byte.is_ascii_digit().then(|| u32::from(byte - b'0'));
-        let (number, hash) = (&text.as_bytes()[..hyphen], &text.as_bytes()[hyphen + 1..]);
-        let number = number.iter().try_fold(0_u32, |number, byte| number.checked_mul(10)?.checked_add(digit(byte)?))?;
-        Some(Self { number, mark: fingerprint(hash) })
+        let mut number = 0_u32;
+        for (place, byte) in text.bytes().enumerate() {
+            match byte {
+                b'0'..=b'9' => number = number.checked_mul(10)?.checked_add(u32::from(byte - b'0'))?,
+                b'-' if place > 0 => return Some(Self { number, mark: fingerprint(&text.as_bytes()[place + 1..]) }),
+                _ => return None,
+            }
+        }
+        None
     }
 }
 
