@@ -13,8 +13,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 const OF_ONE_CLIENT: [i32; 10] = [1, 71, 92, 95, 100, 101, 103, 112, 113, 64];
 /// Most clients in a row with whom something is wrong before others have their turn.
 const PASSED_OVER: usize = 64;
-/// Most clients that wait to be accepted at a shared port; as std and mio have it.
-const BACKLOG: i32 = 128;
+/// Most clients that wait to be accepted; the system may allow fewer (`net.core.somaxconn`). Who finds no place tries again
+/// a second later, so all who come back at once after a restart are to have one.
+const BACKLOG: i32 = 4096;
 
 /// What accepting gave.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl Listener {
     /// # Errors
     /// The port is in use, or the address is none of this machine.
     pub fn bind(host: Option<IpAddr>, port: u16) -> io::Result<Self> {
-        Ok(Self { socket: at(host, port, TcpListener::bind)? })
+        Self::listen(at(host, port, |address| bound(address, false))?)
     }
 
     /// The same for a port that other processes of the same user may listen on, too, when each asks for that
@@ -49,7 +50,10 @@ impl Listener {
     /// # Errors
     /// As above; the port is in use also when one who has it did not ask for that, or is of another user.
     pub fn bind_shared(host: Option<IpAddr>, port: u16) -> io::Result<Self> {
-        let socket = at(host, port, shared)?;
+        Self::listen(at(host, port, |address| bound(address, true))?)
+    }
+
+    fn listen(socket: OwnedFd) -> io::Result<Self> {
         rustix::net::listen(&socket, BACKLOG)?;
         Ok(Self { socket: TcpListener::from_std(socket.into()) })
     }
@@ -60,7 +64,7 @@ impl Listener {
     /// # Errors
     /// As above.
     pub fn try_shared(host: Option<IpAddr>, port: u16) -> io::Result<()> {
-        at(host, port, shared).map(drop)
+        at(host, port, |address| bound(address, true)).map(drop)
     }
 
     /// Takes a socket that listens already, and does not block.
@@ -110,13 +114,16 @@ fn at<T>(host: Option<IpAddr>, port: u16, bind: impl Fn(SocketAddr) -> io::Resul
     }
 }
 
-/// A socket that is bound as mio binds one, but to a port that may be shared.
-fn shared(address: SocketAddr) -> io::Result<OwnedFd> {
+/// A socket that is bound to an address, where others may be bound, too, if it is shared.
+fn bound(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    // Else a port could not be had again for as long as connections of before linger.
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    sockopt::set_socket_reuseport(&socket, true)?;
+    if shared {
+        sockopt::set_socket_reuseport(&socket, true)?;
+    }
     rustix::net::bind(&socket, &address)?;
     Ok(socket)
 }
@@ -135,11 +142,21 @@ mod tests {
         let host = Some(Ipv4Addr::LOCALHOST.into());
         let listener = Listener::bind_shared(host, 0).unwrap();
         let address = listener.address().unwrap();
-        let _tried = shared(address).unwrap();
+        let _tried = bound(address, true).unwrap();
         let clients: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
         let accepted = clients.iter().filter(|_| matches!(listener.accept(), Accepted::Client(..))).count();
         assert_eq!(accepted, clients.len());
         // Who does not share it cannot have it.
         assert_eq!(Listener::bind(host, address.port()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn many_may_wait_to_be_accepted() {
+        let listener = Listener::bind(Some(Ipv4Addr::LOCALHOST.into()), 0).unwrap();
+        let address = listener.address().unwrap();
+        // Who finds no place is answered a second later at the earliest.
+        let soon = std::time::Duration::from_millis(900);
+        let clients: Vec<_> = (0..600).map(|_| std::net::TcpStream::connect_timeout(&address, soon)).collect();
+        assert!(clients.iter().all(Result::is_ok), "{:?}", clients.iter().find(|client| client.is_err()));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mio::event::Event;
 
 use super::http_exchange::Exchange;
-use super::{Http, LINGER, Peer, Protocol, Seat, Server, Timer, token_of};
+use super::{CLIENT_READ, Http, LINGER, Peer, Protocol, Seat, Server, Timer, token_of};
 use crate::net::connection::{Connection, Flushed};
 use crate::net::stream::{Stream, TLS_HANDSHAKE};
 use crate::state::metrics::CloseReason;
@@ -121,7 +121,7 @@ impl Server {
     pub(super) fn read(&mut self, key: Key, to_end: bool, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         if matches!(peer.protocol, Protocol::Upstream { .. }) {
-            return self.read_upstream(key, now);
+            return self.read_upstream(key, to_end, now);
         }
         if matches!(peer.protocol, Protocol::Closed) {
             return;
@@ -143,14 +143,14 @@ impl Server {
         }
         let Some(peer) = self.peers.get_mut(key) else { return };
         let short_is_last = peer.connection.stream().short_read_is_last() && !to_end;
-        let read = peer.connection.read(&mut self.scratch);
+        let read = peer.connection.read(&mut self.scratch[..CLIENT_READ]);
         if peer.connection.is_blocked() {
             self.update_interest(key, now);
         }
         match read {
             Ok(0) => self.ended(key, now),
             Ok(length) => {
-                let emptied = length < self.scratch.len() && short_is_last;
+                let emptied = length < CLIENT_READ && short_is_last;
                 self.take_input(key, length, now);
                 if !emptied {
                     // Its share of the turn is used up: the others come first.

@@ -86,8 +86,10 @@ pub const TLS_LISTENER: Token = Token(usize::MAX - 4);
 /// What the events of the port for operators come under.
 pub const ADMIN_LISTENER: Token = Token(usize::MAX - 5);
 
-/// Bytes that are read from a client in one turn: one buffer. And the most that is read at once from CouchDB.
-const READ_BUFFER: usize = 64 * 1024;
+/// Most bytes that are read from a client in one turn.
+const CLIENT_READ: usize = 64 * 1024;
+/// Most bytes that are read at once from CouchDB: of less the system makes more work.
+const READ_BUFFER: usize = 256 * 1024;
 /// Time for a peer to take the last bytes and to close, in milliseconds.
 const LINGER: Millis = 3_000;
 /// Connections to CouchDB on which it is asked who may read what, and whether users are still logged in.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use mio::net::TcpStream;
 
-use super::{Protocol, Purpose, Queue, Requests, Server, Upstream};
+use super::{Protocol, Purpose, Queue, READ_BUFFER, Requests, Server, Upstream};
 use crate::net::connection::Flushed;
 use crate::net::stream::Stream;
 use crate::net::tls;
@@ -20,7 +20,7 @@ use crate::state::timers::{Deadline, Millis};
 const CONNECT_WITHIN: Millis = 3_000;
 /// Buffers that are read from CouchDB in one turn; then the clients come first. So many lines take some milliseconds, and
 /// of a burst each database is told once.
-const READS_A_TURN: usize = 64;
+const READS_A_TURN: usize = 16;
 
 impl Server {
     pub(super) fn handle_resolver(&mut self, now: Millis) {
@@ -224,23 +224,21 @@ impl Server {
         }
     }
 
-    pub(super) fn read_upstream(&mut self, key: Key, now: Millis) {
+    /// Reads what CouchDB sent, up to a limit; what is left is read in the next turn. `to_end` when more than data may
+    /// wait: an end that no further event tells of.
+    pub(super) fn read_upstream(&mut self, key: Key, to_end: bool, now: Millis) {
         for _ in 0..READS_A_TURN {
             let Some(peer) = self.peers.get_mut(key) else { return };
             let Protocol::Upstream { owner, .. } = peer.protocol else { return };
-            match peer.connection.stream().read(&mut self.scratch) {
+            let stream = peer.connection.stream();
+            let short_is_last = stream.short_read_is_last() && !to_end;
+            match stream.read(&mut self.scratch) {
                 Ok(0) => return self.upstream_lost(key, None, now),
                 Ok(length) => {
-                    let scratch = std::mem::take(&mut self.scratch);
-                    match owner {
-                        Upstream::Feed => self.take_feed(&scratch[..length], now),
-                        Upstream::Pool(queue, number) => {
-                            let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
-                            pool.handle_bytes(number, &scratch[..length], now, actions);
-                            self.perform_pool_actions(queue, now);
-                        }
+                    self.take_upstream(owner, length, now);
+                    if length < READ_BUFFER && short_is_last {
+                        return;
                     }
-                    self.scratch = scratch;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // Reading may have made TLS write.
@@ -253,6 +251,20 @@ impl Server {
             }
         }
         self.unfinished.push(key);
+    }
+
+    /// Takes the first `length` bytes of the scratch buffer as the next of CouchDB.
+    fn take_upstream(&mut self, owner: Upstream, length: usize, now: Millis) {
+        let scratch = std::mem::take(&mut self.scratch);
+        match owner {
+            Upstream::Feed => self.take_feed(&scratch[..length], now),
+            Upstream::Pool(queue, number) => {
+                let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
+                pool.handle_bytes(number, &scratch[..length], now, actions);
+                self.perform_pool_actions(queue, now);
+            }
+        }
+        self.scratch = scratch;
     }
 
     /// Takes bytes of the feed: every change in them marks its subscribers.
