@@ -1,8 +1,8 @@
 //! Who may watch what, who is still logged in, and how wrong passwords are slowed down.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use couchdb_howler::demo::StandIn;
+use couchdb_howler::demo::{FeedFault, StandIn};
 use serde_json::{Value, json};
 
 use crate::support::client::{Client, Received};
@@ -146,6 +146,73 @@ fn access_that_is_taken_away_ends_the_subscription() {
     assert_eq!(user.next_event(A_MOMENT), None);
 }
 
+/// The feed starts anew from now on, so that only positions tell what happened.
+#[test]
+fn what_the_feed_missed_is_told_to_those_who_may_read_it() {
+    let couchdb = couchdb();
+    couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
+    let howler = members(&couchdb);
+    let mut user = client_of(&howler, USER, PASSWORD);
+    let mut other = client_of(&howler, OTHER, OTHER_PASSWORD);
+    for client in [&mut user, &mut other] {
+        let answer = subscribe(client, &["later"]);
+        assert_eq!((&answer["ok"], &answer["dbs"]["later"]), (&json!(true), &json!("0.0.0")), "{answer}");
+    }
+    couchdb.fail_feed(400, 1);
+    couchdb.break_feed(FeedFault::Cut);
+    couchdb.create_database_for("later", &[USER]);
+    assert_eq!(user.next_change(SOON).as_deref(), Some("later"));
+    let event = other.next_event(SOON).expect("an event");
+    assert_eq!((&event["event"], &event["db"]), (&json!("unsubscribed"), &json!("later")), "it was told of no change");
+    assert_eq!(couchdb.counters().pin_requests, 2, "there was no line that told of it");
+}
+
+/// While CouchDB does not say who may read a new database, it looks like one that is not there.
+#[test]
+fn a_new_database_is_no_secret_told_by_its_position() {
+    let couchdb = couchdb();
+    let howler = members(&couchdb);
+    let mut user = client_of(&howler, USER, PASSWORD);
+    assert_eq!(subscribe(&mut user, &["later"])["dbs"]["later"], "0.0.0");
+    couchdb.fail_access(Some(500));
+    couchdb.create_database_for("later", &[USER]);
+    howler.wait_for_line("CouchDB does not say who may read a database");
+    for known in ["0.0.0", "0.1.0"] {
+        let answer = user.ask(json!({"op": "subscribe", "dbs": {"later": known}}));
+        assert_eq!((&answer["dbs"]["later"], &answer["changed"]), (&Value::Null, &json!(["later"])), "{answer}");
+    }
+    couchdb.fail_access(None);
+    assert_eq!(user.next_change(SOON).as_deref(), Some("later"));
+    assert_eq!(subscribe(&mut user, &["later"])["dbs"]["later"], "0.1.0");
+}
+
+/// Nothing tells of it, so CouchDB is asked again.
+#[test]
+fn access_that_is_taken_away_is_noticed_within_a_minute() {
+    let couchdb = couchdb();
+    couchdb.create_database_for("mine", &[USER]);
+    couchdb.create_database_for("ours", &[USER, OTHER]);
+    let howler = Howler::start_with(&couchdb, &["--access", "members", "--ping_interval", "600000"]);
+    let mut user = client_of(&howler, USER, PASSWORD);
+    assert_eq!(subscribe(&mut user, &["mine", "ours"])["errors"], Value::Null);
+    let mut socket_io = Client::socket_io_logged_in(howler.address());
+    socket_io.send(r#"421["subscribe",["mine","ours"]]"#);
+    assert_eq!(socket_io.receive_text(SOON).as_deref(), Some("431[{}]"));
+    let begun = Instant::now();
+    couchdb.set_security("mine", json!({"members": {"names": [OTHER]}}));
+    let event = user.next_event(Duration::from_secs(70)).expect("an event");
+    assert_eq!(
+        (&event["event"], &event["db"], &event["error"]),
+        (&json!("unsubscribed"), &json!("mine"), &json!("ForbiddenError"))
+    );
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert_eq!(socket_io.receive_text(SOON).as_deref(), Some(r#"42["unsubscribed","mine"]"#));
+    assert_eq!(howler.metric("howler_subscriptions_revoked_total"), 2);
+    couchdb.update_many(&["mine", "ours"]);
+    assert_eq!(user.next_change(SOON).as_deref(), Some("ours"));
+    assert_eq!(socket_io.receive_text(SOON).as_deref(), Some(r#"42["change","ours"]"#));
+}
+
 #[test]
 fn a_question_that_couchdb_does_not_answer_fails_the_subscription_alone() {
     let (couchdb, howler) = scene();
@@ -153,9 +220,9 @@ fn a_question_that_couchdb_does_not_answer_fails_the_subscription_alone() {
     couchdb.fail_access(Some(500));
     assert_eq!(subscribe(&mut user, &["mine"])["error"], "ServiceUnavailableError");
     couchdb.fail_access(None);
-    let deadline = std::time::Instant::now() + SOON;
+    let deadline = Instant::now() + SOON;
     while subscribe(&mut user, &["mine"])["ok"] != true {
-        assert!(std::time::Instant::now() < deadline, "{}", howler.output());
+        assert!(Instant::now() < deadline, "{}", howler.output());
     }
     couchdb.update("mine");
     assert_eq!(user.next_change(SOON).as_deref(), Some("mine"));

@@ -287,14 +287,13 @@ impl Server {
                 match told {
                     Told::Change(name, kind, revision) => {
                         metrics.changes += 1;
-                        if let Some(database) = subscriptions.find(&name)
-                            && subscriptions.watch_mut(database).handle_line(kind, revision, now)
-                        {
+                        if let Some(database) = subscriptions.find(&name) {
+                            let is_news = subscriptions.watch_mut(database).handle_line(kind, revision, now);
                             // Else it is told when it is known who may read it.
-                            if access.handle_line(&name, kind) {
+                            if access.handle_line(&name, kind, is_news) {
                                 metrics.merged_notifications += subscriptions.mark(database, kind, woken);
                             }
-                            if revision.is_none() {
+                            if is_news && revision.is_none() {
                                 positions.want(database, subscriptions);
                             }
                         }

@@ -124,7 +124,10 @@ impl Server {
         for (name, given) in &names {
             let database = subscriptions.find(name).expect("subscribed above");
             positions.want(database, subscriptions);
-            let position = subscriptions.known(database);
+            // Of one that is there, and was not when CouchDB was asked who may read it, nothing is told before it is
+            // asked again.
+            let secret = |position: &Position| position.is_there() && access.is_missing(name);
+            let position = subscriptions.known(database).filter(|position| !secret(position));
             stand.push((&**name, position));
             // Where no position is known, a database that was known at one counts as changed.
             let moved = |given: &str| foreign || position.is_none_or(|position: Position| !position.is(given));
@@ -198,8 +201,10 @@ impl Server {
     /// CouchDB answered a look-up, or did not.
     pub(super) fn handle_look_up(&mut self, batch: Batch, answer: Option<&Answer>, now: Millis) {
         let body = answer.filter(|answer| answer.status == 200).map(|answer| &*answer.body);
-        let Self { positions, subscriptions, woken, jitter, .. } = self;
-        if !positions.handle_look_up(batch, body, (now, jitter), subscriptions, woken) {
+        let Self { positions, subscriptions, woken, jitter, access, .. } = self;
+        // What the feed has missed is told as a line is: to those who may read the database.
+        let may_tell = |name: &str, kind| access.handle_line(name, kind, true);
+        if !positions.handle_look_up_if(batch, body, (now, jitter), subscriptions, woken, may_tell) {
             self.metrics.failed_look_ups += 1;
             let status = answer.map(|answer| answer.status);
             log::debug!("The positions of databases could not be looked up: status {status:?}.");

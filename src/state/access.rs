@@ -78,13 +78,31 @@ struct Entry {
     verdict: Option<Verdict>,
     /// Whether a question waits or is under way.
     asked: bool,
-    /// Whether the answer under way may be from before something happened: it is asked once more.
-    stale: bool,
+    /// What happened since the question under way was asked: its answer may be from before that.
+    since: Option<ChangeKind>,
     waiting: Vec<Key>,
     /// What is to be told once it is decided to whom.
     untold: Option<ChangeKind>,
     /// Whether it is in the queue of those to be asked again.
     queued: bool,
+}
+
+impl Entry {
+    /// Something happens to the database.
+    fn note(&mut self, kind: ChangeKind) {
+        let earlier = self.since.filter(|_| kind == ChangeKind::Updated);
+        self.since = self.asked.then_some(earlier.unwrap_or(kind));
+    }
+
+    /// Whether an answer may be from before something that it depends on. An update says no more than that the database
+    /// is there; if each of them made an answer worthless, a busy database would never have one.
+    fn is_from_before(&self, verdict: Option<&Verdict>) -> bool {
+        match self.since {
+            None => false,
+            Some(ChangeKind::Updated) => verdict == Some(&Verdict::Missing),
+            Some(ChangeKind::Created | ChangeKind::Deleted) => true,
+        }
+    }
 }
 
 /// The machine.
@@ -125,6 +143,11 @@ impl Access {
     /// Whether anything is restricted.
     pub fn is_restricted(&self) -> bool {
         self.policy == Policy::Members
+    }
+
+    /// Whether CouchDB said of a database that it does not exist.
+    pub fn is_missing(&self, database: &str) -> bool {
+        self.entries.get(database).is_some_and(|entry| entry.verdict == Some(Verdict::Missing))
     }
 
     /// Whether someone may subscribe to a database, as far as is known.
@@ -233,28 +256,29 @@ impl Access {
         }
         let name = self.questions.pop_front()?;
         if let Some(entry) = self.entries.get_mut(&name) {
-            entry.stale = false;
+            entry.since = None;
         }
         self.asking += 1;
         Some(name)
     }
 
-    /// A line of the feed tells of a change of a database: whether its subscribers may be told now. If not, they are when
-    /// it is known who may.
-    pub fn handle_line(&mut self, database: &str, kind: ChangeKind) -> bool {
+    /// A line of the feed, or a position, tells of a change of a database: whether its subscribers are to be told now. If
+    /// they may not, they are when it is known who may. What is no news was told before, or is in the answers to those
+    /// who subscribed since.
+    pub fn handle_line(&mut self, database: &str, kind: ChangeKind, is_news: bool) -> bool {
         // One without an entry has no subscribers but server admins.
-        let Some(entry) = self.entries.get_mut(database) else { return true };
+        let Some(entry) = self.entries.get_mut(database) else { return is_news };
         let is_there = matches!(entry.verdict, Some(Verdict::Security(_)));
         let in_doubt = !is_there || kind == ChangeKind::Created || entry.untold.is_some();
-        if in_doubt {
+        // Of one that was not there nobody was told.
+        if in_doubt && (is_news || !is_there) {
             entry.untold = Some(entry.untold.map_or(kind, |earlier| earlier.merge(kind)));
         }
         if in_doubt || kind == ChangeKind::Deleted {
-            // An answer that is on its way may be from before.
-            entry.stale = entry.asked;
+            entry.note(kind);
             self.ask(database);
         }
-        !in_doubt
+        is_news && !in_doubt
     }
 
     /// CouchDB answered about a database; None when it could not say. Returns what is to be told now to those of its
@@ -268,9 +292,12 @@ impl Access {
     ) -> Option<ChangeKind> {
         self.asking -= 1;
         let entry = self.entries.get_mut(database)?;
-        if verdict.is_none() || entry.stale {
-            let after = if verdict.is_none() { RETRY } else { 0 };
-            self.retries.push_back((now + after, database.into()));
+        if verdict.is_none() {
+            self.retries.push_back((now + RETRY, database.into()));
+            return None;
+        }
+        if entry.is_from_before(verdict.as_ref()) {
+            self.questions.push_back(database.into());
             return None;
         }
         entry.asked = false;
@@ -325,5 +352,191 @@ impl Access {
                 self.entries.remove(&name);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ChangeKind::{Created, Deleted, Updated};
+
+    const FIRST: Key = Key { index: 0, generation: 0 };
+    const SECOND: Key = Key { index: 1, generation: 0 };
+
+    fn security(json: &str) -> Option<Verdict> {
+        Security::parse(json.as_bytes()).map(Verdict::Security)
+    }
+
+    fn of(user: &str) -> Option<Verdict> {
+        security(&format!(r#"{{"members":{{"names":["{user}"]}}}}"#))
+    }
+
+    fn subscribe(access: &mut Access, session: Key, names: &[&str], now: Millis) {
+        let unknown: Vec<Box<str>> = names.iter().map(|name| (*name).into()).collect();
+        let wanted = unknown.iter().map(|name| (name.clone(), None)).collect();
+        access.wait(Access::undecided(session, Reply::Silent, wanted, None), &unknown, now);
+    }
+
+    fn ready(access: &mut Access) -> Vec<Key> {
+        std::iter::from_fn(|| access.next_ready()).map(|undecided| undecided.session).collect()
+    }
+
+    fn questions(access: &mut Access) -> Vec<String> {
+        std::iter::from_fn(|| access.next_question()).map(String::from).collect()
+    }
+
+    /// A machine that knows one database, which someone subscribes to.
+    fn knows(verdict: Option<Verdict>) -> Access {
+        let mut access = Access::new(Policy::Members);
+        subscribe(&mut access, FIRST, &["db"], 0);
+        assert_eq!(questions(&mut access), ["db"]);
+        assert_eq!(access.handle_verdict("db", verdict, true, 0), None);
+        assert_eq!(ready(&mut access), [FIRST]);
+        access
+    }
+
+    #[test]
+    fn a_database_is_asked_about_once_for_all_who_wait() {
+        let mut access = Access::new(Policy::Members);
+        subscribe(&mut access, FIRST, &["a", "b"], 0);
+        subscribe(&mut access, SECOND, &["b"], 0);
+        assert_eq!((access.pending_names(FIRST), access.pending_requests(FIRST)), (2, 1));
+        assert_eq!(questions(&mut access), ["a", "b"]);
+        access.handle_verdict("b", of("u"), false, 0);
+        assert_eq!(ready(&mut access), [SECOND]);
+        access.handle_verdict("a", Some(Verdict::Missing), false, 0);
+        assert_eq!(ready(&mut access), [FIRST]);
+        assert_eq!((access.pending_names(FIRST), access.pending_requests(FIRST)), (0, 0));
+        assert_eq!(access.decide("a", "u", &[]), Decision::Allowed, "it does not exist");
+        assert_eq!(access.decide("b", "u", &[]), Decision::Allowed);
+        assert_eq!(access.decide("b", "v", &[]), Decision::Forbidden);
+        assert_eq!(access.decide("b", "v", &["_admin".into()]), Decision::Allowed);
+        assert_eq!(access.decide("_users", "u", &[]), Decision::Forbidden);
+        assert_eq!(access.decide("c", "u", &[]), Decision::Unknown);
+        assert_eq!(Access::new(Policy::Open).decide("_users", "u", &[]), Decision::Allowed);
+    }
+
+    #[test]
+    fn few_questions_are_under_way_at_once() {
+        let mut access = Access::new(Policy::Members);
+        let names: Vec<String> = (0..10).map(|number| format!("db-{number}")).collect();
+        subscribe(&mut access, FIRST, &names.iter().map(String::as_str).collect::<Vec<_>>(), 0);
+        assert_eq!(questions(&mut access).len(), MAX_QUESTIONS);
+        access.handle_verdict("db-0", of("u"), false, 0);
+        assert_eq!(questions(&mut access), ["db-4"]);
+    }
+
+    #[test]
+    fn who_may_read_is_asked_again_within_each_minute_while_someone_subscribes() {
+        let mut access = knows(of("u"));
+        let (mut answered, mut now) = (0, 0);
+        while now < 600_000 {
+            now = access.poll_timeout().expect("it is watched");
+            access.handle_timeout(now, |_| true);
+            assert_eq!(access.decide("db", "u", &[]), Decision::Allowed, "what was known counts meanwhile");
+            if questions(&mut access).is_empty() {
+                continue;
+            }
+            now += 5_000;
+            assert!(now - answered <= 60_000, "{answered} to {now}");
+            answered = now;
+            access.handle_verdict("db", of("u"), true, now);
+        }
+        access.handle_timeout(now + REFRESH, |_| true);
+        assert_eq!(questions(&mut access), ["db"]);
+        access.handle_verdict("db", of("v"), true, now);
+        assert_eq!(access.decide("db", "u", &[]), Decision::Forbidden);
+        access.handle_timeout(now + REFRESH, |_| false);
+        assert!(access.entries.is_empty() && access.poll_timeout().is_none(), "nobody subscribes any more");
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_to_nobody_before_it_was_asked_about() {
+        let mut access = knows(Some(Verdict::Missing));
+        assert!(access.is_missing("db"));
+        assert!(!access.handle_line("db", Created, true) && !access.handle_line("db", Updated, true));
+        assert_eq!(questions(&mut access), ["db"]);
+        assert_eq!(access.handle_verdict("db", None, true, 0), None);
+        assert!(!access.handle_line("db", Updated, true), "CouchDB did not say");
+        assert_eq!(questions(&mut access), [] as [&str; 0]);
+        access.handle_timeout(RETRY, |_| true);
+        assert_eq!(questions(&mut access), ["db"]);
+        assert_eq!(access.handle_verdict("db", of("u"), true, RETRY), Some(Created));
+        assert!(access.handle_line("db", Updated, true));
+        // A position told of it before the line.
+        let mut access = knows(Some(Verdict::Missing));
+        assert!(!access.handle_line("db", Created, false));
+        assert_eq!(questions(&mut access), ["db"]);
+        assert_eq!(access.handle_verdict("db", of("u"), true, 0), Some(Created), "nobody was told of it");
+    }
+
+    #[test]
+    fn a_database_that_is_deleted_or_made_anew_is_asked_about() {
+        let mut access = knows(of("u"));
+        assert!(access.handle_line("db", Updated, true) && !access.handle_line("db", Updated, false));
+        assert_eq!(questions(&mut access), [] as [&str; 0]);
+        assert!(access.handle_line("db", Deleted, true), "those who could read it are told");
+        assert_eq!(questions(&mut access), ["db"]);
+        assert!(!access.handle_line("db", Created, true));
+        assert_eq!(access.handle_verdict("db", Some(Verdict::Missing), true, 0), None, "from in between, maybe");
+        assert!(!access.is_missing("db"));
+        assert_eq!(questions(&mut access), ["db"]);
+        assert_eq!(access.handle_verdict("db", of("v"), true, 0), Some(Created));
+        assert_eq!(access.decide("db", "u", &[]), Decision::Forbidden);
+        assert!(!access.handle_line("db", Created, false));
+        assert_eq!(questions(&mut access), ["db"], "it is asked about, too, when it was told of before");
+        assert_eq!(access.handle_verdict("db", of("v"), true, 0), None);
+    }
+
+    #[test]
+    fn a_busy_database_gets_its_answer() {
+        let mut access = knows(Some(Verdict::Missing));
+        assert!(!access.handle_line("db", Created, true));
+        assert_eq!(questions(&mut access), ["db"]);
+        assert!(!access.handle_line("db", Updated, true));
+        assert_eq!(access.handle_verdict("db", Some(Verdict::Missing), true, 0), None, "it was there by then");
+        assert_eq!(questions(&mut access), ["db"]);
+        assert!(!access.handle_line("db", Updated, true));
+        assert!(access.handle_verdict("db", of("u"), true, 0).is_some());
+        // One that was deleted at once is missing for good.
+        let mut access = knows(Some(Verdict::Missing));
+        assert!(!access.handle_line("db", Created, true) && !access.handle_line("db", Deleted, true));
+        assert_eq!(questions(&mut access), ["db"]);
+        assert!(access.handle_verdict("db", Some(Verdict::Missing), true, 0).is_some());
+        assert_eq!(questions(&mut access), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn who_cannot_be_decided_about_in_time_is_told_so() {
+        let mut access = Access::new(Policy::Members);
+        subscribe(&mut access, FIRST, &["a"], 0);
+        subscribe(&mut access, SECOND, &["a", "b"], 0);
+        assert_eq!(questions(&mut access), ["a", "b"]);
+        access.withdraw(SECOND, "a");
+        assert_eq!(access.pending_names(SECOND), 1);
+        assert_eq!(access.cancel(SECOND).len(), 1);
+        access.handle_verdict("a", None, false, 0);
+        access.handle_timeout(DECIDE_WITHIN, |_| false);
+        let late: Vec<Key> = std::iter::from_fn(|| access.next_late()).map(|undecided| undecided.session).collect();
+        assert_eq!(late, [FIRST]);
+        assert_eq!(access.pending_requests(FIRST), 0);
+        // The answers come all the same, and nothing stays.
+        access.handle_verdict("b", of("u"), false, DECIDE_WITHIN);
+        assert_eq!(questions(&mut access), ["a"]);
+        access.handle_verdict("a", of("u"), false, DECIDE_WITHIN);
+        access.handle_timeout(DECIDE_WITHIN + REFRESH, |_| false);
+        assert!(access.entries.is_empty() && access.undecided_of.is_empty() && ready(&mut access).is_empty());
+    }
+
+    #[test]
+    fn the_table_is_bounded() {
+        let mut access = Access::new(Policy::Members);
+        for number in 0..=MAX_ENTRIES {
+            access.ask(&number.to_string());
+        }
+        assert_eq!((access.entries.len(), access.questions.len()), (MAX_ENTRIES, MAX_ENTRIES));
+        subscribe(&mut access, FIRST, &["one-more"], 0);
+        access.handle_timeout(DECIDE_WITHIN, |_| true);
+        assert!(access.next_late().is_some(), "it is told, if late");
     }
 }

@@ -21,6 +21,7 @@ use crate::state::session::Reply;
 use crate::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
+use crate::wire::couchdb::ChangeKind;
 use crate::wire::positions::{self, MAX_NAMES};
 
 /// Most look-ups at once.
@@ -328,9 +329,22 @@ impl Positions {
         &mut self,
         batch: Batch,
         body: Option<&[u8]>,
+        times: (Millis, &mut Jitter),
+        subscriptions: &mut Subscriptions,
+        woken: &mut Vec<SessionIndex>,
+    ) -> bool {
+        self.handle_look_up_if(batch, body, times, subscriptions, woken, |_, _| true)
+    }
+
+    /// The same where not every change may be told at once: `may_tell` says which, and sees to the others.
+    pub fn handle_look_up_if(
+        &mut self,
+        batch: Batch,
+        body: Option<&[u8]>,
         (now, jitter): (Millis, &mut Jitter),
         subscriptions: &mut Subscriptions,
         woken: &mut Vec<SessionIndex>,
+        mut may_tell: impl FnMut(&str, ChangeKind) -> bool,
     ) -> bool {
         self.batches -= 1;
         let names = batch.databases.iter().map(|database| subscriptions.name(*database));
@@ -354,7 +368,9 @@ impl Positions {
             let watch = subscriptions.watch_mut(database);
             watch.wanted = false;
             for kind in watch.handle_look_up(revisions, subscribed, now) {
-                subscriptions.mark(database, kind, woken);
+                if may_tell(subscriptions.name(database), kind) {
+                    subscriptions.mark(database, kind, woken);
+                }
             }
             self.found(database);
             subscriptions.release(database);

@@ -81,6 +81,12 @@ impl Position {
     pub fn is(&self, known: &str) -> bool {
         self.to_string() == known
     }
+
+    /// Whether the database is there: made more often than deleted.
+    pub fn is_there(&self) -> bool {
+        let [_, created, deleted] = self.counts;
+        created > deleted
+    }
 }
 
 /// The kinds of event, in the order of a position's counts.
