@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use couchdb_howler::demo::{FeedFault, StandIn};
+use couchdb_howler::demo::{FeedFault, Options, StandIn};
 use serde_json::{Value, json};
 
 use crate::support::client::{Client, Received};
 use crate::support::howler::Howler;
-use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
+use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb, couchdb_with};
 
 const OTHER: &str = "other";
 const OTHER_PASSWORD: &str = "zq7-other-secret";
@@ -250,11 +250,80 @@ fn sessions_are_checked_and_ended() {
     assert_eq!(other.receive_close(SOON).1, Received::Close(4401, "not authenticated".into()));
     seen("not-authenticated", &mut old);
     seen("41", &mut old);
+    assert_eq!(howler.metric("howler_log_ins_ended_total"), 2);
     // Whoever is still good stays, also while CouchDB cannot say.
     couchdb.fail_logins(Some(500));
     std::thread::sleep(Duration::from_millis(1_500));
     couchdb.fail_logins(None);
     assert_eq!(user.ask(json!({"op": "heartbeat"}))["ok"], true);
+}
+
+#[test]
+fn another_password_and_a_lockout_end_sessions() {
+    let couchdb = couchdb();
+    couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
+    let howler = Howler::start_with(&couchdb, &["--session_check", "1"]);
+    let mut user = client_of(&howler, USER, PASSWORD);
+    let mut other = client_of(&howler, OTHER, OTHER_PASSWORD);
+    couchdb.change_password(OTHER, "zq7-another-secret");
+    let event = other.next_event(SOON).expect("an event");
+    assert_eq!((&event["event"], &event["error"]), (&json!("not-authenticated"), &json!("NotAuthenticatedError")));
+    assert_eq!(user.ask(json!({"op": "heartbeat"}))["ok"], true);
+    let mut old = Client::socket_io_logged_in(howler.address());
+    couchdb.fail_logins(Some(403));
+    let event = user.next_event(SOON).expect("an event");
+    assert_eq!(event["event"], "not-authenticated");
+    assert!(event["message"].as_str().expect("words").contains("locked"), "{event}");
+    assert_eq!(user.receive_close(SOON).1, Received::Close(4401, "not authenticated".into()));
+    let told = old.receive_text(SOON).expect("an event");
+    assert!(told.starts_with("42[\"not-authenticated\"") && told.contains("AccountLockedError"), "{told}");
+}
+
+#[test]
+fn sessions_are_not_checked_where_that_is_not_wanted() {
+    let couchdb = couchdb();
+    couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
+    let unchecked = Howler::start_with(&couchdb, &["--session_check", "0"]);
+    let checked = Howler::start_with(&couchdb, &["--session_check", "1"]);
+    let mut stays = client_of(&unchecked, OTHER, OTHER_PASSWORD);
+    let mut goes = client_of(&checked, OTHER, OTHER_PASSWORD);
+    couchdb.remove_user(OTHER);
+    assert_eq!(goes.next_event(SOON).expect("an event")["event"], "not-authenticated");
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(stays.ask(json!({"op": "heartbeat"}))["ok"], true);
+    assert_eq!(unchecked.metric("howler_log_ins_ended_total"), 0);
+}
+
+#[test]
+fn a_cookie_that_is_renewed_is_handed_on_and_good() {
+    let couchdb = couchdb_with(Options { cookie_life: Duration::from_secs(10), ..Options::default() });
+    let howler = Howler::start_with(&couchdb, &["--session_check", "1"]);
+    let mut user = Client::json(howler.address());
+    let answer = user.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}));
+    let event = user.next_event(SOON).expect("an event");
+    assert_eq!(event["event"], "session");
+    assert!(event["cookie"].is_string() && event["cookie"] != answer["cookie"], "{event}");
+    let mut again = Client::json(howler.address());
+    assert_eq!(again.ask(json!({"op": "log-in", "cookie": event["cookie"]}))["username"], USER);
+}
+
+#[test]
+fn who_loses_a_role_loses_what_it_gave() {
+    let couchdb = couchdb();
+    let token = "zq7-team.payload.signature";
+    couchdb.add_token(token, USER, &["team"]);
+    couchdb.create_database_for("mine", &[USER]);
+    couchdb.create_database("team-db");
+    couchdb.set_security("team-db", json!({"members": {"roles": ["team"]}}));
+    let howler = Howler::start_with(&couchdb, &["--access", "members", "--session_check", "1"]);
+    let mut user = Client::json(howler.address());
+    assert_eq!(user.ask(json!({"op": "log-in", "token": token}))["ok"], true);
+    assert_eq!(subscribe(&mut user, &["mine", "team-db"])["errors"], Value::Null);
+    couchdb.add_token(token, USER, &[]);
+    let event = user.next_event(SOON).expect("an event");
+    assert_eq!((&event["event"], &event["db"]), (&json!("unsubscribed"), &json!("team-db")));
+    couchdb.update_many(&["team-db", "mine"]);
+    assert_eq!(user.next_change(SOON).as_deref(), Some("mine"));
 }
 
 #[test]
@@ -300,7 +369,54 @@ fn wrong_passwords_of_one_client_lock_nobody_out() {
     let mut elsewhere = Client::try_open(howler.address(), "/howler", from_elsewhere).expect("it opens");
     assert_eq!(elsewhere.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}))["ok"], true);
     assert!(howler.output().contains("too many wrong passwords"));
+    assert_eq!(howler.metric("howler_log_ins_slowed_total"), 296);
     let told =
         couchdb.requests().into_iter().filter_map(|request| request.header("X-Forwarded-For").map(str::to_owned));
     assert_eq!(told.filter(|address| address == "192.0.2.1").count(), 1);
+}
+
+/// A password for a name, as a proxy tells where it comes from; the error, none where it is right.
+fn try_password(howler: &Howler, address: &str, name: &str, password: &str) -> Value {
+    let fields = format!("X-Forwarded-For: {address}\r\n");
+    let mut client = Client::try_open(howler.address(), "/howler", &fields).expect("it opens");
+    client.ask(json!({"op": "log-in", "username": name, "password": password}))["error"].clone()
+}
+
+/// How many of the wrong passwords CouchDB was asked about; the others must have been refused here.
+fn count_asked(errors: impl Iterator<Item = Value>) -> usize {
+    let (refused, asked): (Vec<_>, Vec<_>) = errors.partition(|error| error == "AccountLockedError");
+    assert!(!refused.is_empty() && asked.iter().all(|error| error == "NotAuthenticatedError"), "{asked:?}");
+    asked.len()
+}
+
+#[test]
+fn wrong_passwords_of_one_address_and_for_one_name_are_slowed() {
+    let couchdb = couchdb();
+    couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
+    let howler = Howler::start_with(&couchdb, &["--trusted_proxies", "127.0.0.0/8"]);
+    let home = "203.0.113.1";
+    assert_eq!(try_password(&howler, home, USER, PASSWORD), Value::Null);
+    // The buckets fill again while this runs.
+    let names = (0..60).map(|number| try_password(&howler, "198.51.100.1", &format!("name-{number}"), "zq7-guess"));
+    let asked = count_asked(names);
+    assert!((30..45).contains(&asked), "of one address: {asked}");
+    assert_eq!(try_password(&howler, "198.51.100.1", OTHER, OTHER_PASSWORD), "AccountLockedError");
+    assert_eq!(try_password(&howler, "198.51.100.2", OTHER, OTHER_PASSWORD), Value::Null, "others are let alone");
+    let addresses = (0..90).map(|last| try_password(&howler, &format!("192.0.2.{last}"), USER, "zq7-guess"));
+    let asked = count_asked(addresses);
+    assert!((50..65).contains(&asked), "for one name: {asked}");
+    assert_eq!(try_password(&howler, home, USER, PASSWORD), Value::Null, "who was here before is not barred");
+}
+
+#[test]
+fn nobody_but_a_trusted_proxy_is_believed_about_where_a_client_is() {
+    for options in [&[][..], &["--trusted_proxies", "10.0.0.0/8,::1"]] {
+        let couchdb = couchdb();
+        let howler = Howler::start_with(&couchdb, options);
+        let places = (0..8).map(|last| try_password(&howler, &format!("192.0.2.{last}"), USER, "zq7-guess"));
+        assert_eq!(count_asked(places), 4, "{options:?}: it is one client");
+        let mut told = couchdb.requests();
+        told.retain(|request| request.target == "/_session");
+        assert!(told.iter().all(|request| request.header("X-Forwarded-For") == Some("127.0.0.1")), "{options:?}");
+    }
 }
