@@ -1,5 +1,5 @@
-//! What one client, one address and all of them together may use, each by its option: what happens at the limit, and that
-//! the others do not notice.
+//! What one client, one address and all of them together may use, each by its option: what happens at the limit, by which
+//! counter that is seen, and that the others do not notice.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -18,6 +18,24 @@ fn assert_serves(howler: &Howler, couchdb: &StandIn) {
     let mut client = Client::subscribed(howler.address(), &["served"]);
     couchdb.update("served");
     assert_eq!(client.next_change(SOON).as_deref(), Some("served"));
+}
+
+/// A server with limits. Its counters are on a port of their own, where looking at them takes nobody's place.
+fn start(couchdb: &StandIn, options: &[&str]) -> Howler {
+    Howler::start_with(couchdb, &[options, &["--admin_port", "0"]].concat())
+}
+
+/// Expects that so many were closed for a reason; the last of them may be just about to be counted.
+fn assert_counted(howler: &Howler, reason: &str, count: u64) {
+    assert_metric(howler, &format!("howler_closes_total{{reason=\"{reason}\"}}"), count);
+}
+
+fn assert_metric(howler: &Howler, name: &str, value: u64) {
+    let deadline = Instant::now() + SOON;
+    while howler.metric(name) < value && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(howler.metric(name), value, "{name}");
 }
 
 fn assert_closed(client: &mut Client, code: u16, reason: &str) {
@@ -44,13 +62,14 @@ fn open_soon(open: impl Fn() -> Result<Client, String>) -> Client {
 #[test]
 fn connections_in_all() {
     let couchdb = couchdb();
-    let howler = Howler::start_with(&couchdb, &["--max_connections", "3"]);
+    let howler = start(&couchdb, &["--max_connections", "3"]);
     let mut clients: Vec<_> = (0..3).map(|_| Client::subscribed(howler.address(), &["db"])).collect();
     for _ in 0..5 {
         let refused = Client::try_open(howler.address(), "/howler", "").err().expect("there is no place");
         assert!(!refused.contains("HTTP") || refused.starts_with("HTTP/1.1 503 "), "{refused}");
     }
     howler.assert_told("is turned away: too many connections", 1);
+    assert_counted(&howler, "too_many_connections", 5);
     couchdb.update("db");
     for client in &mut clients {
         assert_eq!(client.next_change(SOON).as_deref(), Some("db"), "those who are in notice nothing");
@@ -62,7 +81,7 @@ fn connections_in_all() {
 #[test]
 fn who_does_not_log_in_makes_way_when_all_places_are_taken() {
     let couchdb = couchdb();
-    let howler = Howler::start_with(&couchdb, &["--max_connections", "4"]);
+    let howler = start(&couchdb, &["--max_connections", "4"]);
     let mut user = Client::subscribed(howler.address(), &["db"]);
     let mut half = Http::connect(howler.address());
     half.send_raw("GET / HTTP/1.1\r\n");
@@ -74,6 +93,8 @@ fn who_does_not_log_in_makes_way_when_all_places_are_taken() {
     assert_closed(&mut idle, 1013, "made way for others without a log-in");
     assert_eq!(other.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}))["ok"], true);
     assert!(Client::try_open(howler.address(), "/howler", "").is_err(), "nobody is left to make way");
+    assert_counted(&howler, "made_way", 2);
+    assert_counted(&howler, "too_many_connections", 1);
     couchdb.update("db");
     assert_eq!(user.next_change(SOON).as_deref(), Some("db"));
     for client in [&mut first, &mut second, &mut other] {
@@ -84,10 +105,11 @@ fn who_does_not_log_in_makes_way_when_all_places_are_taken() {
 #[test]
 fn connections_of_an_address() {
     let couchdb = couchdb();
-    let howler = Howler::start_with(&couchdb, &["--max_connections_per_address", "2"]);
+    let howler = start(&couchdb, &["--max_connections_per_address", "2"]);
     let clients: Vec<_> = (0..2).map(|_| Client::logged_in(howler.address())).collect();
     let refused = Client::try_open(howler.address(), "/howler", "").err().expect("there is no place");
     assert!(!refused.contains("HTTP") || refused.starts_with("HTTP/1.1 429 "), "{refused}");
+    assert_counted(&howler, "too_many_of_address", 1);
     drop(clients);
     open_soon(|| Client::try_open(howler.address(), "/howler", ""));
 }
@@ -96,7 +118,7 @@ fn connections_of_an_address() {
 fn connections_of_an_address_behind_a_proxy() {
     let couchdb = couchdb();
     let options = ["--max_connections_per_address", "2", "--trusted_proxies", "127.0.0.1"];
-    let howler = Howler::start_with(&couchdb, &options);
+    let howler = start(&couchdb, &options);
     let clients: Vec<_> = (0..2).map(|_| from(&howler, "10.0.0.1").expect("a place")).collect();
     let refused = from(&howler, "10.0.0.1").err().expect("there is no place");
     assert!(refused.starts_with("HTTP/1.1 429 ") && refused.contains("too many connections"), "{refused}");
@@ -104,6 +126,7 @@ fn connections_of_an_address_behind_a_proxy() {
     let _others: Vec<_> = (2..9).map(|last| from(&howler, &format!("10.0.0.{last}")).expect("a place")).collect();
     let _six = [from(&howler, "2001:db8::1").expect("a place"), from(&howler, "2001:db8::2").expect("a place")];
     assert!(from(&howler, "2001:db8::3").is_err(), "one network of IPv6 is one client's");
+    assert_counted(&howler, "too_many_of_address", 2);
     // One connection of the proxy brings requests of many.
     let mut shared = Http::connect(howler.address());
     for last in 2..20 {
@@ -117,12 +140,13 @@ fn connections_of_an_address_behind_a_proxy() {
 #[test]
 fn connections_without_a_log_in() {
     let couchdb = couchdb();
-    let howler = Howler::start_with(&couchdb, &["--max_newcomers", "4"]);
+    let howler = start(&couchdb, &["--max_newcomers", "4"]);
     let mut user = Client::subscribed(howler.address(), &["db"]);
     let mut newcomers: Vec<_> = (0..10).map(|_| Client::json(howler.address())).collect();
     for early in &mut newcomers[..6] {
         assert_closed(early, 1013, "made way for others without a log-in");
     }
+    assert_counted(&howler, "made_way", 6);
     for late in &mut newcomers[6..] {
         assert_eq!(late.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}))["ok"], true);
     }
@@ -143,13 +167,14 @@ fn connections_without_a_log_in() {
 #[test]
 fn time_for_the_log_in() {
     let couchdb = couchdb();
-    let howler = Howler::start_with(&couchdb, &["--login_timeout", "1"]);
+    let howler = start(&couchdb, &["--login_timeout", "1"]);
     let begun = Instant::now();
     let mut client = Client::json(howler.address());
     assert_closed(&mut client, 4408, "no log-in in time");
     assert!((Duration::from_millis(900)..Duration::from_secs(9)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     let mut fourth = Client::open(howler.address(), "/socket.io/?EIO=4&transport=websocket");
     assert_closed(&mut fourth, 4408, "no log-in in time");
+    assert_counted(&howler, "log_in_timeout", 2);
     assert_serves(&howler, &couchdb);
 }
 
@@ -157,7 +182,7 @@ fn time_for_the_log_in() {
 fn heads_and_bodies() {
     let couchdb = couchdb();
     let options = ["--max_head", "1024", "--max_post", "2048", "--request_timeout", "1"];
-    let howler = Howler::start_with(&couchdb, &options);
+    let howler = start(&couchdb, &options);
     let ask = |bytes: &str| {
         let mut http = Http::connect(howler.address());
         http.send_raw(bytes);
@@ -174,6 +199,8 @@ fn heads_and_bodies() {
     let begun = Instant::now();
     assert_eq!(ask("GET /nothing HT"), 408);
     assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    assert_counted(&howler, "head_too_large", 3);
+    assert_counted(&howler, "request_timeout", 1);
 
     let open = Http::connect(howler.address()).get("/socket.io/?EIO=4&transport=polling");
     assert!(open.text().contains("\"maxPayload\":2048"), "{open:?}");
@@ -191,13 +218,16 @@ fn heads_and_bodies() {
     chunked.send_raw(format!("POST {} HTTP/1.1\r\nHost: a\r\n{fields}\r\n900\r\n", poller.target()));
     chunked.send_raw(vec![b'x'; 0x900]);
     assert_eq!(chunked.answer().status, 413);
+    assert_counted(&howler, "body_too_large", 2);
+    // A head, a body, and a connection of the poller that never brought a request.
+    assert_counted(&howler, "request_timeout", 3);
     assert_serves(&howler, &couchdb);
 }
 
 #[test]
 fn messages() {
     let couchdb = couchdb();
-    let howler = Howler::start_with(&couchdb, &["--max_message", "2048"]);
+    let howler = start(&couchdb, &["--max_message", "2048"]);
     let mut client = Client::logged_in(howler.address());
     let padded = |length: usize| {
         let start = "{\"op\":\"heartbeat\",\"id\":1,\"pad\":\"";
@@ -211,13 +241,14 @@ fn messages() {
     parts.send_raw(&frame(0x01, &[b'x'; 1500])).expect("the server reads");
     parts.send_raw(&frame(0x80, &[b'x'; 1500])).expect("the server reads");
     assert_closed(&mut parts, 1009, "message too big");
+    assert_counted(&howler, "message_too_big", 2);
     assert_serves(&howler, &couchdb);
 }
 
 #[test]
 fn messages_a_second() {
     let couchdb = couchdb();
-    let howler = Howler::start_with(&couchdb, &["--max_message_rate", "2"]);
+    let howler = start(&couchdb, &["--max_message_rate", "2"]);
     let reason = "too many messages a second";
     let mut burst = Client::logged_in(howler.address());
     for _ in 0..35 {
@@ -247,6 +278,7 @@ fn messages_a_second() {
     let version = 3;
     poller.post(join(&["42[\"heartbeat\"]"; 30], version));
     assert!(!poller.is_known(), "its session is over");
+    assert_counted(&howler, "too_many_messages", 5);
     assert_eq!(burst.ask(json!({"op": "heartbeat"}))["ok"], true);
     assert_serves(&howler, &couchdb);
 }
@@ -254,7 +286,7 @@ fn messages_a_second() {
 #[test]
 fn subscriptions_and_names() {
     let couchdb = couchdb();
-    let howler = Howler::start_with(&couchdb, &["--max_subscriptions", "3", "--max_name", "8"]);
+    let howler = start(&couchdb, &["--max_subscriptions", "3", "--max_name", "8"]);
     let mut client = Client::logged_in(howler.address());
     let subscribe = |client: &mut Client, names: &[&str]| client.ask(json!({"op": "subscribe", "dbs": names}));
     assert_eq!(subscribe(&mut client, &["a", "b", "12345678"])["ok"], true);
@@ -275,19 +307,22 @@ fn subscriptions_and_names() {
     socket_io.send("427[\"subscribe\",[\"a\",\"b\",\"c\",\"d\"]]");
     let ack = socket_io.receive_text(SOON).expect("an answer");
     assert!(ack.starts_with("437[") && ack.contains("LimitError"), "{ack}");
+    assert_counted(&howler, "too_many_subscriptions", 1);
+    assert_metric(&howler, "howler_subscriptions_refused_total", 18);
     assert_serves(&howler, &couchdb);
 }
 
 #[test]
 fn unanswered_requests() {
     let couchdb = couchdb();
-    let howler = Howler::start_with(&couchdb, &["--max_requests", "3"]);
+    let howler = start(&couchdb, &["--max_requests", "3"]);
     let mut client = Client::logged_in(howler.address());
     couchdb.set_look_up_delay(Duration::from_secs(3));
     for number in 0..4 {
         client.request(json!({"op": "subscribe", "dbs": [format!("slow-{number}")]}));
     }
     assert_closed(&mut client, 1008, "too many requests at once");
+    assert_counted(&howler, "too_many_requests", 1);
     couchdb.set_look_up_delay(Duration::ZERO);
     couchdb.set_login_delay(Duration::from_secs(3));
     let mut early = Client::json(howler.address());
@@ -296,6 +331,7 @@ fn unanswered_requests() {
         early.request(json!({"op": "heartbeat"}));
     }
     assert_closed(&mut early, 1008, "too many messages before the log-in");
+    assert_counted(&howler, "too_much_held", 1);
     couchdb.set_login_delay(Duration::ZERO);
     assert_serves(&howler, &couchdb);
 }
@@ -303,7 +339,7 @@ fn unanswered_requests() {
 #[test]
 fn log_ins_that_wait() {
     let couchdb = couchdb();
-    let howler = Howler::start_with(&couchdb, &["--login_queue", "2", "--login_concurrency", "1"]);
+    let howler = start(&couchdb, &["--login_queue", "2", "--login_concurrency", "1"]);
     couchdb.set_login_delay(Duration::from_millis(700));
     let mut clients: Vec<_> = (0..4).map(|_| Client::json(howler.address())).collect();
     let log_in = json!({"op": "log-in", "cookie": "AuthSession=bXl1c2VyOjVFOnh4eA"});
@@ -318,6 +354,7 @@ fn log_ins_that_wait() {
         answers.iter().partition(|answer| answer["error"] == "ServiceUnavailableError");
     assert_eq!((overloaded.len(), others.len()), (1, 3), "{answers:?}");
     assert!(overloaded[0]["retry_after_ms"].as_u64().is_some_and(|wait| wait >= 5_000), "{overloaded:?}");
+    assert_metric(&howler, "howler_log_ins_overloaded_total", 1);
     // Who leaves takes no place from others.
     drop(clients);
     couchdb.set_login_delay(Duration::ZERO);
@@ -364,7 +401,7 @@ fn a_soft_limit_is_raised() {
 #[test]
 fn accepting_pauses_when_descriptors_run_out_all_the_same() {
     let couchdb = couchdb();
-    let howler = Howler::start(&couchdb);
+    let howler = start(&couchdb, &[]);
     let mut user = Client::subscribed(howler.address(), &["db"]);
     let set = |limit: usize| {
         let id = howler.id().to_string();
@@ -379,5 +416,6 @@ fn accepting_pauses_when_descriptors_run_out_all_the_same() {
     set(1_000);
     assert_serves(&howler, &couchdb);
     assert!(howler.count_lines("No more clients can be accepted") < 100, "it does not spin");
+    assert!((1..100).contains(&howler.metric("howler_accept_pauses_total")), "each pause is counted");
     assert_eq!(user.next_event(A_MOMENT), None);
 }

@@ -178,6 +178,7 @@ fn who_reads_nothing_is_closed_and_who_reads_slowly_is_not() {
         }
     }
     assert_eq!(howler.count_lines(READS_NOTHING), deaf.len());
+    assert_eq!(howler.metric("howler_closes_total{reason=\"slow_reader\"}"), deaf.len() as u64);
     for deaf in deaf {
         let (Connected::Json(mut client) | Connected::SocketIo(mut client)) = deaf else { continue };
         assert_eq!(client.receive_close(SOON).1, Received::End, "after what lay in the buffers of the system");
