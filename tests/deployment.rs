@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use couchdb_howler::config::OPTIONS;
 use serde_json::Value;
 
-use crate::support::howler::Howler;
+use crate::support::howler::{BINARY, Howler};
 use crate::support::http::Http;
 use crate::support::script::{assert_installed, target};
 use crate::support::{SOON, couchdb};
@@ -119,6 +119,33 @@ fn the_stack_fits_the_server() {
     assert_eq!(label("traefik.http.services.howler.loadbalancer.server.port"), "3000");
     assert!(!label("traefik.http.services.howler.loadbalancer.sticky.cookie.name").is_empty());
     assert_eq!(label("traefik.http.services.howler.loadbalancer.healthcheck.path"), "/readyz");
+}
+
+#[test]
+fn the_units_of_systemd_are_sound_and_hardened() {
+    let text = std::fs::read_to_string(readme()).unwrap();
+    let blocks = text.split("```ini\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("units-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut paths = Vec::new();
+    for (block, name) in blocks.zip(["howler.service", "howler.socket"]) {
+        let path = folder.join(name);
+        // It need not be installed to be looked at.
+        std::fs::write(&path, block.replace("/usr/local/bin/couchdb-howler", BINARY)).unwrap();
+        paths.push(path);
+    }
+    assert_eq!(paths.len(), 2);
+    let said = |arguments: &[&str], paths: &[std::path::PathBuf]| {
+        let output = Command::new("systemd-analyze").args(arguments).args(paths).stdin(Stdio::null()).output();
+        let output = output.expect("systemd-analyze runs (Debian package systemd)");
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        assert!(output.status.success(), "{arguments:?}: {text}");
+        text
+    };
+    assert_eq!(said(&["verify", "--man=no"], &paths), "", "an unknown line, or one that cannot be read");
+    // An exposure of at most 1.5, of 10.
+    said(&["security", "--offline=true", "--threshold=15", "--no-pager"], &paths[..1]);
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]

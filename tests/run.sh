@@ -37,6 +37,7 @@ need groff groff
 need man man-db
 need chromium chromium
 need promtool prometheus
+need systemd-analyze systemd
 PATH="$PATH:/usr/sbin" need haproxy haproxy
 rustup component add rustfmt clippy > /dev/null 2>&1 || cargo clippy --version > /dev/null || fail "clippy is needed"
 machine="$(uname -m)"
