@@ -32,6 +32,7 @@ mod polling;
 mod positions;
 mod pouchdb;
 mod printed;
+mod readme;
 mod real_clients;
 mod site;
 mod slow_clients;
