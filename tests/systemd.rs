@@ -148,11 +148,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 /// The server behind the launcher.
 fn handed(sockets: &str, environment: &[(&str, &str)], couchdb: &StandIn, options: &[&str]) -> Command {
-    // A server that goes on where it should end is ended.
-    let mut command = Command::new("timeout");
-    command
-        .args(["--foreground", "60", "python3", "-c", LAUNCHER, sockets, BINARY, "--couchdb_url", &couchdb.url()])
-        .args(options);
+    let mut command = Command::new("python3");
+    command.args(["-c", LAUNCHER, sockets, BINARY, "--couchdb_url", &couchdb.url()]).args(options);
     command.envs(environment.iter().copied());
     command
 }
@@ -227,7 +224,15 @@ fn sockets_of_no_use_are_named() {
         ("LL", "http:http", &["two sockets", "http"]),
         ("C", "", &["socket 1", "connected", "Accept="]),
     ] {
-        let ended = handed(sockets, &[("LISTEN_FDNAMES", names)], &couchdb, &["--port", "0"]).output().unwrap();
+        let command = handed(sockets, &[("LISTEN_FDNAMES", names)], &couchdb, &["--port", "0"]);
+        // A server that goes on where it should end is ended.
+        let ended = Command::new("timeout")
+            .args(["--foreground", "60"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .output()
+            .unwrap();
         let said = String::from_utf8(ended.stderr).unwrap();
         assert_eq!(ended.status.code(), Some(1), "{sockets} {names}: {said}");
         let last = said.lines().last().unwrap();
