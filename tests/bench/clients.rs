@@ -1,7 +1,7 @@
 //! Many clients in one thread: each is a socket in one epoll, a few bytes of state, and no buffer of its own.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -29,6 +29,16 @@ pub struct Plan {
     pub tls: Option<Arc<ClientConfig>>,
     /// Most clients that are on their way at once: less than may wait to be accepted.
     pub window: usize,
+}
+
+impl Plan {
+    /// Towards one address of a server the system looks ever longer for a port that is free here: a few thousand clients go
+    /// to each of several loopback addresses.
+    fn address_for(&self, number: usize) -> SocketAddr {
+        const OF_ONE_ADDRESS: usize = 2_000;
+        let last = u8::try_from(1 + number / OF_ONE_ADDRESS % 250).expect("below 256");
+        SocketAddr::new(Ipv4Addr::new(127, 0, 0, last).into(), self.address.port())
+    }
 }
 
 /// The clients.
@@ -111,7 +121,7 @@ impl Fleet {
 
     fn open(&mut self) {
         let number = self.clients.len();
-        let socket = std::net::TcpStream::connect(self.plan.address).expect("the server listens");
+        let socket = std::net::TcpStream::connect(self.plan.address_for(number)).expect("the server listens");
         socket.set_nodelay(true).and_then(|()| socket.set_nonblocking(true)).expect("a fresh socket");
         let mut socket = TcpStream::from_std(socket);
         self.poll.registry().register(&mut socket, Token(number), Interest::READABLE).expect("a fresh socket");

@@ -60,7 +60,7 @@ function follow () {
   })
 }
 
-server.listen(0, '127.0.0.1', 511, () => {
+server.listen(0, '0.0.0.0', 511, () => {
   const { address, port } = server.address()
   console.error(`obvious server listens on ${address}:${port} (http)`)
   follow()

@@ -1,7 +1,7 @@
 //! What is measured, as a child process: the server, the yardstick, or the obvious server on Node.js.
 
 use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -36,7 +36,7 @@ impl Server {
         let mut command = match target {
             Target::Howler(binary) => {
                 let mut command = Command::new(binary);
-                command.args(["--couchdb_url", &couchdb.url(), "--host", "127.0.0.1", "--port", "0"]);
+                command.args(["--couchdb_url", &couchdb.url(), "--host", "0.0.0.0", "--port", "0"]);
                 command.args(["--feed_heartbeat", "10000"]);
                 command
             }
@@ -63,7 +63,8 @@ impl Server {
         let line = lines.find(|line| line.contains(" listens on ")).expect("it says where it listens");
         let listened_after = began.elapsed();
         let address = line.split(" listens on ").nth(1).and_then(|rest| rest.split(' ').next()).expect("an address");
-        let address = address.parse().expect("an address");
+        let mut address: SocketAddr = address.parse().expect("an address");
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
         // Of what it says later the reader is told what is amiss.
         std::thread::spawn(move || {
             lines.filter(|line| !line.contains(" INFO ")).for_each(|line| eprintln!("{line}"));

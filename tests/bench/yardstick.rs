@@ -26,7 +26,7 @@ struct Loop {
 
 /// Runs until it is killed.
 pub fn run() -> ! {
-    let mut listener = TcpListener::bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+    let mut listener = TcpListener::bind("0.0.0.0:0".parse().expect("an address")).expect("a free port");
     let poll = Poll::new().expect("epoll is there");
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE).expect("a fresh socket");
     eprintln!("yardstick listens on {} (http);", listener.local_addr().expect("it is bound"));
