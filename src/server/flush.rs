@@ -1,4 +1,4 @@
-//! What is written, and when: at the end of a turn each session that has something to say is written to
+//! What is written, and when: at the end of a turn sessions that have something to say are written to, each
 //! once. A notification is encoded once for each dialect; its bytes go to every subscriber.
 
 use std::collections::HashMap;
@@ -16,6 +16,8 @@ use crate::wire::{howler_v1, socket_io, websocket};
 /// Bytes that are put together for one write. What a client does not take of it is held for that client;
 /// all else stays in its set of changed databases.
 const MAX_WRITE: usize = 16 * 1024;
+/// Sessions that are written to in one turn at least, if there are so many: some milliseconds.
+const FLUSHED_A_TURN: usize = 512;
 /// Room for frames that is kept from turn to turn, in bytes.
 const KEPT_FRAMES: usize = 256 * 1024;
 
@@ -84,15 +86,15 @@ impl Frames {
 }
 
 impl Server {
-    /// Writes to every session that has something to say.
+    /// Writes to sessions that have something to say, in the order in which they had it first. Of a crowd a share has its
+    /// turn: what else happens does not wait for all of them, and what changes again before its subscriber is written to
+    /// is told once.
     pub fn flush_dirty(&mut self, now: Millis) {
-        // Flushing may end sessions, not wake them.
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for key in dirty.drain(..) {
+        // More than come in a turn, or they would wait ever longer.
+        let share = FLUSHED_A_TURN.max(self.dirty.len() / 8);
+        for _ in 0..share {
+            let Some(key) = self.dirty.pop_front() else { break };
             self.flush_session(key, now);
-        }
-        if self.dirty.is_empty() {
-            self.dirty = dirty;
         }
         self.frames.clear();
     }

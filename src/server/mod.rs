@@ -34,6 +34,7 @@ mod sessions;
 #[cfg(test)]
 mod sizes;
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -192,7 +193,7 @@ pub struct Server {
     /// Actions of the session at hand.
     actions: Vec<Action>,
     /// Sessions that have something to be written.
-    dirty: Vec<Key>,
+    dirty: VecDeque<Key>,
     woken: Vec<SessionIndex>,
     frames: flush::Frames,
     /// Connections with input that their share of this turn did not cover.
@@ -410,7 +411,7 @@ impl Server {
             limits: settings.limits,
             scratch: vec![0; READ_BUFFER].into(),
             actions: Vec::new(),
-            dirty: Vec::new(),
+            dirty: VecDeque::new(),
             woken: Vec::new(),
             frames: flush::Frames::default(),
             unfinished: Vec::new(),

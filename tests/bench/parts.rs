@@ -276,9 +276,10 @@ impl Bench<'_> {
     /// Four changes for three clients, all at once.
     fn burst(&mut self, clients: usize, server: &mut Remote, yardstick: &mut Remote) {
         let changes = clients * 4 / 3;
-        let (mut costs, mut bare, mut seconds) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut costs, mut bare, mut seconds, mut told) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.sizes.turns {
             let [ours, theirs] = [&mut *server, &mut *yardstick].map(|side| side.order(&Order::Burst { changes }));
+            told.push(ours.told as f64 / changes as f64);
             let once_or_more = clients as u64..=changes as u64;
             assert!(once_or_more.contains(&ours.told), "{} told of {changes}: of each last change at least", ours.told);
             assert_eq!(theirs.told, changes as u64, "it knows nothing of what was told before");
@@ -287,6 +288,7 @@ impl Bench<'_> {
             seconds.push(ours.seconds * 1e3);
         }
         self.report.add(BURST, "µs CPU", AtMost(5.0), clients, median(costs));
+        self.report.add("… notifications that it takes", "", Goal::None, clients, median(told));
         self.report.add("… of a bare write loop, in a burst", "µs CPU", Goal::None, clients, median(bare));
         self.report.add("a burst, all told after", "ms", Goal::None, clients, median(seconds));
     }
