@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use couchdb_howler::config::OPTIONS;
 use serde_json::Value;
@@ -87,12 +88,18 @@ fn the_kubernetes_manifest_fits_the_server() {
     // What is probed answers.
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
-    couchdb.wait_for_feeds(1, SOON);
     for probe in ["readinessProbe", "livenessProbe"] {
         let probed = &container[probe]["httpGet"];
         assert_eq!(probed["port"], port["name"], "{probe}");
-        let answer = Http::connect(howler.address()).get(probed["path"].as_str().unwrap());
-        assert_eq!(answer.status, 200, "{probe}: {answer:?}");
+        // It is probed again and again while it is not ready.
+        let deadline = Instant::now() + SOON;
+        loop {
+            let answer = Http::connect(howler.address()).get(probed["path"].as_str().unwrap());
+            if answer.status == 200 {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{probe}: {answer:?}");
+        }
     }
 }
 
