@@ -13,7 +13,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use couchdb_howler::wire::couchdb::{Credentials, FeedSource, Requests};
-use couchdb_howler::wire::http::parse_request;
+use couchdb_howler::wire::http::{MAX_HEAD, parse_request};
 use couchdb_howler::wire::secret::Secret;
 use couchdb_howler::wire::url::{CouchUrl, mask_credentials, query_pairs};
 use libfuzzer_sys::fuzz_target;

@@ -5,6 +5,7 @@
 //! - a head that is complete stays what it is whatever follows it, is not complete one byte earlier, and
 //!   one that is broken stays broken; checked at every prefix of short inputs, else at points taken from
 //!   the input;
+//! - a request head is at most as long as allowed, with a small and a large limit;
 //! - `head_is_complete` finds the end in a growing buffer exactly when it finds it in the whole of
 //!   it, and never overlooks one that the parser sees;
 //! - no text that is taken from a request holds a control character, and path and query no space either;
@@ -28,9 +29,14 @@ use couchdb_howler::wire::url;
 use couchdb_howler_fuzz::{WAYS, cuts};
 use libfuzzer_sys::fuzz_target;
 
+/// A limit that short inputs get over.
+const SMALL: usize = 128;
+
 fuzz_target!(|data: &[u8]| {
-    prefixes_agree(data, parse_request);
-    prefixes_agree(data, parse_response);
+    for max_head in [SMALL, MAX_HEAD] {
+        prefixes_agree(data, max_head, |bytes| parse_request(bytes, max_head));
+    }
+    prefixes_agree(data, MAX_HEAD, parse_response);
     ends_are_found(data);
     if let Ok(Some((length, request))) = parse_request(data, MAX_HEAD) {
         check_request(&request, &data[..length]);
@@ -43,16 +49,20 @@ fuzz_target!(|data: &[u8]| {
 
 type Parsed<T> = Result<Option<(usize, T)>, HeadError>;
 
-fn prefixes_agree<'a, T: PartialEq + std::fmt::Debug>(data: &'a [u8], parse: impl Fn(&'a [u8]) -> Parsed<T>) {
+fn prefixes_agree<'a, T: PartialEq + std::fmt::Debug>(
+    data: &'a [u8],
+    max_head: usize,
+    parse: impl Fn(&'a [u8]) -> Parsed<T>,
+) {
     let whole = parse(data);
     if let Ok(Some((length, _))) = &whole {
-        assert!(*length <= data.len().min(MAX_HEAD));
+        assert!(*length <= data.len().min(max_head));
         assert!(head_is_complete(&data[..*length], 0), "an end is overlooked");
         assert_eq!(parse(&data[..*length]), whole);
         assert_eq!(parse(&data[..*length - 1]), Ok(None));
     }
     let mut ends = if data.len() < 64 { (0..data.len()).collect() } else { cuts(data, 3) };
-    ends.push(MAX_HEAD.min(data.len()));
+    ends.push(max_head.min(data.len()));
     for end in ends {
         match parse(&data[..end]) {
             Ok(None) => {}

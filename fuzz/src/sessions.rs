@@ -25,9 +25,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 
+use couchdb_howler::state::limits::LONGEST_NAME;
 use couchdb_howler::state::metrics::CloseReason;
-use couchdb_howler::state::session::{Action, Dialect, Opening, Reply, Rules, Session, TAG, Transport, Turn, messages};
-use couchdb_howler::state::subscriptions::{MAX_NAME, MAX_SUBSCRIPTIONS, Subscriptions};
+use couchdb_howler::state::session::{
+    Action, Dialect, Opening, Polling, Reply, Rules, Session, TAG, Transport, Turn, messages,
+};
+use couchdb_howler::state::subscriptions::Subscriptions;
 use couchdb_howler::state::table::Key;
 use couchdb_howler::state::timers::Millis;
 use couchdb_howler::wire::couchdb::{ChangeKind, Credentials, Identity, LogInError};
@@ -45,6 +48,8 @@ const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const MAX_OPERATIONS: usize = 200;
 const MAX_MESSAGES: usize = 600;
 const MAX_LONG: usize = 6;
+/// Databases that a client may subscribe to.
+const MAX_SUBSCRIPTIONS: usize = 10_000;
 /// Most bytes and messages that wait for the end of a log-in.
 const MAX_HELD: (usize, usize) = (64 * 1024, 256);
 /// Most bytes that wait for a client to poll, as the server has it.
@@ -214,13 +219,16 @@ impl World {
             _ => return,
         };
         let session = match version {
-            None => Session::open_json(key(slot), CLIENT, epoch(self.epochs).as_deref(), turn),
+            None => Session::open_json(key(slot), epoch(self.epochs).as_deref(), turn),
             Some(version) => {
                 let credentials = Credentials::Password { username: "u".into(), password: Secret::new("p") };
-                let transport =
-                    if websocket { Transport::WebSocket(key(slot)) } else { Transport::Polling(Box::default()) };
+                let transport = if websocket {
+                    Transport::WebSocket(key(slot))
+                } else {
+                    Transport::Polling(Box::new(Polling::new(CLIENT)))
+                };
                 let (sid, tag) = (Sid([slot as u8; SID_LENGTH]), [0; TAG]);
-                Session::open_socket_io(Opening { version, sid, tag, credentials, transport, client: CLIENT }, turn)
+                Session::open_socket_io(Opening { version, sid, tag, credentials, transport }, turn)
             }
         };
         let client = Client {
@@ -397,7 +405,7 @@ impl World {
         let epoch = epoch(self.epochs);
         let Some(client) = self.clients.get_mut(&slot) else { return };
         assert_eq!(client.stage, Stage::Active, "who is not logged in subscribes to nothing");
-        if names.iter().any(|(name, _)| name.len() > MAX_NAME) {
+        if names.iter().any(|(name, _)| name.len() > LONGEST_NAME) {
             return client.session.answer_error(reply, "LimitError", "a name is too long");
         }
         for (name, _) in names {
@@ -819,8 +827,8 @@ fn long_message(dialect: Dialect, number: usize) -> String {
         0..=3 => (number * 3_500..number * 3_500 + 4_000).for_each(|n| {
             let _ = write!(names, "\"n{n}\",");
         }),
-        4 => names = format!("\"{}\",", "n".repeat(MAX_NAME + 1)),
-        5 => names = format!("\"{}\",", "n".repeat(MAX_NAME)),
+        4 => names = format!("\"{}\",", "n".repeat(LONGEST_NAME + 1)),
+        5 => names = format!("\"{}\",", "n".repeat(LONGEST_NAME)),
         _ => {
             let space = " ".repeat(30_000);
             return match dialect {
