@@ -306,6 +306,7 @@ impl Positions {
         while may && databases.len() < MAX_NAMES {
             let Some(database) = self.wanted.pop_front() else { break };
             if subscriptions.has_subscribers(database) || self.is_awaited(database) {
+                subscriptions.watch_mut(database).outrun = false;
                 databases.push(database);
             } else {
                 self.waiting_for.remove(&database);
@@ -366,6 +367,10 @@ impl Positions {
         for (database, revisions) in batch.databases.into_iter().zip(rows) {
             let subscribed = subscriptions.has_subscribers(database);
             let watch = subscriptions.watch_mut(database);
+            if watch.outrun {
+                self.wanted.push_back(database);
+                continue;
+            }
             watch.wanted = false;
             for kind in watch.handle_look_up(revisions, subscribed, now) {
                 if may_tell(subscriptions.name(database), kind) {

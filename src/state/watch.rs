@@ -32,6 +32,8 @@ pub struct Watch {
     certainty: Certainty,
     /// Whether a look-up of it is to come or under way.
     pub wanted: bool,
+    /// Whether a line came since a look-up was begun that does not say how far it goes: the answer may be from before.
+    pub outrun: bool,
     /// Whether something happened for certain since CouchDB may have lost events: then the position is none from before.
     settled: bool,
     /// When it changed last, in seconds.
@@ -79,6 +81,7 @@ impl Watch {
     pub fn handle_line(&mut self, kind: ChangeKind, revision: Option<Revision>, now: Millis) -> bool {
         self.changed = seconds(now);
         let Some(revision) = revision else {
+            self.outrun = true;
             self.doubt();
             return true;
         };
@@ -150,7 +153,7 @@ impl Watch {
 
     /// Nobody subscribes to it any more who was told of its position, or that means nothing in another epoch.
     pub fn forget(&mut self) {
-        *self = Self { wanted: self.wanted, ..Self::default() };
+        *self = Self { wanted: self.wanted, outrun: self.outrun, ..Self::default() };
     }
 
     /// Takes the position to be what the feed says: for names that no database can have.

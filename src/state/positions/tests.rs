@@ -375,3 +375,30 @@ fn lines_from_before_the_epoch_was_known_count_for_nothing() {
     assert!(positions.handle_look_up(batch, Some(body), answer, &mut subscriptions, &mut Vec::new()));
     assert_eq!(subscriptions.known(database).expect("looked up").counts, [1, 0, 0]);
 }
+
+#[test]
+fn a_look_up_that_a_line_without_a_revision_outran_is_asked_again() {
+    let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
+    positions.handle_epoch(Some("e".into()), &mut subscriptions);
+    assert_eq!(subscriptions.subscribe(0, "a"), Ok(true));
+    let database = subscriptions.find("a").expect("subscribed to");
+    let body = |number: u32| {
+        format!(
+            r#"{{"rows":[{{"key":"updated:a","value":{{"rev":"{number}-x"}}}},{{"key":"created:a","error":"not_found"}},
+            {{"key":"deleted:a","error":"not_found"}}]}}"#
+        )
+    };
+    for (number, outrun, known) in [(1, true, None), (2, false, Some(2)), (3, true, None), (4, false, Some(4))] {
+        assert!(subscriptions.watch_mut(database).handle_line(Updated, None, 0), "it is told all the same");
+        positions.want(database, &mut subscriptions);
+        let batch = positions.next_batch(&mut subscriptions).expect("a");
+        if outrun {
+            // CouchDB has read the revisions by now.
+            assert!(subscriptions.watch_mut(database).handle_line(Updated, None, 0));
+        }
+        let (body, answer, woken) = (body(number), (0, &mut Jitter::new(7)), &mut Vec::new());
+        assert!(positions.handle_look_up(batch, Some(body.as_bytes()), answer, &mut subscriptions, woken));
+        let position = subscriptions.known(database);
+        assert_eq!(position.map(|position| position.counts), known.map(|number| [number, 0, 0]));
+    }
+}
