@@ -56,6 +56,8 @@ const MAX_HELD: (usize, usize) = (64 * 1024, 256);
 const MAX_OUTGOING: usize = 64 * 1024;
 /// Time between the packets that clients must not get together.
 const SPACING: Millis = 25;
+/// Time to answer a ping, however late that is.
+const PONG_WITHIN: Millis = 20_000;
 /// When a client is asked to come back, in milliseconds.
 const RETRY_AFTER: Millis = 1_234;
 /// Time for a log-in, or for CONNECT.
@@ -113,6 +115,8 @@ struct Client {
     /// The databases subscribed to, with what was not told of them.
     wanted: BTreeMap<String, Option<ChangeKind>>,
     heard: Millis,
+    /// When it was pinged last, which may be late.
+    pinged: Millis,
     /// When CONNECT was written, and when the refusal was.
     connected: Option<Millis>,
     refused: Option<Millis>,
@@ -244,6 +248,7 @@ impl World {
             user: None,
             wanted: BTreeMap::new(),
             heard: now,
+            pinged: 0,
             connected: None,
             refused: None,
             epoch: None,
@@ -376,7 +381,11 @@ impl World {
                     }
                 }
                 Action::Check(_) | Action::Reconsider => unreachable!("no session is checked here"),
-                Action::Ping => assert_eq!(self.clients[&slot].session.dialect(), Dialect::Json),
+                Action::Ping => {
+                    let Some(client) = self.clients.get_mut(&slot) else { continue };
+                    assert_eq!(client.session.dialect(), Dialect::Json);
+                    client.pinged = self.now;
+                }
                 Action::Close(reason) => self.close(slot, reason),
             }
             self.listen(slot);
@@ -606,7 +615,7 @@ impl Client {
     fn be_told(&mut self, text: &str, epoch: Option<&str>, now: Millis) {
         match self.session.dialect() {
             Dialect::Json => self.be_told_json(text, epoch),
-            Dialect::SocketIo(version) => self.be_told_packet(text, version),
+            Dialect::SocketIo(version) => self.be_told_packet(text, version, now),
         }
         assert!(now >= self.heard);
         self.unwritten.push(text.to_owned());
@@ -669,13 +678,16 @@ impl Client {
         assert_eq!(read.into_iter().collect::<BTreeSet<_>>(), changed);
     }
 
-    fn be_told_packet(&mut self, text: &str, version: Version) {
+    fn be_told_packet(&mut self, text: &str, version: Version, now: Millis) {
         let disconnects = socket_packet(text).is_some_and(|packet| packet.kind == socket_io::PacketKind::Disconnect);
         assert!(disconnects || !self.logged_out, "the answer to log-out comes with DISCONNECT");
         let packet = engine_io::parse_packet(text).expect("a packet");
         match packet.kind {
             engine_io::PacketKind::Open => assert!(self.unwritten.is_empty() && self.connected.is_none()),
-            engine_io::PacketKind::Ping => assert!(version == Version::V4 && packet.data.is_empty()),
+            engine_io::PacketKind::Ping => {
+                assert!(version == Version::V4 && packet.data.is_empty());
+                self.pinged = now;
+            }
             engine_io::PacketKind::Pong => assert_eq!(version, Version::V3),
             engine_io::PacketKind::Message => {}
             other => panic!("{other:?} is not the session's to say"),
@@ -759,7 +771,7 @@ impl Client {
             Dialect::SocketIo(Version::V3) => 30_000,
             Dialect::SocketIo(Version::V4) | Dialect::Json => 45_000,
         };
-        assert!(now < self.heard + silence, "silent for too long");
+        assert!(now < (self.heard + silence).max(self.pinged + PONG_WITHIN), "silent for too long");
         match self.stage {
             Stage::Awaiting(since) => assert!(now < since + LOG_IN_WITHIN && self.wanted.is_empty()),
             Stage::Refused | Stage::Ended => assert!(self.wanted.is_empty(), "subscribed in {:?}", self.stage),

@@ -196,6 +196,9 @@ pub struct Session {
     unconfirmed: bool,
     /// `howler.v1` and Engine.IO 4: whether a ping is out.
     pinged: bool,
+    /// How late that ping was, in milliseconds: the client has its whole time to answer, also when the server stood
+    /// still.
+    late: u32,
     strikes: u8,
     /// How many subscriptions in a row were refused for being too many.
     refusals: u8,
@@ -284,6 +287,7 @@ impl Session {
             clear_from: Deadline::NEVER,
             unconfirmed: false,
             pinged: false,
+            late: 0,
             strikes: 0,
             refusals: 0,
             knows_epoch: false,
@@ -474,14 +478,20 @@ impl Session {
         self.clear_from.moment().map(|at| if self.unconfirmed { at + RECEIPT_WITHIN } else { at })
     }
 
+    /// Until when the client may be silent: a ping, or the end, is due then.
+    fn silent_until(&self, rules: &Rules) -> Millis {
+        let late = Millis::from(self.late);
+        match self.dialect {
+            Dialect::SocketIo(Version::V4) if !self.pinged => self.heard + rules.ping_interval,
+            Dialect::SocketIo(version) => self.heard + rules.ping_interval + late + rules.ping_timeout(version),
+            Dialect::Json if self.pinged => self.heard + JSON_PING_AFTER + late + JSON_PONG_WITHIN,
+            Dialect::Json => self.heard + JSON_PING_AFTER,
+        }
+    }
+
     /// When [`Session::handle_timeout`] is due.
     pub fn poll_timeout(&self, rules: &Rules) -> Millis {
-        let silence = match self.dialect {
-            Dialect::SocketIo(Version::V4) if !self.pinged => self.heard + rules.ping_interval,
-            Dialect::SocketIo(version) => self.heard + rules.ping_interval + rules.ping_timeout(version),
-            Dialect::Json if self.pinged => self.heard + JSON_PING_AFTER + JSON_PONG_WITHIN,
-            Dialect::Json => self.heard + JSON_PING_AFTER,
-        };
+        let silence = self.silent_until(rules);
         match self.phase {
             Phase::Anonymous(until) => silence.min(until),
             Phase::Awaiting(ref awaited) => silence.min(awaited.until),
@@ -517,16 +527,18 @@ impl Session {
             }
             _ => {}
         }
-        if turn.now < self.poll_timeout(turn.rules) {
+        let due = self.silent_until(turn.rules);
+        if turn.now < due {
             return;
         }
+        let late = u32::try_from(turn.now - due).unwrap_or(u32::MAX);
         match self.dialect {
             Dialect::Json if !self.pinged => {
-                self.pinged = true;
+                (self.pinged, self.late) = (true, late);
                 turn.actions.push(Action::Ping);
             }
             Dialect::SocketIo(Version::V4) if !self.pinged => {
-                self.pinged = true;
+                (self.pinged, self.late) = (true, late);
                 self.outgoing.push(|out| out.push(b'2'));
             }
             _ => turn.actions.push(Action::Close(CloseReason::PingTimeout)),

@@ -262,4 +262,31 @@ mod tests {
         let refused = Err(LogInError::NotAuthenticated);
         assert_eq!(after(&mut session, 300, |session, turn| session.handle_log_in(refused, 0, turn)), [Action::Leave]);
     }
+
+    #[test]
+    fn who_is_pinged_late_has_the_whole_time_to_answer() {
+        let rules = Rules { log_in_within: 1_000_000, ..Rules::default() };
+        let key = crate::state::table::Key { index: 0, generation: 0 };
+        let opening = Opening {
+            version: Version::V4,
+            sid: Sid([0; 20]),
+            tag: [0; TAG],
+            credentials: Credentials::Unusable,
+            transport: Transport::WebSocket(key),
+        };
+        let mut actions = Vec::new();
+        let mut turn = Turn { now: 0, rules: &rules, actions: &mut actions };
+        for mut session in [Session::open_socket_io(opening, &mut turn), Session::open_json(key, None, &mut turn)] {
+            session.outgoing.take();
+            let mut timeout = |now: Millis| {
+                let mut actions = Vec::new();
+                session.handle_timeout(&mut Turn { now, rules: &rules, actions: &mut actions });
+                let pinged = !session.outgoing.take().is_empty() || actions == [Action::Ping];
+                (pinged, actions == [Action::Close(CloseReason::PingTimeout)], session.poll_timeout(&rules))
+            };
+            assert_eq!(timeout(60_000), (true, false, 80_000), "the server stood still");
+            assert_eq!(timeout(79_999), (false, false, 80_000));
+            assert!(timeout(80_000).1);
+        }
+    }
 }
