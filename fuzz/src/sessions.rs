@@ -9,6 +9,10 @@
 //! N#2        the client sends one of the long messages of `long_message`
 //! N*20       the client sends its last message so many times again
 //! N=o        CouchDB answers the log-in: o and u are users, n (not authenticated), l (locked), x (unavailable), b (too busy)
+//! N:1234     CouchDB is to be asked whether the user is still logged in, after so many milliseconds
+//! N?o        CouchDB answers that, likewise; r is the first user in other roles, c the same with a new cookie
+//! N/name     the user may not read a database any more
+//! N,         the client answers WebSocket pings no more from here on, or answers them again
 //! N!         what the session has to say is written
 //! N.         the client reads all at once from here on, or no more
 //! N^         the session moves from polling to a WebSocket
@@ -19,6 +23,8 @@
 //! %          CouchDB cannot be asked from here on, or can again
 //! $          the epoch of positions becomes known, or is another one from here on
 //! ?          every client is told that changes may have been lost
+//!
+//! Nobody may read a database whose name begins with `_`.
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -58,6 +64,8 @@ const MAX_OUTGOING: usize = 64 * 1024;
 const SPACING: Millis = 25;
 /// Time to answer a ping, however late that is.
 const PONG_WITHIN: Millis = 20_000;
+/// So many `subscribe` in a row that ask for too much end a session.
+const MAX_REFUSALS: u8 = 16;
 /// When a client is asked to come back, in milliseconds.
 const RETRY_AFTER: Millis = 1_234;
 /// Time for a log-in, or for CONNECT.
@@ -101,8 +109,23 @@ struct Client {
     unwritten: Vec<String>,
     /// Whether it is written at once.
     reads: bool,
-    /// Whether CouchDB works on a log-in.
+    /// Whether it answers WebSocket pings, and whether one is not answered.
+    answers: bool,
+    unanswered: bool,
+    /// Whether CouchDB works on a log-in, and what that is with.
     log_in: bool,
+    credentials: Credentials,
+    /// What the user is still good with.
+    kept: Credentials,
+    /// Whether CouchDB is asked if the user is still logged in.
+    checked: bool,
+    /// What its answer has the session say: that the log-in is over, or another cookie.
+    expired: bool,
+    renewed: bool,
+    /// The database that it may not read any more, until it is told so.
+    revoked: Option<String>,
+    /// How often in a row it asked for more than it may have.
+    refusals: u8,
     last_message: String,
     stage: Stage,
     /// What was asked for and not answered, in the order of asking.
@@ -197,6 +220,13 @@ impl World {
                 (0..times.min(MAX_MESSAGES)).for_each(|_| self.say(slot, &message));
             }
             '=' if client.log_in => self.answer_log_in(slot, rest),
+            ':' => client.session.check_at(self.now + rest.parse::<u16>().map_or(0, Millis::from)),
+            '?' if client.checked => self.answer_check(slot, rest),
+            '/' => self.revoke(slot, rest),
+            ',' => {
+                client.answers ^= true;
+                self.answer_ping(slot);
+            }
             '!' => self.write(slot),
             '.' => client.reads ^= true,
             '^' if client.session.websocket().is_none() => {
@@ -239,7 +269,16 @@ impl World {
             session,
             unwritten: Vec::new(),
             reads: websocket,
+            answers: true,
+            unanswered: false,
             log_in: false,
+            credentials: Credentials::Unusable,
+            kept: Credentials::Unusable,
+            checked: false,
+            expired: false,
+            renewed: false,
+            revoked: None,
+            refusals: 0,
             last_message: String::new(),
             stage: Stage::Awaiting(now),
             asked: VecDeque::new(),
@@ -289,8 +328,12 @@ impl World {
     }
 
     fn answer_log_in(&mut self, slot: u32, how: &str) {
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        let credentials = client.credentials.clone();
+        let by_token = matches!(credentials, Credentials::Token(_));
         let identity = |name: &'static str| {
-            (Some(name), Ok(Identity { name: name.into(), roles: [].into(), cookie: Some(cookie()) }))
+            let cookie = (!by_token).then(cookie);
+            (Some(name), Ok(Identity { name: name.into(), roles: [].into(), cookie }))
         };
         let (user, answer) = match how {
             "o" => identity("one"),
@@ -301,17 +344,88 @@ impl World {
             "b" => (None, Err(LogInError::Overloaded)),
             _ => return,
         };
-        let Some(client) = self.clients.get_mut(&slot) else { return };
         client.log_in = false;
         let (stage, said) = (client.stage, client.unwritten.len());
         let other = stage == Stage::LoggingIn && user.is_some() && client.user.is_some() && client.user != user;
         if stage == Stage::LoggingIn {
             client.user = user.or(client.user);
+            if user.is_some() {
+                client.kept = if by_token { credentials.clone() } else { Credentials::cookie(cookie().reveal()) };
+            }
         }
-        self.with_session(slot, |session, turn| session.handle_log_in(answer, RETRY_AFTER, turn));
+        self.with_session(slot, |session, turn| {
+            session.handle_log_in(answer, RETRY_AFTER, turn);
+            session.keep_token(&credentials);
+        });
         let Some(client) = self.clients.get(&slot) else { return };
         assert!(!other || client.wanted.is_empty() || client.stage == Stage::Active, "subscriptions of another user");
         assert!(stage == Stage::LoggingIn || client.unwritten.len() == said, "nobody waits for it");
+    }
+
+    /// CouchDB says whether the user is still logged in.
+    fn answer_check(&mut self, slot: u32, how: &str) {
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        let user = |name: &str, roles: &[&str], cookie: Option<Secret>| {
+            Ok(Identity { name: name.into(), roles: roles.iter().map(|role| (*role).into()).collect(), cookie })
+        };
+        let mut answer = match how {
+            "o" => user("one", &[], Some(cookie())),
+            "u" => user("another", &[], Some(cookie())),
+            "r" => user("one", &["other"], Some(cookie())),
+            "c" => user("one", &[], Some(Secret::new("AuthSession=new"))),
+            "n" => Err(LogInError::NotAuthenticated),
+            "l" => Err(LogInError::Locked),
+            "x" => Err(LogInError::Unavailable),
+            "b" => Err(LogInError::Overloaded),
+            _ => return,
+        };
+        client.checked = false;
+        if let (Ok(identity), Credentials::Token(_)) = (&mut answer, &client.kept) {
+            identity.cookie = None;
+        }
+        if client.stage == Stage::Active {
+            client.expired = match &answer {
+                Ok(identity) => Some(&*identity.name) != client.user,
+                Err(error) => matches!(error, LogInError::NotAuthenticated | LogInError::Locked),
+            };
+            let cookie = answer.as_ref().ok().and_then(|identity| identity.cookie.as_ref());
+            if let Some(cookie) = cookie.filter(|_| !client.expired) {
+                let kept = std::mem::replace(&mut client.kept, Credentials::cookie(cookie.reveal()));
+                client.renewed = client.kept != kept && client.session.dialect() == Dialect::Json;
+            }
+        }
+        let said = client.unwritten.len();
+        let speaks = client.expired || client.renewed;
+        self.with_session(slot, |session, turn| session.handle_check(answer, turn));
+        if let Some(client) = self.clients.get(&slot) {
+            assert!(!client.expired && !client.renewed, "not told");
+            assert_eq!(client.unwritten.len(), said + usize::from(speaks));
+        }
+    }
+
+    /// As the server does when who may read a database has changed.
+    fn revoke(&mut self, slot: u32, name: &str) {
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        let subscribed = client.wanted.remove(name).is_some();
+        assert_eq!(self.subscriptions.unsubscribe(slot, name), subscribed);
+        if subscribed {
+            client.revoked = Some(name.to_owned());
+            client.session.say_unsubscribed(name);
+        }
+        self.listen(slot);
+    }
+
+    /// The client answers the ping that went with what was written last.
+    fn answer_ping(&mut self, slot: u32) {
+        let now = self.now;
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        if client.answers && std::mem::take(&mut client.unanswered) {
+            client.session.handle_heard(now);
+            if client.session.dialect() != Dialect::SocketIo(Version::V4) {
+                client.heard = now;
+            }
+            self.with_session(slot, Session::handle_pong);
+        }
     }
 
     fn advance(&mut self, how: &str) {
@@ -380,7 +494,17 @@ impl World {
                         client.session.confirm_connect(Sid([0xff; SID_LENGTH]));
                     }
                 }
-                Action::Check(_) | Action::Reconsider => unreachable!("no session is checked here"),
+                Action::Check(credentials) => {
+                    let Some(client) = self.clients.get_mut(&slot) else { continue };
+                    assert_eq!(client.stage, Stage::Active, "nobody is logged in");
+                    assert!(!matches!(credentials, Credentials::Password { .. }), "passwords are not kept");
+                    client.checked = credentials != Credentials::Unusable;
+                }
+                Action::Reconsider => {
+                    let roles =
+                        self.clients.get(&slot).and_then(|client| client.session.user()).map(|(_, roles)| roles);
+                    assert!(roles.is_some());
+                }
                 Action::Ping => {
                     let Some(client) = self.clients.get_mut(&slot) else { continue };
                     assert_eq!(client.session.dialect(), Dialect::Json);
@@ -396,6 +520,7 @@ impl World {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         assert!(matches!(client.stage, Stage::Awaiting(_) | Stage::Active), "{:?}", client.stage);
         client.stage = Stage::LoggingIn;
+        client.credentials = credentials.clone();
         // One that CouchDB still works on is given up.
         client.log_in = !self.unavailable && *credentials != Credentials::Unusable;
         client.session.log_in = client.log_in.then_some(key(slot));
@@ -415,9 +540,24 @@ impl World {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         assert_eq!(client.stage, Stage::Active, "who is not logged in subscribes to nothing");
         if names.iter().any(|(name, _)| name.len() > LONGEST_NAME) {
-            return client.session.answer_error(reply, "LimitError", "a name is too long");
+            client.refusals += 1;
+            let ends = client.session.answer_limit(reply, "a name is too long");
+            assert_eq!(ends, client.refusals >= MAX_REFUSALS);
+            if ends {
+                self.listen(slot);
+                self.close(slot, CloseReason::TooManySubscriptions);
+            }
+            return;
         }
-        for (name, _) in names {
+        let (names, refused): (Vec<_>, Vec<_>) = names.iter().partition(|(name, _)| !name.starts_with('_'));
+        let refused: Vec<Box<str>> = refused.into_iter().map(|(name, _)| name.clone()).collect();
+        if names.is_empty() && !refused.is_empty() {
+            if client.session.dialect() != Dialect::Json {
+                client.refusals = 0;
+            }
+            return client.session.answer_forbidden(reply, &refused);
+        }
+        for (name, _) in &names {
             assert!(!name.is_empty());
             let full = client.wanted.len() >= MAX_SUBSCRIPTIONS;
             let new = !client.wanted.contains_key(&**name);
@@ -431,7 +571,7 @@ impl World {
             client.wanted.entry((**name).to_owned()).or_default();
         }
         let (mut stand, mut changed) = (Vec::new(), Vec::new());
-        for (name, known) in names {
+        for (name, known) in &names {
             let position = position(name).filter(|_| epoch.is_some());
             stand.push((&**name, position));
             let same = position.is_some_and(|position| known.as_deref().is_some_and(|known| position.is(known)));
@@ -443,7 +583,8 @@ impl World {
             let texts = stand.iter().map(|(name, position)| ((*name).into(), position.map(|it| it.to_string())));
             client.stand = Some((texts.collect(), changed.iter().map(|name| (*name).to_owned()).collect()));
         }
-        client.session.answer_subscribed(reply, epoch.as_ref().map(|_| &*stand), &changed, epoch.as_deref(), &[]);
+        client.refusals = 0;
+        client.session.answer_subscribed(reply, epoch.as_ref().map(|_| &*stand), &changed, epoch.as_deref(), &refused);
     }
 
     /// As the server has it: clients that have been told an epoch are told the other one at once.
@@ -519,7 +660,9 @@ impl World {
         }
         assert!(!client.is_dirty(), "a change is lost");
         if said {
+            client.unanswered = client.session.websocket().is_some() && client.session.asks_receipt();
             client.session.handle_flushed(self.now);
+            self.answer_ping(slot);
         }
     }
 
@@ -629,6 +772,13 @@ impl Client {
                     self.epoch = string(&fields, "epoch");
                     assert_eq!(self.epoch.as_deref(), epoch);
                 }
+                "\"not-authenticated\"" => {
+                    assert!(std::mem::take(&mut self.expired) && self.stage == Stage::Active, "{text}");
+                }
+                "\"session\"" => {
+                    assert!(std::mem::take(&mut self.renewed) && string(&fields, "cookie").is_some(), "{text}");
+                }
+                "\"unsubscribed\"" => assert_eq!(string(&fields, "db"), self.revoked.take()),
                 "\"resync\"" => {
                     assert_eq!(string(&fields, "reason").as_deref(), Some("a \"reason\""));
                     assert!(std::mem::take(&mut self.resync_due) && self.stage == Stage::Active, "{text}");
@@ -643,7 +793,8 @@ impl Client {
         assert_ne!(ok, fields.contains_key("error"));
         match asked.what {
             Request::LogIn if ok => {
-                assert!(self.stage == Stage::LoggingIn && fields.contains_key("cookie"));
+                let by_token = matches!(self.credentials, Credentials::Token(_));
+                assert!(self.stage == Stage::LoggingIn && fields.contains_key("cookie") != by_token);
                 self.authenticated();
             }
             Request::LogIn => assert_eq!(self.stage, Stage::LoggingIn),
@@ -708,10 +859,15 @@ impl Client {
                     self.authenticated();
                 }
                 "not-authenticated" => {
-                    assert_eq!(self.stage, Stage::LoggingIn);
+                    let expired = std::mem::take(&mut self.expired) && self.stage == Stage::Active;
+                    assert!(expired || self.stage == Stage::LoggingIn, "{:?}", self.stage);
                     self.stage = Stage::Refused;
                     self.asked.clear();
                     self.held = (0, 0);
+                }
+                "unsubscribed" => {
+                    let event: Value = serde_json::from_str(packet.data).expect("JSON");
+                    assert_eq!(event[1].as_str().map(str::to_owned), self.revoked.take());
                 }
                 other => panic!("{other} is not the session's to say"),
             },
@@ -744,6 +900,8 @@ impl Client {
                     connect = true;
                     self.connected = Some(now);
                 }
+                // As changes do, it may come with CONNECT where the client was connected before.
+                socket_io::PacketKind::Event if event_name(packet.data) == "unsubscribed" => {}
                 socket_io::PacketKind::Event => {
                     assert!(!connect, "with CONNECT: {text}");
                     assert!(self.connected.is_some_and(|at| now >= at + SPACING), "too soon: {text}");
@@ -765,6 +923,7 @@ impl Client {
 
     fn check(&self, now: Millis) {
         assert!(self.session.outgoing.is_empty() && !self.logged_out && !self.resync_due && self.stand.is_none());
+        assert!(!self.expired && !self.renewed && self.revoked.is_none());
         assert!(self.held.0 <= MAX_HELD.0 && self.held.1 <= MAX_HELD.1, "{:?}", self.held);
         assert!(self.stage == Stage::LoggingIn || self.asked.is_empty(), "not answered: {:?}", self.asked);
         let silence = match self.session.dialect() {
