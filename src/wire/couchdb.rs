@@ -171,13 +171,10 @@ fn parse_any_line(line: &[u8]) -> Option<FeedLine<'_>> {
 }
 
 /// A sequence is a string here; other versions and hosts send numbers (so does PouchDB Server) and arrays. It goes
-/// back as it came. None for `null`.
+/// back as it came. None for a string with half of a surrogate pair.
 fn opaque(seq: &RawValue) -> Option<Cow<'_, str>> {
-    match seq.get() {
-        "null" => None,
-        text if text.starts_with('"') => json::parse_string(text),
-        text => Some(Cow::Borrowed(text)),
-    }
+    let text = seq.get();
+    if text.starts_with('"') { json::parse_string(text) } else { Some(Cow::Borrowed(text)) }
 }
 
 /// The first of the `changes` of a line.
