@@ -29,8 +29,7 @@ cargo +nightly fuzz build --target-dir "$target_dir"
 # Longest input: heads are capped at 16 KiB, and what is longer than the interesting shapes only costs speed.
 max_len() {
     case $1 in
-        request_head) echo 20000 ;;
-        feed_reader) echo 8192 ;;
+        request_head | feed_reader) echo 20000 ;;
         look_up | positions) echo 2048 ;;
         websocket) echo 2048 ;;
         *) echo 1024 ;;

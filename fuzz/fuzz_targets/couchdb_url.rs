@@ -4,9 +4,10 @@
 //! Asserted:
 //! - nothing in front of the last `@` of a URL is ever shown, whether it could be read or not;
 //! - the URL as shown reads as the same place;
-//! - the value of a cookie holds nothing that could end its field or begin another cookie;
+//! - the value of a cookie holds nothing that could end its field or begin another cookie, and a token nothing that
+//!   could end its own;
 //! - every request is one head, which our own parser reads, and a body of the length that it tells; a log-in
-//!   never carries the server's own credentials.
+//!   never carries the server's own credentials, nor does the question who is there.
 
 #![no_main]
 
@@ -15,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use couchdb_howler::wire::couchdb::{Credentials, FeedSource, Requests};
 use couchdb_howler::wire::http::{MAX_HEAD, parse_request};
 use couchdb_howler::wire::secret::Secret;
-use couchdb_howler::wire::url::{CouchUrl, mask_credentials, query_pairs};
+use couchdb_howler::wire::url::{CouchUrl, mask_credentials, percent_decode, query_pairs};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -23,9 +24,12 @@ fuzz_target!(|data: &[u8]| {
     check_mask(&text);
     let (first, rest) = text.split_once('\n').unwrap_or((&text, &text));
     check_cookie(rest);
-    if let Ok(url) = CouchUrl::parse(first) {
-        check_url(first, &url);
-        check_requests(&url, rest);
+    match CouchUrl::parse(first) {
+        Ok(url) => {
+            check_url(first, &url);
+            check_requests(&url, rest);
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
     }
 });
 
@@ -57,28 +61,41 @@ fn check_url(text: &str, url: &CouchUrl) {
 }
 
 fn check_cookie(text: &str) {
+    let secret = Secret::new(text);
+    assert_eq!((format!("{secret} {secret:?}"), secret.is_empty()), ("*** ***".to_owned(), text.is_empty()));
+
     if let Credentials::Cookie(value) = Credentials::cookie(text) {
         let value = value.reveal();
         assert!(!value.is_empty() && text.contains(value));
         assert!(value.bytes().all(|b| b.is_ascii_graphic() && !b"\",;\\".contains(&b)), "{value:?}");
+    }
+    match Credentials::token(text) {
+        Credentials::Token(token) => {
+            assert_eq!(token.reveal(), text);
+            assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b)) && !text.is_empty());
+        }
+        other => assert_eq!(other, Credentials::Unusable),
     }
 }
 
 fn check_requests(url: &CouchUrl, text: &str) {
     let requests = Requests::new(url);
     for client in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-        for credentials in
-            [Credentials::Password { username: text.into(), password: Secret::new(text) }, Credentials::cookie(text)]
-        {
+        for credentials in [
+            Credentials::Password { username: text.into(), password: Secret::new(text) },
+            Credentials::cookie(text),
+            Credentials::token(text),
+        ] {
             let log_in = requests.log_in(&credentials, client);
             assert_eq!(log_in.is_none(), credentials == Credentials::Unusable);
             let Some(log_in) = log_in else { continue };
             let (fields, body) = check_request(&log_in, &format!("{}/_session", url.prefix));
-            assert!(!fields.iter().any(|field| field.starts_with("authorization:")), "{fields:?}");
-            assert_eq!(
-                fields.iter().filter(|field| field.starts_with("cookie:")).count(),
-                usize::from(body.is_empty())
-            );
+            let given = match &credentials {
+                Credentials::Cookie(value) => vec![format!("cookie: AuthSession={}", value.reveal())],
+                Credentials::Token(token) => vec![format!("authorization: Bearer {}", token.reveal())],
+                Credentials::Password { .. } | Credentials::Unusable => Vec::new(),
+            };
+            assert_eq!(credentials_in(&fields), given);
             if !body.is_empty() {
                 let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
                 assert_eq!(body, serde_json::json!({"name": text, "password": text}));
@@ -109,6 +126,20 @@ fn check_requests(url: &CouchUrl, text: &str) {
     assert_eq!(body, serde_json::json!({"keys": keys}));
     check_request(&requests.epoch(), &format!("{}/_global_changes", url.prefix));
     check_request(&requests.create_global_changes(), &format!("{}/_global_changes", url.prefix));
+    check_request(&requests.own_session(), &format!("{}/_session", url.prefix));
+    let (fields, _) = check_request(&requests.welcome(), &format!("{}/", url.prefix));
+    assert!(credentials_in(&fields).is_empty(), "{fields:?}");
+    let security = requests.security(text);
+    let (_, request) = parse_request(&security, MAX_HEAD).expect("ours").expect("whole");
+    let name = request.path.strip_prefix(&*url.prefix).and_then(|path| path.strip_prefix('/'));
+    let name = name.and_then(|path| path.strip_suffix("/_security")).expect("around the name");
+    assert!(!name.contains('/') && request.query.is_empty());
+    assert_eq!(percent_decode(name, false).as_deref(), Some(text));
+}
+
+fn credentials_in(fields: &[String]) -> Vec<&str> {
+    let names = ["cookie:", "authorization:"];
+    fields.iter().filter(|field| names.iter().any(|name| field.starts_with(name))).map(|field| &**field).collect()
 }
 
 /// The fields of a request, with names in small letters, and its body.

@@ -1,9 +1,11 @@
-//! An answer of CouchDB as the feed reads it: head, body framing, lines, JSON.
+//! An answer of CouchDB as the feed reads it: head, body framing, lines, JSON. Behind `LONG `, an input is lines about
+//! as long as a line may be.
 //!
 //! Asserted, for an input that is the whole of what CouchDB sends:
 //! - heads, lines, the end, and the error with everything that came before it are the same however
 //!   the bytes are cut: whole, one by one, or at points taken from the input;
 //! - "need more" means that all input was used, and no step stands still;
+//! - a line that is too long is passed over, and nothing but that line;
 //! - a change names a database: not an empty name, and not `_dbs`;
 //! - a line and the same JSON written anew (keys in another order, escapes undone) read alike, and so
 //!   does the same change in the form that CouchDB usually writes, which is read by another path;
@@ -12,6 +14,7 @@
 
 #![no_main]
 
+use couchdb_howler::wire::body::BodyDecoder;
 use couchdb_howler::wire::couchdb::{ChangeKind, FeedLine, parse_feed_line, parse_last_seq};
 use couchdb_howler::wire::http::Response;
 use couchdb_howler::wire::lines::{Line, LineReader, MAX_LINE};
@@ -33,6 +36,9 @@ enum Item {
 }
 
 fuzz_target!(|data: &[u8]| {
+    if let Some(plan) = data.strip_prefix(b"LONG ") {
+        return check_long_lines(plan);
+    }
     let whole = read(&pieces(data, 0));
     for way in 1..WAYS {
         assert_eq!(read(&pieces(data, way)), whole, "way {way}");
@@ -45,30 +51,37 @@ fuzz_target!(|data: &[u8]| {
     }
     // The same bytes as bare lines: mutations need not get past the framing to reach the JSON.
     data.split(|byte| *byte == b'\n').for_each(check_line);
-    let _ = parse_last_seq(data);
+    check_last_seq(data);
 });
 
 fn read(pieces: &[&[u8]]) -> Vec<Item> {
-    let (mut reader, mut lines, mut items, mut total) = (ResponseReader::new(), LineReader::default(), Vec::new(), 0);
+    let (mut reader, mut lines, mut items, mut total) =
+        (ResponseReader::default(), LineReader::default(), Vec::new(), 0);
     for piece in pieces {
         let mut rest = *piece;
         loop {
             let (used, part) = match reader.next(rest) {
                 Ok(next) => next,
                 Err(error) => {
+                    assert!(!error.to_string().is_empty());
                     items.push(Item::Error(error));
                     return items;
                 }
             };
             total += used;
             rest = &rest[used..];
+            assert!(reader.is_untouched() || total > 0);
             match part {
-                Part::Head(head) => items.push(Item::Head(head)),
+                Part::Head(head) => {
+                    assert_eq!(reader.ends_with_connection(), head.body == BodyDecoder::UntilClose);
+                    items.push(Item::Head(head));
+                }
                 Part::Data(data) => {
                     assert!(!data.is_empty(), "a step that stands still");
                     take_lines(&mut lines, data, &mut items);
                 }
                 Part::End => {
+                    assert_eq!(reader.next(&[]), Ok((0, Part::End)), "it ends once");
                     items.push(Item::End(total));
                     return items;
                 }
@@ -95,6 +108,40 @@ fn take_lines(lines: &mut LineReader, mut rest: &[u8], items: &mut Vec<Item>) {
             }
         }
     }
+}
+
+/// The sequence that an answer ends with: that of its `last_seq`, and as the last line of a feed it says the same.
+fn check_last_seq(body: &[u8]) {
+    let seq = parse_last_seq(body);
+    if let Ok(value) = serde_json::from_slice::<Value>(body) {
+        let last = value.get("last_seq").filter(|seq| !seq.is_null());
+        assert!(seq.is_none() || last.is_some());
+        if let Some(text) = last.and_then(Value::as_str) {
+            assert!(seq.as_deref().is_none_or(|seq| seq == text));
+        }
+    }
+    if let Some(seq) = seq {
+        assert_eq!(parse_feed_line(body), Some(FeedLine::LastSeq { seq: seq.into() }));
+    }
+}
+
+/// Each two bytes are a line, by how much longer or shorter it is than the longest; they come in pieces of as many bytes
+/// as the first byte says, times 512.
+fn check_long_lines(plan: &[u8]) {
+    let [way, plan @ ..] = plan else { return };
+    let (mut bytes, mut expected) = (Vec::new(), Vec::new());
+    for (number, difference) in plan.as_chunks().0.iter().take(4).enumerate() {
+        let length = (MAX_LINE as u64).saturating_add_signed(i16::from_be_bytes(*difference).into());
+        let line = vec![b'a' + number as u8; length as usize];
+        bytes.extend_from_slice(&line);
+        bytes.push(b'\n');
+        expected.push(Item::Line(Some(line).filter(|line| line.len() <= MAX_LINE)));
+    }
+    let (mut lines, mut items) = (LineReader::default(), Vec::new());
+    for piece in bytes.chunks(usize::from(*way).max(1) * 512) {
+        take_lines(&mut lines, piece, &mut items);
+    }
+    assert!(items == expected);
 }
 
 fn check_line(line: &[u8]) {

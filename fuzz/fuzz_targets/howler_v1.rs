@@ -55,6 +55,7 @@ fuzz_target!(|data: &[u8]| {
         Ok(Operation::LogIn(Credentials::Token(token))) => {
             assert!(token.reveal().bytes().all(|b| b.is_ascii_graphic()))
         }
+        Err(error) => assert!(!error.message().is_empty()),
         _ => {}
     }
     check_events(&text);

@@ -10,7 +10,7 @@
 //!   it, and never overlooks one that the parser sees;
 //! - no text that is taken from a request holds a control character, and path and query no space either;
 //! - white space that is none in HTTP does not hide in a length or coding of the body;
-//! - the answer to an upgrade is one head, whatever the key was;
+//! - the answer to an upgrade is one head, whatever the key was, and every other answer one head and its body;
 //! - the query of a session is what its parameters say, and an id in it is written as it was read;
 //! - percent-encoding is undone by decoding, alone and in a query.
 
@@ -23,7 +23,8 @@ use couchdb_howler::wire::body::BodyDecoder;
 use couchdb_howler::wire::couchdb::Credentials;
 use couchdb_howler::wire::engine_io::{self, Refusal, Sid, Transport, Version};
 use couchdb_howler::wire::http::{
-    HeadError, MAX_HEAD, Request, has_token, head_is_complete, parse_request, parse_response, write_upgrade,
+    Answer, HeadError, MAX_HEAD, Request, has_token, head_is_complete, parse_request, parse_response, write_response,
+    write_upgrade,
 };
 use couchdb_howler::wire::url;
 use couchdb_howler_fuzz::{WAYS, cuts};
@@ -38,14 +39,37 @@ fuzz_target!(|data: &[u8]| {
     }
     prefixes_agree(data, MAX_HEAD, parse_response);
     ends_are_found(data);
-    if let Ok(Some((length, request))) = parse_request(data, MAX_HEAD) {
-        check_request(&request, &data[..length]);
+    for max_head in [SMALL, MAX_HEAD] {
+        match parse_request(data, max_head) {
+            Ok(Some((length, request))) => check_request(&request, &data[..length]),
+            Ok(None) => {}
+            Err(error) => check_answer(error.status(), error.to_string().as_bytes(), data.len()),
+        }
     }
+    for refusal in [Refusal::Transport, Refusal::SessionId, Refusal::Method, Refusal::Request, Refusal::Version] {
+        check_answer(400, refusal.body().as_bytes(), data.len());
+    }
+    check_answer(STATUSES[data.len() % STATUSES.len()], data, data.len() / 16);
     if let Ok(text) = std::str::from_utf8(data) {
         check_query(text);
         check_encoding(text);
     }
 });
+
+/// Those that are given, and one that is not.
+const STATUSES: [u16; 14] = [200, 204, 304, 400, 403, 404, 405, 408, 413, 426, 431, 503, 505, 599];
+
+/// An answer of ours is one head, and behind it the body, unless that is left out.
+fn check_answer(status: u16, body: &[u8], way: usize) {
+    let (keep_alive, head_only, fields) = (way & 1 > 0, way & 2 > 0, [("Content-Type", "text/plain")]);
+    let mut written = Vec::new();
+    write_response(&mut written, &Answer { status, fields: &fields[way >> 2 & 1..], body, head_only, keep_alive });
+    let (length, response) = parse_response(&written).expect("ours").expect("whole");
+    assert_eq!((response.status, response.keep_alive), (status, keep_alive));
+    assert_eq!(&written[length..], if head_only { &[] } else { body });
+    let bodiless = matches!(status, 204 | 304);
+    assert_eq!(response.body, BodyDecoder::Length(if bodiless { 0 } else { body.len() as u64 }));
+}
 
 type Parsed<T> = Result<Option<(usize, T)>, HeadError>;
 

@@ -63,10 +63,11 @@ fn check_auth(data: &str) {
         Some(Value::String(text)) => Ok(Some(&**text)),
         Some(_) => Err(()),
     };
-    let expected = match (field("username"), field("password"), field("cookie")) {
-        (Ok(_), Ok(_), Ok(Some(cookie))) if !cookie.is_empty() => Some(Credentials::cookie(cookie)),
-        (Ok(None), Ok(None), Ok(_)) => None,
-        (Ok(username), Ok(password), Ok(_)) => {
+    let expected = match (field("username"), field("password"), field("cookie"), field("token")) {
+        (Ok(_), Ok(_), Ok(Some(cookie)), Ok(_)) if !cookie.is_empty() => Some(Credentials::cookie(cookie)),
+        (Ok(_), Ok(_), Ok(_), Ok(Some(token))) if !token.is_empty() => Some(Credentials::token(token)),
+        (Ok(None), Ok(None), Ok(_), Ok(_)) => None,
+        (Ok(username), Ok(password), Ok(_), Ok(_)) => {
             let (username, password) = (username.unwrap_or(""), Secret::new(password.unwrap_or("")));
             Some(Credentials::Password { username: username.into(), password })
         }
@@ -77,7 +78,7 @@ fn check_auth(data: &str) {
 }
 
 fn has_field_twice(data: &str) -> bool {
-    ["username", "password", "cookie"].iter().any(|name| data.matches(name).count() > 1) || data.contains('\\')
+    ["username", "password", "cookie", "token"].iter().any(|name| data.matches(name).count() > 1) || data.contains('\\')
 }
 
 fn check_event(data: &str) {
@@ -129,6 +130,14 @@ fn check_writers(text: &str) {
             PacketKind::Event,
             None,
             json!(["authenticated", {"cookie": text}]),
+        ),
+        (written(&|o| socket_io::write_authenticated(o, None)), PacketKind::Event, None, json!(["authenticated", {}])),
+        (written(&|o| socket_io::write_unsubscribed(o, text)), PacketKind::Event, None, json!(["unsubscribed", text])),
+        (
+            written(&|o| socket_io::write_ack(o, text.len() as u64, "{}")),
+            PacketKind::Ack,
+            Some(text.len() as u64),
+            json!([{}]),
         ),
         (
             written(&|o| socket_io::write_not_authenticated(o, "TypeError", text)),

@@ -3,7 +3,8 @@
 //! Asserted, with a small and a large limit:
 //! - messages, and the error with everything before it, are the same however the bytes are cut;
 //! - no message is over the limit, no ping over 125 bytes, and a close code is one that may be sent;
-//! - tungstenite, reading the same bytes as a server, sees the same messages.
+//! - tungstenite, reading the same bytes as a server, sees the same messages;
+//! - what we write it reads, as a client, as it was meant.
 //!
 //! Where the two are meant to differ:
 //! - text is checked when the message is whole here, fragment by fragment there: their error may come
@@ -18,7 +19,9 @@
 
 use std::io::{self, Read, Write};
 
-use couchdb_howler::wire::websocket::{Decoder, FrameError, Incoming, MAX_CONTROL};
+use couchdb_howler::wire::websocket::{
+    Decoder, FrameError, Incoming, MAX_CONTROL, close_code, write_close, write_ping, write_pong, write_text,
+};
 use couchdb_howler_fuzz::{WAYS, pieces};
 use libfuzzer_sys::fuzz_target;
 use tungstenite::protocol::{Message, Role, WebSocket, WebSocketConfig};
@@ -50,7 +53,12 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!(read(&pieces(data, way), limit), (items.clone(), end), "way {way}");
         }
         compare(&items, end, data, limit);
+        if let End::Error(error) = end {
+            let codes = [close_code::PROTOCOL, close_code::TOO_BIG, close_code::INVALID_UTF8];
+            assert!(codes.contains(&error.close_code()) && !error.to_string().is_empty());
+        }
     }
+    check_writers(data);
 });
 
 fn read(pieces: &[&[u8]], limit: usize) -> (Vec<Item>, End) {
@@ -90,6 +98,21 @@ fn read(pieces: &[&[u8]], limit: usize) -> (Vec<Item>, End) {
         buffer.drain(..at);
     }
     (items, End::NeedMore)
+}
+
+fn check_writers(data: &[u8]) {
+    let (text, short) = (String::from_utf8_lossy(data), &data[..data.len().min(MAX_CONTROL)]);
+    let mut written = Vec::new();
+    write_text(&mut written, text.as_bytes());
+    write_ping(&mut written);
+    write_pong(&mut written, short);
+    write_close(&mut written, close_code::NOT_AUTHENTICATED, "a reason");
+    let mut socket = WebSocket::from_raw_socket(Wire(&written), Role::Client, None);
+    assert_eq!(socket.read().expect("a text"), Message::text(&*text));
+    assert_eq!(socket.read().expect("a ping"), Message::Ping(Default::default()));
+    assert_eq!(socket.read().expect("a pong"), Message::Pong(short.to_vec().into()));
+    let Ok(Message::Close(Some(frame))) = socket.read() else { panic!("no close frame") };
+    assert_eq!((u16::from(frame.code), &*frame.reason), (close_code::NOT_AUTHENTICATED, "a reason"));
 }
 
 fn compare(ours: &[Item], end: End, data: &[u8], limit: usize) {

@@ -35,6 +35,7 @@ pub fn split(payload: &str, version: Version) -> Option<Vec<&str>> {
                 if digits.is_empty() || digits.len() > MAX_DIGITS || !digits.bytes().all(|b| b.is_ascii_digit()) {
                     return None;
                 }
+                // So few digits are always a number.
                 let end = utf16_index(after, digits.parse().ok()?)?;
                 packets.push(&after[..end]);
                 rest = &after[end..];

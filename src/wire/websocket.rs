@@ -134,6 +134,7 @@ impl Decoder {
             return Err(FrameError::Length);
         }
         let collected = self.fragments.as_ref().filter(|f| !f.complete).map_or(0, |f| f.payload.len());
+        // Fits wherever addresses have 64 bits.
         let length = usize::try_from(length).map_err(|_| FrameError::TooBig)?;
         if !matches!(header.opcode, OpCode::Control(_)) && length > max_message - collected.min(max_message) {
             return Err(FrameError::TooBig);
