@@ -1,0 +1,173 @@
+//! CouchDB's answers about log-ins, about itself, and about who may read a database. An input is the body of one.
+//!
+//! Asserted:
+//! - each answer is read as a tree of values of it is in the obvious way, or is refused;
+//! - nobody is logged in but by an answer with status 200 that names a user, and by a password only with a cookie;
+//! - a version that is shown holds nothing but what versions are made of;
+//! - who may read a database is what its lists say, and nobody may by a list that cannot be read.
+
+#![no_main]
+
+use couchdb_howler::wire::couchdb::{
+    Credentials, Identity, LogInError, Welcome, read_log_in, read_own_roles, read_welcome,
+};
+use couchdb_howler::wire::secret::Secret;
+use couchdb_howler::wire::security::{Security, is_server_admin, is_system};
+use libfuzzer_sys::fuzz_target;
+use serde_json::Value;
+
+type Roles = Box<[Box<str>]>;
+/// A user's name, where there is one, and roles.
+type User = (Option<Box<str>>, Roles);
+
+fuzz_target!(|data: &[u8]| {
+    check_statuses(data);
+    let Ok(value) = serde_json::from_slice::<Value>(data) else {
+        // A tree of values has limits of depth and of numbers that fields which nobody reads need not keep to. What is
+        // cut off is no answer.
+        let nothing = read_own_roles(data).is_none() && Security::parse(data).is_none();
+        return assert!(data.trim_ascii_end().ends_with(b"}") || nothing && read_welcome(data) == Welcome::Stranger);
+    };
+    let anew = value.to_string();
+    check_log_in(data, &anew, &value);
+    check_welcome(data, &anew, &value);
+    check_security(data, &anew, &value);
+});
+
+fn check_statuses(body: &[u8]) {
+    for (status, error) in [
+        (400, LogInError::NotAuthenticated),
+        (401, LogInError::NotAuthenticated),
+        (403, LogInError::Locked),
+        (404, LogInError::Unavailable),
+        (500, LogInError::Unavailable),
+    ] {
+        let cookie = Some(Secret::new("AuthSession=abc"));
+        assert_eq!(read_log_in(&Credentials::cookie("AuthSession=x"), status, cookie, body), Err(error));
+    }
+}
+
+fn check_log_in(data: &[u8], anew: &str, value: &Value) {
+    let naive = session(value);
+    for credentials in [
+        Credentials::Password { username: "typed".into(), password: Secret::new("p") },
+        Credentials::cookie("AuthSession=given"),
+        Credentials::token("a.b.c"),
+        Credentials::Unusable,
+    ] {
+        for set in [None, Some("AuthSession=; Version=1"), Some("AuthSession=set; Version=1")] {
+            let read = |body: &[u8]| read_log_in(&credentials, 200, set.map(Secret::new), body);
+            let expected = log_in(&credentials, set, naive.clone());
+            assert_eq!(read(anew.as_bytes()), expected, "{anew}");
+            // A key that is there twice is refused, and is there once in what is written anew.
+            let read = read(data);
+            assert!(read == expected || read.is_err(), "{read:?}");
+        }
+    }
+    let user = naive.and_then(|(_, user)| user).and_then(|(name, roles)| named(name).map(|_| roles));
+    assert_eq!(read_own_roles(anew.as_bytes()), user, "{anew}");
+    let read = read_own_roles(data);
+    assert!(read.is_none() || read == user, "{read:?}");
+}
+
+/// Who is logged in by what the body says.
+fn log_in(
+    credentials: &Credentials,
+    set: Option<&str>,
+    body: Option<(User, Option<User>)>,
+) -> Result<Identity, LogInError> {
+    let ((name, roles), user) = body.ok_or(LogInError::Unavailable)?;
+    let set = set.map(Secret::new);
+    let with_password = matches!(credentials, Credentials::Password { .. });
+    if with_password {
+        let cookie = set.filter(|set| set.reveal().contains("=set")).ok_or(LogInError::Unavailable)?;
+        return Ok(Identity { name: named(name).unwrap_or("typed".into()), roles, cookie: Some(cookie) });
+    }
+    let (name, roles) = user.filter(|_| *credentials != Credentials::Unusable).ok_or(LogInError::NotAuthenticated)?;
+    let name = named(name).ok_or(LogInError::NotAuthenticated)?;
+    let by_cookie = matches!(credentials, Credentials::Cookie(_));
+    let cookie = by_cookie.then(|| set.unwrap_or(Secret::new("AuthSession=given")));
+    Ok(Identity { name, roles, cookie })
+}
+
+fn named(name: Option<Box<str>>) -> Option<Box<str>> {
+    name.filter(|name| !name.is_empty())
+}
+
+/// The user of the body itself, and the one of its `userCtx`; None when one of them has another shape.
+fn session(value: &Value) -> Option<(User, Option<User>)> {
+    let body = value.as_object()?;
+    let user = match body.get("userCtx") {
+        None | Some(Value::Null) => None,
+        // A list of the values of all fields stands for an object.
+        Some(Value::Array(values)) if (1..=2).contains(&values.len()) => {
+            Some((text(values.first())?, list(values.get(1))?))
+        }
+        Some(Value::Object(user)) => Some((text(user.get("name"))?, list(user.get("roles"))?)),
+        Some(_) => return None,
+    };
+    Some(((text(body.get("name"))?, list(body.get("roles"))?), user))
+}
+
+fn text(value: Option<&Value>) -> Option<Option<Box<str>>> {
+    match value {
+        None | Some(Value::Null) => Some(None),
+        Some(value) => value.as_str().map(|text| Some(text.into())),
+    }
+}
+
+fn list(value: Option<&Value>) -> Option<Roles> {
+    let Some(value) = value else { return Some([].into()) };
+    value.as_array()?.iter().map(|text| text.as_str().map(Into::into)).collect()
+}
+
+fn check_welcome(data: &[u8], anew: &str, value: &Value) {
+    let field = |name| text(value.as_object()?.get(name));
+    let expected = match (field("couchdb"), field("version"), field("error")) {
+        (Some(Some(_)), Some(version), Some(_)) => {
+            let version = version.unwrap_or_default();
+            let shown: String = version.chars().filter(|c| c.is_ascii_alphanumeric() || ".-+_".contains(*c)).collect();
+            Welcome::CouchDb(shown[..shown.len().min(32)].into())
+        }
+        (Some(None), Some(_), Some(Some(error))) => Welcome::Error(error),
+        _ => Welcome::Stranger,
+    };
+    assert_eq!(read_welcome(anew.as_bytes()), expected, "{anew}");
+    let read = read_welcome(data);
+    assert!(read == Welcome::Stranger || read == expected, "{read:?}");
+}
+
+/// The names and the roles of a group.
+type Group = (Roles, Roles);
+
+fn group(value: Option<&Value>) -> Option<Group> {
+    match value {
+        None => Some(([].into(), [].into())),
+        Some(Value::Array(values)) if values.len() <= 2 => Some((list(values.first())?, list(values.get(1))?)),
+        Some(Value::Object(group)) => Some((list(group.get("names"))?, list(group.get("roles"))?)),
+        Some(_) => None,
+    }
+}
+
+fn check_security(data: &[u8], anew: &str, value: &Value) {
+    let naive = value.as_object().and_then(|body| Some((group(body.get("admins"))?, group(body.get("members"))?)));
+    let parsed = Security::parse(anew.as_bytes());
+    assert_eq!(parsed.is_some(), naive.is_some(), "{anew}");
+    let read = Security::parse(data);
+    assert!(read.is_none() || read == parsed);
+    let (Some(security), Some((admins, members))) = (parsed, naive) else { return };
+    let words: Vec<&Box<str>> = [&admins.0, &admins.1, &members.0, &members.1].into_iter().flatten().take(16).collect();
+    let everyone = members.0.is_empty() && members.1.is_empty();
+    for word in words.into_iter().chain([&"_admin".into(), &"u".into()]) {
+        let roles = std::slice::from_ref(word);
+        let (as_name, as_role) = (|group: &Group| group.0.contains(word), |group: &Group| group.1.contains(word));
+        assert_eq!(security.may_read(word, &[]), everyone || as_name(&members) || as_name(&admins), "{word}");
+        let nobody = "nobody else has this name";
+        let may = everyone || as_role(&members) || as_role(&admins) || **word == *"_admin";
+        if ![&members, &admins].iter().any(|group| group.0.iter().any(|name| **name == *nobody)) {
+            assert_eq!(security.may_read(nobody, roles), may, "{word}");
+        }
+        assert_eq!(is_server_admin(roles), **word == *"_admin");
+        assert_eq!(is_system(word), word.bytes().next() == Some(b'_'));
+    }
+}
