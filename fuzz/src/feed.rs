@@ -1,0 +1,356 @@
+//! The feed as a server drives it, without a server: CouchDB, the connection and the clock are a script, and the
+//! simulated CouchDB beside the feed knows what has to be told.
+//!
+//! A script is lines; what is no operation is passed over. Its first line may hold `D` (the feed is `_db_updates`) and
+//! `C` (`_global_changes` is made where it is missing).
+//!
+//! ```text
+//! @          a database changes
+//! c          the connection is made        x          it cannot be made
+//! -          it breaks                     .          it ends without a word
+//! w12        the next 12 bytes of what CouchDB has written come; w, all of them
+//! =404       CouchDB answers the next question with this status alone; =404k keeps the connection open
+//! b          the next line is cut short    s          the next line is too long
+//! h          an empty line                 e          the stream ends
+//! M          _global_changes is deleted, or made by somebody else
+//! u          somebody else cannot connect  r          CouchDB has answered somebody else
+//! ~1234      time passes, in milliseconds; timeouts are handled when they are due
+//! >text      these bytes come, with a line end for each |; from here on nothing is known to be told
+//! ```
+
+use std::collections::{BTreeSet, VecDeque};
+
+use couchdb_howler::state::feed::{Continuity, Feed, FeedAction, FeedPart, FeedSettings, Told};
+use couchdb_howler::state::jitter::Jitter;
+use couchdb_howler::state::timers::Millis;
+use couchdb_howler::wire::couchdb::{FeedSource, Requests};
+use couchdb_howler::wire::http::{MAX_HEAD, parse_request};
+use couchdb_howler::wire::lines::MAX_LINE;
+use couchdb_howler::wire::url::{CouchUrl, query_pairs};
+
+/// Bounds the time that a script takes.
+const MAX_OPERATIONS: usize = 300;
+const MAX_LONG: usize = 2;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connection {
+    Closed,
+    Dialing,
+    Open,
+}
+
+struct World {
+    feed: Feed,
+    source: FeedSource,
+    now: Millis,
+    connection: Connection,
+    /// What CouchDB has written on the connection and the feed has not got.
+    written: VecDeque<u8>,
+    /// The last change that was written to the stream, while there is one.
+    streaming: Option<u64>,
+    /// Where the last stream began.
+    stream_from: u64,
+    /// The number of the last change, and those that CouchDB has recorded.
+    last: u64,
+    recorded: BTreeSet<u64>,
+    /// Whether there is a `_global_changes`.
+    exists: bool,
+    /// What is wrong with what CouchDB writes next.
+    statuses: VecDeque<(u16, bool)>,
+    cut: usize,
+    long: usize,
+    longs: usize,
+    told: BTreeSet<u64>,
+    opened: bool,
+    /// Changes up to this one need not be told: the feed said that there is a gap.
+    excused: u64,
+    /// Bytes came that a CouchDB does not write.
+    strange: bool,
+}
+
+/// Runs a script from its begin to its end, and on until the feed is followed again.
+pub fn run(script: &str) {
+    let options = script.lines().next().unwrap_or("");
+    let source = if options.contains('D') { FeedSource::DbUpdates } else { FeedSource::GlobalChanges };
+    let url = CouchUrl::parse("http://admin:secret@localhost:5984").expect("a URL");
+    let settings = FeedSettings { source, heartbeat: 1_000, create: options.contains('C') };
+    let mut world = World {
+        feed: Feed::new(settings, Requests::new(&url), Jitter::new(7)),
+        source,
+        now: 0,
+        connection: Connection::Closed,
+        written: VecDeque::new(),
+        streaming: None,
+        stream_from: 0,
+        last: 0,
+        recorded: BTreeSet::new(),
+        exists: true,
+        statuses: VecDeque::new(),
+        cut: 0,
+        long: 0,
+        longs: 0,
+        told: BTreeSet::new(),
+        opened: false,
+        excused: 0,
+        strange: false,
+    };
+    for line in script.lines().take(MAX_OPERATIONS) {
+        world.operate(line);
+        assert!(world.feed.followed_until() <= world.now);
+    }
+    world.settle();
+}
+
+impl World {
+    fn operate(&mut self, line: &str) {
+        let Some(operation) = line.chars().next() else { return };
+        let rest = &line[operation.len_utf8()..];
+        match operation {
+            '@' => self.change(),
+            'c' if self.connection == Connection::Dialing => self.connect(),
+            'x' if self.connection == Connection::Dialing => self.lose(Some("refused")),
+            '-' if self.connection == Connection::Open => self.lose(Some("reset")),
+            '.' if self.connection == Connection::Open => self.lose(None),
+            'w' => self.deliver(rest.parse().unwrap_or(usize::MAX)),
+            '=' => {
+                let (status, keeps) = rest.strip_suffix('k').map_or((rest, false), |status| (status, true));
+                let status = status.parse().ok().filter(|status| (200..600).contains(status));
+                self.statuses.extend(status.map(|status| (status, keeps)));
+            }
+            'b' => self.cut += 1,
+            's' if self.longs < MAX_LONG => {
+                self.longs += 1;
+                self.long += 1;
+            }
+            'h' if self.streaming.is_some() => self.write_chunk("\n"),
+            'e' if self.streaming.take().is_some() => self.write("0\r\n\r\n"),
+            'M' => {
+                self.exists ^= true;
+                if !self.exists && self.source == FeedSource::GlobalChanges {
+                    self.recorded.clear();
+                    if self.streaming.take().is_some() {
+                        self.write("0\r\n\r\n");
+                    }
+                }
+            }
+            'u' => self.feed.handle_unreachable(),
+            'r' => self.feed.handle_reachable(self.now),
+            '~' => self.advance(rest.parse::<u16>().unwrap_or(0).into()),
+            '>' if self.connection == Connection::Open => {
+                self.strange = true;
+                let bytes = rest.replace('|', "\r\n");
+                self.take(bytes.as_bytes());
+            }
+            _ => {}
+        }
+    }
+
+    // CouchDB.
+
+    fn change(&mut self) {
+        self.last += 1;
+        if self.exists || self.source == FeedSource::DbUpdates {
+            self.recorded.insert(self.last);
+        }
+        self.write_stream();
+    }
+
+    fn write(&mut self, text: &str) {
+        self.written.extend(text.as_bytes());
+    }
+
+    fn write_chunk(&mut self, text: &str) {
+        self.write(&format!("{:x}\r\n{text}\r\n", text.len()));
+    }
+
+    /// Every change behind the last one that was written.
+    fn write_stream(&mut self) {
+        while let Some(from) = self.streaming
+            && let Some(number) = self.recorded.range(from + 1..).next().copied()
+        {
+            self.streaming = Some(number);
+            let mut line = match self.source {
+                FeedSource::GlobalChanges => {
+                    format!(r#"{{"seq":"{number}","id":"updated:d{number}","changes":[{{"rev":"1-a"}}]}}"#)
+                }
+                FeedSource::DbUpdates => format!(r#"{{"db_name":"d{number}","type":"updated","seq":"{number}"}}"#),
+            };
+            if self.cut > 0 {
+                self.cut -= 1;
+                line.truncate(line.len() / 2);
+            } else if self.long > 0 {
+                self.long -= 1;
+                line.push_str(&" ".repeat(MAX_LINE));
+            }
+            line.push('\n');
+            self.write_chunk(&line);
+        }
+    }
+
+    /// The feed asks.
+    fn answer(&mut self, request: &[u8]) {
+        assert_eq!(self.connection, Connection::Open, "asked without a connection");
+        let (length, asked) = parse_request(request, MAX_HEAD).expect("a request").expect("whole");
+        assert_eq!((length, self.streaming), (request.len(), None), "one question at a time");
+        self.written.clear();
+        if let Some((status, keeps)) = self.statuses.pop_front() {
+            let connection = if keeps { "keep-alive" } else { "close" };
+            let head = format!("HTTP/1.1 {status} X\r\nContent-Length: 2\r\nConnection: {connection}\r\n\r\n");
+            if asked.query.contains("feed=continuous") && status == 200 {
+                self.stream_from = self.since(asked.query);
+            }
+            return self.write(&(head + "{}"));
+        }
+        if asked.method == "PUT" {
+            let status = if std::mem::replace(&mut self.exists, true) { 412 } else { 201 };
+            return self.write(&format!("HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}"));
+        }
+        if !self.exists && self.source == FeedSource::GlobalChanges {
+            return self.write("HTTP/1.1 404 X\r\nContent-Length: 2\r\n\r\n{}");
+        }
+        if asked.query.contains("feed=continuous") {
+            let from = self.since(asked.query);
+            (self.streaming, self.stream_from) = (Some(from), from);
+            self.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+            return self.write_stream();
+        }
+        let body = format!(r#"{{"results":[],"last_seq":"{}","pending":0}}"#, self.last);
+        self.write(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+    }
+
+    fn since(&self, query: &str) -> u64 {
+        let (_, since) = query_pairs(query).find(|(name, _)| name == "since").expect("every stream names a start");
+        if since == "now" {
+            assert_eq!(self.source, FeedSource::DbUpdates, "the start is pinned");
+            return self.last;
+        }
+        since.parse().unwrap_or_else(|_| {
+            assert!(self.strange, "a sequence that was never given: {since}");
+            self.last
+        })
+    }
+
+    // The connection and the clock.
+
+    fn connect(&mut self) {
+        self.connection = Connection::Open;
+        let mut actions = Vec::new();
+        self.feed.handle_connected(self.now, &mut actions);
+        self.perform(actions);
+    }
+
+    fn hang_up(&mut self) {
+        self.connection = Connection::Closed;
+        self.written.clear();
+        self.streaming = None;
+    }
+
+    fn lose(&mut self, error: Option<&str>) {
+        self.hang_up();
+        let mut actions = Vec::new();
+        self.feed.handle_lost(error, self.now, &mut actions);
+        self.perform(actions);
+    }
+
+    fn perform(&mut self, actions: Vec<FeedAction>) {
+        for action in actions {
+            match action {
+                FeedAction::Dial => {
+                    assert_eq!(self.connection, Connection::Closed, "dialed twice");
+                    self.connection = Connection::Dialing;
+                }
+                FeedAction::Send(request) => self.answer(&request),
+                FeedAction::HangUp => self.hang_up(),
+                FeedAction::Pinned => {}
+                FeedAction::Opened(continuity) => {
+                    assert_eq!(self.connection, Connection::Open, "opened without a connection");
+                    // What came before the first stream is not missed.
+                    if !std::mem::replace(&mut self.opened, true) || continuity >= Continuity::Gap {
+                        self.excused = self.excused.max(self.stream_from);
+                    }
+                }
+            }
+        }
+    }
+
+    fn advance(&mut self, millis: Millis) {
+        let end = self.now + millis;
+        while let Some(at) = self.feed.poll_timeout().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            let mut actions = Vec::new();
+            self.feed.handle_timeout(self.now, &mut actions);
+            assert!(!actions.is_empty(), "a timeout of nothing");
+            self.perform(actions);
+            assert!(self.feed.poll_timeout().is_none_or(|at| at > self.now), "a timeout that does not pass");
+        }
+        self.now = end;
+    }
+
+    fn deliver(&mut self, bytes: usize) {
+        let bytes: Vec<u8> = self.written.drain(..bytes.min(self.written.len())).collect();
+        self.take(&bytes);
+    }
+
+    /// As the server does.
+    fn take(&mut self, mut input: &[u8]) {
+        if input.is_empty() || self.connection != Connection::Open {
+            return;
+        }
+        let mut actions = Vec::new();
+        loop {
+            let (used, part) = self.feed.handle_bytes(input, self.now, &mut actions);
+            input = &input[used..];
+            let content = match part {
+                FeedPart::Done => break,
+                FeedPart::Nothing => continue,
+                FeedPart::Content(content) => content,
+            };
+            // A stream is opened before a line of it comes.
+            self.perform(std::mem::take(&mut actions));
+            let mut place = 0;
+            loop {
+                let (used, told) = self.feed.next_line(content, place, self.now);
+                place += used;
+                match told {
+                    Told::Change(name, ..) => {
+                        let number = name.strip_prefix('d').and_then(|number| number.parse().ok());
+                        assert!(self.strange || number.is_some_and(|it| (1..=self.last).contains(&it)), "{name}");
+                        self.told.extend(number);
+                    }
+                    Told::Nothing => {}
+                    Told::Skipped => self.excused = self.last,
+                    Told::Done => break,
+                    Told::Broken => {
+                        if !self.feed.handle_broken_line(self.now, &mut actions) {
+                            break;
+                        }
+                        self.excused = self.last;
+                    }
+                }
+            }
+        }
+        self.perform(actions);
+    }
+
+    /// All is well from here on: the feed is followed in the end, and has told everything.
+    fn settle(&mut self) {
+        self.statuses.clear();
+        (self.exists, self.cut, self.long) = (true, 0, 0);
+        for _ in 0..100 {
+            if self.connection == Connection::Dialing {
+                self.connect();
+            } else if !self.written.is_empty() {
+                self.deliver(usize::MAX);
+            } else if self.feed.is_streaming() && self.streaming.is_some() {
+                break;
+            } else if let Some(at) = self.feed.poll_timeout() {
+                self.advance(at.saturating_sub(self.now));
+            }
+        }
+        assert!(self.feed.is_streaming(), "not followed again");
+        if !self.strange {
+            let missing = self.recorded.range(self.excused + 1..).find(|number| !self.told.contains(number));
+            assert_eq!(missing, None, "not told, and no gap");
+        }
+    }
+}
