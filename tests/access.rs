@@ -272,7 +272,7 @@ fn another_password_and_a_lockout_end_sessions() {
     let mut old = Client::socket_io_logged_in(howler.address());
     couchdb.fail_logins(Some(403));
     let event = user.next_event(SOON).expect("an event");
-    assert_eq!(event["event"], "not-authenticated");
+    assert_eq!((&event["event"], &event["error"]), (&json!("not-authenticated"), &json!("AccountLockedError")));
     assert!(event["message"].as_str().expect("words").contains("locked"), "{event}");
     assert_eq!(user.receive_close(SOON).1, Received::Close(4401, "not authenticated".into()));
     let told = old.receive_text(SOON).expect("an event");

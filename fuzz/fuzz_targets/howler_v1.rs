@@ -178,7 +178,7 @@ fn check_events(text: &str) {
         written(&|o| write_unsubscribed(o, text)),
         json!({"event": "unsubscribed", "db": text, "error": "ForbiddenError", "message": FORBIDDEN})
     );
-    let ended = written(&|o| write_not_authenticated(o, text));
-    assert_eq!(ended, json!({"event": "not-authenticated", "error": "NotAuthenticatedError", "message": text}));
+    let ended = written(&|o| write_not_authenticated(o, "TypeError", text));
+    assert_eq!(ended, json!({"event": "not-authenticated", "error": "TypeError", "message": text}));
     assert_eq!(written(&|o| write_goodbye(o, text.len() as u64))["retry_after_ms"], text.len());
 }

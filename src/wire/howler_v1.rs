@@ -205,8 +205,10 @@ pub fn write_unsubscribed(out: &mut Vec<u8>, database: &str) {
 }
 
 /// Appends the event that ends a session which is not good any more.
-pub fn write_not_authenticated(out: &mut Vec<u8>, message: &str) {
-    out.extend_from_slice(b"{\"event\":\"not-authenticated\",\"error\":\"NotAuthenticatedError\",\"message\":");
+pub fn write_not_authenticated(out: &mut Vec<u8>, name: &str, message: &str) {
+    out.extend_from_slice(b"{\"event\":\"not-authenticated\",\"error\":");
+    write_string(out, name);
+    out.extend_from_slice(b",\"message\":");
     write_string(out, message);
     out.push(b'}');
 }

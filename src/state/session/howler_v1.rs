@@ -107,7 +107,7 @@ impl Session {
     }
 
     pub(super) fn end_log_in(&mut self, error: LogInError, turn: &mut Turn<'_>) {
-        self.outgoing.push(|out| howler_v1::write_not_authenticated(out, error.message()));
+        self.outgoing.push(|out| howler_v1::write_not_authenticated(out, error.name(), error.message()));
         self.close(CloseReason::NotAuthenticated, turn);
     }
 
