@@ -44,7 +44,7 @@ for target in "${targets[@]}"; do
     mkdir -p "fuzz/corpus/$target"
     if ! cargo +nightly fuzz run --target-dir "$target_dir" "$target" \
         "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
-        -max_total_time="$seconds" -max_len="$(max_len "$target")" -timeout=10 \
+        -max_total_time="$seconds" -max_len="$(max_len "$target")" -timeout=60 \
         -dict="fuzz/dictionaries/$target.dict" -print_final_stats=1 >"$log" 2>&1; then
         tail -n 60 "$log"
         artifact=$(sed -n 's/.*Test unit written to \(.*\)$/\1/p' "$log" | tail -n 1)
