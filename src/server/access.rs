@@ -88,7 +88,7 @@ impl Server {
         while let Some(Undecided { session: key, reply, .. }) = self.access.next_late() {
             if let Some(session) = self.sessions.get_mut(key) {
                 session.answer_error(&reply, "ServiceUnavailableError", UNDECIDED);
-                self.dirty.push_back(key);
+                self.dirty.push(key);
             }
         }
     }
@@ -102,7 +102,7 @@ impl Server {
         {
             session.say_unsubscribed(database);
             self.metrics.revoked_subscriptions += 1;
-            self.dirty.push_back(key);
+            self.dirty.push(key);
         }
     }
 

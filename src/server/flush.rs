@@ -86,14 +86,20 @@ impl Frames {
 }
 
 impl Server {
-    /// Writes to sessions that have something to say, in the order in which they had it first. Of a crowd a share has its
-    /// turn: what else happens does not wait for all of them, and what changes again before its subscriber is written to
-    /// is told once.
+    /// Writes to sessions that have something to say. Of a crowd a share has its turn: what else happens does not wait for
+    /// all of them, and what changes again before its subscriber is written to is told once. Who comes meanwhile waits for
+    /// the end of the crowd.
     pub fn flush_dirty(&mut self, now: Millis) {
         // More than come in a turn, or they would wait ever longer.
-        let share = FLUSHED_A_TURN.max(self.dirty.len() / 8);
+        let share = FLUSHED_A_TURN.max((self.dirty.len() + self.flushing.len()) / 8);
         for _ in 0..share {
-            let Some(key) = self.dirty.pop_front() else { break };
+            if self.flushing.is_empty() {
+                // In the order in which they came to be: what belongs together lies together, here and in the kernel.
+                std::mem::swap(&mut self.flushing, &mut self.dirty);
+                self.flushing.sort_unstable_by(|one, other| other.cmp(one));
+                self.flushing.dedup();
+            }
+            let Some(key) = self.flushing.pop() else { break };
             self.flush_session(key, now);
         }
         self.frames.clear();

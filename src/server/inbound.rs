@@ -88,7 +88,7 @@ impl Server {
                     self.unfinished.push(key);
                 }
                 match &peer.protocol {
-                    Protocol::WebSocket(session, _) => self.dirty.push_back(*session),
+                    Protocol::WebSocket(session, _) => self.dirty.push(*session),
                     Protocol::Lingering { .. } => self.shut_down_write(key, now),
                     _ => {}
                 }
@@ -408,7 +408,7 @@ impl Server {
                 if let Some(peer) = self.peers.get_mut(key) {
                     websocket::write_pong(peer.connection.queue(), payload);
                 }
-                if probing { self.flush_peer(key, now) } else { self.dirty.push_back(session) }
+                if probing { self.flush_peer(key, now) } else { self.dirty.push(session) }
             }
             Incoming::Pong if !probing => self.with_session(session, now, Session::handle_pong),
             Incoming::Pong | Incoming::Fragment => {}
@@ -462,7 +462,7 @@ impl Server {
         if let Some(peer) = self.peers.get_mut(key) {
             peer.protocol = Protocol::WebSocket(session, Decoder::default());
         }
-        self.dirty.push_back(session);
+        self.dirty.push(session);
         self.arm_session(session, now);
     }
 

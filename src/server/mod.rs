@@ -34,7 +34,6 @@ mod sessions;
 #[cfg(test)]
 mod sizes;
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -193,7 +192,9 @@ pub struct Server {
     /// Actions of the session at hand.
     actions: Vec<Action>,
     /// Sessions that have something to be written.
-    dirty: VecDeque<Key>,
+    dirty: Vec<Key>,
+    /// Those that are written to before them, the last first.
+    flushing: Vec<Key>,
     woken: Vec<SessionIndex>,
     frames: flush::Frames,
     /// Connections with input that their share of this turn did not cover.
@@ -411,7 +412,8 @@ impl Server {
             limits: settings.limits,
             scratch: vec![0; READ_BUFFER].into(),
             actions: Vec::new(),
-            dirty: VecDeque::new(),
+            dirty: Vec::new(),
+            flushing: Vec::new(),
             woken: Vec::new(),
             frames: flush::Frames::default(),
             unfinished: Vec::new(),
@@ -423,7 +425,8 @@ impl Server {
 
     /// How long the loop may wait for an event: until then; 0 while work is left.
     pub fn poll_timeout(&self) -> Option<Millis> {
-        if !self.unfinished.is_empty() || !self.dirty.is_empty() || self.accept_pending {
+        let writes = !self.dirty.is_empty() || !self.flushing.is_empty();
+        if !self.unfinished.is_empty() || writes || self.accept_pending {
             return Some(0);
         }
         let due = [

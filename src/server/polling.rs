@@ -82,7 +82,7 @@ impl Server {
                 self.note_known(key, session);
                 self.park(key, Parked { exchange, session });
                 // Answered at the end of the turn, if there is something to tell.
-                self.dirty.push_back(session);
+                self.dirty.push(session);
             }
         }
     }
@@ -110,7 +110,7 @@ impl Server {
         }
         self.park(key, Parked { exchange, session });
         self.arm_session(session, now);
-        self.dirty.push_back(session);
+        self.dirty.push(session);
     }
 
     /// Writes what a polling session has to say into the answer to its parked GET, if there is one.

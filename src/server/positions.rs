@@ -77,14 +77,14 @@ impl Server {
         } else {
             self.complete_subscription(&pending);
         }
-        self.dirty.push_back(key);
+        self.dirty.push(key);
     }
 
     /// Answers every `subscribe` whose positions are known.
     pub(super) fn answer_ready(&mut self) {
         while let Some(pending) = self.positions.next_ready() {
             self.complete_subscription(&pending);
-            self.dirty.push_back(pending.session);
+            self.dirty.push(pending.session);
             pending.release(&mut self.subscriptions);
         }
     }
@@ -313,7 +313,7 @@ impl Server {
         let epoch = self.positions.epoch();
         if let Some(session) = self.sessions.get_mut(key).filter(|session| session.dialect() == Dialect::Json) {
             session.say_hello(epoch);
-            self.dirty.push_back(key);
+            self.dirty.push(key);
         }
     }
 
@@ -348,7 +348,7 @@ impl Server {
             Dialect::Json => session.say_resync(reason),
             Dialect::SocketIo(_) => self.subscriptions.mark_all(key.index),
         }
-        self.dirty.push_back(key);
+        self.dirty.push(key);
     }
 }
 

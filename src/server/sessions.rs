@@ -70,7 +70,7 @@ impl Server {
         input(session, &mut Turn { now, rules: &self.rules, actions: &mut self.actions });
         self.perform(key, now);
         if self.sessions.get(key).is_some_and(|session| !session.outgoing.is_empty()) {
-            self.dirty.push_back(key);
+            self.dirty.push(key);
         }
         self.arm_session(key, now);
     }
@@ -274,7 +274,7 @@ impl Server {
         let connection = self.sessions.get(key).and_then(Session::websocket);
         if let Some(peer) = connection.and_then(|connection| self.peers.get_mut(connection)) {
             websocket::write_ping(peer.connection.queue());
-            self.dirty.push_back(key);
+            self.dirty.push(key);
         }
     }
 
