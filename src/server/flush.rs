@@ -1,6 +1,7 @@
 //! What is written, and when: at the end of a turn sessions that have something to say are written to, each
 //! once. A notification is encoded once for each dialect; its bytes go to every subscriber.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -96,7 +97,7 @@ impl Server {
             if self.flushing.is_empty() {
                 // In the order in which they came to be: what belongs together lies together, here and in the kernel.
                 std::mem::swap(&mut self.flushing, &mut self.dirty);
-                self.flushing.sort_unstable_by(|one, other| other.cmp(one));
+                self.flushing.sort_unstable_by_key(|key| Reverse(key.index));
                 self.flushing.dedup();
             }
             let Some(key) = self.flushing.pop() else { break };
