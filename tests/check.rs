@@ -10,7 +10,7 @@ use couchdb_howler::demo::{Options, StandIn};
 
 use crate::support::howler::{Ended, Howler, run};
 use crate::support::tls::{Authority, Identity, TlsProxy, tls_url};
-use crate::support::{PASSWORD, USER, couchdb, couchdb_with};
+use crate::support::{PASSWORD, SOON, USER, couchdb, couchdb_with};
 
 /// Runs `check` on a free port of the loopback.
 fn check(url: &str, options: &[&str]) -> Ended {
@@ -86,7 +86,7 @@ fn all_is_well() {
     assert_eq!(succeeds(&check(&couchdb.url(), &["--feed", "db_updates"])), updates);
     let ended = check(&couchdb.url(), &[]);
     assert!(ended.stdout.contains("version 3.5.0 answers"), "{}", ended.stdout);
-    assert_eq!(couchdb.counters().open_feeds, 0, "nothing stays open");
+    assert!(couchdb.wait_for(SOON, |seen| seen.open_feeds == 0), "nothing stays open");
     couchdb.set_require_valid_user(true);
     assert_eq!(succeeds(&check(&couchdb.url(), &[])), global);
 }
