@@ -19,6 +19,8 @@ use crate::wire::{howler_v1, socket_io, websocket};
 const MAX_WRITE: usize = 16 * 1024;
 /// Sessions that are written to in one turn at least, if there are so many: some milliseconds.
 const FLUSHED_A_TURN: usize = 512;
+/// Sessions whose slots are nearer than this came to be together.
+const NEAR: u32 = 1_024;
 /// Room for frames that is kept from turn to turn, in bytes.
 const KEPT_FRAMES: usize = 256 * 1024;
 
@@ -86,6 +88,18 @@ impl Frames {
     }
 }
 
+/// Puts sessions in the order in which they are written to, the first at the end. Who came to be together lies together,
+/// here and in the kernel: those who are far apart from their neighbours are put in that order, the others keep theirs.
+fn put_in_order(keys: &mut Vec<Key>) {
+    let far = keys.windows(2).filter(|pair| pair[0].index.abs_diff(pair[1].index) > NEAR).count();
+    if far > keys.len() / 4 {
+        keys.sort_unstable_by_key(|key| Reverse(key.index));
+        keys.dedup();
+    } else {
+        keys.reverse();
+    }
+}
+
 impl Server {
     /// Writes to sessions that have something to say. Of a crowd a share has its turn: what else happens does not wait for
     /// all of them, and what changes again before its subscriber is written to is told once. Who comes meanwhile waits for
@@ -95,10 +109,8 @@ impl Server {
         let share = FLUSHED_A_TURN.max((self.dirty.len() + self.flushing.len()) / 8);
         for _ in 0..share {
             if self.flushing.is_empty() {
-                // In the order in which they came to be: what belongs together lies together, here and in the kernel.
                 std::mem::swap(&mut self.flushing, &mut self.dirty);
-                self.flushing.sort_unstable_by_key(|key| Reverse(key.index));
-                self.flushing.dedup();
+                put_in_order(&mut self.flushing);
             }
             let Some(key) = self.flushing.pop() else { break };
             self.flush_session(key, now);
@@ -157,5 +169,24 @@ impl Server {
         if session.handle_flushed(now) {
             self.arm_session(key, now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(indices: impl Iterator<Item = u32>) -> Vec<u32> {
+        let mut keys = indices.map(|index| Key { index, generation: 0 }).collect();
+        put_in_order(&mut keys);
+        keys.into_iter().rev().map(|key| key.index).collect()
+    }
+
+    #[test]
+    fn the_scattered_are_put_in_order_and_the_others_keep_theirs() {
+        assert_eq!(written([7, 3, 3, 5].into_iter()), [7, 3, 3, 5]);
+        assert_eq!(written([].into_iter()), [0; 0]);
+        let scattered = || (0..15_000).map(|number| number * 7_919 % 15_000);
+        assert_eq!(written(scattered().chain(scattered())), (0..15_000).collect::<Vec<_>>(), "each once");
     }
 }
