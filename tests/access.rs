@@ -259,6 +259,23 @@ fn sessions_are_checked_and_ended() {
 }
 
 #[test]
+fn checks_are_spread_in_time_and_few_at_once() {
+    const CLIENTS: usize = 20;
+    let couchdb = couchdb();
+    let howler = Howler::start_with(&couchdb, &["--session_check", "8", "--login_concurrency", "1"]);
+    let _clients: Vec<_> = (0..CLIENTS).map(|_| client_of(&howler, USER, PASSWORD)).collect();
+    let before = couchdb.counters();
+    couchdb.set_login_delay(Duration::from_millis(50));
+    assert!(couchdb.wait_for(SOON, |seen| seen.session_requests > before.session_requests));
+    let first = Instant::now();
+    assert!(couchdb.wait_for(SOON, |seen| seen.session_requests >= before.session_requests + CLIENTS));
+    // All at once they would take 250 ms.
+    assert!(first.elapsed() > Duration::from_millis(700), "{:?}", first.elapsed());
+    let peak = couchdb.counters().peak_sessions_in_flight;
+    assert!((2..=4).contains(&peak), "{peak} checks at once");
+}
+
+#[test]
 fn another_password_and_a_lockout_end_sessions() {
     let couchdb = couchdb();
     couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
