@@ -6,6 +6,7 @@ pub mod addresses;
 pub mod catch_up;
 pub mod dialer;
 pub mod drain;
+pub mod fair_queue;
 pub mod feed;
 pub mod few;
 mod interests;
