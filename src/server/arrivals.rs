@@ -55,8 +55,8 @@ impl Server {
                 Accepted::Nobody => return,
                 Accepted::Exhausted(error) => {
                     self.metrics.accept_pauses += 1;
-                    let level = self.told_of_pause.level(now);
-                    log::log!(level, "No more clients can be accepted for the moment: {error}");
+                    let (level, more) = self.pause_log.level(log::Level::Warn, now);
+                    log::log!(level, "No more clients can be accepted for the moment: {error}{more}");
                     self.accept_from = Some(now + ACCEPT_PAUSE);
                     return;
                 }
@@ -91,7 +91,8 @@ impl Server {
             }
             Err(error) => {
                 self.give_up(seat, address);
-                log::warn!("A client could not be registered: {error}");
+                let (level, more) = self.registration_log.level(log::Level::Warn, now);
+                log::log!(level, "A client could not be registered: {error}{more}");
             }
         }
     }
@@ -187,8 +188,8 @@ impl Server {
         now: Millis,
     ) {
         self.metrics.count_close(reason);
-        let level = self.told_of_full.level(now);
-        log::log!(level, "A client at {address} is turned away: {}.", reason.text());
+        let (level, more) = self.full_log.level(log::Level::Warn, now);
+        log::log!(level, "A client at {address} is turned away: {}{more}.", reason.text());
         if door == Door::Plain {
             let fields = [("Content-Type", "text/plain; charset=utf-8"), ("Retry-After", "5")];
             let body = format!("{}\n", reason.text());

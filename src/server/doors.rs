@@ -22,8 +22,8 @@ use super::{Http, Protocol, Server};
 use crate::net::listener::{Accepted, Listener};
 use crate::net::stream::Handshake;
 use crate::net::tls::Identity;
+use crate::state::log_throttle::{LogThrottle, TEN_MINUTES};
 use crate::state::metrics::CloseReason;
-use crate::state::seldom::Seldom;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 
@@ -38,10 +38,10 @@ pub struct Doors {
     /// For operators.
     admin: Option<Listener>,
     identity: Option<Identity>,
-    /// Of clients that speak TLS to the plain port.
-    told_of_tls: Seldom,
-    /// Of clients that speak no TLS to the port of TLS.
-    told_of_plain: Seldom,
+    /// Throttles the line about clients that speak TLS to the plain port.
+    tls_log: LogThrottle,
+    /// Throttles the line about clients that speak plain HTTP to the port of TLS.
+    plain_log: LogThrottle,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,8 @@ impl Doors {
     /// A port of plain HTTP, one of TLS with what we show there, or both.
     pub fn new(plain: Option<Listener>, tls: Option<(Listener, Identity)>) -> Self {
         let (tls, identity) = tls.unzip();
-        Self { plain, tls, admin: None, identity, told_of_tls: Seldom::default(), told_of_plain: Seldom::default() }
+        let (tls_log, plain_log) = (LogThrottle::new(TEN_MINUTES), LogThrottle::new(TEN_MINUTES));
+        Self { plain, tls, admin: None, identity, tls_log, plain_log }
     }
 
     /// The same with a port for operators alone.
@@ -116,10 +117,11 @@ impl Server {
                 false
             }
             Ok(Handshake::NotTls) => {
-                let level = self.doors.told_of_plain.level(now);
+                let (level, more) = self.doors.plain_log.level(log::Level::Warn, now);
                 log::log!(
                     level,
-                    "A client at {address} speaks plain HTTP to the port of TLS: it has to use https:// or wss://."
+                    "A client at {address} speaks plain HTTP to the port of TLS: it has to use https:// or \
+                     wss://{more}."
                 );
                 self.answer_and_close(key, 400, TLS_HERE, CloseReason::BadRequest, now);
                 false
@@ -138,11 +140,12 @@ impl Server {
     pub(super) fn refuse_tls(&mut self, key: Key, now: Millis) {
         let Some(peer) = self.peers.get(key) else { return };
         let address = peer.address;
-        let (level, port) = (self.doors.told_of_tls.level(now), self.doors.tls_port());
+        let ((level, more), port) = (self.doors.tls_log.level(log::Level::Warn, now), self.doors.tls_port());
         let elsewhere = port.map_or(String::new(), |port| format!("; TLS is spoken on port {port}"));
         log::log!(
             level,
-            "A client at {address} speaks TLS to the port of plain HTTP: it has to use http:// or ws://{elsewhere}."
+            "A client at {address} speaks TLS to the port of plain HTTP: it has to use http:// or \
+             ws://{elsewhere}{more}."
         );
         self.answer_and_close(key, 400, &format!("{NO_TLS_HERE}{elsewhere}.\n"), CloseReason::BadRequest, now);
     }

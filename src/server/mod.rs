@@ -54,6 +54,7 @@ use crate::state::feed::{Feed, FeedAction, FeedSettings};
 use crate::state::jitter::Jitter;
 use crate::state::limits::Limits;
 use crate::state::log_in_limits::LogInLimits;
+use crate::state::log_throttle::{LogThrottle, LogThrottles, MINUTE, TEN_MINUTES};
 use crate::state::metrics::{CloseReason, Metrics};
 use crate::state::newcomers::Newcomers;
 use crate::state::pool::{self, Pool, PoolAction};
@@ -61,7 +62,6 @@ use crate::state::positions::{Batch, MAX_BATCHES, Positions};
 use crate::state::proxies::TrustedProxies;
 use crate::state::resync::{Policy, Wave};
 use crate::state::routes::Origins;
-use crate::state::seldom::Seldom;
 use crate::state::session::{Action, Rules, Session};
 use crate::state::site::Site;
 use crate::state::subscriptions::{SessionIndex, Subscriptions};
@@ -152,10 +152,18 @@ pub struct Server {
     addresses: Addresses,
     /// Who came and has not logged in.
     newcomers: Newcomers<Timer>,
-    /// Of accepting that pauses.
-    told_of_pause: Seldom,
-    /// Of clients that are turned away.
-    told_of_full: Seldom,
+    /// Throttles the line about pauses of accepting.
+    pause_log: LogThrottle,
+    /// Throttles the line about rejected clients.
+    full_log: LogThrottle,
+    /// Throttles the line about connections that the poll does not take.
+    registration_log: LogThrottle,
+    /// Throttles the line about sessions that get no random id.
+    randomness_log: LogThrottle,
+    /// Throttles the line about another epoch.
+    epoch_log: LogThrottle,
+    /// Throttles the lines about resyncs, by their reason.
+    resync_log: LogThrottles<&'static str>,
     sessions: Table<Session>,
     subscriptions: Subscriptions,
     rules: Rules,
@@ -370,8 +378,12 @@ impl Server {
             sessions: Table::default(),
             subscriptions: Subscriptions::new(settings.limits.subscriptions),
             clients: 0,
-            told_of_full: Seldom::default(),
-            told_of_pause: Seldom::default(),
+            pause_log: LogThrottle::new(TEN_MINUTES),
+            full_log: LogThrottle::new(TEN_MINUTES),
+            registration_log: LogThrottle::new(TEN_MINUTES),
+            randomness_log: LogThrottle::new(MINUTE),
+            epoch_log: LogThrottle::new(MINUTE),
+            resync_log: LogThrottles::new(MINUTE),
             addresses: Addresses::new(settings.limits.per_address),
             newcomers: Newcomers::new(settings.limits.newcomers),
             rules: settings.rules,

@@ -60,7 +60,10 @@ impl Server {
                     peer.seat = Seat::Operator;
                 }
             }
-            Err(error) => log::warn!("A connection on --admin_port could not be registered: {error}"),
+            Err(error) => {
+                let (level, more) = self.registration_log.level(log::Level::Warn, now);
+                log::log!(level, "A connection on --admin_port could not be registered: {error}{more}");
+            }
         }
     }
 

@@ -301,7 +301,9 @@ impl Server {
                 self.say_hello_again(key);
             }
         } else if other {
-            log::warn!("_global_changes is not the database that it was: clients are told to sync anew.");
+            if let Some(more) = self.epoch_log.pass(now) {
+                log::warn!("_global_changes is not the database that it was: clients are told to sync anew{more}.");
+            }
             self.start_wave("changes are recorded anew", now);
             if let Some(wave) = &mut self.wave {
                 wave.other_epoch = true;
@@ -319,7 +321,8 @@ impl Server {
 
     fn start_wave(&mut self, reason: &'static str, now: Millis) {
         let sessions: Vec<_> = self.sessions.keys().collect();
-        log::info!("{} clients are told that changes may have been lost: {reason}.", sessions.len());
+        let (level, more) = self.resync_log.of(reason).level(log::Level::Info, now);
+        log::log!(level, "{} clients are told that changes may have been lost: {reason}{more}.", sessions.len());
         self.metrics.resyncs += 1;
         // Those whom an earlier wave has not reached yet are in this one.
         let other_epoch = self.wave.take().is_some_and(|wave| wave.other_epoch);

@@ -40,7 +40,8 @@ impl Server {
         let Some(client) = self.peers.get(connection).map(|peer| peer.address) else { return };
         let mut tag = [0; TAG];
         if let Err(error) = crate::net::tls::random_bytes(&mut tag) {
-            log::error!("No session can be opened: {error}");
+            let (level, more) = self.randomness_log.level(log::Level::Error, now);
+            log::log!(level, "No session can be opened: {error}{more}");
             return self.close_peer(connection, CloseReason::ShuttingDown, now);
         }
         let transport = match polling {

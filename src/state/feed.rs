@@ -11,9 +11,11 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::mem::{Discriminant, discriminant};
 use std::ops::Range;
 
 use crate::state::jitter::{Backoff, Jitter};
+use crate::state::log_throttle::{LogThrottles, MINUTE};
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{self, ChangeKind, FeedLine, FeedSource, Requests};
 use crate::wire::http::Response;
@@ -116,6 +118,15 @@ enum Problem {
     NoSequence,
 }
 
+/// What a log line is about. Each has a throttle of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LogCause {
+    LongLine,
+    BrokenLine,
+    Creation,
+    Problem(Discriminant<Problem>),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Question {
     Create,
@@ -147,8 +158,11 @@ pub struct Feed {
     answer: Vec<u8>,
     backoff: Backoff,
     jitter: Jitter,
-    /// The last problem that was logged; None once the feed proved itself, with a change or by standing for a while.
+    /// The last problem; None once the feed proved itself, with a change or by standing for a while.
     problem: Option<Problem>,
+    /// Whether the last problem was logged, and not suppressed by its throttle.
+    problem_logged: bool,
+    log: LogThrottles<LogCause>,
     /// Whether it was logged that the feed is followed, since there was something else to log.
     announced: bool,
     /// Where a broken line was met, so that the same one does not stop the feed for ever.
@@ -176,6 +190,8 @@ impl Feed {
             backoff: Backoff::default(),
             jitter,
             problem: None,
+            problem_logged: false,
+            log: LogThrottles::new(MINUTE),
             announced: false,
             broken_at: None,
             must_create: false,
@@ -308,7 +324,9 @@ impl Feed {
             }
             Line::Complete(line) => line,
             Line::TooLong => {
-                log::warn!("Skipped a line of the changes feed that is over {MAX_LINE} bytes.");
+                if let Some(more) = self.log.of(LogCause::LongLine).pass(now) {
+                    log::warn!("Skipped a line of the changes feed that is over {MAX_LINE} bytes{more}.");
+                }
                 return (used, Told::Skipped);
             }
         };
@@ -344,7 +362,9 @@ impl Feed {
     /// same line, it is passed over; true then.
     pub fn handle_broken_line(&mut self, now: Millis, actions: &mut Vec<FeedAction>) -> bool {
         if self.broken_at.is_some() && self.broken_at == self.since {
-            log::warn!("Skipped a line of the changes feed that is no JSON, twice.");
+            if let Some(more) = self.log.of(LogCause::BrokenLine).pass(now) {
+                log::warn!("Skipped a line of the changes feed that is no JSON, twice{more}.");
+            }
             return true;
         }
         self.broken_at.clone_from(&self.since);
@@ -394,7 +414,9 @@ impl Feed {
                 self.worsen(Continuity::Unrecorded);
                 self.must_create = self.settings.create;
                 if self.must_create && question != Question::Create {
-                    log::warn!("CouchDB has no _global_changes database: making it.");
+                    if let Some(more) = self.log.of(LogCause::Creation).pass(now) {
+                        log::warn!("CouchDB has no _global_changes database: making it{more}.");
+                    }
                     return self.go_on(Question::Create, keep_alive, now, actions);
                 }
                 self.fail(Problem::Missing(self.settings.create), now, actions);
@@ -488,17 +510,26 @@ impl Feed {
             self.worsen(Continuity::Gap);
         }
         let wait = self.backoff.wait(&mut self.jitter);
-        if self.problem.as_ref() == Some(&problem) {
-            log::debug!("{problem} Next try in {wait} ms.");
-        } else {
-            log::log!(problem.level(), "{problem}");
-            self.problem = Some(problem);
-            self.announced = false;
-        }
+        self.log_problem(problem, wait, now);
         self.phase = Phase::Waiting { until: now + wait };
         self.reader = ResponseReader::new();
         self.answer = Vec::new();
         actions.push(FeedAction::HangUp);
+    }
+
+    /// Logs a problem unless it was logged already, or another one of its kind shortly before.
+    fn log_problem(&mut self, problem: Problem, wait: Millis, now: Millis) {
+        let again = self.problem_logged && self.problem.as_ref() == Some(&problem);
+        let due = if again { None } else { self.log.of(LogCause::Problem(discriminant(&problem))).pass(now) };
+        match due {
+            Some(more) => {
+                log::log!(problem.level(), "{problem}{more}");
+                self.announced = false;
+            }
+            None => log::debug!("{problem} Next try in {wait} ms."),
+        }
+        self.problem_logged = again || due.is_some();
+        self.problem = Some(problem);
     }
 }
 
@@ -913,9 +944,17 @@ mod tests {
             assert!((50..=100).contains(&wait), "{proof:?}: {wait}");
             rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=8-b");
             rig.give(OPENED);
-            let lines = ["CouchDB cut the changes feed: resuming it.", "Following the changes feed of CouchDB."];
-            assert_eq!(told(), lines, "said again behind a success");
+            assert!(told().is_empty(), "one line of a kind and minute");
         }
+        rig.now += MINUTE;
+        rig.give_lines(&line("9-c", "updated:a"));
+        rig.feed.handle_lost(None, rig.now, &mut rig.actions);
+        rig.hangs_up();
+        rig.dial();
+        rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=9-c");
+        rig.give(OPENED);
+        let cut = "CouchDB cut the changes feed: resuming it. (2 more in the last 2 minutes)";
+        assert_eq!(told(), [cut, "Following the changes feed of CouchDB."]);
     }
 
     #[test]
@@ -947,7 +986,12 @@ mod tests {
             rig.feed.handle_lost(error, rig.now, &mut rig.actions);
             rig.hangs_up();
         }
-        assert_eq!(told().len(), 3);
+        assert_eq!(told().len(), 1, "one line of a kind and minute");
+        rig.dial();
+        rig.now += MINUTE;
+        rig.feed.handle_lost(Some("refused"), rig.now, &mut rig.actions);
+        rig.hangs_up();
+        assert_eq!(told().len(), 1, "what was suppressed is logged when its minute is over");
         rig.dial();
         rig.connect("GET /_global_changes/_changes?since=now&limit=1");
         rig.give(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nwelcome");
@@ -1138,6 +1182,30 @@ mod tests {
         rig.give_lines(&("{\"seq\":\"9-c\",\"id\n".to_owned() + &line("9-c", "updated:found")));
         assert!(rig.feed.is_streaming());
         assert_eq!(rig.changes, ["Updated a", "Updated found"]);
+    }
+
+    #[test]
+    fn a_feed_of_broken_lines_logs_one_line_per_minute() {
+        let mut rig = Rig::streaming();
+        let broken = chunk(&"no JSON {\n".repeat(1_000));
+        let mut lines = Vec::new();
+        for _ in 0..20 {
+            rig.give(&broken);
+            if !rig.feed.is_streaming() {
+                rig.hangs_up();
+                rig.dial();
+                rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
+                rig.give(OPENED);
+            }
+            lines.append(&mut told());
+        }
+        let twice = "Skipped a line of the changes feed that is no JSON, twice.";
+        let announced = "Following the changes feed of CouchDB.";
+        assert_eq!(lines, ["A line of the changes feed is no JSON: reading it again.", announced, twice]);
+        rig.now += MINUTE;
+        rig.give(&broken);
+        let lines = told();
+        assert!(lines.len() == 1 && lines[0].contains("18,999 more in the last minute"), "{lines:?}");
     }
 
     #[test]
