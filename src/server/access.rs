@@ -2,7 +2,7 @@
 
 use super::{Purpose, Queue, Server};
 use crate::state::access::{Access, Decision, Undecided, Verdict};
-use crate::state::pool::Answer;
+use crate::state::pool::{Answer, Owner};
 use crate::state::positions::Named;
 use crate::state::session::{Reply, Session};
 use crate::state::table::Key;
@@ -34,7 +34,8 @@ impl Server {
     pub(super) fn ask_access(&mut self, now: Millis) {
         while let Some(database) = self.access.next_question() {
             let request = self.couchdb.requests.security(&database);
-            let submitted = self.ask_couchdb(Queue::Checks, request, Purpose::Security(database.clone()), now);
+            let submitted =
+                self.ask_couchdb(Queue::Checks, Owner::Server, request, Purpose::Security(database.clone()), now);
             if submitted.is_none() {
                 return self.handle_security(&database, None, now);
             }
@@ -122,7 +123,13 @@ impl Server {
     pub(super) fn check_session(&mut self, key: Key, credentials: &Credentials, now: Millis) {
         let client = self.client_of(key);
         let Some(request) = self.couchdb.requests.log_in(credentials, client) else { return };
-        let submitted = self.ask_couchdb(Queue::Checks, request, Purpose::Check(key, credentials.clone()), now);
+        let submitted = self.ask_couchdb(
+            Queue::Checks,
+            Owner::Session(key),
+            request,
+            Purpose::Check(key, credentials.clone()),
+            now,
+        );
         if submitted.is_none() {
             return self.handle_check(key, credentials, None, now);
         }

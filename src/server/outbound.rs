@@ -12,7 +12,7 @@ use crate::net::tls;
 use crate::state::dialer::DialAction;
 use crate::state::feed::{FeedAction, FeedPart, Told};
 use crate::state::metrics::CloseReason;
-use crate::state::pool::{Answer, PoolAction};
+use crate::state::pool::{Answer, NoAnswer, Owner, PoolAction, Submission};
 use crate::state::table::Key;
 use crate::state::timers::{Deadline, Millis};
 
@@ -188,10 +188,18 @@ impl Server {
         }
     }
 
-    /// Has CouchDB asked. The key is good for giving it up; None when too many wait.
-    pub(super) fn ask_couchdb(&mut self, queue: Queue, request: Vec<u8>, purpose: Purpose, now: Millis) -> Option<Key> {
+    /// Queues a request to CouchDB for an owner. The key is good for giving it up; None when too many wait.
+    pub(super) fn ask_couchdb(
+        &mut self,
+        queue: Queue,
+        owner: Owner,
+        request: Vec<u8>,
+        purpose: Purpose,
+        now: Millis,
+    ) -> Option<Key> {
         let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
-        pool.submit(request, purpose, now, actions)
+        let submission = Submission { owner, request, purpose, since: now, repeatable: true };
+        pool.submit(submission, now, actions).ok()
     }
 
     /// Gives up what CouchDB did not answer in time.
@@ -206,21 +214,21 @@ impl Server {
     }
 
     /// CouchDB answered a request, or did not.
-    fn handle_answer(&mut self, purpose: Purpose, answer: Option<Answer>, now: Millis) {
-        if answer.is_some() {
+    fn handle_answer(&mut self, purpose: Purpose, answer: Result<Answer, NoAnswer>, now: Millis) {
+        if answer.is_ok() {
             self.feed.handle_reachable(now);
         }
         match purpose {
             Purpose::LogIn(session, client, credentials) => {
-                self.handle_log_in(session, client, &credentials, answer, now);
+                self.handle_log_in(session, client, &credentials, answer.ok(), now);
             }
             Purpose::Abandoned(client, credentials) => {
-                let _ = self.read_log_in(client, &credentials, answer, now);
+                let _ = self.read_log_in(client, &credentials, answer.ok(), now);
             }
-            Purpose::Security(database) => self.handle_security(&database, answer.as_ref(), now),
-            Purpose::Check(session, credentials) => self.handle_check(session, &credentials, answer, now),
-            Purpose::LookUp(batch) => self.handle_look_up(batch, answer.as_ref(), now),
-            Purpose::Epoch => self.handle_epoch(answer.as_ref(), now),
+            Purpose::Security(database) => self.handle_security(&database, answer.as_ref().ok(), now),
+            Purpose::Check(session, credentials) => self.handle_check(session, &credentials, answer.ok(), now),
+            Purpose::LookUp(batch) => self.handle_look_up(batch, answer.as_ref().ok(), now),
+            Purpose::Epoch => self.handle_epoch(answer.as_ref().ok(), now),
         }
     }
 

@@ -4,7 +4,7 @@ use super::{Purpose, Queue, Server};
 use crate::state::access::Decision;
 use crate::state::feed::Continuity;
 use crate::state::metrics::CloseReason;
-use crate::state::pool::Answer;
+use crate::state::pool::{Answer, Owner};
 use crate::state::positions::{Batch, Named, Pending};
 use crate::state::resync::{Policy, Wave};
 use crate::state::session::{Dialect, Reply};
@@ -193,7 +193,7 @@ impl Server {
     }
 
     fn look_up(&mut self, request: Vec<u8>, purpose: Purpose, now: Millis) {
-        let submitted = self.ask_couchdb(Queue::LookUps, request, purpose, now);
+        let submitted = self.ask_couchdb(Queue::LookUps, Owner::Server, request, purpose, now);
         debug_assert!(submitted.is_some(), "there are never more than a few");
         self.perform_pool_actions(Queue::LookUps, now);
     }

@@ -8,7 +8,7 @@ use super::polling::sid_of;
 use super::{Purpose, Queue, Server, Timer};
 use crate::state::log_in_limits::{Admission, Outcome};
 use crate::state::metrics::CloseReason;
-use crate::state::pool::Answer;
+use crate::state::pool::{Answer, Owner};
 use crate::state::session::{Action, Opening, Polling, Session, TAG, Transport, Turn, messages};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
@@ -140,7 +140,7 @@ impl Server {
             return self.logged_in(key, credentials, Err(LogInError::NotAuthenticated), now);
         };
         let purpose = Purpose::LogIn(key, client, credentials.clone());
-        let Some(ticket) = self.ask_couchdb(Queue::LogIns, request, purpose, now) else {
+        let Some(ticket) = self.ask_couchdb(Queue::LogIns, Owner::at(client), request, purpose, now) else {
             self.drop_password(client, credentials, now);
             return self.logged_in(key, credentials, Err(LogInError::Overloaded), now);
         };

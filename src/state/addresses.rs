@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::log_in_limits::network;
+use super::pool::network;
 
 /// The addresses that have connections, where there is a limit to count for.
 #[derive(Debug)]

@@ -11,8 +11,9 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, Hash, RandomState};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
+use crate::state::pool::network;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::couchdb::Credentials;
@@ -217,16 +218,10 @@ fn make_room<K: Hash + Eq, V>(table: &mut HashMap<K, V>, in_use: impl Fn(&V) -> 
     }
 }
 
-/// What one subscriber of a network has: an address of version 4, 64 bits of one of version 6.
-pub(super) fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(six) => Ipv6Addr::from_bits(six.to_bits() & !u128::from(u64::MAX)).into(),
-        four @ IpAddr::V4(_) => four,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
 
     const HERE: &str = "192.0.2.1";

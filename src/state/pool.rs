@@ -1,11 +1,15 @@
 //! A few keep-alive connections to CouchDB and the queue before them: one request a connection at a time,
 //! so that a storm of clients becomes a line, and CouchDB has as much to do as it can.
 //!
+//! The queue serves the owners of requests in turn ([`Owner`]): a client that queues much delays only itself.
+//!
 //! Every request has a deadline. It moves along while CouchDB answers others (a long queue is no
 //! failure), and does not while CouchDB is silent or away.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
 
+use crate::state::fair_queue::FairQueue;
 use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
 use crate::wire::http::Response;
@@ -17,13 +21,79 @@ pub const MAX_WAITING: usize = 20_000;
 /// A request fails when CouchDB answered none for so long, in milliseconds.
 const NO_ANSWER_FOR: Millis = 4_500;
 /// A request fails when it waited for so long, whatever CouchDB does.
-const LONGEST_WAIT: Millis = 30_000;
+pub const LONGEST_WAIT: Millis = 30_000;
 /// Time from a failed connection to the next try, in milliseconds.
 const REDIAL_AFTER: Millis = 250;
 /// Longest body of an answer about a session, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
 /// How often a request is sent over new connections that end without an answer to it.
-const MAX_ATTEMPTS: u8 = 2;
+pub const MAX_ATTEMPTS: u8 = 2;
+/// The queue keeps fewer cancelled requests than this, or fewer than requests that wait.
+const MAX_CANCELLED: usize = 1_024;
+
+/// The client that a request is for. The pool serves owners in turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// The server itself. A queue that has only this owner is served in the order of submission.
+    Server,
+    /// A network, see [`network`]: for clients that have not logged in.
+    Network(IpAddr),
+    /// A session.
+    Session(Key),
+}
+
+impl Owner {
+    /// Returns the owner of a request of a client at an address.
+    pub fn at(address: IpAddr) -> Self {
+        Self::Network(network(address))
+    }
+}
+
+/// Returns what one customer of a provider has: an address of version 4, 64 bits of one of version 6.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(six) => Ipv6Addr::from_bits(six.to_bits() & !u128::from(u64::MAX)).into(),
+        four @ IpAddr::V4(_) => four,
+    }
+}
+
+/// A request to be queued.
+#[derive(Debug)]
+pub struct Submission<P> {
+    /// The client that it is for.
+    pub owner: Owner,
+    /// The request as it is written.
+    pub request: Vec<u8>,
+    /// What it is for.
+    pub purpose: P,
+    /// When the client began to wait for it. Deadlines count from here.
+    pub since: Millis,
+    /// Whether it may be sent again when a connection ends without an answer to it. CouchDB may have carried it out.
+    pub repeatable: bool,
+}
+
+/// Why a request is not queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// Too many requests wait, in total or of this owner.
+    Full,
+    /// Its deadline is over.
+    Late,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoAnswer {
+    /// The request was never sent.
+    NotSent,
+    /// The request was sent. CouchDB may have carried it out, or may yet.
+    Sent,
+    /// The connection ended before the answer, and the request is not repeatable.
+    Lost {
+        /// Whether the connection had carried answers before. Such a connection most likely was closed while idle.
+        used: bool,
+    },
+}
 
 /// What the pool wants done. `usize` is the number of a connection.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,8 +104,8 @@ pub enum PoolAction<P> {
     Send(usize, Vec<u8>),
     /// Give the connection up.
     HangUp(usize),
-    /// A request is over; None when CouchDB did not answer it.
-    Done(P, Option<Answer>),
+    /// A request is over.
+    Done(P, Result<Answer, NoAnswer>),
 }
 
 /// A whole answer.
@@ -57,8 +127,12 @@ pub struct Pool<P> {
     max_body: usize,
     max_waiting: usize,
     tickets: Table<Ticket<P>>,
-    /// Tickets that wait, oldest first; those that were cancelled are in here still.
-    waiting: VecDeque<Key>,
+    /// Tickets that wait; those that were cancelled are in here still.
+    waiting: FairQueue<Owner, Key>,
+    /// The tickets in `waiting` that were not cancelled, the oldest first.
+    oldest: BTreeSet<(Millis, Key)>,
+    /// How many of them an owner has.
+    counts: HashMap<Owner, usize>,
     last_answer: Millis,
     /// After a failed connection, not before this.
     redial_from: Millis,
@@ -67,8 +141,12 @@ pub struct Pool<P> {
 #[derive(Debug)]
 struct Ticket<P> {
     purpose: P,
+    owner: Owner,
     request: Vec<u8>,
-    submitted: Millis,
+    since: Millis,
+    repeatable: bool,
+    /// Whether it was sent at least once.
+    sent: bool,
     /// New connections that ended under it.
     attempts: u8,
 }
@@ -105,37 +183,56 @@ impl<P> Pool<P> {
             max_body,
             max_waiting,
             tickets: Table::default(),
-            waiting: VecDeque::new(),
+            waiting: FairQueue::default(),
+            oldest: BTreeSet::new(),
+            counts: HashMap::new(),
             last_answer: 0,
             redial_from: 0,
         }
     }
 
-    /// Takes a request. The key is good for [`Pool::cancel`]; None when too many wait.
+    /// Queues a request. The key is good for [`Pool::cancel`].
+    ///
+    /// # Errors
+    /// [`Rejection`]. One owner has at most as many waiting requests as there is room for others.
     pub fn submit(
         &mut self,
-        request: Vec<u8>,
-        purpose: P,
+        submission: Submission<P>,
         now: Millis,
         actions: &mut Vec<PoolAction<P>>,
-    ) -> Option<Key> {
-        if self.waiting.len() >= self.max_waiting && self.tickets.len() < self.waiting.len() {
-            // Those that nobody waits for any more take no place from others.
+    ) -> Result<Key, Rejection> {
+        let Submission { owner, request, purpose, since, repeatable } = submission;
+        if self.deadline(since) <= now {
+            return Err(Rejection::Late);
+        }
+        let room = self.max_waiting.saturating_sub(self.oldest.len());
+        if room == 0 || self.counts.get(&owner).is_some_and(|own| *own > room) {
+            return Err(Rejection::Full);
+        }
+        if self.waiting.len() - self.oldest.len() > self.oldest.len().max(MAX_CANCELLED) {
             let Self { waiting, tickets, .. } = self;
-            waiting.retain(|ticket| tickets.get(*ticket).is_some());
+            waiting.retain(|_, ticket| tickets.get(*ticket).is_some());
         }
-        if self.waiting.len() >= self.max_waiting {
-            return None;
-        }
-        let ticket = self.tickets.insert(Ticket { purpose, request, submitted: now, attempts: 0 });
-        self.waiting.push_back(ticket);
+        let ticket = Ticket { purpose, owner, request, since, repeatable, sent: false, attempts: 0 };
+        let key = self.tickets.insert(ticket);
+        self.waiting.push(owner, key);
+        self.count_waiting(owner, since, key);
         self.pump(now, actions);
-        Some(ticket)
+        Ok(key)
     }
 
     /// Forgets a request: it is not sent if it was not, and its answer is passed over.
-    pub fn cancel(&mut self, ticket: Key) {
-        self.tickets.remove(ticket);
+    pub fn cancel(&mut self, key: Key) {
+        if let Some(ticket) = self.tickets.remove(key) {
+            self.uncount_waiting(ticket.owner, ticket.since, key);
+        }
+    }
+
+    /// Ends all requests that wait for a connection.
+    pub fn reject_waiting(&mut self, actions: &mut Vec<PoolAction<P>>) {
+        while let Some((_, key)) = self.waiting.pop() {
+            self.finish(key, None, actions);
+        }
     }
 
     /// What a request is for.
@@ -160,15 +257,12 @@ impl<P> Pool<P> {
 
     /// Whether requests wait for a connection.
     pub fn is_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.oldest.is_empty()
     }
 
     /// When [`Pool::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Millis> {
-        let waiting = self.waiting.front().map(|ticket| match self.tickets.get(*ticket) {
-            Some(ticket) => self.deadline(ticket.submitted).min(self.redial_at()),
-            None => 0,
-        });
+        let waiting = self.oldest.first().map(|(since, _)| self.deadline(*since).min(self.redial_at()));
         let busy = self.connections.iter().filter_map(|connection| match connection {
             Connection::Busy(exchange) => Some(self.answer_due(exchange)),
             _ => None,
@@ -188,11 +282,10 @@ impl<P> Pool<P> {
                 self.finish(ticket, None, actions);
             }
         }
-        while let Some(&ticket) = self.waiting.front() {
-            match self.tickets.get(ticket) {
-                Some(waiting) if now < self.deadline(waiting.submitted) => break,
-                _ => self.waiting.pop_front(),
-            };
+        // A deadline never comes before that of an older request.
+        while let Some(&(since, ticket)) = self.oldest.first()
+            && self.deadline(since) <= now
+        {
             self.finish(ticket, None, actions);
         }
         self.pump(now, actions);
@@ -271,42 +364,65 @@ impl<P> Pool<P> {
 
     fn complete(&mut self, exchange: Exchange, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         self.last_answer = now;
-        let answer = exchange.head.map(|head| Answer {
-            status: head.status,
-            auth_cookie: head.auth_cookie,
-            body: exchange.body,
-        });
+        let answer = exchange
+            .head
+            .map(|head| Ok(Answer { status: head.status, auth_cookie: head.auth_cookie, body: exchange.body }));
         self.finish(exchange.ticket, answer, actions);
     }
 
     /// The connection ended before the answer: the request is sent once more. A connection that had carried
     /// answers most likely was closed while idle; that does not count, and the next one may be like it.
     fn try_again(&mut self, exchange: &Exchange, actions: &mut Vec<PoolAction<P>>) {
-        if let Some(ticket) = self.tickets.get_mut(exchange.ticket)
-            && exchange.reader.is_untouched()
+        let Some(ticket) = self.tickets.get_mut(exchange.ticket) else { return };
+        if !exchange.reader.is_untouched() {
+            return self.finish(exchange.ticket, Some(Err(NoAnswer::Sent)), actions);
+        }
+        if !ticket.repeatable {
+            let lost = NoAnswer::Lost { used: exchange.used };
+            return self.finish(exchange.ticket, Some(Err(lost)), actions);
+        }
+        ticket.attempts += u8::from(!exchange.used);
+        if ticket.attempts >= MAX_ATTEMPTS {
+            return self.finish(exchange.ticket, None, actions);
+        }
+        let (owner, since) = (ticket.owner, ticket.since);
+        self.waiting.push_front(owner, exchange.ticket);
+        self.count_waiting(owner, since, exchange.ticket);
+    }
+
+    /// Ends a request; without an outcome there is no answer.
+    fn finish(&mut self, key: Key, outcome: Option<Result<Answer, NoAnswer>>, actions: &mut Vec<PoolAction<P>>) {
+        let Some(ticket) = self.tickets.remove(key) else { return };
+        self.uncount_waiting(ticket.owner, ticket.since, key);
+        let none = Err(if ticket.sent { NoAnswer::Sent } else { NoAnswer::NotSent });
+        actions.push(PoolAction::Done(ticket.purpose, outcome.unwrap_or(none)));
+    }
+
+    fn count_waiting(&mut self, owner: Owner, since: Millis, key: Key) {
+        self.oldest.insert((since, key));
+        *self.counts.entry(owner).or_default() += 1;
+    }
+
+    /// Takes a request out of those that wait, if it is one of them.
+    fn uncount_waiting(&mut self, owner: Owner, since: Millis, key: Key) {
+        if self.oldest.remove(&(since, key))
+            && let Some(count) = self.counts.get_mut(&owner)
         {
-            ticket.attempts += u8::from(!exchange.used);
-            if ticket.attempts < MAX_ATTEMPTS {
-                return self.waiting.push_front(exchange.ticket);
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&owner);
             }
         }
-        self.finish(exchange.ticket, None, actions);
     }
 
-    fn finish(&mut self, ticket: Key, answer: Option<Answer>, actions: &mut Vec<PoolAction<P>>) {
-        if let Some(ticket) = self.tickets.remove(ticket) {
-            actions.push(PoolAction::Done(ticket.purpose, answer));
-        }
-    }
-
-    fn deadline(&self, submitted: Millis) -> Millis {
-        (submitted.max(self.last_answer) + NO_ANSWER_FOR).min(submitted + LONGEST_WAIT)
+    fn deadline(&self, since: Millis) -> Millis {
+        (since.max(self.last_answer) + NO_ANSWER_FOR).min(since + LONGEST_WAIT)
     }
 
     /// When a request that was sent fails. Time that it spent in the queue while CouchDB said nothing counts too.
     fn answer_due(&self, exchange: &Exchange) -> Millis {
         let alone = exchange.sent + NO_ANSWER_FOR;
-        self.tickets.get(exchange.ticket).map_or(alone, |ticket| alone.min(self.deadline(ticket.submitted)))
+        self.tickets.get(exchange.ticket).map_or(alone, |ticket| alone.min(self.deadline(ticket.since)))
     }
 
     /// When there is something to dial for, that cannot be dialed yet.
@@ -330,7 +446,7 @@ impl<P> Pool<P> {
             return;
         }
         let dialing = self.connections.iter().filter(|c| matches!(c, Connection::Dialing)).count();
-        let wanted = self.waiting.len().saturating_sub(dialing);
+        let wanted = self.oldest.len().saturating_sub(dialing);
         let closed = self.connections.iter_mut().enumerate().filter(|(_, c)| matches!(c, Connection::Closed));
         for (number, connection) in closed.take(wanted) {
             *connection = Connection::Dialing;
@@ -340,10 +456,14 @@ impl<P> Pool<P> {
 
     /// The next request that nobody cancelled.
     fn next_request(&mut self) -> Option<(Key, Vec<u8>)> {
-        while let Some(key) = self.waiting.pop_front() {
-            if let Some(ticket) = self.tickets.get(key) {
-                return Some((key, ticket.request.clone()));
-            }
+        while let Some((owner, key)) = self.waiting.pop() {
+            let Some(ticket) = self.tickets.get_mut(key) else { continue };
+            ticket.sent = true;
+            // One that is not sent again is not kept.
+            let request = if ticket.repeatable { ticket.request.clone() } else { std::mem::take(&mut ticket.request) };
+            let since = ticket.since;
+            self.uncount_waiting(owner, since, key);
+            return Some((key, request));
         }
         None
     }
@@ -355,11 +475,17 @@ mod tests {
 
     const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
 
+    fn submit(pool: &mut Pool<u32>, byte: u8, purpose: u32, now: Millis, actions: &mut Vec<PoolAction<u32>>) -> Key {
+        let submission =
+            Submission { owner: Owner::Server, request: vec![byte], purpose, since: now, repeatable: true };
+        pool.submit(submission, now, actions).unwrap()
+    }
+
     fn done(actions: &mut Vec<PoolAction<u32>>) -> Vec<(u32, Option<u16>)> {
         actions
             .drain(..)
             .filter_map(|action| match action {
-                PoolAction::Done(purpose, answer) => Some((purpose, answer.map(|a| a.status))),
+                PoolAction::Done(purpose, answer) => Some((purpose, answer.ok().map(|a| a.status))),
                 _ => None,
             })
             .collect()
@@ -369,7 +495,7 @@ mod tests {
     fn queues_in_order_over_few_connections() {
         let (mut pool, mut actions) = (Pool::new(2, MAX_BODY, MAX_WAITING), Vec::new());
         for purpose in 0..4u32 {
-            pool.submit(vec![b'a'], purpose, 0, &mut actions).unwrap();
+            submit(&mut pool, b'a', purpose, 0, &mut actions);
         }
         assert_eq!(actions, [PoolAction::Dial(0), PoolAction::Dial(1)]);
         actions.clear();
@@ -389,7 +515,7 @@ mod tests {
     #[test]
     fn a_connection_that_ended_under_a_request_is_tried_once_more() {
         let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
-        pool.submit(vec![b'a'], 7u32, 0, &mut actions).unwrap();
+        submit(&mut pool, b'a', 7, 0, &mut actions);
         for attempt in 0..2 {
             pool.handle_connected(0, 1, &mut actions);
             assert!(actions.contains(&PoolAction::Send(0, vec![b'a'])), "{attempt}");
@@ -403,7 +529,7 @@ mod tests {
     fn connections_that_went_stale_while_idle_do_not_count_as_tries() {
         let (mut pool, mut actions) = (Pool::new(3, MAX_BODY, MAX_WAITING), Vec::new());
         for purpose in 0..3u32 {
-            pool.submit(vec![b'a'], purpose, 0, &mut actions).unwrap();
+            submit(&mut pool, b'a', purpose, 0, &mut actions);
         }
         for number in 0..3 {
             pool.handle_connected(number, 0, &mut actions);
@@ -413,7 +539,7 @@ mod tests {
         }
         assert_eq!(done(&mut actions).len(), 3);
         // Something between here and there forgot all three: each shows it when it is written to.
-        pool.submit(vec![b'b'], 7, 100, &mut actions).unwrap();
+        submit(&mut pool, b'b', 7, 100, &mut actions);
         for number in 0..3 {
             assert!(actions.contains(&PoolAction::Send(number, vec![b'b'])), "{number}: {actions:?}");
             pool.handle_lost(number, 100, &mut actions);
@@ -430,8 +556,8 @@ mod tests {
     #[test]
     fn fails_within_five_seconds_when_couchdb_is_away_or_silent() {
         let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
-        pool.submit(vec![b'a'], 1u32, 1000, &mut actions).unwrap();
-        pool.submit(vec![b'b'], 2u32, 1000, &mut actions).unwrap();
+        submit(&mut pool, b'a', 1, 1000, &mut actions);
+        submit(&mut pool, b'b', 2, 1000, &mut actions);
         pool.handle_lost(0, 1001, &mut actions);
         let mut now = 1001;
         while !pool.is_empty() {
@@ -445,7 +571,7 @@ mod tests {
         }
         assert_eq!(done(&mut actions), [(1, None), (2, None)]);
         // Accepted, and never answered.
-        pool.submit(vec![b'a'], 3u32, 10_000, &mut actions).unwrap();
+        submit(&mut pool, b'a', 3, 10_000, &mut actions);
         pool.handle_connected(0, 10_000, &mut actions);
         assert_eq!(pool.poll_timeout(), Some(14_500));
         pool.handle_timeout(14_500, &mut actions);
@@ -455,9 +581,9 @@ mod tests {
     #[test]
     fn who_queued_before_a_silent_couchdb_waits_no_longer_than_who_was_sent() {
         let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
-        pool.submit(vec![b'a'], 1u32, 0, &mut actions).unwrap();
+        submit(&mut pool, b'a', 1, 0, &mut actions);
         pool.handle_connected(0, 0, &mut actions);
-        pool.submit(vec![b'b'], 2u32, 10, &mut actions).unwrap();
+        submit(&mut pool, b'b', 2, 10, &mut actions);
         // The first one fails, and the second is sent: a moment before its time is over too.
         assert_eq!(pool.poll_timeout(), Some(4500));
         pool.handle_timeout(4500, &mut actions);
@@ -472,7 +598,7 @@ mod tests {
     fn a_long_queue_is_no_failure_while_answers_come() {
         let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
         for purpose in 0..20u32 {
-            pool.submit(vec![b'a'], purpose, 0, &mut actions).unwrap();
+            submit(&mut pool, b'a', purpose, 0, &mut actions);
         }
         pool.handle_connected(0, 0, &mut actions);
         for second in 1..=12 {
@@ -487,9 +613,9 @@ mod tests {
     #[test]
     fn what_is_cancelled_is_neither_sent_nor_told() {
         let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
-        let first = pool.submit(vec![b'a'], 1u32, 0, &mut actions).unwrap();
-        let second = pool.submit(vec![b'b'], 2u32, 0, &mut actions).unwrap();
-        pool.submit(vec![b'c'], 3u32, 0, &mut actions).unwrap();
+        let first = submit(&mut pool, b'a', 1, 0, &mut actions);
+        let second = submit(&mut pool, b'b', 2, 0, &mut actions);
+        submit(&mut pool, b'c', 3, 0, &mut actions);
         pool.handle_connected(0, 0, &mut actions);
         pool.cancel(first);
         pool.cancel(second);
@@ -504,15 +630,94 @@ mod tests {
     #[test]
     fn broken_answers_and_answers_to_nothing_end_the_connection() {
         let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
-        pool.submit(vec![b'a'], 1u32, 0, &mut actions).unwrap();
+        submit(&mut pool, b'a', 1, 0, &mut actions);
         pool.handle_connected(0, 0, &mut actions);
         pool.handle_bytes(0, b"SSH-2.0\r\n", 1, &mut actions);
         assert!(actions.contains(&PoolAction::HangUp(0)));
         assert_eq!(done(&mut actions), [(1, None)]);
-        pool.submit(vec![b'a'], 2u32, 5, &mut actions).unwrap();
+        submit(&mut pool, b'a', 2, 5, &mut actions);
         pool.handle_connected(0, 5, &mut actions);
         pool.handle_bytes(0, &[OK, OK].concat(), 6, &mut actions);
         assert!(actions.contains(&PoolAction::HangUp(0)));
         assert_eq!(done(&mut actions), [(2, Some(200))]);
+    }
+
+    fn queued(owner: Owner, purpose: u32, since: Millis, repeatable: bool) -> Submission<u32> {
+        Submission { owner, request: vec![b'a'], purpose, since, repeatable }
+    }
+
+    fn at(address: &str) -> Owner {
+        Owner::at(address.parse().unwrap())
+    }
+
+    #[test]
+    fn owners_are_served_in_turn() {
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
+        for purpose in 0..4_000 {
+            pool.submit(queued(at("2001:db8::1"), purpose, 0, true), 0, &mut actions).unwrap();
+        }
+        pool.submit(queued(at("2001:db8:0:1::"), 9_000, 1, true), 1, &mut actions).unwrap();
+        pool.submit(queued(at("2001:db8::2"), 9_001, 1, true), 1, &mut actions).unwrap();
+        pool.handle_connected(0, 1, &mut actions);
+        for now in 2..5 {
+            pool.handle_bytes(0, OK, now, &mut actions);
+        }
+        let served: Vec<_> = done(&mut actions).into_iter().map(|(purpose, _)| purpose).collect();
+        assert_eq!(served, [0, 9_000, 1]);
+    }
+
+    #[test]
+    fn an_owner_leaves_room_for_others_and_cancelled_requests_take_none() {
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, 100), Vec::new());
+        let mut submit =
+            |pool: &mut Pool<u32>, address: &str| pool.submit(queued(at(address), 0, 0, true), 0, &mut actions);
+        let keys: Vec<_> = std::iter::from_fn(|| submit(&mut pool, "10.0.0.1").ok()).collect();
+        assert_eq!(keys.len(), 51);
+        let others = (0..60).filter(|n| submit(&mut pool, &format!("10.0.1.{n}")).is_ok()).count();
+        assert_eq!(others, 49);
+        for key in &keys {
+            pool.cancel(*key);
+        }
+        assert_eq!((pool.oldest.len(), pool.counts.len()), (49, 49));
+        for _ in 0..10_000 {
+            let key = submit(&mut pool, "10.0.0.1").expect("there is room");
+            pool.cancel(key);
+        }
+        assert!(pool.waiting.len() < 3 * MAX_CANCELLED, "{}", pool.waiting.len());
+        pool.reject_waiting(&mut actions);
+        assert_eq!(done(&mut actions).len(), 49);
+        assert!(pool.is_empty() && pool.counts.is_empty() && pool.waiting.is_empty());
+    }
+
+    #[test]
+    fn deadlines_hold_whatever_the_turn_and_count_from_the_begin_of_the_wait() {
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
+        pool.submit(queued(at("10.0.0.1"), 1, 1_000, true), 1_000, &mut actions).unwrap();
+        pool.submit(queued(at("10.0.0.1"), 2, 3_000, true), 3_000, &mut actions).unwrap();
+        pool.submit(queued(at("10.0.0.2"), 3, 500, true), 3_000, &mut actions).unwrap();
+        pool.handle_lost(0, 3_000, &mut actions);
+        pool.handle_timeout(5_500, &mut actions);
+        assert_eq!(done(&mut actions), [(3, None), (1, None)]);
+        let late = pool.submit(queued(at("10.0.0.2"), 4, 900, true), 5_500, &mut actions);
+        assert_eq!(late, Err(Rejection::Late));
+        pool.handle_timeout(7_500, &mut actions);
+        assert_eq!(done(&mut actions), [(2, None)]);
+        assert!(pool.is_empty() && pool.oldest.is_empty() && pool.counts.is_empty());
+    }
+
+    #[test]
+    fn what_is_not_repeatable_is_sent_once() {
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
+        for (purpose, used) in [(1, false), (2, true)] {
+            pool.submit(queued(Owner::Server, purpose, 0, false), 0, &mut actions).unwrap();
+            pool.handle_connected(0, 0, &mut actions);
+            if used {
+                pool.handle_bytes(0, OK, 0, &mut actions);
+                pool.submit(queued(Owner::Server, purpose, 0, false), 0, &mut actions).unwrap();
+            }
+            actions.clear();
+            pool.handle_lost(0, 1, &mut actions);
+            assert_eq!(actions, [PoolAction::Done(purpose, Err(NoAnswer::Lost { used }))]);
+        }
     }
 }
