@@ -281,6 +281,23 @@ impl StandIn {
         self.shared.change(|state| state.faults.access_delay = delay);
     }
 
+    /// Holds the answers to `GET` and `HEAD` of a database or its `_security` back, or gives them out. The answers
+    /// are of then.
+    pub fn hold_access(&self, held: bool) {
+        self.shared.change(|state| state.faults.access_held = held);
+    }
+
+    /// Answers `GET /{name}/_security` with this status and body, whatever is stored, or with the truth again.
+    pub fn answer_security(&self, name: &str, answer: Option<(u16, &str)>) {
+        self.shared.change(|state| {
+            let answers = &mut state.faults.security_answers;
+            match answer {
+                Some((status, body)) => answers.insert(name.to_owned(), (status, body.to_owned())),
+                None => answers.remove(name),
+            };
+        });
+    }
+
     /// Cuts what feeds send from now on in another way.
     pub fn set_chunking(&self, chunking: Chunking) {
         self.shared.change(|state| state.faults.chunking = chunking);

@@ -1,6 +1,6 @@
 //! What can be made to go wrong, and how the feed is cut into pieces.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 /// A way for open feeds to break.
@@ -52,6 +52,10 @@ pub(super) struct Faults {
     pub(super) login_status: Option<u16>,
     pub(super) access_delay: Duration,
     pub(super) access_status: Option<u16>,
+    /// Answers about access wait until this is over.
+    pub(super) access_held: bool,
+    /// What `GET /{db}/_security` answers in place of the truth: a status and a body.
+    pub(super) security_answers: HashMap<String, (u16, String)>,
     pub(super) look_up_delay: Duration,
     pub(super) look_up_status: Option<u16>,
     /// Answer so many more feed requests with this status.

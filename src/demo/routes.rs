@@ -30,6 +30,9 @@ pub(super) fn answer(shared: &Shared, request: &Request) -> Answer {
     if let Some(status) = fault(shared, request, &segments) {
         return Answer::Response(fault_response(status));
     }
+    if let Some(response) = other_security(shared, request, &segments) {
+        return Answer::Response(response);
+    }
     let now = shared.clock.now();
     let mut answer = shared.change(|state| {
         if request.wants_page() && feed_kind(&segments).is_some() {
@@ -72,12 +75,17 @@ fn fault(shared: &Shared, request: &Request, segments: &[&str]) -> Option<u16> {
             state.counters.look_up_requests += 1;
             state.faults.look_up_delay
         } else if is_access {
+            state.counters.access_requests += 1;
             state.faults.access_delay
         } else {
             Duration::ZERO
         }
     };
     shared.pause(request.connection, delay);
+    if is_access {
+        shared.observe(|_| ());
+        shared.wait_while(request.connection, |state| state.faults.access_held);
+    }
     let mut state = shared.lock();
     if is_session {
         state.faults.login_status
@@ -95,6 +103,16 @@ fn fault(shared: &Shared, request: &Request, segments: &[&str]) -> Option<u16> {
     } else {
         None
     }
+}
+
+/// The answer that was asked for in place of a database's `_security`.
+fn other_security(shared: &Shared, request: &Request, segments: &[&str]) -> Option<Response> {
+    let ("GET", [name, "_security"]) = (request.method.as_str(), segments) else { return None };
+    let state = shared.lock();
+    let (status, body) = state.faults.security_answers.get(*name)?;
+    let response = Response::json(*status, body);
+    let redirects = (300..400).contains(status);
+    Some(if redirects { response.with("Location", "/_utils/".to_owned()) } else { response })
 }
 
 fn feed_kind(segments: &[&str]) -> Option<FeedKind> {
@@ -355,8 +373,9 @@ fn is_member(security: &Value, identity: &Identity) -> bool {
         identity.name.as_deref().is_some_and(|name| list(group, "names").contains(&name))
             || identity.roles.iter().any(|role| roles.contains(&role.as_str()))
     };
-    let open = list("members", "names").is_empty() && list("members", "roles").is_empty();
-    identity.is_admin() || open || listed("members") || listed("admins")
+    let members = if security.get("members").is_some() { "members" } else { "readers" };
+    let open = list(members, "names").is_empty() && list(members, "roles").is_empty();
+    identity.is_admin() || open || listed(members) || listed("admins")
 }
 
 fn welcome() -> Response {

@@ -56,6 +56,8 @@ pub struct Counters {
     pub session_requests: usize,
     /// Of them, those for the revisions of event documents.
     pub look_up_requests: usize,
+    /// Of them, those for a database or its `_security`.
+    pub access_requests: usize,
     /// Requests being answered now; an open feed is none of them.
     pub in_flight: usize,
     /// The most there ever were.
@@ -355,6 +357,14 @@ impl Shared {
                 return;
             }
             state = wait(&self.changed, state, left);
+        }
+    }
+
+    /// Waits on behalf of a connection for as long as something holds, unless the connection ends first.
+    pub(super) fn wait_while(&self, connection: u64, holds: impl Fn(&State) -> bool) {
+        let mut state = self.lock();
+        while holds(&state) && !state.is_gone(connection) {
+            state = wait(&self.changed, state, Duration::from_secs(1));
         }
     }
 
