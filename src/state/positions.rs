@@ -22,6 +22,7 @@ use crate::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
 use crate::wire::couchdb::ChangeKind;
+use crate::wire::database_name;
 use crate::wire::positions::{self, MAX_NAMES};
 
 /// Most look-ups at once.
@@ -226,7 +227,7 @@ impl Positions {
         if !self.are_kept() || subscriptions.watch(database).known().is_some() {
             return;
         }
-        if !is_possible(subscriptions.name(database)) {
+        if !database_name::is_possible(subscriptions.name(database)) {
             return subscriptions.watch_mut(database).assume();
         }
         if self.wanted.len() >= MAX_WANTED {
@@ -466,12 +467,6 @@ impl Positions {
             self.pending_of.shrink_to(room);
         }
     }
-}
-
-/// Whether a database could have this name as far as its characters go, so that asking for it is of use. What CouchDB
-/// allows is less; this much keeps questions and answers as long as their names.
-fn is_possible(name: &str) -> bool {
-    name.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
 }
 
 #[cfg(test)]

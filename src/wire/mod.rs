@@ -3,6 +3,7 @@
 
 pub mod body;
 pub mod couchdb;
+pub mod database_name;
 pub mod engine_io;
 pub mod howler_v1;
 pub mod http;
