@@ -343,6 +343,169 @@ fn who_loses_a_role_loses_what_it_gave() {
     assert_eq!(user.next_change(SOON).as_deref(), Some("mine"));
 }
 
+/// The server asks about a database exactly so often.
+fn questions(couchdb: &StandIn, name: &str) -> usize {
+    let target = format!("/{name}/_security");
+    couchdb.requests().iter().filter(|request| request.target == target).count()
+}
+
+#[test]
+fn the_legacy_key_readers_counts_where_members_is_missing() {
+    let (couchdb, howler) = scene();
+    let admins = json!({"names": ["boss"], "roles": []});
+    let databases = [
+        ("legacy", json!({"admins": admins, "readers": {"names": [OTHER], "roles": []}}), false),
+        ("legacy-mine", json!({"admins": admins, "readers": {"names": [USER], "roles": []}}), true),
+        ("legacy-open", json!({"admins": admins, "readers": {"names": [], "roles": []}}), true),
+        ("both", json!({"readers": {"names": [USER]}, "members": {"names": [OTHER]}}), false),
+        ("null", json!({"readers": {"names": [USER]}, "members": null}), false),
+        ("odd", json!({"members": {"names": [USER, 7]}}), false),
+        ("cloudant", json!({"cloudant": {OTHER: ["_reader"]}}), false),
+        ("cloudant-mine", json!({"cloudant": {USER: ["_reader", "_writer"]}}), true),
+        ("cloudant-empty", json!({"cloudant": {}}), false),
+        ("cloudant-admin", json!({"cloudant": {}, "admins": {"names": [USER]}}), true),
+        ("nobody-named", json!({}), true),
+    ];
+    for (name, security, _) in &databases {
+        couchdb.create_database(name);
+        couchdb.set_security(name, security.clone());
+    }
+    let names = databases.each_ref().map(|(name, ..)| *name);
+    let mut user = client_of(&howler, USER, PASSWORD);
+    let answer = subscribe(&mut user, &names);
+    for (name, security, may_read) in &databases {
+        let error = &answer["errors"][name]["error"];
+        assert_eq!(*error == Value::Null, *may_read, "{name}: {security} {answer}");
+    }
+    couchdb.update_many(&names);
+    let expected = databases.iter().filter(|(.., may_read)| *may_read).count();
+    let mut told: Vec<String> = (0..expected).map(|_| user.next_change(SOON).expect("a change")).collect();
+    told.sort_unstable();
+    assert_eq!(told, ["cloudant-admin", "cloudant-mine", "legacy-mine", "legacy-open", "nobody-named"]);
+    assert_eq!(user.next_change(A_MOMENT), None);
+}
+
+#[test]
+fn couchdb_is_never_asked_about_a_name_that_it_cannot_have() {
+    let long = "a".repeat(239);
+    let names =
+        ["..", "../_users", "..%2F_users", "a b", "Garden", "favicon.ico", "a?b", "_up", "_session", "é", &long];
+    for access in ["members", "open"] {
+        let couchdb = couchdb();
+        couchdb.create_database_for("mine", &[USER]);
+        let howler = Howler::start_with(&couchdb, &["--access", access]);
+        let mut user = client_of(&howler, USER, PASSWORD);
+        let begun = Instant::now();
+        let answer = subscribe(&mut user, &names);
+        assert!(begun.elapsed() < Duration::from_secs(4), "nothing is waited for: {:?}", begun.elapsed());
+        assert_eq!(answer["ok"], true, "{access}: {answer}");
+        assert_eq!(subscribe(&mut user, &["mine"])["ok"], true);
+        couchdb.update("mine");
+        assert_eq!(user.next_change(SOON).as_deref(), Some("mine"));
+        for request in couchdb.requests() {
+            let target = request.target.as_str();
+            assert!(!target.ends_with("/_security") || target == "/mine/_security", "{access}: {target}");
+            let body = String::from_utf8_lossy(&request.body).into_owned();
+            let asks_for = |name: &&&str| body.contains(&format!("updated:{name}\""));
+            assert_eq!(names.iter().find(asks_for), None, "{access}: {body}");
+        }
+    }
+}
+
+#[test]
+fn every_byte_of_a_name_that_needs_it_is_escaped_in_a_path() {
+    let couchdb = couchdb();
+    let name = "a/b$c(d)+e-f_g";
+    couchdb.create_database_for(name, &[USER]);
+    let howler = members(&couchdb);
+    let mut user = client_of(&howler, USER, PASSWORD);
+    assert_eq!(subscribe(&mut user, &[name])["errors"], Value::Null);
+    assert_eq!(questions(&couchdb, "a%2Fb%24c%28d%29%2Be-f_g"), 1);
+    couchdb.update(name);
+    assert_eq!(user.next_change(SOON).as_deref(), Some(name));
+}
+
+/// A `_security` of about so many bytes that lists a user last.
+fn security_of_size(length: usize) -> Value {
+    let mut names: Vec<String> = (0..length / 21).map(|number| format!("user-{number:013}")).collect();
+    names.push(USER.to_owned());
+    json!({"admins": {"names": ["boss"]}, "members": {"names": names}})
+}
+
+#[test]
+fn a_large_security_is_read_up_to_a_limit() {
+    let couchdb = couchdb();
+    couchdb.add_user("chief", "zq7-chief-secret", &["_admin"]);
+    let howler = members(&couchdb);
+    let mut user = client_of(&howler, USER, PASSWORD);
+    for (name, length) in [("small", 65_000), ("medium", 70_000), ("large", 1_000_000)] {
+        couchdb.create_database(name);
+        couchdb.set_security(name, security_of_size(length));
+        assert_eq!(subscribe(&mut user, &[name])["errors"], Value::Null, "{name}");
+        couchdb.update(name);
+        assert_eq!(user.next_change(SOON).as_deref(), Some(name));
+    }
+    let too_large = ["huge-1", "huge-2"];
+    for name in too_large {
+        couchdb.create_database(name);
+        couchdb.set_security(name, security_of_size(1_100_000));
+        for _ in 0..2 {
+            let begun = Instant::now();
+            let answer = subscribe(&mut user, &[name]);
+            assert!(begun.elapsed() < Duration::from_secs(4), "it is decided: {:?}", begun.elapsed());
+            let error = &answer["errors"][name];
+            assert_eq!(error["error"], "ForbiddenError", "{answer}");
+            assert!(error["message"].as_str().expect("words").contains("larger than 1 MiB"), "{answer}");
+        }
+    }
+    let mut socket_io = Client::socket_io_logged_in(howler.address());
+    socket_io.send(r#"421["subscribe",["huge-1","small"]]"#);
+    let ack = socket_io.receive_text(SOON).expect("an ack");
+    assert!(ack.contains("ForbiddenError") && ack.contains("huge-1") && ack.contains("larger than 1 MiB"), "{ack}");
+    let mut chief = client_of(&howler, "chief", "zq7-chief-secret");
+    assert_eq!(subscribe(&mut chief, &too_large)["errors"], Value::Null);
+    couchdb.update_many(&too_large);
+    assert!(chief.next_change(SOON).is_some() && chief.next_change(SOON).is_some());
+    assert_eq!(user.next_event(A_MOMENT), None);
+    howler.assert_told("_security of a database is larger than 1 MiB", 1);
+    assert_eq!(howler.count_told("huge-"), 0, "names are for developers");
+}
+
+/// A log-in with other roles counts at once, in either dialect.
+#[test]
+fn who_logs_in_again_with_fewer_roles_loses_what_they_gave() {
+    let couchdb = couchdb();
+    let (with, without) = ("zq7-with.payload.signature", "zq7-without.payload.signature");
+    couchdb.add_token(with, USER, &["team", "_admin"]);
+    couchdb.add_token(without, USER, &["other"]);
+    couchdb.create_database_for("mine", &[USER]);
+    couchdb.create_database("team-db");
+    couchdb.set_security("team-db", json!({"members": {"roles": ["team"]}}));
+    couchdb.create_database("admins-alone");
+    let howler = members(&couchdb);
+    let mut user = Client::json(howler.address());
+    assert_eq!(user.ask(json!({"op": "log-in", "token": with}))["ok"], true);
+    let names = ["mine", "team-db", "admins-alone", "_users"];
+    assert_eq!(subscribe(&mut user, &names)["errors"], Value::Null);
+    assert_eq!(user.ask(json!({"op": "log-in", "token": without}))["ok"], true);
+    let mut lost = Vec::new();
+    couchdb.update_many(&names);
+    let mut changed = Vec::new();
+    while lost.len() < 3 || changed.is_empty() {
+        let event = user.next_event(SOON).expect("an event");
+        let name = event["db"].as_str().expect("a name").to_owned();
+        if event["event"] == "unsubscribed" { lost.push(name) } else { changed.push(name) }
+    }
+    lost.sort_unstable();
+    assert_eq!(
+        (lost, changed),
+        (["_users", "admins-alone", "team-db"].map(str::to_owned).to_vec(), vec!["mine".into()])
+    );
+    couchdb.update_many(&names);
+    assert_eq!(user.next_change(SOON).as_deref(), Some("mine"));
+    assert_eq!(user.next_event(A_MOMENT), None);
+}
+
 #[test]
 fn tokens_are_handed_on() {
     let couchdb = couchdb();

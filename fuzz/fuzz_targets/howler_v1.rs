@@ -14,11 +14,12 @@ use std::collections::BTreeMap;
 
 use couchdb_howler::wire::couchdb::{ChangeKind, Credentials};
 use couchdb_howler::wire::howler_v1::{
-    FORBIDDEN, MAX_ID, Operation, Positions, RequestError, RequestId, parse_request, write_change, write_error,
+    MAX_ID, Operation, Positions, RequestError, RequestId, parse_request, write_change, write_error,
     write_forbidden, write_goodbye, write_hello, write_logged_in, write_not_authenticated, write_ok, write_resync,
     write_session, write_subscribed, write_unsubscribed,
 };
 use couchdb_howler::wire::positions::Position;
+use couchdb_howler::wire::security::Refusal;
 use couchdb_howler_fuzz::confuses_trees;
 use libfuzzer_sys::fuzz_target;
 use serde_json::value::RawValue;
@@ -109,7 +110,7 @@ fn check_echo(id: &RequestId, text: &str) -> Option<String> {
     // The same name twice would make one of the two disappear.
     let stand = [(&*format!("{text}."), Some(position)), (text, None)];
     let dbs = json!({format!("{text}."): position.to_string(), text: null});
-    let forbidden = json!({"error": "ForbiddenError", "message": FORBIDDEN});
+    let forbidden = json!({"error": "ForbiddenError", "message": Refusal::NotReader.message()});
     for (fields, expected) in [
         (written(&|o| write_ok(o, id)), json!({"ok": true})),
         (written(&|o| write_logged_in(o, id, "u", Some(text))), json!({"ok": true, "username": "u", "cookie": text})),
@@ -126,12 +127,12 @@ fn check_echo(id: &RequestId, text: &str) -> Option<String> {
             json!({"ok": true, "dbs": dbs, "changed": [text]}),
         ),
         (
-            written(&|o| write_subscribed(o, id, None, &[], None, &[text.into()])),
+            written(&|o| write_subscribed(o, id, None, &[], None, &[(text.into(), Refusal::NotReader)])),
             json!({"ok": true, "errors": {text: forbidden.clone()}, "changed": []}),
         ),
         (
-            written(&|o| write_forbidden(o, id, &[text.into()])),
-            json!({"error": "ForbiddenError", "message": FORBIDDEN, "errors": {text: forbidden}}),
+            written(&|o| write_forbidden(o, id, &[(text.into(), Refusal::NotReader)])),
+            json!({"error": "ForbiddenError", "message": Refusal::NotReader.message(), "errors": {text: forbidden}}),
         ),
         (written(&|o| write_logged_in(o, id, text, None)), json!({"ok": true, "username": text})),
         (written(&|o| write_error(o, id, "TypeError", text, None)), json!({"error": "TypeError", "message": text})),
@@ -175,8 +176,8 @@ fn check_events(text: &str) {
     assert_eq!(written(&|o| write_resync(o, text)), json!({"event": "resync", "reason": text}));
     assert_eq!(written(&|o| write_session(o, text)), json!({"event": "session", "cookie": text}));
     assert_eq!(
-        written(&|o| write_unsubscribed(o, text)),
-        json!({"event": "unsubscribed", "db": text, "error": "ForbiddenError", "message": FORBIDDEN})
+        written(&|o| write_unsubscribed(o, text, Refusal::NotReader)),
+        json!({"event": "unsubscribed", "db": text, "error": "ForbiddenError", "message": Refusal::NotReader.message()})
     );
     let ended = written(&|o| write_not_authenticated(o, "TypeError", text));
     assert_eq!(ended, json!({"event": "not-authenticated", "error": "TypeError", "message": text}));

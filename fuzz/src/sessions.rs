@@ -44,6 +44,7 @@ use couchdb_howler::wire::engine_io::{self, SID_LENGTH, Sid, Version};
 use couchdb_howler::wire::howler_v1::{self, Operation};
 use couchdb_howler::wire::positions::Position;
 use couchdb_howler::wire::secret::Secret;
+use couchdb_howler::wire::security::Refusal;
 use couchdb_howler::wire::socket_io::{self, Event};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -410,7 +411,7 @@ impl World {
         assert_eq!(self.subscriptions.unsubscribe(slot, name), subscribed);
         if subscribed {
             client.revoked = Some(name.to_owned());
-            client.session.say_unsubscribed(name);
+            client.session.say_unsubscribed(name, Refusal::NotReader);
         }
         self.listen(slot);
     }
@@ -550,7 +551,7 @@ impl World {
             return;
         }
         let (names, refused): (Vec<_>, Vec<_>) = names.iter().partition(|(name, _)| !name.starts_with('_'));
-        let refused: Vec<Box<str>> = refused.into_iter().map(|(name, _)| name.clone()).collect();
+        let refused: Vec<_> = refused.into_iter().map(|(name, _)| (name.clone(), Refusal::NotReader)).collect();
         if names.is_empty() && !refused.is_empty() {
             if client.session.dialect() != Dialect::Json {
                 client.refusals = 0;

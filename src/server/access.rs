@@ -13,6 +13,30 @@ use crate::wire::security::Security;
 /// What a client is told when CouchDB could not say who may read a database.
 const UNDECIDED: &str = "The database server cannot be asked at the moment who may read this.";
 
+const TOO_LARGE: &str = "The _security of a database is larger than 1 MiB: only server admins may watch that database";
+const NO_ANSWER: &str = "CouchDB does not say who may read a database: there is no answer. It is asked again";
+const NO_OBJECT: &str = "CouchDB does not say who may read a database: the answer is no JSON object. It is asked again";
+const REDIRECT: &str = "CouchDB does not say who may read a database: it redirects. It is asked again";
+const REFUSED: &str = "CouchDB does not say who may read a database: it answers with 4xx. It is asked again";
+const FAILED: &str = "CouchDB does not say who may read a database: it answers with 5xx. It is asked again";
+
+/// Reads CouchDB's answer to the question who may read a database.
+///
+/// # Errors
+/// What to log when the answer does not say it.
+fn read_security(answer: Option<&Answer>) -> Result<Verdict, &'static str> {
+    let answer = answer.ok_or(NO_ANSWER)?;
+    match answer.status {
+        200 if answer.is_too_long => Ok(Verdict::TooLarge),
+        200 => Security::parse(&answer.body).map(Verdict::Security).ok_or(NO_OBJECT),
+        404 => Ok(Verdict::Missing),
+        300..400 => Err(REDIRECT),
+        400..500 => Err(REFUSED),
+        500.. => Err(FAILED),
+        _ => Err(NO_OBJECT),
+    }
+}
+
 impl Server {
     /// A session subscribes: what it may read is decided first.
     pub(super) fn subscribe(&mut self, key: Key, reply: Reply, names: Named, epoch: Option<Box<str>>, now: Millis) {
@@ -43,17 +67,20 @@ impl Server {
         }
     }
 
-    /// CouchDB said who may read a database, or did not.
+    /// Takes CouchDB's answer to the question who may read a database; None when there is none.
     pub(super) fn handle_security(&mut self, database: &str, answer: Option<&Answer>, now: Millis) {
-        let verdict = match answer {
-            Some(answer) if answer.status == 200 => Security::parse(&answer.body).map(Verdict::Security),
-            Some(answer) if answer.status == 404 => Some(Verdict::Missing),
-            _ => None,
+        let verdict = match read_security(answer) {
+            Ok(verdict) => {
+                if verdict == Verdict::TooLarge {
+                    self.log_security(database, TOO_LARGE, now);
+                }
+                Some(verdict)
+            }
+            Err(cause) => {
+                self.log_security(database, cause, now);
+                None
+            }
         };
-        if verdict.is_none() {
-            let status = answer.map(|answer| answer.status);
-            log::warn!("CouchDB does not say who may read a database (status {status:?}): asking again.");
-        }
         let watched = self.subscriptions.find(database);
         let wanted = watched.is_some_and(|id| self.subscriptions.has_subscribers(id));
         let untold = self.access.handle_verdict(database, verdict, wanted, now);
@@ -69,6 +96,14 @@ impl Server {
             self.wake();
         }
         self.answer_decided(now);
+    }
+
+    /// Logs what is wrong with an answer: one line per cause and ten minutes. Names are for developers.
+    fn log_security(&mut self, database: &str, cause: &'static str, now: Millis) {
+        if let Some(more) = self.security_log.of(cause).pass(now) {
+            log::warn!("{cause}{more}.");
+        }
+        log::debug!("{database}: {cause}.");
     }
 
     /// Does what the time asks for.
@@ -98,12 +133,17 @@ impl Server {
     fn reconsider(&mut self, key: Key, database: &str) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some((user, roles)) = session.user() else { return };
-        if self.access.decide(database, user, roles) == Decision::Forbidden
-            && self.subscriptions.unsubscribe(key.index, database)
-        {
-            session.say_unsubscribed(database);
-            self.metrics.revoked_subscriptions += 1;
-            self.dirty.push(key);
+        match self.access.decide(database, user, roles) {
+            Decision::Allowed => {}
+            // It had no subscribers but server admins, of whom this was one.
+            Decision::Unknown => self.access.ask(database),
+            Decision::Forbidden(why) => {
+                if self.subscriptions.unsubscribe(key.index, database) {
+                    session.say_unsubscribed(database, why);
+                    self.metrics.revoked_subscriptions += 1;
+                    self.dirty.push(key);
+                }
+            }
         }
     }
 
@@ -125,7 +165,7 @@ impl Server {
         let Some(request) = self.couchdb.requests.log_in(credentials, client) else { return };
         let submitted = self.ask_couchdb(
             Queue::Checks,
-            Owner::Session(key),
+            Owner::SessionChecks,
             request,
             Purpose::Check(key, credentials.clone()),
             now,

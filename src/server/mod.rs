@@ -69,6 +69,7 @@ use crate::state::table::{Key, Table};
 use crate::state::timers::{Alarm, Deadline, Millis, Timers};
 use crate::wire::couchdb::{self, Credentials, FeedSource};
 use crate::wire::positions::MAX_ANSWER;
+use crate::wire::security::MAX_SECURITY;
 use crate::wire::url::CouchUrl;
 use crate::wire::websocket::Decoder;
 
@@ -180,6 +181,8 @@ pub struct Server {
     log_in_limits: LogInLimits,
     trusted_proxies: TrustedProxies,
     access: Access,
+    /// Throttles the lines about answers that do not say who may read a database, by their cause.
+    security_log: LogThrottles<&'static str>,
     /// How often sessions are checked, in milliseconds; 0 for never.
     session_check: Millis,
     positions: Positions,
@@ -397,6 +400,7 @@ impl Server {
             log_in_limits: LogInLimits::new(settings.limits.log_in_queue),
             trusted_proxies: settings.trusted_proxies,
             access: Access::new(settings.access),
+            security_log: LogThrottles::new(TEN_MINUTES),
             session_check: settings.session_check,
             positions: Positions::new(has_revisions),
             asks_epoch: has_revisions,
@@ -416,7 +420,7 @@ impl Server {
                 queues: [
                     Requests::new(login_concurrency, pool::MAX_BODY, settings.limits.log_in_queue),
                     Requests::new(LOOK_UPS, MAX_ANSWER, pool::MAX_WAITING),
-                    Requests::new(CHECKS, pool::MAX_BODY, pool::MAX_WAITING),
+                    Requests::new(CHECKS, MAX_SECURITY, pool::MAX_WAITING),
                 ],
                 feed_actions: Vec::new(),
                 dial_actions: Vec::new(),

@@ -218,6 +218,10 @@ impl Server {
         if answer.is_ok() {
             self.feed.handle_reachable(now);
         }
+        let answer = match purpose {
+            Purpose::Security(_) => answer,
+            _ => answer.and_then(|answer| if answer.is_too_long { Err(NoAnswer::Sent) } else { Ok(answer) }),
+        };
         match purpose {
             Purpose::LogIn(session, client, credentials) => {
                 self.handle_log_in(session, client, &credentials, answer.ok(), now);

@@ -14,6 +14,7 @@ use crate::state::timers::Millis;
 use crate::state::watch::IN_FLIGHT;
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::positions::{self, Position};
+use crate::wire::security::Refusal;
 
 /// Time between questions for the epoch that were not answered, in milliseconds.
 const EPOCH_RETRY: Millis = 1_000;
@@ -96,10 +97,20 @@ impl Server {
         let Self { sessions, subscriptions, positions, access, limits, .. } = self;
         let Some(session) = sessions.get_mut(key) else { return };
         let Some((user, roles)) = session.user() else { return };
-        let may = |name: &str| access.decide(name, user, roles) == Decision::Allowed;
         // Decided here too: who may read what can have changed while the request waited.
-        let (names, refused): (Vec<_>, Vec<_>) = names.iter().partition(|(name, _)| may(name));
-        let refused: Vec<Box<str>> = refused.into_iter().map(|(name, _)| name.clone()).collect();
+        let mut refused = Vec::new();
+        let mut names: Vec<_> = names.iter().collect();
+        names.retain(|(name, _)| match access.decide(name, user, roles) {
+            Decision::Allowed => true,
+            Decision::Forbidden(why) => {
+                refused.push((name.clone(), why));
+                false
+            }
+            Decision::Unknown => {
+                refused.push((name.clone(), Refusal::NotReader));
+                false
+            }
+        });
         if names.is_empty() && !refused.is_empty() {
             return session.answer_forbidden(reply, &refused);
         }

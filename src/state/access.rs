@@ -17,7 +17,8 @@ use crate::state::session::Reply;
 use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
 use crate::wire::couchdb::ChangeKind;
-use crate::wire::security::{Security, is_server_admin, is_system};
+use crate::wire::database_name;
+use crate::wire::security::{Refusal, Security, is_server_admin, is_system};
 
 /// Who may subscribe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ const MAX_ENTRIES: usize = 500_000;
 pub enum Verdict {
     /// Who may read it.
     Security(Security),
+    /// Its `_security` is too long to be read: only server admins may watch it.
+    TooLarge,
     /// It does not exist.
     Missing,
 }
@@ -54,7 +57,7 @@ pub enum Decision {
     /// Yes.
     Allowed,
     /// No.
-    Forbidden,
+    Forbidden(Refusal),
     /// CouchDB has to be asked.
     Unknown,
 }
@@ -156,13 +159,18 @@ impl Access {
             return Decision::Allowed;
         }
         if is_system(database) {
-            return Decision::Forbidden;
+            return Decision::Forbidden(Refusal::NotReader);
+        }
+        if !database_name::is_possible(database) {
+            // CouchDB has no such database, and is not asked.
+            return Decision::Allowed;
         }
         match self.entries.get(database).and_then(|entry| entry.verdict.as_ref()) {
             None => Decision::Unknown,
             Some(Verdict::Missing) => Decision::Allowed,
             Some(Verdict::Security(security)) if security.may_read(user, roles) => Decision::Allowed,
-            Some(Verdict::Security(_)) => Decision::Forbidden,
+            Some(Verdict::Security(_)) => Decision::Forbidden(Refusal::NotReader),
+            Some(Verdict::TooLarge) => Decision::Forbidden(Refusal::TooLarge),
         }
     }
 
@@ -238,8 +246,8 @@ impl Access {
         self.late.pop_front()
     }
 
-    /// Has CouchDB asked about a database.
-    fn ask(&mut self, database: &str) {
+    /// Has CouchDB asked about a database. No subscriber is notified until it is known who may read it.
+    pub fn ask(&mut self, database: &str) {
         if self.entries.len() >= MAX_ENTRIES && !self.entries.contains_key(database) {
             return;
         }
@@ -266,9 +274,12 @@ impl Access {
     /// they may not, they are when it is known who may. What is no news was told before, or is in the answers to those
     /// who subscribed since.
     pub fn handle_line(&mut self, database: &str, kind: ChangeKind, is_news: bool) -> bool {
-        // One without an entry has no subscribers but server admins.
-        let Some(entry) = self.entries.get_mut(database) else { return is_news };
-        let is_there = matches!(entry.verdict, Some(Verdict::Security(_)));
+        let is_restricted = self.is_restricted();
+        let Some(entry) = self.entries.get_mut(database) else {
+            // One without an entry has no subscribers but server admins, or is one that CouchDB cannot have.
+            return is_news && (!is_restricted || database_name::is_possible(database));
+        };
+        let is_there = matches!(entry.verdict, Some(Verdict::Security(_) | Verdict::TooLarge));
         let in_doubt = !is_there || kind == ChangeKind::Created || entry.untold.is_some();
         // Of one that was not there nobody was told.
         if in_doubt && (is_news || !is_there) {
@@ -409,9 +420,9 @@ mod tests {
         assert_eq!((access.pending_names(FIRST), access.pending_requests(FIRST)), (0, 0));
         assert_eq!(access.decide("a", "u", &[]), Decision::Allowed, "it does not exist");
         assert_eq!(access.decide("b", "u", &[]), Decision::Allowed);
-        assert_eq!(access.decide("b", "v", &[]), Decision::Forbidden);
+        assert_eq!(access.decide("b", "v", &[]), Decision::Forbidden(Refusal::NotReader));
         assert_eq!(access.decide("b", "v", &["_admin".into()]), Decision::Allowed);
-        assert_eq!(access.decide("_users", "u", &[]), Decision::Forbidden);
+        assert_eq!(access.decide("_users", "u", &[]), Decision::Forbidden(Refusal::NotReader));
         assert_eq!(access.decide("c", "u", &[]), Decision::Unknown);
         assert_eq!(Access::new(Policy::Open).decide("_users", "u", &[]), Decision::Allowed);
     }
@@ -445,7 +456,7 @@ mod tests {
         access.handle_timeout(now + REFRESH, |_| true);
         assert_eq!(questions(&mut access), ["db"]);
         access.handle_verdict("db", of("v"), true, now);
-        assert_eq!(access.decide("db", "u", &[]), Decision::Forbidden);
+        assert_eq!(access.decide("db", "u", &[]), Decision::Forbidden(Refusal::NotReader));
         access.handle_timeout(now + REFRESH, |_| false);
         assert!(access.entries.is_empty() && access.poll_timeout().is_none(), "nobody subscribes any more");
     }
@@ -482,7 +493,7 @@ mod tests {
         assert!(!access.is_missing("db"));
         assert_eq!(questions(&mut access), ["db"]);
         assert_eq!(access.handle_verdict("db", of("v"), true, 0), Some(Created));
-        assert_eq!(access.decide("db", "u", &[]), Decision::Forbidden);
+        assert_eq!(access.decide("db", "u", &[]), Decision::Forbidden(Refusal::NotReader));
         assert!(!access.handle_line("db", Created, false));
         assert_eq!(questions(&mut access), ["db"], "it is asked about, too, when it was told of before");
         assert_eq!(access.handle_verdict("db", of("v"), true, 0), None);
@@ -532,7 +543,7 @@ mod tests {
     fn the_table_is_bounded() {
         let mut access = Access::new(Policy::Members);
         for number in 0..=MAX_ENTRIES {
-            access.ask(&number.to_string());
+            access.ask(&format!("db-{number}"));
         }
         assert_eq!((access.entries.len(), access.questions.len()), (MAX_ENTRIES, MAX_ENTRIES));
         subscribe(&mut access, FIRST, &["one-more"], 0);

@@ -38,8 +38,9 @@ pub enum Owner {
     Server,
     /// A network, see [`network`]: for clients that have not logged in.
     Network(IpAddr),
-    /// A session.
-    Session(Key),
+    /// The checks whether sessions are still logged in. Together they are one owner: there is one of each session, and
+    /// other requests are not to wait for all of them.
+    SessionChecks,
 }
 
 impl Owner {
@@ -115,8 +116,10 @@ pub struct Answer {
     pub status: u16,
     /// The `AuthSession` cookie that was set.
     pub auth_cookie: Option<Secret>,
-    /// The body.
+    /// The body; empty when it is too long.
     pub body: Vec<u8>,
+    /// Whether the body is longer than the pool takes.
+    pub is_too_long: bool,
 }
 
 /// The pool; `P` says what a request is for.
@@ -334,7 +337,18 @@ impl<P> Pool<P> {
                     input = &input[used..];
                     self.handle_end(number, now, actions);
                 }
-                Ok((_, Part::Data(_))) | Err(_) => {
+                Ok((_, Part::Data(_))) => {
+                    let (ticket, head) = (exchange.ticket, exchange.head.take());
+                    let too_long = |head: Response| {
+                        let (body, is_too_long) = (Vec::new(), true);
+                        Ok(Answer { status: head.status, auth_cookie: None, body, is_too_long })
+                    };
+                    self.last_answer = now;
+                    self.hang_up(number, actions);
+                    self.finish(ticket, head.map(too_long), actions);
+                    return self.pump(now, actions);
+                }
+                Err(_) => {
                     let ticket = exchange.ticket;
                     self.hang_up(number, actions);
                     self.finish(ticket, None, actions);
@@ -364,9 +378,10 @@ impl<P> Pool<P> {
 
     fn complete(&mut self, exchange: Exchange, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         self.last_answer = now;
-        let answer = exchange
-            .head
-            .map(|head| Ok(Answer { status: head.status, auth_cookie: head.auth_cookie, body: exchange.body }));
+        let answer = exchange.head.map(|head| {
+            let Response { status, auth_cookie, .. } = head;
+            Ok(Answer { status, auth_cookie, body: exchange.body, is_too_long: false })
+        });
         self.finish(exchange.ticket, answer, actions);
     }
 
@@ -625,6 +640,24 @@ mod tests {
         pool.handle_bytes(0, &OK[..10], 1, &mut actions);
         pool.handle_bytes(0, &OK[10..], 1, &mut actions);
         assert_eq!(done(&mut actions), [(3, Some(200))]);
+    }
+
+    #[test]
+    fn an_answer_that_is_too_long_ends_the_connection_and_says_so() {
+        let (mut pool, mut actions) = (Pool::new(1, 4, MAX_WAITING), Vec::new());
+        for (purpose, length, too_long) in [(1_u32, 4, false), (2, 5, true)] {
+            submit(&mut pool, b'a', purpose, 0, &mut actions);
+            if purpose == 1 {
+                pool.handle_connected(0, 0, &mut actions);
+            }
+            actions.clear();
+            let answer = format!("HTTP/1.1 404 No\r\nContent-Length: {length}\r\n\r\n{}", "x".repeat(length));
+            pool.handle_bytes(0, answer.as_bytes(), 1, &mut actions);
+            assert_eq!(actions.contains(&PoolAction::HangUp(0)), too_long);
+            let body = if too_long { Vec::new() } else { vec![b'x'; length] };
+            let answer = Answer { status: 404, auth_cookie: None, body, is_too_long: too_long };
+            assert!(actions.contains(&PoolAction::Done(purpose, Ok(answer))), "{actions:?}");
+        }
     }
 
     #[test]

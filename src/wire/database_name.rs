@@ -27,7 +27,8 @@ mod tests {
     fn names_follow_the_rule_of_couchdb() {
         let long = "a".repeat(MAX_FILE);
         let nested = format!("{}/{long}", "a".repeat(MAX_FOLDER));
-        for name in ["a", "garden", "a0_$()+/-", "a/b", "a/", "a//b", "_users", "_replicator", "_global_changes", &long] {
+        for name in ["a", "garden", "a0_$()+/-", "a/b", "a/", "a//b", "_users", "_replicator", "_global_changes", &long]
+        {
             assert!(is_possible(name), "{name}");
         }
         assert!(is_possible(&nested));

@@ -12,14 +12,16 @@ use super::couchdb::{ChangeKind, Credentials};
 use super::json::{self, Text, parse_string, write_string};
 use super::positions::Position;
 use super::secret::Secret;
+use super::security::Refusal;
 
 /// The name of the sub-protocol (RFC 6455 section 1.9).
 pub const PROTOCOL: &str = "howler.v1";
 
-/// Why somebody is not subscribed.
-pub const FORBIDDEN: &str = "you may not read this database";
 /// Longest id of a request, in bytes.
 pub const MAX_ID: usize = 128;
+
+/// A database that is not subscribed to, with the reason.
+pub type Refused = (Box<str>, Refusal);
 
 /// The id of a request as it came, a JSON number or string: it goes back in the answer.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -198,10 +200,10 @@ pub fn write_session(out: &mut Vec<u8>, cookie: &str) {
 }
 
 /// Appends the `unsubscribed` event: the user may not read the database any more.
-pub fn write_unsubscribed(out: &mut Vec<u8>, database: &str) {
+pub fn write_unsubscribed(out: &mut Vec<u8>, database: &str, why: Refusal) {
     out.extend_from_slice(b"{\"event\":\"unsubscribed\",\"db\":");
     write_string(out, database);
-    let _ = write!(out, ",\"error\":\"ForbiddenError\",\"message\":\"{FORBIDDEN}\"}}");
+    let _ = write!(out, ",\"error\":\"ForbiddenError\",\"message\":\"{}\"}}", why.message());
 }
 
 /// Appends the event that ends a session which is not good any more.
@@ -222,7 +224,7 @@ pub fn write_subscribed(
     positions: Option<&[(&str, Option<Position>)]>,
     changed: &[&str],
     epoch: Option<&str>,
-    refused: &[Box<str>],
+    refused: &[Refused],
 ) {
     open_answer(out, id);
     out.extend_from_slice(b"\"ok\":true,");
@@ -287,18 +289,19 @@ pub fn write_change(out: &mut Vec<u8>, database: &str, kind: ChangeKind, positio
 }
 
 /// Appends the answer to `subscribe` when none of the databases may be read.
-pub fn write_forbidden(out: &mut Vec<u8>, id: &RequestId, refused: &[Box<str>]) {
+pub fn write_forbidden(out: &mut Vec<u8>, id: &RequestId, refused: &[Refused]) {
     open_answer(out, id);
     write_refused(out, refused);
-    let _ = write!(out, "\"error\":\"ForbiddenError\",\"message\":\"{FORBIDDEN}\"}}");
+    let message = refused.first().map_or(Refusal::NotReader, |(_, why)| *why).message();
+    let _ = write!(out, "\"error\":\"ForbiddenError\",\"message\":\"{message}\"}}");
 }
 
 /// Each database that is not subscribed to, with why.
-fn write_refused(out: &mut Vec<u8>, refused: &[Box<str>]) {
-    for (i, name) in refused.iter().enumerate() {
+fn write_refused(out: &mut Vec<u8>, refused: &[Refused]) {
+    for (i, (name, why)) in refused.iter().enumerate() {
         out.extend_from_slice(if i == 0 { b"\"errors\":{" } else { b"," });
         write_string(out, name);
-        let _ = write!(out, ":{{\"error\":\"ForbiddenError\",\"message\":\"{FORBIDDEN}\"}}");
+        let _ = write!(out, ":{{\"error\":\"ForbiddenError\",\"message\":\"{}\"}}", why.message());
     }
     if !refused.is_empty() {
         out.extend_from_slice(b"},");
@@ -430,7 +433,7 @@ mod tests {
             )),
             r#"{"id":3,"ok":true,"epoch":"17","dbs":{"a":"32.1.0","b":null},"changed":["b"]}"#
         );
-        let refused = ["x\"".into(), "y".into()];
+        let refused = ["x\"", "y"].map(|name| (name.into(), Refusal::NotReader));
         let errors = r#""errors":{"x\"":{"error":"ForbiddenError","message":"you may not read this database"},"y":{"error":"ForbiddenError","message":"you may not read this database"}}"#;
         assert_eq!(
             written(&|o| write_subscribed(o, &id, None, &[], None, &refused)),
@@ -441,7 +444,7 @@ mod tests {
             format!(r#"{{"id":3,{errors},"error":"ForbiddenError","message":"you may not read this database"}}"#)
         );
         assert_eq!(
-            written(&|o| write_unsubscribed(o, "x")),
+            written(&|o| write_unsubscribed(o, "x", Refusal::NotReader)),
             r#"{"event":"unsubscribed","db":"x","error":"ForbiddenError","message":"you may not read this database"}"#
         );
         assert_eq!(written(&|o| write_session(o, "c")), r#"{"event":"session","cookie":"c"}"#);

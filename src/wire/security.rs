@@ -193,8 +193,7 @@ impl<'a> Once<'a> {
     /// Reads Cloudant's object of names, each with its roles: those that may read.
     fn read_listed(self) -> Names {
         let Self::Value(value) = self else { return Names::default() };
-        let listed: HashMap<Cow<'_, str>, &RawValue> =
-            json::parse_object(value.get().as_bytes()).unwrap_or_default();
+        let listed: HashMap<Cow<'_, str>, &RawValue> = json::parse_object(value.get().as_bytes()).unwrap_or_default();
         let may_read = |roles: &RawValue| {
             let roles: Vec<json::Text<'_>> = serde_json::from_str(roles.get()).unwrap_or_default();
             roles.iter().any(|role| CLOUDANT_READERS.contains(&&*role.0))

@@ -34,8 +34,9 @@ use crate::state::table::Key;
 use crate::state::timers::{Alarm, Deadline, Millis, seconds};
 use crate::wire::couchdb::{Credentials, Identity, LogInError};
 use crate::wire::engine_io::Version;
-use crate::wire::howler_v1::{self as json, RequestId};
+use crate::wire::howler_v1::{self as json, Refused, RequestId};
 use crate::wire::positions::Position;
+use crate::wire::security::Refusal;
 
 /// What a session speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -397,10 +398,15 @@ impl Session {
         }
     }
 
-    /// Remembers who this is; another user than before inherits no subscriptions.
+    /// Remembers who this is. Another user than before inherits no subscriptions; the same user with other roles keeps
+    /// only those that these roles allow.
     fn take_user(&mut self, identity: &Identity, turn: &mut Turn<'_>) {
-        if self.user.as_ref().is_some_and(|user| user.name() != &*identity.name) {
-            turn.actions.push(Action::Leave);
+        if let Some(user) = &self.user {
+            if user.name() != &*identity.name {
+                turn.actions.push(Action::Leave);
+            } else if user.roles != identity.roles {
+                turn.actions.push(Action::Reconsider);
+            }
         }
         self.user = Some(User::new(identity));
     }
@@ -447,9 +453,9 @@ impl Session {
     }
 
     /// Tells the client that it is not subscribed any more to a database that the user may not read.
-    pub fn say_unsubscribed(&mut self, database: &str) {
+    pub fn say_unsubscribed(&mut self, database: &str, why: Refusal) {
         match self.dialect {
-            Dialect::Json => self.outgoing.push(|out| json::write_unsubscribed(out, database)),
+            Dialect::Json => self.outgoing.push(|out| json::write_unsubscribed(out, database, why)),
             Dialect::SocketIo(_) => self.say_forbidden(database),
         }
     }
@@ -581,15 +587,14 @@ impl Session {
         positions: Option<&[(&str, Option<Position>)]>,
         changed: &[&str],
         epoch: Option<&str>,
-        refused: &[Box<str>],
+        refused: &[Refused],
     ) {
         self.refusals = 0;
         let Reply::Json(id) = reply else {
             if refused.is_empty() {
                 return self.answer_ok(reply);
             }
-            let message = format!("You may not read {}.", refused.join(", "));
-            return self.answer_error(reply, "ForbiddenError", &message);
+            return self.answer_error(reply, "ForbiddenError", &refusals(refused));
         };
         let news = epoch.filter(|_| !self.knows_epoch);
         self.knows_epoch |= news.is_some();
@@ -597,7 +602,7 @@ impl Session {
     }
 
     /// Answers `subscribe` when none of the databases may be read.
-    pub fn answer_forbidden(&mut self, reply: &Reply, refused: &[Box<str>]) {
+    pub fn answer_forbidden(&mut self, reply: &Reply, refused: &[Refused]) {
         match reply {
             Reply::Json(id) => self.outgoing.push(|out| json::write_forbidden(out, id, refused)),
             _ => self.answer_subscribed(reply, None, &[], None, refused),
@@ -619,6 +624,18 @@ impl Session {
             Reply::Json(id) => self.outgoing.push(|out| json::write_error(out, id, name, message, None)),
         }
     }
+}
+
+/// Returns why databases are not subscribed to, in the words of a Socket.IO acknowledgement.
+fn refusals(refused: &[Refused]) -> String {
+    let of = |why: Refusal| refused.iter().filter(move |(_, one)| *one == why).map(|(name, _)| &**name);
+    let forbidden: Vec<&str> = of(Refusal::NotReader).collect();
+    let mut texts = Vec::new();
+    if !forbidden.is_empty() {
+        texts.push(format!("You may not read {}.", forbidden.join(", ")));
+    }
+    texts.extend(of(Refusal::TooLarge).map(|name| format!("{name}: {}.", Refusal::TooLarge.message())));
+    texts.join(" ")
 }
 
 #[cfg(test)]
