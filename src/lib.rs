@@ -25,6 +25,7 @@
 //! | [`config`] and `main` | arguments and environment → checked [`config::Config`] → run → exit code | |
 //!
 //! Imports point down only; `tests/layers.rs` reads the sources and fails on one that does not.
+//! [`manual`] is the manual for users and operators.
 //! [`demo`] stands beside: a stand-in for CouchDB, for `--demo` and for the tests.
 
 pub mod check;
@@ -32,6 +33,7 @@ pub mod config;
 pub mod demo;
 pub mod event_loop;
 pub mod logging;
+pub mod manual;
 pub mod net;
 pub mod server;
 pub mod state;

@@ -1,6 +1,6 @@
-//! The examples of how to deploy the server, in README.md: that they can be read, and that what they name is there.
+//! The files in `tests/deploy`: that they can be read, and that what they name is there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -12,18 +12,16 @@ use crate::support::http::Http;
 use crate::support::script::{assert_installed, target};
 use crate::support::{SOON, couchdb};
 
-/// All documents of README's YAML blocks, read by a library that is strict.
-fn documents() -> Vec<Value> {
+/// Returns all documents of a YAML file, read by a strict library.
+fn documents(name: &str) -> Vec<Value> {
     const READ: &str = "\
-import json, re, sys, yaml
-text = open(sys.argv[1], encoding='utf-8').read()
-blocks = re.findall(r'^```yaml\\n(.*?)^```', text, re.S | re.M)
-print(json.dumps([one for block in blocks for one in yaml.safe_load_all(block)]))
+import json, sys, yaml
+print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1], encoding='utf-8')))))
 ";
     assert_installed();
     let output = Command::new(target().join("py-v5/bin/python"))
         .args(["-c", READ])
-        .arg(readme())
+        .arg(deploy().join(name))
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
@@ -32,8 +30,12 @@ print(json.dumps([one for block in blocks for one in yaml.safe_load_all(block)])
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-fn readme() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")
+fn deploy() -> PathBuf {
+    root().join("tests/deploy")
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 fn find<'a>(documents: &'a [Value], kind: &str) -> &'a Value {
@@ -63,7 +65,7 @@ fn variable_of<'a>(container: &'a Value, name: &str) -> &'a Value {
 
 #[test]
 fn the_kubernetes_manifest_fits_the_server() {
-    let documents = documents();
+    let documents = documents("kubernetes.yaml");
     let pod = &find(&documents, "Deployment")["spec"]["template"]["spec"];
     let container = &pod["containers"][0];
     for one in container["env"].as_array().unwrap() {
@@ -104,20 +106,30 @@ fn the_kubernetes_manifest_fits_the_server() {
 }
 
 #[test]
-fn the_stack_fits_the_server() {
-    let documents = documents();
-    let stack = documents.iter().find(|one| one["services"]["howler"].is_object()).expect("a stack");
+fn the_swarm_stack_fits_the_server() {
+    let stack = &documents("swarm.yaml")[0];
+    let secret = stack["services"]["howler"]["secrets"][0]["source"].as_str().unwrap();
+    assert_fits(stack, secret, &stack["services"]["howler"]["deploy"]["labels"]);
+}
+
+#[test]
+fn the_compose_file_fits_the_server() {
+    let stack = &documents("compose.yaml")[0];
+    let secret = stack["services"]["howler"]["secrets"][0].as_str().unwrap();
+    assert_fits(stack, secret, &stack["services"]["howler"]["labels"]);
+}
+
+fn assert_fits(stack: &Value, secret: &str, labels: &Value) {
     let howler = &stack["services"]["howler"];
     let environment = howler["environment"].as_object().unwrap();
     for (name, value) in environment {
         assert_variable(name, value.as_str());
     }
-    let secret = howler["secrets"][0]["source"].as_str().unwrap();
     assert!(stack["secrets"][secret].is_object());
     assert_eq!(environment["HOWLER_COUCHDB_URL_FILE"], format!("/run/secrets/{secret}"));
     let grace: u64 = howler["stop_grace_period"].as_str().unwrap().trim_end_matches('s').parse().unwrap();
     assert!(grace > environment["HOWLER_DRAIN_TIMEOUT"].as_str().unwrap().parse::<u64>().unwrap() + 5);
-    let labels = howler["deploy"]["labels"].as_array().unwrap();
+    let labels = labels.as_array().unwrap();
     let label = |name: &str| {
         let named = |one: &&str| one.starts_with(name);
         let found = labels.iter().filter_map(Value::as_str).find(named).unwrap_or_else(|| panic!("no {name}"));
@@ -130,18 +142,16 @@ fn the_stack_fits_the_server() {
 
 #[test]
 fn the_units_of_systemd_are_sound_and_hardened() {
-    let text = std::fs::read_to_string(readme()).unwrap();
-    let blocks = text.split("```ini\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("units-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let mut paths = Vec::new();
-    for (block, name) in blocks.zip(["howler.service", "howler.socket"]) {
+    for name in ["howler.service", "howler.socket"] {
+        let text = std::fs::read_to_string(deploy().join("systemd").join(name)).unwrap();
         let path = folder.join(name);
-        // It need not be installed to be looked at.
-        std::fs::write(&path, block.replace("/usr/local/bin/couchdb-howler", BINARY)).unwrap();
+        // The program need not be installed.
+        std::fs::write(&path, text.replace("/usr/local/bin/couchdb-howler", BINARY)).unwrap();
         paths.push(path);
     }
-    assert_eq!(paths.len(), 2);
     let said = |arguments: &[&str], paths: &[std::path::PathBuf]| {
         let output = Command::new("systemd-analyze").args(arguments).args(paths).stdin(Stdio::null()).output();
         let output = output.expect("systemd-analyze runs (Debian package systemd)");
@@ -156,8 +166,11 @@ fn the_units_of_systemd_are_sound_and_hardened() {
 }
 
 #[test]
-fn what_the_readme_says_of_options_is_of_options() {
-    let text = std::fs::read_to_string(readme()).unwrap();
+fn every_variable_in_readme_and_manual_belongs_to_an_option() {
+    let pages = std::fs::read_dir(root().join("src/manual")).unwrap().map(|entry| entry.unwrap().path());
+    let pages = pages.filter(|path| path.extension().is_some_and(|end| end == "md"));
+    let texts = pages.chain([root().join("README.md")]).map(|path| std::fs::read_to_string(path).unwrap());
+    let text = texts.collect::<String>();
     let end = |c: char| !(c.is_ascii_uppercase() || c == '_');
     let found = text.match_indices("HOWLER_").map(|(at, _)| text[at..].split(end).next().unwrap());
     // Those of the tests are no options.

@@ -1,9 +1,7 @@
 //! PouchDB on both sides. A PouchDB Server takes the place of CouchDB, and shows that the feed and the log-ins need
-//! nothing that only one of them has. And the recipe of the README runs word for word in Chromium, with the
+//! nothing that only one of them has. And the recipe of the manual runs word for word in Chromium, with the
 //! bundle of `pouchdb` that apps load.
 
-use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -313,18 +311,17 @@ impl Browser {
     }
 }
 
-/// The recipe of the README, word for word.
+/// Returns the recipe of the manual, word for word.
 fn recipe() -> String {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("there is one");
-    let section = readme.split("\n## ").find(|section| section.starts_with("With PouchDB\n")).expect("its section");
-    let block = section.split("\n```js\n").nth(1).expect("a block of JavaScript");
+    let page = include_str!("../src/manual/pouchdb.md");
+    let block = page.split("\n```js\n").nth(1).expect("a block of JavaScript");
     let recipe = block.split("\n```\n").next().expect("the part before its end");
     assert!(recipe.lines().count() <= 40, "the recipe fits a screen");
     recipe.to_owned()
 }
 
 #[test]
-fn the_recipe_of_the_readme_replicates_what_changed() {
+fn the_recipe_of_the_manual_replicates_what_changed() {
     let mut server = Server::start();
     server.create("garden");
     server.create("kitchen");
@@ -394,7 +391,7 @@ fn the_recipe_of_the_readme_catches_up() {
 }
 
 #[test]
-fn the_recipe_of_the_readme_replicates_a_database_once_at_a_time() {
+fn the_recipe_of_the_manual_replicates_a_database_once_at_a_time() {
     let mut server = Server::start();
     server.create("garden");
     let howler = server.howler(0);

@@ -39,6 +39,8 @@ need chromium chromium
 need promtool prometheus
 need systemd-analyze systemd
 PATH="$PATH:/usr/sbin" need haproxy haproxy
+PATH="$PATH:/usr/sbin" need nginx nginx-light
+need caddy caddy
 rustup component add rustfmt clippy > /dev/null 2>&1 || cargo clippy --version > /dev/null || fail "clippy is needed"
 machine="$(uname -m)"
 static_target="$machine-unknown-linux-musl"

@@ -9,10 +9,13 @@
 //
 //   {"do":"start","name":"c","count":200,"url":"http://…","query":{…},"dbs":["db"]}
 //
+// With `"addresses":true` each client connects from its own address, 127.0.1.1 and so on.
+//
 //   {"of":"c7","event":"authenticated"}      {"of":"c7","event":"upgraded"}
 //   {"of":"c7","event":"ack","to":"subscribe","data":{…}}
 //   {"of":"c7","event":"change","db":"db"}   {"of":"c7","event":"connect_error"|"disconnect", …}
 
+const http = require('node:http')
 const readline = require('node:readline')
 
 const libraries = [require('sio2'), require('sio4').io]
@@ -21,10 +24,11 @@ function tell (of, event, more) {
   process.stdout.write(JSON.stringify({ of, event, ...more }) + '\n')
 }
 
-function start ({ name, count, url, query, dbs }) {
+function start ({ name, count, url, query, dbs, addresses }) {
   for (let number = 0; number < count; number++) {
     const as = name + number
-    const socket = libraries[number % libraries.length](url, { forceNew: true, query })
+    const agent = addresses ? new http.Agent({ localAddress: `127.0.1.${number + 1}` }) : undefined
+    const socket = libraries[number % libraries.length](url, { forceNew: true, query, agent })
     socket.on('connect', () => {
       const engine = socket.io.engine
       if (engine.transport.name === 'websocket') tell(as, 'upgraded')

@@ -1,5 +1,5 @@
 'use strict'
-// Runs the PouchDB recipe of the README in headless Chromium for a test, word for word: the page is of another
+// Runs the PouchDB recipe of the manual in headless Chromium for a test, word for word: the page is of another
 // origin than both servers, `PouchDB` is the bundle that apps load, and an import map leads from the address in the
 // recipe to the library that is tested.
 //
