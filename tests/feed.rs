@@ -337,6 +337,25 @@ fn a_line_that_is_no_json_is_read_again_and_then_passed_over() {
 }
 
 #[test]
+fn a_feed_of_broken_lines_logs_few_lines() {
+    const BROKEN: usize = 350_000;
+    let mut scene = Scene::new();
+    scene.is_told("before");
+    scene.couchdb.break_next_feed(FeedFault::BrokenLines(BROKEN));
+    scene.couchdb.break_feed(FeedFault::BrokenJson);
+    let began = std::time::Instant::now();
+    while scene.howler.metric("howler_feed_lines_skipped_total") < BROKEN as u64 - 1 {
+        assert!(began.elapsed() < SOON, "{}", scene.howler.output());
+    }
+    scene.is_told("after");
+    scene.said("Skipped a line of the changes feed that is no JSON, twice.");
+    assert_eq!(scene.howler.count_lines("no JSON"), 2, "{}", scene.howler.output());
+    // Of the wave of resyncs or lookups that follows no line is for each of those either.
+    let others = scene.howler.count_told("INFO") + scene.howler.count_told("WARN");
+    assert!(others < 20, "{}", scene.howler.output());
+}
+
+#[test]
 fn a_line_that_is_too_long_is_passed_over() {
     let mut scene = Scene::new();
     assert_eq!(scene.client.ask(json!({"op": "subscribe", "dbs": ["huge"]}))["ok"], true);

@@ -22,6 +22,8 @@ pub enum FeedFault {
     Silence,
     /// A line that is no JSON; the feed goes on.
     BrokenJson,
+    /// So many lines at once that are no JSON; the feed goes on.
+    BrokenLines(usize),
     /// One correct line of so many bytes; the feed goes on.
     HugeLine(usize),
     /// The next line breaks off in its middle and is no JSON; the feed goes on.

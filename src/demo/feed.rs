@@ -327,6 +327,10 @@ impl Server<'_> {
                 self.write_chunks(&[format!("{{\"seq\":\"{seq}\",\"id\":\"upda\n").into_bytes()])?;
                 return Ok(None);
             }
+            FeedFault::BrokenLines(count) => {
+                self.write_chunks(&[b"no JSON {{{\n".repeat(count)])?;
+                return Ok(None);
+            }
             FeedFault::HugeLine(length) => {
                 self.write_chunks(&[huge_line(length)])?;
                 return Ok(None);
