@@ -84,7 +84,7 @@ pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals, mut notifie
             0 => {}
             1 => {
                 server.shut_down(now);
-                notifier.stopping(server.client_count(), server.drain_within());
+                notifier.stopping(server.client_count(), server.drain_within(), now);
             }
             _ => return Ok(()),
         }

@@ -17,6 +17,8 @@ use crate::state::timers::Millis;
 /// A variable of the environment.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
+/// Time after which a message that the socket did not take is sent again, in milliseconds.
+const RETRY_AFTER: Millis = 100;
 /// Time beyond its own that systemd is asked for while the server stops, in milliseconds.
 const STOP_MARGIN: Millis = 10_000;
 
@@ -30,6 +32,8 @@ pub struct Notifier {
     /// The last status that was told.
     clients: Option<usize>,
     stopping: bool,
+    /// A message that must arrive and that the socket did not take, and when to send it again.
+    unsent: Option<(String, Millis)>,
 }
 
 impl Notifier {
@@ -41,48 +45,58 @@ impl Notifier {
             opened.inspect_err(|error| log::warn!("systemd cannot be told anything (NOTIFY_SOCKET): {error}")).ok()
         });
         let every = watchdog(env, process).filter(|_| to.is_some());
-        Self { to, every, next: None, clients: None, stopping: false }
+        Self { to, every, next: None, clients: None, stopping: false, unsent: None }
     }
 
     /// The server serves.
     pub fn ready(&mut self, now: Millis) {
-        self.tell("READY=1\nSTATUS=Serving.");
+        self.tell_for_sure("READY=1\nSTATUS=Serving.".to_owned(), now);
         self.next = self.every.map(|every| now + every);
     }
 
     /// The server stops, and needs so many milliseconds at most for it. Said once.
-    pub fn stopping(&mut self, clients: usize, within: Millis) {
+    pub fn stopping(&mut self, clients: usize, within: Millis, now: Millis) {
         if !std::mem::replace(&mut self.stopping, true) {
             let micros = (within + STOP_MARGIN) * 1_000;
             let status = format!("Stopping, {clients} clients are seen off.");
-            self.tell(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={micros}\nSTATUS={status}"));
+            self.tell_for_sure(format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={micros}\nSTATUS={status}"), now);
         }
     }
 
-    /// When it is to be told again that the server is alive.
+    /// Returns when [`Notifier::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Millis> {
-        self.next
+        let again = self.unsent.as_ref().map(|(_, at)| *at);
+        [self.next, again].into_iter().flatten().min()
     }
 
-    /// Tells that the server is alive, when that is due.
+    /// Tells that the server is alive, when that is due, and sends again what could not be sent.
     pub fn handle_timeout(&mut self, now: Millis, clients: usize) {
+        if let Some((state, _)) = self.unsent.take_if(|(_, at)| *at <= now) {
+            self.tell_for_sure(state, now);
+        }
         if self.next.is_none_or(|next| now < next) {
             return;
         }
         self.next = self.every.map(|every| now + every);
-        if self.stopping || self.clients.replace(clients) == Some(clients) {
-            self.tell("WATCHDOG=1");
+        // One that gets lost is followed by the next in time.
+        let _ = if self.stopping || self.clients.replace(clients) == Some(clients) {
+            self.tell("WATCHDOG=1")
         } else {
-            self.tell(&format!("WATCHDOG=1\nSTATUS=Serving {clients} clients."));
-        }
+            self.tell(&format!("WATCHDOG=1\nSTATUS=Serving {clients} clients."))
+        };
     }
 
-    fn tell(&self, state: &str) {
-        let Some((socket, address)) = &self.to else { return };
+    /// Sends a message that must arrive: again later if the socket is full, as it may be while the system starts.
+    fn tell_for_sure(&mut self, state: String, now: Millis) {
+        let full = self.tell(&state).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        self.unsent = full.then_some((state, now + RETRY_AFTER));
+    }
+
+    fn tell(&self, state: &str) -> io::Result<()> {
+        let Some((socket, address)) = &self.to else { return Ok(()) };
         // Where systemd does not listen, there is nobody to tell; it must not hold the server up.
-        if let Err(error) = socket.send_to_addr(state.as_bytes(), address) {
-            log::debug!("systemd could not be told: {error}");
-        }
+        let sent = socket.send_to_addr(state.as_bytes(), address).map(|_| ());
+        sent.inspect_err(|error| log::debug!("systemd could not be told: {error}"))
     }
 }
 
@@ -239,7 +253,28 @@ mod tests {
             notifier.ready(5);
             assert_eq!(notifier.poll_timeout(), socket.filter(|name| !name.is_empty()).map(|_| 6), "{socket:?}");
             notifier.handle_timeout(6, 0);
-            notifier.stopping(0, 0);
+            notifier.stopping(0, 0, 7);
         }
+    }
+
+    #[test]
+    fn readiness_is_sent_again_if_the_socket_is_full() {
+        let path = std::env::temp_dir().join(format!("howler-notify-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let systemd = UnixDatagram::bind(&path).unwrap();
+        let env = |name: &str| (name == "NOTIFY_SOCKET").then(|| path.clone().into_os_string());
+        let mut notifier = Notifier::new(&env, 1);
+        while notifier.tell("x").is_ok() {}
+        notifier.ready(5);
+        assert_eq!(notifier.poll_timeout(), Some(5 + RETRY_AFTER));
+        notifier.handle_timeout(5 + RETRY_AFTER, 0);
+        assert_eq!(notifier.poll_timeout(), Some(5 + 2 * RETRY_AFTER));
+        let mut message = [0; 64];
+        let mut receive = || systemd.recv(&mut message).map(|length| message[..length].to_vec()).unwrap();
+        assert_eq!(receive(), b"x");
+        notifier.handle_timeout(5 + 2 * RETRY_AFTER, 0);
+        assert_eq!(notifier.poll_timeout(), None);
+        while !receive().starts_with(b"READY=1") {}
+        let _ = std::fs::remove_file(&path);
     }
 }
