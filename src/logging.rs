@@ -1,16 +1,32 @@
 //! The log: one line an event on standard error, as text or as JSON.
 //!
-//! Logging never ends the server: a reader who is gone is not written to any more, and that is all. It is written without
-//! a buffer, a line at once.
+//! Logging never blocks its caller, for standard error may be a pipe that nobody reads. A caller puts a line into a
+//! bounded queue, and a thread of its own writes it. Lines that do not fit are dropped and counted, and so are lines that
+//! cannot be written. The end of the process waits for the queue, but not for long.
+//!
+//! ```text
+//! caller ──Line──▶ queue ──▶ writer thread: text or JSON ──▶ standard error
+//!           full: dropped and counted
+//! ```
 
-use std::fmt::Write as _;
-use std::io::Write as _;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::panic;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
 
-use log::kv::{self, Key, Value, VisitSource, VisitValue};
-use log::{LevelFilter, Log, Metadata, Record, SetLoggerError};
+use log::{LevelFilter, Log, Metadata, Record};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::wire::json::write_string;
+use self::line::Line;
+use self::writer::Writer;
+
+mod json;
+mod line;
+mod text;
+mod writer;
 
 /// What a line looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,20 +37,94 @@ pub enum Format {
     Json,
 }
 
-/// Starts the log: what is less important than a level is left out.
+/// Lines that were dropped because the queue was full, or because they could not be written.
+pub static DROPPED_LINES: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of the lines in the queue.
+static QUEUED_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Most lines in the queue.
+const QUEUE_LINES: usize = 8_192;
+/// Most bytes in the queue.
+const QUEUE_BYTES: usize = 2 * 1024 * 1024;
+/// Time for the writer to empty the queue at the end of the process, and for one last text to be taken.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+/// Attempts to ask for a flush while the queue is full, within half of that time.
+const FLUSH_ATTEMPTS: u32 = 20;
+
+/// Starts the log. Lines that are less important than a level are left out.
 ///
 /// # Errors
-/// When it was started before.
-pub fn start(level: LevelFilter, format: Format) -> Result<(), SetLoggerError> {
-    log::set_boxed_logger(Box::new(Logger { level, format }))?;
+/// Returns an error if the writer thread cannot be started, or if a log was started before.
+pub fn start(level: LevelFilter, format: Format) -> io::Result<()> {
+    let (queue, messages) = sync_channel(QUEUE_LINES);
+    let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+    let writer = Writer::new(stderr, format)?;
+    std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.run(&messages))?;
+    let logger = Logger { level, queue, has_fields: format == Format::Json };
+    log::set_boxed_logger(Box::new(logger)).map_err(io::Error::other)?;
     log::set_max_level(level);
+    flush_before_panics();
     Ok(())
 }
 
+/// Waits until all lines are written, but not for more than a second.
+pub fn flush() {
+    log::logger().flush();
+}
+
+/// Prints an error behind all lines of the log, as a plain line of text in any format. Gives up after a second if
+/// standard error does not take it.
+pub fn print_error(error: &str) {
+    flush();
+    print_within(io::stderr(), &format!("couchdb-howler: {error}\n"));
+}
+
+/// Prints a text of at most 4 KiB. Gives up after a second if the output does not take it.
+pub fn print_within(mut output: impl Write + AsFd, text: &str) {
+    if is_writable(&output, Some(FLUSH_WITHIN)) {
+        let _ = output.write_all(text.as_bytes());
+    }
+}
+
+/// Has panics reported behind all lines of the log. A report that nobody reads must not keep the process from ending.
+fn flush_before_panics() {
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        flush();
+        if is_writable(io::stderr(), Some(FLUSH_WITHIN)) {
+            report(info);
+        }
+    }));
+}
+
+/// Waits until a write of a few bytes does not block, because there is room for them or because it fails. Returns
+/// whether that was so within the time, or waits for ever without one.
+fn is_writable(output: impl AsFd, within: Option<Duration>) -> bool {
+    let timeout = within.and_then(|within| Timespec::try_from(within).ok());
+    loop {
+        match poll(&mut [PollFd::new(&output, PollFlags::OUT)], timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            ready => return ready.is_ok_and(|ready| ready > 0),
+        }
+    }
+}
+
+/// What the writer thread is given.
+#[derive(Debug)]
+enum Message {
+    Line(Box<Line>),
+    /// To be answered when everything before it is written.
+    Flush(SyncSender<()>),
+}
+
+/// The front end: puts lines into the queue.
 #[derive(Debug)]
 struct Logger {
     level: LevelFilter,
-    format: Format,
+    queue: SyncSender<Message>,
+    /// Whether the format shows the fields of events.
+    has_fields: bool,
 }
 
 impl Log for Logger {
@@ -46,95 +136,31 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        #[allow(clippy::disallowed_methods, reason = "lines bear the date, which nothing else depends on")]
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let line = match self.format {
-            Format::Text => text_line(record, now),
-            Format::Json => json_line(record, now),
-        };
-        let _ = std::io::stderr().write_all(&line);
-    }
-
-    fn flush(&self) {}
-}
-
-fn text_line(record: &Record<'_>, now: Duration) -> Vec<u8> {
-    let (time, level, target) = (timestamp(now), record.level(), record.target());
-    format!("{time} {level:<5} [{target}] {}\n", record.args()).into_bytes()
-}
-
-fn json_line(record: &Record<'_>, now: Duration) -> Vec<u8> {
-    let mut line = b"{\"time\":".to_vec();
-    write_string(&mut line, &timestamp(now));
-    line.extend_from_slice(b",\"level\":");
-    write_string(&mut line, &record.level().as_str().to_ascii_lowercase());
-    line.extend_from_slice(b",\"message\":");
-    write_string(&mut line, &record.args().to_string());
-    // Nothing that is visited here fails.
-    let _ = record.key_values().visit(&mut Fields(&mut line));
-    line.extend_from_slice(b"}\n");
-    line
-}
-
-/// Appends fields to an object.
-struct Fields<'a>(&'a mut Vec<u8>);
-
-impl<'kvs> VisitSource<'kvs> for Fields<'_> {
-    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
-        let before = self.0.len();
-        self.0.push(b',');
-        write_string(self.0, key.as_str());
-        self.0.push(b':');
-        let start = self.0.len();
-        value.visit(&mut Field(self.0))?;
-        // What is not known is left out.
-        if self.0.len() == start {
-            self.0.truncate(before);
+        let line = Line::capture(record, self.has_fields);
+        let size = line.size();
+        let fits = QUEUED_BYTES.fetch_add(size, Ordering::Relaxed) + size <= QUEUE_BYTES;
+        if !fits || self.queue.try_send(Message::Line(Box::new(line))).is_err() {
+            QUEUED_BYTES.fetch_sub(size, Ordering::Relaxed);
+            DROPPED_LINES.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(())
-    }
-}
-
-/// Appends a value.
-struct Field<'a>(&'a mut Vec<u8>);
-
-impl VisitValue<'_> for Field<'_> {
-    fn visit_any(&mut self, value: Value<'_>) -> Result<(), kv::Error> {
-        write_string(self.0, &value.to_string());
-        Ok(())
     }
 
-    fn visit_null(&mut self) -> Result<(), kv::Error> {
-        Ok(())
+    fn flush(&self) {
+        let (answer, answered) = sync_channel(1);
+        let mut message = Message::Flush(answer);
+        for _ in 0..FLUSH_ATTEMPTS {
+            match self.queue.try_send(message) {
+                Ok(()) => {
+                    let _ = answered.recv_timeout(FLUSH_WITHIN / 2);
+                    return;
+                }
+                Err(TrySendError::Disconnected(_)) => return,
+                Err(TrySendError::Full(back)) => message = back,
+            }
+            // There is no answer without a question: this only waits.
+            let _ = answered.recv_timeout(FLUSH_WITHIN / 2 / FLUSH_ATTEMPTS);
+        }
     }
-
-    fn visit_u64(&mut self, value: u64) -> Result<(), kv::Error> {
-        self.0.extend_from_slice(value.to_string().as_bytes());
-        Ok(())
-    }
-}
-
-/// A moment since 1970 in UTC, to the millisecond (RFC 3339).
-fn timestamp(since: Duration) -> String {
-    let seconds = since.as_secs();
-    let (year, month, day) = date(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
-    let mut text = String::with_capacity(24);
-    write!(text, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
-        .expect("writing to a String cannot fail");
-    text
-}
-
-/// The date so many days after the first of January 1970: years begin in March here, so that the leap day is the last.
-fn date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (year + era * 400 + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]
@@ -142,38 +168,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_399, "2000-02-28T23:59:59.000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000Z"),
-            (951_868_800, "2000-03-01T00:00:00.000Z"),
-            (1_735_689_599, "2024-12-31T23:59:59.000Z"),
-            (1_795_459_624, "2026-11-23T18:47:04.000Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
-        ] {
-            assert_eq!(timestamp(Duration::from_secs(seconds)), text);
-        }
-        assert_eq!(timestamp(Duration::from_millis(7)), "1970-01-01T00:00:00.007Z");
+    fn lines_that_do_not_fit_are_dropped_and_counted() {
+        let (queue, messages) = sync_channel(3);
+        let logger = Logger { level: LevelFilter::Info, queue, has_fields: false };
+        let log = |text: &str| {
+            logger.log(&Record::builder().level(log::Level::Info).args(format_args!("{text}")).build());
+            DROPPED_LINES.load(Ordering::Relaxed)
+        };
+        assert_eq!([log("1"), log("2"), log("3"), log("4"), log("5")], [0, 0, 0, 1, 2]);
+        // With nobody to answer it gives up.
+        logger.flush();
+        let lines = messages.try_iter().filter(|message| matches!(message, Message::Line(_))).count();
+        assert_eq!(lines, 3);
+        QUEUED_BYTES.store(QUEUE_BYTES - 10, Ordering::Relaxed);
+        assert_eq!(log("six"), 3);
+        QUEUED_BYTES.store(0, Ordering::Relaxed);
+        assert_eq!(log("seven"), 3);
+        drop(messages);
+        assert_eq!(log("eight"), 4);
+        logger.flush();
     }
 
     #[test]
-    fn lines() {
-        let fields: [(&str, Value<'_>); 3] =
-            [("status", Value::from(200_u16)), ("user", Value::null()), ("path", Value::from("/a\"b\\\u{1}\u{2028}"))];
-        let mut record = Record::builder();
-        record.level(log::Level::Info).target("there").key_values(&fields);
-        let at = Duration::from_secs(951_782_400);
-        let json = json_line(&record.args(format_args!("one\ntwo \"ü\"")).build(), at);
-        let text = String::from_utf8(json).unwrap();
-        assert_eq!(text.matches('\n').count(), 1, "{text}");
-        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let expected = serde_json::json!({
-            "time": "2000-02-29T00:00:00.000Z", "level": "info", "message": "one\ntwo \"ü\"",
-            "status": 200, "path": "/a\"b\\\u{1}\u{2028}"
-        });
-        assert_eq!(value, expected);
-        let text = text_line(&record.args(format_args!("hello")).build(), at);
-        assert_eq!(String::from_utf8(text).unwrap(), "2000-02-29T00:00:00.000Z INFO  [there] hello\n");
+    fn output_that_nobody_reads_is_waited_for_no_longer_than_told() {
+        let (mut reader, mut writer) = io::pipe().unwrap();
+        assert!(is_writable(&writer, Some(Duration::ZERO)));
+        while is_writable(&writer, Some(Duration::ZERO)) {
+            writer.write_all(&[b'x'; 4096]).unwrap();
+        }
+        print_within(&writer, "lost");
+        io::Read::read_exact(&mut reader, &mut [0; 8192]).unwrap();
+        print_within(&writer, "kept");
+        drop(reader);
+        assert!(is_writable(&writer, None), "a write fails at once");
+        print_within(&writer, "lost too");
     }
 }

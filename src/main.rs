@@ -32,23 +32,30 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     let args = std::env::args_os().skip(1);
     let command = config::read(args, &|name| std::env::var_os(name), &|path| std::fs::read_to_string(path));
-    let done = match command {
-        Ok(Command::Help) => return print(&config::help()),
-        Ok(Command::Version) => return print(&format!("{}\n", config::version())),
-        Ok(Command::Completions(shell)) => return print(&config::completions(shell)),
-        Ok(Command::Man) => return print(&config::man()),
-        Ok(Command::Run(config)) => run(&config),
-        Ok(Command::Check(config)) => return check(&config),
-        Ok(Command::HealthCheck(port)) => return health_check(&port),
+    match command {
+        Ok(Command::Help) => print(&config::help()),
+        Ok(Command::Version) => print(&format!("{}\n", config::version())),
+        Ok(Command::Completions(shell)) => print(&config::completions(shell)),
+        Ok(Command::Man) => print(&config::man()),
+        Ok(Command::Run(config)) => run_to_end(&config),
+        Ok(Command::Check(config)) => check(&config),
+        Ok(Command::HealthCheck(port)) => health_check(&port),
         Err(error) => {
-            eprintln!("couchdb-howler: {error}");
-            return ExitCode::from(USAGE);
+            logging::print_error(&error.to_string());
+            ExitCode::from(USAGE)
         }
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    }
+}
+
+/// Runs the server, and ends with everything logged, unless nobody reads it.
+fn run_to_end(config: &Config) -> ExitCode {
+    match run(config) {
+        Ok(()) => {
+            logging::flush();
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            eprintln!("couchdb-howler: {error}");
+            logging::print_error(&error);
             ExitCode::from(CANNOT_START)
         }
     }
@@ -104,7 +111,7 @@ fn run(config: &Config) -> Result<(), String> {
         log::warn!("--reuse_port without --admin_port: any of the instances answers for health and metrics on --port.");
     }
     if let (Some(demo), [(address, scheme), ..]) = (&demo, &*addresses) {
-        print(&invitation(demo, *address, scheme, !config.no_console));
+        logging::print_within(std::io::stdout(), &invitation(demo, *address, scheme, !config.no_console));
     }
     let notifier = Notifier::new(&|name| std::env::var_os(name), std::process::id());
     event_loop::run(server, poll, signals, notifier).map_err(|error| format!("the event loop failed: {error}"))?;
@@ -229,6 +236,7 @@ fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Resu
         drain_within: config.drain_timeout_s * 1_000,
         site: Site::new(console(config, demo)),
         started: event_loop::unix_seconds(),
+        dropped_log_lines: &logging::DROPPED_LINES,
         seed: u64::from_ne_bytes(seed),
     })
 }

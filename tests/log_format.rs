@@ -97,6 +97,30 @@ fn every_line_is_an_object_and_events_have_their_fields() {
     sessions_are_told(&lines);
 }
 
+#[test]
+fn a_line_of_text_is_time_level_module_and_message_without_colors() {
+    let couchdb = couchdb();
+    let mut command = Command::new(BINARY);
+    command.args(["--couchdb_url", &couchdb.url()]).env("CLICOLOR_FORCE", "1");
+    let mut howler = Howler::launch_command(&mut command);
+    assert_eq!(Http::connect(howler.address()).get("/nowhere").status, 404);
+    howler.wait_for_line("/nowhere");
+    howler.signal("TERM");
+    assert_eq!(howler.wait().code(), Some(0));
+    howler.wait_for_line("Stopped.");
+    let output = howler.output();
+    for line in output.lines() {
+        let (time, rest) = line.split_once(' ').expect("a time");
+        assert!(is_time(time), "{line}");
+        let (level, rest) = rest.split_at(5);
+        assert!(["ERROR", "WARN ", "INFO ", "DEBUG"].contains(&level), "{line}");
+        let (target, message) = rest.strip_prefix(" [").and_then(|rest| rest.split_once("] ")).expect("a target");
+        assert!(target.starts_with("couchdb_howler") && !message.is_empty(), "{line}");
+        assert!(!line.contains('\u{1b}'), "{line}");
+    }
+    assert!(output.contains("DEBUG [couchdb_howler::server::events] GET /nowhere: 404"), "{output}");
+}
+
 fn sessions_are_told(lines: &[Value]) {
     let documented =
         ["client", "?user", "dialect", "transport", "subscriptions", "notifications", "duration_s", "reason"];

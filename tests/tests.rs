@@ -25,6 +25,7 @@ mod instances;
 mod json_protocol;
 mod layers;
 mod limits;
+mod log_blocked;
 mod log_format;
 mod operation;
 mod polling;

@@ -37,6 +37,7 @@ mod sizes;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use mio::event::Event;
 use mio::{Registry, Token};
@@ -134,6 +135,8 @@ pub struct Settings {
     pub session_check: Millis,
     /// When the process started, in seconds since 1970.
     pub started: u64,
+    /// Where the log counts the lines that it dropped.
+    pub dropped_log_lines: &'static AtomicU64,
     /// Seed for spreading things in time; any number.
     pub seed: u64,
 }
@@ -395,7 +398,7 @@ impl Server {
             timers: Timers::default(),
             jitter: Jitter::new(seed),
             metrics: Metrics::default(),
-            operation: operation::Operation::new(settings.started),
+            operation: operation::Operation::new(settings.started, settings.dropped_log_lines),
             feed: Feed::new(feed, requests.clone(), Jitter::new(seed.rotate_left(32))),
             log_in_limits: LogInLimits::new(settings.limits.log_in_queue),
             trusted_proxies: settings.trusted_proxies,

@@ -6,6 +6,7 @@
 
 use std::io::Read as _;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mio::net::TcpStream;
 
@@ -31,6 +32,8 @@ const COUNTED_FOR: Millis = 1_000;
 pub(super) struct Operation {
     /// When the process started, in seconds since 1970.
     started: u64,
+    /// Where the log counts the lines that it dropped.
+    dropped_log_lines: &'static AtomicU64,
     /// The connections on the port for operators, by when they asked last, longest ago first. Some may be over.
     operators: Vec<Key>,
     /// The sessions as they were counted last, and when.
@@ -38,8 +41,8 @@ pub(super) struct Operation {
 }
 
 impl Operation {
-    pub(super) fn new(started: u64) -> Self {
-        Self { started, operators: Vec::new(), counted: None }
+    pub(super) fn new(started: u64, dropped_log_lines: &'static AtomicU64) -> Self {
+        Self { started, dropped_log_lines, operators: Vec::new(), counted: None }
     }
 }
 
@@ -121,6 +124,7 @@ impl Server {
             self.sessions.keys().filter_map(|key| self.sessions.get(key)).for_each(|session| counts.count(session));
             self.operation.counted = Some((now, counts));
         }
+        self.metrics.dropped_log_lines = self.operation.dropped_log_lines.load(Ordering::Relaxed);
         let (_, sessions) = self.operation.counted.as_ref().expect("counted above");
         let queues = &self.couchdb.queues;
         let requests = Queue::ALL.map(|queue| (queue.label(), queues[queue as usize].pool.len()));

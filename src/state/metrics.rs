@@ -149,6 +149,8 @@ counters! {
     failed_look_ups => "howler_look_ups_failed_total";
     /// Times that all clients were told that changes may have been lost.
     resyncs => "howler_resyncs_total";
+    /// Lines of the log that were dropped because standard error did not take them.
+    dropped_log_lines => "howler_log_lines_dropped_total";
 }
 
 impl Metrics {

@@ -1,0 +1,73 @@
+//! Lines as text, by `simple_logger`.
+//!
+//! `simple_logger` prints with `eprintln!`, which panics if standard error is gone or full, and a panic ends the server.
+//! So it prints into a file in memory that takes the place of standard error while it does, and the writer thread
+//! writes what it finds there as it writes JSON. Nothing else prints in that moment: the log is the one who prints.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Seek as _};
+use std::os::unix::fs::FileExt as _;
+
+use log::{LevelFilter, Log as _, Record};
+use rustix::fs::MemfdFlags;
+use rustix::stdio::dup2_stderr;
+use simple_logger::SimpleLogger;
+
+use super::line::Line;
+
+/// The back end for text.
+pub(super) struct Text {
+    logger: SimpleLogger,
+    /// What it prints to.
+    buffer: File,
+}
+
+impl Text {
+    /// Creates a back end, with colors if standard error is a terminal.
+    pub(super) fn new(stderr: &File) -> io::Result<Self> {
+        let colors = stderr.is_terminal();
+        // What is less important than asked for does not come this far.
+        let logger = SimpleLogger::new().with_level(LevelFilter::Trace).with_utc_timestamps().with_colors(colors);
+        let buffer = File::from(rustix::fs::memfd_create("log", MemfdFlags::CLOEXEC)?);
+        Ok(Self { logger, buffer })
+    }
+
+    /// Appends a line, with its end. `stderr` is a duplicate of standard error.
+    pub(super) fn write_line(&mut self, out: &mut Vec<u8>, line: &Line, stderr: &File) -> io::Result<()> {
+        self.buffer.rewind()?;
+        dup2_stderr(&self.buffer)?;
+        let message = one_line(&line.message);
+        let mut record = Record::builder();
+        record.level(line.level).target(&line.target);
+        self.logger.log(&record.args(format_args!("{message}")).build());
+        dup2_stderr(stderr)?;
+        let length = usize::try_from(self.buffer.stream_position()?).map_err(io::Error::other)?;
+        let start = out.len();
+        out.resize(start + length, 0);
+        self.buffer.read_exact_at(&mut out[start..], 0)
+    }
+}
+
+/// Escapes control characters, so that no message looks like two, or moves the cursor of a terminal.
+fn one_line(message: &str) -> Cow<'_, str> {
+    if !message.contains(char::is_control) {
+        return message.into();
+    }
+    let mut line = String::with_capacity(message.len() + 16);
+    for letter in message.chars() {
+        if letter.is_control() { line.extend(letter.escape_default()) } else { line.push(letter) }
+    }
+    line.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_escaped() {
+        assert_eq!(one_line("a line, ümlaut and all"), "a line, ümlaut and all");
+        assert_eq!(one_line("a\nb\u{1b}[2Jc\u{85}\r"), "a\\nb\\u{1b}[2Jc\\u{85}\\r");
+    }
+}

@@ -1,0 +1,128 @@
+//! The thread that writes the log. It may block: nothing waits for it but the end of the process, for a while.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Write as _};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+use log::{Level, Record};
+
+use super::line::Line;
+use super::text::Text;
+use super::{DROPPED_LINES, Format, Message, QUEUED_BYTES, is_writable, json};
+
+/// The writer.
+pub(super) struct Writer {
+    stderr: File,
+    back_end: BackEnd,
+    /// How many dropped lines the log has told of.
+    reported: u64,
+    /// The line that is being written.
+    line: Vec<u8>,
+}
+
+/// What makes bytes of a line.
+enum BackEnd {
+    Text(Text),
+    Json,
+}
+
+impl Writer {
+    /// Creates a writer. `stderr` is a duplicate of standard error.
+    pub(super) fn new(stderr: File, format: Format) -> io::Result<Self> {
+        let back_end = match format {
+            Format::Text => BackEnd::Text(Text::new(&stderr)?),
+            Format::Json => BackEnd::Json,
+        };
+        Ok(Self { stderr, back_end, reported: 0, line: Vec::new() })
+    }
+
+    /// Writes what is in the queue, until nobody can put anything into it any more.
+    pub(super) fn run(mut self, queue: &Receiver<Message>) {
+        loop {
+            let message = match queue.try_recv() {
+                Err(TryRecvError::Empty) => {
+                    self.report_dropped();
+                    queue.recv()
+                }
+                received => received.map_err(|_| std::sync::mpsc::RecvError),
+            };
+            match message {
+                Ok(Message::Line(line)) => {
+                    QUEUED_BYTES.fetch_sub(line.size(), Ordering::Relaxed);
+                    if self.write_line(&line).is_err() {
+                        DROPPED_LINES.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Ok(Message::Flush(answer)) => {
+                    self.report_dropped();
+                    let _ = answer.try_send(());
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Tells how many lines were dropped since it was told last.
+    fn report_dropped(&mut self) {
+        let dropped = DROPPED_LINES.load(Ordering::Relaxed);
+        if dropped == self.reported {
+            return;
+        }
+        let mut record = Record::builder();
+        record.level(Level::Warn).target(module_path!());
+        let count = dropped - self.reported;
+        let line = Line::capture(
+            &record.args(format_args!("{count} log lines were dropped: standard error did not take them.")).build(),
+            false,
+        );
+        if self.write_line(&line).is_ok() {
+            self.reported = dropped;
+        }
+    }
+
+    fn write_line(&mut self, line: &Line) -> io::Result<()> {
+        self.line.clear();
+        match &mut self.back_end {
+            BackEnd::Text(text) => text.write_line(&mut self.line, line, &self.stderr)?,
+            BackEnd::Json => json::write_line(&mut self.line, line),
+        }
+        write_all(&self.stderr, &self.line)
+    }
+}
+
+/// Writes all bytes, also to a descriptor that another process made non-blocking.
+fn write_all(mut output: &File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match output.write(bytes) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => _ = is_writable(output, None),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_descriptor_that_does_not_block_takes_all_in_time() {
+        let (mut reader, writer) = UnixStream::pair().unwrap();
+        writer.set_nonblocking(true).unwrap();
+        let output = File::from(OwnedFd::from(writer));
+        let bytes = vec![b'x'; 4 * 1024 * 1024];
+        let writing = std::thread::spawn(move || write_all(&output, &bytes));
+        let mut read = Vec::new();
+        reader.read_to_end(&mut read).unwrap();
+        assert_eq!(read.len(), 4 * 1024 * 1024);
+        assert!(writing.join().unwrap().is_ok());
+    }
+}
