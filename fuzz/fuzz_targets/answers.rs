@@ -187,7 +187,8 @@ fn check_security(data: &[u8], anew: &str, value: &Value) {
     let cloudant = body.get("cloudant").filter(|_| !body.contains_key("members"));
     let listed = cloudant.map(listed).unwrap_or_default();
     let everyone = members.is_empty() && cloudant.is_none();
-    let names = |name: &str| [&admins.names, &members.names, &listed].iter().any(|list| list.iter().any(|n| **n == *name));
+    let names =
+        |name: &str| [&admins.names, &members.names, &listed].iter().any(|list| list.iter().any(|n| **n == *name));
     let roles = |role: &str| [&admins.roles, &members.roles].iter().any(|list| list.iter().any(|r| **r == *role));
     let words = [&admins.names, &admins.roles, &members.names, &members.roles, &listed];
     let words: Vec<&Box<str>> = words.into_iter().flat_map(|list| list.iter().take(16)).collect();
@@ -210,5 +211,6 @@ fn check_security(data: &[u8], anew: &str, value: &Value) {
 /// Whether an object may have a key more than once, so that the tree of values holds only the last.
 fn is_ambiguous(data: &[u8]) -> bool {
     let count = |key: &str| data.windows(key.len()).filter(|part| *part == key.as_bytes()).count();
-    data.contains(&b'\\') || ["admins", "members", "readers", "cloudant", "names", "roles"].iter().any(|key| count(key) > 1)
+    data.contains(&b'\\')
+        || ["admins", "members", "readers", "cloudant", "names", "roles"].iter().any(|key| count(key) > 1)
 }

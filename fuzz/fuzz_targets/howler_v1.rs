@@ -14,11 +14,12 @@ use std::collections::BTreeMap;
 
 use couchdb_howler::wire::couchdb::{ChangeKind, Credentials};
 use couchdb_howler::wire::howler_v1::{
-    MAX_ID, Operation, Positions, RequestError, RequestId, parse_request, write_change, write_error,
-    write_forbidden, write_goodbye, write_hello, write_logged_in, write_not_authenticated, write_ok, write_resync,
-    write_session, write_subscribed, write_unsubscribed,
+    MAX_ID, Operation, RequestError, RequestId, parse_request, write_change, write_error, write_forbidden,
+    write_goodbye, write_hello, write_logged_in, write_not_authenticated, write_ok, write_resync, write_session,
+    write_subscribed, write_unsubscribed,
 };
-use couchdb_howler::wire::positions::Position;
+use couchdb_howler::wire::names::NameList;
+use couchdb_howler::wire::positions::{Given, Position};
 use couchdb_howler::wire::security::Refusal;
 use couchdb_howler_fuzz::confuses_trees;
 use libfuzzer_sys::fuzz_target;
@@ -53,7 +54,7 @@ fuzz_target!(|data: &[u8]| {
                 check_positions(&positions, &value["dbs"]);
             }
         }
-        Ok(Operation::Unsubscribe(names)) => assert!(names.iter().all(|name| !name.is_empty())),
+        Ok(Operation::Unsubscribe(names)) => assert!(names.iter().all(|(name, _)| !name.is_empty())),
         Ok(Operation::LogIn(Credentials::Cookie(value))) => {
             assert!(value.reveal().bytes().all(|b| b.is_ascii_graphic() && b != b';'));
         }
@@ -66,15 +67,23 @@ fuzz_target!(|data: &[u8]| {
     check_events(&text);
 });
 
-fn check_positions(positions: &Positions<'_>, dbs: &Value) {
-    let read = positions.iter().map(|(name, known)| (&**name, known.as_deref()));
+fn check_positions(positions: &NameList, dbs: &Value) {
+    let read = positions.iter();
     if let Some(map) = dbs.as_object() {
-        let expected: BTreeMap<&str, Option<&str>> =
-            map.iter().map(|(name, known)| (&**name, known.as_str())).collect();
-        assert_eq!(read.collect::<BTreeMap<_, _>>(), expected);
+        for known in map.values().filter_map(Value::as_str) {
+            let position = Position::parse(known);
+            assert!(position.is_none_or(|position| position.to_string() == known));
+        }
+        let read: BTreeMap<&str, Given> = read.collect();
+        assert!(
+            read.iter()
+                .map(|(name, given)| (*name, *given))
+                .eq(map.iter().map(|(name, known)| (&**name, Given::of(known.as_str()))))
+        );
         assert!(map.values().all(|known| known.is_string() || known.is_null()));
     } else {
-        let expected = dbs.as_array().expect("names").iter().map(|name| (name.as_str().expect("a name"), None));
+        let expected =
+            dbs.as_array().expect("names").iter().map(|name| (name.as_str().expect("a name"), Given::Nothing));
         assert!(read.eq(expected));
     }
 }

@@ -38,7 +38,7 @@ use couchdb_howler::state::subscriptions::{SessionIndex, Subscriptions};
 use couchdb_howler::state::table::Key;
 use couchdb_howler::state::timers::Millis;
 use couchdb_howler::wire::couchdb::ChangeKind;
-use couchdb_howler::wire::positions::{KINDS, MAX_NAMES, Position, Revision, slot};
+use couchdb_howler::wire::positions::{Given, KINDS, MAX_NAMES, Position, Revision, slot};
 
 const CLIENTS: u32 = 5;
 /// From this one on clients speak Socket.IO.
@@ -548,7 +548,7 @@ impl World {
             .iter()
             .map(|(name, known)| {
                 let known = known.as_ref().filter(|_| json).and_then(|known| known.position.as_deref());
-                (name.as_str().into(), known.map(Into::into))
+                (self.subscriptions.hold(name), Given::of(known))
             })
             .collect();
         session.asked.insert(id, Asked { names, at: now });
@@ -558,6 +558,7 @@ impl World {
             self.answer_ready();
         } else {
             self.complete(&pending);
+            pending.release(&mut self.subscriptions);
         }
     }
 
@@ -574,19 +575,18 @@ impl World {
         let Pending { session: key, reply, names, epoch, .. } = pending;
         let client = &self.clients[key.index as usize];
         assert!(client.session.is_some() && client.generation == key.generation, "an answer to nobody");
-        for (name, _) in names {
-            self.subscriptions.subscribe(key.index, name).expect("within the limit");
+        for (database, _) in names {
+            self.subscriptions.subscribe(key.index, *database).expect("within the limit");
         }
         let foreign = epoch.is_some() && epoch.as_deref() != self.positions.epoch();
         let mut answer = Vec::new();
-        for (name, given) in names {
-            let database = self.subscriptions.find(name).expect("subscribed above");
-            self.positions.want(database, &mut self.subscriptions);
-            let position = self.subscriptions.known(database);
-            let moved = |given: &str| foreign || position.is_none_or(|position| !position.is(given));
-            let changed = given.as_deref().is_some_and(moved);
-            self.check_position(name, position);
-            answer.push((&**name, position, given.is_some(), changed));
+        for (database, given) in names {
+            self.positions.want(*database, &mut self.subscriptions);
+            let position = self.subscriptions.known(*database);
+            let changed = given.is_given() && (foreign || given.differs(position));
+            let name = self.subscriptions.name(*database).to_owned();
+            self.check_position(&name, position);
+            answer.push((name, position, given.is_given(), changed));
         }
         let Reply::Ack(id) = reply else { panic!("asked otherwise") };
         self.take_answer(key.index, *id, &answer);
@@ -609,39 +609,44 @@ impl World {
         }
     }
 
-    fn take_answer(&mut self, slot: u32, id: u64, answer: &[(&str, Option<Position>, bool, bool)]) {
+    fn take_answer(&mut self, slot: u32, id: u64, answer: &[(String, Option<Position>, bool, bool)]) {
         let (step, epoch) = (self.step, self.positions.epoch());
         let client = &mut self.clients[slot as usize];
         let session = client.session.as_mut().expect("somebody is there");
         let asked = session.asked.remove(&id).expect("asked, and not answered before");
-        assert!(answer.iter().map(|(name, ..)| *name).eq(asked.names.keys()), "answered for what was asked");
+        let names: BTreeSet<&String> = answer.iter().map(|(name, ..)| name).collect();
+        assert!(names.len() == answer.len() && names.into_iter().eq(asked.names.keys()), "answered for what was asked");
         let told_later = self.subscriptions.is_dirty(slot);
         for (name, position, given, changed) in answer {
-            if told_later && session.subscribed.contains_key(*name) {
+            if told_later && session.subscribed.contains_key(name) {
                 // What the answer says is told again.
-                self.restless.insert((*name).to_owned());
+                self.restless.insert(name.to_owned());
             }
             let told = position.map(|position| position.to_string());
-            let before = session.subscribed.get(*name).map_or(0, |known| known.synced);
-            let synced = match &asked.names[*name] {
+            let before = session.subscribed.get(name).map_or(0, |known| known.synced);
+            let synced = match &asked.names[name] {
                 // Nothing changed since the client read it all.
                 Some(known) if *given && !changed && known.synced < u64::MAX => known.synced.max(before),
                 _ => step,
             };
             let known = Knowledge { position: told, synced };
             remember(&mut client.memory, name, &known, epoch);
-            session.subscribed.insert((*name).to_owned(), known);
+            session.subscribed.insert(name.to_owned(), known);
         }
     }
 
     fn unsubscribe(&mut self, slot: u32, name: &str) {
         let client = &mut self.clients[slot as usize];
-        self.positions.withdraw(key(slot, client.generation), name);
         let Some(session) = &mut client.session else { return };
         for asked in session.asked.values_mut() {
             asked.names.remove(name);
         }
-        assert_eq!(self.subscriptions.unsubscribe(slot, name), session.subscribed.remove(name).is_some());
+        let subscribed = session.subscribed.remove(name).is_some();
+        let Some(database) = self.subscriptions.find(name) else { return assert!(!subscribed) };
+        let key = key(slot, client.generation);
+        assert_eq!(self.subscriptions.unsubscribe(slot, database), subscribed);
+        self.positions.withdraw(key, &[database].into(), &mut self.subscriptions);
+        self.answer_ready();
     }
 
     /// Ends all subscriptions of a session, those too that were about to be.
@@ -768,7 +773,7 @@ impl World {
         }
         self.advance(LINGER);
         let (s, p) = (&self.subscriptions, &self.positions);
-        assert_eq!((s.databases(), s.total(), p.waiting()), (0, 0, 0), "everyone left");
+        assert_eq!((s.databases(), s.total(), s.watched(), s.held(), p.waiting()), (0, 0, 0, 0, 0), "everyone left");
         assert_eq!(p.poll_timeout(), None);
     }
 }

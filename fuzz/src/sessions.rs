@@ -42,6 +42,7 @@ use couchdb_howler::state::timers::Millis;
 use couchdb_howler::wire::couchdb::{ChangeKind, Credentials, Identity, LogInError};
 use couchdb_howler::wire::engine_io::{self, SID_LENGTH, Sid, Version};
 use couchdb_howler::wire::howler_v1::{self, Operation};
+use couchdb_howler::wire::names::NameList;
 use couchdb_howler::wire::positions::Position;
 use couchdb_howler::wire::secret::Secret;
 use couchdb_howler::wire::security::Refusal;
@@ -178,7 +179,7 @@ pub fn run(script: &str) {
         world.remove(slot);
     }
     let s = &world.subscriptions;
-    assert_eq!((s.databases(), s.total()), (0, 0), "everyone left");
+    assert_eq!((s.databases(), s.total(), s.held()), (0, 0, 0), "everyone left");
 }
 
 impl World {
@@ -408,7 +409,8 @@ impl World {
     fn revoke(&mut self, slot: u32, name: &str) {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         let subscribed = client.wanted.remove(name).is_some();
-        assert_eq!(self.subscriptions.unsubscribe(slot, name), subscribed);
+        let database = self.subscriptions.find(name);
+        assert_eq!(database.is_some_and(|database| self.subscriptions.unsubscribe(slot, database)), subscribed);
         if subscribed {
             client.revoked = Some(name.to_owned());
             client.session.say_unsubscribed(name, Refusal::NotReader);
@@ -536,7 +538,7 @@ impl World {
         }
     }
 
-    fn subscribe(&mut self, slot: u32, reply: &Reply, names: &[(Box<str>, Option<Box<str>>)], given: Option<&str>) {
+    fn subscribe(&mut self, slot: u32, reply: &Reply, names: &NameList, given: Option<&str>) {
         let epoch = epoch(self.epochs);
         let Some(client) = self.clients.get_mut(&slot) else { return };
         assert_eq!(client.stage, Stage::Active, "who is not logged in subscribes to nothing");
@@ -551,7 +553,7 @@ impl World {
             return;
         }
         let (names, refused): (Vec<_>, Vec<_>) = names.iter().partition(|(name, _)| !name.starts_with('_'));
-        let refused: Vec<_> = refused.into_iter().map(|(name, _)| (name.clone(), Refusal::NotReader)).collect();
+        let refused: Vec<_> = refused.into_iter().map(|(name, _)| (name.into(), Refusal::NotReader)).collect();
         if names.is_empty() && !refused.is_empty() {
             if client.session.dialect() != Dialect::Json {
                 client.refusals = 0;
@@ -561,23 +563,26 @@ impl World {
         for (name, _) in &names {
             assert!(!name.is_empty());
             let full = client.wanted.len() >= MAX_SUBSCRIPTIONS;
-            let new = !client.wanted.contains_key(&**name);
-            match self.subscriptions.subscribe(slot, name) {
+            let new = !client.wanted.contains_key(*name);
+            let database = self.subscriptions.hold(name);
+            let outcome = self.subscriptions.subscribe(slot, database);
+            self.subscriptions.release(database);
+            match outcome {
                 Ok(subscribed) => assert!(subscribed == new && !(new && full)),
                 Err(_) => {
                     assert!(new && full);
                     return client.session.answer_error(reply, "LimitError", "too many");
                 }
             }
-            client.wanted.entry((**name).to_owned()).or_default();
+            client.wanted.entry((*name).to_owned()).or_default();
         }
         let (mut stand, mut changed) = (Vec::new(), Vec::new());
         for (name, known) in &names {
             let position = position(name).filter(|_| epoch.is_some());
-            stand.push((&**name, position));
-            let same = position.is_some_and(|position| known.as_deref().is_some_and(|known| position.is(known)));
-            if known.is_some() && !(same && given.is_none_or(|given| Some(given) == epoch.as_deref())) {
-                changed.push(&**name);
+            stand.push((*name, position));
+            let same = !known.differs(position) && given.is_none_or(|given| Some(given) == epoch.as_deref());
+            if known.is_given() && !same {
+                changed.push(*name);
             }
         }
         if client.session.dialect() == Dialect::Json {
@@ -622,10 +627,12 @@ impl World {
         }
     }
 
-    fn unsubscribe(&mut self, slot: u32, reply: &Reply, names: &[Box<str>]) {
+    fn unsubscribe(&mut self, slot: u32, reply: &Reply, names: &NameList) {
         let Some(client) = self.clients.get_mut(&slot) else { return };
-        for name in names {
-            assert_eq!(self.subscriptions.unsubscribe(slot, name), client.wanted.remove(&**name).is_some());
+        for (name, _) in names.iter() {
+            let database = self.subscriptions.find(name);
+            let unsubscribed = database.is_some_and(|database| self.subscriptions.unsubscribe(slot, database));
+            assert_eq!(unsubscribed, client.wanted.remove(name).is_some());
         }
         client.session.answer_ok(reply);
     }
@@ -955,7 +962,7 @@ fn socket_packet(text: &str) -> Option<socket_io::Packet<'_>> {
 }
 
 /// The event in a message, when it is one in the root namespace.
-fn socket_event(text: &str) -> Option<Event<'_>> {
+fn socket_event(text: &str) -> Option<Event> {
     let packet = socket_packet(text)?;
     if packet.kind != socket_io::PacketKind::Event || packet.namespace != "/" {
         return None;

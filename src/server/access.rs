@@ -3,11 +3,12 @@
 use super::{Purpose, Queue, Server};
 use crate::state::access::{Access, Decision, Undecided, Verdict};
 use crate::state::pool::{Answer, Owner};
-use crate::state::positions::Named;
 use crate::state::session::{Reply, Session};
+use crate::state::subscriptions::DatabaseId;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{self, Credentials};
+use crate::wire::names::NameList;
 use crate::wire::security::Security;
 
 /// What a client is told when CouchDB could not say who may read a database.
@@ -39,36 +40,37 @@ fn read_security(answer: Option<&Answer>) -> Result<Verdict, &'static str> {
 
 impl Server {
     /// A session subscribes: what it may read is decided first.
-    pub(super) fn subscribe(&mut self, key: Key, reply: Reply, names: Named, epoch: Option<Box<str>>, now: Millis) {
+    pub(super) fn subscribe(&mut self, key: Key, reply: Reply, names: &NameList, epoch: Option<Box<str>>, now: Millis) {
         let Some(names) = self.checked(key, &reply, names, now) else { return };
-        let Some((user, roles)) = self.sessions.get(key).and_then(Session::user) else { return };
+        let Some((user, roles)) = self.sessions.get(key).and_then(Session::user) else {
+            return self.release_all(names);
+        };
         let mut unknown = Vec::new();
-        for (name, _) in &names {
-            if self.access.decide(name, user, roles) == Decision::Unknown {
-                unknown.push(name.clone());
+        for (database, _) in &names {
+            if self.access.decide(*database, user, roles, &self.subscriptions) == Decision::Unknown {
+                unknown.push(*database);
             }
         }
         if unknown.is_empty() {
             return self.subscribe_decided(key, reply, names, epoch, now);
         }
-        self.access.wait(Access::undecided(key, reply, names, epoch), &unknown, now);
+        self.access.wait(Access::undecided(key, reply, names, epoch), &unknown, now, &mut self.subscriptions);
     }
 
     /// At the end of a turn: asks CouchDB what it made necessary to know.
     pub(super) fn ask_access(&mut self, now: Millis) {
         while let Some(database) = self.access.next_question() {
-            let request = self.couchdb.requests.security(&database);
-            let submitted =
-                self.ask_couchdb(Queue::Checks, Owner::Server, request, Purpose::Security(database.clone()), now);
+            let request = self.couchdb.requests.security(self.subscriptions.name(database));
+            let submitted = self.ask_couchdb(Queue::Checks, Owner::Server, request, Purpose::Security(database), now);
             if submitted.is_none() {
-                return self.handle_security(&database, None, now);
+                return self.handle_security(database, None, now);
             }
             self.perform_pool_actions(Queue::Checks, now);
         }
     }
 
     /// Takes CouchDB's answer to the question who may read a database; None when there is none.
-    pub(super) fn handle_security(&mut self, database: &str, answer: Option<&Answer>, now: Millis) {
+    pub(super) fn handle_security(&mut self, database: DatabaseId, answer: Option<&Answer>, now: Millis) {
         let verdict = match read_security(answer) {
             Ok(verdict) => {
                 if verdict == Verdict::TooLarge {
@@ -81,37 +83,34 @@ impl Server {
                 None
             }
         };
-        let watched = self.subscriptions.find(database);
-        let wanted = watched.is_some_and(|id| self.subscriptions.has_subscribers(id));
-        let untold = self.access.handle_verdict(database, verdict, wanted, now);
-        if let Some(id) = watched {
-            for index in self.subscriptions.subscribers(id) {
-                if let Some(key) = self.sessions.key_at(index) {
-                    self.reconsider(key, database);
-                }
+        // Kept until the end of this, whatever becomes of its entry and its subscribers.
+        self.subscriptions.hold_id(database);
+        let untold = self.access.handle_verdict(database, verdict, now, &mut self.subscriptions);
+        for index in self.subscriptions.subscribers(database) {
+            if let Some(key) = self.sessions.key_at(index) {
+                self.reconsider(key, database);
             }
         }
-        if let (Some(kind), Some(id)) = (untold, self.subscriptions.find(database)) {
-            self.metrics.merged_notifications += self.subscriptions.mark(id, kind, &mut self.woken);
+        if let Some(kind) = untold {
+            self.metrics.merged_notifications += self.subscriptions.mark(database, kind, &mut self.woken);
             self.wake();
         }
+        self.subscriptions.release(database);
         self.answer_decided(now);
     }
 
     /// Logs what is wrong with an answer: one line per cause and ten minutes. Names are for developers.
-    fn log_security(&mut self, database: &str, cause: &'static str, now: Millis) {
+    fn log_security(&mut self, database: DatabaseId, cause: &'static str, now: Millis) {
         if let Some(more) = self.security_log.of(cause).pass(now) {
             log::warn!("{cause}{more}.");
         }
-        log::debug!("{database}: {cause}.");
+        log::debug!("{}: {cause}.", self.subscriptions.name(database));
     }
 
     /// Does what the time asks for.
     pub(super) fn expire_access(&mut self, now: Millis) {
         if self.access.poll_timeout().is_some_and(|at| at <= now) {
-            let subscriptions = &self.subscriptions;
-            let is_wanted = |name: &str| subscriptions.find(name).is_some_and(|id| subscriptions.has_subscribers(id));
-            self.access.handle_timeout(now, is_wanted);
+            self.access.handle_timeout(now, &mut self.subscriptions);
             self.answer_decided(now);
         }
     }
@@ -121,25 +120,27 @@ impl Server {
         while let Some(Undecided { session, reply, names, epoch, .. }) = self.access.next_ready() {
             self.subscribe_decided(session, reply, names, epoch, now);
         }
-        while let Some(Undecided { session: key, reply, .. }) = self.access.next_late() {
-            if let Some(session) = self.sessions.get_mut(key) {
-                session.answer_error(&reply, "ServiceUnavailableError", UNDECIDED);
-                self.dirty.push(key);
+        while let Some(late) = self.access.next_late() {
+            if let Some(session) = self.sessions.get_mut(late.session) {
+                session.answer_error(&late.reply, "ServiceUnavailableError", UNDECIDED);
+                self.dirty.push(late.session);
             }
+            late.release(&mut self.subscriptions);
         }
     }
 
     /// Ends a subscription of a session if it may not read the database any more.
-    fn reconsider(&mut self, key: Key, database: &str) {
+    fn reconsider(&mut self, key: Key, database: DatabaseId) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some((user, roles)) = session.user() else { return };
-        match self.access.decide(database, user, roles) {
+        match self.access.decide(database, user, roles, &self.subscriptions) {
             Decision::Allowed => {}
             // It had no subscribers but server admins, of whom this was one.
-            Decision::Unknown => self.access.ask(database),
+            Decision::Unknown => self.access.ask(database, &mut self.subscriptions),
             Decision::Forbidden(why) => {
-                if self.subscriptions.unsubscribe(key.index, database) {
-                    session.say_unsubscribed(database, why);
+                if self.subscriptions.has(key.index, database) {
+                    session.say_unsubscribed(self.subscriptions.name(database), why);
+                    self.subscriptions.unsubscribe(key.index, database);
                     self.metrics.revoked_subscriptions += 1;
                     self.dirty.push(key);
                 }
@@ -149,13 +150,9 @@ impl Server {
 
     /// The roles of a user are others.
     pub(super) fn reconsider_all(&mut self, key: Key) {
-        let names: Vec<Box<str>> = self
-            .subscriptions
-            .of_session(key.index)
-            .map(|(database, _)| self.subscriptions.name(database).into())
-            .collect();
-        for name in names {
-            self.reconsider(key, &name);
+        let databases: Vec<_> = self.subscriptions.of_session(key.index).map(|(database, _)| database).collect();
+        for database in databases {
+            self.reconsider(key, database);
         }
     }
 

@@ -65,7 +65,7 @@ use crate::state::resync::{Policy, Wave};
 use crate::state::routes::Origins;
 use crate::state::session::{Action, Rules, Session};
 use crate::state::site::Site;
-use crate::state::subscriptions::{SessionIndex, Subscriptions};
+use crate::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use crate::state::table::{Key, Table};
 use crate::state::timers::{Alarm, Deadline, Millis, Timers};
 use crate::wire::couchdb::{self, Credentials, FeedSource};
@@ -290,7 +290,7 @@ enum Purpose {
     LogIn(Key, IpAddr, Credentials),
     /// A log-in that nobody waits for any more.
     Abandoned(IpAddr, Credentials),
-    Security(Box<str>),
+    Security(DatabaseId),
     Check(Key, Credentials),
     LookUp(Batch),
     Epoch,
@@ -491,7 +491,7 @@ impl Server {
         self.positions.handle_timeout(now, &mut self.subscriptions);
         self.answer_ready();
         self.expire_access(now);
-        self.catch_up.handle_timeout(now);
+        self.catch_up.handle_timeout(now, &mut self.subscriptions);
         self.advance_wave(now);
         if self.accept_from.is_some_and(|at| at <= now) {
             self.accept_from = None;

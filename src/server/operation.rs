@@ -134,7 +134,7 @@ impl Server {
             connections: self.clients,
             sessions,
             subscriptions: self.subscriptions.total(),
-            databases: self.subscriptions.databases(),
+            databases: self.subscriptions.watched(),
             requests: &requests,
             resident_memory: resident_memory(),
         };

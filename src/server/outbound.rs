@@ -229,7 +229,7 @@ impl Server {
             Purpose::Abandoned(client, credentials) => {
                 let _ = self.read_log_in(client, &credentials, answer.ok(), now);
             }
-            Purpose::Security(database) => self.handle_security(&database, answer.as_ref().ok(), now),
+            Purpose::Security(database) => self.handle_security(database, answer.as_ref().ok(), now),
             Purpose::Check(session, credentials) => self.handle_check(session, &credentials, answer.ok(), now),
             Purpose::LookUp(batch) => self.handle_look_up(batch, answer.as_ref().ok(), now),
             Purpose::Epoch => self.handle_epoch(answer.as_ref().ok(), now),
@@ -302,7 +302,7 @@ impl Server {
                         if let Some(database) = subscriptions.find(&name) {
                             let is_news = subscriptions.watch_mut(database).handle_line(kind, revision, now);
                             // Else it is told when it is known who may read it.
-                            if access.handle_line(&name, kind, is_news) {
+                            if access.handle_line(database, kind, is_news, subscriptions) {
                                 metrics.merged_notifications += subscriptions.mark(database, kind, woken);
                             }
                             if is_news && revision.is_none() {

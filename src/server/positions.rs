@@ -1,5 +1,7 @@
 //! Subscribing, with the positions that tell what a client missed; and what is done when changes may have been lost.
 
+use std::collections::{HashMap, HashSet};
+
 use super::{Purpose, Queue, Server};
 use crate::state::access::Decision;
 use crate::state::feed::Continuity;
@@ -8,41 +10,62 @@ use crate::state::pool::{Answer, Owner};
 use crate::state::positions::{Batch, Named, Pending};
 use crate::state::resync::{Policy, Wave};
 use crate::state::session::{Dialect, Reply};
-use crate::state::subscriptions::TooManySubscriptions;
+use crate::state::subscriptions::{Subscriptions, TooManySubscriptions};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::state::watch::IN_FLIGHT;
 use crate::wire::couchdb::ChangeKind;
-use crate::wire::positions::{self, Position};
+use crate::wire::names::NameList;
+use crate::wire::positions::{self, Given, Position};
 use crate::wire::security::Refusal;
 
 /// Time between questions for the epoch that were not answered, in milliseconds.
 const EPOCH_RETRY: Millis = 1_000;
-/// In place of a position that is not known: no position is written like this.
-const FOREIGN: &str = "";
 
 impl Server {
-    /// The names of a `subscribe`, each once; None when they are refused.
-    pub(super) fn checked(&mut self, key: Key, reply: &Reply, mut names: Named, now: Millis) -> Option<Named> {
+    /// The databases of a `subscribe`, each once and held; None when they are refused.
+    pub(super) fn checked(&mut self, key: Key, reply: &Reply, names: &NameList, now: Millis) -> Option<Named> {
         let unanswered = self.positions.pending_requests(key) + self.access.pending_requests(key);
         if unanswered >= self.limits.requests {
             self.close_session(key, CloseReason::TooManyRequests, now);
             return None;
         }
         let longest = self.limits.name;
-        if names.iter().any(|(name, _)| name.len() > longest) {
+        if names.longest() > longest {
             self.refuse_subscribe(key, reply, &format!("a database name is longer than {longest} bytes"), now);
             return None;
         }
-        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        names.dedup_by(|(later, _), (earlier, _)| later == earlier);
-        let new = names.iter().filter(|(name, _)| !self.subscriptions.has(key.index, name)).count();
-        let more = new + self.positions.pending_names(key) + self.access.pending_names(key);
-        if more > 0 && self.subscriptions.count(key.index) + more > self.limits.subscriptions {
-            self.refuse_subscribe(key, reply, &too_many(self.limits.subscriptions), now);
+        let most = self.limits.subscriptions;
+        let pending = self.positions.pending_names(key) + self.access.pending_names(key);
+        let (mut databases, mut places, mut new) = (Named::new(), HashMap::new(), 0);
+        for (name, given) in names.iter() {
+            let database = self.subscriptions.hold(name);
+            if let Some(place) = places.get(&database) {
+                // The last one counts, as in any JSON object.
+                let (_, earlier): &mut (_, Given) = &mut databases[*place];
+                *earlier = given;
+                self.subscriptions.release(database);
+                continue;
+            }
+            places.insert(database, databases.len());
+            databases.push((database, given));
+            new += usize::from(!self.subscriptions.has(key.index, database));
+            if new > most {
+                break;
+            }
+        }
+        if new + pending > 0 && self.subscriptions.count(key.index) + new + pending > most {
+            self.release_all(databases);
+            self.refuse_subscribe(key, reply, &too_many(most), now);
             return None;
         }
-        Some(names)
+        Some(databases)
+    }
+
+    pub(super) fn release_all(&mut self, names: Named) {
+        for (database, _) in names {
+            self.subscriptions.release(database);
+        }
     }
 
     /// Tells a client that it asks for more than it may have; one that goes on all the same is closed.
@@ -63,20 +86,21 @@ impl Server {
         epoch: Option<Box<str>>,
         now: Millis,
     ) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return self.release_all(names) };
         if session.dialect() != Dialect::Json {
-            for (name, given) in &mut names {
-                let remembered = session.user_name().and_then(|user| self.catch_up.recall(user, name, now));
-                *given = remembered.map(|position| position.map_or(FOREIGN.into(), |it| it.to_string().into()));
+            for (database, given) in &mut names {
+                let remembered = session.user_name().and_then(|user| self.catch_up.recall(user, *database, now));
+                *given = remembered.map_or(Given::Nothing, |position| position.map_or(Given::Foreign, Given::At));
             }
         }
-        let waits = session.dialect() == Dialect::Json || names.iter().any(|(_, given)| given.is_some());
+        let waits = session.dialect() == Dialect::Json || names.iter().any(|(_, given)| given.is_given());
         let pending = Pending::new(key, reply, names, epoch);
         if waits {
             self.positions.wait(pending, now, &mut self.subscriptions);
             self.answer_ready();
         } else {
             self.complete_subscription(&pending);
+            pending.release(&mut self.subscriptions);
         }
         self.dirty.push(key);
     }
@@ -99,15 +123,15 @@ impl Server {
         let Some((user, roles)) = session.user() else { return };
         // Decided here too: who may read what can have changed while the request waited.
         let mut refused = Vec::new();
-        let mut names: Vec<_> = names.iter().collect();
-        names.retain(|(name, _)| match access.decide(name, user, roles) {
+        let mut names = names.clone();
+        names.retain(|(database, _)| match access.decide(*database, user, roles, subscriptions) {
             Decision::Allowed => true,
             Decision::Forbidden(why) => {
-                refused.push((name.clone(), why));
+                refused.push((subscriptions.name(*database).into(), why));
                 false
             }
             Decision::Unknown => {
-                refused.push((name.clone(), Refusal::NotReader));
+                refused.push((subscriptions.name(*database).into(), Refusal::NotReader));
                 false
             }
         });
@@ -116,13 +140,13 @@ impl Server {
         }
         // All or nothing.
         let mut added = Vec::new();
-        for (name, _) in &names {
-            match subscriptions.subscribe(key.index, name) {
-                Ok(true) => added.push(name),
+        for (database, _) in &names {
+            match subscriptions.subscribe(key.index, *database) {
+                Ok(true) => added.push(*database),
                 Ok(false) => {}
                 Err(TooManySubscriptions) => {
-                    for name in added {
-                        subscriptions.unsubscribe(key.index, name);
+                    for database in added {
+                        subscriptions.unsubscribe(key.index, database);
                     }
                     return session.answer_error(reply, "LimitError", &too_many(limits.subscriptions));
                 }
@@ -132,23 +156,23 @@ impl Server {
         let foreign = epoch.is_some() && epoch.as_deref() != positions.epoch();
         let mut stand = Vec::with_capacity(names.len());
         let mut changed = Vec::new();
-        for (name, given) in &names {
-            let database = subscriptions.find(name).expect("subscribed above");
-            positions.want(database, subscriptions);
+        for (database, given) in &names {
+            positions.want(*database, subscriptions);
             // Of one that is there, and was not when CouchDB was asked who may read it, nothing is told before it is
             // asked again.
-            let secret = |position: &Position| position.is_there() && access.is_missing(name);
-            let position = subscriptions.known(database).filter(|position| !secret(position));
-            stand.push((&**name, position));
+            let secret = |position: &Position| position.is_there() && access.is_missing(*database);
+            let position = subscriptions.known(*database).filter(|position| !secret(position));
+            stand.push((*database, position));
             // Where no position is known, a database that was known at one counts as changed.
-            let moved = |given: &str| foreign || position.is_none_or(|position: Position| !position.is(given));
-            if given.as_deref().is_some_and(moved) {
-                changed.push(&**name);
+            if given.is_given() && (foreign || given.differs(position)) {
+                changed.push(*database);
             }
         }
-        session.answer_subscribed(reply, positions.are_kept().then_some(&stand), &changed, positions.epoch(), &refused);
+        let stand: Vec<_> =
+            stand.iter().map(|(database, position)| (subscriptions.name(*database), *position)).collect();
+        let names: Vec<_> = changed.iter().map(|database| subscriptions.name(*database)).collect();
+        session.answer_subscribed(reply, positions.are_kept().then_some(&stand), &names, positions.epoch(), &refused);
         if session.dialect() != Dialect::Json {
-            let changed: Vec<_> = changed.iter().filter_map(|name| subscriptions.find(name)).collect();
             for database in changed {
                 subscriptions.mark_for(key.index, database, ChangeKind::Updated);
             }
@@ -163,17 +187,20 @@ impl Server {
         let reached = wave.is_none() && last_wave.is_none_or(|at| at + IN_FLIGHT < session.heard());
         let databases = subscriptions.of_session(key.index).map(|(database, told)| {
             let certain = told && subscriptions.watch(database).told_by(session.heard()) && reached;
-            (subscriptions.name(database), subscriptions.told(database).filter(|_| certain))
+            (database, subscriptions.told(database).filter(|_| certain))
         });
-        catch_up.remember(user, databases, now);
+        catch_up.remember(user, &databases.collect::<Vec<_>>(), now, subscriptions);
     }
 
-    pub(super) fn unsubscribe(&mut self, key: Key, reply: &Reply, names: &[Box<str>]) {
-        for name in names {
-            self.access.withdraw(key, name);
-            self.positions.withdraw(key, name);
-            self.subscriptions.unsubscribe(key.index, name);
+    pub(super) fn unsubscribe(&mut self, key: Key, reply: &Reply, names: &NameList) {
+        // What is not kept nobody subscribes to or waits for.
+        let databases: HashSet<_> = names.iter().filter_map(|(name, _)| self.subscriptions.find(name)).collect();
+        for database in &databases {
+            self.subscriptions.unsubscribe(key.index, *database);
         }
+        self.access.withdraw(key, &databases, &mut self.subscriptions);
+        self.positions.withdraw(key, &databases, &mut self.subscriptions);
+        self.answer_ready();
         if let Some(session) = self.sessions.get_mut(key) {
             session.answer_ok(reply);
         }
@@ -182,7 +209,7 @@ impl Server {
     /// Ends all subscriptions of a session, those too that were about to be.
     pub(super) fn leave(&mut self, key: Key) {
         let mut replies = self.positions.cancel(key, &mut self.subscriptions);
-        replies.extend(self.access.cancel(key));
+        replies.extend(self.access.cancel(key, &mut self.subscriptions));
         self.subscriptions.remove_session(key.index);
         for reply in replies {
             if let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_active()) {
@@ -214,7 +241,8 @@ impl Server {
         let body = answer.filter(|answer| answer.status == 200).map(|answer| &*answer.body);
         let Self { positions, subscriptions, woken, jitter, access, .. } = self;
         // What the feed has missed is told as a line is: to those who may read the database.
-        let may_tell = |name: &str, kind| access.handle_line(name, kind, true);
+        let may_tell =
+            |database, kind, subscriptions: &Subscriptions| access.handle_line(database, kind, true, subscriptions);
         if !positions.handle_look_up_if(batch, body, (now, jitter), subscriptions, woken, may_tell) {
             self.metrics.failed_look_ups += 1;
             let status = answer.map(|answer| answer.status);

@@ -89,7 +89,7 @@ impl Server {
         for action in actions.drain(..) {
             match action {
                 Action::LogIn(credentials) => self.log_in(key, &credentials, now),
-                Action::Subscribe(reply, names, epoch) => self.subscribe(key, reply, names, epoch, now),
+                Action::Subscribe(reply, names, epoch) => self.subscribe(key, reply, &names, epoch, now),
                 Action::Unsubscribe(reply, names) => self.unsubscribe(key, &reply, &names),
                 Action::Resume(text) => {
                     self.with_session(key, now, |session, turn| session.handle_message(&text, turn));
@@ -307,7 +307,7 @@ impl Server {
         if self.sessions.remove(key).is_none() {
             return;
         }
-        self.access.cancel(key);
+        self.access.cancel(key, &mut self.subscriptions);
         self.positions.cancel(key, &mut self.subscriptions);
         self.subscriptions.remove_session(key.index);
     }

@@ -10,10 +10,11 @@
 //! A database that does not exist may be subscribed to, and nobody is told of its making before it was asked who may
 //! read it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::state::positions::Named;
 use crate::state::session::Reply;
+use crate::state::subscriptions::{DatabaseId, Subscriptions};
 use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
 use crate::wire::couchdb::ChangeKind;
@@ -76,6 +77,16 @@ pub struct Undecided {
     missing: usize,
 }
 
+impl Undecided {
+    /// It is not to be answered any more, or was refused.
+    pub fn release(self, subscriptions: &mut Subscriptions) {
+        for (database, _) in self.names {
+            subscriptions.release(database);
+        }
+    }
+}
+
+/// What is known of a database, which is held once for that.
 #[derive(Debug, Default)]
 struct Entry {
     verdict: Option<Verdict>,
@@ -112,15 +123,16 @@ impl Entry {
 #[derive(Debug)]
 pub struct Access {
     policy: Policy,
-    entries: HashMap<Box<str>, Entry>,
-    questions: VecDeque<Box<str>>,
+    entries: HashMap<DatabaseId, Entry>,
+    /// Databases with an entry, as are those below.
+    questions: VecDeque<DatabaseId>,
     asking: usize,
     undecided: Table<Undecided>,
     undecided_of: HashMap<Key, Vec<Key>>,
     deadlines: VecDeque<(Millis, Key)>,
     /// When to ask again, soonest first within each kind.
-    refreshes: VecDeque<(Millis, Box<str>)>,
-    retries: VecDeque<(Millis, Box<str>)>,
+    refreshes: VecDeque<(Millis, DatabaseId)>,
+    retries: VecDeque<(Millis, DatabaseId)>,
     ready: VecDeque<Undecided>,
     late: VecDeque<Undecided>,
 }
@@ -149,23 +161,30 @@ impl Access {
     }
 
     /// Whether CouchDB said of a database that it does not exist.
-    pub fn is_missing(&self, database: &str) -> bool {
-        self.entries.get(database).is_some_and(|entry| entry.verdict == Some(Verdict::Missing))
+    pub fn is_missing(&self, database: DatabaseId) -> bool {
+        self.entries.get(&database).is_some_and(|entry| entry.verdict == Some(Verdict::Missing))
     }
 
     /// Whether someone may subscribe to a database, as far as is known.
-    pub fn decide(&self, database: &str, user: &str, roles: &[Box<str>]) -> Decision {
+    pub fn decide(
+        &self,
+        database: DatabaseId,
+        user: &str,
+        roles: &[Box<str>],
+        subscriptions: &Subscriptions,
+    ) -> Decision {
         if !self.is_restricted() || is_server_admin(roles) {
             return Decision::Allowed;
         }
-        if is_system(database) {
+        let name = subscriptions.name(database);
+        if is_system(name) {
             return Decision::Forbidden(Refusal::NotReader);
         }
-        if !database_name::is_possible(database) {
+        if !database_name::is_possible(name) {
             // CouchDB has no such database, and is not asked.
             return Decision::Allowed;
         }
-        match self.entries.get(database).and_then(|entry| entry.verdict.as_ref()) {
+        match self.entries.get(&database).and_then(|entry| entry.verdict.as_ref()) {
             None => Decision::Unknown,
             Some(Verdict::Missing) => Decision::Allowed,
             Some(Verdict::Security(security)) if security.may_read(user, roles) => Decision::Allowed,
@@ -175,13 +194,19 @@ impl Access {
     }
 
     /// Puts a `subscribe` aside until all its databases are decided.
-    pub fn wait(&mut self, undecided: Undecided, unknown: &[Box<str>], now: Millis) {
+    pub fn wait(
+        &mut self,
+        undecided: Undecided,
+        unknown: &[DatabaseId],
+        now: Millis,
+        subscriptions: &mut Subscriptions,
+    ) {
         let session = undecided.session;
         let key = self.undecided.insert(Undecided { missing: unknown.len(), ..undecided });
         self.undecided_of.entry(session).or_default().push(key);
-        for name in unknown {
-            self.ask(name);
-            if let Some(entry) = self.entries.get_mut(name) {
+        for database in unknown {
+            self.ask(*database, subscriptions);
+            if let Some(entry) = self.entries.get_mut(database) {
                 if entry.waiting.len() == entry.waiting.capacity() {
                     let undecided = &self.undecided;
                     entry.waiting.retain(|key| undecided.get(*key).is_some());
@@ -208,20 +233,39 @@ impl Access {
         self.undecided_of.get(&session).map_or(0, Vec::len)
     }
 
-    /// A session does not want to be subscribed to a name any more.
-    pub fn withdraw(&mut self, session: Key, name: &str) {
+    /// Withdraws databases from the requests of a session, in time linear in both.
+    pub fn withdraw(&mut self, session: Key, databases: &HashSet<DatabaseId>, subscriptions: &mut Subscriptions) {
         for key in self.undecided_of.get(&session).into_iter().flatten() {
             if let Some(undecided) = self.undecided.get_mut(*key) {
-                undecided.names.retain(|(wanted, _)| **wanted != *name);
+                undecided.names.retain(|(database, _)| {
+                    let stays = !databases.contains(database);
+                    if !stays {
+                        subscriptions.release(*database);
+                    }
+                    stays
+                });
             }
         }
     }
 
     /// Takes all requests of a session back: how each wanted to be answered.
-    pub fn cancel(&mut self, session: Key) -> Vec<Reply> {
-        self.ready.retain(|undecided| undecided.session != session);
-        let keys = self.undecided_of.remove(&session).unwrap_or_default();
-        keys.into_iter().filter_map(|key| self.undecided.remove(key)).map(|undecided| undecided.reply).collect()
+    pub fn cancel(&mut self, session: Key, subscriptions: &mut Subscriptions) -> Vec<Reply> {
+        for queue in [&mut self.ready, &mut self.late] {
+            let (cancelled, others): (VecDeque<_>, _) =
+                queue.drain(..).partition(|undecided| undecided.session == session);
+            *queue = others;
+            for undecided in cancelled {
+                undecided.release(subscriptions);
+            }
+        }
+        let mut replies = Vec::new();
+        for key in self.undecided_of.remove(&session).unwrap_or_default() {
+            if let Some(undecided) = self.undecided.remove(key) {
+                replies.push(undecided.reply.clone());
+                undecided.release(subscriptions);
+            }
+        }
+        replies
     }
 
     /// A request does not wait any more.
@@ -247,37 +291,58 @@ impl Access {
     }
 
     /// Has CouchDB asked about a database. No subscriber is notified until it is known who may read it.
-    pub fn ask(&mut self, database: &str) {
-        if self.entries.len() >= MAX_ENTRIES && !self.entries.contains_key(database) {
-            return;
+    pub fn ask(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
+        if !self.entries.contains_key(&database) {
+            if self.entries.len() >= MAX_ENTRIES {
+                return;
+            }
+            subscriptions.hold_id(database);
         }
-        let entry = self.entries.entry(database.into()).or_default();
+        self.entries.entry(database).or_default();
+        self.ask_again(database);
+    }
+
+    /// Has CouchDB asked about a database that has an entry.
+    fn ask_again(&mut self, database: DatabaseId) {
+        let Some(entry) = self.entries.get_mut(&database) else { return };
         if !std::mem::replace(&mut entry.asked, true) {
-            self.questions.push_back(database.into());
+            self.questions.push_back(database);
         }
     }
 
-    /// The next database to ask CouchDB about, unless enough is asked.
-    pub fn next_question(&mut self) -> Option<Box<str>> {
+    fn forget(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
+        if self.entries.remove(&database).is_some() {
+            subscriptions.release(database);
+        }
+    }
+
+    /// The next database to ask CouchDB about, unless enough is asked. It is kept until the answer.
+    pub fn next_question(&mut self) -> Option<DatabaseId> {
         if self.asking >= MAX_QUESTIONS {
             return None;
         }
-        let name = self.questions.pop_front()?;
-        if let Some(entry) = self.entries.get_mut(&name) {
+        let database = self.questions.pop_front()?;
+        if let Some(entry) = self.entries.get_mut(&database) {
             entry.since = None;
         }
         self.asking += 1;
-        Some(name)
+        Some(database)
     }
 
     /// A line of the feed, or a position, tells of a change of a database: whether its subscribers are to be told now. If
     /// they may not, they are when it is known who may. What is no news was told before, or is in the answers to those
     /// who subscribed since.
-    pub fn handle_line(&mut self, database: &str, kind: ChangeKind, is_news: bool) -> bool {
+    pub fn handle_line(
+        &mut self,
+        database: DatabaseId,
+        kind: ChangeKind,
+        is_news: bool,
+        subscriptions: &Subscriptions,
+    ) -> bool {
         let is_restricted = self.is_restricted();
-        let Some(entry) = self.entries.get_mut(database) else {
+        let Some(entry) = self.entries.get_mut(&database) else {
             // One without an entry has no subscribers but server admins, or is one that CouchDB cannot have.
-            return is_news && (!is_restricted || database_name::is_possible(database));
+            return is_news && (!is_restricted || database_name::is_possible(subscriptions.name(database)));
         };
         let is_there = matches!(entry.verdict, Some(Verdict::Security(_) | Verdict::TooLarge));
         let in_doubt = !is_there || kind == ChangeKind::Created || entry.untold.is_some();
@@ -287,40 +352,40 @@ impl Access {
         }
         if in_doubt || kind == ChangeKind::Deleted {
             entry.note(kind);
-            self.ask(database);
+            self.ask_again(database);
         }
         is_news && !in_doubt
     }
 
     /// CouchDB answered about a database; None when it could not say. Returns what is to be told now to those of its
-    /// subscribers who may read it. `wanted` says whether it has subscribers.
+    /// subscribers who may read it. The database may be kept no longer.
     pub fn handle_verdict(
         &mut self,
-        database: &str,
+        database: DatabaseId,
         verdict: Option<Verdict>,
-        wanted: bool,
         now: Millis,
+        subscriptions: &mut Subscriptions,
     ) -> Option<ChangeKind> {
         self.asking -= 1;
-        let entry = self.entries.get_mut(database)?;
+        let entry = self.entries.get_mut(&database)?;
         if verdict.is_none() {
-            self.retries.push_back((now + RETRY, database.into()));
+            self.retries.push_back((now + RETRY, database));
             return None;
         }
         if entry.is_from_before(verdict.as_ref()) {
-            self.questions.push_back(database.into());
+            self.questions.push_back(database);
             return None;
         }
         entry.asked = false;
         entry.verdict = verdict;
         let untold = entry.untold.take();
         let waiting = std::mem::take(&mut entry.waiting);
-        if !wanted && waiting.is_empty() && !entry.queued {
-            self.entries.remove(database);
+        if !subscriptions.has_subscribers(database) && waiting.is_empty() && !entry.queued {
+            self.forget(database, subscriptions);
             return None;
         }
         if !std::mem::replace(&mut entry.queued, true) {
-            self.refreshes.push_back((now + REFRESH, database.into()));
+            self.refreshes.push_back((now + REFRESH, database));
         }
         for key in waiting {
             let Some(undecided) = self.undecided.get_mut(key) else { continue };
@@ -340,8 +405,8 @@ impl Access {
         again.into_iter().chain([deadline]).flatten().min()
     }
 
-    /// Does what the time asks for. `is_wanted` tells whether a database has subscribers.
-    pub fn handle_timeout(&mut self, now: Millis, is_wanted: impl Fn(&str) -> bool) {
+    /// Does what the time asks for.
+    pub fn handle_timeout(&mut self, now: Millis, subscriptions: &mut Subscriptions) {
         while self.deadlines.front().is_some_and(|(at, _)| *at <= now) {
             if let Some((_, key)) = self.deadlines.pop_front() {
                 let undecided = self.take_undecided(key);
@@ -349,18 +414,18 @@ impl Access {
             }
         }
         while self.retries.front().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, name)) = self.retries.pop_front() {
-                self.questions.push_back(name);
+            if let Some((_, database)) = self.retries.pop_front() {
+                self.questions.push_back(database);
             }
         }
         while self.refreshes.front().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, name)) = self.refreshes.pop_front() else { break };
-            let Some(entry) = self.entries.get_mut(&name) else { continue };
+            let Some((_, database)) = self.refreshes.pop_front() else { break };
+            let Some(entry) = self.entries.get_mut(&database) else { continue };
             entry.queued = false;
-            if is_wanted(&name) || !entry.waiting.is_empty() {
-                self.ask(&name);
+            if subscriptions.has_subscribers(database) || !entry.waiting.is_empty() {
+                self.ask_again(database);
             } else if !entry.asked {
-                self.entries.remove(&name);
+                self.forget(database, subscriptions);
             }
         }
     }
@@ -369,6 +434,7 @@ impl Access {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::positions::Given;
     use ChangeKind::{Created, Deleted, Updated};
 
     const FIRST: Key = Key { index: 0, generation: 0 };
@@ -382,23 +448,101 @@ mod tests {
         security(&format!(r#"{{"members":{{"names":["{user}"]}}}}"#))
     }
 
-    fn subscribe(access: &mut Access, session: Key, names: &[&str], now: Millis) {
-        let unknown: Vec<Box<str>> = names.iter().map(|name| (*name).into()).collect();
-        let wanted = unknown.iter().map(|name| (name.clone(), None)).collect();
-        access.wait(Access::undecided(session, Reply::Silent, wanted, None), &unknown, now);
+    /// The machine beside the table of names.
+    struct Asked {
+        access: Access,
+        subscriptions: Subscriptions,
     }
 
-    fn ready(access: &mut Access) -> Vec<Key> {
-        std::iter::from_fn(|| access.next_ready()).map(|undecided| undecided.session).collect()
+    impl std::ops::Deref for Asked {
+        type Target = Access;
+
+        fn deref(&self) -> &Access {
+            &self.access
+        }
     }
 
-    fn questions(access: &mut Access) -> Vec<String> {
-        std::iter::from_fn(|| access.next_question()).map(String::from).collect()
+    impl Asked {
+        fn new(policy: Policy) -> Self {
+            Self { access: Access::new(policy), subscriptions: Subscriptions::default() }
+        }
+
+        /// The database of a name, kept for the rest of the test.
+        fn id(&mut self, name: &str) -> DatabaseId {
+            self.subscriptions.hold(name)
+        }
+
+        /// Somebody subscribes to a database, or nobody does any more.
+        fn watch(&mut self, name: &str, subscribed: bool) {
+            let database = self.id(name);
+            if subscribed {
+                self.subscriptions.subscribe(0, database).expect("few");
+            } else {
+                self.subscriptions.unsubscribe(0, database);
+            }
+        }
+
+        fn decide(&mut self, name: &str, user: &str, roles: &[Box<str>]) -> Decision {
+            let database = self.id(name);
+            self.access.decide(database, user, roles, &self.subscriptions)
+        }
+
+        fn is_missing(&mut self, name: &str) -> bool {
+            let database = self.id(name);
+            self.access.is_missing(database)
+        }
+
+        fn handle_line(&mut self, name: &str, kind: ChangeKind, is_news: bool) -> bool {
+            let database = self.id(name);
+            self.access.handle_line(database, kind, is_news, &self.subscriptions)
+        }
+
+        fn handle_verdict(
+            &mut self,
+            name: &str,
+            verdict: Option<Verdict>,
+            wanted: bool,
+            now: Millis,
+        ) -> Option<ChangeKind> {
+            self.watch(name, wanted);
+            let database = self.id(name);
+            self.access.handle_verdict(database, verdict, now, &mut self.subscriptions)
+        }
+
+        fn handle_timeout(&mut self, now: Millis, wanted: bool) {
+            self.watch("db", wanted);
+            self.access.handle_timeout(now, &mut self.subscriptions);
+        }
+
+        fn withdraw(&mut self, session: Key, name: &str) {
+            let database = self.id(name);
+            self.access.withdraw(session, &[database].into(), &mut self.subscriptions);
+        }
+
+        fn cancel(&mut self, session: Key) -> Vec<Reply> {
+            self.access.cancel(session, &mut self.subscriptions)
+        }
+    }
+
+    fn subscribe(asked: &mut Asked, session: Key, names: &[&str], now: Millis) {
+        let unknown: Vec<DatabaseId> = names.iter().map(|name| asked.id(name)).collect();
+        let wanted = unknown.iter().map(|database| (*database, Given::Nothing)).collect();
+        let undecided = Access::undecided(session, Reply::Silent, wanted, None);
+        asked.access.wait(undecided, &unknown, now, &mut asked.subscriptions);
+    }
+
+    fn ready(asked: &mut Asked) -> Vec<Key> {
+        std::iter::from_fn(|| asked.access.next_ready()).map(|undecided| undecided.session).collect()
+    }
+
+    fn questions(asked: &mut Asked) -> Vec<String> {
+        let Asked { access, subscriptions } = asked;
+        std::iter::from_fn(|| access.next_question()).map(|database| subscriptions.name(database).to_owned()).collect()
     }
 
     /// A machine that knows one database, which someone subscribes to.
-    fn knows(verdict: Option<Verdict>) -> Access {
-        let mut access = Access::new(Policy::Members);
+    fn knows(verdict: Option<Verdict>) -> Asked {
+        let mut access = Asked::new(Policy::Members);
         subscribe(&mut access, FIRST, &["db"], 0);
         assert_eq!(questions(&mut access), ["db"]);
         assert_eq!(access.handle_verdict("db", verdict, true, 0), None);
@@ -408,7 +552,7 @@ mod tests {
 
     #[test]
     fn a_database_is_asked_about_once_for_all_who_wait() {
-        let mut access = Access::new(Policy::Members);
+        let mut access = Asked::new(Policy::Members);
         subscribe(&mut access, FIRST, &["a", "b"], 0);
         subscribe(&mut access, SECOND, &["b"], 0);
         assert_eq!((access.pending_names(FIRST), access.pending_requests(FIRST)), (2, 1));
@@ -424,12 +568,12 @@ mod tests {
         assert_eq!(access.decide("b", "v", &["_admin".into()]), Decision::Allowed);
         assert_eq!(access.decide("_users", "u", &[]), Decision::Forbidden(Refusal::NotReader));
         assert_eq!(access.decide("c", "u", &[]), Decision::Unknown);
-        assert_eq!(Access::new(Policy::Open).decide("_users", "u", &[]), Decision::Allowed);
+        assert_eq!(Asked::new(Policy::Open).decide("_users", "u", &[]), Decision::Allowed);
     }
 
     #[test]
     fn few_questions_are_under_way_at_once() {
-        let mut access = Access::new(Policy::Members);
+        let mut access = Asked::new(Policy::Members);
         let names: Vec<String> = (0..10).map(|number| format!("db-{number}")).collect();
         subscribe(&mut access, FIRST, &names.iter().map(String::as_str).collect::<Vec<_>>(), 0);
         assert_eq!(questions(&mut access).len(), MAX_QUESTIONS);
@@ -443,7 +587,7 @@ mod tests {
         let (mut answered, mut now) = (0, 0);
         while now < 600_000 {
             now = access.poll_timeout().expect("it is watched");
-            access.handle_timeout(now, |_| true);
+            access.handle_timeout(now, true);
             assert_eq!(access.decide("db", "u", &[]), Decision::Allowed, "what was known counts meanwhile");
             if questions(&mut access).is_empty() {
                 continue;
@@ -453,11 +597,11 @@ mod tests {
             answered = now;
             access.handle_verdict("db", of("u"), true, now);
         }
-        access.handle_timeout(now + REFRESH, |_| true);
+        access.handle_timeout(now + REFRESH, true);
         assert_eq!(questions(&mut access), ["db"]);
         access.handle_verdict("db", of("v"), true, now);
         assert_eq!(access.decide("db", "u", &[]), Decision::Forbidden(Refusal::NotReader));
-        access.handle_timeout(now + REFRESH, |_| false);
+        access.handle_timeout(now + REFRESH, false);
         assert!(access.entries.is_empty() && access.poll_timeout().is_none(), "nobody subscribes any more");
     }
 
@@ -470,7 +614,7 @@ mod tests {
         assert_eq!(access.handle_verdict("db", None, true, 0), None);
         assert!(!access.handle_line("db", Updated, true), "CouchDB did not say");
         assert_eq!(questions(&mut access), [] as [&str; 0]);
-        access.handle_timeout(RETRY, |_| true);
+        access.handle_timeout(RETRY, true);
         assert_eq!(questions(&mut access), ["db"]);
         assert_eq!(access.handle_verdict("db", of("u"), true, RETRY), Some(Created));
         assert!(access.handle_line("db", Updated, true));
@@ -519,7 +663,7 @@ mod tests {
 
     #[test]
     fn who_cannot_be_decided_about_in_time_is_told_so() {
-        let mut access = Access::new(Policy::Members);
+        let mut access = Asked::new(Policy::Members);
         subscribe(&mut access, FIRST, &["a"], 0);
         subscribe(&mut access, SECOND, &["a", "b"], 0);
         assert_eq!(questions(&mut access), ["a", "b"]);
@@ -527,27 +671,29 @@ mod tests {
         assert_eq!(access.pending_names(SECOND), 1);
         assert_eq!(access.cancel(SECOND).len(), 1);
         access.handle_verdict("a", None, false, 0);
-        access.handle_timeout(DECIDE_WITHIN, |_| false);
-        let late: Vec<Key> = std::iter::from_fn(|| access.next_late()).map(|undecided| undecided.session).collect();
+        access.handle_timeout(DECIDE_WITHIN, false);
+        let late: Vec<Key> =
+            std::iter::from_fn(|| access.access.next_late()).map(|undecided| undecided.session).collect();
         assert_eq!(late, [FIRST]);
         assert_eq!(access.pending_requests(FIRST), 0);
         // The answers come all the same, and nothing stays.
         access.handle_verdict("b", of("u"), false, DECIDE_WITHIN);
         assert_eq!(questions(&mut access), ["a"]);
         access.handle_verdict("a", of("u"), false, DECIDE_WITHIN);
-        access.handle_timeout(DECIDE_WITHIN + REFRESH, |_| false);
+        access.handle_timeout(DECIDE_WITHIN + REFRESH, false);
         assert!(access.entries.is_empty() && access.undecided_of.is_empty() && ready(&mut access).is_empty());
     }
 
     #[test]
     fn the_table_is_bounded() {
-        let mut access = Access::new(Policy::Members);
+        let mut access = Asked::new(Policy::Members);
         for number in 0..=MAX_ENTRIES {
-            access.ask(&format!("db-{number}"));
+            let database = access.id(&format!("db-{number}"));
+            access.access.ask(database, &mut access.subscriptions);
         }
         assert_eq!((access.entries.len(), access.questions.len()), (MAX_ENTRIES, MAX_ENTRIES));
         subscribe(&mut access, FIRST, &["one-more"], 0);
-        access.handle_timeout(DECIDE_WITHIN, |_| true);
-        assert!(access.next_late().is_some(), "it is told, if late");
+        access.handle_timeout(DECIDE_WITHIN, true);
+        assert!(access.access.next_late().is_some(), "it is told, if late");
     }
 }

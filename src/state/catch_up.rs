@@ -5,36 +5,72 @@
 //! again, from whatever device, what moved since is told. With several sessions of a user the oldest position counts,
 //! and it is kept until its time is over, for another device may come for it too: a change can be told twice, never
 //! not at all.
+//!
+//! ```text
+//! users: "u" ─▶ databases: a ─▶ position, until when        what is recalled; each is held once
+//!            └▶ notes: (until, a) (until, b) (until, a) …   one for each subscription that broke, oldest first
+//! order: (until, u) (until, v) (until, u) …                 one for each session that broke, oldest first
+//! ```
+//!
+//! Remembering and forgetting take constant time for each subscription, however many sessions of a user break.
 
 use std::collections::{HashMap, VecDeque};
 
+use crate::state::subscriptions::{DatabaseId, Subscriptions};
+use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
 use crate::wire::positions::Position;
 
-/// Most databases that are remembered, over all users; then the oldest session is forgotten.
-const MAX_REMEMBERED: usize = 500_000;
+/// Most subscriptions of broken sessions that are remembered, over all users; then the oldest are forgotten.
+pub const MAX_REMEMBERED: usize = 500_000;
+/// The same for one user.
+pub const MAX_REMEMBERED_OF_USER: usize = 50_000;
+/// Subscriptions that are forgotten in one turn.
+const FORGOTTEN_A_TURN: usize = 2_000;
 
 /// What broken sessions were told of last.
 #[derive(Debug)]
 pub struct CatchUp {
     keep_for: Millis,
-    users: HashMap<Box<str>, HashMap<Box<str>, Remembered>>,
-    /// Users in the order in which their sessions broke.
-    order: VecDeque<(Millis, Box<str>)>,
-    databases: usize,
+    by_name: HashMap<Box<str>, Key>,
+    users: Table<User>,
+    order: VecDeque<(Millis, Key)>,
+    /// Notes of all users.
+    notes: usize,
+    /// Databases of all users.
+    held: usize,
+    /// Positions that were remembered in an earlier era mean nothing.
+    era: u32,
+}
+
+#[derive(Debug)]
+struct User {
+    name: Box<str>,
+    databases: HashMap<DatabaseId, Remembered>,
+    notes: VecDeque<(Millis, DatabaseId)>,
 }
 
 #[derive(Debug)]
 struct Remembered {
     /// None when the client may not have been told of everything, or where that stands is not known.
     position: Option<Position>,
+    era: u32,
+    /// The time of the latest note.
     until: Millis,
 }
 
 impl CatchUp {
     /// Remembers for so many milliseconds; 0 for not at all.
     pub fn new(keep_for: Millis) -> Self {
-        Self { keep_for, users: HashMap::new(), order: VecDeque::new(), databases: 0 }
+        Self {
+            keep_for,
+            by_name: HashMap::new(),
+            users: Table::default(),
+            order: VecDeque::new(),
+            notes: 0,
+            held: 0,
+            era: 0,
+        }
     }
 
     /// Whether anything is remembered at all.
@@ -42,44 +78,70 @@ impl CatchUp {
         self.keep_for > 0
     }
 
-    /// A session of a user broke: its databases, each with the position that the client was told of for certain.
-    pub fn remember<'a>(
+    /// Returns the number of holds on databases.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Returns the number of subscriptions that are remembered.
+    pub fn remembered(&self) -> usize {
+        self.notes
+    }
+
+    /// Remembers databases of a session that broke, each with the position that the client was told of for certain.
+    pub fn remember(
         &mut self,
         user: &str,
-        databases: impl Iterator<Item = (&'a str, Option<Position>)>,
+        databases: &[(DatabaseId, Option<Position>)],
         now: Millis,
+        subscriptions: &mut Subscriptions,
     ) {
-        if !self.is_on() {
+        if !self.is_on() || databases.is_empty() {
             return;
         }
         let until = now + self.keep_for;
-        let its = self.users.entry(user.into()).or_default();
-        for (name, position) in databases {
-            if let Some(earlier) = its.get_mut(name) {
-                earlier.until = until;
-            } else {
-                its.insert(name.into(), Remembered { position, until });
-                self.databases += 1;
-            }
+        let key = self.user(user);
+        let Some(its) = self.users.get_mut(key) else { return };
+        for &(database, position) in databases {
+            let (era, held) = (self.era, &mut self.held);
+            let add = || {
+                subscriptions.hold_id(database);
+                *held += 1;
+                Remembered { position, era, until }
+            };
+            its.databases.entry(database).or_insert_with(add).until = until;
+            its.notes.push_back((until, database));
         }
-        self.order.push_back((until, user.into()));
-        while self.databases > MAX_REMEMBERED {
-            let Some((oldest, user)) = self.order.pop_front() else { break };
-            self.forget(&user, oldest);
+        self.notes += databases.len();
+        self.order.push_back((until, key));
+        while self.users.get(key).is_some_and(|its| its.notes.len() > MAX_REMEMBERED_OF_USER) {
+            self.forget_oldest(key, subscriptions);
+        }
+        while self.notes > MAX_REMEMBERED {
+            self.forget_one(Millis::MAX, subscriptions);
         }
     }
 
+    fn user(&mut self, name: &str) -> Key {
+        if let Some(key) = self.by_name.get(name) {
+            return *key;
+        }
+        let key = self.users.insert(User { name: name.into(), databases: HashMap::new(), notes: VecDeque::new() });
+        self.by_name.insert(name.into(), key);
+        key
+    }
+
     /// What is remembered of a database for a user: None when nothing is, `Some(None)` when it counts as changed.
-    pub fn recall(&self, user: &str, name: &str, now: Millis) -> Option<Option<Position>> {
-        let remembered = self.users.get(user)?.get(name)?;
-        (now < remembered.until).then_some(remembered.position)
+    pub fn recall(&self, user: &str, database: DatabaseId, now: Millis) -> Option<Option<Position>> {
+        let its = self.users.get(*self.by_name.get(user)?)?;
+        let remembered = its.databases.get(&database)?;
+        let position = remembered.position.filter(|_| remembered.era == self.era);
+        (now < remembered.until).then_some(position)
     }
 
     /// Positions mean nothing any more: whatever is remembered counts as changed.
     pub fn doubt(&mut self) {
-        for remembered in self.users.values_mut().flat_map(HashMap::values_mut) {
-            remembered.position = None;
-        }
+        self.era += 1;
     }
 
     /// When [`CatchUp::handle_timeout`] is due.
@@ -87,23 +149,42 @@ impl CatchUp {
         self.order.front().map(|(until, _)| *until)
     }
 
-    /// Forgets what is too old.
-    pub fn handle_timeout(&mut self, now: Millis) {
-        while self.poll_timeout().is_some_and(|until| until <= now) {
-            if let Some((until, user)) = self.order.pop_front() {
-                self.forget(&user, until);
+    /// Forgets what is too old, a turn's share of it.
+    pub fn handle_timeout(&mut self, now: Millis, subscriptions: &mut Subscriptions) {
+        for _ in 0..FORGOTTEN_A_TURN {
+            if !self.forget_one(now, subscriptions) {
+                break;
             }
         }
     }
 
-    /// Forgets what is remembered of a user until then, or less long.
-    fn forget(&mut self, user: &str, until: Millis) {
-        let Some(its) = self.users.get_mut(user) else { return };
-        let before = its.len();
-        its.retain(|_, remembered| remembered.until > until);
-        self.databases -= before - its.len();
-        if its.is_empty() {
-            self.users.remove(user);
+    /// Forgets the oldest note of all when its time is over at a moment; whether there may be another.
+    fn forget_one(&mut self, now: Millis, subscriptions: &mut Subscriptions) -> bool {
+        let Some((until, key)) = self.order.front().copied().filter(|(until, _)| *until <= now) else { return false };
+        let oldest = self.users.get(key).and_then(|its| its.notes.front());
+        if oldest.is_some_and(|(note, _)| *note <= until) {
+            self.forget_oldest(key, subscriptions);
+        } else {
+            // Its notes went before, for being too many or with those of an earlier session.
+            self.order.pop_front();
+        }
+        true
+    }
+
+    /// Forgets the oldest note of a user, and the user with the last one.
+    fn forget_oldest(&mut self, key: Key, subscriptions: &mut Subscriptions) {
+        let Some(its) = self.users.get_mut(key) else { return };
+        let Some((until, database)) = its.notes.pop_front() else { return };
+        self.notes -= 1;
+        if its.databases.get(&database).is_some_and(|remembered| remembered.until <= until) {
+            its.databases.remove(&database);
+            subscriptions.release(database);
+            self.held -= 1;
+        }
+        if its.notes.is_empty()
+            && let Some(user) = self.users.remove(key)
+        {
+            self.by_name.remove(&user.name);
         }
     }
 }
@@ -118,35 +199,50 @@ mod tests {
 
     #[test]
     fn the_oldest_position_counts_until_its_time_is_over() {
-        let mut catch_up = CatchUp::new(1000);
-        catch_up.remember("u", [("a", Some(at(3))), ("b", None)].into_iter(), 0);
-        catch_up.remember("u", [("a", Some(at(5))), ("c", Some(at(1)))].into_iter(), 400);
-        assert_eq!(catch_up.recall("u", "a", 1200), Some(Some(at(3))));
-        assert_eq!(catch_up.recall("u", "b", 999), Some(None));
-        assert_eq!(catch_up.recall("u", "b", 1000), None);
-        assert_eq!(catch_up.recall("u", "x", 0), None);
-        assert_eq!(catch_up.recall("v", "a", 0), None);
+        let (mut catch_up, mut subscriptions) = (CatchUp::new(1000), Subscriptions::default());
+        let [a, b, c, x] = ["a", "b", "c", "x"].map(|name| subscriptions.hold(name));
+        catch_up.remember("u", &[(a, Some(at(3))), (b, None)], 0, &mut subscriptions);
+        catch_up.remember("u", &[(a, Some(at(5))), (c, Some(at(1)))], 400, &mut subscriptions);
+        assert_eq!(catch_up.recall("u", a, 1200), Some(Some(at(3))));
+        assert_eq!(catch_up.recall("u", b, 999), Some(None));
+        assert_eq!(catch_up.recall("u", b, 1000), None);
+        assert_eq!(catch_up.recall("u", x, 0), None);
+        assert_eq!(catch_up.recall("v", a, 0), None);
         assert_eq!(catch_up.poll_timeout(), Some(1000));
-        catch_up.handle_timeout(1000);
-        assert_eq!(catch_up.databases, 2);
+        catch_up.handle_timeout(1000, &mut subscriptions);
+        assert_eq!((catch_up.held(), catch_up.remembered(), subscriptions.held()), (2, 2, 6));
         catch_up.doubt();
-        assert_eq!(catch_up.recall("u", "c", 1000), Some(None));
-        catch_up.handle_timeout(1400);
-        assert_eq!((catch_up.databases, catch_up.users.len(), catch_up.poll_timeout()), (0, 0, None));
+        assert_eq!(catch_up.recall("u", c, 1000), Some(None));
+        catch_up.handle_timeout(1400, &mut subscriptions);
+        assert_eq!((catch_up.held(), catch_up.users.len(), catch_up.poll_timeout()), (0, 0, None));
+        assert!(catch_up.by_name.is_empty() && subscriptions.held() == 4);
     }
 
     #[test]
     fn is_off_or_limited() {
+        let mut s = Subscriptions::default();
+        let names: Vec<DatabaseId> = (0..10_000).map(|name| s.hold(&name.to_string())).collect();
+        let its: Vec<_> = names.iter().map(|database| (*database, Some(at(1)))).collect();
         let mut off = CatchUp::new(0);
-        off.remember("u", [("a", Some(at(1)))].into_iter(), 0);
-        assert_eq!((off.is_on(), off.recall("u", "a", 0)), (false, None));
+        off.remember("u", &its, 0, &mut s);
+        assert_eq!((off.is_on(), off.recall("u", names[7], 0)), (false, None));
         let mut catch_up = CatchUp::new(1000);
         for user in 0..60 {
-            let names: Vec<_> = (0..10_000).map(|name| name.to_string()).collect();
-            catch_up.remember(&user.to_string(), names.iter().map(|name| (&**name, Some(at(1)))), user);
-            assert!(catch_up.databases <= MAX_REMEMBERED);
+            catch_up.remember(&user.to_string(), &its, user, &mut s);
+            assert!(catch_up.remembered() <= MAX_REMEMBERED);
         }
-        assert_eq!(catch_up.recall("0", "7", 60), None, "the oldest went first");
-        assert_eq!(catch_up.recall("59", "7", 60), Some(Some(at(1))));
+        assert_eq!(catch_up.recall("0", names[7], 60), None, "the oldest went first");
+        assert_eq!(catch_up.recall("59", names[7], 60), Some(Some(at(1))));
+        for _ in 0..60 {
+            catch_up.remember("59", &its, 60, &mut s);
+        }
+        assert_eq!(catch_up.recall("58", names[7], 60), Some(Some(at(1))), "one user takes no room from all others");
+        assert!(
+            catch_up.users.get(catch_up.by_name["59"]).is_some_and(|its| its.notes.len() <= MAX_REMEMBERED_OF_USER)
+        );
+        while catch_up.poll_timeout().is_some() {
+            catch_up.handle_timeout(2_000, &mut s);
+        }
+        assert_eq!((catch_up.held(), catch_up.remembered(), s.held()), (0, 0, names.len()));
     }
 }

@@ -14,7 +14,7 @@
 //! at the moment of the answer and not before. So a change is either in the position that is compared, or comes after
 //! the answer.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::state::jitter::{Backoff, Jitter};
 use crate::state::session::Reply;
@@ -23,7 +23,7 @@ use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::database_name;
-use crate::wire::positions::{self, MAX_NAMES};
+use crate::wire::positions::{self, Given, MAX_NAMES};
 
 /// Most look-ups at once.
 pub const MAX_BATCHES: usize = 2;
@@ -36,8 +36,8 @@ const MAX_LINGERING: usize = 100_000;
 /// Most databases that wait to be looked up; beyond, positions are not known.
 const MAX_WANTED: usize = 200_000;
 
-/// Names of databases, each with the position that the client knows.
-pub type Named = Vec<(Box<str>, Option<Box<str>>)>;
+/// The databases of a request, each once and held once, with the position that the client gave.
+pub type Named = Vec<(DatabaseId, Given)>;
 
 /// A `subscribe` whose answer waits, or is due.
 #[derive(Debug)]
@@ -50,23 +50,33 @@ pub struct Pending {
     pub names: Named,
     /// The epoch of the positions that the client knows, where it says so.
     pub epoch: Option<Box<str>>,
-    /// How many positions it waits for.
-    missing: usize,
-    /// The databases, each held once, so that what is known of them is there for the answer.
-    held: Vec<DatabaseId>,
+    /// The databases whose positions it waits for.
+    awaits: HashSet<DatabaseId>,
 }
 
 impl Pending {
     /// A `subscribe` that waits for nothing yet.
     pub fn new(session: Key, reply: Reply, names: Named, epoch: Option<Box<str>>) -> Self {
-        Self { session, reply, names, epoch, missing: 0, held: Vec::new() }
+        Self { session, reply, names, epoch, awaits: HashSet::new() }
     }
 
     /// It was answered, or is not to be.
     pub fn release(self, subscriptions: &mut Subscriptions) {
-        for database in self.held {
+        for (database, _) in self.names {
             subscriptions.release(database);
         }
+    }
+
+    /// Withdraws databases from it.
+    fn withdraw(&mut self, databases: &HashSet<DatabaseId>, subscriptions: &mut Subscriptions) {
+        self.names.retain(|(database, _)| {
+            let stays = !databases.contains(database);
+            if !stays {
+                self.awaits.remove(database);
+                subscriptions.release(*database);
+            }
+            stays
+        });
     }
 }
 
@@ -243,19 +253,17 @@ impl Positions {
     /// Takes a `subscribe` that is to be compared: its answer is due when all positions are known, or its time is over.
     pub fn wait(&mut self, mut pending: Pending, now: Millis, subscriptions: &mut Subscriptions) {
         let mut awaited = Vec::new();
-        for (name, _) in &pending.names {
-            let database = subscriptions.hold(name);
-            pending.held.push(database);
-            self.want(database, subscriptions);
-            if subscriptions.watch(database).wanted {
-                awaited.push(database);
+        for (database, _) in &pending.names {
+            self.want(*database, subscriptions);
+            if subscriptions.watch(*database).wanted {
+                awaited.push(*database);
             }
         }
-        pending.missing = awaited.len();
         let session = pending.session;
         if awaited.is_empty() {
             return self.ready.push_back(pending);
         }
+        pending.awaits = awaited.iter().copied().collect();
         let key = self.pending.insert(pending);
         for database in awaited {
             let waiting = self.waiting_for.entry(database).or_default();
@@ -269,12 +277,18 @@ impl Positions {
         self.deadlines.push_back((now + ANSWER_WITHIN, key));
     }
 
-    /// A session does not want to be subscribed to a name any more.
-    pub fn withdraw(&mut self, session: Key, name: &str) {
+    /// Withdraws databases from the requests of a session, in time linear in both. A request that waits for nothing
+    /// else is due.
+    pub fn withdraw(&mut self, session: Key, databases: &HashSet<DatabaseId>, subscriptions: &mut Subscriptions) {
+        let mut due = Vec::new();
         for key in self.pending_of.get(&session).into_iter().flatten() {
             if let Some(pending) = self.pending.get_mut(*key) {
-                pending.names.retain(|(wanted, _)| **wanted != *name);
+                pending.withdraw(databases, subscriptions);
+                due.extend(pending.awaits.is_empty().then_some(*key));
             }
+        }
+        for key in due {
+            self.answer(key);
         }
     }
 
@@ -322,7 +336,8 @@ impl Positions {
 
     fn is_awaited(&self, database: DatabaseId) -> bool {
         let waiting = self.waiting_for.get(&database);
-        waiting.is_some_and(|waiting| waiting.iter().any(|key| self.pending.get(*key).is_some()))
+        let awaits = |key: &Key| self.pending.get(*key).is_some_and(|pending| pending.awaits.contains(&database));
+        waiting.is_some_and(|waiting| waiting.iter().any(awaits))
     }
 
     /// Takes CouchDB's answer to a batch, None when there is none. `woken` gets the sessions that are to be told of
@@ -335,7 +350,7 @@ impl Positions {
         subscriptions: &mut Subscriptions,
         woken: &mut Vec<SessionIndex>,
     ) -> bool {
-        self.handle_look_up_if(batch, body, times, subscriptions, woken, |_, _| true)
+        self.handle_look_up_if(batch, body, times, subscriptions, woken, |_, _, _| true)
     }
 
     /// The same where not every change may be told at once: `may_tell` says which, and sees to the others.
@@ -346,7 +361,7 @@ impl Positions {
         (now, jitter): (Millis, &mut Jitter),
         subscriptions: &mut Subscriptions,
         woken: &mut Vec<SessionIndex>,
-        mut may_tell: impl FnMut(&str, ChangeKind) -> bool,
+        mut may_tell: impl FnMut(DatabaseId, ChangeKind, &Subscriptions) -> bool,
     ) -> bool {
         self.batches -= 1;
         let names = batch.databases.iter().map(|database| subscriptions.name(*database));
@@ -374,7 +389,7 @@ impl Positions {
             }
             watch.wanted = false;
             for kind in watch.handle_look_up(revisions, subscribed, now) {
-                if may_tell(subscriptions.name(database), kind) {
+                if may_tell(database, kind, subscriptions) {
                     subscriptions.mark(database, kind, woken);
                 }
             }
@@ -389,8 +404,7 @@ impl Positions {
         let Some(waiting) = self.waiting_for.remove(&database) else { return };
         for key in waiting {
             let Some(pending) = self.pending.get_mut(key) else { continue };
-            pending.missing -= 1;
-            if pending.missing == 0 {
+            if pending.awaits.remove(&database) && pending.awaits.is_empty() {
                 self.answer(key);
             }
         }
@@ -420,7 +434,7 @@ impl Positions {
         }
         while self.lingering.len() > MAX_LINGERING {
             let Some((_, database)) = self.lingering.pop_front() else { break };
-            subscriptions.release(database);
+            subscriptions.release_orphan(database);
         }
     }
 
@@ -442,7 +456,7 @@ impl Positions {
         }
         while self.lingering.front().is_some_and(|(at, _)| *at <= now) {
             if let Some((_, database)) = self.lingering.pop_front() {
-                subscriptions.release(database);
+                subscriptions.release_orphan(database);
             }
         }
         self.give_back();

@@ -54,6 +54,10 @@ pub struct Subscriptions {
     sessions: Vec<Interests>,
     /// Subscriptions of all sessions together.
     total: usize,
+    /// Databases with a subscriber.
+    watched: usize,
+    /// Holds of all databases together.
+    held: usize,
     /// Whether databases without subscribers are kept for [`Subscriptions::take_orphans`].
     pub keeps_orphans: bool,
     orphans: Vec<DatabaseId>,
@@ -68,6 +72,8 @@ struct Database {
     watch: Watch,
     /// How many keep it beside its subscribers.
     holds: u32,
+    /// Whether it is kept for a while because its last subscriber left.
+    lingers: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -95,32 +101,34 @@ impl Subscriptions {
             shrink_below: 0,
             sessions: Vec::new(),
             total: 0,
+            watched: 0,
+            held: 0,
             keeps_orphans: false,
             orphans: Vec::new(),
             doubt: 0,
         }
     }
 
-    /// Subscribes a session; false when it was subscribed already.
+    /// Subscribes a session to a database that is kept; false when it was subscribed already.
     ///
     /// # Errors
     /// [`TooManySubscriptions`] when the session is at its limit; nothing changes.
-    pub fn subscribe(&mut self, session: SessionIndex, name: &str) -> Result<bool, TooManySubscriptions> {
+    pub fn subscribe(&mut self, session: SessionIndex, database: DatabaseId) -> Result<bool, TooManySubscriptions> {
         let slot = session as usize;
         if slot >= self.sessions.len() {
             self.sessions.resize_with(slot + 1, Interests::default);
         }
-        let known = self.slot(name);
+        let DatabaseId(database) = database;
         let interests = &self.sessions[slot];
-        if known.is_some_and(|database| interests.find(database).is_some()) {
+        if interests.find(database).is_some() {
             return Ok(false);
         }
         if interests.len() >= self.max_per_session {
             return Err(TooManySubscriptions);
         }
-        let database = known.unwrap_or_else(|| self.add_database(name));
         let subscribers = &mut self.databases[database as usize].subscribers;
         let position = index(subscribers.len());
+        self.watched += usize::from(position == 0);
         let entry = self.sessions[slot].add(database, position);
         subscribers.push(Subscriber { session, entry });
         self.total += 1;
@@ -128,10 +136,9 @@ impl Subscriptions {
     }
 
     /// Ends a subscription, with what the session was not told of it; false when there was none.
-    pub fn unsubscribe(&mut self, session: SessionIndex, name: &str) -> bool {
-        let Some(database) = self.slot(name) else { return false };
+    pub fn unsubscribe(&mut self, session: SessionIndex, database: DatabaseId) -> bool {
         let Some(interests) = self.sessions.get_mut(session as usize) else { return false };
-        let Some(entry) = interests.find(database) else { return false };
+        let Some(entry) = interests.find(database.0) else { return false };
         let removed = interests.remove(entry);
         // The last entry took the place of the removed one.
         if let Some(moved) = interests.get(entry) {
@@ -149,31 +156,44 @@ impl Subscriptions {
         }
     }
 
-    /// Whether a session subscribes to a name.
-    pub fn has(&self, session: SessionIndex, name: &str) -> bool {
-        let Some(database) = self.slot(name) else { return false };
-        self.sessions.get(session as usize).is_some_and(|interests| interests.find(database).is_some())
+    /// Whether a session subscribes to a database.
+    pub fn has(&self, session: SessionIndex, database: DatabaseId) -> bool {
+        self.sessions.get(session as usize).is_some_and(|interests| interests.find(database.0).is_some())
     }
 
     /// The database of a name, kept until [`Subscriptions::release`].
     pub fn hold(&mut self, name: &str) -> DatabaseId {
-        let database = self.slot(name).unwrap_or_else(|| self.add_database(name));
-        self.databases[database as usize].holds += 1;
-        DatabaseId(database)
+        let database = DatabaseId(self.slot(name).unwrap_or_else(|| self.add_database(name)));
+        self.hold_id(database);
+        database
     }
 
     /// Keeps a database once more.
     pub fn hold_id(&mut self, database: DatabaseId) {
         self.databases[database.0 as usize].holds += 1;
+        self.held += 1;
     }
 
     /// Ends a hold.
     pub fn release(&mut self, database: DatabaseId) {
         self.databases[database.0 as usize].holds -= 1;
+        self.held -= 1;
         self.drop_unused(database.0);
     }
 
-    /// The databases whose last subscriber has left, each held once for the caller.
+    /// Ends the hold of a database that [`Subscriptions::take_orphans`] handed out.
+    pub fn release_orphan(&mut self, database: DatabaseId) {
+        self.databases[database.0 as usize].lingers = false;
+        self.release(database);
+    }
+
+    /// Returns the number of holds of all databases: none is left when everything that was asked for is over.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// The databases whose last subscriber has left, each held once for the caller until
+    /// [`Subscriptions::release_orphan`].
     pub fn take_orphans(&mut self) -> Vec<DatabaseId> {
         std::mem::take(&mut self.orphans)
     }
@@ -301,13 +321,19 @@ impl Subscriptions {
         self.names.len()
     }
 
+    /// How many databases someone subscribes to.
+    pub fn watched(&self) -> usize {
+        self.watched
+    }
+
     /// How many subscriptions there are.
     pub fn total(&self) -> usize {
         self.total
     }
 
     fn add_database(&mut self, name: &str) -> u32 {
-        let database = Database { name: name.into(), subscribers: Few::None, watch: Watch::default(), holds: 0 };
+        let database =
+            Database { name: name.into(), subscribers: Few::None, watch: Watch::default(), holds: 0, lingers: false };
         let slot = if let Some(slot) = self.free.pop() {
             self.databases[slot as usize] = database;
             slot
@@ -332,10 +358,10 @@ impl Subscriptions {
         }
         self.total -= 1;
         if database.subscribers.is_empty() {
-            // Who holds it already sees to it; else it is handed on to who lets it linger.
-            if self.keeps_orphans && database.holds == 0 {
-                database.holds = 1;
+            self.watched -= 1;
+            if self.keeps_orphans && !std::mem::replace(&mut database.lingers, true) {
                 self.orphans.push(DatabaseId(entry.database));
+                self.hold_id(DatabaseId(entry.database));
             }
             self.drop_unused(entry.database);
         }
@@ -393,6 +419,18 @@ mod tests {
 
     use super::*;
 
+    /// Subscribes to a database that may not be kept yet.
+    fn subscribe(s: &mut Subscriptions, session: SessionIndex, name: &str) -> Result<bool, TooManySubscriptions> {
+        let database = s.hold(name);
+        let subscribed = s.subscribe(session, database);
+        s.release(database);
+        subscribed
+    }
+
+    fn unsubscribe(s: &mut Subscriptions, session: SessionIndex, name: &str) -> bool {
+        s.find(name).is_some_and(|database| s.unsubscribe(session, database))
+    }
+
     fn told(subscriptions: &mut Subscriptions, session: SessionIndex) -> Vec<(String, ChangeKind)> {
         std::iter::from_fn(|| {
             let (database, kind) = subscriptions.take_dirty(session)?;
@@ -413,8 +451,8 @@ mod tests {
     fn tells_each_change_once_in_order() {
         let mut s = Subscriptions::default();
         for name in ["a", "b", "__proto__"] {
-            assert_eq!(s.subscribe(3, name), Ok(true));
-            assert_eq!(s.subscribe(3, name), Ok(false));
+            assert_eq!(subscribe(&mut s, 3, name), Ok(true));
+            assert_eq!(subscribe(&mut s, 3, name), Ok(false));
         }
         assert_eq!(change(&mut s, "__proto__"), [3]);
         assert!(change(&mut s, "a").is_empty(), "already woken");
@@ -424,22 +462,22 @@ mod tests {
         assert_eq!(names, ["__proto__", "a"]);
         assert!(!s.is_dirty(3));
         assert_eq!(change(&mut s, "b"), [3]);
-        assert!(s.unsubscribe(3, "b"));
+        assert!(unsubscribe(&mut s, 3, "b"));
         assert!(!s.is_dirty(3), "what was not told of it is gone");
-        assert!(!s.unsubscribe(3, "b"));
+        assert!(!unsubscribe(&mut s, 3, "b"));
         s.remove_session(3);
-        assert_eq!((s.databases(), s.total(), s.count(3)), (0, 0, 0));
+        assert_eq!((s.databases(), s.total(), s.count(3), s.watched(), s.held()), (0, 0, 0, 0, 0));
     }
 
     #[test]
     fn is_limited() {
         let mut s = Subscriptions::default();
         for i in 0..Limits::default().subscriptions {
-            assert_eq!(s.subscribe(0, &i.to_string()), Ok(true));
+            assert_eq!(subscribe(&mut s, 0, &i.to_string()), Ok(true));
         }
-        assert_eq!(s.subscribe(0, "one more"), Err(TooManySubscriptions));
-        assert_eq!(s.subscribe(0, "7"), Ok(false));
-        assert_eq!(s.subscribe(1, "7"), Ok(true));
+        assert_eq!(subscribe(&mut s, 0, "one more"), Err(TooManySubscriptions));
+        assert_eq!(subscribe(&mut s, 0, "7"), Ok(false));
+        assert_eq!(subscribe(&mut s, 1, "7"), Ok(true));
     }
 
     /// Random operations against maps and sets that do the same in the obvious way.
@@ -459,10 +497,10 @@ mod tests {
             let its = model.entry(session).or_default();
             match random(100) {
                 0..35 => assert_eq!(
-                    s.subscribe(session, &name).unwrap(),
+                    subscribe(&mut s, session, &name).unwrap(),
                     its.insert(name.clone(), its.get(&name) == Some(&true)).is_none()
                 ),
-                35..55 => assert_eq!(s.unsubscribe(session, &name), its.remove(&name).is_some()),
+                35..55 => assert_eq!(unsubscribe(&mut s, session, &name), its.remove(&name).is_some()),
                 55..90 => {
                     change(&mut s, &name);
                     for dirty in model.values_mut().filter_map(|its| its.get_mut(&name)) {
@@ -484,10 +522,25 @@ mod tests {
                 }
             }
             assert_eq!(s.total(), model.values().map(BTreeMap::len).sum::<usize>());
+            assert_eq!(s.watched(), model.values().flat_map(BTreeMap::keys).collect::<BTreeSet<_>>().len());
         }
         for session in 0..6 {
             s.remove_session(session);
         }
-        assert_eq!((s.databases(), s.total()), (0, 0));
+        assert_eq!((s.databases(), s.total(), s.watched(), s.held()), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn a_database_lingers_once_whoever_holds_it() {
+        let mut s = Subscriptions { keeps_orphans: true, ..Subscriptions::default() };
+        let database = s.hold("a");
+        for _ in 0..3 {
+            s.subscribe(0, database).expect("within the limit");
+            s.remove_session(0);
+        }
+        assert_eq!((s.take_orphans(), s.held()), (vec![database], 2));
+        s.release(database);
+        s.release_orphan(database);
+        assert_eq!((s.databases(), s.held()), (0, 0));
     }
 }

@@ -2,7 +2,6 @@
 //! written for each thing that the server says.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::io::Write as _;
 
 use serde::Deserialize;
@@ -10,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::couchdb::{ChangeKind, Credentials};
 use super::json::{self, Text, parse_string, write_string};
+use super::names::NameList;
 use super::positions::Position;
 use super::secret::Secret;
 use super::security::Refusal;
@@ -34,17 +34,14 @@ pub enum Operation<'a> {
     LogIn(Credentials),
     /// `subscribe` to databases, each with the last position known, and the epoch that these are of where the client
     /// says so.
-    Subscribe(Positions<'a>, Option<Cow<'a, str>>),
+    Subscribe(NameList, Option<Cow<'a, str>>),
     /// `unsubscribe` from databases.
-    Unsubscribe(Vec<Cow<'a, str>>),
+    Unsubscribe(NameList),
     /// `heartbeat`.
     Heartbeat,
     /// `log-out`.
     LogOut,
 }
-
-/// Names of databases, each with the last position that the client knows.
-pub type Positions<'a> = Vec<(Cow<'a, str>, Option<Cow<'a, str>>)>;
 
 /// Why a message is no request. Each is answered with a `TypeError`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +109,7 @@ pub fn parse_request(text: &str) -> (RequestId, Result<Operation<'_>, RequestErr
         Some("subscribe") => subscription(&raw).ok_or(RequestError::Databases),
         Some("unsubscribe") => raw
             .dbs
-            .and_then(|dbs| json::parse_names(dbs.get()))
+            .and_then(|dbs| NameList::parse(dbs.get()))
             .map(Operation::Unsubscribe)
             .ok_or(RequestError::Databases),
         Some("heartbeat") => Ok(Operation::Heartbeat),
@@ -139,19 +136,7 @@ fn subscription<'a>(raw: &RawRequest<'a>) -> Option<Operation<'a>> {
         None | Some("null") => None,
         Some(text) => Some(parse_string(text)?),
     };
-    Some(Operation::Subscribe(positions(raw.dbs?)?, epoch))
-}
-
-/// `dbs` of `subscribe`: names, or names with positions.
-fn positions(dbs: &RawValue) -> Option<Positions<'_>> {
-    if !dbs.get().starts_with('{') {
-        return Some(json::parse_names(dbs.get())?.into_iter().map(|name| (name, None)).collect());
-    }
-    let map: BTreeMap<String, Option<Text<'_>>> = serde_json::from_str(dbs.get()).ok()?;
-    if map.keys().any(String::is_empty) {
-        return None;
-    }
-    Some(map.into_iter().map(|(name, position)| (Cow::Owned(name), position.map(|text| text.0))).collect())
+    Some(Operation::Subscribe(NameList::parse_with_positions(raw.dbs?.get())?, epoch))
 }
 
 /// Appends the first message of a connection, with the epoch in which positions mean something, if that is known. It
@@ -335,6 +320,10 @@ mod tests {
         (id.0.map(String::from), operation)
     }
 
+    fn list(names: &[(&str, Option<&str>)]) -> NameList {
+        names.iter().copied().collect()
+    }
+
     #[test]
     fn reads_every_operation() {
         let id = |text: &str| Some(text.to_owned());
@@ -350,15 +339,15 @@ mod tests {
         );
         assert_eq!(
             request(r#"{"op":"subscribe","dbs":["a"]}"#),
-            (None, Ok(Operation::Subscribe(vec![("a".into(), None)], None)))
+            (None, Ok(Operation::Subscribe(list(&[("a", None)]), None)))
         );
         assert_eq!(
             request(r#"{"op":"subscribe","dbs":{"a":"29.1.0","b":null},"epoch":"17"}"#).1,
-            Ok(Operation::Subscribe(vec![("a".into(), Some("29.1.0".into())), ("b".into(), None)], Some("17".into())))
+            Ok(Operation::Subscribe(list(&[("a", Some("29.1.0")), ("b", None)]), Some("17".into())))
         );
         assert_eq!(
             request(r#"{"op":"unsubscribe","dbs":["a","b"]}"#).1,
-            Ok(Operation::Unsubscribe(vec!["a".into(), "b".into()]))
+            Ok(Operation::Unsubscribe(list(&[("a", None), ("b", None)])))
         );
         assert_eq!(request(r#" {"id":-1.5e3,"op":"heartbeat","more":[1]} "#), (id("-1.5e3"), Ok(Operation::Heartbeat)));
         assert_eq!(request(r#"{"op":"log-out"}"#).1, Ok(Operation::LogOut));

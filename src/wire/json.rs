@@ -1,4 +1,4 @@
-//! The JSON values that both dialects share: strings, and lists of database names.
+//! The JSON values that both dialects share.
 
 use std::borrow::Cow;
 
@@ -7,9 +7,6 @@ use serde::Deserialize;
 /// A string of a JSON text: borrowed where it holds no escape.
 #[derive(Deserialize)]
 pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
-
-/// A list of database names; None when the JSON is no array of non-empty strings.
-pub type Names<'a> = Option<Vec<Cow<'a, str>>>;
 
 /// Reads a JSON object into a struct; None when it is something else. serde alone would take an
 /// array of the fields' values for the struct too.
@@ -20,15 +17,6 @@ pub(crate) fn parse_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> 
 /// Reads a JSON string; None when it is something else.
 pub fn parse_string(json: &str) -> Option<Cow<'_, str>> {
     serde_json::from_str::<Text<'_>>(json).ok().map(|text| text.0)
-}
-
-/// Reads a JSON array of non-empty strings.
-pub fn parse_names(json: &str) -> Names<'_> {
-    let names: Vec<Text<'_>> = serde_json::from_str(json).ok()?;
-    if names.iter().any(|name| name.0.is_empty()) {
-        return None;
-    }
-    Some(names.into_iter().map(|name| name.0).collect())
 }
 
 /// Appends a JSON string with its quotes.

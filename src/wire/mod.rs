@@ -9,6 +9,7 @@ pub mod howler_v1;
 pub mod http;
 pub mod json;
 pub mod lines;
+pub mod names;
 pub mod payload;
 pub mod positions;
 pub mod response;

@@ -77,15 +77,63 @@ impl fmt::Display for Position {
 }
 
 impl Position {
-    /// Whether a client that names `known` knows this position.
-    pub fn is(&self, known: &str) -> bool {
-        self.to_string() == known
+    /// Reads a position; None for every text that [`Position`] is not written as.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (counts, doubt) = match text.split_once('-') {
+            Some((counts, doubt)) => (counts, Some(number(doubt, 16).filter(|doubt| *doubt > 0)?)),
+            None => (text, None),
+        };
+        let mut numbers = counts.split('.');
+        let mut next = || number(numbers.next()?, 10);
+        let counts = [next()?, next()?, next()?];
+        numbers.next().is_none().then_some(Self { counts, doubt: doubt.unwrap_or(0) })
     }
 
     /// Whether the database is there: made more often than deleted.
     pub fn is_there(&self) -> bool {
         let [_, created, deleted] = self.counts;
         created > deleted
+    }
+}
+
+/// Reads a number as it is written: without a sign, leading zeros or capitals.
+fn number(text: &str, radix: u32) -> Option<u32> {
+    let written = |byte: u8| byte.is_ascii_digit() || byte.is_ascii_lowercase();
+    let leading_zero = text.len() > 1 && text.starts_with('0');
+    (!leading_zero && text.bytes().all(written)).then(|| u32::from_str_radix(text, radix).ok())?
+}
+
+/// The position that a client gives of a database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Given {
+    /// None.
+    #[default]
+    Nothing,
+    /// This one.
+    At(Position),
+    /// A text that is no position: the database counts as changed.
+    Foreign,
+}
+
+impl Given {
+    /// Reads what a client gives.
+    pub fn of(text: Option<&str>) -> Self {
+        text.map_or(Self::Nothing, |text| Position::parse(text).map_or(Self::Foreign, Self::At))
+    }
+
+    /// Returns whether the client gives a position.
+    pub fn is_given(self) -> bool {
+        self != Self::Nothing
+    }
+
+    /// Returns whether a database that stands at a position, or at one that is not known, changed since the position
+    /// that was given.
+    pub fn differs(self, position: Option<Position>) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::At(given) => position != Some(given),
+            Self::Foreign => true,
+        }
     }
 }
 
@@ -203,14 +251,39 @@ mod tests {
     fn only_a_positions_own_text_is_that_position() {
         let position = Position { counts: [29, 1, 0], doubt: 0 };
         assert_eq!(position.to_string(), "29.1.0");
-        assert!(position.is("29.1.0"));
+        assert_eq!(Position::parse("29.1.0"), Some(position));
         let in_doubt = Position { doubt: 255, ..position };
-        assert!(in_doubt.is("29.1.0-ff") && !in_doubt.is("29.1.0") && !position.is("29.1.0-ff"));
-        for other in
-            ["", "29", "29.1", "29.1.", "29.1.0.0", "29.1.1", "029.1.0", "+29.1.0", "29.1.00", "1.29.0", "x.1.0"]
-        {
-            assert!(!position.is(other), "{other}");
+        assert_eq!(in_doubt.to_string(), "29.1.0-ff");
+        assert_eq!(Position::parse("29.1.0-ff"), Some(in_doubt));
+        let most = Position { counts: [u32::MAX; 3], doubt: u32::MAX };
+        assert_eq!(Position::parse(&most.to_string()), Some(most));
+        for none in [
+            "",
+            "29",
+            "29.1",
+            "29.1.",
+            "29.1.0.0",
+            "029.1.0",
+            "+29.1.0",
+            "29.1.00",
+            "x.1.0",
+            "29.1.a",
+            "29.1.0-",
+            "29.1.0-0",
+            "29.1.0-0f",
+            "29.1.0-FF",
+            "29.1.0-g",
+            "29.1.0--1",
+            "29.1.0-ff-1",
+            "4294967296.1.0",
+            " 29.1.0",
+        ] {
+            assert_eq!(Position::parse(none), None, "{none}");
+            assert_eq!(Given::of(Some(none)), Given::Foreign);
         }
+        let given = Given::of(Some("29.1.0"));
+        assert!(!given.differs(Some(position)) && given.differs(Some(in_doubt)) && given.differs(None));
+        assert!(Given::Foreign.differs(Some(position)) && !Given::of(None).differs(None));
     }
 
     #[test]

@@ -8,7 +8,8 @@ use serde_json::value::RawValue;
 
 use super::couchdb::Credentials;
 use super::engine_io::{CredentialFields, Sid, Version};
-use super::json::{Names, parse_names, parse_string, write_string};
+use super::json::{parse_string, write_string};
+use super::names::NameList;
 
 /// The kind of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +63,11 @@ pub fn parse_packet(text: &str) -> Option<Packet<'_>> {
 
 /// What a client asks for with an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event<'a> {
-    /// `subscribe` to databases.
-    Subscribe(Names<'a>),
-    /// `unsubscribe` from databases.
-    Unsubscribe(Names<'a>),
+pub enum Event {
+    /// `subscribe` to databases; None when the argument is no list of names.
+    Subscribe(Option<NameList>),
+    /// `unsubscribe` from databases, likewise.
+    Unsubscribe(Option<NameList>),
     /// `heartbeat`: is this session alive?
     Heartbeat,
     /// `log-out`.
@@ -77,10 +78,10 @@ pub enum Event<'a> {
 
 /// Reads the data of an event packet: a JSON array whose first element is the event's name. None
 /// when it is broken.
-pub fn parse_event(data: &str) -> Option<Event<'_>> {
+pub fn parse_event(data: &str) -> Option<Event> {
     let parts: Vec<&RawValue> = serde_json::from_str(data).ok()?;
     let name: Cow<'_, str> = parse_string(parts.first()?.get())?;
-    let names = || parts.get(1).and_then(|argument| parse_names(argument.get()));
+    let names = || parts.get(1).and_then(|argument| NameList::parse(argument.get()));
     Some(match &*name {
         "subscribe" => Event::Subscribe(names()),
         "unsubscribe" => Event::Unsubscribe(names()),
@@ -184,7 +185,7 @@ mod tests {
 
     #[test]
     fn events() {
-        let names = |list: &[&str]| Some(list.iter().map(|n| Cow::Owned((*n).to_owned())).collect());
+        let names = |list: &[&str]| Some(list.iter().map(|name| (*name, None)).collect());
         assert_eq!(
             parse_event(r#"["subscribe",["a/b","__proto__","gr\u00fcn"]]"#),
             Some(Event::Subscribe(names(&["a/b", "__proto__", "grün"])))

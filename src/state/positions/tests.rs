@@ -130,8 +130,10 @@ impl<'a> Run<'a> {
             Step::Subscribe => self.subscribe(),
             Step::Unsubscribe(database) => {
                 self.wishes[database] = false;
-                self.positions.withdraw(CLIENT, &name(database));
-                self.subscriptions.unsubscribe(CLIENT.index, &name(database));
+                if let Some(database) = self.subscriptions.find(&name(database)) {
+                    self.positions.withdraw(CLIENT, &[database].into(), &mut self.subscriptions);
+                    self.subscriptions.unsubscribe(CLIENT.index, database);
+                }
             }
             Step::Leave => {
                 self.connected = false;
@@ -141,9 +143,10 @@ impl<'a> Run<'a> {
             }
             Step::Other => {
                 for database in 0..self.bounds.databases {
-                    self.subscriptions.subscribe(OTHER, &name(database)).expect("few");
-                    let id = self.subscriptions.find(&name(database)).expect("just subscribed");
+                    let id = self.subscriptions.hold(&name(database));
+                    self.subscriptions.subscribe(OTHER, id).expect("few");
                     self.positions.want(id, &mut self.subscriptions);
+                    self.subscriptions.release(id);
                 }
             }
             Step::Gap => {
@@ -194,7 +197,11 @@ impl<'a> Run<'a> {
     fn subscribe(&mut self) {
         self.connected = true;
         self.wishes.fill(true);
-        let names = self.known.iter().enumerate().map(|(database, known)| (name(database).into(), known.clone()));
+        let names = self
+            .known
+            .iter()
+            .enumerate()
+            .map(|(database, known)| (self.subscriptions.hold(&name(database)), Given::of(known.as_deref())));
         let pending = Pending::new(CLIENT, Reply::Silent, names.collect(), None);
         self.positions.wait(pending, self.now, &mut self.subscriptions);
     }
@@ -202,13 +209,13 @@ impl<'a> Run<'a> {
     /// What the server does behind each step: answers, tells, asks.
     fn end_turn(&mut self) {
         while let Some(pending) = self.positions.next_ready() {
-            for (name, given) in &pending.names {
-                self.subscriptions.subscribe(CLIENT.index, name).expect("few");
-                let id = self.subscriptions.find(name).expect("just subscribed");
-                self.positions.want(id, &mut self.subscriptions);
-                let position = self.subscriptions.known(id);
-                let same = matches!((position, given), (Some(position), Some(given)) if position.is(given));
-                self.told(name["db-".len()..].parse().expect("a number"), position.map(|it| it.to_string()), !same);
+            for (id, given) in &pending.names {
+                self.subscriptions.subscribe(CLIENT.index, *id).expect("few");
+                self.positions.want(*id, &mut self.subscriptions);
+                let position = self.subscriptions.known(*id);
+                let same = given.is_given() && !given.differs(position);
+                let database = self.subscriptions.name(*id)["db-".len()..].parse().expect("a number");
+                self.told(database, position.map(|it| it.to_string()), !same);
             }
             pending.release(&mut self.subscriptions);
         }
@@ -340,13 +347,20 @@ fn two_databases_in_every_order() {
     assert!(runs > 50_000, "{runs}");
 }
 
+/// Subscribes a session to a database that is not kept yet.
+fn subscribed(subscriptions: &mut Subscriptions, name: &str) -> DatabaseId {
+    let database = subscriptions.hold(name);
+    assert_eq!(subscriptions.subscribe(0, database), Ok(true));
+    subscriptions.release(database);
+    database
+}
+
 #[test]
 fn nothing_is_kept_for_look_ups_that_are_not_to_be() {
     let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
     positions.handle_epoch(Some("1".into()), &mut subscriptions);
     let want = |name: &str, positions: &mut Positions, subscriptions: &mut Subscriptions| {
-        assert_eq!(subscriptions.subscribe(0, name), Ok(true));
-        let database = subscriptions.find(name).expect("subscribed to");
+        let database = subscribed(subscriptions, name);
         positions.want(database, subscriptions);
     };
     want("a", &mut positions, &mut subscriptions);
@@ -363,8 +377,7 @@ fn nothing_is_kept_for_look_ups_that_are_not_to_be() {
 #[test]
 fn lines_from_before_the_epoch_was_known_count_for_nothing() {
     let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
-    assert_eq!(subscriptions.subscribe(0, "a"), Ok(true));
-    let database = subscriptions.find("a").expect("subscribed to");
+    let database = subscribed(&mut subscriptions, "a");
     let line = Revision::parse("7-a");
     assert!(subscriptions.watch_mut(database).handle_line(Updated, line, 0), "it is told all the same");
     assert!(!positions.handle_epoch(Some("made anew since".into()), &mut subscriptions));
@@ -380,8 +393,7 @@ fn lines_from_before_the_epoch_was_known_count_for_nothing() {
 fn a_look_up_that_a_line_without_a_revision_outran_is_asked_again() {
     let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
     positions.handle_epoch(Some("e".into()), &mut subscriptions);
-    assert_eq!(subscriptions.subscribe(0, "a"), Ok(true));
-    let database = subscriptions.find("a").expect("subscribed to");
+    let database = subscribed(&mut subscriptions, "a");
     let body = |number: u32| {
         format!(
             r#"{{"rows":[{{"key":"updated:a","value":{{"rev":"{number}-x"}}}},{{"key":"created:a","error":"not_found"}},

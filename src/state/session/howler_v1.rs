@@ -67,11 +67,10 @@ impl Session {
             }
             _ if !self.is_active() => self.answer_error(&reply, LogInError::NotAuthenticated.name(), LOG_IN_FIRST),
             Operation::Subscribe(positions, epoch) => {
-                let owned = positions.into_iter().map(|(name, position)| (name.into(), position.map(Into::into)));
-                turn.actions.push(Action::Subscribe(reply, owned.collect(), epoch.map(Into::into)));
+                turn.actions.push(Action::Subscribe(reply, positions, epoch.map(Into::into)));
             }
             Operation::Unsubscribe(names) => {
-                turn.actions.push(Action::Unsubscribe(reply, names.into_iter().map(Into::into).collect()));
+                turn.actions.push(Action::Unsubscribe(reply, names));
             }
         }
     }

@@ -35,6 +35,7 @@ use crate::state::timers::{Alarm, Deadline, Millis, seconds};
 use crate::wire::couchdb::{Credentials, Identity, LogInError};
 use crate::wire::engine_io::Version;
 use crate::wire::howler_v1::{self as json, Refused, RequestId};
+use crate::wire::names::NameList;
 use crate::wire::positions::Position;
 use crate::wire::security::Refusal;
 
@@ -112,9 +113,9 @@ pub enum Action {
     LogIn(Credentials),
     /// Subscribe to names, each with the position that the client knows, and the epoch that these are of where it
     /// says so; the answer goes to [`Session::answer_subscribed`] or [`Session::answer_error`].
-    Subscribe(Reply, Vec<(Box<str>, Option<Box<str>>)>, Option<Box<str>>),
+    Subscribe(Reply, NameList, Option<Box<str>>),
     /// Unsubscribe from names; the answer goes to [`Session::answer_ok`].
-    Unsubscribe(Reply, Vec<Box<str>>),
+    Unsubscribe(Reply, NameList),
     /// Hand this message, which was put aside, to [`Session::handle_message`] again, once all actions
     /// before this one are carried out.
     Resume(Box<str>),

@@ -5,7 +5,7 @@ use crate::state::metrics::CloseReason;
 use crate::state::timers::Deadline;
 use crate::wire::couchdb::{Credentials, Identity, LogInError};
 use crate::wire::engine_io::{self, Open, Sid, Version};
-use crate::wire::json::Names;
+use crate::wire::names::NameList;
 use crate::wire::secret::Secret;
 use crate::wire::socket_io::{self, Event, PacketKind};
 pub(super) use crate::wire::socket_io::{write_ack as ack, write_error_ack as error_ack};
@@ -99,7 +99,7 @@ impl Session {
         }
     }
 
-    fn handle_event(&mut self, text: &str, event: Event<'_>, reply: Reply, turn: &mut Turn<'_>) {
+    fn handle_event(&mut self, text: &str, event: Event, reply: Reply, turn: &mut Turn<'_>) {
         match self.phase {
             Phase::LoggingIn(_) | Phase::Answering(_) => return self.hold(text, turn),
             Phase::Active => {}
@@ -109,10 +109,7 @@ impl Session {
         }
         match event {
             Event::Subscribe(names) => {
-                let with_no_position = |name: Box<str>| (name, None);
-                self.with_names(names, reply, turn, |reply, names| {
-                    Action::Subscribe(reply, names.into_iter().map(with_no_position).collect(), None)
-                });
+                self.with_names(names, reply, turn, |reply, names| Action::Subscribe(reply, names, None));
             }
             Event::Unsubscribe(names) => self.with_names(names, reply, turn, Action::Unsubscribe),
             Event::Heartbeat => {
@@ -132,13 +129,13 @@ impl Session {
 
     fn with_names(
         &mut self,
-        names: Names<'_>,
+        names: Option<NameList>,
         reply: Reply,
         turn: &mut Turn<'_>,
-        action: impl FnOnce(Reply, Vec<Box<str>>) -> Action,
+        action: impl FnOnce(Reply, NameList) -> Action,
     ) {
         match names {
-            Some(names) => turn.actions.push(action(reply, names.into_iter().map(Into::into).collect())),
+            Some(names) => turn.actions.push(action(reply, names)),
             None => self.answer_error(&reply, "TypeError", NAMES_EXPECTED),
         }
     }

@@ -1,0 +1,156 @@
+//! The list of database names in one message, packed: two or three allocations, whatever the number of names.
+
+use std::fmt;
+
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+use super::json::Text;
+use super::positions::Given;
+
+/// Names of databases, none of them empty, each with the position that the client gave.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NameList {
+    text: String,
+    /// Where each name ends in `text`.
+    ends: Vec<u32>,
+    /// The positions of the names, or nothing when the message has no positions.
+    given: Vec<Given>,
+}
+
+impl NameList {
+    /// Reads a JSON array of non-empty strings; None when it is something else.
+    pub fn parse(json: &str) -> Option<Self> {
+        let mut deserializer = serde_json::Deserializer::from_str(json);
+        let list = deserializer.deserialize_seq(ListVisitor).ok()?;
+        deserializer.end().ok()?;
+        Some(list)
+    }
+
+    /// Reads the same, or a JSON object of positions (strings or null) by name.
+    pub fn parse_with_positions(json: &str) -> Option<Self> {
+        if !json.starts_with('{') {
+            return Self::parse(json);
+        }
+        let mut deserializer = serde_json::Deserializer::from_str(json);
+        let list = deserializer.deserialize_map(ListVisitor).ok()?;
+        deserializer.end().ok()?;
+        Some(list)
+    }
+
+    /// Returns the number of names, duplicates included.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Returns whether there is no name.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Returns a name and its position.
+    pub fn get(&self, number: usize) -> Option<(&str, Given)> {
+        let end = *self.ends.get(number)?;
+        let start = number.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let given = self.given.get(number).copied().unwrap_or_default();
+        Some((&self.text[start as usize..end as usize], given))
+    }
+
+    /// Returns the names and their positions in the order of the message.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Given)> {
+        (0..self.len()).filter_map(|number| self.get(number))
+    }
+
+    /// Returns the length of the longest name, in bytes.
+    pub fn longest(&self) -> usize {
+        self.iter().map(|(name, _)| name.len()).max().unwrap_or(0)
+    }
+
+    fn push(&mut self, name: &str) -> bool {
+        self.text.push_str(name);
+        // A message is far shorter than 4 GiB.
+        u32::try_from(self.text.len()).is_ok_and(|end| {
+            self.ends.push(end);
+            !name.is_empty()
+        })
+    }
+}
+
+/// For tests: empty names are kept.
+impl<'a> FromIterator<(&'a str, Option<&'a str>)> for NameList {
+    fn from_iter<I: IntoIterator<Item = (&'a str, Option<&'a str>)>>(names: I) -> Self {
+        let mut list = Self::default();
+        for (name, position) in names {
+            list.push(name);
+            list.given.push(Given::of(position));
+        }
+        if list.given.iter().all(|given| *given == Given::Nothing) {
+            list.given = Vec::new();
+        }
+        list
+    }
+}
+
+struct ListVisitor;
+
+impl<'de> Visitor<'de> for ListVisitor {
+    type Value = NameList;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("non-empty database names")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<NameList, A::Error> {
+        let mut list = NameList::default();
+        while let Some(Text(name)) = names.next_element::<Text<'de>>()? {
+            if !list.push(&name) {
+                return Err(A::Error::custom("an empty name"));
+            }
+        }
+        Ok(list)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut names: A) -> Result<NameList, A::Error> {
+        let mut list = NameList::default();
+        while let Some((Text(name), position)) = names.next_entry::<Text<'de>, Option<Text<'de>>>()? {
+            if !list.push(&name) {
+                return Err(A::Error::custom("an empty name"));
+            }
+            list.given.push(Given::of(position.as_ref().map(|Text(text)| &**text)));
+        }
+        Ok(list)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::positions::Position;
+
+    fn names(list: &NameList) -> Vec<&str> {
+        list.iter().map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn reads_arrays_of_names() {
+        let list = NameList::parse(r#" ["a","b\/c","gr\u00fcn","__proto__","a"] "#).expect("names");
+        assert_eq!(names(&list), ["a", "b/c", "grün", "__proto__", "a"]);
+        assert_eq!((list.len(), list.longest(), list.get(5)), (5, 9, None));
+        assert!(list.iter().all(|(_, given)| given == Given::Nothing));
+        assert!(NameList::parse("[]").is_some_and(|list| list.is_empty()));
+        for wrong in ["", "null", "\"a\"", "{}", r#"["a",1]"#, r#"["a",""]"#, r#"["a""#, r#"["a"]x"#, r#"["a",null]"#] {
+            assert_eq!(NameList::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn reads_positions() {
+        let list = NameList::parse_with_positions(r#"{"a":"1.2.3","b":null,"c":"x"}"#).expect("names");
+        let position = Position { counts: [1, 2, 3], doubt: 0 };
+        let expected = [("a", Given::At(position)), ("b", Given::Nothing), ("c", Given::Foreign)];
+        assert_eq!(list.iter().collect::<Vec<_>>(), expected);
+        assert_eq!(names(&NameList::parse_with_positions(r#"["a","b"]"#).expect("names")), ["a", "b"]);
+        for wrong in [r#"{"":null}"#, r#"{"a":1}"#, r#"{"a":"#, r#"{"a":null}}"#, "7"] {
+            assert_eq!(NameList::parse_with_positions(wrong), None, "{wrong}");
+        }
+    }
+}
