@@ -70,6 +70,13 @@ impl Server {
         line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
     }
 
+    fn has_thread(&self, name: &str) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+        threads
+            .flatten()
+            .any(|thread| std::fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name))
+    }
+
     /// Sends SIGTERM and waits for the end.
     fn stop(&mut self) -> ExitStatus {
         assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
@@ -143,6 +150,7 @@ fn lines_are_dropped_and_counted_when_the_reader_is_gone() {
             assert_eq!(http.get("/nowhere").status, 404);
             assert!(began.elapsed() < SOON, "{format}: lines that cannot be written are counted");
         }
+        assert!(server.has_thread("log"), "{format}: a panic in this thread would end a release build");
         assert_eq!(server.stop().code(), Some(0), "{format}");
     }
 }

@@ -114,7 +114,7 @@ impl Listener {
                     socket.accepted += 1;
                     // Under the lock of the socket: who closes it afterwards finds the connection.
                     if let Err(error) = self.start(shared, stream, peer, socket.accepted) {
-                        log::warn!("the stand-in cannot serve a connection: {error}");
+                        log::debug!("the stand-in cannot serve a connection: {error}");
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
