@@ -11,6 +11,7 @@ mod support;
 mod access;
 mod attacks;
 mod browser;
+mod certificates;
 mod chaos;
 mod check;
 mod client_in_browser;

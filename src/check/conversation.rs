@@ -39,6 +39,8 @@ pub(super) enum Until {
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) body: Vec<u8>,
+    /// Whether the certificate of the peer holds no host name.
+    pub(super) nameless: bool,
 }
 
 /// Why there is none.
@@ -61,8 +63,9 @@ pub(super) enum Trouble {
 
 impl Peer {
     /// Connects and, over TLS, shakes hands.
-    pub(super) fn reach(&self, limit: Duration) -> Result<(), Trouble> {
-        self.ask(Vec::new(), Until::Connected, limit).map(drop)
+    /// Returns whether the certificate that is shown holds no host name.
+    pub(super) fn reach(&self, limit: Duration) -> Result<bool, Trouble> {
+        self.ask(Vec::new(), Until::Connected, limit).map(|answer| answer.nameless)
     }
 
     /// Sends a request; its answer, or as much of it as is wanted.
@@ -71,7 +74,7 @@ impl Peer {
         let answer = within(limit + GRACE, move || {
             let mut stream = peer.connect(limit)?;
             if until == Until::Connected {
-                return Ok(Answer { status: 0, body: Vec::new() });
+                return Ok(Answer { status: 0, body: Vec::new(), nameless: stream.peer_is_nameless() });
             }
             blocking::write_all(&mut stream, &request).map_err(|error| Trouble::of(&error))?;
             read_answer(&mut stream, until)
@@ -80,17 +83,26 @@ impl Peer {
     }
 
     fn connect(&self, limit: Duration) -> Result<Stream, Trouble> {
-        let mut last = Trouble::Silent;
+        let (mut last, mut refused) = (Trouble::Silent, None);
         let share = limit / u32::try_from(self.addresses.len().max(1)).unwrap_or(u32::MAX);
         for address in &self.addresses {
-            match blocking::connect(*address, share, limit) {
-                Ok(socket) => {
-                    return blocking::open(socket, self.tls.as_ref()).map_err(|error| Trouble::of(&error));
+            let socket = match blocking::connect(*address, share, share) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    last = Trouble::Connect(*address, error);
+                    continue;
                 }
-                Err(error) => last = Trouble::Connect(*address, error),
+            };
+            match blocking::open(socket, self.tls.as_ref()) {
+                Ok(mut stream) => {
+                    blocking::set_limit(&mut stream, limit).map_err(|error| Trouble::of(&error))?;
+                    return Ok(stream);
+                }
+                // Something answers there: that says more than an address where nothing does.
+                Err(error) => refused = refused.or(Some(Trouble::of(&error))),
             }
         }
-        Err(last)
+        Err(refused.unwrap_or(last))
     }
 }
 
@@ -116,7 +128,7 @@ fn read_answer(stream: &mut Stream, until: Until) -> Result<Answer, Trouble> {
         let mut rest = &buffer[..length];
         if rest.is_empty() {
             let status = status.filter(|_| reader.ends_with_connection()).ok_or(Trouble::Closed)?;
-            return Ok(Answer { status, body });
+            return Ok(Answer { status, body, nameless: false });
         }
         if rest[0] == TLS_ALERT && reader.is_untouched() && !stream.is_tls() {
             return Err(Trouble::SpeaksTls);
@@ -137,7 +149,7 @@ fn read_answer(stream: &mut Stream, until: Until) -> Result<Answer, Trouble> {
                 Part::NeedMore => break,
             };
             if is_over {
-                return status.map(|status| Answer { status, body }).ok_or(Trouble::NotHttp);
+                return status.map(|status| Answer { status, body, nameless: false }).ok_or(Trouble::NotHttp);
             }
         }
     }

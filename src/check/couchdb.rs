@@ -30,6 +30,8 @@ const NO_GLOBAL_CHANGES: &str = "the database is missing: --create_global_change
 const NO_DB_UPDATES: &str = "there is no such feed (404): take --feed global_changes";
 const NO_SEQUENCE: &str =
     "CouchDB does not say where its feed stands: is there something else in front of it that answers?";
+const NAMELESS: &str = "the certificate is trusted because it stands itself in --ca_file; it holds no host name \
+     (subjectAltName), so whoever has its key can answer under any name";
 const WITHHELD: &str = "the feed is open, but nothing of it comes: a proxy in front of CouchDB holds answers back until \
      they are over; switch its buffering off, or name CouchDB itself in --couchdb_url";
 
@@ -44,7 +46,7 @@ pub(super) fn check(
     let Some(addresses) = say(report, "host name", look_up(url))? else { return Ok(()) };
     let plain = Peer { addresses, tls: None };
     let reached = plain.reach(ANSWER_WITHIN).map_err(|trouble| explain(&trouble, url));
-    let reached = reached.map(|()| ((), format!("something listens on port {} of {host}", url.port)));
+    let reached = reached.map(|_| ((), format!("something listens on port {} of {host}", url.port)));
     let Some(()) = say(report, "connection", reached)? else { return Ok(()) };
     let peer = if url.tls {
         let Some(peer) = say(report, "TLS", encrypt(plain, url, trust))? else { return Ok(()) };
@@ -100,8 +102,9 @@ fn look_up(url: &CouchUrl) -> Outcome<Vec<SocketAddr>> {
 fn encrypt(plain: Peer, url: &CouchUrl, trust: &Arc<rustls::ClientConfig>) -> Outcome<Peer> {
     let name = tls::server_name(&url.host).map_err(|error| Failure(format!("{}: {error}", url.host)))?;
     let peer = Peer { tls: Some((Arc::clone(trust), name)), ..plain };
-    peer.reach(ANSWER_WITHIN).map_err(|trouble| explain(&trouble, url))?;
-    Ok((peer, "the certificate is trusted".to_owned()))
+    let nameless = peer.reach(ANSWER_WITHIN).map_err(|trouble| explain(&trouble, url))?;
+    let verdict = if nameless { NAMELESS } else { "the certificate is trusted" };
+    Ok((peer, verdict.to_owned()))
 }
 
 fn is_admin(roles: &[Box<str>]) -> Outcome<()> {
@@ -179,7 +182,7 @@ impl Conversation<'_> {
             // Some hosts of this feed do not tell; the server goes on from now then.
             Err(Trouble::Silent | Trouble::Withheld) if source == FeedSource::DbUpdates => "now".to_owned(),
             Err(trouble) => return Err(explain(&trouble, self.url)),
-            Ok(Answer { status: 200, body }) => match couchdb::parse_last_seq(&body) {
+            Ok(Answer { status: 200, body, .. }) => match couchdb::parse_last_seq(&body) {
                 Some(since) => since,
                 None => return fail(NO_SEQUENCE),
             },

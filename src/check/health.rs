@@ -26,7 +26,7 @@ pub fn health(asked: &HealthPort) -> Result<String, String> {
     let tls = tls.transpose().map_err(|error| unhealthy(&error))?;
     let request = format!("GET /healthz HTTP/1.1\r\nHost: {place}\r\nConnection: close\r\n\r\n");
     match (Peer { addresses, tls }).ask(request.into_bytes(), Until::End, ANSWER_WITHIN) {
-        Ok(Answer { status: 200, body }) if body == b"ok\n" => Ok(format!("healthy: {place}")),
+        Ok(Answer { status: 200, body, .. }) if body == b"ok\n" => Ok(format!("healthy: {place}")),
         Ok(Answer { status, .. }) => Err(unhealthy(&format!("what answers there (status {status}) is another server"))),
         Err(Trouble::Connect(_, error)) => Err(unhealthy(&format!("no connection: {error}"))),
         Err(Trouble::Tls(problem)) => Err(unhealthy(&problem)),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mio::net::TcpStream;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
@@ -39,6 +40,17 @@ pub fn open(socket: TcpStream, trust: Option<&Trust>) -> io::Result<Stream> {
         // That it would block is that its time is over.
         Handshake::Waiting | Handshake::NotTls => Err(io::ErrorKind::WouldBlock.into()),
     }
+}
+
+/// Sets how long each read and each write of a stream may take from now on.
+///
+/// # Errors
+/// The system refuses.
+pub fn set_limit(stream: &mut Stream, limit: Duration) -> io::Result<()> {
+    for direction in [Timeout::Recv, Timeout::Send] {
+        set_socket_timeout(stream.socket(), direction, Some(limit))?;
+    }
+    Ok(())
 }
 
 /// Writes all of it.

@@ -7,3 +7,4 @@ pub mod listener;
 pub mod resolver;
 pub mod stream;
 pub mod tls;
+mod trust;

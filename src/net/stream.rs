@@ -11,7 +11,7 @@ use mio::net::TcpStream;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 
-use super::tls;
+use super::{tls, trust};
 
 /// Most bytes that rustls keeps on their way to a client, encrypted. There are many of them: one record's worth each, and
 /// what a slow reader leaves is kept where it costs less.
@@ -90,12 +90,18 @@ impl Stream {
         self.tls.as_ref().is_some_and(|session| session.wants_write())
     }
 
-    /// Goes on with the handshake of a client, as far as what it sent goes. To be called until it is done, before
-    /// anything else is read or written.
+    /// Whether the certificate of the peer holds no host name that could be checked.
+    pub fn peer_is_nameless(&self) -> bool {
+        let shown = self.tls.as_ref().and_then(|session| session.peer_certificates()?.first());
+        shown.is_some_and(trust::holds_no_name)
+    }
+
+    /// Goes on with the handshake, as far as what the peer sent goes. To be called until it is
+    /// done, before anything else is read or written.
     ///
     /// # Errors
-    /// The client left, or no TLS can be spoken with it. It was told why; from here on the stream is plain, for its
-    /// last bytes to be passed over.
+    /// The peer left, or no TLS can be spoken with it. It was told why; from here on the stream is
+    /// plain, for its last bytes to be passed over.
     pub fn handshake(&mut self) -> io::Result<Handshake> {
         if self.tls.is_some() && !self.greeted {
             let mut first = [0];
@@ -113,6 +119,12 @@ impl Stream {
         let mut received = 0;
         while let Some(session) = self.tls.as_deref_mut().filter(|session| session.is_handshaking()) {
             match receive(&mut self.socket, session, &mut received) {
+                Ok(0) if matches!(session, Connection::Client(_)) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the connection ended in the TLS handshake",
+                    ));
+                }
                 Ok(0) => return Err(left("so do some that do not trust the certificate in --tls_cert")),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Handshake::Waiting),

@@ -18,6 +18,7 @@ use rustls::{
 };
 
 use super::stream::Stream;
+use super::trust::{self, Verifier};
 
 /// What is spoken inside of TLS (ALPN), in both directions.
 const HTTP: &[u8] = b"http/1.1";
@@ -28,15 +29,15 @@ const HTTP: &[u8] = b"http/1.1";
 /// What is wrong with the PEM text.
 pub fn client_config(extra_roots: Option<&[u8]>) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    if let Some(pem) = extra_roots {
-        for (number, certificate) in certificates(pem)?.into_iter().enumerate() {
-            roots.add(certificate).map_err(|error| broken_certificate(number, &error))?;
-        }
+    let named = extra_roots.map(certificates).transpose()?.unwrap_or_default();
+    for (number, certificate) in named.iter().enumerate() {
+        roots.add(certificate.clone()).map_err(|error| broken_certificate(number, &error))?;
     }
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("ring has cipher suites for TLS 1.2 and 1.3")
-        .with_root_certificates(roots)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Verifier::new(roots, named, provider())?))
         .with_no_client_auth();
     config.alpn_protocols = vec![HTTP.to_vec()];
     Ok(Arc::new(config))
@@ -57,7 +58,8 @@ pub fn couchdb_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Strin
 /// # Errors
 /// It can be nobody's name.
 pub fn server_name(host: &str) -> io::Result<ServerName<'static>> {
-    match host.parse::<IpAddr>() {
+    // The zone of an address is ours: no certificate names it.
+    match host.split('%').next().unwrap_or(host).parse::<IpAddr>() {
         Ok(ip) => Ok(ServerName::from(ip)),
         Err(_) => ServerName::try_from(host.to_owned()).map_err(io::Error::other),
     }
@@ -261,28 +263,13 @@ fn pem_problem(error: &pem::Error) -> &'static str {
 /// What is wrong with the peer, in words that tell an operator what to do. They are the same whenever the
 /// same goes wrong: no times, no counts.
 pub fn explain(error: &Error) -> String {
-    let text = match error {
-        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
-            "its certificate is from an unknown authority: --ca_file takes the certificate of a private one"
-        }
-        Error::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => "its certificate is not for the host in --couchdb_url",
-        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
-            "its certificate has expired"
-        }
-        Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
-            "its certificate is not valid yet: check the clocks"
-        }
-        Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure) => {
-            "it shows another certificate than the one in --tls_cert: SIGHUP makes it read that again"
-        }
+    match error {
+        Error::InvalidCertificate(error) => trust::explain(error),
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            "the peer speaks no TLS: check https in --couchdb_url, and the port"
+            "the peer speaks no TLS: check https in --couchdb_url, and the port".to_owned()
         }
-        _ => return error.to_string(),
-    };
-    text.to_owned()
+        _ => error.to_string(),
+    }
 }
 
 /// What is wrong between a client and us, in words that tell an operator what to do.

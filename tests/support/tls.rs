@@ -171,7 +171,16 @@ impl TlsProxy {
     }
 
     pub fn start_before(to: SocketAddr, config: ServerConfig, host: IpAddr, byte_by_byte: bool) -> Self {
-        let listener = TcpListener::bind((host, 0)).expect("a port is free");
+        Self::serve(to, config, SocketAddr::new(host, 0), byte_by_byte)
+    }
+
+    /// The same on an address and a port.
+    pub fn start_on(to: SocketAddr, config: ServerConfig, listen: SocketAddr) -> Self {
+        Self::serve(to, config, listen, false)
+    }
+
+    fn serve(to: SocketAddr, config: ServerConfig, listen: SocketAddr, byte_by_byte: bool) -> Self {
+        let listener = TcpListener::bind(listen).expect("a port is free");
         let address = listener.local_addr().expect("it listens");
         let shared = Arc::new(Shared {
             to,
