@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("wire", &["wire"]),
     ("state", &["wire", "state"]),
-    ("net", &["net"]),
+    ("net", &["wire", "net"]),
     ("server", &["wire", "state", "net", "server"]),
     ("event_loop", &["state", "server", "systemd"]),
     ("systemd", &["state"]),

@@ -12,7 +12,7 @@ use crate::net::{resolver, tls};
 use crate::wire::couchdb::{self, FeedSource, Requests, Welcome};
 use crate::wire::url::CouchUrl;
 
-/// Time for a name to be looked up: resolvers try again after 5 s.
+/// Time for a name to be looked up: silent nameservers are given up after 10 s.
 const LOOK_UP_WITHIN: Duration = Duration::from_secs(12);
 /// Time for a connection, and for an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -85,16 +85,15 @@ fn fail<T>(problem: &str) -> Outcome<T> {
 }
 
 fn look_up(url: &CouchUrl) -> Outcome<Vec<SocketAddr>> {
-    let host = url.host.clone();
+    let (host, port) = (url.host.clone(), url.port);
     let advice = "check the host in --couchdb_url, and that this machine (or its container's network) knows it";
-    match within(LOOK_UP_WITHIN, move || resolver::look_up(&host)) {
+    match within(LOOK_UP_WITHIN, move || resolver::look_up(&host, port)) {
         None => fail(&format!("{} cannot be looked up: no answer in time; {advice}", url.host)),
         Some(Err(error)) => fail(&format!("{}: {error}; {advice}", url.host)),
         Some(Ok(found)) if found.is_empty() => fail(&format!("{} has no address; {advice}", url.host)),
         Some(Ok(found)) => {
-            let shown = found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let addresses = found.into_iter().map(|address| SocketAddr::new(address, url.port)).collect();
-            Ok((addresses, format!("{} is {shown}", url.host)))
+            let shown = found.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>().join(", ");
+            Ok((found, format!("{} is {shown}", url.host)))
         }
     }
 }

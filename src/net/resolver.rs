@@ -1,18 +1,33 @@
-//! DNS, in a thread of its own: looking a name up blocks, and the loop must not.
+//! Names and their addresses, in a thread of its own: a lookup blocks, and the loop must not.
+//!
+//! Names are looked up in `/etc/hosts`, and else by the nameservers in `/etc/resolv.conf`. Both
+//! files are read for each lookup, and no address is kept: connections to CouchDB are few and last
+//! long, and each new one goes where the name leads at that time.
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs as _};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use mio::Waker;
+use rustix::net::netdevice::name_to_index;
 
-/// The addresses of a name, or why there are none.
-pub type Resolved = Result<Vec<IpAddr>, String>;
+use super::nameservers;
+use crate::wire::resolv_conf::{ResolvConf, Zoned, find_host};
+
+/// The addresses of a name, in the order in which they are tried, or why there are none.
+pub type Resolved = Result<Vec<SocketAddr>, String>;
+
+const HOSTS: &str = "/etc/hosts";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Most bytes that are read of each; lists of blocked names are long.
+const MAX_FILE: u64 = 16 * 1024 * 1024;
 
 /// The thread's other end.
 #[derive(Debug)]
 pub struct Resolver {
-    questions: Sender<Box<str>>,
+    questions: Sender<(Box<str>, u16)>,
     answers: Receiver<Resolved>,
 }
 
@@ -21,13 +36,14 @@ impl Resolver {
     ///
     /// # Errors
     /// No thread could be started.
-    pub fn start(waker: Waker) -> io::Result<Self> {
-        let (questions, asked) = channel::<Box<str>>();
+    pub fn start(waker: Arc<Waker>) -> io::Result<Self> {
+        let (questions, asked) = channel::<(Box<str>, u16)>();
         let (answer, answers) = channel();
         std::thread::Builder::new().name("resolver".to_owned()).spawn(move || {
             // Ends when the loop does.
-            while let Ok(host) = asked.recv() {
-                if answer.send(look_up(&host)).is_err() || waker.wake().is_err() {
+            for turn in 0_usize.. {
+                let Ok((host, port)) = asked.recv() else { return };
+                if answer.send(resolve(&host, port, turn)).is_err() || waker.wake().is_err() {
                     return;
                 }
             }
@@ -35,10 +51,10 @@ impl Resolver {
         Ok(Self { questions, answers })
     }
 
-    /// Asks for the addresses of a name.
-    pub fn ask(&self, host: &str) {
+    /// Asks for the addresses of a host.
+    pub fn ask(&self, host: &str, port: u16) {
         // The thread lives as long as this end.
-        let _ = self.questions.send(host.into());
+        let _ = self.questions.send((host.into(), port));
     }
 
     /// Takes an answer, when there is one.
@@ -47,19 +63,111 @@ impl Resolver {
     }
 }
 
-/// Looks a name up, and blocks until there is an answer: for a thread that may.
+/// Looks a host up, and blocks until there is an answer: for a thread that may.
 ///
 /// # Errors
 /// Why there are no addresses.
-#[allow(clippy::disallowed_methods, reason = "the one place that looks names up")]
-pub fn look_up(host: &str) -> Resolved {
+pub fn look_up(host: &str, port: u16) -> Resolved {
+    resolve(host, port, 0)
+}
+
+/// The same in one of many turns, so that nameservers can take turns.
+fn resolve(host: &str, port: u16, turn: usize) -> Resolved {
+    if let Some(address) = Zoned::parse(host) {
+        return socket_address(&address, port).map(|address| vec![address]);
+    }
+    let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].map(|ip| SocketAddr::new(ip, port));
+    let bare = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     // RFC 6761 section 6.3: known without asking, and so too where there is no hosts file, as in an
     // image of one binary. Asking there costs seconds.
-    if host.eq_ignore_ascii_case("localhost") {
-        return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+    if bare == "localhost" {
+        return Ok(loopback.to_vec());
     }
-    match (host, 0).to_socket_addrs() {
-        Ok(addresses) => Ok(addresses.map(|address| address.ip()).collect()),
+    let listed = find_host(&read(HOSTS), host);
+    if !listed.is_empty() {
+        return listed.iter().map(|address| socket_address(address, port)).collect();
+    }
+    if bare.ends_with(".localhost") {
+        return Ok(loopback.to_vec());
+    }
+    let conf = ResolvConf::parse(&read(RESOLV_CONF));
+    // A nameserver on an interface that is not there cannot be asked; another one can.
+    let servers = conf.nameservers.iter().filter_map(|server| socket_address(server, nameservers::PORT).ok());
+    let mut servers: Vec<SocketAddr> = servers.collect();
+    if conf.rotate && !servers.is_empty() {
+        let first = turn % servers.len();
+        servers.rotate_left(first);
+    }
+    match nameservers::look_up(&conf, &servers, host) {
+        Ok(addresses) => Ok(in_turn(addresses).into_iter().map(|ip| SocketAddr::new(ip, port)).collect()),
         Err(error) => Err(format!("the host name cannot be looked up: {error}")),
+    }
+}
+
+/// Puts the addresses of both families in turn, so that a family that does not work costs one try.
+/// IPv4 comes first: CouchDB believes `X-Forwarded-For` only over IPv4.
+fn in_turn([four, six]: [Vec<IpAddr>; 2]) -> Vec<IpAddr> {
+    let mut mixed = Vec::with_capacity(four.len() + six.len());
+    let (mut four, mut six) = (four.into_iter(), six.into_iter());
+    loop {
+        let pair = [four.next(), six.next()];
+        if pair == [None, None] {
+            return mixed;
+        }
+        mixed.extend(pair.into_iter().flatten());
+    }
+}
+
+/// The address to connect to, with the number of its zone.
+fn socket_address(address: &Zoned, port: u16) -> Result<SocketAddr, String> {
+    let (IpAddr::V6(ip), Some(zone)) = (address.ip, &address.zone) else {
+        return Ok(SocketAddr::new(address.ip, port));
+    };
+    let index = match zone.parse::<u32>() {
+        Ok(number) => number,
+        Err(_) => interface(zone).map_err(|error| format!("there is no interface {zone:?} ({error})"))?,
+    };
+    Ok(SocketAddrV6::new(ip, port, 0, index).into())
+}
+
+fn interface(name: &str) -> io::Result<u32> {
+    // The system wants any socket to be asked by.
+    let socket =
+        UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).or_else(|_| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)))?;
+    Ok(name_to_index(socket, name)?)
+}
+
+/// A file that is not there says nothing.
+fn read(path: &str) -> String {
+    let mut bytes = Vec::new();
+    if let Ok(file) = File::open(path) {
+        let _ = file.take(MAX_FILE).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn localhost_and_addresses_are_known_without_asking() {
+        let loopback: Vec<SocketAddr> = ["127.0.0.1:80", "[::1]:80"].map(|text| text.parse().unwrap()).to_vec();
+        for name in ["localhost", "LOCALHOST", "localhost.", "couch.localhost"] {
+            assert_eq!(look_up(name, 80), Ok(loopback.clone()), "{name}");
+        }
+        assert_eq!(look_up("::1", 80), Ok(vec!["[::1]:80".parse().unwrap()]));
+        assert_eq!(look_up("fe80::1%7", 80), Ok(vec![SocketAddrV6::new("fe80::1".parse().unwrap(), 80, 0, 7).into()]));
+        let index = interface("lo").unwrap();
+        let expected = SocketAddrV6::new("fe80::1".parse().unwrap(), 80, 0, index);
+        assert_eq!(look_up("fe80::1%lo", 80), Ok(vec![expected.into()]));
+        assert!(look_up("fe80::1%nowhere0", 80).unwrap_err().contains("there is no interface \"nowhere0\""));
+    }
+
+    #[test]
+    fn families_take_turns() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mixed = in_turn([vec![ip("10.0.0.1"), ip("10.0.0.2")], vec![ip("::1"), ip("::2"), ip("::3")]]);
+        assert_eq!(mixed, ["10.0.0.1", "::1", "10.0.0.2", "::2", "::3"].map(ip));
     }
 }

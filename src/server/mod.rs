@@ -371,7 +371,8 @@ impl Server {
     /// When the events of its ports cannot be had, or no thread started.
     pub fn new(settings: Settings, mut doors: Doors, registry: Registry) -> io::Result<Self> {
         doors.register(&registry, LISTENER, TLS_LISTENER, ADMIN_LISTENER)?;
-        let resolver = Resolver::start(mio::Waker::new(&registry, WAKER)?)?;
+        let waker = Arc::new(mio::Waker::new(&registry, WAKER)?);
+        let resolver = Resolver::start(waker)?;
         let Settings { couchdb_url: url, feed, tls, login_concurrency, seed, .. } = settings;
         let has_revisions = feed.source == FeedSource::GlobalChanges;
         let requests = couchdb::Requests::new(&url);

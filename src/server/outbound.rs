@@ -7,7 +7,7 @@ use mio::net::TcpStream;
 
 use super::{Protocol, Purpose, Queue, READ_BUFFER, Requests, Server, Upstream};
 use crate::net::connection::Flushed;
-use crate::net::stream::Stream;
+use crate::net::stream::{Handshake, Stream};
 use crate::net::tls;
 use crate::state::dialer::DialAction;
 use crate::state::feed::{FeedAction, FeedPart, Told};
@@ -16,7 +16,7 @@ use crate::state::pool::{Answer, NoAnswer, Owner, PoolAction, Submission};
 use crate::state::table::Key;
 use crate::state::timers::{Deadline, Millis};
 
-/// Time for one address of CouchDB to accept a connection, in milliseconds.
+/// Time for one address of CouchDB to accept a connection, and again for its TLS, in milliseconds.
 const CONNECT_WITHIN: Millis = 3_000;
 /// Buffers that are read from CouchDB in one turn; then the clients come first. So many lines take some milliseconds, and
 /// of a burst each database is told once.
@@ -39,7 +39,7 @@ impl Server {
     fn perform_dial_actions(&mut self, now: Millis) {
         while let Some(action) = self.couchdb.dial_actions.pop() {
             match action {
-                DialAction::Resolve => self.couchdb.resolver.ask(&self.couchdb.url.host),
+                DialAction::Resolve => self.couchdb.resolver.ask(&self.couchdb.url.host, self.couchdb.url.port),
                 DialAction::Connect(owner, address) => {
                     if let Err(error) = self.connect(owner, address, now) {
                         let error = format!("{address}: {error}");
@@ -75,11 +75,12 @@ impl Server {
         }
     }
 
-    /// An event of a connection that did not stand yet; whether it stands now.
+    /// Handles an event of a connection that did not stand yet; whether it stands now. Over TLS it
+    /// stands when the handshake is over: an address whose certificate is refused is one that
+    /// failed.
     pub(super) fn upstream_connected(&mut self, key: Key, now: Millis) -> bool {
         let Some(peer) = self.peers.get_mut(key) else { return false };
-        let Protocol::Upstream { owner, connected } = &mut peer.protocol else { return false };
-        let owner = *owner;
+        let Protocol::Upstream { owner, .. } = peer.protocol else { return false };
         let socket = peer.connection.stream().socket();
         let error = match socket.take_error() {
             Ok(None) => match socket.peer_addr() {
@@ -91,15 +92,32 @@ impl Server {
             Ok(error) => error,
             Err(error) => Some(error),
         };
-        if let Some(error) = error {
-            let text = error.to_string();
-            self.upstream_lost(key, Some(&text), now);
-            return false;
+        let reached = if let Some(error) = error {
+            Err(error)
+        } else {
+            if peer.connection.is_blocked() {
+                peer.connection.handle_writable();
+                peer.deadline = Deadline::at(now + CONNECT_WITHIN);
+                self.arm_peer(key, now);
+            }
+            self.shake_hands_upstream(key)
+        };
+        match reached {
+            Ok(true) => {}
+            Ok(false) => {
+                self.update_interest(key, now);
+                return false;
+            }
+            Err(error) => {
+                let text = error.to_string();
+                self.upstream_lost(key, Some(&text), now);
+                return false;
+            }
         }
-        *connected = true;
+        let Some(peer) = self.peers.get_mut(key) else { return false };
+        peer.protocol = Protocol::Upstream { owner, connected: true };
         peer.deadline = Deadline::NEVER;
-        peer.connection.handle_writable();
-        self.couchdb.dialer.cancel(owner);
+        self.couchdb.dialer.handle_connected(owner);
         match owner {
             Upstream::Feed => {
                 self.feed.handle_connected(now, &mut self.couchdb.feed_actions);
@@ -113,6 +131,14 @@ impl Server {
         }
         self.update_interest(key, now);
         true
+    }
+
+    /// Goes on with the handshake of TLS, where there is one; whether it is over.
+    fn shake_hands_upstream(&mut self, key: Key) -> io::Result<bool> {
+        let Some(peer) = self.peers.get_mut(key) else { return Ok(false) };
+        // The first word is ours.
+        peer.connection.flush()?;
+        Ok(peer.connection.handshake()? == Handshake::Done)
     }
 
     /// A connection to CouchDB ended, or did not come to stand.

@@ -1,12 +1,12 @@
-//! From a host's name to a connection: one look-up for all who wait, then address after address.
+//! From a host to a connection: one lookup for all who wait, then address after address.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 /// What the dialer wants done; `O` is who asked.
 #[derive(Debug, PartialEq, Eq)]
 pub enum DialAction<O> {
-    /// Look the host's name up; the answer goes to [`Dialer::handle_resolved`].
+    /// Look the host up; the answer goes to [`Dialer::handle_resolved`].
     Resolve,
     /// Open a connection to this address.
     Connect(O, SocketAddr),
@@ -17,27 +17,41 @@ pub enum DialAction<O> {
 /// The dialer of one host.
 #[derive(Debug)]
 pub struct Dialer<O> {
-    host: Box<str>,
-    port: u16,
+    /// The address of a host that is none of a name: no lookup is needed.
+    address: Option<SocketAddr>,
     resolving: bool,
     /// Who waits for the addresses.
     waiting: Vec<O>,
-    /// Who tries addresses, and which are left.
-    trying: Vec<(O, VecDeque<SocketAddr>)>,
+    trying: Vec<Try<O>>,
+    /// Addresses that failed when they were tried last: they come last. Only those that the host
+    /// has.
+    failed: Vec<SocketAddr>,
+}
+
+/// Who tries addresses.
+#[derive(Debug)]
+struct Try<O> {
+    owner: O,
+    /// The one that is being tried.
+    current: Option<SocketAddr>,
+    /// Those that are left.
+    left: VecDeque<SocketAddr>,
+    /// What went wrong, for each address that was tried.
+    errors: Vec<String>,
 }
 
 impl<O: Copy + PartialEq> Dialer<O> {
     /// A dialer for a DNS name or an IP address.
     pub fn new(host: &str, port: u16) -> Self {
-        Self { host: host.into(), port, resolving: false, waiting: Vec::new(), trying: Vec::new() }
+        let address = host.parse().ok().map(|ip| SocketAddr::new(ip, port));
+        Self { address, resolving: false, waiting: Vec::new(), trying: Vec::new(), failed: Vec::new() }
     }
 
     /// Dials for `owner`. What it asked for before is forgotten.
     pub fn dial(&mut self, owner: O, actions: &mut Vec<DialAction<O>>) {
         self.cancel(owner);
-        if let Ok(address) = self.host.parse::<IpAddr>() {
-            self.trying.push((owner, VecDeque::new()));
-            return actions.push(DialAction::Connect(owner, SocketAddr::new(address, self.port)));
+        if let Some(address) = self.address {
+            return self.start(owner, [address].into(), actions);
         }
         self.waiting.push(owner);
         if !std::mem::replace(&mut self.resolving, true) {
@@ -48,39 +62,71 @@ impl<O: Copy + PartialEq> Dialer<O> {
     /// Forgets what `owner` asked for.
     pub fn cancel(&mut self, owner: O) {
         self.waiting.retain(|waiting| *waiting != owner);
-        self.trying.retain(|(trying, _)| *trying != owner);
+        self.trying.retain(|one| one.owner != owner);
     }
 
     /// Takes the answer to [`DialAction::Resolve`].
-    pub fn handle_resolved(&mut self, answer: &Result<Vec<IpAddr>, String>, actions: &mut Vec<DialAction<O>>) {
+    pub fn handle_resolved(&mut self, answer: &Result<Vec<SocketAddr>, String>, actions: &mut Vec<DialAction<O>>) {
         self.resolving = false;
+        let mut addresses = answer.clone();
+        if let Ok(addresses) = &mut addresses {
+            self.failed.retain(|failed| addresses.contains(failed));
+            addresses.sort_by_key(|address| self.failed.contains(address));
+        }
         for owner in std::mem::take(&mut self.waiting) {
-            match answer {
-                Ok(addresses) => {
-                    let addresses = addresses.iter().map(|address| SocketAddr::new(*address, self.port)).collect();
-                    self.trying.push((owner, addresses));
-                    self.handle_failed(owner, "the host has no address", actions);
-                }
+            match &addresses {
+                Ok(addresses) => self.start(owner, addresses.iter().copied().collect(), actions),
                 Err(error) => actions.push(DialAction::Failed(owner, error.clone())),
             }
         }
     }
 
+    fn start(&mut self, owner: O, left: VecDeque<SocketAddr>, actions: &mut Vec<DialAction<O>>) {
+        self.trying.push(Try { owner, current: None, left, errors: Vec::new() });
+        self.advance(owner, actions);
+    }
+
+    /// The connection of `owner` stands.
+    pub fn handle_connected(&mut self, owner: O) {
+        let current = self.trying.iter().find(|one| one.owner == owner).and_then(|one| one.current);
+        self.failed.retain(|failed| Some(*failed) != current);
+        self.cancel(owner);
+    }
+
     /// The address that `owner` tried last failed: the next one is tried.
     pub fn handle_failed(&mut self, owner: O, error: &str, actions: &mut Vec<DialAction<O>>) {
-        let Some((_, addresses)) = self.trying.iter_mut().find(|(trying, _)| *trying == owner) else { return };
-        if let Some(address) = addresses.pop_front() {
-            actions.push(DialAction::Connect(owner, address));
-        } else {
-            self.cancel(owner);
-            actions.push(DialAction::Failed(owner, error.to_owned()));
+        let Some(one) = self.trying.iter_mut().find(|one| one.owner == owner) else { return };
+        one.errors.push(error.to_owned());
+        if let Some(address) = one.current
+            && !self.failed.contains(&address)
+        {
+            self.failed.push(address);
         }
+        self.advance(owner, actions);
+    }
+
+    fn advance(&mut self, owner: O, actions: &mut Vec<DialAction<O>>) {
+        let Some(one) = self.trying.iter_mut().find(|one| one.owner == owner) else { return };
+        one.current = one.left.pop_front();
+        if let Some(address) = one.current {
+            return actions.push(DialAction::Connect(owner, address));
+        }
+        // In an order that does not depend on that of the addresses: it is the same problem then.
+        let mut errors = std::mem::take(&mut one.errors);
+        errors.sort();
+        self.cancel(owner);
+        let error = if errors.is_empty() { "the host has no address".to_owned() } else { errors.join("; ") };
+        actions.push(DialAction::Failed(owner, error));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn addresses<const N: usize>(texts: [&str; N]) -> [SocketAddr; N] {
+        texts.map(|text| text.parse().unwrap())
+    }
 
     #[test]
     fn looks_up_once_and_tries_every_address() {
@@ -91,27 +137,57 @@ mod tests {
         dialer.cancel('c');
         assert_eq!(actions, [DialAction::Resolve]);
         actions.clear();
-        let six: SocketAddr = "[::1]:5984".parse().unwrap();
-        let four: SocketAddr = "127.0.0.1:5984".parse().unwrap();
-        dialer.handle_resolved(&Ok(vec![six.ip(), four.ip()]), &mut actions);
+        let [six, four] = addresses(["[::1]:5984", "127.0.0.1:5984"]);
+        dialer.handle_resolved(&Ok(vec![six, four]), &mut actions);
         assert_eq!(actions, [DialAction::Connect('a', six), DialAction::Connect('b', six)]);
         actions.clear();
         dialer.handle_failed('a', "refused", &mut actions);
-        dialer.handle_failed('a', "refused too", &mut actions);
+        dialer.handle_failed('a', "no TLS", &mut actions);
         dialer.handle_failed('a', "late", &mut actions);
-        assert_eq!(actions, [DialAction::Connect('a', four), DialAction::Failed('a', "refused too".into())]);
+        assert_eq!(actions, [DialAction::Connect('a', four), DialAction::Failed('a', "no TLS; refused".into())]);
         actions.clear();
         dialer.dial('a', &mut actions);
         dialer.handle_resolved(&Err("no such name".into()), &mut actions);
         assert_eq!(actions, [DialAction::Resolve, DialAction::Failed('a', "no such name".into())]);
+        actions.clear();
+        dialer.dial('a', &mut actions);
+        dialer.handle_resolved(&Ok(Vec::new()), &mut actions);
+        assert_eq!(actions[1], DialAction::Failed('a', "the host has no address".into()));
     }
 
     #[test]
-    fn an_address_needs_no_look_up() {
+    fn an_address_needs_no_lookup() {
         let (mut dialer, mut actions) = (Dialer::new("::1", 80), Vec::new());
         dialer.dial('a', &mut actions);
         dialer.handle_failed('a', "refused", &mut actions);
-        let address = "[::1]:80".parse().unwrap();
+        let [address] = addresses(["[::1]:80"]);
         assert_eq!(actions, [DialAction::Connect('a', address), DialAction::Failed('a', "refused".into())]);
+    }
+
+    #[test]
+    fn what_failed_last_comes_last_until_it_works_or_is_gone() {
+        let (mut dialer, mut actions) = (Dialer::new("db.example", 80), Vec::new());
+        let [one, two, three] = addresses(["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]);
+        let mut dial = |dialer: &mut Dialer<char>, found: &[SocketAddr]| {
+            actions.clear();
+            dialer.dial('a', &mut actions);
+            dialer.handle_resolved(&Ok(found.to_vec()), &mut actions);
+            match actions.last() {
+                Some(DialAction::Connect('a', address)) => *address,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(dial(&mut dialer, &[one, two, three]), one);
+        let mut next = Vec::new();
+        dialer.handle_failed('a', "refused", &mut next);
+        assert_eq!(next, [DialAction::Connect('a', two)]);
+        dialer.handle_connected('a');
+        assert_eq!(dial(&mut dialer, &[one, two, three]), two, "what works is tried first");
+        assert_eq!(dial(&mut dialer, &[one]), one, "the only one there is");
+        dialer.handle_connected('a');
+        assert_eq!(dial(&mut dialer, &[one, two]), one, "it works again");
+        dialer.handle_failed('a', "refused", &mut next);
+        assert_eq!(dial(&mut dialer, &[three, two]), three);
+        assert_eq!(dial(&mut dialer, &[one, two]), one, "nothing is known of an address that had gone");
     }
 }

@@ -4,6 +4,7 @@
 pub mod body;
 pub mod couchdb;
 pub mod database_name;
+pub mod dns;
 pub mod engine_io;
 pub mod howler_v1;
 pub mod http;
@@ -12,6 +13,7 @@ pub mod lines;
 pub mod names;
 pub mod payload;
 pub mod positions;
+pub mod resolv_conf;
 pub mod response;
 pub mod secret;
 pub mod security;

@@ -10,7 +10,8 @@ use super::secret::Secret;
 pub struct CouchUrl {
     /// Whether the scheme is `https`.
     pub tls: bool,
-    /// A DNS name or an IP address; an IPv6 address without its brackets.
+    /// A DNS name or an IP address; an IPv6 address without its brackets, and with its zone
+    /// (`fe80::1%eth0`) if it has one.
     pub host: Box<str>,
     /// The port; 80 or 443 when the URL names none.
     pub port: u16,
@@ -101,9 +102,13 @@ impl CouchUrl {
     }
 
     /// The value of the `Host` header (RFC 9110 section 7.2): the port only where it is not the
-    /// scheme's own.
+    /// scheme's own. A zone means nothing to others and is left out (RFC 6874 section 4).
     pub fn host_header(&self) -> String {
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.to_string() };
+        self.authority(self.host.split('%').next().unwrap_or_default().to_owned())
+    }
+
+    fn authority(&self, host: String) -> String {
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
         let own_port = if self.tls { 443 } else { 80 };
         if self.port == own_port { host } else { format!("{host}:{}", self.port) }
     }
@@ -113,7 +118,15 @@ impl CouchUrl {
 impl fmt::Display for CouchUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "https" } else { "http" };
-        write!(f, "{scheme}://{}{}", self.host_header(), self.prefix)
+        let host = match self.host.split_once('%') {
+            Some((address, zone)) => {
+                let mut host = format!("{address}%25");
+                percent_encode(zone, &mut host);
+                host
+            }
+            None => self.host.to_string(),
+        };
+        write!(f, "{scheme}://{}{}", self.authority(host), self.prefix)
     }
 }
 
@@ -123,26 +136,41 @@ fn parse_credentials(text: &str) -> Result<(Box<str>, Secret), UrlError> {
     Ok((decode(user)?.into(), Secret::new(decode(password)?)))
 }
 
-fn split_address(address: &str) -> Result<(&str, Option<&str>), UrlError> {
-    let (host, port) = if let Some(inner) = address.strip_prefix('[') {
+fn split_address(address: &str) -> Result<(Cow<'_, str>, Option<&str>), UrlError> {
+    if let Some(inner) = address.strip_prefix('[') {
         let (host, after) = inner.split_once(']').ok_or(UrlError::Host)?;
-        host.parse::<std::net::Ipv6Addr>().map_err(|_| UrlError::Host)?;
-        match after.strip_prefix(':') {
-            Some(port) => (host, Some(port)),
-            None if after.is_empty() => (host, None),
-            None => return Err(UrlError::Host),
-        }
-    } else {
-        match address.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (address, None),
-        }
+        let (ip, zone) = host.split_once('%').map_or((host, None), |(ip, zone)| (ip, Some(zone)));
+        ip.parse::<std::net::Ipv6Addr>().map_err(|_| UrlError::Host)?;
+        let host = match zone {
+            None => Cow::Borrowed(host),
+            Some(zone) => Cow::Owned(format!("{ip}%{}", decode_zone(zone).ok_or(UrlError::Host)?)),
+        };
+        return match after.strip_prefix(':') {
+            Some(port) => Ok((host, Some(port))),
+            None if after.is_empty() => Ok((host, None)),
+            None => Err(UrlError::Host),
+        };
+    }
+    let (host, port) = match address.split_once(':') {
+        Some((host, port)) => (host, Some(port)),
+        None => (address, None),
     };
     let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':');
     if host.is_empty() || !host.bytes().all(fits) {
         return Err(UrlError::Host);
     }
-    Ok((host, port))
+    Ok((host.into(), port))
+}
+
+/// Decodes the zone of an IPv6 address, the name or number of an interface: behind `%25` as RFC
+/// 6874 has it, or as it stands behind `%`, which is what people type.
+fn decode_zone(zone: &str) -> Option<Cow<'_, str>> {
+    let zone = match zone.strip_prefix("25") {
+        Some(encoded) if !encoded.is_empty() => percent_decode(encoded, false)?,
+        _ => Cow::Borrowed(zone),
+    };
+    let fits = |c: char| !c.is_control() && !c.is_whitespace() && !matches!(c, '/' | '[' | ']' | '%' | '@');
+    (!zone.is_empty() && zone.chars().all(fits)).then_some(zone)
 }
 
 /// Hides everything between a leading `scheme://` and the last `@`, for showing a URL that could not
@@ -229,6 +257,27 @@ mod tests {
         assert_eq!((&*url.host, url.port, &*url.prefix), ("::1", 5984, "/x/y"));
         assert_eq!(url.host_header(), "[::1]:5984");
         assert_eq!(parse("http://a:p@ss@host").credentials.unwrap().1.reveal(), "p@ss");
+    }
+
+    #[test]
+    fn knows_zones_of_addresses() {
+        for (text, host, shown) in [
+            ("http://a:b@[fe80::1%25eth0]:5984", "fe80::1%eth0", "http://[fe80::1%25eth0]:5984"),
+            ("http://[fe80::1%eth0]", "fe80::1%eth0", "http://[fe80::1%25eth0]"),
+            ("https://[fe80::1%253]:1/x", "fe80::1%3", "https://[fe80::1%253]:1/x"),
+            ("http://[fe80::1%25]", "fe80::1%25", "http://[fe80::1%2525]"),
+            ("http://[fe80::1%2525]", "fe80::1%25", "http://[fe80::1%2525]"),
+            ("http://[fe80::1%25en%2D0.1]", "fe80::1%en-0.1", "http://[fe80::1%25en-0.1]"),
+        ] {
+            let url = parse(text);
+            assert_eq!((&*url.host, url.to_string().as_str()), (host, shown), "{text}");
+            assert_eq!(parse(shown).host, url.host);
+            assert!(!url.host_header().contains('%'), "{text}");
+        }
+        assert_eq!(parse("http://[fe80::1%25eth0]:5984").host_header(), "[fe80::1]:5984");
+        for text in ["http://[fe80::1%]", "http://[fe80::1%25a%2Fb]", "http://[fe80::1%25a%]", "http://h%25eth0"] {
+            assert_eq!(CouchUrl::parse(text), Err(UrlError::Host), "{text}");
+        }
     }
 
     #[test]

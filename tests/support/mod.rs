@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod device;
+pub mod dns;
 pub mod howler;
 pub mod proxy;
 pub mod script;

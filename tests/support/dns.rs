@@ -1,0 +1,269 @@
+//! A small nameserver, over UDP and TCP, that answers as a test wants; and a root folder whose
+//! files say that it is to be asked.
+
+use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::SOON;
+use super::howler::BINARY;
+
+/// The types of records that are asked for.
+pub const A: u16 = 1;
+pub const AAAA: u16 = 28;
+
+pub const SERVFAIL: u16 = 2;
+pub const NXDOMAIN: u16 = 3;
+pub const REFUSED: u16 = 5;
+
+/// What a nameserver answers.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// The addresses of that type among these, behind an alias.
+    Addresses(Vec<IpAddr>),
+    /// A response code, and no records.
+    Code(u16),
+    /// Nothing.
+    Silence,
+    /// Over UDP nothing but that it does not fit; over TCP the addresses.
+    Truncated(Vec<IpAddr>),
+    /// A message that ends in its middle.
+    Broken,
+}
+
+/// The name exists and has no record of that type.
+pub const NODATA: Answer = Answer::Addresses(Vec::new());
+
+/// Addresses in text.
+pub fn addresses(texts: &[&str]) -> Answer {
+    Answer::Addresses(texts.iter().map(|text| text.parse().expect("an address")).collect())
+}
+
+/// A question that was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub name: String,
+    pub record: u16,
+    pub over_tcp: bool,
+}
+
+/// A nameserver on port 53 of an address of its own. Names that it was not told of do not exist.
+pub struct NameServer {
+    pub ip: IpAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    answers: Mutex<HashMap<(String, u16), Answer>>,
+    asked: Mutex<Vec<Asked>>,
+    stopped: AtomicBool,
+}
+
+impl NameServer {
+    /// Starts on an address of the loopback that nobody else has.
+    pub fn start() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        for _ in 0..1000 {
+            let number = std::process::id() as usize * 31 + NEXT.fetch_add(1, Ordering::Relaxed);
+            let byte = |number: usize| u8::try_from(number % 250 + 1).expect("below 251");
+            let ip = Ipv4Addr::new(127, 53, byte(number / 250), byte(number)).into();
+            if let Some(server) = Self::try_start(ip) {
+                return server;
+            }
+        }
+        panic!("port 53 of no address can be had: run the tests as root");
+    }
+
+    /// Starts on an address, as soon as nobody else has it.
+    pub fn start_at(ip: IpAddr) -> Self {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if let Some(server) = Self::try_start(ip) {
+                return server;
+            }
+            assert!(Instant::now() < deadline, "port 53 of {ip} cannot be had");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn try_start(ip: IpAddr) -> Option<Self> {
+        let (udp, tcp) = (UdpSocket::bind((ip, 53)).ok()?, TcpListener::bind((ip, 53)).ok()?);
+        let shared = Arc::new(Shared::default());
+        let its = shared.clone();
+        udp.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+        std::thread::spawn(move || its.serve_udp(&udp));
+        let its = shared.clone();
+        std::thread::spawn(move || its.serve_tcp(&tcp));
+        Some(Self { ip, shared })
+    }
+
+    /// Sets what is answered to the question for a name and a type.
+    pub fn answer(&self, name: &str, record: u16, answer: Answer) {
+        lock(&self.shared.answers).insert((name.to_owned(), record), answer);
+    }
+
+    /// What was asked so far.
+    pub fn asked(&self) -> Vec<Asked> {
+        lock(&self.shared.asked).clone()
+    }
+
+    /// Waits until something was asked.
+    pub fn wait_for_question(&self) {
+        let deadline = Instant::now() + SOON;
+        while self.asked().is_empty() {
+            assert!(Instant::now() < deadline, "nobody asks {}", self.ip);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::Release);
+        let _ = std::net::TcpStream::connect((self.ip, 53));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn serve_udp(&self, socket: &UdpSocket) {
+        let mut buffer = [0; 1024];
+        while !self.stopped.load(Ordering::Acquire) {
+            let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
+            if let Some(reply) = self.reply(&buffer[..length], false) {
+                let _ = socket.send_to(&reply, client);
+            }
+        }
+    }
+
+    fn serve_tcp(&self, listener: &TcpListener) {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            if self.stopped.load(Ordering::Acquire) {
+                return;
+            }
+            let mut length = [0; 2];
+            let _ = client.set_read_timeout(Some(Duration::from_secs(5)));
+            if client.read_exact(&mut length).is_err() {
+                continue;
+            }
+            let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
+            if client.read_exact(&mut query).is_err() {
+                continue;
+            }
+            if let Some(reply) = self.reply(&query, true) {
+                let length = u16::try_from(reply.len()).expect("a short reply").to_be_bytes();
+                // In two parts, as the network may have it.
+                let _ = client.write_all(&[&length[..], &reply[..reply.len() / 2]].concat());
+                let _ = client.write_all(&reply[reply.len() / 2..]);
+            }
+        }
+    }
+
+    fn reply(&self, query: &[u8], over_tcp: bool) -> Option<Vec<u8>> {
+        let (mut at, mut labels) = (12, Vec::new());
+        while query[at] != 0 {
+            let length = usize::from(query[at]);
+            labels.push(String::from_utf8_lossy(&query[at + 1..at + 1 + length]).to_ascii_lowercase());
+            at += 1 + length;
+        }
+        let name = labels.join(".");
+        let record = u16::from_be_bytes([query[at + 1], query[at + 2]]);
+        assert_eq!((&query[2..6], query.len()), (&[1, 0, 0, 1][..], at + 5), "one question that wants recursion");
+        lock(&self.asked).push(Asked { name: name.clone(), record, over_tcp });
+        let answer = lock(&self.answers).get(&(name, record)).cloned().unwrap_or(Answer::Code(NXDOMAIN));
+        let mut reply = query.to_vec();
+        let mut flags = 0x8180;
+        match answer {
+            Answer::Silence => return None,
+            Answer::Code(code) => flags |= code,
+            Answer::Truncated(_) if !over_tcp => flags |= 0x0200,
+            Answer::Addresses(list) | Answer::Truncated(list) => {
+                let mut count = 0;
+                let mut add = |record: u16, data: &[u8], reply: &mut Vec<u8>| {
+                    count += 1;
+                    reply.extend_from_slice(&[0xc0, 12]);
+                    let length = u16::try_from(data.len()).expect("short");
+                    for field in [record, 1, 0, 60, length] {
+                        reply.extend_from_slice(&field.to_be_bytes());
+                    }
+                    reply.extend_from_slice(data);
+                };
+                if !list.is_empty() {
+                    add(5, b"\x05alias\xc0\x0c", &mut reply);
+                }
+                for address in list {
+                    match address {
+                        IpAddr::V4(four) if record == A => add(A, &four.octets(), &mut reply),
+                        IpAddr::V6(six) if record == AAAA => add(AAAA, &six.octets(), &mut reply),
+                        _ => {}
+                    }
+                }
+                reply[6..8].copy_from_slice(&u16::to_be_bytes(count));
+            }
+            Answer::Broken => {
+                reply[6..8].copy_from_slice(&[0, 1]);
+                reply.extend_from_slice(&[0xc0, 12, 0]);
+            }
+        }
+        reply[2..4].copy_from_slice(&u16::to_be_bytes(flags));
+        Some(reply)
+    }
+}
+
+/// A root folder with the server in it, and files that say how names are looked up. It is removed
+/// with it.
+pub struct Root(PathBuf);
+
+impl Root {
+    pub fn new(resolv_conf: &str, hosts: &str) -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("names-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let root = Self(Path::new(env!("CARGO_TARGET_TMPDIR")).join(name));
+        root.take(Path::new(BINARY), Path::new("couchdb-howler"));
+        // What the binary of the tests needs of the system to start.
+        let libraries = Command::new("ldd").arg(BINARY).output().expect("ldd runs");
+        let libraries = String::from_utf8(libraries.stdout).expect("text");
+        for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
+            root.take(Path::new(library), Path::new(library.trim_start_matches('/')));
+        }
+        root.write("etc/resolv.conf", resolv_conf);
+        root.write("etc/hosts", hosts);
+        root
+    }
+
+    fn take(&self, from: &Path, to: &Path) {
+        let to = self.0.join(to);
+        std::fs::create_dir_all(to.parent().expect("a folder")).expect("the target folder can be written");
+        if std::fs::hard_link(from.canonicalize().expect("it is there"), &to).is_err() {
+            std::fs::copy(from, to).expect("it can be copied");
+        }
+    }
+
+    pub fn write(&self, name: &str, text: &str) {
+        let path = self.0.join(name);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("the target folder can be written");
+        std::fs::write(path, text).expect("the file can be written");
+    }
+
+    /// The server in it.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new("chroot");
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg(&self.0).arg("/couchdb-howler");
+        command
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
