@@ -46,3 +46,4 @@ mod storm;
 mod systemd;
 mod tls;
 mod tls_clients;
+mod upstream_proxy;

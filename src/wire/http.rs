@@ -8,8 +8,11 @@ use super::body::BodyDecoder;
 
 /// Longest head of a response, and of a request unless told otherwise, in bytes.
 pub const MAX_HEAD: usize = 16 * 1024;
-/// Most header fields of a head.
+/// Most header fields of a request, and of most responses.
 pub const MAX_HEADERS: usize = 64;
+/// Most header fields of a response: proxies add many, and [`MAX_HEAD`] has room for no more that
+/// are of any use.
+const MAX_RESPONSE_HEADERS: usize = 2048;
 
 /// Why a head cannot be served, and so whose fault it is: always the peer's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,12 +193,30 @@ pub struct Response {
 /// Reads a response head off the start of `buffer`; returns its length and itself, or None when bytes
 /// are missing. `1xx` heads are the caller's to skip.
 ///
+/// What stands between CouchDB and this server may write sloppy lines. As in curl, white space in
+/// front of a colon does not count, and a line that is no field is passed over.
+///
 /// # Errors
 /// [`HeadError`] when it is no HTTP/1 response.
 pub fn parse_response(buffer: &[u8]) -> Result<Option<(usize, Response)>, HeadError> {
-    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut parsed = httparse::Response::new(&mut headers);
-    let length = match parsed.parse(&buffer[..buffer.len().min(MAX_HEAD)]) {
+    match parse_response_into(buffer, &mut [httparse::EMPTY_HEADER; MAX_HEADERS]) {
+        Err(HeadError::TooLarge) => {
+            parse_response_into(buffer, &mut vec![httparse::EMPTY_HEADER; MAX_RESPONSE_HEADERS])
+        }
+        parsed => parsed,
+    }
+}
+
+fn parse_response_into<'a>(
+    buffer: &'a [u8],
+    headers: &mut [httparse::Header<'a>],
+) -> Result<Option<(usize, Response)>, HeadError> {
+    let mut parsed = httparse::Response::new(headers);
+    let mut parser = httparse::ParserConfig::default();
+    parser.allow_spaces_after_header_name_in_responses(true);
+    parser.ignore_invalid_headers_in_responses(true);
+    parser.allow_multiple_spaces_in_response_status_delimiters(true);
+    let length = match parser.parse_response(&mut parsed, &buffer[..buffer.len().min(MAX_HEAD)]) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if buffer.len() >= MAX_HEAD => return Err(HeadError::TooLarge),
         Ok(httparse::Status::Partial) => return Ok(None),
@@ -215,7 +236,7 @@ pub fn parse_response(buffer: &[u8]) -> Result<Option<(usize, Response)>, HeadEr
             n if n.eq_ignore_ascii_case("set-cookie") && value.starts_with("AuthSession=") => {
                 auth_cookie = Some(super::secret::Secret::new(value));
             }
-            n => framing.add(n, value)?,
+            n => close |= framing.add_of_response(n, value)?,
         }
     }
     let body = match framing {
@@ -236,6 +257,26 @@ struct Framing {
 }
 
 impl Framing {
+    /// Takes note of a field of a response. The same length twice, and a length beside chunks,
+    /// which win over it, are taken from a peer that is trusted; whether the connection is of no
+    /// use for another request then.
+    fn add_of_response(&mut self, name: &str, value: &str) -> Result<bool, HeadError> {
+        let before = std::mem::take(self);
+        self.add(name, value)?;
+        let both = before.chunked && self.length.is_some() || before.length.is_some() && self.chunked;
+        if both || self.chunked && before.chunked {
+            *self = Self { length: None, chunked: true };
+            return Ok(true);
+        }
+        match (before.length, self.length) {
+            (Some(one), Some(other)) if one != other => Err(HeadError::BodyLength),
+            _ => {
+                *self = Self { length: self.length.or(before.length), chunked: self.chunked || before.chunked };
+                Ok(false)
+            }
+        }
+    }
+
     /// Takes note of a field; others than the two are passed over.
     fn add(&mut self, name: &str, value: &str) -> Result<(), HeadError> {
         if name.eq_ignore_ascii_case("content-length") {
@@ -420,6 +461,44 @@ mod tests {
         assert!(!alive("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n"));
         assert!(!alive("GET / HTTP/1.0\r\n\r\n"));
         assert!(alive("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"));
+    }
+
+    #[test]
+    fn sloppy_lines_of_responses_do_not_matter() {
+        let read = |fields: &str| {
+            let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
+            for end in 0..head.len() {
+                assert_eq!(parse_response(&head.as_bytes()[..end]), Ok(None), "{fields}: {end}");
+            }
+            parse_response(head.as_bytes()).map(|parsed| parsed.expect("whole").1)
+        };
+        for fields in [
+            "Content-Length : 2\r\nX-Proxy\t : a\r\n",
+            "X Proxy: a\r\nContent-Length: 2\r\n",
+            ": nothing\r\nno colon\r\nContent-Length: 2\r\n",
+            "X: a\r\n folded\r\nContent-Length: 2\r\n",
+            "X\u{fc}: a\r\nContent-Length: 2\r\nContent-Length: 2\r\n",
+            &("X-Field: a\r\n".repeat(500) + "Content-Length: 2\r\n"),
+            &("a:\r\n".repeat(2_000) + "Content-Length: 2\r\n"),
+        ] {
+            let response = read(fields).unwrap_or_else(|error| panic!("{error:?}: {fields}"));
+            assert_eq!((response.body, response.keep_alive), (BodyDecoder::Length(2), true), "{fields}");
+        }
+        let cookie = read("Set-Cookie : AuthSession=abc\r\nContent-Length: 0\r\n").unwrap().auth_cookie;
+        assert_eq!(cookie.unwrap().reveal(), "AuthSession=abc");
+        // Who counts otherwise would take the rest for another answer.
+        for fields in [
+            "Content-Length: 2\r\nTransfer-Encoding : chunked\r\n",
+            "Transfer-Encoding: chunked\r\nContent-Length: 2\r\n",
+        ] {
+            let response = read(fields).unwrap();
+            assert_eq!((response.body, response.keep_alive), (BodyDecoder::chunked(), false), "{fields}");
+        }
+        for fields in
+            ["Content-Length: 2\r\nContent-Length: 3\r\n", "Content-Length: x\r\n", "Transfer-Encoding: gzip\r\n"]
+        {
+            assert_eq!(read(fields), Err(HeadError::BodyLength), "{fields}");
+        }
     }
 
     #[test]
