@@ -18,7 +18,7 @@ const EVENTS: usize = 1024;
 pub struct Signals {
     /// Those that ask the server to stop.
     pub stop: UnixStream,
-    /// Those that ask it to read its certificate again.
+    /// Those that ask it to read its files again.
     pub reload: UnixStream,
 }
 
@@ -75,7 +75,7 @@ pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals, mut notifie
                 // However many came: the files are as they are now.
                 RELOAD_SIGNALS => {
                     count_signals(&mut signals.reload);
-                    server.reload();
+                    server.reload(now);
                 }
                 _ => server.ready(event, now),
             }

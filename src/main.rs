@@ -211,6 +211,7 @@ fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Resu
     tls::random_bytes(&mut seed)?;
     Ok(Settings {
         couchdb_url,
+        couchdb_url_file: config.couchdb_url_file.clone(),
         feed: FeedSettings {
             source: config.feed,
             heartbeat: config.feed_heartbeat_ms,

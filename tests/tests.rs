@@ -47,3 +47,4 @@ mod systemd;
 mod tls;
 mod tls_clients;
 mod upstream_proxy;
+mod url_file;

@@ -261,7 +261,7 @@ impl World {
                 }
                 FeedAction::Send(request) => self.answer(&request),
                 FeedAction::HangUp => self.hang_up(),
-                FeedAction::Pinned => {}
+                FeedAction::Pinned | FeedAction::Refused => {}
                 FeedAction::Opened(continuity) => {
                     assert_eq!(self.connection, Connection::Open, "opened without a connection");
                     // What came before the first stream is not missed.

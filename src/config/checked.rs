@@ -21,6 +21,10 @@ impl Typed {
         let demo = self.switch("demo")?;
         Ok(Config {
             couchdb_url: self.couchdb_url(demo)?,
+            couchdb_url_file: match self.find("couchdb_url").1 {
+                Some(Given { source: Source::File(_, path), .. }) => Some(path.clone()),
+                _ => None,
+            },
             host: self.host()?,
             port: self.main_port()?,
             tls: self.tls_files()?,
@@ -251,10 +255,6 @@ impl Typed {
         if demo {
             return Err(row.wrong(&given.source, "expected none with --demo, which brings its own CouchDB"));
         }
-        let url = CouchUrl::parse(&given.text).map_err(|error| row.unusable(given, &error.to_string()))?;
-        if url.credentials.as_ref().is_none_or(|(user, _)| user.is_empty()) {
-            return Err(row.unusable(given, "the credentials of a server admin are missing"));
-        }
-        Ok(Some(url))
+        CouchUrl::parse_admin(&given.text).map(Some).map_err(|error| row.unusable(given, &error.to_string()))
     }
 }

@@ -57,6 +57,8 @@ use typed::Typed;
 pub struct Config {
     /// The CouchDB to follow, with credentials whose user is not empty. None exactly with `demo`.
     pub couchdb_url: Option<CouchUrl>,
+    /// The file that the URL was read from, to be read again.
+    pub couchdb_url_file: Option<PathBuf>,
     /// The address to listen on; None for all of them, IPv6 and IPv4.
     pub host: Option<IpAddr>,
     /// The port to listen on; 0 for any that is free. It speaks TLS when there is `tls` and no `tls_port`.

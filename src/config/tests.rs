@@ -64,6 +64,7 @@ fn host_of(typing: &Typing) -> Box<str> {
 fn defaults() {
     let expected = Config {
         couchdb_url: Some(CouchUrl::parse(URL).unwrap()),
+        couchdb_url_file: None,
         host: None,
         port: 3000,
         tls: None,
@@ -98,6 +99,7 @@ fn defaults() {
 fn every_option_by_flag_and_by_variable() {
     let expected = Config {
         couchdb_url: Some(CouchUrl::parse(URL).unwrap()),
+        couchdb_url_file: None,
         host: Some("::1".parse().unwrap()),
         port: 0,
         tls: Some(TlsFiles { certificate: "/etc/chain.pem".into(), key: "/etc/a@b/key.pem".into() }),
@@ -257,9 +259,11 @@ fn precedence() {
     let filed = |content: &str| {
         args("").env("couchdb_url", &named("bare")).env("HOWLER_COUCHDB_URL_FILE", "/f").file("/f", content)
     };
-    for end in ["", "\n", "\r\n"] {
+    for end in ["", "\n", "\r\n", " \r\n\n", "\t"] {
         assert_eq!(&*host_of(&filed(&(named("file") + end))), "file");
+        assert_eq!(&*host_of(&filed(&format!("\u{feff}{}{end}", named("file")))), "file");
     }
+    assert_eq!(filed(&named("file")).config().couchdb_url_file, Some("/f".into()));
     typing = typing.env("HOWLER_COUCHDB_URL", &named("own"));
     assert_eq!(&*host_of(&typing), "own");
     typing = typing.env("HOWLER_COUCHDB_URL_FILE", "/missing");

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::ConfigError;
 use super::mistakes::{LONGEST_SHOWN, shown_url};
 use super::table::{COMMANDS, OPTIONS, OptionRow, Takes, Word};
+use crate::wire::url::file_content;
 
 /// A text and where it came from. Holds secrets in the clear, so it does not print.
 pub(super) struct Given {
@@ -211,8 +212,8 @@ fn from_file(
 ) -> Result<Given, ConfigError> {
     let content = read_file(&path);
     let source = Source::File(variable, path);
-    let mut text = content.map_err(|error| row.wrong(&source, &format!("the file cannot be read: {error}")))?;
-    text.truncate(text.trim_end_matches(['\r', '\n']).len());
+    let text = content.map_err(|error| row.wrong(&source, &format!("the file cannot be read: {error}")))?;
+    let text = file_content(&text).to_owned();
     if text.is_empty() {
         return Err(row.wrong(&source, &format!("expected {}, but the file is empty", row.expected())));
     }

@@ -3,6 +3,7 @@
 pub mod blocking;
 pub mod connection;
 pub mod descriptors;
+pub mod file_reader;
 pub mod listener;
 mod nameservers;
 pub mod resolver;

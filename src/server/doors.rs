@@ -150,10 +150,14 @@ impl Server {
         self.answer_and_close(key, 400, &format!("{NO_TLS_HERE}{elsewhere}.\n"), CloseReason::BadRequest, now);
     }
 
-    /// Reads the certificate anew, as an operator asks by a signal. Those who are connected keep what they have.
-    pub fn reload(&mut self) {
+    /// Reads the certificate and the file with CouchDB's URL again, as an operator asks by a
+    /// signal. Connected clients keep what they have.
+    pub fn reload(&mut self, now: Millis) {
+        let reads_url = self.reload_credentials(now);
         let Some(identity) = &mut self.doors.identity else {
-            log::info!("SIGHUP: there is no certificate to be read again (--tls_cert).");
+            if !reads_url {
+                log::info!("SIGHUP: there is no certificate to be read again (--tls_cert).");
+            }
             return;
         };
         let reloaded = identity.reload();

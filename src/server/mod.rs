@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `mod.rs` | the tables, and the steps of a turn |
 //! | `doors.rs` | the ports: TLS, and none |
+//! | `credentials.rs` | the server's own credentials, read again from their file |
 //! | `arrivals.rs` | clients that come, as many as there may be |
 //! | `inbound.rs` | connections of clients: HTTP, WebSocket frames |
 //! | `http_exchange.rs` | answers to HTTP requests |
@@ -20,6 +21,7 @@
 
 mod access;
 mod arrivals;
+mod credentials;
 mod doors;
 mod events;
 mod farewell;
@@ -36,6 +38,7 @@ mod sizes;
 
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -43,6 +46,8 @@ use mio::event::Event;
 use mio::{Registry, Token};
 
 pub use doors::Doors;
+
+use credentials::CredentialsFile;
 
 use crate::net::connection::Connection;
 use crate::net::resolver::Resolver;
@@ -107,6 +112,8 @@ pub const UPSTREAMS: usize = 1 + CHECKS + LOOK_UPS;
 pub struct Settings {
     /// Where CouchDB is, with the credentials of a server admin.
     pub couchdb_url: CouchUrl,
+    /// The file that the URL was read from.
+    pub couchdb_url_file: Option<PathBuf>,
     /// How to follow its feed.
     pub feed: FeedSettings,
     /// How to speak TLS with it; needed where its URL says `https`.
@@ -228,6 +235,8 @@ struct CouchDb {
     tls: Option<Arc<rustls::ClientConfig>>,
     dialer: Dialer<Upstream>,
     resolver: Resolver,
+    /// Where the URL was read from, if that can change.
+    credentials_file: Option<CredentialsFile>,
     feed_connection: Option<Key>,
     queues: [Requests; 3],
     feed_actions: Vec<FeedAction>,
@@ -372,7 +381,7 @@ impl Server {
     pub fn new(settings: Settings, mut doors: Doors, registry: Registry) -> io::Result<Self> {
         doors.register(&registry, LISTENER, TLS_LISTENER, ADMIN_LISTENER)?;
         let waker = Arc::new(mio::Waker::new(&registry, WAKER)?);
-        let resolver = Resolver::start(waker)?;
+        let resolver = Resolver::start(Arc::clone(&waker))?;
         let Settings { couchdb_url: url, feed, tls, login_concurrency, seed, .. } = settings;
         let has_revisions = feed.source == FeedSource::GlobalChanges;
         let requests = couchdb::Requests::new(&url);
@@ -420,6 +429,7 @@ impl Server {
                 requests,
                 tls,
                 resolver,
+                credentials_file: settings.couchdb_url_file.map(|path| CredentialsFile::new(&path, waker)),
                 feed_connection: None,
                 queues: [
                     Requests::new(login_concurrency, pool::MAX_BODY, settings.limits.log_in_queue),
@@ -451,6 +461,7 @@ impl Server {
         }
         let due = [
             self.feed.poll_timeout(),
+            self.couchdb.credentials_file.as_ref().and_then(CredentialsFile::poll_timeout),
             self.couchdb.queues.iter().filter_map(|queue| queue.pool.poll_timeout()).min(),
             self.access.poll_timeout(),
             self.positions.poll_timeout(),
@@ -468,7 +479,10 @@ impl Server {
     pub fn ready(&mut self, event: &Event, now: Millis) {
         match event.token() {
             LISTENER | TLS_LISTENER | ADMIN_LISTENER => self.accept(now),
-            WAKER => self.handle_resolver(now),
+            WAKER => {
+                self.handle_resolver(now);
+                self.handle_credentials_file(now);
+            }
             token => self.peer_ready(key_of(token), event, now),
         }
     }
@@ -487,6 +501,7 @@ impl Server {
     pub fn expire_timers(&mut self, now: Millis) {
         self.feed.handle_timeout(now, &mut self.couchdb.feed_actions);
         self.perform_feed_actions(now);
+        self.expire_credentials(now);
         self.expire_requests(now);
         self.retry_epoch(now);
         self.positions.handle_timeout(now, &mut self.subscriptions);

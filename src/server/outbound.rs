@@ -198,7 +198,11 @@ impl Server {
                 FeedAction::Send(request) => self.send(Upstream::Feed, &request, now),
                 FeedAction::HangUp => self.hang_up(Upstream::Feed, now),
                 FeedAction::Pinned => self.handle_pinned(),
-                FeedAction::Opened(continuity) => self.handle_opened(continuity, now),
+                FeedAction::Opened(continuity) => {
+                    self.handle_admin_answer(200, now);
+                    self.handle_opened(continuity, now);
+                }
+                FeedAction::Refused => self.handle_admin_answer(401, now),
             }
         }
     }
@@ -241,8 +245,11 @@ impl Server {
 
     /// CouchDB answered a request, or did not.
     fn handle_answer(&mut self, purpose: Purpose, answer: Result<Answer, NoAnswer>, now: Millis) {
-        if answer.is_ok() {
+        if let Ok(answer) = &answer {
             self.feed.handle_reachable(now);
+            if !matches!(purpose, Purpose::LogIn(..) | Purpose::Abandoned(..) | Purpose::Check(..)) {
+                self.handle_admin_answer(answer.status, now);
+            }
         }
         let answer = match purpose {
             Purpose::Security(_) => answer,

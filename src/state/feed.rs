@@ -60,6 +60,8 @@ pub enum FeedAction {
     Pinned,
     /// Changes are being followed; what may have happened since they were before.
     Opened(Continuity),
+    /// CouchDB refused the credentials (401).
+    Refused,
 }
 
 /// What lies between a stream of changes and the one before, from the best to the worst.
@@ -197,6 +199,15 @@ impl Feed {
             must_create: false,
             continuity: None,
             followed_until: 0,
+        }
+    }
+
+    /// Asks with other credentials from now on. What CouchDB refused is tried again at once.
+    pub fn handle_credentials(&mut self, requests: Requests, now: Millis) {
+        self.requests = requests;
+        if let (Phase::Waiting { until }, Some(Problem::Unauthorized)) = (&mut self.phase, &self.problem) {
+            *until = (*until).min(now);
+            self.backoff.reset();
         }
     }
 
@@ -429,7 +440,10 @@ impl Feed {
             (Question::Pin, 400 | 405 | 501) if self.settings.source == FeedSource::DbUpdates => {
                 self.start_from_now(now, actions);
             }
-            (_, 401) => self.fail(Problem::Unauthorized, now, actions),
+            (_, 401) => {
+                actions.push(FeedAction::Refused);
+                self.fail(Problem::Unauthorized, now, actions);
+            }
             (_, 403) => self.fail(Problem::Locked, now, actions),
             _ => {
                 if matches!(status, 502..=504) {
@@ -705,6 +719,7 @@ mod tests {
         }
 
         fn hangs_up(&mut self) {
+            self.actions.retain(|action| *action != FeedAction::Refused);
             assert_eq!(self.actions.drain(..).collect::<Vec<_>>(), [FeedAction::HangUp]);
             assert!(!self.feed.is_streaming());
         }

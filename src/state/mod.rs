@@ -28,4 +28,5 @@ pub mod site;
 pub mod subscriptions;
 pub mod table;
 pub mod timers;
+pub mod url_file;
 pub mod watch;

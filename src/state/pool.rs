@@ -238,6 +238,16 @@ impl<P> Pool<P> {
         }
     }
 
+    /// Changes the requests that have not been answered: they are sent so from now on.
+    pub fn for_each_waiting(&mut self, mut change: impl FnMut(&mut Vec<u8>)) {
+        let keys: Vec<Key> = self.tickets.keys().collect();
+        for key in keys {
+            if let Some(ticket) = self.tickets.get_mut(key) {
+                change(&mut ticket.request);
+            }
+        }
+    }
+
     /// What a request is for.
     pub fn purpose(&mut self, ticket: Key) -> Option<&mut P> {
         self.tickets.get_mut(ticket).map(|ticket| &mut ticket.purpose)

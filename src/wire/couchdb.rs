@@ -250,6 +250,17 @@ impl Requests {
         Self { prefix: url.prefix.clone(), host: url.host_header().into(), admin: Secret::new(admin) }
     }
 
+    /// Puts these credentials of the server into a request that was written with others and was not
+    /// sent yet. Requests with credentials of users stay as they are.
+    pub fn renew(&self, old: &Self, request: &mut Vec<u8>) {
+        let head = memchr::memmem::find(request, b"\r\n\r\n").map_or(request.len(), |end| end + 2);
+        let (old, new) = (old.admin.reveal().as_bytes(), self.admin.reveal().as_bytes());
+        // A whole line: no value of a field can hold it.
+        if let Some(start) = memchr::memmem::find(&request[..head], old).filter(|_| !old.is_empty()) {
+            request.splice(start..start + old.len(), new.iter().copied());
+        }
+    }
+
     /// Asks for the sequence that a feed opened now would start from; answered at once.
     pub fn pin(&self, source: FeedSource) -> Vec<u8> {
         self.write("GET", &format!("{}?since=now&limit=1", source.path()), self.admin.reveal(), b"")
@@ -723,6 +734,28 @@ mod tests {
         assert_eq!(Credentials::token("a\r\nX: y"), Credentials::Unusable);
         let security = text(requests.security("a/b+c"));
         assert!(security.starts_with("GET /pre/a%2Fb%2Bc/_security ") && security.contains("Basic"), "{security}");
+    }
+
+    #[test]
+    fn requests_that_wait_get_new_credentials() {
+        let requests = |url: &str| Requests::new(&CouchUrl::parse(url).unwrap());
+        let (old, new) = (requests("http://admin:hunter2@db"), requests("http://root:a-longer-password@db"));
+        let body = ["Authorization: Basic YWRtaW46aHVudGVyMg=="];
+        for (write, has_body) in [
+            (&(|requests: &Requests| requests.security("a/b")) as &dyn Fn(&Requests) -> Vec<u8>, false),
+            (&|requests| requests.epoch(), false),
+            (&|requests| requests.look_up(body.into_iter()), true),
+            (&|requests| requests.welcome(), false),
+        ] {
+            let mut request = write(&old);
+            new.renew(&old, &mut request);
+            assert_eq!(request, write(&new), "{has_body}");
+        }
+        let user = Credentials::Password { username: "admin".into(), password: Secret::new("hunter2") };
+        let written = old.log_in(&user, [127, 0, 0, 1].into()).unwrap();
+        let mut request = written.clone();
+        new.renew(&old, &mut request);
+        assert_eq!(request, written);
     }
 
     fn cookie_of(identity: &Identity) -> &str {

@@ -36,6 +36,8 @@ pub enum UrlError {
     Encoding,
     /// A space or a control character.
     Character,
+    /// No name of a user whose password follows.
+    NoAdmin,
     /// An `@` in the path: most likely a `/` in the password, whose rest would be taken for a path.
     PathAt,
 }
@@ -51,6 +53,7 @@ impl fmt::Display for UrlError {
             }
             Self::Encoding => "a % must be followed by two hexadecimal digits (write a literal % as %25)",
             Self::Character => "it must not hold spaces or control characters",
+            Self::NoAdmin => "the credentials of a server admin are missing",
             Self::PathAt => "its path must not hold an @ (write / as %2F in a password, and @ as %40 in a path)",
         })
     }
@@ -101,6 +104,32 @@ impl CouchUrl {
         Ok(Self { tls, host: host.into(), port, prefix: path.trim_end_matches('/').into(), credentials })
     }
 
+    /// Reads the URL of a server admin.
+    ///
+    /// # Errors
+    /// As [`CouchUrl::parse`], or there is no user in it.
+    pub fn parse_admin(text: &str) -> Result<Self, UrlError> {
+        let url = Self::parse(text)?;
+        match &url.credentials {
+            Some((user, _)) if !user.is_empty() => Ok(url),
+            _ => Err(UrlError::NoAdmin),
+        }
+    }
+
+    /// Reads the content of a file that holds the URL of a server admin.
+    ///
+    /// # Errors
+    /// As [`CouchUrl::parse_admin`].
+    pub fn parse_file(content: &str) -> Result<Self, UrlError> {
+        Self::parse_admin(file_content(content))
+    }
+
+    /// Whether another URL differs in its credentials at most.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        let place = |url: &Self| Self { credentials: None, ..url.clone() };
+        place(self) == place(other)
+    }
+
     /// The value of the `Host` header (RFC 9110 section 7.2): the port only where it is not the
     /// scheme's own. A zone means nothing to others and is left out (RFC 6874 section 4).
     pub fn host_header(&self) -> String {
@@ -128,6 +157,12 @@ impl fmt::Display for CouchUrl {
         };
         write!(f, "{scheme}://{}{}", self.authority(host), self.prefix)
     }
+}
+
+/// The part of a file's content that counts: without the mark that some editors put in front (BOM),
+/// and without white space and line ends behind it.
+pub fn file_content(content: &str) -> &str {
+    content.strip_prefix('\u{feff}').unwrap_or(content).trim_end()
 }
 
 fn parse_credentials(text: &str) -> Result<(Box<str>, Secret), UrlError> {
@@ -257,6 +292,37 @@ mod tests {
         assert_eq!((&*url.host, url.port, &*url.prefix), ("::1", 5984, "/x/y"));
         assert_eq!(url.host_header(), "[::1]:5984");
         assert_eq!(parse("http://a:p@ss@host").credentials.unwrap().1.reveal(), "p@ss");
+    }
+
+    #[test]
+    fn reads_files_as_editors_and_tools_write_them() {
+        let url = parse("http://admin:hunter2@db");
+        for content in ["", "\n", "\r\n", " \t\r\n\r\n", "\n\n \u{a0}"] {
+            for mark in ["", "\u{feff}"] {
+                let content = format!("{mark}http://admin:hunter2@db{content}");
+                assert_eq!(CouchUrl::parse_file(&content).as_ref(), Ok(&url), "{content:?}");
+            }
+        }
+        for (content, error) in [
+            ("", UrlError::Scheme),
+            ("\u{feff}\n", UrlError::Scheme),
+            ("http://a:b@db\nhttp://a:b@db", UrlError::Character),
+            ("http://db", UrlError::NoAdmin),
+            ("http://:hunter2@db", UrlError::NoAdmin),
+        ] {
+            assert_eq!(CouchUrl::parse_file(content), Err(error), "{content:?}");
+        }
+    }
+
+    #[test]
+    fn the_same_place_has_any_credentials() {
+        let url = parse("http://a:b@db:1/x");
+        for text in ["http://a:c@db:1/x", "http://db:1/x/", "http://b:b@db:1/x"] {
+            assert!(url.is_same_place(&parse(text)), "{text}");
+        }
+        for text in ["https://a:b@db:1/x", "http://a:b@db2:1/x", "http://a:b@db/x", "http://a:b@db:1"] {
+            assert!(!url.is_same_place(&parse(text)), "{text}");
+        }
     }
 
     #[test]

@@ -1,0 +1,198 @@
+//! The file that holds the URL of CouchDB: how it may be written, and that it is read again.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use couchdb_howler::demo::{FeedFault, StandIn};
+use serde_json::json;
+
+use crate::support::client::Client;
+use crate::support::howler::{BINARY, Howler};
+use crate::support::{ADMIN, SOON, couchdb};
+
+/// The password that takes the place of the first one, and the same in the file.
+const NEW_PASSWORD: &str = "zq7-rotated%";
+const NEW_IN_URL: &str = "zq7-rotated%25";
+
+/// A file that holds a URL; it is removed with it.
+struct UrlFile(PathBuf);
+
+impl UrlFile {
+    fn new(content: &str) -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("url-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let file = Self(Path::new(env!("CARGO_TARGET_TMPDIR")).join(name));
+        file.write(content);
+        file
+    }
+
+    /// Puts another file in its place at once, as tools that rotate secrets do.
+    fn write(&self, content: &str) {
+        let new = self.0.with_extension("new");
+        std::fs::write(&new, content).expect("the target folder can be written");
+        std::fs::rename(new, &self.0).expect("it can be renamed");
+    }
+
+    fn launch(&self) -> Howler {
+        Howler::launch_command(Command::new(BINARY).env("HOWLER_COUCHDB_URL_FILE", &self.0))
+    }
+
+    /// A server that follows a stand-in by a file.
+    fn follow(couchdb: &StandIn) -> (Self, Howler) {
+        let file = Self::new(&couchdb.url());
+        let howler = file.launch();
+        assert!(couchdb.wait_for_feeds(1, SOON), "{}", howler.output());
+        (file, howler)
+    }
+}
+
+impl Drop for UrlFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// The URL with the other password.
+fn new_url(couchdb: &StandIn) -> String {
+    format!("http://{ADMIN}:{NEW_IN_URL}@{}\n", couchdb.address())
+}
+
+/// Expects that the feed and a lookup work.
+fn works(howler: &Howler, couchdb: &StandIn, database: &str) {
+    let deadline = Instant::now() + SOON;
+    let mut client = Client::logged_in(howler.address());
+    while client.ask(json!({"op": "subscribe", "dbs": [database]}))["dbs"][database].is_null() {
+        assert!(Instant::now() < deadline, "no position:\n{}", howler.output());
+    }
+    assert!(couchdb.wait_for_feeds(1, SOON), "{}", howler.output());
+    couchdb.update(database);
+    assert_eq!(client.next_change(SOON).as_deref(), Some(database), "{}", howler.output());
+}
+
+#[test]
+fn a_mark_in_front_and_white_space_behind_do_not_count() {
+    for (mark, end) in [("\u{feff}", ""), ("", "\r\n"), ("\u{feff}", " \t\r\n\r\n"), ("", "\n\n  ")] {
+        let couchdb = couchdb();
+        let file = UrlFile::new(&format!("{mark}{}{end}", couchdb.url()));
+        let howler = file.launch();
+        assert!(couchdb.wait_for_feeds(1, SOON), "{mark:?}, {end:?}:\n{}", howler.output());
+        works(&howler, &couchdb, "db");
+    }
+}
+
+#[test]
+fn a_rotated_password_is_used_after_sighup() {
+    let couchdb = couchdb();
+    let (file, howler) = UrlFile::follow(&couchdb);
+    file.write(&new_url(&couchdb));
+    assert!(couchdb.change_password(ADMIN, NEW_PASSWORD));
+    howler.signal("HUP");
+    howler.wait_for_line("Using the credentials for CouchDB that the file");
+    couchdb.forget_requests();
+    let feeds = couchdb.counters().feed_requests;
+    couchdb.break_feed(FeedFault::Cut);
+    assert!(couchdb.wait_for(SOON, |seen| seen.feed_requests > feeds), "{}", howler.output());
+    works(&howler, &couchdb, "db");
+    let asked = couchdb.requests();
+    let mut sent: Vec<_> = asked.iter().filter_map(|request| request.header("Authorization")).collect();
+    sent.sort_unstable();
+    sent.dedup();
+    let expected = data_encoding::BASE64.encode(format!("{ADMIN}:{NEW_PASSWORD}").as_bytes());
+    assert_eq!(sent, [format!("Basic {expected}")]);
+    assert_eq!(howler.count_lines("(401)"), 0, "{}", howler.output());
+    howler.signal("HUP");
+    howler.wait_for_line("holds what is in use already");
+}
+
+#[test]
+fn a_rotated_password_is_used_once_the_old_one_is_refused_to_the_feed() {
+    let couchdb = couchdb();
+    let (file, howler) = UrlFile::follow(&couchdb);
+    file.write(&new_url(&couchdb));
+    assert!(couchdb.change_password(ADMIN, NEW_PASSWORD));
+    couchdb.break_feed(FeedFault::Cut);
+    howler.wait_for_line("Using the credentials for CouchDB that the file");
+    works(&howler, &couchdb, "db");
+}
+
+#[test]
+fn a_rotated_password_is_used_once_the_old_one_is_refused_to_a_lookup() {
+    let couchdb = couchdb();
+    let (file, howler) = UrlFile::follow(&couchdb);
+    file.write(&new_url(&couchdb));
+    assert!(couchdb.change_password(ADMIN, NEW_PASSWORD));
+    let feeds = couchdb.counters().feed_requests;
+    works(&howler, &couchdb, "db");
+    howler.wait_for_line("Using the credentials for CouchDB that the file");
+    assert_eq!(couchdb.counters().feed_requests, feeds, "the feed goes on");
+}
+
+#[test]
+fn a_file_that_is_written_after_the_refusal_is_read_too() {
+    let couchdb = couchdb();
+    let (file, howler) = UrlFile::follow(&couchdb);
+    assert!(couchdb.change_password(ADMIN, NEW_PASSWORD));
+    couchdb.break_feed(FeedFault::Cut);
+    howler.wait_for_line("(401)");
+    // So that no further try locks the account.
+    couchdb.refuse();
+    file.write(&new_url(&couchdb));
+    howler.wait_for_line("Using the credentials for CouchDB that the file");
+    couchdb.accept_again().expect("its port is free");
+    works(&howler, &couchdb, "db");
+}
+
+#[test]
+fn a_wrong_password_of_a_user_has_nothing_read() {
+    let couchdb = couchdb();
+    let (file, howler) = UrlFile::follow(&couchdb);
+    file.write("zq7-nonsense");
+    let mut client = Client::json(howler.address());
+    let answer = client.ask(json!({"op": "log-in", "username": "nobody", "password": "zq7-wrong"}));
+    assert_eq!(answer["error"], "NotAuthenticatedError");
+    works(&howler, &couchdb, "db");
+    assert_eq!(howler.count_lines("--couchdb_url"), 0, "{}", howler.output());
+}
+
+#[test]
+fn a_file_that_is_of_no_use_changes_nothing_and_is_not_shown() {
+    let couchdb = couchdb();
+    let (file, howler) = UrlFile::follow(&couchdb);
+    let elsewhere = new_url(&couchdb).replace(&couchdb.address().to_string(), "db.example:1");
+    for (number, (content, problem)) in [
+        ("", "it must start with http:// or https://"),
+        ("zq7-secret", "it must start with http:// or https://"),
+        ("http://admin:zq7-secret@ho st", "spaces or control characters"),
+        ("http://db.example", "the credentials of a server admin are missing"),
+        (&elsewhere, "it names another CouchDB (http://db.example:1), which takes a restart"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        file.write(content);
+        howler.signal("HUP");
+        let line = howler.wait_for_lines("cannot be used, and the old URL stays in use", number + 1);
+        assert!(line.contains(problem) && line.contains("ERROR"), "{content:?}: {line}");
+    }
+    std::fs::remove_file(&file.0).expect("it is there");
+    howler.signal("HUP");
+    let line = howler.wait_for_lines("cannot be used, and the old URL stays in use", 6);
+    assert!(line.contains("No such file"), "{line}");
+    works(&howler, &couchdb, "db");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_at_once_holds_nobody() {
+    let couchdb = couchdb();
+    let (file, howler) = UrlFile::follow(&couchdb);
+    std::fs::remove_file(&file.0).expect("it is there");
+    assert!(Command::new("mkfifo").arg(&file.0).status().expect("mkfifo runs").success());
+    howler.signal("HUP");
+    works(&howler, &couchdb, "db");
+    assert!(couchdb.change_password(ADMIN, NEW_PASSWORD));
+    std::fs::write(&file.0, new_url(&couchdb)).expect("it is read by now");
+    howler.wait_for_line("Using the credentials for CouchDB that the file");
+    works(&howler, &couchdb, "db2");
+}
