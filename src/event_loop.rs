@@ -69,6 +69,7 @@ pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals, mut notifie
             polled => polled?,
         }
         let now = clock.now();
+        server.begin_turn(now);
         for event in &events {
             match event.token() {
                 STOP_SIGNALS => told += count_signals(&mut signals.stop),

@@ -409,7 +409,7 @@ impl World {
         if self.subscriptions.watch_mut(database).handle_line(line.kind, revision, self.now) {
             self.subscriptions.mark(database, line.kind, &mut self.woken);
             if revision.is_none() {
-                self.positions.want(database, &mut self.subscriptions);
+                self.positions.want(database, None, &mut self.subscriptions);
             }
         }
     }
@@ -581,7 +581,7 @@ impl World {
         let foreign = epoch.is_some() && epoch.as_deref() != self.positions.epoch();
         let mut answer = Vec::new();
         for (database, given) in names {
-            self.positions.want(*database, &mut self.subscriptions);
+            self.positions.want(*database, Some(*key), &mut self.subscriptions);
             let position = self.subscriptions.known(*database);
             let changed = given.is_given() && (foreign || given.differs(position));
             let name = self.subscriptions.name(*database).to_owned();

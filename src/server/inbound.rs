@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mio::event::Event;
 
 use super::http_exchange::Exchange;
-use super::{CLIENT_READ, Http, LINGER, Peer, Protocol, Seat, Server, Timer, token_of};
+use super::{CLIENT_READ, Http, LINGER, NAMES_A_TURN, Peer, Protocol, Seat, Server, Timer, token_of};
 use crate::net::connection::{Connection, Flushed};
 use crate::net::stream::{Stream, TLS_HANDSHAKE};
 use crate::state::metrics::CloseReason;
@@ -51,6 +51,7 @@ impl Server {
                 seat: Seat::None,
                 unread: false,
                 known: false,
+                postponed: false,
                 early: false,
             })
         })?;
@@ -124,6 +125,12 @@ impl Server {
             return self.read_upstream(key, to_end, now);
         }
         if matches!(peer.protocol, Protocol::Closed) {
+            return;
+        }
+        if self.names_this_turn >= NAMES_A_TURN {
+            if !std::mem::replace(&mut peer.postponed, true) {
+                self.postponed.push_back(key);
+            }
             return;
         }
         if matches!(peer.protocol, Protocol::Handshake) && !self.shake_hands(key, now) {

@@ -135,6 +135,8 @@ impl Server {
             sessions,
             subscriptions: self.subscriptions.total(),
             databases: self.subscriptions.watched(),
+            names: self.subscriptions.databases(),
+            remembered: self.catch_up.remembered(),
             requests: &requests,
             resident_memory: resident_memory(),
         };

@@ -339,7 +339,7 @@ impl Server {
                                 metrics.merged_notifications += subscriptions.mark(database, kind, woken);
                             }
                             if is_news && revision.is_none() {
-                                positions.want(database, subscriptions);
+                                positions.want(database, None, subscriptions);
                             }
                         }
                     }

@@ -25,6 +25,7 @@ const EPOCH_RETRY: Millis = 1_000;
 impl Server {
     /// The databases of a `subscribe`, each once and held; None when they are refused.
     pub(super) fn checked(&mut self, key: Key, reply: &Reply, names: &NameList, now: Millis) -> Option<Named> {
+        self.names_this_turn += names.len();
         let unanswered = self.positions.pending_requests(key) + self.access.pending_requests(key);
         if unanswered >= self.limits.requests {
             self.close_session(key, CloseReason::TooManyRequests, now);
@@ -157,7 +158,7 @@ impl Server {
         let mut stand = Vec::with_capacity(names.len());
         let mut changed = Vec::new();
         for (database, given) in &names {
-            positions.want(*database, subscriptions);
+            positions.want(*database, Some(key), subscriptions);
             // Of one that is there, and was not when CouchDB was asked who may read it, nothing is told before it is
             // asked again.
             let secret = |position: &Position| position.is_there() && access.is_missing(*database);
@@ -193,6 +194,7 @@ impl Server {
     }
 
     pub(super) fn unsubscribe(&mut self, key: Key, reply: &Reply, names: &NameList) {
+        self.names_this_turn += names.len();
         // What is not kept nobody subscribes to or waits for.
         let databases: HashSet<_> = names.iter().filter_map(|(name, _)| self.subscriptions.find(name)).collect();
         for database in &databases {

@@ -70,11 +70,23 @@ const BURST: u64 = 20;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Throttle(u64);
 
+/// A list of names counts as one more message for each of so many names.
+const NAMES_A_MESSAGE: usize = 100;
+
 impl Throttle {
     /// Takes note of a message; whether it was in time for so many a second.
     pub fn allows(&mut self, per_second: u64, now: Millis) -> bool {
+        self.allows_messages(1, per_second, now)
+    }
+
+    /// Takes note of the names in a message that was taken note of.
+    pub fn allows_names(&mut self, names: usize, per_second: u64, now: Millis) -> bool {
+        self.allows_messages((names / NAMES_A_MESSAGE) as u64, per_second, now)
+    }
+
+    fn allows_messages(&mut self, messages: u64, per_second: u64, now: Millis) -> bool {
         let now = now * 1_000;
-        let due = self.0.max(now) + 1_000_000 / per_second;
+        let due = self.0.max(now) + messages * 1_000_000 / per_second;
         let allowed = due <= now + BURST * 1_000_000;
         if allowed {
             self.0 = due;
@@ -95,5 +107,7 @@ mod tests {
         assert_eq!(allowed(&mut throttle, 5), 0);
         assert_eq!(allowed(&mut throttle, 1_005), 100);
         assert_eq!(allowed(&mut throttle, 60_000), 2_000, "what was not used is not saved beyond the burst");
+        assert_eq!((0..100).take_while(|_| throttle.allows_names(8_000, 100, 120_000)).count(), 25);
+        assert!(throttle.allows_names(99, 100, 120_000) && !throttle.allows_names(100, 100, 120_000));
     }
 }

@@ -108,6 +108,10 @@ pub struct Gauges<'a> {
     pub subscriptions: usize,
     /// Databases that someone subscribes to.
     pub databases: usize,
+    /// Names of databases that are stored.
+    pub names: usize,
+    /// Subscriptions of broken sessions that are remembered.
+    pub remembered: usize,
     /// Requests to CouchDB that wait or are under way, by what they are for.
     pub requests: &'a [(&'static str, usize)],
     /// Memory that the process has, in bytes, where the system says so.
@@ -131,6 +135,9 @@ pub fn exposition(metrics: &Metrics, gauges: &Gauges<'_>) -> Vec<u8> {
     page.gauge("howler_sessions_logged_in", "Sessions that are logged in.", gauges.sessions.logged_in);
     page.gauge("howler_subscriptions", "Subscriptions of all sessions.", gauges.subscriptions as u64);
     page.gauge("howler_databases_watched", "Databases that someone subscribes to.", gauges.databases as u64);
+    page.gauge("howler_names_stored", "Names of databases that are stored, each once.", gauges.names as u64);
+    let help = "Subscriptions of broken sessions that are remembered.";
+    page.gauge("howler_catch_up_subscriptions", help, gauges.remembered as u64);
     let name = "howler_couchdb_requests_pending";
     page.family(name, "gauge", "Requests to CouchDB that wait or are under way, but for the feed.");
     for (queue, count) in gauges.requests {
@@ -214,6 +221,8 @@ mod tests {
             sessions,
             subscriptions: 6,
             databases: 4,
+            names: 7,
+            remembered: 3,
             requests: &[("log_ins", 3), ("checks", 0)],
             resident_memory: Some(4096),
         };
@@ -241,6 +250,8 @@ mod tests {
             "howler_sessions_logged_in 9",
             "howler_subscriptions 6",
             "howler_databases_watched 4",
+            "howler_names_stored 7",
+            "howler_catch_up_subscriptions 3",
             "howler_couchdb_requests_pending{queue=\"log_ins\"} 3",
             "process_resident_memory_bytes 4096",
             "# TYPE howler_changes_total counter",

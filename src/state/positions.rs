@@ -16,6 +16,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use crate::state::fair_queue::FairQueue;
 use crate::state::jitter::{Backoff, Jitter};
 use crate::state::session::Reply;
 use crate::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
@@ -25,6 +26,8 @@ use crate::wire::couchdb::ChangeKind;
 use crate::wire::database_name;
 use crate::wire::positions::{self, Given, MAX_NAMES};
 
+/// Fewer deadlines than this are not swept.
+const FEW: usize = 64;
 /// Most look-ups at once.
 pub const MAX_BATCHES: usize = 2;
 /// A `subscribe` is answered after this long without the positions that are not known by then, in milliseconds.
@@ -35,6 +38,12 @@ const LINGER: Millis = 60_000;
 const MAX_LINGERING: usize = 100_000;
 /// Most databases that wait to be looked up; beyond, positions are not known.
 const MAX_WANTED: usize = 200_000;
+/// The same for one session.
+const MAX_WANTED_OF_SESSION: usize = 20_000;
+/// A session that wants no more than this gets its turn although [`MAX_WANTED`] is reached.
+const ALWAYS_WANTED: usize = 1_000;
+/// Databases that are taken from the queue in one turn; those that nobody needs any more are dropped.
+const TAKEN_A_TURN: usize = 4 * MAX_NAMES;
 
 /// The databases of a request, each once and held once, with the position that the client gave.
 pub type Named = Vec<(DatabaseId, Given)>;
@@ -85,9 +94,14 @@ impl Pending {
 pub struct Batch {
     /// The databases, each held once.
     pub databases: Vec<DatabaseId>,
+    /// On whose turn each was taken.
+    owners: Vec<Owner>,
     /// What is found out before the feed started anew says nothing about what came before it started.
     era: u32,
 }
+
+/// The session that wants a position; None when the feed made it necessary.
+type Owner = Option<Key>;
 
 /// Whether positions mean anything.
 #[derive(Debug, PartialEq, Eq)]
@@ -104,9 +118,14 @@ enum Epoch {
 pub struct Positions {
     epoch: Epoch,
     era: u32,
-    /// To be looked up; each is held once.
-    wanted: VecDeque<DatabaseId>,
+    /// To be looked up, sessions in turn; each is held once. One that several sessions wait for is in it for each of
+    /// them, and is dropped when it was taken for another.
+    wanted: FairQueue<Owner, DatabaseId>,
+    /// Whether the last turn did not come to the end of those to be dropped.
+    unswept: bool,
     batches: usize,
+    /// Those of all batches.
+    in_flight: HashSet<DatabaseId>,
     pending: Table<Pending>,
     waiting_for: HashMap<DatabaseId, Vec<Key>>,
     pending_of: HashMap<Key, Vec<Key>>,
@@ -125,8 +144,10 @@ impl Positions {
         Self {
             epoch: if with_revisions { Epoch::Awaited } else { Epoch::Never },
             era: 0,
-            wanted: VecDeque::new(),
+            wanted: FairQueue::default(),
+            unswept: false,
             batches: 0,
+            in_flight: HashSet::new(),
             pending: Table::default(),
             waiting_for: HashMap::new(),
             pending_of: HashMap::new(),
@@ -196,7 +217,7 @@ impl Positions {
     /// Nothing is looked up any more, and so kept for that.
     fn want_nothing(&mut self, subscriptions: &mut Subscriptions) {
         self.waiting_for.clear();
-        for database in self.wanted.drain(..) {
+        while let Some((_, database)) = self.wanted.pop() {
             subscriptions.watch_mut(database).wanted = false;
             subscriptions.release(database);
         }
@@ -210,7 +231,7 @@ impl Positions {
                 // Nobody is told of what comes, so what a later look-up finds is no news either.
                 subscriptions.watch_mut(database).forget();
             } else if subscriptions.watch(database).known().is_none() {
-                self.want(database, subscriptions);
+                self.want(database, None, subscriptions);
             }
         }
     }
@@ -232,34 +253,44 @@ impl Positions {
         unknown
     }
 
-    /// Has the position of a database looked up, if it is to be had and not known.
-    pub fn want(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
+    /// Queues a lookup of a database's position for a session unless it is already known or queued.
+    pub fn want(&mut self, database: DatabaseId, owner: Owner, subscriptions: &mut Subscriptions) {
         if !self.are_kept() || subscriptions.watch(database).known().is_some() {
             return;
         }
         if !database_name::is_possible(subscriptions.name(database)) {
             return subscriptions.watch_mut(database).assume();
         }
-        if self.wanted.len() >= MAX_WANTED {
+        if self.is_full(owner) {
             return;
         }
         let watch = subscriptions.watch_mut(database);
         if !std::mem::replace(&mut watch.wanted, true) {
             subscriptions.hold_id(database);
-            self.wanted.push_back(database);
+            self.wanted.push(owner, database);
         }
+    }
+
+    fn is_full(&self, owner: Owner) -> bool {
+        let its = self.wanted.len_of(owner);
+        owner.is_some() && its >= MAX_WANTED_OF_SESSION || self.wanted.len() >= MAX_WANTED && its >= ALWAYS_WANTED
     }
 
     /// Takes a `subscribe` that is to be compared: its answer is due when all positions are known, or its time is over.
     pub fn wait(&mut self, mut pending: Pending, now: Millis, subscriptions: &mut Subscriptions) {
-        let mut awaited = Vec::new();
+        let (mut awaited, session) = (Vec::new(), pending.session);
         for (database, _) in &pending.names {
-            self.want(*database, subscriptions);
+            let queued = subscriptions.watch(*database).wanted;
+            self.want(*database, Some(session), subscriptions);
             if subscriptions.watch(*database).wanted {
                 awaited.push(*database);
+                // It may stand far behind in the queue of another session.
+                if queued && !self.in_flight.contains(database) && !self.is_full(Some(session)) {
+                    subscriptions.hold_id(*database);
+                    self.wanted.push(Some(session), *database);
+                }
             }
         }
-        let session = pending.session;
         if awaited.is_empty() {
             return self.ready.push_back(pending);
         }
@@ -275,6 +306,11 @@ impl Positions {
         }
         self.pending_of.entry(session).or_default().push(key);
         self.deadlines.push_back((now + ANSWER_WITHIN, key));
+        if self.deadlines.len() > 2 * self.pending.len() + FEW {
+            // Most requests were taken back before their time.
+            let pending = &self.pending;
+            self.deadlines.retain(|(_, key)| pending.get(*key).is_some());
+        }
     }
 
     /// Withdraws databases from the requests of a session, in time linear in both. A request that waits for nothing
@@ -306,7 +342,30 @@ impl Positions {
                 pending.release(subscriptions);
             }
         }
+        for database in self.wanted.remove_owner(Some(session)) {
+            if self.is_needed(database, subscriptions) {
+                self.wanted.push(None, database);
+            } else {
+                self.drop_wanted(database, subscriptions);
+            }
+        }
         replies
+    }
+
+    /// Whether somebody waits for the position of a database, or is told of it with changes.
+    fn is_needed(&self, database: DatabaseId, subscriptions: &Subscriptions) -> bool {
+        let queued = subscriptions.watch(database).wanted && !self.in_flight.contains(&database);
+        queued && (subscriptions.has_subscribers(database) || self.is_awaited(database))
+    }
+
+    /// Drops a database that was taken from the queue and is not needed, or was taken before for another session.
+    fn drop_wanted(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
+        if !self.in_flight.contains(&database) && subscriptions.watch(database).wanted {
+            self.waiting_for.remove(&database);
+            subscriptions.watch_mut(database).forget();
+            subscriptions.watch_mut(database).wanted = false;
+        }
+        subscriptions.release(database);
     }
 
     /// The next answer that is due: its session is subscribed and told in one step. It is to be released then.
@@ -317,21 +376,23 @@ impl Positions {
     /// The next databases to look up together, unless enough are being looked up.
     pub fn next_batch(&mut self, subscriptions: &mut Subscriptions) -> Option<Batch> {
         let may = self.epoch().is_some() && self.retry_at.is_none() && self.batches < MAX_BATCHES;
-        let mut databases = Vec::new();
-        while may && databases.len() < MAX_NAMES {
-            let Some(database) = self.wanted.pop_front() else { break };
-            if subscriptions.has_subscribers(database) || self.is_awaited(database) {
+        let (mut databases, mut owners) = (Vec::new(), Vec::new());
+        let mut taken = 0;
+        while may && databases.len() < MAX_NAMES && taken < TAKEN_A_TURN {
+            let Some((owner, database)) = self.wanted.pop() else { break };
+            taken += 1;
+            if self.is_needed(database, subscriptions) {
                 subscriptions.watch_mut(database).outrun = false;
+                self.in_flight.insert(database);
                 databases.push(database);
+                owners.push(owner);
             } else {
-                self.waiting_for.remove(&database);
-                subscriptions.watch_mut(database).forget();
-                subscriptions.watch_mut(database).wanted = false;
-                subscriptions.release(database);
+                self.drop_wanted(database, subscriptions);
             }
         }
+        self.unswept = taken == TAKEN_A_TURN;
         self.batches += usize::from(!databases.is_empty());
-        (!databases.is_empty()).then_some(Batch { databases, era: self.era })
+        (!databases.is_empty()).then_some(Batch { databases, owners, era: self.era })
     }
 
     fn is_awaited(&self, database: DatabaseId) -> bool {
@@ -371,8 +432,9 @@ impl Positions {
             if !found {
                 self.retry_at = Some(now + self.backoff.wait(jitter));
             }
-            for database in batch.databases.into_iter().rev() {
-                self.wanted.push_front(database);
+            for (database, owner) in batch.databases.into_iter().zip(batch.owners).rev() {
+                self.in_flight.remove(&database);
+                self.wanted.push_front(owner, database);
             }
             if !self.are_kept() {
                 self.want_nothing(subscriptions);
@@ -380,11 +442,12 @@ impl Positions {
             return found;
         };
         self.backoff.reset();
-        for (database, revisions) in batch.databases.into_iter().zip(rows) {
+        for ((database, owner), revisions) in batch.databases.into_iter().zip(batch.owners).zip(rows) {
+            self.in_flight.remove(&database);
             let subscribed = subscriptions.has_subscribers(database);
             let watch = subscriptions.watch_mut(database);
             if watch.outrun {
-                self.wanted.push_back(database);
+                self.wanted.push(owner, database);
                 continue;
             }
             watch.wanted = false;
@@ -443,7 +506,8 @@ impl Positions {
         let retry = self.retry_at.filter(|_| !self.wanted.is_empty());
         let deadline = self.deadlines.front().map(|(at, _)| *at);
         let linger = self.lingering.front().map(|(at, _)| *at);
-        [retry, deadline, linger].into_iter().flatten().min()
+        let sweep = self.unswept.then_some(0);
+        [retry, deadline, linger, sweep].into_iter().flatten().min()
     }
 
     /// Does what the time asks for.
@@ -470,9 +534,6 @@ impl Positions {
         }
         if let Some(room) = room(self.deadlines.len(), self.deadlines.capacity()) {
             self.deadlines.shrink_to(room);
-        }
-        if let Some(room) = room(self.wanted.len(), self.wanted.capacity()) {
-            self.wanted.shrink_to(room);
         }
         if let Some(room) = room(self.waiting_for.len(), self.waiting_for.capacity()) {
             self.waiting_for.shrink_to(room);

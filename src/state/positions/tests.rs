@@ -145,7 +145,7 @@ impl<'a> Run<'a> {
                 for database in 0..self.bounds.databases {
                     let id = self.subscriptions.hold(&name(database));
                     self.subscriptions.subscribe(OTHER, id).expect("few");
-                    self.positions.want(id, &mut self.subscriptions);
+                    self.positions.want(id, None, &mut self.subscriptions);
                     self.subscriptions.release(id);
                 }
             }
@@ -211,7 +211,7 @@ impl<'a> Run<'a> {
         while let Some(pending) = self.positions.next_ready() {
             for (id, given) in &pending.names {
                 self.subscriptions.subscribe(CLIENT.index, *id).expect("few");
-                self.positions.want(*id, &mut self.subscriptions);
+                self.positions.want(*id, Some(CLIENT), &mut self.subscriptions);
                 let position = self.subscriptions.known(*id);
                 let same = given.is_given() && !given.differs(position);
                 let database = self.subscriptions.name(*id)["db-".len()..].parse().expect("a number");
@@ -361,7 +361,7 @@ fn nothing_is_kept_for_look_ups_that_are_not_to_be() {
     positions.handle_epoch(Some("1".into()), &mut subscriptions);
     let want = |name: &str, positions: &mut Positions, subscriptions: &mut Subscriptions| {
         let database = subscribed(subscriptions, name);
-        positions.want(database, subscriptions);
+        positions.want(database, None, subscriptions);
     };
     want("a", &mut positions, &mut subscriptions);
     let batch = positions.next_batch(&mut subscriptions).expect("a");
@@ -402,7 +402,7 @@ fn a_look_up_that_a_line_without_a_revision_outran_is_asked_again() {
     };
     for (number, outrun, known) in [(1, true, None), (2, false, Some(2)), (3, true, None), (4, false, Some(4))] {
         assert!(subscriptions.watch_mut(database).handle_line(Updated, None, 0), "it is told all the same");
-        positions.want(database, &mut subscriptions);
+        positions.want(database, None, &mut subscriptions);
         let batch = positions.next_batch(&mut subscriptions).expect("a");
         if outrun {
             // CouchDB has read the revisions by now.
@@ -413,4 +413,60 @@ fn a_look_up_that_a_line_without_a_revision_outran_is_asked_again() {
         let position = subscriptions.known(database);
         assert_eq!(position.map(|position| position.counts), known.map(|number| [number, 0, 0]));
     }
+}
+
+#[test]
+fn a_session_with_few_names_waits_for_no_session_with_many() {
+    let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
+    positions.handle_epoch(Some("e".into()), &mut subscriptions);
+    let mut wait = |session: u32, names: std::ops::Range<u32>| {
+        let session = Key { index: session, generation: 0 };
+        let names = names.map(|name| (subscriptions.hold(&format!("db-{name}")), Given::Nothing)).collect();
+        positions.wait(Pending::new(session, Reply::Silent, names, None), 0, &mut subscriptions);
+    };
+    for session in 0..20 {
+        wait(session, session * 8_000..(session + 1) * 8_000);
+    }
+    // Its last name stands far behind in the queue of another session.
+    wait(20, 200_000..200_009);
+    wait(21, 7_999..8_000);
+    let batch = positions.next_batch(&mut subscriptions).expect("names");
+    let names: HashSet<&str> = batch.databases.iter().map(|database| subscriptions.name(*database)).collect();
+    assert_eq!(names.len(), MAX_NAMES);
+    for name in (200_000..200_009).chain([7_999]) {
+        assert!(names.contains(&*format!("db-{name}")), "{name}");
+    }
+    for session in 0..22 {
+        positions.cancel(Key { index: session, generation: 0 }, &mut subscriptions);
+    }
+    assert!(positions.wanted.is_empty() && positions.waiting() == 0);
+    positions.handle_look_up(batch, None, (0, &mut Jitter::new(7)), &mut subscriptions, &mut Vec::new());
+    positions.handle_timeout(60_000, &mut subscriptions);
+    while positions.next_batch(&mut subscriptions).is_some() {}
+    assert_eq!((subscriptions.held(), subscriptions.databases()), (0, 0));
+    assert!(positions.in_flight.is_empty() && positions.waiting_for.is_empty());
+}
+
+#[test]
+fn what_nobody_waits_for_any_more_is_not_looked_up() {
+    let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
+    positions.handle_epoch(Some("e".into()), &mut subscriptions);
+    for round in 0..3 {
+        let names = (0..8_000).map(|name| subscriptions.hold(&format!("db-{round}-{name}")));
+        let names: Vec<DatabaseId> = names.collect();
+        let wanted = names.iter().map(|database| (*database, Given::Nothing)).collect();
+        positions.wait(Pending::new(CLIENT, Reply::Silent, wanted, None), 0, &mut subscriptions);
+        positions.withdraw(CLIENT, &names.into_iter().collect(), &mut subscriptions);
+        let answered = positions.next_ready().expect("it waits for nothing");
+        assert!(answered.names.is_empty());
+        answered.release(&mut subscriptions);
+    }
+    assert_eq!(positions.wanted.len(), MAX_WANTED_OF_SESSION, "and no more is queued for one session");
+    let mut turns = 0;
+    while positions.poll_timeout() == Some(0) || turns == 0 {
+        assert!(positions.next_batch(&mut subscriptions).is_none());
+        turns += 1;
+    }
+    assert_eq!(turns, 1 + MAX_WANTED_OF_SESSION / TAKEN_A_TURN);
+    assert_eq!((subscriptions.held(), subscriptions.databases()), (0, 0));
 }

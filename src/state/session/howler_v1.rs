@@ -67,10 +67,11 @@ impl Session {
             }
             _ if !self.is_active() => self.answer_error(&reply, LogInError::NotAuthenticated.name(), LOG_IN_FIRST),
             Operation::Subscribe(positions, epoch) => {
-                turn.actions.push(Action::Subscribe(reply, positions, epoch.map(Into::into)));
+                let count = positions.len();
+                self.act_on_names(count, Action::Subscribe(reply, positions, epoch.map(Into::into)), turn);
             }
             Operation::Unsubscribe(names) => {
-                turn.actions.push(Action::Unsubscribe(reply, names));
+                self.act_on_names(names.len(), Action::Unsubscribe(reply, names), turn);
             }
         }
     }

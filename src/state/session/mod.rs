@@ -338,6 +338,12 @@ impl Session {
         self.throttle.allows(rules.messages_per_second, now)
     }
 
+    /// Hands a list of names on, unless the client sends more than it may.
+    fn act_on_names(&mut self, names: usize, action: Action, turn: &mut Turn<'_>) {
+        let allowed = self.throttle.allows_names(names, turn.rules.messages_per_second, turn.now);
+        turn.actions.push(if allowed { action } else { Action::Close(CloseReason::TooManyMessages) });
+    }
+
     /// Whether nobody has logged in nor tries to: it may have to make way for others.
     pub fn is_newcomer(&self) -> bool {
         matches!(self.phase, Phase::Anonymous(_) | Phase::Awaiting(_))

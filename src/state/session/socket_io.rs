@@ -135,7 +135,7 @@ impl Session {
         action: impl FnOnce(Reply, NameList) -> Action,
     ) {
         match names {
-            Some(names) => turn.actions.push(action(reply, names)),
+            Some(names) => self.act_on_names(names.len(), action(reply, names), turn),
             None => self.answer_error(&reply, "TypeError", NAMES_EXPECTED),
         }
     }
