@@ -17,6 +17,8 @@ pub(super) struct Accounts {
     failures: HashMap<(String, String), Failures>,
     cookie_life: Duration,
     lockout: Option<Duration>,
+    /// How often a name was locked.
+    pub(super) lockouts: usize,
     /// Keys the codes of cookies. A stand-in for CouchDB's HMAC: nobody who cannot read this
     /// process can forge one, but it is not cryptography.
     secret: RandomState,
@@ -38,9 +40,11 @@ struct Token {
     expired: bool,
 }
 
+/// Wrong passwords for a name from a peer.
 #[derive(Debug)]
 struct Failures {
     count: u32,
+    /// When they are forgotten: some time after the first of them, or after the one that locked the name.
     until: Duration,
 }
 
@@ -90,6 +94,7 @@ impl Accounts {
             failures: HashMap::new(),
             cookie_life,
             lockout,
+            lockouts: 0,
             secret: RandomState::new(),
             salts: 0,
         }
@@ -189,8 +194,12 @@ impl Accounts {
             });
         }
         if let Some(lockout) = self.lockout {
-            let failures = Failures { count: wrong_before + 1, until: now + lockout };
-            self.failures.insert(key, failures);
+            let failures = self.failures.entry(key).or_insert(Failures { count: 0, until: now + lockout });
+            failures.count += 1;
+            if failures.count >= WRONG_PASSWORDS {
+                failures.until = now + lockout;
+                self.lockouts += 1;
+            }
         }
         Err(Refusal::Incorrect)
     }

@@ -37,6 +37,9 @@ fn exchange(shared: &Shared, stream: &TcpStream, request: &Request) -> io::Resul
     // Before it is written: whoever has the answer must not find the request still in flight.
     shared.observe(|state| state.finish(request));
     match answer {
+        Answer::Response(_) if request.path().ends_with("/_session") && shared.lock().faults.lose_login_answers => {
+            Ok(FeedEnd::Close)
+        }
         Answer::Response(response) => {
             let bytes = response.to_bytes(request, shared.clock.now());
             (&mut &*stream).write_all(&bytes)?;

@@ -28,7 +28,8 @@ pub struct Options {
     pub tick: Duration,
     /// How long a session cookie is good.
     pub cookie_life: Duration,
-    /// How long a name is locked after five wrong passwords; none switches that off.
+    /// How long a name is locked for a peer after five wrong passwords, and within which time of the first these count;
+    /// none switches that off.
     pub lockout: Option<Duration>,
     /// Whether requests without a good login are refused altogether.
     pub require_valid_user: bool,
@@ -125,6 +126,11 @@ impl StandIn {
     /// Changes a password, which ends the user's cookies; false if there is no such user.
     pub fn change_password(&self, name: &str, password: &str) -> bool {
         self.shared.change(|state| state.accounts.change_password(name, password))
+    }
+
+    /// How often five wrong passwords locked a name for a peer.
+    pub fn lockouts(&self) -> usize {
+        self.shared.lock().accounts.lockouts
     }
 
     /// Accepts `Authorization: Bearer <token>` as this user, who need not have a password.
@@ -254,6 +260,16 @@ impl StandIn {
     /// Answers every request for `/_session` with this status.
     pub fn fail_logins(&self, status: Option<u16>) {
         self.shared.change(|state| state.faults.login_status = status);
+    }
+
+    /// Carries every request for `/_session` out and ends the connection without an answer, or no more.
+    pub fn lose_login_answers(&self, lost: bool) {
+        self.shared.change(|state| state.faults.lose_login_answers = lost);
+    }
+
+    /// Answers every request for `/_session` with 403 and a body that is not CouchDB's, as something in front of it does.
+    pub fn forbid_logins(&self, forbidden: bool) {
+        self.shared.change(|state| state.faults.forbid_logins = forbidden);
     }
 
     /// Answers every request for `/_session` so much later.

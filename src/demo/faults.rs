@@ -52,6 +52,10 @@ pub enum Chunking {
 pub(super) struct Faults {
     pub(super) login_delay: Duration,
     pub(super) login_status: Option<u16>,
+    /// Whether requests about sessions are carried out and not answered.
+    pub(super) lose_login_answers: bool,
+    /// Whether something in front of CouchDB answers requests about sessions, with 403.
+    pub(super) forbid_logins: bool,
     pub(super) access_delay: Duration,
     pub(super) access_status: Option<u16>,
     /// Answers about access wait until this is over.

@@ -3,7 +3,7 @@
 //! Nothing here touches a socket; `connection.rs` does.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 /// Longest request head that is read.
@@ -58,14 +58,24 @@ impl Request {
             .is_some_and(|accept| accept.contains("text/html") && !accept.contains("json") && !accept.contains("*/*"))
     }
 
-    /// Whose request it is: what a gateway says, else the peer of the socket.
+    /// Returns the peer for which wrong passwords count: the last address that a gateway says, where the gateway is
+    /// believed, else the other end of the socket.
     pub(super) fn client(&self) -> String {
+        let peer = self.peer.ip();
         self.header("x-forwarded-for")
-            .and_then(|list| list.split(',').next())
+            .filter(|_| is_believed(peer))
+            .and_then(|list| list.split(',').next_back())
             .map(str::trim)
             .filter(|address| !address.is_empty())
-            .map_or_else(|| self.peer.ip().to_string(), str::to_owned)
+            .map_or_else(|| peer.to_string(), str::to_owned)
     }
+}
+
+/// Whether CouchDB believes a peer about where its clients are.
+fn is_believed(peer: IpAddr) -> bool {
+    let IpAddr::V4(four) = peer else { return false };
+    let [first, second, ..] = four.octets();
+    four.is_private() || (first == 100 && second & 0xc0 == 64) || four == Ipv4Addr::LOCALHOST
 }
 
 /// How the body behind a head is framed.

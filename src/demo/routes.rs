@@ -27,6 +27,12 @@ pub(super) fn answer(shared: &Shared, request: &Request) -> Answer {
     };
     let segments: Vec<String> = path.split('/').map(unquote).collect();
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    if segments == ["_session"] && shared.lock().faults.forbid_logins {
+        return Answer::Response(Response {
+            headers: vec![("Content-Type", "text/html".to_owned())],
+            ..Response::json(403, "<html><body>Forbidden</body></html>")
+        });
+    }
     if let Some(status) = fault(shared, request, &segments) {
         return Answer::Response(fault_response(status));
     }

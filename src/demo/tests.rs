@@ -700,7 +700,8 @@ mod sessions {
             StandIn::start(&Options { lockout: Some(Duration::from_secs(2)), ..Options::default() }).unwrap();
         stand_in.add_user("u", "p", &[]);
         let mut client = Client::new(&stand_in);
-        let from = "X-Forwarded-For: 192.0.2.1, 10.0.0.1\r\n";
+        // The last address counts: the proxy before this server wrote it.
+        let from = "X-Forwarded-For: 10.0.0.1, 192.0.2.1\r\n";
         for _ in 0..5 {
             assert_eq!(log_in(&mut client, "u", "x", from).status, 401);
         }
@@ -711,7 +712,37 @@ mod sessions {
         assert_eq!(log_in(&mut client, "admin", "password", from).status, 200);
         let basic = format!("{from}Authorization: Basic dTpw\r\n");
         assert_eq!(client.get("/", &basic).status, 403);
+        assert_eq!(stand_in.lockouts(), 1);
         until(|| (log_in(&mut client, "u", "p", from).status == 200).then_some(()));
+        assert_eq!(log_in(&mut client, "u", "x", from).status, 401, "its failures are forgotten");
+    }
+
+    #[test]
+    fn wrong_passwords_count_within_a_time_of_the_first() {
+        let lockout = Duration::from_millis(300);
+        let mut accounts = super::super::accounts::Accounts::new(Duration::from_secs(600), Some(lockout));
+        let mut is_refused = |at| accounts.log_in("u", "x", "peer", Duration::from_millis(at)).is_err();
+        assert!([0, 100, 200, 299, 300, 400, 500, 599].into_iter().all(&mut is_refused));
+        assert_eq!(accounts.lockouts, 0);
+        for at in 700..705 {
+            let _ = accounts.log_in("u", "x", "peer", Duration::from_millis(at));
+        }
+        assert_eq!(accounts.lockouts, 1);
+    }
+
+    /// All clients of a peer that is not believed are one, and the server's own admin is no exception.
+    #[test]
+    fn a_peer_that_is_not_believed_is_locked_out_itself() {
+        let address = std::net::SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0));
+        let stand_in = StandIn::start(&Options { address, ..Options::default() }).unwrap();
+        let mut client = Client::new(&stand_in);
+        for host in 0..5 {
+            assert_eq!(client.get("/_up", ADMIN).status, 200);
+            let from = format!("X-Forwarded-For: 192.0.2.{host}\r\n");
+            assert_eq!(log_in(&mut client, "admin", "x", &from).status, 401);
+        }
+        assert_eq!(client.get("/_db_updates?since=now", ADMIN).status, 403);
+        assert_eq!(stand_in.lockouts(), 1);
     }
 
     #[test]
