@@ -227,6 +227,7 @@ fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Resu
             max_payload: config.limits.post,
         },
         origins: config.origins.clone(),
+        trusts_forwarded: config.trusts_forwarded,
         login_concurrency: config.login_concurrency,
         resync: config.resync,
         limits: config.limits.clone(),

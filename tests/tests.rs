@@ -28,6 +28,7 @@ mod layers;
 mod limits;
 mod log_blocked;
 mod log_format;
+mod login_limits;
 mod long_lists;
 mod names;
 mod operation;

@@ -26,6 +26,7 @@ fuzz_target!(|data: &[u8]| {
     if confuses_trees(data) {
         return;
     }
+    check_lockout(data);
     let Ok(value) = serde_json::from_slice::<Value>(data) else {
         // A tree of values has limits of depth and of numbers that fields which nobody reads need not keep to. What is
         // cut off is no answer.
@@ -42,12 +43,22 @@ fn check_statuses(body: &[u8]) {
     for (status, error) in [
         (400, LogInError::NotAuthenticated),
         (401, LogInError::NotAuthenticated),
-        (403, LogInError::Locked),
         (404, LogInError::Unavailable),
         (500, LogInError::Unavailable),
     ] {
         let cookie = Some(Secret::new("AuthSession=abc"));
         assert_eq!(read_log_in(&Credentials::cookie("AuthSession=x"), status, cookie, body), Err(error));
+    }
+}
+
+/// Only a body that says so locks an account; other answers with this status are not CouchDB's.
+fn check_lockout(body: &[u8]) {
+    let read = read_log_in(&Credentials::cookie("AuthSession=x"), 403, None, body);
+    assert!(matches!(read, Err(LogInError::Locked | LogInError::Unavailable)), "{read:?}");
+    // A tree takes the last of two fields of one name, where the answer is refused.
+    if let (Err(LogInError::Locked), Ok(value)) = (&read, serde_json::from_slice::<Value>(body)) {
+        let reason = value["reason"].as_str().unwrap_or_default();
+        assert!(value["error"] == "forbidden" && reason.starts_with("Account is temporarily locked"), "{value}");
     }
 }
 

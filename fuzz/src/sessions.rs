@@ -8,9 +8,11 @@
 //! N>text     the client sends a message
 //! N#2        the client sends one of the long messages of `long_message`
 //! N*20       the client sends its last message so many times again
-//! N=o        CouchDB answers the log-in: o and u are users, n (not authenticated), l (locked), x (unavailable), b (too busy)
+//! N=o        CouchDB answers the log-in: o and u are users, n (not authenticated), l (locked), x (unavailable), b (too busy),
+//!            a and m (too many failures of the address or the name)
 //! N:1234     CouchDB is to be asked whether the user is still logged in, after so many milliseconds
-//! N?o        CouchDB answers that, likewise; r is the first user in other roles, c the same with a new cookie
+//! N?o        CouchDB answers the oldest such question, likewise; r is the first user in other roles, c the same with a new
+//!            cookie. The answer is for the login that was checked, whoever has logged in since
 //! N/name     the user may not read a database any more
 //! N,         the client answers WebSocket pings no more from here on, or answers them again
 //! N!         what the session has to say is written
@@ -34,7 +36,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use couchdb_howler::state::limits::LONGEST_NAME;
 use couchdb_howler::state::metrics::CloseReason;
 use couchdb_howler::state::session::{
-    Action, Dialect, Opening, Polling, Reply, Rules, Session, TAG, Transport, Turn, messages,
+    Action, Dialect, Opening, PendingLogin, Polling, Reply, Rules, Session, TAG, Transport, Turn, messages,
 };
 use couchdb_howler::state::subscriptions::Subscriptions;
 use couchdb_howler::state::table::Key;
@@ -70,6 +72,10 @@ const PONG_WITHIN: Millis = 20_000;
 const MAX_REFUSALS: u8 = 16;
 /// When a client is asked to come back, in milliseconds.
 const RETRY_AFTER: Millis = 1_234;
+/// When a client may log in again after too many failures, in milliseconds.
+const LIMITED_FOR: Millis = 4_321;
+/// Most checks of a session that are under way.
+const MAX_CHECKS: usize = 3;
 /// Time for a log-in, or for CONNECT.
 const LOG_IN_WITHIN: Millis = 10_000;
 
@@ -119,8 +125,10 @@ struct Client {
     credentials: Credentials,
     /// What the user is still good with.
     kept: Credentials,
-    /// Whether CouchDB is asked if the user is still logged in.
-    checked: bool,
+    /// How many logins were begun, and which of them CouchDB is asked about, whether they are still good; each with what
+    /// the session calls it.
+    logins: u32,
+    checks: VecDeque<(u32, u32)>,
     /// What its answer has the session say: that the log-in is over, or another cookie.
     expired: bool,
     renewed: bool,
@@ -223,7 +231,7 @@ impl World {
             }
             '=' if client.log_in => self.answer_log_in(slot, rest),
             ':' => client.session.check_at(self.now + rest.parse::<u16>().map_or(0, Millis::from)),
-            '?' if client.checked => self.answer_check(slot, rest),
+            '?' if !client.checks.is_empty() => self.answer_check(slot, rest),
             '/' => self.revoke(slot, rest),
             ',' => {
                 client.answers ^= true;
@@ -276,7 +284,8 @@ impl World {
             log_in: false,
             credentials: Credentials::Unusable,
             kept: Credentials::Unusable,
-            checked: false,
+            logins: 0,
+            checks: VecDeque::new(),
             expired: false,
             renewed: false,
             revoked: None,
@@ -344,6 +353,8 @@ impl World {
             "l" => (None, Err(LogInError::Locked)),
             "x" => (None, Err(LogInError::Unavailable)),
             "b" => (None, Err(LogInError::Overloaded)),
+            "a" => (None, Err(LogInError::AddressLimit(LIMITED_FOR))),
+            "m" => (None, Err(LogInError::NameLimit(LIMITED_FOR))),
             _ => return,
         };
         client.log_in = false;
@@ -381,11 +392,12 @@ impl World {
             "b" => Err(LogInError::Overloaded),
             _ => return,
         };
-        client.checked = false;
+        let Some((login, attempt)) = client.checks.pop_front() else { return };
+        let is_current = login == client.logins;
         if let (Ok(identity), Credentials::Token(_)) = (&mut answer, &client.kept) {
             identity.cookie = None;
         }
-        if client.stage == Stage::Active {
+        if client.stage == Stage::Active && is_current {
             client.expired = match &answer {
                 Ok(identity) => Some(&*identity.name) != client.user,
                 Err(error) => matches!(error, LogInError::NotAuthenticated | LogInError::Locked),
@@ -398,7 +410,7 @@ impl World {
         }
         let said = client.unwritten.len();
         let speaks = client.expired || client.renewed;
-        self.with_session(slot, |session, turn| session.handle_check(answer, turn));
+        self.with_session(slot, |session, turn| session.handle_check(attempt, answer, turn));
         if let Some(client) = self.clients.get(&slot) {
             assert!(!client.expired && !client.renewed, "not told");
             assert_eq!(client.unwritten.len(), said + usize::from(speaks));
@@ -501,7 +513,9 @@ impl World {
                     let Some(client) = self.clients.get_mut(&slot) else { continue };
                     assert_eq!(client.stage, Stage::Active, "nobody is logged in");
                     assert!(!matches!(credentials, Credentials::Password { .. }), "passwords are not kept");
-                    client.checked = credentials != Credentials::Unusable;
+                    if credentials != Credentials::Unusable && client.checks.len() < MAX_CHECKS {
+                        client.checks.push_back((client.logins, client.session.attempt()));
+                    }
                 }
                 Action::Reconsider => {
                     let roles =
@@ -523,10 +537,11 @@ impl World {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         assert!(matches!(client.stage, Stage::Awaiting(_) | Stage::Active), "{:?}", client.stage);
         client.stage = Stage::LoggingIn;
+        client.logins += 1;
         client.credentials = credentials.clone();
         // One that CouchDB still works on is given up.
         client.log_in = !self.unavailable && *credentials != Credentials::Unusable;
-        client.session.log_in = client.log_in.then_some(key(slot));
+        client.session.log_in = client.log_in.then_some(PendingLogin::Queued(key(slot)));
         if *credentials == Credentials::Unusable {
             self.with_session(slot, |session, turn| {
                 session.handle_log_in(Err(LogInError::NotAuthenticated), RETRY_AFTER, turn)
@@ -816,7 +831,11 @@ impl Client {
         }
         let busy = string(&fields, "message").as_deref() == Some(LogInError::Overloaded.message());
         let retry_after = fields.get("retry_after_ms").map(|time| time.get().to_owned());
-        assert_eq!(retry_after, busy.then(|| RETRY_AFTER.to_string()), "{text}");
+        // Other errors of this name are about subscriptions.
+        let limits = [LogInError::AddressLimit(0), LogInError::NameLimit(0)].map(LogInError::message);
+        let limited = string(&fields, "message").is_some_and(|message| limits.contains(&&*message));
+        let expected = busy.then_some(RETRY_AFTER).or(limited.then_some(LIMITED_FOR));
+        assert_eq!(retry_after, expected.map(|wait| wait.to_string()), "{text}");
     }
 
     /// The answer to `subscribe`: who came before the epoch was known is told it with the first positions.

@@ -9,6 +9,7 @@ use super::typed::{Given, Source, Typed};
 use super::{Config, ConfigError, HealthPort, TlsFiles};
 use crate::logging;
 use crate::state::access;
+use crate::state::forwarding::TrustsForwarded;
 use crate::state::limits::Limits;
 use crate::state::proxies::TrustedProxies;
 use crate::state::resync::Policy;
@@ -42,6 +43,11 @@ impl Typed {
             no_console: self.switch("no_console")?,
             ping_interval_ms: self.number("ping_interval")?,
             ping_timeout_ms: Some(self.number("ping_timeout")?).filter(|ms| *ms > 0),
+            trusts_forwarded: match self.choice("couchdb_trusts_forwarded")? {
+                "yes" => TrustsForwarded::Yes,
+                "no" => TrustsForwarded::No,
+                _ => TrustsForwarded::Auto,
+            },
             login_concurrency: self.count("login_concurrency")?,
             resync: match self.choice("resync")? {
                 "off" => Policy::Off,

@@ -43,6 +43,7 @@ pub use table::{COMMANDS, CommandRow, OPTIONS, OptionRow, Takes};
 
 use crate::logging;
 use crate::state::access;
+use crate::state::forwarding::TrustsForwarded;
 use crate::state::limits::Limits;
 use crate::state::proxies::TrustedProxies;
 use crate::state::resync::Policy;
@@ -87,6 +88,8 @@ pub struct Config {
     pub ping_interval_ms: u64,
     /// How late they, or their answers, may be; None for the default of each version.
     pub ping_timeout_ms: Option<u64>,
+    /// Whether CouchDB believes this server about where clients are.
+    pub trusts_forwarded: TrustsForwarded,
     /// How many log-ins CouchDB is asked for at once.
     pub login_concurrency: usize,
     /// When clients are told that changes may have been lost.

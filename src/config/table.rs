@@ -86,6 +86,12 @@ pub const OPTIONS: &[OptionRow] = &[
     choice("feed", &["global_changes", "db_updates"], "global_changes", "Feed of CouchDB to follow"),
     switch("create_global_changes", "Create the _global_changes database where it is missing"),
     number("feed_heartbeat", "MS", 100..=60_000, "10000", "Milliseconds between CouchDB's heartbeats"),
+    choice(
+        "couchdb_trusts_forwarded",
+        &["auto", "yes", "no"],
+        "auto",
+        "CouchDB believes X-Forwarded-For; no where a proxy appends",
+    ),
     number("login_concurrency", "COUNT", 1..=256, "8", "Log-ins that CouchDB is asked for at once"),
     number("login_queue", "COUNT", 1..=1_000_000, "20000", "Log-ins that wait for their turn"),
     text(

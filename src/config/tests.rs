@@ -79,6 +79,7 @@ fn defaults() {
         no_console: false,
         ping_interval_ms: 25_000,
         ping_timeout_ms: None,
+        trusts_forwarded: TrustsForwarded::Auto,
         login_concurrency: 8,
         resync: Policy::Lost,
         limits: Limits::default(),
@@ -114,6 +115,7 @@ fn every_option_by_flag_and_by_variable() {
         no_console: true,
         ping_interval_ms: 300,
         ping_timeout_ms: Some(200),
+        trusts_forwarded: TrustsForwarded::No,
         login_concurrency: 16,
         resync: Policy::Always,
         limits: Limits {
@@ -143,7 +145,7 @@ fn every_option_by_flag_and_by_variable() {
     };
     let flags = "--host ::1 --port=0 --tls_cert /etc/chain.pem --tls-key=/etc/a@b/key.pem --tls_port 0 --reuse-port -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
                  --create-global_changes --feed-heartbeat 100 --origins https://a.example,http://b:81 \
-                 --no-console --ping_interval 300 --ping-timeout=200 --login_concurrency 16 --resync always --slow_timeout 5 \
+                 --no-console --ping_interval 300 --ping-timeout=200 --login_concurrency 16 --couchdb-trusts-forwarded no --resync always --slow_timeout 5 \
                  --max_connections 101 --max-connections-per-address 102 --max_newcomers 103 --login_timeout 4 --max_head 1024 --request_timeout 6 \
                  --max_post 1025 --max_message 1026 --max_message_rate 7 --max_subscriptions 108 --max_name 109 --max_requests 110 --login_queue 111 \
                  --catch-up-sessions 300 --access members --session-check 7 --trusted-proxies 10.0.0.0/8,::1 \
@@ -166,6 +168,7 @@ fn every_option_by_flag_and_by_variable() {
         .env("HOWLER_FEED", "db_updates")
         .env("HOWLER_CREATE_GLOBAL_CHANGES", "true")
         .env("HOWLER_LOGIN_CONCURRENCY", "16")
+        .env("HOWLER_COUCHDB_TRUSTS_FORWARDED", "no")
         .env("HOWLER_RESYNC", "always")
         .env("HOWLER_SLOW_TIMEOUT", "5")
         .env("HOWLER_MAX_CONNECTIONS", "101")

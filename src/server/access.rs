@@ -159,22 +159,28 @@ impl Server {
     /// Asks CouchDB whether a user is still logged in.
     pub(super) fn check_session(&mut self, key: Key, credentials: &Credentials, now: Millis) {
         let client = self.client_of(key);
+        let Some(attempt) = self.sessions.get(key).map(Session::attempt) else { return };
         let Some(request) = self.couchdb.requests.log_in(credentials, client) else { return };
-        let submitted = self.ask_couchdb(
-            Queue::Checks,
-            Owner::SessionChecks,
-            request,
-            Purpose::Check(key, credentials.clone()),
-            now,
-        );
-        if submitted.is_none() {
-            return self.handle_check(key, credentials, None, now);
+        let purpose = Purpose::Check(key, attempt, credentials.clone());
+        if self.ask_couchdb(Queue::Checks, Owner::SessionChecks, request, purpose, now).is_none() {
+            return self.handle_check(key, attempt, credentials, None, now);
         }
         self.perform_pool_actions(Queue::Checks, now);
     }
 
     /// CouchDB said whether a user is still logged in, or could not.
-    pub(super) fn handle_check(&mut self, key: Key, credentials: &Credentials, answer: Option<Answer>, now: Millis) {
+    pub(super) fn handle_check(
+        &mut self,
+        key: Key,
+        attempt: u32,
+        credentials: &Credentials,
+        answer: Option<Answer>,
+        now: Millis,
+    ) {
+        if self.sessions.get(key).is_none_or(|session| session.attempt() != attempt) {
+            // The session is gone, or somebody logged in again: the answer says nothing about that login.
+            return;
+        }
         let outcome = match answer {
             Some(answer) => couchdb::read_log_in(credentials, answer.status, answer.auth_cookie, &answer.body),
             None => Err(couchdb::LogInError::Unavailable),
@@ -184,7 +190,7 @@ impl Server {
         }
         let next = self.next_check(now);
         self.with_session(key, now, |session, turn| {
-            session.handle_check(outcome, turn);
+            session.handle_check(attempt, outcome, turn);
             if let Some(at) = next {
                 session.check_at(at);
             }

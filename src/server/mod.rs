@@ -58,10 +58,11 @@ use crate::state::catch_up::CatchUp;
 use crate::state::dialer::{DialAction, Dialer};
 use crate::state::drain::Drain;
 use crate::state::feed::{Feed, FeedAction, FeedSettings};
+use crate::state::forwarding::{Forwarding, TrustsForwarded};
 use crate::state::jitter::Jitter;
 use crate::state::limits::Limits;
-use crate::state::log_in_limits::LogInLimits;
 use crate::state::log_throttle::{LogThrottle, LogThrottles, MINUTE, TEN_MINUTES};
+use crate::state::login_limits::LoginLimits;
 use crate::state::metrics::{CloseReason, Metrics};
 use crate::state::newcomers::Newcomers;
 use crate::state::pool::{self, Pool, PoolAction};
@@ -128,6 +129,8 @@ pub struct Settings {
     pub origins: Origins,
     /// How many log-ins CouchDB is asked for at once.
     pub login_concurrency: usize,
+    /// Whether CouchDB believes this server about where clients are.
+    pub trusts_forwarded: TrustsForwarded,
     /// When clients are told that changes may have been lost.
     pub resync: Policy,
     /// What clients may use.
@@ -192,7 +195,7 @@ pub struct Server {
 
     couchdb: CouchDb,
     feed: Feed,
-    log_in_limits: LogInLimits,
+    login_limits: LoginLimits<sessions::Login>,
     trusted_proxies: TrustedProxies,
     access: Access,
     /// Throttles the lines about answers that do not say who may read a database, by their cause.
@@ -248,6 +251,7 @@ struct CouchDb {
     credentials_file: Option<CredentialsFile>,
     feed_connection: Option<Key>,
     queues: [Requests; 3],
+    forwarding: Forwarding,
     feed_actions: Vec<FeedAction>,
     dial_actions: Vec<DialAction<Upstream>>,
 }
@@ -305,11 +309,13 @@ impl Queue {
 /// What a request to CouchDB is for.
 #[derive(Debug)]
 enum Purpose {
-    LogIn(Key, IpAddr, Credentials),
-    /// A log-in that nobody waits for any more.
-    Abandoned(IpAddr, Credentials),
+    /// A login, and its key in the login limits.
+    LogIn(sessions::Login, Key),
+    /// A login that nobody waits for any more.
+    Abandoned(Key, Credentials),
     Security(DatabaseId),
-    Check(Key, Credentials),
+    /// A session, the number of its login, and what that is good with.
+    Check(Key, u32, Credentials),
     LookUp(Batch),
     Epoch,
 }
@@ -421,7 +427,7 @@ impl Server {
             metrics: Metrics::default(),
             operation: operation::Operation::new(settings.started, settings.dropped_log_lines),
             feed: Feed::new(feed, requests.clone(), Jitter::new(seed.rotate_left(32))),
-            log_in_limits: LogInLimits::new(settings.limits.log_in_queue),
+            login_limits: LoginLimits::new(settings.limits.log_in_queue),
             trusted_proxies: settings.trusted_proxies,
             access: Access::new(settings.access),
             security_log: LogThrottles::new(TEN_MINUTES),
@@ -447,6 +453,7 @@ impl Server {
                     Requests::new(LOOK_UPS, MAX_ANSWER, pool::MAX_WAITING),
                     Requests::new(CHECKS, MAX_SECURITY, pool::MAX_WAITING),
                 ],
+                forwarding: Forwarding::new(settings.trusts_forwarded, login_concurrency),
                 feed_actions: Vec::new(),
                 dial_actions: Vec::new(),
             },
@@ -476,6 +483,7 @@ impl Server {
             self.feed.poll_timeout(),
             self.couchdb.credentials_file.as_ref().and_then(CredentialsFile::poll_timeout),
             self.couchdb.queues.iter().filter_map(|queue| queue.pool.poll_timeout()).min(),
+            self.login_limits.poll_timeout(),
             self.access.poll_timeout(),
             self.positions.poll_timeout(),
             self.wave.as_ref().and_then(Wave::poll_timeout),
@@ -554,6 +562,7 @@ impl Server {
                 }
             }
         }
+        self.serve_logins(now);
     }
 
     /// Frees the slots of connections that are over.

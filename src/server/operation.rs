@@ -127,7 +127,8 @@ impl Server {
         self.metrics.dropped_log_lines = self.operation.dropped_log_lines.load(Ordering::Relaxed);
         let (_, sessions) = self.operation.counted.as_ref().expect("counted above");
         let queues = &self.couchdb.queues;
-        let requests = Queue::ALL.map(|queue| (queue.label(), queues[queue as usize].pool.len()));
+        let mut requests = Queue::ALL.map(|queue| (queue.label(), queues[queue as usize].pool.len()));
+        requests[Queue::LogIns as usize].1 += self.login_limits.waiting();
         let gauges = Gauges {
             started: self.operation.started,
             feed_up: self.feed.is_streaming(),

@@ -1,7 +1,7 @@
 //! Connections to CouchDB: dialing, the feed's bytes, the answers to log-ins.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use mio::net::TcpStream;
 
@@ -117,7 +117,12 @@ impl Server {
         let Some(peer) = self.peers.get_mut(key) else { return false };
         peer.protocol = Protocol::Upstream { owner, connected: true };
         peer.deadline = Deadline::NEVER;
+        let socket = peer.connection.stream().socket();
+        let ends = (socket.local_addr(), socket.peer_addr());
         self.couchdb.dialer.handle_connected(owner);
+        if let (Ok(local), Ok(remote)) = ends {
+            self.handle_route(owner, local.ip(), remote.ip(), now);
+        }
         match owner {
             Upstream::Feed => {
                 self.feed.handle_connected(now, &mut self.couchdb.feed_actions);
@@ -141,6 +146,25 @@ impl Server {
         Ok(peer.connection.handshake()? == Handshake::Done)
     }
 
+    /// Takes note of the way on which a connection reaches CouchDB, before anything is sent on it.
+    fn handle_route(&mut self, owner: Upstream, local: IpAddr, remote: IpAddr, now: Millis) {
+        let login = match owner {
+            Upstream::Pool(Queue::LogIns, number) => Some(number),
+            _ => None,
+        };
+        if self.couchdb.forwarding.handle_connected(login, local, remote) {
+            log::warn!(
+                "CouchDB does not believe X-Forwarded-For of this server, which reaches it from {local}: it counts the \
+                 wrong passwords of all clients as those of one, and so they are limited by name \
+                 (--couchdb_trusts_forwarded)."
+            );
+            // Those that wait were let through by address.
+            let Requests { pool, actions, .. } = &mut self.couchdb.queues[Queue::LogIns as usize];
+            pool.reject_waiting(actions);
+            self.perform_pool_actions(Queue::LogIns, now);
+        }
+    }
+
     /// A connection to CouchDB ended, or did not come to stand.
     pub(super) fn upstream_lost(&mut self, key: Key, error: Option<&str>, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
@@ -148,6 +172,7 @@ impl Server {
         let address = peer.address;
         self.close_peer(key, CloseReason::ClientVanished, now);
         *self.connection_of(owner) = None;
+        self.forget_route(owner);
         if connected {
             return self.tell_lost(owner, error, now);
         }
@@ -179,6 +204,13 @@ impl Server {
         self.couchdb.dialer.cancel(owner);
         if let Some(key) = self.connection_of(owner).take() {
             self.close_peer(key, CloseReason::Served, now);
+        }
+        self.forget_route(owner);
+    }
+
+    fn forget_route(&mut self, owner: Upstream) {
+        if let Upstream::Pool(Queue::LogIns, number) = owner {
+            self.couchdb.forwarding.handle_closed(number);
         }
     }
 
@@ -256,14 +288,14 @@ impl Server {
             _ => answer.and_then(|answer| if answer.is_too_long { Err(NoAnswer::Sent) } else { Ok(answer) }),
         };
         match purpose {
-            Purpose::LogIn(session, client, credentials) => {
-                self.handle_log_in(session, client, &credentials, answer.ok(), now);
-            }
-            Purpose::Abandoned(client, credentials) => {
-                let _ = self.read_log_in(client, &credentials, answer.ok(), now);
+            Purpose::LogIn(login, attempt) => self.handle_log_in(login, attempt, answer, now),
+            Purpose::Abandoned(attempt, credentials) => {
+                let _ = self.read_log_in(attempt, &credentials, answer, now);
             }
             Purpose::Security(database) => self.handle_security(database, answer.as_ref().ok(), now),
-            Purpose::Check(session, credentials) => self.handle_check(session, &credentials, answer.ok(), now),
+            Purpose::Check(session, attempt, credentials) => {
+                self.handle_check(session, attempt, &credentials, answer.ok(), now);
+            }
             Purpose::LookUp(batch) => self.handle_look_up(batch, answer.as_ref().ok(), now),
             Purpose::Epoch => self.handle_epoch(answer.as_ref().ok(), now),
         }

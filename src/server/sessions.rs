@@ -5,19 +5,37 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::http_exchange::Exchange;
 use super::polling::sid_of;
-use super::{Purpose, Queue, Server, Timer};
-use crate::state::log_in_limits::{Admission, Outcome};
+use super::{Purpose, Queue, Requests, Server, Timer};
+use crate::state::login_limits::{Admission, Kind, Outcome, Rejection};
 use crate::state::metrics::CloseReason;
-use crate::state::pool::{Answer, Owner};
-use crate::state::session::{Action, Opening, Polling, Session, TAG, Transport, Turn, messages};
+use crate::state::pool::{self, Answer, MAX_ATTEMPTS, NoAnswer, Owner, Submission};
+use crate::state::session::{Action, Opening, PendingLogin, Polling, Session, TAG, Transport, Turn, messages};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{self, Credentials, Identity, LogInError};
 use crate::wire::engine_io::{SID_LENGTH, Sid, Version};
+use crate::wire::secret::Secret;
 use crate::wire::websocket;
 
 /// A log-in that too many others are before is to be tried again after this long, in milliseconds, and up to as long again.
 const LOG_IN_AFTER: Millis = 5_000;
+/// Logins that waited for others and go on, or are rejected, in one turn.
+const LOGINS_A_TURN: usize = 128;
+/// A proxy says that CouchDB did not answer in time.
+const GATEWAY_TIMEOUT: u16 = 504;
+
+/// A login of a session, until CouchDB has answered.
+#[derive(Clone, Debug)]
+pub(super) struct Login {
+    session: Key,
+    /// Where the client is, as CouchDB is told.
+    client: IpAddr,
+    credentials: Credentials,
+    /// When the client began to wait.
+    since: Millis,
+    /// New connections that ended under it.
+    tries: u8,
+}
 
 impl Server {
     pub(super) fn open_json(&mut self, connection: Key, now: Millis) {
@@ -109,126 +127,169 @@ impl Server {
     }
 
     fn log_in(&mut self, key: Key, credentials: &Credentials, now: Millis) {
-        // The client may have connected anew: the answer to who it was before is not its any more.
+        // The client may have connected again: the answer to who it was before is not its any more.
         self.abandon_log_in(key, now);
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        session.attempt = session.attempt.wrapping_add(1);
-        self.try_log_in(key, credentials, now);
+        let (client, credentials) = (self.client_of(key), credentials.clone());
+        self.try_log_in(Login { session: key, client, credentials, since: now, tries: 0 }, now);
     }
 
-    /// Asks CouchDB who this is, unless too many wrong passwords came before.
-    fn try_log_in(&mut self, key: Key, credentials: &Credentials, now: Millis) {
-        let Some(attempt) = self.sessions.get(key).map(|session| session.attempt) else { return };
-        let client = self.client_of(key);
-        if let Credentials::Password { username, .. } = credentials {
-            let waiting = || (key, attempt, credentials.clone());
-            let refusal = match self.log_in_limits.admit(client, username, waiting, now) {
-                Admission::Ask => None,
-                Admission::Waits => return,
-                Admission::Refused(wait) => {
-                    log::debug!("A log-in of {client} is not tried: too many wrong passwords, {wait} ms to wait.");
-                    self.metrics.slowed_log_ins += 1;
-                    Some(LogInError::Locked)
+    /// Asks CouchDB who this is, unless too many logins failed before.
+    fn try_log_in(&mut self, login: Login, now: Millis) {
+        let by_name = self.couchdb.forwarding.counts_by_name();
+        let kind = match &login.credentials {
+            Credentials::Password { username, password } => {
+                if let Err(error) = self.compare_own(login.client, username, password, now) {
+                    return self.logged_in(login.session, &Credentials::Unusable, Err(error), now);
                 }
-                Admission::Overloaded => Some(LogInError::Overloaded),
-            };
-            if let Some(error) = refusal {
-                return self.logged_in(key, credentials, Err(error), now);
+                Kind::Password { name: username, password: password.reveal(), by_name }
+            }
+            Credentials::Cookie(_) | Credentials::Token(_) => Kind::Cookie,
+            Credentials::Unusable => {
+                let refusal = Err(LogInError::NotAuthenticated);
+                return self.logged_in(login.session, &Credentials::Unusable, refusal, now);
+            }
+        };
+        match self.login_limits.admit(login.client, kind, login.since, || login.clone(), now) {
+            Admission::Ask(attempt) => self.ask_log_in(login, attempt, now),
+            Admission::Reject(rejection) => self.reject_log_in(&login, rejection, now),
+            Admission::Wait(attempt) => {
+                if let Some(session) = self.sessions.get_mut(login.session) {
+                    session.log_in = Some(PendingLogin::Waits(attempt));
+                }
             }
         }
-        let Some(request) = self.couchdb.requests.log_in(credentials, client) else {
-            return self.logged_in(key, credentials, Err(LogInError::NotAuthenticated), now);
-        };
-        let purpose = Purpose::LogIn(key, client, credentials.clone());
-        let Some(ticket) = self.ask_couchdb(Queue::LogIns, Owner::at(client), request, purpose, now) else {
-            self.drop_password(client, credentials, now);
-            return self.logged_in(key, credentials, Err(LogInError::Overloaded), now);
-        };
-        if let Some(session) = self.sessions.get_mut(key) {
-            session.log_in = Some(ticket);
-        }
-        self.perform_pool_actions(Queue::LogIns, now);
     }
 
-    /// Nobody waits for the answer to a session's log-in any more. One that CouchDB has counts all the same: the password
+    /// Compares a password for the server's own admin here: a wrong one, sent by anybody, would have CouchDB lock the
+    /// admin out, and with it this server.
+    fn compare_own(&mut self, client: IpAddr, name: &str, password: &Secret, now: Millis) -> Result<(), LogInError> {
+        let Some(is_right) = self.couchdb.requests.is_own_password(name, password.reveal()) else { return Ok(()) };
+        if let Err(wait) = self.login_limits.count_compared(client, is_right, now) {
+            self.metrics.slowed_log_ins += 1;
+            return Err(LogInError::AddressLimit(wait));
+        }
+        if is_right { Ok(()) } else { Err(LogInError::NotAuthenticated) }
+    }
+
+    fn ask_log_in(&mut self, login: Login, attempt: Key, now: Millis) {
+        let (key, client, since) = (login.session, login.client, login.since);
+        let request = self.couchdb.requests.log_in(&login.credentials, client).unwrap_or_default();
+        // CouchDB counts a wrong password each time.
+        let repeatable = !matches!(login.credentials, Credentials::Password { .. });
+        let purpose = Purpose::LogIn(login, attempt);
+        let submission = Submission { owner: Owner::at(client), request, purpose, since, repeatable };
+        let Requests { pool, actions, .. } = &mut self.couchdb.queues[Queue::LogIns as usize];
+        match pool.submit(submission, now, actions) {
+            Ok(ticket) => {
+                if let Some(session) = self.sessions.get_mut(key) {
+                    session.log_in = Some(PendingLogin::Queued(ticket));
+                }
+                self.perform_pool_actions(Queue::LogIns, now);
+            }
+            Err(rejection) => {
+                self.login_limits.finish(attempt, Outcome::NotAsked, now);
+                let silent = rejection == pool::Rejection::Late && now < since + pool::LONGEST_WAIT;
+                let error = if silent { LogInError::Unavailable } else { LogInError::Overloaded };
+                self.logged_in(key, &Credentials::Unusable, Err(error), now);
+            }
+        }
+    }
+
+    fn reject_log_in(&mut self, login: &Login, rejection: Rejection, now: Millis) {
+        let error = match rejection {
+            Rejection::Address(wait) => LogInError::AddressLimit(wait),
+            Rejection::Name(wait) => LogInError::NameLimit(wait),
+            Rejection::Unanswered => LogInError::Unavailable,
+            Rejection::Overloaded => LogInError::Overloaded,
+        };
+        if let Some(wait) = error.retry_after() {
+            log::debug!("A login of {} is rejected: too many wrong passwords, {wait} ms to wait.", login.client);
+            self.metrics.slowed_log_ins += 1;
+        }
+        self.logged_in(login.session, &Credentials::Unusable, Err(error), now);
+    }
+
+    /// Goes on with logins that waited for the answers to others.
+    pub(super) fn serve_logins(&mut self, now: Millis) {
+        for _ in 0..LOGINS_A_TURN {
+            match self.login_limits.next(now) {
+                None => return,
+                Some((login, Ok(attempt))) => self.ask_log_in(login, attempt, now),
+                Some((login, Err(rejection))) => self.reject_log_in(&login, rejection, now),
+            }
+        }
+    }
+
+    /// Nobody waits for the answer to a session's login any more. One that CouchDB has counts all the same: the password
     /// may be wrong.
     fn abandon_log_in(&mut self, key: Key, now: Millis) {
-        let Some(ticket) = self.sessions.get_mut(key).and_then(|session| session.log_in.take()) else { return };
+        let ticket = match self.sessions.get_mut(key).and_then(|session| session.log_in.take()) {
+            None => return,
+            Some(PendingLogin::Waits(attempt)) => return self.login_limits.cancel(attempt, now),
+            Some(PendingLogin::Queued(ticket)) => ticket,
+        };
         let pool = &mut self.couchdb.queues[Queue::LogIns as usize].pool;
         let sent = pool.is_sent(ticket);
         let Some(purpose) = pool.purpose(ticket) else { return };
-        let Purpose::LogIn(_, client, credentials) = purpose else { return };
-        let (client, credentials) = (*client, std::mem::take(credentials));
+        let Purpose::LogIn(login, attempt) = purpose else { return };
+        let attempt = *attempt;
         if sent {
-            *purpose = Purpose::Abandoned(client, credentials);
+            *purpose = Purpose::Abandoned(attempt, std::mem::take(&mut login.credentials));
         } else {
             pool.cancel(ticket);
-            self.drop_password(client, &credentials, now);
+            self.login_limits.finish(attempt, Outcome::NotAsked, now);
         }
     }
 
-    /// CouchDB answered a log-in, or did not.
+    /// CouchDB answered a login, or did not.
     pub(super) fn handle_log_in(
         &mut self,
-        key: Key,
-        client: IpAddr,
-        credentials: &Credentials,
-        answer: Option<Answer>,
+        mut login: Login,
+        attempt: Key,
+        answer: Result<Answer, NoAnswer>,
         now: Millis,
     ) {
-        let outcome = self.read_log_in(client, credentials, answer, now);
-        self.logged_in(key, credentials, outcome, now);
+        if let Err(NoAnswer::Lost { used }) = answer {
+            login.tries += u8::from(!used);
+            if login.tries < MAX_ATTEMPTS {
+                // CouchDB may have counted it, so it comes in again.
+                self.login_limits.finish(attempt, Outcome::Unanswered, now);
+                return self.try_log_in(login, now);
+            }
+        }
+        let outcome = self.read_log_in(attempt, &login.credentials, answer, now);
+        self.logged_in(login.session, &login.credentials, outcome, now);
     }
 
     /// What CouchDB says of credentials.
     pub(super) fn read_log_in(
         &mut self,
-        client: IpAddr,
+        attempt: Key,
         credentials: &Credentials,
-        answer: Option<Answer>,
+        answer: Result<Answer, NoAnswer>,
         now: Millis,
     ) -> Result<Identity, LogInError> {
-        let outcome = match answer {
-            Some(answer) => couchdb::read_log_in(credentials, answer.status, answer.auth_cookie, &answer.body),
-            // Its time was over while others were being answered, or before it came to the front.
-            None if self.couchdb.queues[Queue::LogIns as usize].pool.is_waiting() => Err(LogInError::Overloaded),
-            None => Err(LogInError::Unavailable),
-        };
-        let counts = match &outcome {
-            Ok(_) => Outcome::Right,
-            Err(LogInError::NotAuthenticated | LogInError::Locked) => Outcome::Wrong,
-            Err(LogInError::Unavailable | LogInError::Overloaded) => Outcome::Unknown,
-        };
-        let error = outcome.as_ref().err().filter(|_| counts == Outcome::Unknown).copied();
-        for (key, credentials) in self.count_password(client, credentials, counts, now) {
-            // What CouchDB did not say after all this time it will not say soon: those who waited have waited as long.
-            match error {
-                Some(error) => self.logged_in(key, &credentials, Err(error), now),
-                None => self.try_log_in(key, &credentials, now),
+        let (result, may_count) = match answer {
+            Ok(answer) => {
+                let result = couchdb::read_log_in(credentials, answer.status, answer.auth_cookie, &answer.body);
+                (result, answer.status == GATEWAY_TIMEOUT)
             }
-        }
-        outcome
-    }
-
-    /// What came of a password: the log-ins that waited for it.
-    fn count_password(
-        &mut self,
-        client: IpAddr,
-        credentials: &Credentials,
-        outcome: Outcome,
-        now: Millis,
-    ) -> Vec<(Key, Credentials)> {
-        let Credentials::Password { username, .. } = credentials else { return Vec::new() };
-        let waited = self.log_in_limits.handle_answer(client, username, outcome, now).into_iter();
-        let goes_on = |key: Key, attempt| self.sessions.get(key).is_some_and(|session| session.attempt == attempt);
-        waited.filter(|(key, attempt, _)| goes_on(*key, *attempt)).map(|(key, _, its)| (key, its)).collect()
-    }
-
-    /// A password is not tried after all: those that waited for it are.
-    fn drop_password(&mut self, client: IpAddr, credentials: &Credentials, now: Millis) {
-        for (key, credentials) in self.count_password(client, credentials, Outcome::Unknown, now) {
-            self.try_log_in(key, &credentials, now);
-        }
+            Err(reason) => {
+                // Its time was over while others were being answered, or before it came to the front.
+                let waits = self.couchdb.queues[Queue::LogIns as usize].pool.is_waiting();
+                let error = if waits { LogInError::Overloaded } else { LogInError::Unavailable };
+                (Err(error), reason != NoAnswer::NotSent)
+            }
+        };
+        let outcome = match &result {
+            Ok(_) => Outcome::Right,
+            Err(LogInError::NotAuthenticated) => Outcome::Wrong,
+            Err(LogInError::Locked) => Outcome::Locked,
+            Err(_) if may_count => Outcome::Unanswered,
+            Err(_) => Outcome::NotAsked,
+        };
+        self.login_limits.finish(attempt, outcome, now);
+        result
     }
 
     fn logged_in(&mut self, key: Key, credentials: &Credentials, outcome: Result<Identity, LogInError>, now: Millis) {

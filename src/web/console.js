@@ -73,6 +73,7 @@ function explain (error) {
   switch (error?.name) {
     case 'NotAuthenticatedError': return 'User name or password is not correct.'
     case 'AccountLockedError': return 'This name is locked after too many wrong passwords. Try again in some minutes.'
+    case 'LimitError': return 'Too many logins failed. Try again in some minutes.'
     case 'ServiceUnavailableError': return 'CouchDB cannot be reached at the moment. Try again soon.'
     default: return error?.message || 'Something went wrong.'
   }

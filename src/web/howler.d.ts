@@ -13,6 +13,7 @@ export interface HowlerError extends Error {
   /**
    * - `NotAuthenticatedError`: wrong name or password, or a session that has ended. Nothing is tried until `logIn`.
    * - `AccountLockedError`: CouchDB has locked the name for a while. Nothing is tried until `logIn`.
+   * - `LimitError`: too many logins from the address failed, or too much is asked for.
    * - `ServiceUnavailableError`: CouchDB or the server cannot be reached.
    * - `ForbiddenError`: the database named in `db` may not be read; its subscription has ended.
    * - `LimitError`: too much, too long or too fast.

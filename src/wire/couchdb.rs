@@ -238,16 +238,28 @@ pub struct Requests {
     host: Box<str>,
     /// The `Authorization` field of the server's own admin.
     admin: Secret,
+    /// The name and the password that CouchDB reads out of it.
+    own: Option<(Box<str>, Secret)>,
 }
 
 impl Requests {
     /// Requests to the CouchDB at a URL, as the admin whom the URL names.
     pub fn new(url: &CouchUrl) -> Self {
-        let admin = url.credentials.as_ref().map_or_else(String::new, |(user, password)| {
-            let pair = format!("{user}:{}", password.reveal());
+        let pair = url.credentials.as_ref().map(|(user, password)| format!("{user}:{}", password.reveal()));
+        let admin = pair.as_ref().map_or_else(String::new, |pair| {
             format!("Authorization: Basic {}\r\n", data_encoding::BASE64.encode(pair.as_bytes()))
         });
-        Self { prefix: url.prefix.clone(), host: url.host_header().into(), admin: Secret::new(admin) }
+        // RFC 7617 section 2: the name ends at the first colon.
+        let own = pair.as_ref().and_then(|pair| pair.split_once(':'));
+        let own = own.map(|(name, password)| (name.into(), Secret::new(password)));
+        Self { prefix: url.prefix.clone(), host: url.host_header().into(), admin: Secret::new(admin), own }
+    }
+
+    /// Returns whether a password is the one of the server's own admin; None for another name. CouchDB tells names apart
+    /// by their bytes.
+    pub fn is_own_password(&self, name: &str, password: &str) -> Option<bool> {
+        let (_, own) = self.own.as_ref().filter(|(own, _)| **own == *name)?;
+        Some(own.matches(password))
     }
 
     /// Puts these credentials of the server into a request that was written with others and was not
@@ -412,6 +424,10 @@ pub enum LogInError {
     Unavailable,
     /// Too many others are before this one.
     Overloaded,
+    /// Too many logins from the client's address failed; the next one may come after so many milliseconds.
+    AddressLimit(u64),
+    /// Too many logins under the name failed, from whatever addresses; likewise.
+    NameLimit(u64),
 }
 
 impl LogInError {
@@ -421,6 +437,15 @@ impl LogInError {
             Self::NotAuthenticated => "NotAuthenticatedError",
             Self::Locked => "AccountLockedError",
             Self::Unavailable | Self::Overloaded => "ServiceUnavailableError",
+            Self::AddressLimit(_) | Self::NameLimit(_) => "LimitError",
+        }
+    }
+
+    /// Returns after how many milliseconds the client may try again, where the error itself says so.
+    pub fn retry_after(self) -> Option<u64> {
+        match self {
+            Self::AddressLimit(wait) | Self::NameLimit(wait) => Some(wait),
+            _ => None,
         }
     }
 
@@ -431,6 +456,8 @@ impl LogInError {
             Self::Locked => "The account is locked for some minutes after too many wrong passwords.",
             Self::Unavailable => "The database server cannot be asked at the moment.",
             Self::Overloaded => "Too many clients log in at the moment.",
+            Self::AddressLimit(_) => "Too many failed logins from this address.",
+            Self::NameLimit(_) => "Too many failed logins under this name.",
         }
     }
 }
@@ -466,7 +493,8 @@ pub fn read_log_in(
     match status {
         200 => {}
         400 | 401 => return Err(LogInError::NotAuthenticated),
-        403 => return Err(LogInError::Locked),
+        403 if is_lockout(body) => return Err(LogInError::Locked),
+        // Such as a 403 of something in front of CouchDB.
         _ => return Err(LogInError::Unavailable),
     }
     let body: SessionBody<'_> = json::parse_object(body).ok_or(LogInError::Unavailable)?;
@@ -490,6 +518,21 @@ pub fn read_log_in(
         }
         Credentials::Unusable => Err(LogInError::NotAuthenticated),
     }
+}
+
+#[derive(Deserialize)]
+struct ErrorBody<'a> {
+    #[serde(borrow)]
+    error: Cow<'a, str>,
+    #[serde(borrow)]
+    reason: Cow<'a, str>,
+}
+
+/// Returns whether the body of an answer with status 403 says that the account is locked.
+fn is_lockout(body: &[u8]) -> bool {
+    json::parse_object(body).is_some_and(|body: ErrorBody<'_>| {
+        body.error == "forbidden" && body.reason.starts_with("Account is temporarily locked")
+    })
 }
 
 /// Whom a request with credentials is taken for. The status is 200 for an invalid cookie too: the name alone says who it
@@ -773,7 +816,13 @@ mod tests {
         assert_eq!(read_log_in(&password, 200, None, ok), Err(LogInError::Unavailable));
         assert_eq!(read_log_in(&password, 200, Some(Secret::new("AuthSession=; x")), ok), Err(LogInError::Unavailable));
         assert_eq!(read_log_in(&password, 401, set(), b"{}"), Err(LogInError::NotAuthenticated));
-        assert_eq!(read_log_in(&password, 403, None, b""), Err(LogInError::Locked));
+        let locked = br#"{"error":"forbidden","reason":"Account is temporarily locked due to multiple authentication failures"}"#;
+        assert_eq!(read_log_in(&password, 403, None, locked), Err(LogInError::Locked));
+        let others: [&[u8]; 4] =
+            [b"", b"<html>", b"{}", br#"{"error":"forbidden","reason":"You are not allowed to be here."}"#];
+        for body in others {
+            assert_eq!(read_log_in(&password, 403, None, body), Err(LogInError::Unavailable));
+        }
         assert_eq!(read_log_in(&password, 500, None, b""), Err(LogInError::Unavailable));
         let good = br#"{"ok":true,"userCtx":{"name":"myuser","roles":[]},"info":{"authenticated":"cookie"}}"#;
         let nobody = br#"{"ok":true,"userCtx":{"name":null,"roles":[]},"info":{}}"#;

@@ -18,6 +18,14 @@ impl Secret {
         &self.0
     }
 
+    /// Returns whether a text is the same, in a time that depends on the length of that text alone.
+    pub fn matches(&self, text: &str) -> bool {
+        let own = self.0.as_bytes();
+        let differs = |(place, byte): (usize, u8)| byte ^ own.get(place).copied().unwrap_or(!byte);
+        let differing = text.bytes().enumerate().map(differs).fold(0, |all, one| std::hint::black_box(all | one));
+        differing == 0 && text.len() == own.len()
+    }
+
     /// Whether the text is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -45,5 +53,15 @@ mod tests {
         let secret = Secret::new("hunter2");
         assert_eq!(format!("{secret} {secret:?}"), "*** ***");
         assert_eq!(secret.reveal(), "hunter2");
+    }
+
+    #[test]
+    fn matches_nothing_but_itself() {
+        let secret = Secret::new("hunter2");
+        assert!(secret.matches("hunter2") && Secret::default().matches(""));
+        for other in ["", "hunter", "hunter22", "hunter3", "Hunter2", "hunter2\0", "\u{0}"] {
+            assert!(!secret.matches(other), "{other:?}");
+        }
+        assert!(!Secret::default().matches("\0"));
     }
 }

@@ -58,7 +58,7 @@ impl Session {
         match operation {
             Operation::LogIn(credentials) => {
                 self.phase = Phase::LoggingIn(Box::new(reply));
-                turn.actions.push(Action::LogIn(credentials));
+                self.begin_log_in(credentials, turn);
             }
             Operation::Heartbeat => self.answer_ok(&reply),
             Operation::LogOut => {
@@ -98,6 +98,7 @@ impl Session {
             Err(error) => {
                 if let Reply::Json(id) = &*reply {
                     let retry_after = (error == LogInError::Overloaded).then_some(retry_after);
+                    let retry_after = error.retry_after().or(retry_after);
                     self.outgoing
                         .push(|out| howler_v1::write_error(out, id, error.name(), error.message(), retry_after));
                 }

@@ -181,10 +181,10 @@ pub struct Session {
     pub opened: u32,
     /// How many notifications it was told.
     pub told: u32,
-    /// The log-in that CouchDB works on, to be given up when the session ends.
-    pub log_in: Option<Key>,
-    /// How many log-ins it has begun.
-    pub attempt: u32,
+    /// The login that is on its way to CouchDB, to be given up when the session ends.
+    pub log_in: Option<PendingLogin>,
+    /// How many logins it has begun.
+    attempt: u32,
     user: Option<User>,
     /// Messages that wait for the end of the log-in.
     held: Option<Box<Held>>,
@@ -206,6 +206,15 @@ pub struct Session {
     refusals: u8,
     /// `howler.v1`: whether the client was told an epoch.
     knows_epoch: bool,
+}
+
+/// A login on its way to CouchDB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PendingLogin {
+    /// It waits for the answers to others; its key in the login limits.
+    Waits(Key),
+    /// Its key in the queue of requests.
+    Queued(Key),
 }
 
 /// Bytes of a session's id that are random.
@@ -386,6 +395,17 @@ impl Session {
         }
     }
 
+    /// Has CouchDB asked who this is. The answer to whatever was asked for another login is not this one's.
+    fn begin_log_in(&mut self, credentials: Credentials, turn: &mut Turn<'_>) {
+        self.attempt = self.attempt.wrapping_add(1);
+        turn.actions.push(Action::LogIn(credentials));
+    }
+
+    /// Returns the number of the login that was begun last.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
     /// Takes CouchDB's answer to [`Action::LogIn`]; when too many log in, the client is asked to come back after so
     /// long.
     pub fn handle_log_in(&mut self, answer: Result<Identity, LogInError>, retry_after: Millis, turn: &mut Turn<'_>) {
@@ -432,9 +452,10 @@ impl Session {
         }
     }
 
-    /// Takes CouchDB's answer to [`Action::Check`].
-    pub fn handle_check(&mut self, answer: Result<Identity, LogInError>, turn: &mut Turn<'_>) {
-        let (true, Some(user)) = (self.is_active(), &mut self.user) else { return };
+    /// Takes CouchDB's answer to [`Action::Check`]. `attempt` is the number of the login that was checked: the answer
+    /// says nothing about a later one.
+    pub fn handle_check(&mut self, attempt: u32, answer: Result<Identity, LogInError>, turn: &mut Turn<'_>) {
+        let (true, Some(user)) = (self.is_active() && attempt == self.attempt, &mut self.user) else { return };
         match answer {
             Ok(identity) if *identity.name == *user.name() => {
                 if identity.roles != user.roles {
@@ -448,7 +469,12 @@ impl Session {
                 }
                 user.set_credentials(&renewed);
             }
-            Err(LogInError::Unavailable | LogInError::Overloaded) => {}
+            Err(
+                LogInError::Unavailable
+                | LogInError::Overloaded
+                | LogInError::AddressLimit(_)
+                | LogInError::NameLimit(_),
+            ) => {}
             Ok(_) | Err(LogInError::NotAuthenticated | LogInError::Locked) => {
                 let error = answer.err().unwrap_or(LogInError::NotAuthenticated);
                 match self.dialect {

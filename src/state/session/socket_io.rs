@@ -47,7 +47,7 @@ impl Session {
         session.outgoing.push(|out| engine_io::write_open(out, &open));
         if version == Version::V3 {
             session.outgoing.push(|out| socket_io::write_connect(out, None));
-            turn.actions.push(Action::LogIn(credentials));
+            session.begin_log_in(credentials, turn);
         }
         session
     }
@@ -149,7 +149,8 @@ impl Session {
             _ => return,
         };
         let credentials = socket_io::parse_auth(auth).unwrap_or(known);
-        turn.actions.extend([Action::Connect, Action::LogIn(credentials)]);
+        turn.actions.push(Action::Connect);
+        self.begin_log_in(credentials, turn);
         self.clear_from = Deadline::NEVER;
         self.phase = Phase::LoggingIn(Box::new(Reply::Silent));
     }

@@ -1,0 +1,167 @@
+//! An account as CouchDB counts wrong passwords for it: the failures of the last minutes, and the logins that wait.
+
+use std::net::IpAddr;
+
+use super::Hash;
+use super::history::History;
+use crate::state::fair_queue::FairQueue;
+use crate::state::table::Key;
+use crate::state::timers::Millis;
+
+/// Most failures in any [`WINDOW`]. CouchDB locks an account at the fifth.
+pub(super) const MAX_FAILURES: usize = 4;
+/// How long a failure counts, in milliseconds. CouchDB's window begins with a failure and takes 300 s. One second more
+/// covers clocks that differ.
+const WINDOW: Millis = 301_000;
+/// How much later than it was given up CouchDB may still carry a login out, in milliseconds.
+const LATE: Millis = 30_000;
+/// Most failures that are remembered of one account.
+const MAX_REMEMBERED: usize = 8;
+
+const CLASSES: usize = 4;
+
+/// The logins of an account, those first that are more likely to be right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// The password is the one that was right last, and the address has logged in under the name before.
+    Proven,
+    /// The password is the one that was right last. It may have changed since, and others may know the old one.
+    Roaming,
+    /// Another password, from an address that has logged in under the name before.
+    Known,
+    /// Any other login.
+    Stranger,
+}
+
+impl Class {
+    const ALL: [Self; CLASSES] = [Self::Proven, Self::Roaming, Self::Known, Self::Stranger];
+
+    /// Returns whether the password is the one that was right last.
+    fn has_password(self) -> bool {
+        matches!(self, Self::Proven | Self::Roaming)
+    }
+}
+
+/// What becomes of a login at its account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Decision {
+    Ask,
+    /// Logins are under way that may fail.
+    Wait,
+    /// The failures of the last minutes are too many, for so long; None when CouchDB did not answer some of them.
+    Reject(Option<Millis>),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    at: Millis,
+    password: Hash,
+    /// Whether CouchDB said so.
+    certain: bool,
+}
+
+/// The account.
+#[derive(Debug)]
+pub(super) struct Account {
+    name: Hash,
+    by_name: bool,
+    failures: Vec<Failure>,
+    /// Logins that CouchDB is asked about, or that have passed on their way there.
+    pub(super) asked: usize,
+    /// Those that wait, by class; each class serves addresses in turn.
+    waiting: Option<Box<[FairQueue<IpAddr, Key>; CLASSES]>>,
+    /// Whether it is in the list of those to be looked at.
+    pub(super) woken: bool,
+}
+
+impl Account {
+    pub(super) fn new(name: Hash, by_name: bool) -> Self {
+        Self { name, by_name, failures: Vec::new(), asked: 0, waiting: None, woken: false }
+    }
+
+    /// Decides about a login of a class.
+    pub(super) fn decide(&self, class: Class, history: &History, now: Millis) -> Decision {
+        let limit = self.limit(class, history);
+        let right = history.right_password(self.name).filter(|_| class.has_password());
+        // An answer that was lost most likely was the one that this password gets otherwise.
+        let is_own = |failure: &Failure| !failure.certain && Some(failure.password) == right;
+        let live = || self.failures.iter().filter(move |failure| now < failure.at + WINDOW);
+        let count = live().filter(|failure| !is_own(failure)).count();
+        if count >= limit {
+            if live().filter(|failure| failure.certain).count() < limit {
+                return Decision::Reject(None);
+            }
+            let mut ends: Vec<Millis> = live().filter(|failure| !is_own(failure)).map(|it| it.at + WINDOW).collect();
+            ends.sort_unstable();
+            return Decision::Reject(Some(ends[count - limit] - now));
+        }
+        let one_by_one = self.asked > 0 && live().any(is_own);
+        if count + self.asked >= limit || one_by_one { Decision::Wait } else { Decision::Ask }
+    }
+
+    /// Returns how many failures there may be for a login of a class to be asked about. What is kept back for others
+    /// ensures that those who know the password get in, whatever passwords are tried by those who do not.
+    fn limit(&self, class: Class, history: &History) -> usize {
+        let known = history.knows(self.name);
+        let proven = usize::from(history.right_password(self.name).is_some());
+        match class {
+            Class::Proven => MAX_FAILURES,
+            Class::Stranger if self.by_name && known => MAX_FAILURES - 2,
+            Class::Roaming | Class::Known | Class::Stranger => MAX_FAILURES - proven,
+        }
+    }
+
+    /// Takes note of a failure; returns when it counts no more.
+    pub(super) fn fail(&mut self, password: Hash, certain: bool, now: Millis) -> Millis {
+        self.failures.retain(|failure| now < failure.at + WINDOW);
+        if self.failures.len() >= MAX_REMEMBERED {
+            self.failures.remove(0);
+        }
+        let at = if certain { now } else { now + LATE };
+        self.failures.push(Failure { at, password, certain });
+        at + WINDOW
+    }
+
+    /// A password is right: logins with it that were not answered did not fail.
+    pub(super) fn forgive(&mut self, password: Hash) {
+        self.failures.retain(|failure| failure.certain || failure.password != password);
+    }
+
+    /// Has a login wait for its turn.
+    pub(super) fn wait(&mut self, class: Class, address: IpAddr, key: Key) {
+        self.waiting.get_or_insert_default()[class as usize].push(address, key);
+    }
+
+    pub(super) fn has_waiting(&self, class: Class) -> bool {
+        self.waiting.as_ref().is_some_and(|queues| !queues[class as usize].is_empty())
+    }
+
+    /// Takes out the next login that may go on, or has to be rejected.
+    pub(super) fn pop(&mut self, history: &History, now: Millis) -> Option<Key> {
+        let class = Class::ALL
+            .into_iter()
+            .find(|class| self.has_waiting(*class) && self.decide(*class, history, now) != Decision::Wait)?;
+        let queues = self.waiting.as_mut()?;
+        let key = queues[class as usize].pop().map(|(_, key)| key);
+        if queues.iter().all(FairQueue::is_empty) {
+            self.waiting = None;
+        }
+        key
+    }
+
+    /// Takes out all logins that wait, in their order.
+    pub(super) fn take_waiting(&mut self) -> impl Iterator<Item = Key> + use<> {
+        let queues = self.waiting.take().map(|queues| *queues).into_iter().flatten();
+        queues.flat_map(|mut queue| std::iter::from_fn(move || queue.pop())).map(|(_, key)| key)
+    }
+
+    pub(super) fn is_to_be_woken(&self) -> bool {
+        self.waiting.is_some() && !self.woken
+    }
+
+    /// Returns whether nothing is to be remembered of it.
+    pub(super) fn is_over(&mut self, now: Millis) -> bool {
+        self.failures.retain(|failure| now < failure.at + WINDOW);
+        self.asked == 0 && self.waiting.is_none() && self.failures.is_empty()
+    }
+}

@@ -1,0 +1,599 @@
+//! Limits failed logins before they reach CouchDB, which locks an account for minutes after five wrong passwords.
+//! No client is to lock out another one, nor to try passwords without end.
+//!
+//! ```text
+//!  login with a password ─▶ account ─▶ address ─▶ site (IPv6) ─▶ CouchDB
+//!  login with a cookie or token ─────▶ cookies of the address ─▶ CouchDB
+//!
+//!  at each step:  failures use the limit up             ──▶ rejected
+//!                 failures and logins under way do so   ──▶ waits for the answers to those
+//! ```
+//!
+//! An account is what CouchDB counts wrong passwords for: a name and an address, or a name alone where CouchDB takes all
+//! clients for one. A login under way counts as a failure at every step until CouchDB answers.
+//!
+//! The limits know no sockets and no sessions: `W` is what the caller needs to go on with a login that waited.
+
+mod account;
+mod budget;
+mod history;
+#[cfg(test)]
+mod model;
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::IpAddr;
+
+use account::{Account, Class, Decision};
+use budget::{Budget, COMPARED, Place};
+use history::History;
+
+use crate::state::pool::{LONGEST_WAIT, network};
+use crate::state::table::{Key, Table};
+use crate::state::timers::Millis;
+
+/// Accounts that have failures or logins under way. Beyond that, CouchDB is busy with guesses of a thousand addresses, and
+/// forgetting some of them would let others lock accounts.
+const MAX_ACCOUNTS: usize = 200_000;
+/// Addresses and sites that have failures. The oldest are forgotten first.
+const MAX_BUDGETS: usize = 200_000;
+
+/// A hash that is keyed at random in each process. A password is kept as nothing else.
+type Hash = u64;
+
+/// Credentials, as far as they matter here.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind<'a> {
+    /// A user name and a password.
+    Password {
+        /// The name.
+        name: &'a str,
+        /// The password.
+        password: &'a str,
+        /// Whether CouchDB counts wrong passwords for the name alone, whatever address the client has.
+        by_name: bool,
+    },
+    /// A cookie or a token. A wrong one locks no account.
+    Cookie,
+}
+
+/// What becomes of a login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// CouchDB is to be asked; the outcome goes to [`LoginLimits::finish`].
+    Ask(Key),
+    /// The login waits, and comes out of [`LoginLimits::next`].
+    Wait(Key),
+    /// The login fails.
+    Reject(Rejection),
+}
+
+/// Why a login fails without a question to CouchDB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// Too many logins from the address failed; the next one may come after so many milliseconds.
+    Address(Millis),
+    /// Too many logins under the name failed, from any address; the next one may come after so many milliseconds.
+    Name(Millis),
+    /// CouchDB did not answer the logins before, each of which it may have counted as a failure.
+    Unanswered,
+    /// Too many logins wait, or this one did for too long.
+    Overloaded,
+}
+
+/// The outcome of a login that CouchDB was to be asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The credentials are right.
+    Right,
+    /// The credentials are wrong.
+    Wrong,
+    /// The account is locked. CouchDB counts no failure.
+    Locked,
+    /// No answer came: CouchDB may have counted a failure, or may yet.
+    Unanswered,
+    /// CouchDB did not see the credentials.
+    NotAsked,
+}
+
+/// A login that waits or that CouchDB is asked about.
+#[derive(Debug)]
+struct Attempt<W> {
+    /// What the caller needs to go on; None when CouchDB is asked.
+    waiting: Option<W>,
+    address: IpAddr,
+    password: Option<Password>,
+    /// Whether the limits of the address and the site do not apply.
+    exempt: bool,
+    /// How many steps it has passed: it counts at each of them.
+    passed: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Password {
+    account: Hash,
+    by_name: bool,
+    name: Hash,
+    /// The name and the address together.
+    pair: Hash,
+    secret: Hash,
+    class: Class,
+    /// Whether the password was compared with the right one, and is another.
+    differs: bool,
+    /// After so many milliseconds it can be compared, as it cannot now.
+    compared_in: Option<Millis>,
+}
+
+/// A step on the way to CouchDB.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Account(Hash),
+    Budget(Place),
+}
+
+/// How far a login comes.
+enum Progress {
+    Ask,
+    Wait,
+    Reject(Rejection),
+}
+
+/// The limits.
+#[derive(Debug)]
+pub struct LoginLimits<W> {
+    hasher: RandomState,
+    accounts: HashMap<Hash, Account>,
+    budgets: HashMap<Place, Budget>,
+    history: History,
+    attempts: Table<Attempt<W>>,
+    /// Steps at which a login may have to be let through or rejected.
+    woken: VecDeque<Step>,
+    /// Logins that wait, the oldest first; those that wait no more are in here still.
+    order: VecDeque<(Millis, Key)>,
+    /// When accounts may be forgotten, and budgets.
+    account_ends: VecDeque<(Millis, Hash)>,
+    budget_ends: VecDeque<(Millis, Place)>,
+    /// How many logins of an address wait, and in total.
+    waiting_of: HashMap<IpAddr, usize>,
+    waiting: usize,
+    max_waiting: usize,
+}
+
+impl<W> LoginLimits<W> {
+    /// Creates limits under which so many logins may wait for the answers to others.
+    pub fn new(max_waiting: usize) -> Self {
+        Self {
+            hasher: RandomState::new(),
+            accounts: HashMap::new(),
+            budgets: HashMap::new(),
+            history: History::default(),
+            attempts: Table::default(),
+            woken: VecDeque::new(),
+            order: VecDeque::new(),
+            account_ends: VecDeque::new(),
+            budget_ends: VecDeque::new(),
+            waiting_of: HashMap::new(),
+            waiting: 0,
+            max_waiting,
+        }
+    }
+
+    /// Decides whether CouchDB may be asked about credentials. `waiting` comes back from [`LoginLimits::next`] when the
+    /// login has to wait; `since` is when the client began to.
+    pub fn admit(
+        &mut self,
+        address: IpAddr,
+        kind: Kind<'_>,
+        since: Millis,
+        waiting: impl FnOnce() -> W,
+        now: Millis,
+    ) -> Admission {
+        self.forget(now);
+        let address = network(address);
+        let password = match kind {
+            Kind::Password { name, password, by_name } => Some(self.password(address, name, password, by_name)),
+            Kind::Cookie => None,
+        };
+        if password.is_some_and(|it| !self.accounts.contains_key(&it.account)) && self.accounts.len() >= MAX_ACCOUNTS {
+            return Admission::Reject(Rejection::Overloaded);
+        }
+        let mut attempt = Attempt { waiting: None, address, password, exempt: false, passed: 0 };
+        attempt.classify(&self.history, &self.budgets, now);
+        let key = self.attempts.insert(attempt);
+        let progress = self.advance(key, false, now);
+        let room = self.max_waiting.saturating_sub(self.waiting);
+        match progress {
+            Progress::Ask => Admission::Ask(key),
+            // An address leaves room for others.
+            Progress::Wait if room > 0 && self.waiting_of.get(&address).is_none_or(|own| *own <= room) => {
+                self.attempts.get_mut(key).expect("it was just inserted").waiting = Some(waiting());
+                self.waiting += 1;
+                *self.waiting_of.entry(address).or_default() += 1;
+                self.order.push_back((since, key));
+                Admission::Wait(key)
+            }
+            Progress::Wait => {
+                self.leave(key, now);
+                Admission::Reject(Rejection::Overloaded)
+            }
+            Progress::Reject(rejection) => {
+                self.leave(key, now);
+                Admission::Reject(rejection)
+            }
+        }
+    }
+
+    /// Takes the outcome of a login that was to be asked.
+    pub fn finish(&mut self, key: Key, outcome: Outcome, now: Millis) {
+        let Some(attempt) = self.leave(key, now) else { return };
+        let failed = matches!(outcome, Outcome::Wrong | Outcome::Locked);
+        let Some(password) = attempt.password else {
+            if failed {
+                self.charge(Place::Cookies(attempt.address), 1, now);
+            }
+            return;
+        };
+        if failed {
+            self.charge_failure(attempt.address, 1, now);
+        }
+        let mut changed = false;
+        let account = self.accounts.entry(password.account).or_insert_with(|| password.new_account());
+        let ends = match outcome {
+            Outcome::Right => {
+                account.forgive(password.secret);
+                changed = self.history.handle_right(password.pair, password.name, password.secret);
+                None
+            }
+            Outcome::Wrong => {
+                changed = self.history.handle_wrong(password.name, password.secret);
+                Some(account.fail(password.secret, true, now))
+            }
+            Outcome::Unanswered => Some(account.fail(password.secret, false, now)),
+            Outcome::Locked | Outcome::NotAsked => None,
+        };
+        self.account_ends.extend(ends.map(|at| (at, password.account)));
+        if changed {
+            self.reclassify(password.account, now);
+        }
+        self.forget_account(password.account, now);
+    }
+
+    /// Forgets a login that waits.
+    pub fn cancel(&mut self, key: Key, now: Millis) {
+        self.leave(key, now);
+    }
+
+    /// Counts a password that the caller itself compared with the right one.
+    ///
+    /// # Errors
+    /// Too many logins from the address failed, and the next one may come after so many milliseconds: the client must
+    /// not learn whether the password is right.
+    pub fn count_compared(&mut self, address: IpAddr, right: bool, now: Millis) -> Result<(), Millis> {
+        self.forget(now);
+        let address = network(address);
+        let budgets = Place::of_passwords(address).filter_map(|place| self.budgets.get(&place));
+        if let Some(wait) = budgets.filter_map(|budget| budget.wait(now)).max() {
+            return Err(wait);
+        }
+        if !right {
+            self.charge_failure(address, 1, now);
+        }
+        Ok(())
+    }
+
+    /// Takes the next login out of those that waited: CouchDB may be asked about it, or it has to be rejected.
+    pub fn next(&mut self, now: Millis) -> Option<(W, Result<Key, Rejection>)> {
+        while let Some(&(since, key)) = self.order.front() {
+            let waits = self.attempts.get(key).is_some_and(|attempt| attempt.waiting.is_some());
+            if waits && now < since + LONGEST_WAIT {
+                break;
+            }
+            self.order.pop_front();
+            if waits && let Some(waiting) = self.leave(key, now).and_then(|attempt| attempt.waiting) {
+                return Some((waiting, Err(Rejection::Overloaded)));
+            }
+        }
+        while let Some(&step) = self.woken.front() {
+            let Some(key) = self.next_at(step, now) else {
+                self.woken.pop_front();
+                self.set_woken(step, false);
+                self.forget_step(step, now);
+                continue;
+            };
+            match self.advance(key, true, now) {
+                Progress::Wait => {}
+                Progress::Ask => {
+                    let waiting = self.take_waiting(key).expect("only logins that wait are taken out");
+                    return Some((waiting, Ok(key)));
+                }
+                Progress::Reject(rejection) => {
+                    let waiting = self.leave(key, now).and_then(|attempt| attempt.waiting);
+                    return Some((waiting.expect("only logins that wait are taken out"), Err(rejection)));
+                }
+            }
+        }
+        None
+    }
+
+    /// Returns when [`LoginLimits::next`] is due.
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        if self.woken.is_empty() { self.order.front().map(|(since, _)| since + LONGEST_WAIT) } else { Some(0) }
+    }
+
+    /// Returns how many logins wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    fn password(&self, address: IpAddr, name: &str, password: &str, by_name: bool) -> Password {
+        let pair = self.hasher.hash_one((address, name));
+        let only_name = self.hasher.hash_one(name);
+        Password {
+            account: if by_name { only_name } else { pair },
+            by_name,
+            name: only_name,
+            pair,
+            secret: self.hasher.hash_one((name, password)),
+            class: Class::Stranger,
+            differs: false,
+            compared_in: None,
+        }
+    }
+
+    /// Takes a login through its steps, as far as it goes. `called` says that its turn has come at the first of them.
+    fn advance(&mut self, key: Key, mut called: bool, now: Millis) -> Progress {
+        let Self { accounts, budgets, history, attempts, .. } = self;
+        let attempt = attempts.get_mut(key).expect("the caller has seen it");
+        while let Some(step) = attempt.step(attempt.passed) {
+            match step {
+                Step::Account(id) => {
+                    let Some(password) = attempt.password else { break };
+                    let account = accounts.entry(id).or_insert_with(|| password.new_account());
+                    let queued = !called && account.has_waiting(password.class);
+                    match account.decide(password.class, history, now) {
+                        Decision::Ask if !queued => account.asked += 1,
+                        Decision::Ask | Decision::Wait => {
+                            account.wait(password.class, attempt.address, key);
+                            return Progress::Wait;
+                        }
+                        Decision::Reject(wait) => {
+                            let (address, differs) = (attempt.address, password.differs);
+                            if differs {
+                                // Guessing here is not to cost less than guessing at CouchDB.
+                                self.charge_failure(address, COMPARED, now);
+                            }
+                            let wait = wait.map(|wait| password.compared_in.map_or(wait, |sooner| wait.min(sooner)));
+                            return Progress::Reject(match wait {
+                                None => Rejection::Unanswered,
+                                Some(wait) if password.by_name => Rejection::Name(wait),
+                                Some(wait) => Rejection::Address(wait),
+                            });
+                        }
+                    }
+                }
+                Step::Budget(place) => {
+                    let budget = budgets.entry(place).or_insert_with(|| Budget::new(place));
+                    if let Some(wait) = budget.wait(now) {
+                        return Progress::Reject(Rejection::Address(wait));
+                    }
+                    if budget.is_taken(now) || !called && budget.has_waiting() {
+                        budget.queue(key);
+                        return Progress::Wait;
+                    }
+                    budget.asked += 1;
+                }
+            }
+            attempt.passed += 1;
+            called = false;
+        }
+        Progress::Ask
+    }
+
+    /// Returns the login whose turn it is at a step, if one may go on or has to be rejected.
+    fn next_at(&mut self, step: Step, now: Millis) -> Option<Key> {
+        let Self { accounts, budgets, history, attempts, .. } = self;
+        let waits = |key: &Key| attempts.get(*key).is_some_and(|attempt| attempt.waiting.is_some());
+        match step {
+            Step::Account(id) => {
+                let account = accounts.get_mut(&id)?;
+                std::iter::from_fn(|| account.pop(history, now)).find(waits)
+            }
+            Step::Budget(place) => {
+                let budget = budgets.get_mut(&place)?;
+                std::iter::from_fn(|| budget.pop(now)).find(waits)
+            }
+        }
+    }
+
+    /// Takes a login out: it counts at no step any more.
+    fn leave(&mut self, key: Key, now: Millis) -> Option<Attempt<W>> {
+        let waiting = self.take_waiting(key);
+        let attempt = self.attempts.remove(key)?;
+        for step in (0..attempt.passed).filter_map(|number| attempt.step(number)) {
+            match step {
+                Step::Account(id) => {
+                    if let Some(account) = self.accounts.get_mut(&id) {
+                        account.asked -= 1;
+                    }
+                }
+                Step::Budget(place) => {
+                    if let Some(budget) = self.budgets.get_mut(&place) {
+                        budget.asked -= 1;
+                    }
+                }
+            }
+            self.wake(step);
+            self.forget_step(step, now);
+        }
+        if let (Some(_), Some(step)) = (&waiting, attempt.step(attempt.passed)) {
+            // Those behind it may have waited for it alone.
+            self.wake(step);
+        }
+        if let Some(step) = attempt.step(attempt.passed) {
+            self.forget_step(step, now);
+        }
+        Some(Attempt { waiting, ..attempt })
+    }
+
+    fn take_waiting(&mut self, key: Key) -> Option<W> {
+        let attempt = self.attempts.get_mut(key)?;
+        let waiting = attempt.waiting.take()?;
+        self.waiting -= 1;
+        if let Some(count) = self.waiting_of.get_mut(&attempt.address) {
+            *count -= 1;
+            if *count == 0 {
+                self.waiting_of.remove(&attempt.address);
+            }
+        }
+        Some(waiting)
+    }
+
+    /// Has a step looked at by [`LoginLimits::next`], where logins wait at it.
+    fn wake(&mut self, step: Step) {
+        let waited_at = match step {
+            Step::Account(id) => self.accounts.get(&id).is_some_and(Account::is_to_be_woken),
+            Step::Budget(place) => self.budgets.get(&place).is_some_and(Budget::is_to_be_woken),
+        };
+        if waited_at {
+            self.set_woken(step, true);
+            self.woken.push_back(step);
+        }
+    }
+
+    fn set_woken(&mut self, step: Step, woken: bool) {
+        match step {
+            Step::Account(id) => {
+                if let Some(account) = self.accounts.get_mut(&id) {
+                    account.woken = woken;
+                }
+            }
+            Step::Budget(place) => {
+                if let Some(budget) = self.budgets.get_mut(&place) {
+                    budget.woken = woken;
+                }
+            }
+        }
+    }
+
+    /// Puts those who wait for an account in the order that their passwords and addresses give them now.
+    fn reclassify(&mut self, id: Hash, now: Millis) {
+        let Some(account) = self.accounts.get_mut(&id) else { return };
+        for key in account.take_waiting() {
+            let Some(attempt) = self.attempts.get_mut(key).filter(|attempt| attempt.waiting.is_some()) else {
+                continue;
+            };
+            attempt.classify(&self.history, &self.budgets, now);
+            if let Some(password) = attempt.password {
+                account.wait(password.class, attempt.address, key);
+            }
+        }
+        self.wake(Step::Account(id));
+    }
+
+    /// Takes from the budgets for passwords of an address.
+    fn charge_failure(&mut self, address: IpAddr, cost: u64, now: Millis) {
+        for place in Place::of_passwords(address) {
+            self.charge(place, cost, now);
+        }
+    }
+
+    fn charge(&mut self, place: Place, cost: u64, now: Millis) {
+        let budget = self.budgets.entry(place).or_insert_with(|| Budget::new(place));
+        if let Some(at) = budget.charge(cost, now) {
+            self.budget_ends.push_back((at, place));
+        }
+    }
+
+    fn forget_step(&mut self, step: Step, now: Millis) {
+        match step {
+            Step::Account(id) => self.forget_account(id, now),
+            Step::Budget(place) => {
+                if self.budgets.get(&place).is_some_and(|budget| budget.is_over(now)) {
+                    self.budgets.remove(&place);
+                }
+            }
+        }
+    }
+
+    fn forget_account(&mut self, id: Hash, now: Millis) {
+        if self.accounts.get_mut(&id).is_some_and(|account| account.is_over(now)) {
+            self.accounts.remove(&id);
+        }
+    }
+
+    /// Forgets failures that count no more.
+    fn forget(&mut self, now: Millis) {
+        for _ in 0..FORGOTTEN_AT_ONCE {
+            let Some(&(at, id)) = self.account_ends.front() else { break };
+            if now < at {
+                break;
+            }
+            self.account_ends.pop_front();
+            self.forget_account(id, now);
+        }
+        for _ in 0..FORGOTTEN_AT_ONCE {
+            let Some(&(at, place)) = self.budget_ends.front() else { break };
+            let too_many = self.budgets.len() > MAX_BUDGETS;
+            if now < at && !too_many {
+                break;
+            }
+            self.budget_ends.pop_front();
+            let Some(budget) = self.budgets.get_mut(&place) else { continue };
+            if let Some(later) = budget.ends_later(now).filter(|_| !too_many) {
+                self.budget_ends.push_back((later, place));
+                continue;
+            }
+            budget.unlist();
+            if budget.is_idle() {
+                self.budgets.remove(&place);
+            }
+        }
+    }
+}
+
+/// Entries that are forgotten in one go: amortized, those of the past are always gone.
+const FORGOTTEN_AT_ONCE: usize = 1_000;
+
+impl<W> Attempt<W> {
+    /// Returns a step of its way.
+    fn step(&self, number: usize) -> Option<Step> {
+        let Some(password) = self.password else {
+            return (number == 0).then_some(Step::Budget(Place::Cookies(self.address)));
+        };
+        match number {
+            0 => Some(Step::Account(password.account)),
+            _ if self.exempt => None,
+            _ => Place::of_passwords(self.address).nth(number - 1).map(Step::Budget),
+        }
+    }
+
+    /// Decides which logins it goes before, and whether the failures of others at its address matter.
+    fn classify(&mut self, history: &History, budgets: &HashMap<Place, Budget>, now: Millis) {
+        let Some(password) = &mut self.password else { return };
+        let is_good = history.is_good(password.pair);
+        self.exempt = is_good;
+        password.class = if is_good { Class::Known } else { Class::Stranger };
+        password.differs = false;
+        password.compared_in = None;
+        let Some(right) = history.right_password(password.name).filter(|_| is_good || password.by_name) else { return };
+        // Who may have a password compared could try many.
+        let places = Place::of_passwords(self.address).filter_map(|place| budgets.get(&place));
+        password.compared_in = places.filter_map(|budget| budget.wait_for(COMPARED, now)).max();
+        if password.compared_in.is_none() {
+            match (right == password.secret, is_good) {
+                (true, true) => password.class = Class::Proven,
+                (true, false) => password.class = Class::Roaming,
+                (false, _) => password.differs = true,
+            }
+        }
+    }
+}
+
+impl Password {
+    fn new_account(&self) -> Account {
+        Account::new(self.name, self.by_name)
+    }
+}
+
+#[cfg(test)]
+mod tests;
