@@ -94,6 +94,7 @@ pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals, mut notifie
         server.send_look_ups(now);
         server.flush_dirty(now);
         server.see_off(now);
+        server.review_clients(now);
         server.reap_closed();
         notifier.handle_timeout(now, server.client_count());
         if server.is_drained(now) {

@@ -230,7 +230,7 @@ fn oversize_everything() {
     assert_eq!(post("Content-Length: 99999999999\r\n", b"").as_deref(), Some("413"));
     assert_eq!(post("Content-Length: 99999999999999999999999\r\n", b"").as_deref(), Some("400"));
     let chunked = "Transfer-Encoding: chunked\r\n";
-    let chunk = [&b"fffff\r\n"[..], &vec![b'x'; 0xf_ffff], b"\r\n"].concat();
+    let chunk = [&b"100001\r\n"[..], &vec![b'x'; 0x10_0001], b"\r\n"].concat();
     assert_eq!(post(chunked, &chunk).as_deref(), Some("413"));
     assert_eq!(post(chunked, b"ffffffffffffffffff\r\n").as_deref(), Some("400"));
     assert_eq!(post(chunked, format!("1;{long}\r\nx").as_bytes()).as_deref(), Some("400"));
@@ -247,7 +247,7 @@ fn oversize_everything() {
     assert_eq!(closes(&mut target, &huge), Some(1009), "14 bytes that ask for all memory");
     let negative = [&[0x81, 0xff][..], &[0xff; 8], &[0; 4]].concat();
     assert!(matches!(closes(&mut target, &negative), Some(1002 | 1009)));
-    assert!(matches!(closes(&mut target, &frame(0x81, &vec![b'x'; 70_000])), Some(1009) | None));
+    assert!(matches!(closes(&mut target, &frame(0x81, &vec![b'x'; 1_048_577])), Some(1009) | None));
     assert_eq!(closes(&mut target, &frame(0x89, &[b'p'; 126])), Some(1002), "a long ping");
     let mut client = target.mallory();
     let too_long = "n".repeat(300);
@@ -516,4 +516,72 @@ fn forged_cookies_get_nobody_in() {
         assert!(!is_log_in || !names_admin, "a log-in is asked for without the admin's name");
     }
     target.assert_unharmed("forged cookies");
+}
+
+/// Writes bytes again and again until the server takes no more, closes, or has taken enough.
+fn pour(socket: &mut TcpStream, bytes: &[u8]) {
+    socket.set_write_timeout(Some(Duration::from_millis(200))).expect("a socket option");
+    let mut left = 16 * 1024 * 1024;
+    while left > 0 {
+        match socket.write(bytes) {
+            Ok(written @ 1..) => left -= written.min(left),
+            _ => return,
+        }
+    }
+}
+
+#[test]
+fn pipelined_handshakes_and_polls() {
+    let mut target = Target::new(&[]);
+    let handshakes = b"GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1_000);
+    let mut sockets: Vec<_> = (0..20).map(|_| target.connect()).collect();
+    for socket in &mut sockets {
+        pour(socket, &handshakes);
+    }
+    let poller = Poller::open(target.address(), 4, "");
+    let polls = request("GET", &poller.target(), "", b"").repeat(1_000);
+    let mut parked: Vec<_> = (0..5).map(|_| target.connect()).collect();
+    for socket in &mut parked {
+        pour(socket, &polls);
+    }
+    let grown = target.howler.resident_kib().saturating_sub(target.resident);
+    assert!(grown < 25 * 1024, "{grown} KiB for 25 connections");
+    assert!(target.serve() < SERVED_WITHIN);
+    drop((sockets, parked, poller));
+    target.assert_unharmed("pipelined handshakes and polls");
+}
+
+#[test]
+fn clients_that_hold_what_they_can_without_a_login() {
+    let mut target = Target::new(&["--max_unauthenticated_memory", "4"]);
+    target.couchdb.set_login_delay(Duration::from_secs(3));
+    // The login is under way, so the longest messages are taken.
+    let mut clients: Vec<_> = (0..60)
+        .map(|number| {
+            let credentials = format!("username=stranger-{number}&password=zq7-none");
+            Client::socket_io(target.address(), &credentials)
+        })
+        .collect();
+    let partial = frame(0x81, &vec![b'x'; 1_000_000]);
+    for client in &mut clients {
+        let _ = client.send_raw(&partial[..500_000]);
+    }
+    // These have not begun to log in.
+    let mut strangers: Vec<_> = (0..200).map(|_| Client::json(target.address())).collect();
+    for stranger in &mut strangers {
+        let _ = stranger.send_raw(&partial[..60_000]);
+    }
+    let mut pollers: Vec<_> = (0..50).map(|_| Poller::open(target.address(), 4, "")).collect();
+    for poller in &mut pollers {
+        let _ = poller.post(vec![b'x'; 60_000]);
+    }
+    let deadline = Instant::now() + SOON;
+    while target.howler.metric("howler_unauthenticated_bytes") > 4 * 1024 * 1024 {
+        assert!(Instant::now() < deadline, "the largest are evicted");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(target.howler.metric("howler_closes_total{reason=\"made_way\"}") > 0);
+    target.couchdb.set_login_delay(Duration::ZERO);
+    drop((clients, strangers, pollers));
+    target.assert_unharmed("clients that hold what they can without a login");
 }

@@ -56,13 +56,13 @@ fn handshakes() {
     let poller = Poller::open(howler.address(), 4, "");
     assert_eq!(poller.packets.len(), 1, "the client connects");
     let expected = format!(
-        r#"0{{"sid":"{}","upgrades":["websocket"],"pingInterval":25000,"pingTimeout":20000,"maxPayload":65536}}"#,
+        r#"0{{"sid":"{}","upgrades":["websocket"],"pingInterval":25000,"pingTimeout":20000,"maxPayload":1048576}}"#,
         poller.sid
     );
     assert_eq!(poller.packets[0], expected);
     let mut client = Client::open(howler.address(), "/socket.io/?EIO=4&transport=websocket");
     let open = client.receive_text(SOON).unwrap();
-    let rest = r#""upgrades":[],"pingInterval":25000,"pingTimeout":20000,"maxPayload":65536}"#;
+    let rest = r#""upgrades":[],"pingInterval":25000,"pingTimeout":20000,"maxPayload":1048576}"#;
     assert!(open.starts_with("0{\"sid\":\"") && open.ends_with(rest), "{open}");
     assert_eq!(client.receive_text(A_MOMENT), None, "and waits for it");
 }

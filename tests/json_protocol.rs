@@ -139,7 +139,7 @@ fn malformed_input_is_answered_and_three_in_a_row_close() {
 fn limits_have_their_close_codes() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
-    let long = "x".repeat(70_000);
+    let long = "x".repeat(1_048_577);
     for (bytes, code) in [
         (frame(0x81, long.as_bytes()), 1009),
         (frame(0x82, b"binary"), 1003),

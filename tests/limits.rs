@@ -1,6 +1,7 @@
 //! What one client, one address and all of them together may use, each by its option: what happens at the limit, by which
 //! counter that is seen, and that the others do not notice.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -418,4 +419,423 @@ fn accepting_pauses_when_descriptors_run_out_all_the_same() {
     assert!(howler.count_lines("No more clients can be accepted") < 100, "it does not spin");
     assert!((1..100).contains(&howler.metric("howler_accept_pauses_total")), "each pause is counted");
     assert_eq!(user.next_event(A_MOMENT), None);
+}
+
+#[test]
+fn a_client_that_keeps_sending_after_it_was_rejected_is_cut() {
+    let couchdb = couchdb();
+    let howler = start(&couchdb, &[]);
+    let garbage = b"\x00".repeat(64 * 1024);
+    for first in ["\x00", "GET /howler HTTP/1.1\r\n\r\n", "BREW / HTTP/9.9\r\n\r\n"] {
+        let mut socket = std::net::TcpStream::connect(howler.address()).expect("the system accepts");
+        socket.set_write_timeout(Some(SOON)).expect("a socket option");
+        socket.write_all(first.as_bytes()).expect("the server reads");
+        let sent = std::iter::from_fn(|| socket.write(&garbage).ok()).take(1_000).sum::<usize>();
+        // What the buffers of the system hold comes on top of what the server reads.
+        assert!(sent < 32 * 1024 * 1024, "{first:?}: {sent} bytes were taken");
+    }
+    assert_metric(&howler, "howler_connections_cut_total", 3);
+    assert_serves(&howler, &couchdb);
+}
+
+#[test]
+fn forwarded_addresses_of_others_than_trusted_proxies_are_warned_of_once() {
+    const WARNING: &str = "127.0.0.1 is not in --trusted_proxies: all clients behind that address count as one";
+    let couchdb = couchdb();
+    for options in [&[][..], &["--trusted_proxies", "10.0.0.0/8"]] {
+        let howler = start(&couchdb, options);
+        assert_serves(&howler, &couchdb);
+        assert_eq!(howler.count_told("X-Forwarded-For"), 0);
+        for last in 1..6 {
+            drop(from(&howler, &format!("192.0.2.{last}")).expect("it is served"));
+        }
+        howler.assert_told(WARNING, 1);
+    }
+    let trusting = start(&couchdb, &["--trusted_proxies", "127.0.0.1"]);
+    drop(from(&trusting, "192.0.2.1").expect("it is served"));
+    assert_serves(&trusting, &couchdb);
+    assert_eq!(trusting.count_told("X-Forwarded-For"), 0);
+}
+
+#[test]
+fn long_epochs_and_positions_are_not_kept() {
+    const REQUESTS: usize = 250;
+    let couchdb = couchdb();
+    let howler = start(&couchdb, &[]);
+    let mut client = Client::logged_in(howler.address());
+    let before = howler.resident_kib();
+    couchdb.set_look_up_delay(Duration::from_secs(3));
+    let long = "9".repeat(30_000);
+    for number in 0..REQUESTS {
+        let name = format!("db-{number}");
+        client.request(json!({"op": "subscribe", "dbs": {name: long}, "epoch": long}));
+    }
+    assert!(couchdb.wait_for(SOON, |seen| seen.look_up_requests > 0), "positions are looked up");
+    client.send_raw(&frame(0x89, b"read")).expect("the server reads");
+    while client.receive(SOON) != Received::Pong(b"read".to_vec()) {}
+    let held = howler.resident_kib().saturating_sub(before);
+    assert!(held < 4 * 1024, "{held} KiB are held");
+    couchdb.set_look_up_delay(Duration::ZERO);
+    for _ in 0..REQUESTS {
+        let answer = client.receive_json(SOON).expect("an answer");
+        let names: Vec<&String> = answer["dbs"].as_object().expect("positions").keys().collect();
+        assert_eq!(answer["changed"], json!(names), "an over-long one counts as changed: {answer}");
+    }
+}
+
+/// A handshake of a polling session, as often as it takes to fill a write.
+fn handshakes(fields: &str) -> Vec<u8> {
+    request("GET", "/socket.io/?EIO=4&transport=polling", fields, b"").repeat(500)
+}
+
+/// Writes bytes until the server takes no more or closes, at most so many.
+fn pour(socket: &mut std::net::TcpStream, bytes: &[u8], most: usize) {
+    socket.set_write_timeout(Some(A_MOMENT)).expect("a socket option");
+    let mut written = 0;
+    while let (true, Ok(more @ 1..)) = (written < most, socket.write(bytes)) {
+        written += more;
+    }
+}
+
+#[test]
+fn pipelined_requests_hold_little() {
+    const EACH: u64 = 1024;
+    let couchdb = couchdb();
+    let howler = start(&couchdb, &[]);
+    assert_serves(&howler, &couchdb);
+    let mut user = Client::subscribed(howler.address(), &["db"]);
+    let poller = Poller::logged_in(howler.address());
+    let polls = request("GET", &poller.target(), "", b"").repeat(500);
+    let post = request("POST", &poller.target(), "", b"1:2").repeat(500);
+    let inputs = [handshakes(""), polls.clone(), [&polls[..polls.len() / 500], &post].concat()];
+    let before = howler.resident_kib();
+    let mut sockets = connect_many(howler.address(), 12);
+    for (number, socket) in sockets.iter_mut().enumerate() {
+        // The poll is parked: what is pipelined behind it waits.
+        pour(socket, &inputs[number % 3], 16 * 1024 * 1024);
+    }
+    let held = howler.resident_kib().saturating_sub(before);
+    assert!(held < 12 * EACH, "{held} KiB are held for 12 connections");
+    couchdb.update("db");
+    assert_eq!(user.next_change(SOON).as_deref(), Some("db"));
+    assert_serves(&howler, &couchdb);
+}
+
+#[test]
+fn one_address_does_not_evict_the_clients_of_others() {
+    let couchdb = couchdb();
+    let howler =
+        start(&couchdb, &["--max_newcomers", "60", "--trusted_proxies", "127.0.0.1", "--login_timeout", "120"]);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stopped = || stop.load(std::sync::atomic::Ordering::Acquire);
+    std::thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let bytes = handshakes("X-Forwarded-For: 192.0.2.1\r\n");
+                while !stopped() {
+                    let Ok(mut socket) = std::net::TcpStream::connect(howler.address()) else { continue };
+                    pour(&mut socket, &bytes, 256 * 1024);
+                    // It is the sessions that are many, not the connections.
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            });
+        }
+        let deadline = Instant::now() + SOON;
+        while howler.metric("howler_closes_total{reason=\"made_way\"}") < 100 {
+            assert!(Instant::now() < deadline, "somebody is evicted");
+        }
+        let mut clients: Vec<_> = (0..12)
+            .map(|number| {
+                let mut client = from(&howler, &format!("198.51.100.{number}")).expect("it is served");
+                assert_eq!(client.receive_json(SOON).expect("hello")["event"], "hello");
+                client
+            })
+            .collect();
+        let evicted = howler.metric("howler_closes_total{reason=\"made_way\"}");
+        let deadline = Instant::now() + SOON;
+        while howler.metric("howler_closes_total{reason=\"made_way\"}") < evicted + 500 {
+            assert!(Instant::now() < deadline, "the attack goes on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for client in &mut clients {
+            let answer = client.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}));
+            assert_eq!(answer["ok"], true, "{answer}");
+        }
+    });
+}
+
+/// Tells threads to stop, also when an assertion fails.
+struct StopOnDrop<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Release);
+    }
+}
+
+#[test]
+fn sessions_that_a_connection_opens_without_logging_in() {
+    let couchdb = couchdb();
+    let howler = start(&couchdb, &[]);
+    let mut http = Http::connect(howler.address());
+    let handshake = "/socket.io/?EIO=4&transport=polling";
+    for _ in 0..8 {
+        assert_eq!(http.get(handshake).status, 200);
+    }
+    let rejected = http.get(handshake);
+    assert_eq!((rejected.status, rejected.field("Retry-After")), (429, Some("5")), "{rejected:?}");
+    assert!(http.ends());
+    assert_counted(&howler, "too_many_sessions", 1);
+    assert_eq!(Http::connect(howler.address()).get(handshake).status, 200, "another connection is served");
+    // Sessions that are logged in do not count.
+    let mut http = Http::connect(howler.address());
+    for number in 0..20 {
+        let open = http.get(&format!("/socket.io/?EIO=3&transport=polling&username={USER}&password={PASSWORD}"));
+        assert_eq!(open.status, 200, "{number}");
+        let sid =
+            open.field("Set-Cookie").and_then(|cookie| cookie.strip_prefix("io=")?.split(';').next()).expect("an id");
+        let answer = http.get(&format!("/socket.io/?EIO=3&transport=polling&sid={sid}"));
+        assert!(answer.text().contains("authenticated"), "{answer:?}");
+    }
+    assert_counted(&howler, "too_many_sessions", 1);
+    assert_serves(&howler, &couchdb);
+}
+
+#[test]
+fn polling_sessions_of_an_address() {
+    let couchdb = couchdb();
+    let howler = start(&couchdb, &["--max_connections_per_address", "3"]);
+    let mut http = Http::connect(howler.address());
+    let handshake = "/socket.io/?EIO=4&transport=polling";
+    let open = http.get(handshake);
+    assert_eq!((open.status, http.get(handshake).status), (200, 200));
+    let rejected = http.get(handshake);
+    assert_eq!((rejected.status, rejected.field("Retry-After")), (429, Some("5")), "{rejected:?}");
+    assert_counted(&howler, "too_many_of_address", 1);
+    let refused = Client::try_open(howler.address(), "/howler", "").err().expect("there is no place");
+    assert!(!refused.contains("HTTP") || refused.starts_with("HTTP/1.1 429 "), "{refused}");
+    let sid = open.text().split('"').nth(3).expect("an id").to_owned();
+    assert_eq!(http.post(&format!("{handshake}&sid={sid}"), "1").status, 200, "the session ends");
+    assert_eq!(http.get(handshake).status, 200);
+    // Behind a trusted proxy the address of the client counts.
+    let howler = start(&couchdb, &["--max_connections_per_address", "3", "--trusted_proxies", "127.0.0.1"]);
+    let mut http = Http::connect(howler.address());
+    for last in 0..30 {
+        let fields = format!("X-Forwarded-For: 192.0.2.{last}\r\n");
+        assert_eq!(http.ask("GET", handshake, &fields, b"").status, 200);
+    }
+    let fields = "X-Forwarded-For: 192.0.2.29\r\n";
+    let answers: Vec<u16> = (0..2).map(|_| http.ask("GET", handshake, fields, b"").status).collect();
+    assert_eq!(answers, [200, 429], "the proxy's connection carries others on");
+    assert_eq!(http.ask("GET", handshake, "X-Forwarded-For: 192.0.2.77\r\n", b"").status, 200);
+}
+
+#[test]
+fn messages_before_the_login() {
+    let couchdb = couchdb();
+    let howler = start(&couchdb, &[]);
+    let padded = |start: &str, length: usize| format!("{start}{}", "x".repeat(length - start.len()));
+    let mut client = Client::json(howler.address());
+    client.send(&padded("{", 4096));
+    assert_eq!(client.receive_json(SOON).expect("an answer")["error"], "TypeError");
+    client.send(&padded("{", 4097));
+    assert_closed(&mut client, 1009, "message too big");
+    let mut parts = Client::json(howler.address());
+    parts.send_raw(&frame(0x01, &[b'x'; 4000])).expect("the server reads");
+    parts.send_raw(&frame(0x00, &[b'x'; 97])).expect("the server reads");
+    assert_closed(&mut parts, 1009, "message too big");
+    let mut fourth = Client::open(howler.address(), "/socket.io/?EIO=4&transport=websocket");
+    fourth.receive_text(SOON).expect("the open packet");
+    fourth.send_raw(&frame(0x81, &vec![b'x'; 60_000])[..20]).expect("the server reads");
+    assert_closed(&mut fourth, 1009, "message too big");
+    let mut poller = Poller::open(howler.address(), 4, "");
+    assert_eq!(poller.post(padded("44", 4097)).status, 413);
+    assert!(poller.is_known(), "the session goes on");
+    assert_counted(&howler, "message_too_big", 3);
+    assert_counted(&howler, "body_too_large", 1);
+    let mut user = Client::logged_in(howler.address());
+    let heartbeat = |length: usize| {
+        let start = "{\"op\":\"heartbeat\",\"id\":1,\"pad\":\"";
+        format!("{}\"}}", padded(start, length - 2))
+    };
+    user.send(&heartbeat(1024 * 1024));
+    assert_eq!(user.receive_json(SOON), Some(json!({"id": 1, "ok": true})));
+    user.send(&heartbeat(1024 * 1024 + 1));
+    assert_closed(&mut user, 1009, "message too big");
+}
+
+#[test]
+fn a_client_subscribes_to_everything_while_its_login_is_under_way() {
+    let couchdb = couchdb();
+    let howler = start(&couchdb, &[]);
+    couchdb.set_login_delay(Duration::from_secs(1));
+    let names: Vec<String> = (0..1_500).map(|number| format!("db-{number:050}")).collect();
+    let subscribe = format!("421[\"subscribe\",{}]", json!(names));
+    assert!(subscribe.len() > 80_000);
+    let mut client = Client::socket_io(howler.address(), &format!("username={USER}&password={PASSWORD}"));
+    client.send(&subscribe);
+    let ack = std::iter::from_fn(|| client.receive_text(SOON)).find(|text| text.starts_with("431"));
+    assert_eq!(ack.as_deref(), Some("431[{}]"));
+    let mut poller = Poller::open(howler.address(), 3, &format!("username={USER}&password={PASSWORD}"));
+    poller.send(&[&subscribe]);
+    while poller.next() != "431[{}]" {}
+    let mut fourth = Client::open(howler.address(), "/socket.io/?EIO=4&transport=websocket");
+    fourth.send(&format!("40{{\"username\":\"{USER}\",\"password\":\"{PASSWORD}\"}}"));
+    fourth.send(&subscribe);
+    let ack = std::iter::from_fn(|| fourth.receive_text(SOON)).find(|text| text.starts_with("431"));
+    assert_eq!(ack.as_deref(), Some("431[{}]"));
+    couchdb.update(&names[1_499]);
+    let change = client.receive_text(SOON).expect("a change");
+    assert!(change.contains(&names[1_499]), "{change}");
+}
+
+#[test]
+fn long_credentials() {
+    const MESSAGE: &str = "A user name, password, cookie or token may have 1024 bytes and no more.";
+    let couchdb = couchdb();
+    let howler = start(&couchdb, &[]);
+    let long = |length: usize| "p".repeat(length);
+    for (length, error) in [(1024, "NotAuthenticatedError"), (1025, "LimitError")] {
+        for log_in in [
+            json!({"op": "log-in", "username": USER, "password": long(length)}),
+            json!({"op": "log-in", "username": long(length), "password": "x"}),
+            json!({"op": "log-in", "token": long(length)}),
+            json!({"op": "log-in", "cookie": format!("AuthSession={}", long(length))}),
+        ] {
+            let mut client = Client::json(howler.address());
+            let asked = couchdb.counters().session_requests;
+            let answer = client.ask(log_in);
+            assert_eq!(answer["error"], error, "{answer}");
+            assert_eq!(answer["message"] == MESSAGE, error == "LimitError", "{answer}");
+            assert_closed(&mut client, 4401, "not authenticated");
+            assert!(error != "LimitError" || couchdb.counters().session_requests == asked, "CouchDB is not asked");
+        }
+    }
+    for query in [format!("username={USER}&password={}", long(1025)), format!("token={}", long(15_000))] {
+        let mut client = Client::socket_io(howler.address(), &query);
+        let (texts, _) = client.receive_close(SOON);
+        let refusal = texts.iter().find(|text| text.starts_with("42[\"not-authenticated\"")).expect("it is told");
+        assert!(refusal.contains("LimitError") && refusal.contains(MESSAGE), "{refusal}");
+    }
+    assert_serves(&howler, &couchdb);
+}
+
+#[test]
+fn memory_of_all_unauthenticated_clients() {
+    const MIB: u64 = 1024 * 1024;
+    let couchdb = couchdb();
+    let howler = start(&couchdb, &["--max_unauthenticated_memory", "1"]);
+    couchdb.set_login_delay(Duration::from_secs(5));
+    let partial = frame(0x81, &vec![b'x'; 100_000]);
+    let mut clients: Vec<_> = (0..40)
+        .map(|number| {
+            let mut client = Client::socket_io(howler.address(), &format!("username=user-{number}&password=zq7-none"));
+            let _ = client.send_raw(&partial[..64_000]);
+            client
+        })
+        .collect();
+    let (_, close) = clients[0].receive_close(SOON);
+    assert_eq!(close, Received::Close(1013, "made way for others without a log-in".into()), "the oldest goes first");
+    let deadline = Instant::now() + SOON;
+    while howler.metric("howler_unauthenticated_bytes") > MIB {
+        assert!(Instant::now() < deadline, "the limit holds");
+    }
+    assert!(howler.metric("howler_closes_total{reason=\"made_way\"}") >= 20);
+    couchdb.set_login_delay(Duration::ZERO);
+    drop(clients);
+    // CouchDB still works on logins that nobody waits for.
+    let deadline = Instant::now() + SOON;
+    let log_in = json!({"op": "log-in", "username": USER, "password": PASSWORD});
+    while Client::json(howler.address()).ask(log_in.clone())["ok"] != true {
+        assert!(Instant::now() < deadline, "others are served");
+    }
+    assert_serves(&howler, &couchdb);
+}
+
+#[test]
+fn an_anonymous_session_that_polls_holds_little() {
+    let couchdb = couchdb();
+    let howler = start(&couchdb, &[]);
+    let connect = format!("40/{}", "n".repeat(900));
+    let mut pollers: Vec<_> = (0..10).map(|number| Poller::open(howler.address(), 3 + number % 2, "")).collect();
+    for (number, poller) in pollers.iter_mut().enumerate() {
+        let payload = join(&[&*connect; 4], if number % 2 == 0 { 3 } else { 4 });
+        let posts = (0..20).take_while(|_| poller.post(&payload).status == 200).count();
+        assert!(posts < 5, "{posts} posts whose answers nobody polls for");
+    }
+    assert!(howler.metric("howler_unauthenticated_bytes") < 10 * 8 * 1024);
+    assert_serves(&howler, &couchdb);
+}
+
+#[test]
+fn subscriptions_of_a_user() {
+    const MESSAGE: &str = "a user may have 5 subscriptions over all sessions and no more";
+    let couchdb = couchdb();
+    couchdb.add_user("other", PASSWORD, &[]);
+    let howler = start(&couchdb, &["--max_subscriptions_per_user", "5"]);
+    let subscribe = |client: &mut Client, names: &[&str]| client.ask(json!({"op": "subscribe", "dbs": names}));
+    let mut first = Client::logged_in(howler.address());
+    let mut second = Client::logged_in(howler.address());
+    assert_eq!(subscribe(&mut first, &["a", "b", "c"])["ok"], true);
+    assert_eq!(subscribe(&mut second, &["a", "b"])["ok"], true);
+    let answer = subscribe(&mut second, &["d"]);
+    assert_eq!((&answer["error"], &answer["message"]), (&json!("LimitError"), &json!(MESSAGE)));
+    assert_eq!(subscribe(&mut second, &["a", "b"])["ok"], true, "what it has it may name again");
+    assert_eq!(first.ask(json!({"op": "unsubscribe", "dbs": ["c"]}))["ok"], true);
+    assert_eq!(subscribe(&mut second, &["d"])["ok"], true);
+    assert_eq!(subscribe(&mut first, &["e"])["error"], "LimitError");
+    let mut other = Client::json(howler.address());
+    assert_eq!(other.ask(json!({"op": "log-in", "username": "other", "password": PASSWORD}))["ok"], true);
+    assert_eq!(subscribe(&mut other, &["a", "b", "c", "d", "e"])["ok"], true, "another user has its own");
+    drop(second);
+    let deadline = Instant::now() + SOON;
+    while subscribe(&mut first, &["e", "f", "g"])["ok"] != true {
+        assert!(Instant::now() < deadline, "sessions that ended do not count");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(howler.metric("howler_subscriptions_refused_total") >= 2);
+    assert_serves(&start(&couchdb, &["--max_subscriptions_per_user", "0"]), &couchdb);
+}
+
+#[test]
+fn memory_of_the_process() {
+    let couchdb = couchdb();
+    let small = start(&couchdb, &["--max_memory", "1"]);
+    let deadline = Instant::now() + SOON;
+    let rejected = loop {
+        match Client::try_open(small.address(), "/howler", "") {
+            Err(rejected) if rejected.starts_with("HTTP/1.1 503 ") => break rejected,
+            _ => assert!(Instant::now() < deadline, "new connections are rejected"),
+        }
+    };
+    assert!(rejected.contains("Retry-After: ") && rejected.contains("too much memory in use"), "{rejected}");
+    assert_eq!(small.metric("howler_memory_full"), 1);
+    small.assert_told("More memory is used than --max_memory", 1);
+    drop(small);
+
+    let mebibytes = start(&couchdb, &[]).resident_kib() / 1024;
+    let howler = start(&couchdb, &["--max_memory", &(mebibytes + 12).to_string()]);
+    let mut user = Client::subscribed(howler.address(), &["db"]);
+    let mut holders: Vec<_> = (0..40).map(|_| Client::logged_in(howler.address())).collect();
+    let mut idle = Client::json(howler.address());
+    let mut late = Client::json(howler.address());
+    let partial = frame(0x81, &vec![b'x'; 1_000_000]);
+    for holder in &mut holders {
+        let _ = holder.send_raw(&partial[..900_000]);
+    }
+    let deadline = Instant::now() + SOON;
+    while howler.metric("howler_memory_full") != 1 {
+        assert!(Instant::now() < deadline, "the memory is full");
+        late.request(json!({"op": "heartbeat"}));
+    }
+    assert_closed(&mut idle, 1013, "made way for others without a log-in");
+    let answer = user.ask(json!({"op": "subscribe", "dbs": ["more"]}));
+    assert_eq!(answer["error"], "ServiceUnavailableError", "{answer}");
+    assert!(answer["retry_after_ms"].as_u64().is_some_and(|wait| wait >= 5_000), "{answer}");
+    assert!(Client::try_open(howler.address(), "/howler", "").is_err(), "nobody else gets in");
+    couchdb.update("db");
+    assert_eq!(user.next_change(SOON).as_deref(), Some("db"), "connected clients are served");
+    assert_eq!(user.ask(json!({"op": "unsubscribe", "dbs": ["db"]}))["ok"], true);
+    assert!(howler.metric("howler_memory_rejections_total") >= 2);
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use crate::support::client::{Client, Received, frame};
 use crate::support::howler::Howler;
 use crate::support::http::{Http, Poller, join, request, split};
+use crate::support::tls::{Authority, Identity};
+use crate::support::wire::Target;
 use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
 
 /// What an event must keep from the packet before it. Measured from before that packet was asked for: how late
@@ -37,12 +39,12 @@ fn a_session_as_recorded() {
         let expected =
             format!(r#"0{{"sid":"{sid}","upgrades":["websocket"],"pingInterval":25000,"pingTimeout":5000}}"#);
         assert_eq!((open, rest), (&*expected, "2:40"), "the event is never with the 40");
-        assert_eq!(answer.field("Set-Cookie"), Some(&*format!("io={sid}; Path=/; HttpOnly")));
+        assert_eq!(answer.field("Set-Cookie"), Some(&*format!("io={sid}; Path=/; HttpOnly; SameSite=Lax")));
 
         let target = format!("/socket.io/?EIO=3&transport=polling&t=Q89igtP&b64=1&sid={sid}");
         let answer = polls.get(&target);
         assert!(connected.elapsed() >= DISTANCE, "round {round}: {:?}", connected.elapsed());
-        assert_eq!(answer.field("Set-Cookie"), Some(&*format!("io={sid}; Path=/; HttpOnly")));
+        assert_eq!(answer.field("Set-Cookie"), Some(&*format!("io={sid}; Path=/; HttpOnly; SameSite=Lax")));
         let packets = split(answer.text(), 3);
         assert!(packets.len() == 1 && packets[0].starts_with("42[\"authenticated\",{\"cookie\":\"AuthSession="));
 
@@ -190,7 +192,7 @@ fn a_post_that_cannot_be_decoded_closes_the_session() {
 #[test]
 fn bodies_have_a_limit_and_may_be_chunked() {
     let couchdb = couchdb();
-    let howler = Howler::start(&couchdb);
+    let howler = Howler::start_with(&couchdb, &["--max_post", "65536"]);
     let mut poller = Poller::logged_in(howler.address());
     let target = poller.target();
     let longest = "x".repeat(64 * 1024 - "65528:42[\"\"]".len());
@@ -812,4 +814,41 @@ fn an_upgrade_that_is_not_completed_is_given_up() {
         couchdb.update(name);
         assert_eq!(poller.finish_poll(), [change(name)]);
     }
+}
+
+/// The attributes of the cookie that names a session, behind its value.
+fn cookie_attributes(howler: &Howler, target: impl Into<Target>, fields: &str) -> String {
+    let mut http = Http::connect(target);
+    let answer = http.ask("GET", "/socket.io/?EIO=4&transport=polling", fields, b"");
+    assert_eq!(answer.status, 200, "{answer:?}\n{}", howler.output());
+    let cookie = answer.field("Set-Cookie").expect("a cookie");
+    assert!(cookie.starts_with("io="), "{cookie}");
+    cookie.split_once("; ").expect("attributes").1.to_owned()
+}
+
+#[test]
+fn the_cookie_is_kept_to_its_site_and_to_tls() {
+    let couchdb = couchdb();
+    let proxied = "X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: https\r\n";
+    for (option, plain, secure) in [
+        ("lax", "; SameSite=Lax", "; SameSite=Lax; Secure"),
+        ("strict", "; SameSite=Strict", "; SameSite=Strict; Secure"),
+        // Browsers drop `SameSite=None` without `Secure`.
+        ("none", "", "; SameSite=None; Secure"),
+    ] {
+        let options = ["--cookie_same_site", option, "--trusted_proxies", "127.0.0.1"];
+        let howler = Howler::start_with(&couchdb, &options);
+        assert_eq!(cookie_attributes(&howler, howler.address(), ""), format!("Path=/; HttpOnly{plain}"));
+        assert_eq!(cookie_attributes(&howler, howler.address(), proxied), format!("Path=/; HttpOnly{secure}"));
+        let plain_proxied = "X-Forwarded-Proto: http, https\r\n";
+        assert_eq!(cookie_attributes(&howler, howler.address(), plain_proxied), format!("Path=/; HttpOnly{plain}"));
+    }
+    let howler = Howler::start(&couchdb);
+    let untrusted = cookie_attributes(&howler, howler.address(), proxied);
+    assert_eq!(untrusted, "Path=/; HttpOnly; SameSite=Lax", "the address is not a trusted proxy");
+    let authority = Authority::new();
+    let identity = Identity::new(&authority);
+    let howler = Howler::start_with(&couchdb, &identity.options());
+    let target = Target::tls(howler.address(), authority.client(rustls::ALL_VERSIONS));
+    assert_eq!(cookie_attributes(&howler, target, ""), "Path=/; HttpOnly; SameSite=Lax; Secure");
 }

@@ -194,12 +194,13 @@ fn listen(devices: &mut [Device], over: &AtomicBool, written: &Mutex<Vec<Instant
 
 #[test]
 fn who_comes_when_too_many_wait_is_told_when_to_come_again() {
-    // A session that polls logs in with its first request, and any number of them fit into one connection.
+    // A session that polls logs in with its first request, and any number of them fit into one connection of a proxy.
     const WAITING: usize = 20_000;
     const CONNECTIONS: usize = 20;
     let couchdb = couchdb();
     couchdb.set_login_delay(Duration::from_secs(3));
-    let howler = Howler::start_with(&couchdb, &["--ping_interval", "600000", "--login_concurrency", "1"]);
+    let options = ["--ping_interval", "600000", "--login_concurrency", "1", "--trusted_proxies", "127.0.0.1"];
+    let howler = Howler::start_with(&couchdb, &options);
     let query = format!("/socket.io/?EIO=3&transport=polling&username={USER}&password={PASSWORD}");
     let address = howler.address();
     let threads: Vec<_> = (0..CONNECTIONS)

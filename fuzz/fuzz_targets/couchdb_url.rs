@@ -74,6 +74,7 @@ fn check_cookie(text: &str) {
             assert_eq!(token.reveal(), text);
             assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b)) && !text.is_empty());
         }
+        other if text.len() > MAX_CREDENTIAL => assert_eq!(other, Credentials::TooLong),
         other => assert_eq!(other, Credentials::Unusable),
     }
 }
@@ -81,19 +82,18 @@ fn check_cookie(text: &str) {
 fn check_requests(url: &CouchUrl, text: &str) {
     let requests = Requests::new(url);
     for client in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-        for credentials in [
-            Credentials::Password { username: text.into(), password: Secret::new(text) },
-            Credentials::cookie(text),
-            Credentials::token(text),
-        ] {
+        for credentials in
+            [Credentials::password(text.into(), text.into()), Credentials::cookie(text), Credentials::token(text)]
+        {
             let log_in = requests.log_in(&credentials, client);
-            assert_eq!(log_in.is_none(), credentials == Credentials::Unusable);
+            assert_eq!(log_in.is_none(), matches!(credentials, Credentials::Unusable | Credentials::TooLong));
+            assert!(credentials.len() <= 2 * MAX_CREDENTIAL);
             let Some(log_in) = log_in else { continue };
             let (fields, body) = check_request(&log_in, &format!("{}/_session", url.prefix));
             let given = match &credentials {
                 Credentials::Cookie(value) => vec![format!("cookie: AuthSession={}", value.reveal())],
                 Credentials::Token(token) => vec![format!("authorization: Bearer {}", token.reveal())],
-                Credentials::Password { .. } | Credentials::Unusable => Vec::new(),
+                Credentials::Password { .. } | Credentials::TooLong | Credentials::Unusable => Vec::new(),
             };
             assert_eq!(credentials_in(&fields), given);
             if !body.is_empty() {

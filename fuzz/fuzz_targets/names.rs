@@ -51,11 +51,9 @@ fuzz_target!(|data: &[u8]| {
 fn check_reply(message: &[u8], query: &[u8], name: &str, family: Family) {
     let reply = read_reply(message, query, family);
     let other = Family::BOTH.into_iter().find(|one| *one != family).expect("there are two");
-    for other in [
-        write_query(ID + 1, name, family),
-        write_query(ID, name, other),
-        write_query(ID, &format!("x{name}"), family),
-    ] {
+    for other in
+        [write_query(ID + 1, name, family), write_query(ID, name, other), write_query(ID, &format!("x{name}"), family)]
+    {
         assert!(other.is_none_or(|other| read_reply(message, &other, family).is_none()));
     }
     let (Some(Reply::Addresses(found)), Ok(packet)) = (reply, Packet::parse(message)) else { return };

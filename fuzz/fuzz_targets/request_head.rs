@@ -20,7 +20,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use couchdb_howler::wire::body::BodyDecoder;
-use couchdb_howler::wire::couchdb::Credentials;
+use couchdb_howler::wire::couchdb::{Credentials, MAX_CREDENTIAL};
 use couchdb_howler::wire::engine_io::{self, Refusal, Sid, Transport, Version};
 use couchdb_howler::wire::http::{
     Answer, HeadError, MAX_HEAD, Request, has_token, head_is_complete, parse_request, parse_response, write_response,
@@ -207,6 +207,7 @@ fn check_parameters(query: &str) {
             let mut text = |name| given.remove(name).unwrap_or_default();
             assert_eq!((text("username"), text("password")), ((&*username).into(), password.reveal().into()));
         }
+        Credentials::TooLong => assert!(given.values().any(|value| value.len() > MAX_CREDENTIAL)),
         Credentials::Unusable => {
             assert!(has_cookie || has_token || !given.contains_key("username") && !given.contains_key("password"));
         }

@@ -11,7 +11,7 @@
 
 #![no_main]
 
-use couchdb_howler::wire::couchdb::Credentials;
+use couchdb_howler::wire::couchdb::{Credentials, MAX_CREDENTIAL};
 use couchdb_howler::wire::engine_io::{self, Sid, Version};
 use couchdb_howler::wire::json::write_string;
 use couchdb_howler::wire::secret::Secret;
@@ -72,8 +72,14 @@ fn check_auth(data: &str) {
         (Ok(_), Ok(_), Ok(_), Ok(Some(token))) if !token.is_empty() => Some(Credentials::token(token)),
         (Ok(None), Ok(None), Ok(_), Ok(_)) => None,
         (Ok(username), Ok(password), Ok(_), Ok(_)) => {
-            let (username, password) = (username.unwrap_or(""), Secret::new(password.unwrap_or("")));
-            Some(Credentials::Password { username: username.into(), password })
+            let (username, password) = (username.unwrap_or(""), password.unwrap_or(""));
+            let too_long = username.len().max(password.len()) > MAX_CREDENTIAL;
+            let password = Secret::new(password);
+            Some(if too_long {
+                Credentials::TooLong
+            } else {
+                Credentials::Password { username: username.into(), password }
+            })
         }
         _ => None,
     };

@@ -33,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 
-use couchdb_howler::state::limits::LONGEST_NAME;
+use couchdb_howler::state::limits::{LONGEST_NAME, UNAUTHENTICATED_MESSAGE};
 use couchdb_howler::state::metrics::CloseReason;
 use couchdb_howler::state::session::{
     Action, Dialect, Opening, PendingLogin, Polling, Reply, Rules, Session, TAG, Transport, Turn, messages,
@@ -41,7 +41,8 @@ use couchdb_howler::state::session::{
 use couchdb_howler::state::subscriptions::Subscriptions;
 use couchdb_howler::state::table::Key;
 use couchdb_howler::state::timers::Millis;
-use couchdb_howler::wire::couchdb::{ChangeKind, Credentials, Identity, LogInError};
+use couchdb_howler::state::unauthenticated::Stage as Known;
+use couchdb_howler::wire::couchdb::{ChangeKind, Credentials, Identity, LogInError, MAX_CREDENTIAL};
 use couchdb_howler::wire::engine_io::{self, SID_LENGTH, Sid, Version};
 use couchdb_howler::wire::howler_v1::{self, Operation};
 use couchdb_howler::wire::names::NameList;
@@ -60,7 +61,7 @@ const MAX_MESSAGES: usize = 600;
 const MAX_LONG: usize = 6;
 /// Databases that a client may subscribe to.
 const MAX_SUBSCRIPTIONS: usize = 10_000;
-/// Most bytes and messages that wait for the end of a log-in.
+/// Most bytes and messages that wait for the end of a login; the bytes are what the rules say.
 const MAX_HELD: (usize, usize) = (64 * 1024, 256);
 /// Most bytes that wait for a client to poll, as the server has it.
 const MAX_OUTGOING: usize = 64 * 1024;
@@ -142,6 +143,8 @@ struct Client {
     asked: VecDeque<Asked>,
     /// Messages and bytes that are put aside.
     held: (usize, usize),
+    /// Whether CouchDB has refused the login under way: nothing is put aside any more.
+    failing: bool,
     /// Whether the last thing said is the answer to a log-out.
     logged_out: bool,
     user: Option<&'static str>,
@@ -178,6 +181,7 @@ pub struct World {
 /// Runs a script from its begin to its end, and on until everyone has left.
 pub fn run(script: &str) {
     let mut world = World::default();
+    world.rules.max_message = MAX_HELD.0;
     for line in script.lines().take(MAX_OPERATIONS) {
         world.operate(line);
         world.write_to_readers();
@@ -294,6 +298,7 @@ impl World {
             stage: Stage::Awaiting(now),
             asked: VecDeque::new(),
             held: (0, 0),
+            failing: false,
             logged_out: false,
             user: None,
             wanted: BTreeMap::new(),
@@ -315,6 +320,13 @@ impl World {
         let now = self.now;
         let Some(client) = self.clients.get_mut(&slot).filter(|_| self.sent <= MAX_MESSAGES) else { return };
         text.clone_into(&mut client.last_message);
+        let longest = if client.is_known() { MAX_HELD.0 } else { UNAUTHENTICATED_MESSAGE };
+        assert_eq!(client.session.max_message(&self.rules), longest, "{:?}", client.stage);
+        assert_eq!(client.session.max_payload(&self.rules).min(MAX_HELD.0), longest);
+        // As a server does with a longer one.
+        if text.len() > longest {
+            return self.close(slot, CloseReason::MessageTooBig);
+        }
         client.hear(text, now);
         client.session.handle_heard(now);
         self.hand_over(slot, text);
@@ -331,7 +343,7 @@ impl World {
     /// A message comes to a session, from the client or from where it was put aside.
     fn hand_over(&mut self, slot: u32, text: &str) {
         let Some(client) = self.clients.get_mut(&slot) else { return };
-        if client.stage == Stage::LoggingIn && client.is_held(text) {
+        if client.stage == Stage::LoggingIn && !client.failing && client.is_held(text) {
             client.held.0 += text.len();
             client.held.1 += 1;
         }
@@ -358,6 +370,7 @@ impl World {
             _ => return,
         };
         client.log_in = false;
+        client.fail_if(client.stage == Stage::LoggingIn && answer.is_err());
         let (stage, said) = (client.stage, client.unwritten.len());
         let other = stage == Stage::LoggingIn && user.is_some() && client.user.is_some() && client.user != user;
         if stage == Stage::LoggingIn {
@@ -537,15 +550,16 @@ impl World {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         assert!(matches!(client.stage, Stage::Awaiting(_) | Stage::Active), "{:?}", client.stage);
         client.stage = Stage::LoggingIn;
+        client.failing = false;
         client.logins += 1;
         client.credentials = credentials.clone();
         // One that CouchDB still works on is given up.
-        client.log_in = !self.unavailable && *credentials != Credentials::Unusable;
+        let unusable = matches!(credentials, Credentials::Unusable | Credentials::TooLong);
+        client.log_in = !self.unavailable && !unusable;
         client.session.log_in = client.log_in.then_some(PendingLogin::Queued(key(slot)));
-        if *credentials == Credentials::Unusable {
-            self.with_session(slot, |session, turn| {
-                session.handle_log_in(Err(LogInError::NotAuthenticated), RETRY_AFTER, turn)
-            });
+        client.fail_if(unusable || self.unavailable);
+        if unusable {
+            self.with_session(slot, |session, turn| session.handle_log_in(Err(credentials.error()), RETRY_AFTER, turn));
         } else if self.unavailable {
             self.with_session(slot, |session, turn| {
                 session.handle_log_in(Err(LogInError::Unavailable), RETRY_AFTER, turn)
@@ -730,9 +744,22 @@ impl Client {
         self.wanted.values().any(Option::is_some)
     }
 
+    /// CouchDB refuses the login under way: what was put aside is dropped.
+    fn fail_if(&mut self, fails: bool) {
+        if fails {
+            self.failing = true;
+            self.held = (0, 0);
+        }
+    }
+
     /// Whether a message is one that waits for the end of a log-in.
     fn is_held(&self, text: &str) -> bool {
         self.session.dialect() == Dialect::Json || socket_event(text).is_some()
+    }
+
+    /// Whether the client has begun to log in, or is logged in: else it may send short messages only.
+    fn is_known(&self) -> bool {
+        !matches!(self.stage, Stage::Awaiting(_))
     }
 
     /// What a message of this client asks for, and what it changes by itself.
@@ -952,6 +979,14 @@ impl Client {
         assert!(self.session.outgoing.is_empty() && !self.logged_out && !self.resync_due && self.stand.is_none());
         assert!(!self.expired && !self.renewed && self.revoked.is_none());
         assert!(self.held.0 <= MAX_HELD.0 && self.held.1 <= MAX_HELD.1, "{:?}", self.held);
+        let held = self.session.held_bytes();
+        assert!(held >= self.held.0 && held <= self.held.0 + 2 * MAX_CREDENTIAL, "{held} of {:?}", self.held);
+        let stage = self.session.stage();
+        match self.stage {
+            Stage::Active => assert_eq!(stage, None),
+            Stage::Awaiting(_) | Stage::Refused | Stage::Ended => assert_eq!(stage, Some(Known::Idle)),
+            Stage::LoggingIn => assert!(self.user.is_some() || stage != None, "{stage:?}"),
+        }
         assert!(self.stage == Stage::LoggingIn || self.asked.is_empty(), "not answered: {:?}", self.asked);
         let silence = match self.session.dialect() {
             Dialect::SocketIo(Version::V3) => 30_000,

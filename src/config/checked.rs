@@ -13,7 +13,7 @@ use crate::state::forwarding::TrustsForwarded;
 use crate::state::limits::Limits;
 use crate::state::proxies::TrustedProxies;
 use crate::state::resync::Policy;
-use crate::state::routes::Origins;
+use crate::state::routes::{Origins, SameSite};
 use crate::wire::couchdb::FeedSource;
 use crate::wire::url::CouchUrl;
 
@@ -62,6 +62,11 @@ impl Typed {
             },
             session_check_s: self.number("session_check")?,
             trusted_proxies: self.trusted_proxies()?,
+            cookie_same_site: match self.choice("cookie_same_site")? {
+                "none" => SameSite::None,
+                "strict" => SameSite::Strict,
+                _ => SameSite::Lax,
+            },
             log_format: match self.choice("log_format")? {
                 "json" => logging::Format::Json,
                 _ => logging::Format::Text,
@@ -78,7 +83,8 @@ impl Typed {
         Ok(Limits {
             connections: unless_0(self.count("max_connections")?),
             per_address: unless_0(self.count("max_connections_per_address")?),
-            newcomers: self.count("max_newcomers")?,
+            unauthenticated: self.count("max_newcomers")?,
+            unauthenticated_bytes: self.mebibytes("max_unauthenticated_memory")?,
             log_in_within: milliseconds("login_timeout")?,
             head: self.count("max_head")?,
             request_within: milliseconds("request_timeout")?,
@@ -90,6 +96,8 @@ impl Typed {
             requests: self.count("max_requests")?,
             log_in_queue: self.count("login_queue")?,
             slow: milliseconds("slow_timeout")?,
+            subscriptions_per_user: unless_0(self.count("max_subscriptions_per_user")?),
+            memory: Some(self.number("max_memory")? * 1024 * 1024).filter(|bytes| *bytes > 0),
         })
     }
 
@@ -245,6 +253,12 @@ impl Typed {
     /// As [`Self::number`], of what is counted in memory.
     fn count(&self, name: &str) -> Result<usize, ConfigError> {
         Ok(usize::try_from(self.number(name)?).expect("the table's ranges are far below what there is of memory"))
+    }
+
+    /// As [`Self::number`], of mebibytes, in bytes.
+    fn mebibytes(&self, name: &str) -> Result<usize, ConfigError> {
+        // An address of 32 bits may have no room for the most that an operator can give.
+        Ok(usize::try_from(self.number(name)? * 1024 * 1024).unwrap_or(usize::MAX))
     }
 
     fn host(&self) -> Result<Option<IpAddr>, ConfigError> {

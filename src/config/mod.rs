@@ -47,7 +47,7 @@ use crate::state::forwarding::TrustsForwarded;
 use crate::state::limits::Limits;
 use crate::state::proxies::TrustedProxies;
 use crate::state::resync::Policy;
-use crate::state::routes::Origins;
+use crate::state::routes::{Origins, SameSite};
 use crate::wire::couchdb::FeedSource;
 use crate::wire::url::CouchUrl;
 use table::Word;
@@ -104,6 +104,8 @@ pub struct Config {
     pub session_check_s: u64,
     /// Whose word counts about where a client is.
     pub trusted_proxies: TrustedProxies,
+    /// The `SameSite` attribute of the cookie that names a session.
+    pub cookie_same_site: SameSite,
     /// What lines of the log look like.
     pub log_format: logging::Format,
     /// The longest time to see the clients off when stopping.

@@ -87,6 +87,7 @@ fn defaults() {
         access: access::Policy::Open,
         session_check_s: 300,
         trusted_proxies: TrustedProxies::default(),
+        cookie_same_site: SameSite::Lax,
         log_format: logging::Format::Text,
         drain_timeout_s: 10,
         admin_port: None,
@@ -97,6 +98,7 @@ fn defaults() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a line for each option")]
 fn every_option_by_flag_and_by_variable() {
     let expected = Config {
         couchdb_url: Some(CouchUrl::parse(URL).unwrap()),
@@ -121,7 +123,8 @@ fn every_option_by_flag_and_by_variable() {
         limits: Limits {
             connections: Some(101),
             per_address: Some(102),
-            newcomers: 103,
+            unauthenticated: 103,
+            unauthenticated_bytes: 104 * 1024 * 1024,
             log_in_within: 4_000,
             head: 1_024,
             request_within: 6_000,
@@ -133,11 +136,14 @@ fn every_option_by_flag_and_by_variable() {
             requests: 110,
             log_in_queue: 111,
             slow: 5_000,
+            subscriptions_per_user: Some(112),
+            memory: Some(113 * 1024 * 1024),
         },
         catch_up_sessions_s: 300,
         access: access::Policy::Members,
         session_check_s: 7,
         trusted_proxies: TrustedProxies::parse("10.0.0.0/8,::1").unwrap(),
+        cookie_same_site: SameSite::Strict,
         log_format: logging::Format::Json,
         drain_timeout_s: 45,
         admin_port: Some(9),
@@ -146,10 +152,10 @@ fn every_option_by_flag_and_by_variable() {
     let flags = "--host ::1 --port=0 --tls_cert /etc/chain.pem --tls-key=/etc/a@b/key.pem --tls_port 0 --reuse-port -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
                  --create-global_changes --feed-heartbeat 100 --origins https://a.example,http://b:81 \
                  --no-console --ping_interval 300 --ping-timeout=200 --login_concurrency 16 --couchdb-trusts-forwarded no --resync always --slow_timeout 5 \
-                 --max_connections 101 --max-connections-per-address 102 --max_newcomers 103 --login_timeout 4 --max_head 1024 --request_timeout 6 \
-                 --max_post 1025 --max_message 1026 --max_message_rate 7 --max_subscriptions 108 --max_name 109 --max_requests 110 --login_queue 111 \
+                 --max_connections 101 --max-connections-per-address 102 --max_newcomers 103 --max-unauthenticated-memory 104 --login_timeout 4 --max_head 1024 --request_timeout 6 \
+                 --max_post 1025 --max_message 1026 --max_message_rate 7 --max_subscriptions 108 --max_subscriptions_per_user 112 --max-memory 113 --max_name 109 --max_requests 110 --login_queue 111 \
                  --catch-up-sessions 300 --access members --session-check 7 --trusted-proxies 10.0.0.0/8,::1 \
-                 --drain-timeout 45 --admin-port 9 --log-format json";
+                 --cookie-same-site strict --drain-timeout 45 --admin-port 9 --log-format json";
     assert_eq!(with_url(flags).config(), expected);
     let variables = args("")
         .env("HOWLER_COUCHDB_URL", URL)
@@ -171,9 +177,13 @@ fn every_option_by_flag_and_by_variable() {
         .env("HOWLER_COUCHDB_TRUSTS_FORWARDED", "no")
         .env("HOWLER_RESYNC", "always")
         .env("HOWLER_SLOW_TIMEOUT", "5")
+        .env("HOWLER_COOKIE_SAME_SITE", "strict")
         .env("HOWLER_MAX_CONNECTIONS", "101")
         .env("HOWLER_MAX_CONNECTIONS_PER_ADDRESS", "102")
         .env("HOWLER_MAX_NEWCOMERS", "103")
+        .env("HOWLER_MAX_SUBSCRIPTIONS_PER_USER", "112")
+        .env("HOWLER_MAX_MEMORY", "113")
+        .env("HOWLER_MAX_UNAUTHENTICATED_MEMORY", "104")
         .env("HOWLER_LOGIN_TIMEOUT", "4")
         .env("HOWLER_MAX_HEAD", "1024")
         .env("HOWLER_REQUEST_TIMEOUT", "6")

@@ -38,8 +38,8 @@ struct Waiting {
     /// What waits behind the outbox, and how much of it has left: bytes that others are sent too, so that many slow
     /// peers cost no copy each.
     shared: Option<(Arc<[u8]>, usize)>,
-    /// Received bytes that are not a whole item yet.
-    inbox: Vec<u8>,
+    /// Received bytes that are not used yet.
+    inbox: Inbox,
 }
 
 impl Connection {
@@ -54,20 +54,26 @@ impl Connection {
         Ok(Self { stream, waiting: None, blocked: connecting, watched: connecting })
     }
 
-    /// Received bytes that are not a whole item yet.
-    pub fn inbox(&self) -> &[u8] {
-        self.waiting.as_ref().map_or(&[], |waiting| &waiting.inbox)
+    /// Returns how many received bytes are not used yet.
+    pub fn inbox_len(&self) -> usize {
+        self.waiting.as_ref().map_or(0, |waiting| waiting.inbox.len())
+    }
+
+    /// Returns how many bytes of memory hold what was received and what is to be written.
+    pub fn held_bytes(&self) -> usize {
+        let waiting = self.waiting.as_ref().map_or(0, |waiting| waiting.inbox.held_bytes() + waiting.outbox.capacity());
+        waiting + self.stream.held_bytes()
     }
 
     /// Takes the received bytes out, to be put back as far as they are not used.
-    pub fn take_inbox(&mut self) -> Vec<u8> {
+    pub fn take_inbox(&mut self) -> Inbox {
         let inbox = self.waiting.as_mut().map(|waiting| std::mem::take(&mut waiting.inbox));
         self.tidy();
         inbox.unwrap_or_default()
     }
 
     /// Puts received bytes back.
-    pub fn put_inbox(&mut self, inbox: Vec<u8>) {
+    pub fn put_inbox(&mut self, inbox: Inbox) {
         if !inbox.is_empty() || self.waiting.is_some() {
             self.waiting.get_or_insert_default().inbox = inbox;
             self.tidy();
@@ -210,6 +216,59 @@ impl Connection {
     }
 }
 
+/// Received bytes that are not used yet. Used bytes are removed in large steps, so that many short items take linear
+/// time.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    bytes: Vec<u8>,
+    /// How many bytes at the start are used.
+    start: usize,
+}
+
+impl Inbox {
+    /// Returns the bytes that are not used yet.
+    pub fn unused(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..]
+    }
+
+    /// Returns how many bytes are not used yet.
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
+    /// Returns whether every byte is used.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends received bytes.
+    pub fn append(&mut self, bytes: &[u8]) {
+        if self.bytes.is_empty() {
+            self.bytes = bytes.to_vec();
+        } else {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    /// Takes note that some more bytes are used.
+    pub fn consume(&mut self, count: usize) {
+        self.start += count;
+        if self.is_empty() {
+            *self = Self::default();
+        } else if self.start > self.bytes.len() / 2 {
+            // As many bytes as are moved have been used since the last time.
+            self.bytes.drain(..self.start);
+            self.bytes.shrink_to_fit();
+            self.start = 0;
+        }
+    }
+
+    /// Returns how many bytes of memory it takes.
+    pub fn held_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+}
+
 /// Writes bytes from `sent` on, as far as it goes.
 fn send(stream: &mut Stream, bytes: &[u8], sent: &mut usize) -> io::Result<Flushed> {
     while *sent < bytes.len() {
@@ -221,4 +280,39 @@ fn send(stream: &mut Stream, bytes: &[u8], sent: &mut usize) -> io::Result<Flush
         }
     }
     Ok(Flushed::All)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inbox_gives_back_every_byte_once_and_in_order() {
+        let (mut inbox, mut expected) = (Inbox::default(), std::collections::VecDeque::new());
+        let mut bytes = (0..=u8::MAX).cycle();
+        for step in 0..2_000_usize {
+            let added: Vec<u8> = bytes.by_ref().take(step % 7).collect();
+            inbox.append(&added);
+            expected.extend(added);
+            let used = (step * 31 % 11).min(inbox.len());
+            assert!(inbox.unused()[..used].iter().eq(expected.drain(..used).collect::<Vec<_>>().iter()));
+            inbox.consume(used);
+            assert_eq!((inbox.len(), inbox.is_empty()), (expected.len(), expected.is_empty()));
+        }
+        inbox.consume(inbox.len());
+        assert_eq!(inbox.held_bytes(), 0);
+    }
+
+    #[test]
+    fn an_inbox_moves_few_bytes_however_short_the_items_are() {
+        let mut inbox = Inbox::default();
+        inbox.append(&vec![b'x'; 1 << 20]);
+        let (mut moves, mut start) = (0, 0);
+        while !inbox.is_empty() {
+            inbox.consume(1);
+            moves += usize::from(inbox.start < start);
+            start = inbox.start;
+        }
+        assert!(moves < 25, "{moves}");
+    }
 }

@@ -16,8 +16,8 @@ use super::{tls, trust};
 /// Most bytes that rustls keeps on their way to a client, encrypted. There are many of them: one record's worth each, and
 /// what a slow reader leaves is kept where it costs less.
 const CLIENT_BUFFER: usize = 16 * 1024;
-/// Bytes that a peer may send in one go without any content in them; the longest handshake message is half of it.
-const MAX_WITHOUT_CONTENT: usize = 128 * 1024;
+/// Bytes that a peer may send without any content in them; the longest handshake message is half of it.
+const MAX_WITHOUT_CONTENT: u32 = 128 * 1024;
 /// What the first record of TLS begins with: the content type of a handshake (RFC 8446 section 5.1).
 pub const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -29,6 +29,8 @@ pub struct Stream {
     tls: Option<Box<Connection>>,
     /// Whether the peer was seen to begin with TLS; it is not looked for where we begin.
     greeted: bool,
+    /// Bytes that TLS took since it last had content.
+    without_content: u32,
 }
 
 /// How far the handshake with a client has come.
@@ -45,7 +47,7 @@ pub enum Handshake {
 impl Stream {
     /// TCP alone.
     pub fn plain(socket: TcpStream) -> Self {
-        Self { socket, tls: None, greeted: false }
+        Self { socket, tls: None, greeted: false, without_content: 0 }
     }
 
     /// A TLS stream over a socket that is connected, or about to be: we are the client.
@@ -57,7 +59,7 @@ impl Stream {
         // There are few of these, and what is written is ours. A request may come before the handshake is over, and
         // nothing would tell that there is room for the rest of it then.
         session.set_buffer_limit(None);
-        Ok(Self { socket, tls: Some(Box::new(session.into())), greeted: true })
+        Ok(Self { socket, tls: Some(Box::new(session.into())), greeted: true, without_content: 0 })
     }
 
     /// A TLS stream over a socket that was accepted: we are the server. [`Self::handshake`] comes first.
@@ -67,7 +69,7 @@ impl Stream {
     pub fn tls_server(socket: TcpStream, config: Arc<ServerConfig>) -> io::Result<Self> {
         let mut session = ServerConnection::new(config).map_err(io::Error::other)?;
         session.set_buffer_limit(Some(CLIENT_BUFFER));
-        Ok(Self { socket, tls: Some(Box::new(session.into())), greeted: false })
+        Ok(Self { socket, tls: Some(Box::new(session.into())), greeted: false, without_content: 0 })
     }
 
     /// The socket, for registration and for its options.
@@ -83,6 +85,11 @@ impl Stream {
     /// Whether a read that did not fill its buffer has emptied the socket.
     pub fn short_read_is_last(&self) -> bool {
         self.tls.is_none()
+    }
+
+    /// Returns at most how many received bytes TLS holds.
+    pub fn held_bytes(&self) -> usize {
+        self.without_content as usize
     }
 
     /// Whether TLS holds back what was written.
@@ -116,9 +123,8 @@ impl Stream {
                 Err(error) => return Err(error),
             }
         }
-        let mut received = 0;
         while let Some(session) = self.tls.as_deref_mut().filter(|session| session.is_handshaking()) {
-            match receive(&mut self.socket, session, &mut received) {
+            match receive(&mut self.socket, session, &mut self.without_content) {
                 Ok(0) if matches!(session, Connection::Client(_)) => {
                     return Err(io::Error::new(
                         io::ErrorKind::UnexpectedEof,
@@ -143,19 +149,22 @@ impl Stream {
     /// `WouldBlock` when there is nothing to read. A TLS stream that ends without `close_notify` is
     /// `UnexpectedEof`: it may have been cut.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Self { socket, tls, .. } = self;
+        let Self { socket, tls, without_content, .. } = self;
         let Some(session) = tls else { return retry(|| socket.read(buffer)) };
-        let mut received = 0;
         loop {
             match session.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     return Err(io::Error::new(error.kind(), "the connection was cut (TLS: no close_notify)"));
                 }
-                done => return done,
+                Ok(read) => {
+                    *without_content = 0;
+                    return Ok(read);
+                }
+                Err(error) => return Err(error),
             }
             // The end of the socket shows in the reader: as an end, or as a truncation.
-            receive(socket, session, &mut received)?;
+            receive(socket, session, without_content)?;
         }
     }
 
@@ -201,11 +210,11 @@ fn left(how: &str) -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, format!("the client left; {how}"))
 }
 
-/// Takes once from the socket what it has, and answers what TLS itself answers; how many bytes there were. `received`
-/// adds them up.
-fn receive(socket: &mut TcpStream, session: &mut Connection, received: &mut usize) -> io::Result<usize> {
+/// Takes once from the socket what it has, and answers what TLS itself answers; how many bytes there were.
+/// `without_content` adds them up.
+fn receive(socket: &mut TcpStream, session: &mut Connection, without_content: &mut u32) -> io::Result<usize> {
     let read = retry(|| session.read_tls(socket))?;
-    *received += read;
+    *without_content = without_content.saturating_add(u32::try_from(read).unwrap_or(u32::MAX));
     if let Err(error) = session.process_new_packets() {
         // Tell the peer why.
         let _ = write_records(socket, session);
@@ -215,7 +224,7 @@ fn receive(socket: &mut TcpStream, session: &mut Connection, received: &mut usiz
         };
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
-    if *received > MAX_WITHOUT_CONTENT {
+    if *without_content > MAX_WITHOUT_CONTENT {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "much is sent, and nothing is in it"));
     }
     match write_records(socket, session) {

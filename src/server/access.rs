@@ -142,6 +142,7 @@ impl Server {
                     session.say_unsubscribed(self.subscriptions.name(database), why);
                     self.subscriptions.unsubscribe(key.index, database);
                     self.metrics.revoked_subscriptions += 1;
+                    self.recount_user(key);
                     self.dirty.push(key);
                 }
             }

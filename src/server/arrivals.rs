@@ -1,26 +1,25 @@
 //! Clients that come: accepting them, as many as there may be in all, from one address, and without a log-in.
 //!
 //! ```text
-//! accept ──▶ all places taken? ──▶ the oldest without a log-in makes way; nobody can: 503, as text
+//! accept ──▶ all places taken? ──▶ an unauthenticated client is evicted; there is none: 503, as text
 //!              │ no
 //!              ▼
 //!            address full? ──▶ 429, as text       (behind a trusted proxy: by what its first request says)
 //!              │ no
 //!              ▼
-//!            too many without a log-in? ──▶ the oldest of them make way
+//!            too many unauthenticated? ──▶ at the end of the turn some are evicted (unauthenticated.rs)
 //! ```
 
 use std::io::Write as _;
-use std::net::{IpAddr, Shutdown};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 
 use mio::net::TcpStream;
 
 use super::doors::Door;
-use super::{Http, Peer, Protocol, Seat, Server, Table, Timer};
+use super::{Http, Protocol, Seat, Server, Timer};
 use crate::net::listener::Accepted;
 use crate::net::stream::Stream;
 use crate::state::metrics::CloseReason;
-use crate::state::session::Session;
 use crate::state::table::Key;
 use crate::state::timers::{Deadline, Millis};
 use crate::wire::http::{self, Request};
@@ -67,10 +66,14 @@ impl Server {
 
     fn take_client(&mut self, socket: TcpStream, door: Door, address: IpAddr, now: Millis) {
         self.metrics.accepted += 1;
+        if self.memory_rejection().is_some() {
+            return self.turn_away(socket, door, address, 503, CloseReason::OutOfMemory, now);
+        }
         if self.limits.connections.is_some_and(|limit| self.clients >= limit) && !self.make_room(now) {
             return self.turn_away(socket, door, address, 503, CloseReason::TooManyConnections, now);
         }
-        let Some(seat) = self.seat(address, self.trusted_proxies.trust(address)) else {
+        let proxied = self.trusted_proxies.trust(address);
+        let Some(seat) = self.seat(address, proxied) else {
             return self.turn_away(socket, door, address, 429, CloseReason::TooManyOfAddress, now);
         };
         // Notifications are small and must not wait for an acknowledgement of the one before.
@@ -86,8 +89,9 @@ impl Server {
                 self.clients += 1;
                 if let Some(peer) = self.peers.get_mut(key) {
                     peer.seat = seat;
+                    peer.proxied = proxied;
                 }
-                self.admit_newcomer(Timer::Peer(key), now);
+                self.changed.push(Timer::Peer(key));
             }
             Err(error) => {
                 self.give_up(seat, address);
@@ -98,7 +102,7 @@ impl Server {
     }
 
     /// The seat of a client at an address; None when the address has no more. A proxy's own address does not count.
-    fn seat(&mut self, address: IpAddr, is_proxy: bool) -> Option<Seat> {
+    pub(super) fn seat(&mut self, address: IpAddr, is_proxy: bool) -> Option<Seat> {
         match self.limits.per_address {
             Some(_) if !is_proxy => self.addresses.enter(address).then_some(Seat::OfAddress),
             _ => Some(Seat::Taken),
@@ -106,7 +110,7 @@ impl Server {
     }
 
     /// A seat is free again.
-    fn give_up(&mut self, seat: Seat, address: IpAddr) {
+    pub(super) fn give_up(&mut self, seat: Seat, address: IpAddr) {
         if seat == Seat::OfAddress {
             self.addresses.leave(address);
         }
@@ -121,12 +125,16 @@ impl Server {
     }
 
     /// Who the client of a request is, where proxies say so; false when that client has too many connections already.
-    pub(super) fn place(&mut self, key: Key, request: &Request<'_>) -> bool {
-        if self.trusted_proxies.is_empty() {
+    pub(super) fn place(&mut self, key: Key, request: &Request<'_>, now: Millis) -> bool {
+        if self.trusted_proxies.is_empty() && request.forwarded_for.is_none() {
             return true;
         }
         let Some(peer) = self.peers.get_mut(key) else { return true };
         let Ok(socket) = peer.connection.stream().socket().peer_addr() else { return true };
+        if !self.trusted_proxies.trust(socket.ip()) && request.forwarded_for.is_some() {
+            self.warn_of_untrusted_proxy(socket.ip(), now);
+        }
+        let Some(peer) = self.peers.get_mut(key) else { return true };
         // Each request anew: one connection of a proxy carries those of many clients.
         let address = self.trusted_proxies.client(socket.ip(), request.forwarded_for);
         let (before, seat) = (peer.address, peer.seat);
@@ -137,6 +145,7 @@ impl Server {
         if before == address && seat != Seat::Taken {
             return true;
         }
+        self.changed.push(Timer::Peer(key));
         self.give_up(seat, before);
         let next = self.seat(address, self.trusted_proxies.trust(address));
         if let Some(peer) = self.peers.get_mut(key) {
@@ -145,35 +154,28 @@ impl Server {
         next.is_some()
     }
 
-    /// Somebody came whom nobody knows: when there are too many of them, those who came first have to go.
-    pub(super) fn admit_newcomer(&mut self, who: Timer, now: Millis) {
-        self.newcomers.add(who);
-        let Self { newcomers, peers, sessions, .. } = self;
-        for who in newcomers.take_surplus(|who| is_newcomer(who, peers, sessions)) {
-            self.send_away(who, CloseReason::MadeWay, now);
+    fn warn_of_untrusted_proxy(&mut self, address: IpAddr, now: Millis) {
+        if let Some(more) = self.untrusted_proxy_log.pass(now) {
+            let address = address.to_canonical();
+            log::warn!(
+                "A request from {address} carries X-Forwarded-For, and {address} is not in --trusted_proxies: \
+                 all clients behind that address count as one{more}."
+            );
         }
     }
 
-    /// Makes room for one connection; false when nobody can be asked to make way.
-    fn make_room(&mut self, now: Millis) -> bool {
-        let Self { newcomers, peers, sessions, .. } = self;
-        let holds_connection = |who| matches!(who, Timer::Peer(_)) && is_newcomer(who, peers, sessions);
-        let Some(Timer::Peer(key)) = newcomers.take_oldest(holds_connection) else { return false };
-        self.send_away(Timer::Peer(key), CloseReason::MadeWay, now);
-        // Its place is needed at once: its last bytes are on their way, or they are not.
-        self.close_peer(key, CloseReason::MadeWay, now);
-        true
-    }
-
-    fn send_away(&mut self, who: Timer, reason: CloseReason, now: Millis) {
-        match who {
-            Timer::Session(key) => self.close_session(key, reason, now),
-            Timer::Peer(key) => match self.peers.get(key).map(|peer| &peer.protocol) {
-                Some(Protocol::WebSocket(session, _)) => self.close_session(*session, reason, now),
-                Some(Protocol::Http(_)) => self.answer_and_close(key, 503, "Others need the place.\n", reason, now),
-                _ => self.close_peer(key, reason, now),
-            },
+    /// Returns whether the client of a request speaks TLS, to this server or to a trusted proxy.
+    pub(super) fn is_secure(&mut self, key: Key, request: &Request<'_>) -> bool {
+        let Some(peer) = self.peers.get_mut(key) else { return false };
+        let stream = peer.connection.stream();
+        if stream.is_tls() {
+            return true;
         }
+        // The first in a list is what the client spoke to the proxy in front.
+        let scheme = request.forwarded_proto.and_then(|value| http::list(value).next());
+        let trusted = |socket: SocketAddr| self.trusted_proxies.trust(socket.ip());
+        scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"))
+            && stream.socket().peer_addr().is_ok_and(trusted)
     }
 
     /// Closes a connection that was just accepted. What it is told may get lost with what it has sent: nothing is kept
@@ -200,20 +202,5 @@ impl Server {
             let _ = socket.write(&out);
         }
         let _ = socket.shutdown(Shutdown::Both);
-    }
-}
-
-/// Whether nobody has logged in on what a client holds.
-fn is_newcomer(who: Timer, peers: &Table<Peer>, sessions: &Table<Session>) -> bool {
-    let waits = |session: Key| sessions.get(session).is_some_and(Session::is_newcomer);
-    match who {
-        Timer::Session(key) => waits(key),
-        Timer::Peer(key) => peers.get(key).is_some_and(|peer| match &peer.protocol {
-            Protocol::Handshake => true,
-            Protocol::Http(Http::Head) => !peer.known,
-            Protocol::WebSocket(session, _) => waits(*session),
-            // Requests of sessions are counted by those; the others are no clients any more, or never were.
-            _ => false,
-        }),
     }
 }

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::{Protocol, Server};
+use super::{Protocol, Server, Timer};
 use crate::net::connection::Flushed;
 use crate::state::session::{Dialect, messages};
 use crate::state::subscriptions::{DatabaseId, Subscriptions};
@@ -164,6 +164,9 @@ impl Server {
         }
         if std::mem::take(&mut peer.unread) {
             self.unfinished.push(connection);
+        }
+        if peer.listed {
+            self.changed.push(Timer::Peer(connection));
         }
         // What it waited for may have left with an earlier write that was blocked.
         if session.handle_flushed(now) {

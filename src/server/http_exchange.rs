@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::events::Asked;
-use super::{Http, Protocol, Server};
+use super::{Http, Protocol, Server, Timer};
 use crate::net::connection::Flushed;
 use crate::state::metrics::CloseReason;
 use crate::state::routes;
@@ -37,6 +37,8 @@ pub(super) struct Exchange {
     pub(super) asked: Option<Box<Asked>>,
     /// The session, once it is known: load balancers find it in a cookie.
     pub(super) sid: Option<Sid>,
+    /// Whether the client speaks TLS, to this server or to a trusted proxy.
+    pub(super) secure: bool,
     /// Why the connection is closed behind the answer, if it is.
     pub(super) closed_for: CloseReason,
 }
@@ -53,6 +55,7 @@ impl Exchange {
             jsonp: None,
             asked: Asked::of(request),
             sid: None,
+            secure: false,
             closed_for: CloseReason::Served,
         }
     }
@@ -123,7 +126,7 @@ impl Server {
     ) {
         let keep_alive = self.keeps(exchange);
         let Some(peer) = self.peers.get_mut(key) else { return };
-        let cookie = exchange.sid.map(|sid| format!("io={sid}; Path=/; HttpOnly"));
+        let cookie = exchange.sid.map(|sid| routes::session_cookie(sid, self.cookie_same_site, exchange.secure));
         let mut fields = own_fields.to_vec();
         match &exchange.origin {
             Some(origin) => fields.extend([
@@ -154,10 +157,11 @@ impl Server {
             return self.linger(key, now);
         }
         peer.protocol = Protocol::Http(Http::Head);
+        self.changed.push(Timer::Peer(key));
         peer.deadline = Deadline::at(now + KEEP_ALIVE);
         let flushed = peer.connection.flush();
         // A request that came early, or input that was left unread.
-        peer.early = !peer.connection.inbox().is_empty();
+        peer.early = peer.connection.inbox_len() > 0;
         if peer.early || std::mem::take(&mut peer.unread) {
             self.unfinished.push(key);
         }

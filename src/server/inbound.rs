@@ -6,9 +6,10 @@ use std::sync::Arc;
 use mio::event::Event;
 
 use super::http_exchange::Exchange;
-use super::{CLIENT_READ, Http, LINGER, NAMES_A_TURN, Peer, Protocol, Seat, Server, Timer, token_of};
-use crate::net::connection::{Connection, Flushed};
+use super::{CLIENT_READ, Http, LINGER, LINGER_READ, NAMES_A_TURN, Peer, Protocol, Seat, Server, Timer, token_of};
+use crate::net::connection::{Connection, Flushed, Inbox};
 use crate::net::stream::{Stream, TLS_HANDSHAKE};
+use crate::state::limits::UNAUTHENTICATED_MESSAGE;
 use crate::state::metrics::CloseReason;
 use crate::state::routes::{self, Route};
 use crate::state::session::Session;
@@ -18,6 +19,9 @@ use crate::wire::http::{self, HeadError, Request};
 use crate::wire::websocket::{self, Decoder, FrameError, Incoming};
 
 const TOO_MANY_OF_ADDRESS: &str = "This address has too many connections already.\n";
+
+/// Requests of one connection that are served in one turn: about as many as take a millisecond.
+const REQUESTS_A_TURN: usize = 64;
 
 /// What came of the bytes of a connection.
 enum Input {
@@ -53,6 +57,8 @@ impl Server {
                 known: false,
                 postponed: false,
                 early: false,
+                listed: false,
+                proxied: false,
             })
         })?;
         self.arm_peer(key, now);
@@ -81,6 +87,7 @@ impl Server {
             // It has taken something.
             peer.deadline = Deadline::NEVER;
         }
+        self.changed.push(Timer::Peer(key));
         match peer.connection.flush() {
             Err(error) => return self.lost(key, Some(&error), now),
             Ok(Flushed::Blocked) => return self.wait_for_reader(key, now),
@@ -134,31 +141,49 @@ impl Server {
             return;
         }
         if matches!(peer.protocol, Protocol::Handshake) && !self.shake_hands(key, now) {
+            self.changed.push(Timer::Peer(key));
             return;
         }
         let Some(peer) = self.peers.get_mut(key) else { return };
-        // Who does not take its answers may not ask on, nor who has asked a lot already: what it can make
-        // us hold is bounded by this.
-        let parked = matches!(peer.protocol, Protocol::Http(Http::Parked(_)));
-        let full = peer.connection.has_unsent() || (parked && peer.connection.inbox().len() >= self.limits.head);
-        if full && !matches!(peer.protocol, Protocol::Lingering { .. }) {
+        // A client that does not read its answers may not ask on.
+        if peer.connection.has_unsent() && !matches!(peer.protocol, Protocol::Lingering { .. }) {
             peer.unread = true;
             return;
         }
-        if !parked && std::mem::take(&mut peer.early) && matches!(peer.protocol, Protocol::Http(_)) {
+        let waits_for_answer = matches!(peer.protocol, Protocol::Http(Http::Parked(_)));
+        if !waits_for_answer && std::mem::take(&mut peer.early) && matches!(peer.protocol, Protocol::Http(_)) {
             self.take_input(key, 0, now);
         }
         let Some(peer) = self.peers.get_mut(key) else { return };
+        // Looked at only now: the request that came early may wait for its answer, or its answer for the client.
+        let share = match &peer.protocol {
+            Protocol::Closed => return,
+            Protocol::Lingering { .. } => CLIENT_READ,
+            _ if peer.connection.has_unsent() => 0,
+            Protocol::Http(_) if peer.connection.inbox_len() >= self.limits.head => 0,
+            // What is left of it behind a request that waits for its answer is held.
+            Protocol::Http(_) => self.limits.head,
+            _ => CLIENT_READ,
+        };
+        if share == 0 {
+            peer.unread = true;
+            return;
+        }
         let short_is_last = peer.connection.stream().short_read_is_last() && !to_end;
-        let read = peer.connection.read(&mut self.scratch[..CLIENT_READ]);
+        let read = peer.connection.read(&mut self.scratch[..share]);
         if peer.connection.is_blocked() {
             self.update_interest(key, now);
         }
         match read {
             Ok(0) => self.ended(key, now),
             Ok(length) => {
-                let emptied = length < CLIENT_READ && short_is_last;
+                if self.is_over_linger(key, length) {
+                    self.metrics.cut_connections += 1;
+                    return self.close_peer(key, CloseReason::CloseTimeout, now);
+                }
+                let emptied = length < share && short_is_last;
                 self.take_input(key, length, now);
+                self.changed.push(Timer::Peer(key));
                 if !emptied {
                     // Its share of the turn is used up: the others come first.
                     self.unfinished.push(key);
@@ -167,6 +192,15 @@ impl Server {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => self.lost(key, Some(&error), now),
         }
+    }
+
+    /// Counts bytes of a client that was told of the end; returns whether it has sent too many since.
+    fn is_over_linger(&mut self, key: Key, length: usize) -> bool {
+        let Some(Peer { protocol: Protocol::Lingering { received, .. }, .. }) = self.peers.get_mut(key) else {
+            return false;
+        };
+        *received += length;
+        *received > LINGER_READ
     }
 
     /// The client ends the connection in order.
@@ -194,26 +228,23 @@ impl Server {
         let Some(peer) = self.peers.get_mut(key) else { return };
         // Taken out for the time being: what is in it is the connection's, and the server is handed on.
         let mut scratch = std::mem::take(&mut self.scratch);
-        if peer.connection.inbox().is_empty() {
+        let mut inbox = peer.connection.take_inbox();
+        if inbox.is_empty() {
             let used = self.handle_input(key, &mut scratch[..length], 0, now);
-            if let (Some(used), Some(peer)) = (used, self.peers.get_mut(key)) {
-                peer.connection.put_inbox(scratch[used..length].to_vec());
+            if let Some(used) = used {
+                inbox.append(&scratch[used..length]);
             }
         } else {
-            let mut inbox = peer.connection.take_inbox();
             // Nothing of a request that came early was looked at.
             let seen = if length == 0 { 0 } else { inbox.len() };
-            inbox.extend_from_slice(&scratch[..length]);
-            let used = self.handle_input(key, &mut inbox, seen, now);
-            if let (Some(used), Some(peer)) = (used, self.peers.get_mut(key)) {
-                if used == inbox.len() {
-                    inbox = Vec::new();
-                } else if used > 0 {
-                    inbox.drain(..used);
-                    inbox.shrink_to_fit();
-                }
-                peer.connection.put_inbox(inbox);
+            inbox.append(&scratch[..length]);
+            match self.handle_input(key, inbox.unused(), seen, now) {
+                Some(used) => inbox.consume(used),
+                None => inbox = Inbox::default(),
             }
+        }
+        if let Some(peer) = self.peers.get_mut(key) {
+            peer.connection.put_inbox(inbox);
         }
         self.scratch = scratch;
     }
@@ -221,18 +252,27 @@ impl Server {
     /// Handles every whole item in `bytes`, of which `seen` were looked at before; how many were used, or
     /// None when the rest does not matter any more.
     fn handle_input(&mut self, key: Key, bytes: &mut [u8], seen: usize, now: Millis) -> Option<usize> {
-        let (mut used, mut seen) = (0, seen);
+        let (mut used, mut seen, mut requests) = (0, seen, 0);
         loop {
             let rest = &mut bytes[used..];
             let peer = self.peers.get_mut(key)?;
             let input = match &peer.protocol {
+                // Its share of the turn is used up: the others come first.
+                Protocol::Http(Http::Head) if requests == REQUESTS_A_TURN => {
+                    peer.early = true;
+                    self.unfinished.push(key);
+                    return Some(used);
+                }
                 // Answers add up only as fast as they are taken: the next request waits in its few bytes.
                 Protocol::Http(Http::Head) if peer.connection.has_unsent() => {
                     peer.early = true;
                     peer.unread = true;
                     return Some(used);
                 }
-                Protocol::Http(Http::Head) => self.handle_request(key, rest, seen, now),
+                Protocol::Http(Http::Head) => {
+                    requests += 1;
+                    self.handle_request(key, rest, seen, now)
+                }
                 Protocol::Http(Http::Body(_)) => Input::Switched(self.handle_body(key, rest, now)),
                 // The next request waits for the answer to this one.
                 Protocol::Http(Http::Parked(_)) => Input::Used(0),
@@ -293,10 +333,11 @@ impl Server {
     }
 
     fn serve(&mut self, key: Key, request: &Request<'_>, now: Millis) {
-        if !self.place(key, request) {
+        if !self.place(key, request, now) {
             return self.answer_and_close(key, 429, TOO_MANY_OF_ADDRESS, CloseReason::TooManyOfAddress, now);
         }
         let mut exchange = Exchange::of(request);
+        exchange.secure = self.is_secure(key, request);
         if self.serve_operation(key, request, &exchange, now) {
             return;
         }
@@ -309,6 +350,11 @@ impl Server {
             exchange.keep_alive = false;
             return self.respond_answer(key, &exchange, &routes::STOPPING, now);
         }
+        if route.opens_session() && self.memory_rejection().is_some() {
+            exchange.keep_alive = false;
+            exchange.closed_for = CloseReason::OutOfMemory;
+            return self.respond_answer(key, &exchange, &routes::OUT_OF_MEMORY, now);
+        }
         match route {
             Route::Howler { key: websocket_key, protocol } => {
                 self.upgrade(key, &exchange, websocket_key, protocol);
@@ -320,7 +366,7 @@ impl Server {
             }
             Route::OpenPolling(query, version) => {
                 exchange.jsonp = query.jsonp;
-                self.open_socket_io(key, version, query.credentials, Some(exchange), now);
+                self.open_polling(key, version, query.credentials, exchange, now);
             }
             Route::Poll(sid, jsonp) => {
                 exchange.jsonp = jsonp;
@@ -360,7 +406,7 @@ impl Server {
 
     pub(super) fn refuse_late_request(&mut self, key: Key, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
-        if peer.connection.inbox().is_empty() {
+        if peer.connection.inbox_len() == 0 {
             return self.close_peer(key, CloseReason::RequestTimeout, now);
         }
         self.answer_and_close(key, 408, "The request did not come in time.\n", CloseReason::RequestTimeout, now);
@@ -374,7 +420,9 @@ impl Server {
         let session = *session;
         // Taken out while the session, which may end the connection, has the message.
         let mut decoder = std::mem::take(decoder);
-        let outcome = match decoder.next(bytes, self.limits.message) {
+        let limit =
+            self.sessions.get(session).map_or(UNAUTHENTICATED_MESSAGE, |session| session.max_message(&self.rules));
+        let outcome = match decoder.next(bytes, limit) {
             Ok(None) => Input::Used(0),
             Err(error) => {
                 let reason = match error {
@@ -441,9 +489,10 @@ impl Server {
     /// at once could destroy what is still on its way.
     pub(super) fn linger(&mut self, key: Key, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
-        peer.protocol = Protocol::Lingering { shut_down: false };
+        peer.protocol = Protocol::Lingering { shut_down: false, received: 0 };
         peer.deadline = Deadline::at(now + LINGER);
         peer.connection.take_inbox();
+        self.changed.push(Timer::Peer(key));
         match peer.connection.flush() {
             Ok(Flushed::All) => self.shut_down_write(key, now),
             Ok(Flushed::Blocked) => self.update_interest(key, now),
@@ -456,7 +505,7 @@ impl Server {
 
     fn shut_down_write(&mut self, key: Key, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
-        if let Protocol::Lingering { shut_down } = &mut peer.protocol
+        if let Protocol::Lingering { shut_down, .. } = &mut peer.protocol
             && !std::mem::replace(shut_down, true)
         {
             peer.connection.stream().shut_down_write();
@@ -470,6 +519,7 @@ impl Server {
             peer.protocol = Protocol::WebSocket(session, Decoder::default());
         }
         self.dirty.push(session);
+        self.changed.push(Timer::Peer(key));
         self.arm_session(session, now);
     }
 

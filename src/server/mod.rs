@@ -17,6 +17,8 @@
 //! | `outbound.rs` | connections to CouchDB: the feed, the log-ins |
 //! | `flush.rs` | what is written, and when |
 //! | `events.rs` | what the log tells of requests and sessions |
+//! | `memory.rs` | the memory of the process against its limit |
+//! | `unauthenticated.rs` | clients that have not logged in, and their eviction |
 //! | `farewell.rs` | the end: seeing the clients off |
 
 mod access;
@@ -28,6 +30,7 @@ mod farewell;
 mod flush;
 mod http_exchange;
 mod inbound;
+mod memory;
 mod operation;
 mod outbound;
 mod polling;
@@ -35,8 +38,9 @@ mod positions;
 mod sessions;
 #[cfg(test)]
 mod sizes;
+mod unauthenticated;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -64,17 +68,18 @@ use crate::state::limits::Limits;
 use crate::state::log_throttle::{LogThrottle, LogThrottles, MINUTE, TEN_MINUTES};
 use crate::state::login_limits::LoginLimits;
 use crate::state::metrics::{CloseReason, Metrics};
-use crate::state::newcomers::Newcomers;
 use crate::state::pool::{self, Pool, PoolAction};
 use crate::state::positions::{Batch, MAX_BATCHES, Positions};
 use crate::state::proxies::TrustedProxies;
 use crate::state::resync::{Policy, Wave};
-use crate::state::routes::Origins;
+use crate::state::routes::{Origins, SameSite};
 use crate::state::session::{Action, Rules, Session};
 use crate::state::site::Site;
 use crate::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use crate::state::table::{Key, Table};
 use crate::state::timers::{Alarm, Deadline, Millis, Timers};
+use crate::state::unauthenticated::Unauthenticated;
+use crate::state::user_totals::UserTotals;
 use crate::wire::couchdb::{self, Credentials, FeedSource};
 use crate::wire::positions::MAX_ANSWER;
 use crate::wire::security::MAX_SECURITY;
@@ -104,6 +109,8 @@ const READ_BUFFER: usize = 256 * 1024;
 const NAMES_A_TURN: usize = 2_000;
 /// Time for a peer to take the last bytes and to close, in milliseconds.
 const LINGER: Millis = 3_000;
+/// Most bytes that are read from a peer that was told of the end and goes on sending.
+const LINGER_READ: usize = 256 * 1024;
 /// Connections to CouchDB on which it is asked who may read what, and whether users are still logged in.
 const CHECKS: usize = MAX_QUESTIONS;
 /// Connections to CouchDB for look-ups: one for each batch, and one for the epoch.
@@ -145,6 +152,8 @@ pub struct Settings {
     pub access: AccessPolicy,
     /// Whose word counts about where a client is.
     pub trusted_proxies: TrustedProxies,
+    /// The `SameSite` attribute of the cookie that names a session.
+    pub cookie_same_site: SameSite,
     /// How often it is checked that users are still logged in, in milliseconds; 0 for never.
     pub session_check: Millis,
     /// When the process started, in seconds since 1970.
@@ -168,14 +177,22 @@ pub struct Server {
     /// Connections of clients.
     clients: usize,
     addresses: Addresses,
-    /// Who came and has not logged in.
-    newcomers: Newcomers<Timer>,
+    memory: memory::Memory,
+    /// Throttles the line about memory over the limit.
+    memory_log: LogThrottle,
+    unauthenticated: Unauthenticated<Timer>,
+    /// Clients to be reviewed at the end of the turn.
+    changed: Vec<Timer>,
+    /// For each connection, the sessions that it opened by polling and that are not logged in.
+    opened: HashMap<Key, u8>,
     /// Throttles the line about pauses of accepting.
     pause_log: LogThrottle,
     /// Throttles the line about rejected clients.
     full_log: LogThrottle,
     /// Throttles the line about connections that the poll does not take.
     registration_log: LogThrottle,
+    /// Throttles the line about `X-Forwarded-For` from an address that is not a trusted proxy.
+    untrusted_proxy_log: LogThrottle,
     /// Throttles the line about sessions that get no random id.
     randomness_log: LogThrottle,
     /// Throttles the line about another epoch.
@@ -184,6 +201,7 @@ pub struct Server {
     resync_log: LogThrottles<&'static str>,
     sessions: Table<Session>,
     subscriptions: Subscriptions,
+    user_totals: UserTotals,
     rules: Rules,
     origins: Origins,
     /// Shared by those who answer with it at the moment.
@@ -197,6 +215,7 @@ pub struct Server {
     feed: Feed,
     login_limits: LoginLimits<sessions::Login>,
     trusted_proxies: TrustedProxies,
+    cookie_same_site: SameSite,
     access: Access,
     /// Throttles the lines about answers that do not say who may read a database, by their cause.
     security_log: LogThrottles<&'static str>,
@@ -321,7 +340,7 @@ enum Purpose {
 }
 
 /// Whose deadline it is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Timer {
     Peer(Key),
     Session(Key),
@@ -345,6 +364,10 @@ struct Peer {
     postponed: bool,
     /// Whether a request came before the one in front of it was answered, and was not looked at yet.
     early: bool,
+    /// Whether it is among the unauthenticated clients.
+    listed: bool,
+    /// Whether a trusted proxy opened it.
+    proxied: bool,
 }
 
 /// How a connection counts among those that there may be.
@@ -371,8 +394,8 @@ enum Protocol {
     WebSocket(Key, Decoder),
     /// It is to take over a session that polls.
     Probing(Key, Decoder),
-    /// The last bytes are on their way out; what comes in is passed over until the peer closes.
-    Lingering { shut_down: bool },
+    /// The last bytes are on their way out. What comes in is ignored until the peer closes; `received` counts it.
+    Lingering { shut_down: bool, received: usize },
     /// It leads to CouchDB, and stands or not yet.
     Upstream { owner: Upstream, connected: bool },
     /// It is over.
@@ -410,15 +433,24 @@ impl Server {
             peers: Table::default(),
             sessions: Table::default(),
             subscriptions: Subscriptions::new(settings.limits.subscriptions),
+            user_totals: UserTotals::new(settings.limits.subscriptions_per_user),
             clients: 0,
             pause_log: LogThrottle::new(TEN_MINUTES),
             full_log: LogThrottle::new(TEN_MINUTES),
             registration_log: LogThrottle::new(TEN_MINUTES),
+            untrusted_proxy_log: LogThrottle::new(TEN_MINUTES),
             randomness_log: LogThrottle::new(MINUTE),
             epoch_log: LogThrottle::new(MINUTE),
             resync_log: LogThrottles::new(MINUTE),
             addresses: Addresses::new(settings.limits.per_address),
-            newcomers: Newcomers::new(settings.limits.newcomers),
+            memory: memory::Memory::new(settings.limits.memory),
+            memory_log: LogThrottle::new(TEN_MINUTES),
+            unauthenticated: Unauthenticated::new(
+                settings.limits.unauthenticated,
+                settings.limits.unauthenticated_bytes,
+            ),
+            changed: Vec::new(),
+            opened: HashMap::new(),
             rules: settings.rules,
             origins: settings.origins,
             site: Arc::new(settings.site),
@@ -429,6 +461,7 @@ impl Server {
             feed: Feed::new(feed, requests.clone(), Jitter::new(seed.rotate_left(32))),
             login_limits: LoginLimits::new(settings.limits.log_in_queue),
             trusted_proxies: settings.trusted_proxies,
+            cookie_same_site: settings.cookie_same_site,
             access: Access::new(settings.access),
             security_log: LogThrottles::new(TEN_MINUTES),
             session_check: settings.session_check,
@@ -476,7 +509,9 @@ impl Server {
     /// How long the loop may wait for an event: until then; 0 while work is left.
     pub fn poll_timeout(&self) -> Option<Millis> {
         let writes = !self.dirty.is_empty() || !self.flushing.is_empty();
-        if !self.unfinished.is_empty() || !self.postponed.is_empty() || writes || self.accept_pending {
+        let evicts = self.unauthenticated.surplus().is_some();
+        let reads = !self.unfinished.is_empty() || !self.postponed.is_empty();
+        if reads || writes || self.accept_pending || evicts {
             return Some(0);
         }
         let due = [
@@ -491,6 +526,7 @@ impl Server {
             self.timers.poll_timeout(),
             self.epoch_retry,
             self.accept_from,
+            self.memory.poll_timeout(),
             self.drain.as_ref().map(Drain::poll_timeout),
         ];
         due.into_iter().flatten().min()
@@ -540,6 +576,7 @@ impl Server {
 
     /// Does what the time asks for.
     pub fn expire_timers(&mut self, now: Millis) {
+        self.check_memory(now);
         self.feed.handle_timeout(now, &mut self.couchdb.feed_actions);
         self.perform_feed_actions(now);
         self.expire_credentials(now);
@@ -614,6 +651,7 @@ impl Server {
             }
             Protocol::Lingering { .. } | Protocol::Upstream { .. } => {}
         }
+        self.delist(Timer::Peer(key));
         self.vacate(key);
         self.closed.push(key);
     }

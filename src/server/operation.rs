@@ -133,6 +133,8 @@ impl Server {
             started: self.operation.started,
             feed_up: self.feed.is_streaming(),
             connections: self.clients,
+            unauthenticated: (self.unauthenticated.len(), self.unauthenticated.bytes()),
+            memory_full: self.memory.is_full(),
             sessions,
             subscriptions: self.subscriptions.total(),
             databases: self.subscriptions.watched(),
@@ -165,7 +167,7 @@ impl Server {
 }
 
 /// Linux keeps this file in memory: reading it waits for nothing.
-fn resident_memory() -> Option<u64> {
+pub(super) fn resident_memory() -> Option<u64> {
     let mut status = [0; 2048];
     let read = std::fs::File::open("/proc/self/status").ok()?.read(&mut status).ok()?;
     operation::resident_memory(&status[..read])

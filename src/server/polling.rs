@@ -5,14 +5,17 @@
 //! awaiting a request when its answer is written.
 
 use super::http_exchange::{Exchange, HTML, TEXT};
-use super::{Http, Peer, Protocol, Server};
+use super::{Http, Peer, Protocol, Seat, Server, Timer};
 use crate::net::connection::Flushed;
+use crate::state::limits::UNAUTHENTICATED_MESSAGE;
 use crate::state::metrics::CloseReason;
 use crate::state::routes::{self, PostFormat};
 use crate::state::session::{Dialect, Polling, Session, TAG, Transport, messages};
 use crate::state::table::Key;
 use crate::state::timers::{Deadline, Millis};
+use crate::state::unauthenticated::Stage;
 use crate::wire::body::{BodyDecoder, Piece};
+use crate::wire::couchdb::Credentials;
 use crate::wire::engine_io::{self, MAX_PAYLOAD, Refusal, SID_LENGTH, Sid, Version};
 use crate::wire::websocket::{self, Decoder};
 use crate::wire::{payload, socket_io};
@@ -37,6 +40,11 @@ impl Post {
     pub(super) fn session(&self) -> Key {
         self.session
     }
+
+    /// Returns how many bytes of memory hold what has come.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.body.capacity()
+    }
 }
 
 /// A GET that waits for something to tell.
@@ -56,6 +64,41 @@ pub(super) fn sid_of(key: Key, tag: [u8; TAG]) -> Sid {
 }
 
 impl Server {
+    /// Opens a session that polls, unless its connection or its address has too many.
+    pub(super) fn open_polling(
+        &mut self,
+        key: Key,
+        version: Version,
+        credentials: Credentials,
+        mut exchange: Exchange,
+        now: Millis,
+    ) {
+        let Some(address) = self.peers.get(key).map(|peer| peer.address) else { return };
+        let Some(seat) = self.seat(address, self.trusted_proxies.trust(address)) else {
+            // A proxy's connection carries other clients, too.
+            self.metrics.count_close(CloseReason::TooManyOfAddress);
+            return self.respond_answer(key, &exchange, &routes::TOO_MANY_OF_ADDRESS, now);
+        };
+        if !self.count_opening(key) {
+            self.give_up(seat, address);
+            exchange.keep_alive = false;
+            exchange.closed_for = CloseReason::TooManySessions;
+            return self.respond_answer(key, &exchange, &routes::TOO_MANY_SESSIONS, now);
+        }
+        self.open_socket_io(key, version, credentials, Some((exchange, seat == Seat::OfAddress)), now);
+    }
+
+    /// A session does not poll any more: it is no session of its connection and address.
+    pub(super) fn leave_polling(&mut self, key: Key) {
+        self.release_opening(key);
+        if let Some(polling) = self.sessions.get_mut(key).and_then(Session::polling)
+            && std::mem::take(&mut polling.counts_at_address)
+        {
+            let client = polling.client;
+            self.give_up(Seat::OfAddress, client);
+        }
+    }
+
     /// The session of an id.
     pub(super) fn find_session(&self, sid: Sid) -> Option<Key> {
         let number = |from: usize| u32::from_be_bytes(sid.0[from..from + 4].try_into().expect("four bytes"));
@@ -89,6 +132,7 @@ impl Server {
 
     /// A connection brought a request of a session: it is known for as long as somebody is logged in there.
     fn note_known(&mut self, key: Key, session: Key) {
+        self.changed.push(Timer::Peer(key));
         let known = self.sessions.get(session).is_some_and(Session::is_active);
         if let Some(peer) = self.peers.get_mut(key) {
             peer.known = known;
@@ -108,6 +152,7 @@ impl Server {
         if let Some(polling) = self.sessions.get_mut(session).and_then(Session::polling) {
             polling.parked = Some(key);
         }
+        self.changed.push(Timer::Peer(key));
         self.park(key, Parked { exchange, session });
         self.arm_session(session, now);
         self.dirty.push(session);
@@ -141,6 +186,7 @@ impl Server {
             payload::write_packet(&mut out, b"6", version);
         }
         self.answer_parked(connection, 200, &out, now);
+        self.note_session(key);
         if said && self.sessions.get_mut(key).is_some_and(|session| session.handle_flushed(now)) {
             self.arm_session(key, now);
         }
@@ -210,6 +256,7 @@ impl Server {
             return self.respond_refusal(key, &exchange, Refusal::SessionId, now);
         };
         exchange.sid = Some(sid);
+        let limit = self.max_post(session) as u64;
         match self.sessions.get_mut(session).and_then(Session::polling) {
             None => {
                 exchange.keep_alive = false;
@@ -220,7 +267,7 @@ impl Server {
                 self.respond_refusal(key, &exchange, Refusal::Request, now);
                 self.close_session(session, CloseReason::Overlap, now);
             }
-            Some(_) if matches!(decoder, BodyDecoder::Length(length) if length > self.limits.post as u64) => {
+            Some(_) if matches!(decoder, BodyDecoder::Length(length) if length > limit) => {
                 self.refuse_payload(key, exchange, now);
             }
             Some(polling) => {
@@ -237,6 +284,11 @@ impl Server {
         }
     }
 
+    /// Returns the longest body of a POST that a session takes now.
+    fn max_post(&self, key: Key) -> usize {
+        self.sessions.get(key).map_or(0, |session| session.max_payload(&self.rules))
+    }
+
     fn refuse_payload(&mut self, key: Key, mut exchange: Exchange, now: Millis) {
         exchange.keep_alive = false;
         exchange.closed_for = CloseReason::BodyTooLarge;
@@ -245,12 +297,14 @@ impl Server {
 
     /// Takes bytes of a POST's body; how many were used.
     pub(super) fn handle_body(&mut self, key: Key, bytes: &[u8], now: Millis) -> usize {
-        let Some(peer) = self.peers.get_mut(key) else { return 0 };
+        let Self { peers, sessions, rules, .. } = self;
+        let Some(peer) = peers.get_mut(key) else { return 0 };
         let Protocol::Http(Http::Body(post)) = &mut peer.protocol else { return 0 };
+        let limit = sessions.get(post.session).map_or(rules.max_payload, |session| session.max_payload(rules));
         let mut used = 0;
         loop {
             match post.decoder.next(&bytes[used..]) {
-                Ok((taken, Piece::Data(data))) if post.body.len() + data.len() <= self.limits.post => {
+                Ok((taken, Piece::Data(data))) if post.body.len() + data.len() <= limit => {
                     post.body.extend_from_slice(data);
                     used += taken;
                 }
@@ -315,6 +369,7 @@ impl Server {
         };
         let whole = packets.filter(|packets| packets.iter().all(|packet| engine_io::parse_packet(packet).is_some()));
         let Some(packets) = whole else { return self.refuse_post(key, post, now) };
+        let waited = session.outgoing.len();
         self.respond(key, &post.exchange, 200, HTML, b"ok", now);
         self.note_known(key, post.session);
         for packet in packets {
@@ -327,8 +382,14 @@ impl Server {
                 session.handle_message(packet, turn);
             });
         }
-        let session = self.sessions.get(post.session);
-        if session.is_some_and(|session| session.websocket().is_none() && session.outgoing.len() > MAX_OUTGOING) {
+        // Of an authenticated client the answers to one post may be more.
+        let piles_up = |session: &Session| match session.stage() {
+            Some(Stage::Idle) => session.outgoing.len() > UNAUTHENTICATED_MESSAGE,
+            Some(_) => session.outgoing.len() > MAX_OUTGOING,
+            None => waited > MAX_OUTGOING,
+        };
+        let session = self.sessions.get(post.session).filter(|session| session.websocket().is_none());
+        if session.is_some_and(piles_up) {
             self.close_session(post.session, CloseReason::NotReading, now);
         }
     }
@@ -345,6 +406,7 @@ impl Server {
             _ => return self.respond_refusal(key, exchange, Refusal::Request, now),
         }
         self.upgrade(key, exchange, websocket_key, None);
+        self.changed.push(Timer::Peer(key));
         if let Some(peer) = self.peers.get_mut(key) {
             peer.protocol = Protocol::Probing(session, Decoder::default());
             peer.deadline = Deadline::at(now + UPGRADE_WITHIN);
@@ -376,6 +438,8 @@ impl Server {
 
     fn take_over(&mut self, key: Key, session: Key, now: Millis) {
         self.flush_polling(session, now);
+        self.delist(Timer::Session(session));
+        self.leave_polling(session);
         if let Some(session) = self.sessions.get_mut(session) {
             session.transport = Transport::WebSocket(key);
         }

@@ -36,6 +36,11 @@ impl Server {
             self.refuse_subscribe(key, reply, &format!("a database name is longer than {longest} bytes"), now);
             return None;
         }
+        if let Some(retry_after) = self.memory_rejection() {
+            let session = self.sessions.get_mut(key)?;
+            session.answer_unavailable(reply, OUT_OF_MEMORY, retry_after);
+            return None;
+        }
         let most = self.limits.subscriptions;
         let pending = self.positions.pending_names(key) + self.access.pending_names(key);
         let (mut databases, mut places, mut new) = (Named::new(), HashMap::new(), 0);
@@ -60,6 +65,11 @@ impl Server {
             self.refuse_subscribe(key, reply, &too_many(most), now);
             return None;
         }
+        if let Some(limit) = self.user_limit_exceeded(key, new + pending) {
+            self.release_all(databases);
+            self.refuse_subscribe(key, reply, &too_many_of_user(limit), now);
+            return None;
+        }
         Some(databases)
     }
 
@@ -67,6 +77,22 @@ impl Server {
         for (database, _) in names {
             self.subscriptions.release(database);
         }
+    }
+
+    /// Returns the limit of subscriptions of a user when so many more for a session exceed it.
+    fn user_limit_exceeded(&self, key: Key, more: usize) -> Option<usize> {
+        let session = self.sessions.get(key).filter(|_| more > 0)?;
+        let count = self.subscriptions.count(key.index) + more;
+        self.user_totals.exceeded(session.user_name()?, session.counted.as_deref(), count)
+    }
+
+    /// Takes note of how many subscriptions a session has now, for the total of its user.
+    pub(super) fn recount_user(&mut self, key: Key) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let count = self.subscriptions.count(key.index);
+        let mut counted = session.counted.take();
+        self.user_totals.recount(session.user_name(), &mut counted, count);
+        session.counted = counted;
     }
 
     /// Tells a client that it asks for more than it may have; one that goes on all the same is closed.
@@ -119,6 +145,13 @@ impl Server {
     fn complete_subscription(&mut self, pending: &Pending) {
         let Pending { session: key, reply, names, epoch, .. } = pending;
         let key = *key;
+        // Other sessions of the user may have subscribed while the request waited.
+        let new = names.iter().filter(|(database, _)| !self.subscriptions.has(key.index, *database)).count();
+        if let Some(limit) = self.user_limit_exceeded(key, new) {
+            self.metrics.refused_subscriptions += 1;
+            let Some(session) = self.sessions.get_mut(key) else { return };
+            return session.answer_error(reply, LIMIT_ERROR, &too_many_of_user(limit));
+        }
         let Self { sessions, subscriptions, positions, access, limits, .. } = self;
         let Some(session) = sessions.get_mut(key) else { return };
         let Some((user, roles)) = session.user() else { return };
@@ -149,7 +182,7 @@ impl Server {
                     for database in added {
                         subscriptions.unsubscribe(key.index, database);
                     }
-                    return session.answer_error(reply, "LimitError", &too_many(limits.subscriptions));
+                    return session.answer_error(reply, LIMIT_ERROR, &too_many(limits.subscriptions));
                 }
             }
         }
@@ -178,6 +211,7 @@ impl Server {
                 subscriptions.mark_for(key.index, database, ChangeKind::Updated);
             }
         }
+        self.recount_user(key);
     }
 
     /// A session ends whose client may come back: how far its databases had come.
@@ -203,6 +237,7 @@ impl Server {
         self.access.withdraw(key, &databases, &mut self.subscriptions);
         self.positions.withdraw(key, &databases, &mut self.subscriptions);
         self.answer_ready();
+        self.recount_user(key);
         if let Some(session) = self.sessions.get_mut(key) {
             session.answer_ok(reply);
         }
@@ -213,6 +248,7 @@ impl Server {
         let mut replies = self.positions.cancel(key, &mut self.subscriptions);
         replies.extend(self.access.cancel(key, &mut self.subscriptions));
         self.subscriptions.remove_session(key.index);
+        self.recount_user(key);
         for reply in replies {
             if let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_active()) {
                 session.answer_error(&reply, "NotAuthenticatedError", "somebody else has logged in");
@@ -394,6 +430,15 @@ impl Server {
         }
         self.dirty.push(key);
     }
+}
+
+/// The error of a request beyond a limit.
+const LIMIT_ERROR: &str = "LimitError";
+/// What a client is told that may not subscribe for want of memory.
+const OUT_OF_MEMORY: &str = "The server uses too much memory at the moment.";
+
+fn too_many_of_user(most: usize) -> String {
+    format!("a user may have {most} subscriptions over all sessions and no more")
 }
 
 fn too_many(most: usize) -> String {

@@ -52,7 +52,7 @@ impl Server {
         connection: Key,
         version: Version,
         credentials: Credentials,
-        polling: Option<Exchange>,
+        polling: Option<(Exchange, bool)>,
         now: Millis,
     ) {
         let Some(client) = self.peers.get(connection).map(|peer| peer.address) else { return };
@@ -74,13 +74,17 @@ impl Server {
         let session = opened.unwrap_or_else(|never| match never {});
         match polling {
             None => self.carry(connection, session, now),
-            Some(mut exchange) => {
-                self.admit_newcomer(Timer::Session(session), now);
+            Some((mut exchange, counts_at_address)) => {
+                if let Some(polling) = self.sessions.get_mut(session).and_then(Session::polling) {
+                    polling.opener = self.opened.contains_key(&connection).then_some(connection);
+                    polling.counts_at_address = counts_at_address;
+                }
                 exchange.sid = Some(sid_of(session, tag));
                 self.answer_opening(connection, session, exchange, now);
             }
         }
         self.perform(session, now);
+        self.note_session(session);
     }
 
     /// Hands an input to a session, and does what it asks for.
@@ -91,6 +95,7 @@ impl Server {
         if self.sessions.get(key).is_some_and(|session| !session.outgoing.is_empty()) {
             self.dirty.push(key);
         }
+        self.note_session(key);
         self.arm_session(key, now);
     }
 
@@ -129,6 +134,10 @@ impl Server {
     fn log_in(&mut self, key: Key, credentials: &Credentials, now: Millis) {
         // The client may have connected again: the answer to who it was before is not its any more.
         self.abandon_log_in(key, now);
+        let is_new = self.sessions.get(key).is_some_and(|session| session.stage().is_some());
+        if is_new && self.memory_rejection().is_some() {
+            return self.logged_in(key, credentials, Err(LogInError::Overloaded), now);
+        }
         let (client, credentials) = (self.client_of(key), credentials.clone());
         self.try_log_in(Login { session: key, client, credentials, since: now, tries: 0 }, now);
     }
@@ -144,8 +153,8 @@ impl Server {
                 Kind::Password { name: username, password: password.reveal(), by_name }
             }
             Credentials::Cookie(_) | Credentials::Token(_) => Kind::Cookie,
-            Credentials::Unusable => {
-                let refusal = Err(LogInError::NotAuthenticated);
+            Credentials::TooLong | Credentials::Unusable => {
+                let refusal = Err(login.credentials.error());
                 return self.logged_in(login.session, &Credentials::Unusable, refusal, now);
             }
         };
@@ -365,9 +374,10 @@ impl Server {
 
     pub(super) fn remove_session(&mut self, key: Key, now: Millis) {
         self.abandon_log_in(key, now);
-        if self.sessions.remove(key).is_none() {
-            return;
-        }
+        self.delist(Timer::Session(key));
+        self.leave_polling(key);
+        let Some(mut session) = self.sessions.remove(key) else { return };
+        self.user_totals.recount(None, &mut session.counted, 0);
         self.access.cancel(key, &mut self.subscriptions);
         self.positions.cancel(key, &mut self.subscriptions);
         self.subscriptions.remove_session(key.index);

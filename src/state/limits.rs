@@ -10,28 +10,34 @@ pub struct Limits {
     pub connections: Option<usize>,
     /// Connections from one address (IPv6: one /64 network); None for any number.
     pub per_address: Option<usize>,
-    /// About how many connections there may be that nobody has logged in on; beyond that the oldest make way.
-    pub newcomers: usize,
+    /// Unauthenticated connections, and sessions that poll; beyond that the oldest of the network with most are evicted.
+    pub unauthenticated: usize,
+    /// What all unauthenticated clients hold together, in bytes; beyond that those that hold some are evicted.
+    pub unauthenticated_bytes: usize,
     /// Time for the log-in to be begun, in milliseconds.
     pub log_in_within: Millis,
     /// Longest head of a request, in bytes.
     pub head: usize,
     /// Time for the head of the first request, TLS handshake included, and again for each body, in milliseconds.
     pub request_within: Millis,
-    /// Longest body of a request, in bytes.
+    /// Longest body of a request, in bytes; before the login [`UNAUTHENTICATED_MESSAGE`] where that is less.
     pub post: usize,
-    /// Longest message of a client, over all its frames, in bytes.
+    /// Longest message of a client, over all its frames, in bytes; before the login as for a body.
     pub message: usize,
     /// Messages (frames, packets) of a client per second, see [`Throttle`].
     pub messages_per_second: u64,
     /// Databases that a client may subscribe to.
     pub subscriptions: usize,
+    /// Databases that a user may subscribe to, over all sessions; None for any number.
+    pub subscriptions_per_user: Option<usize>,
     /// Longest name of a database, in bytes.
     pub name: usize,
     /// Requests of a client that are not answered yet.
     pub requests: usize,
     /// Log-ins that wait for their turn.
     pub log_in_queue: usize,
+    /// Memory of the process beyond which new clients are rejected, in bytes; None for none.
+    pub memory: Option<u64>,
     /// How long a client may take nothing of what is written to it, in milliseconds.
     pub slow: Millis,
 }
@@ -42,21 +48,30 @@ impl Default for Limits {
         Self {
             connections: None,
             per_address: None,
-            newcomers: 20_000,
+            unauthenticated: 20_000,
+            unauthenticated_bytes: 64 * 1024 * 1024,
             log_in_within: 10_000,
             head: 16 * 1024,
             request_within: 10_000,
-            post: 64 * 1024,
-            message: 64 * 1024,
+            post: 1024 * 1024,
+            message: 1024 * 1024,
             messages_per_second: 100,
             subscriptions: 10_000,
             name: LONGEST_NAME,
             requests: 256,
             log_in_queue: 20_000,
             slow: 60_000,
+            subscriptions_per_user: Some(100_000),
+            memory: None,
         }
     }
 }
+
+/// Longest message, and body of a POST, of a client that has not begun to log in, in bytes.
+pub const UNAUTHENTICATED_MESSAGE: usize = 4 * 1024;
+
+/// Sessions that one connection may open by polling and that are not logged in.
+pub const MAX_SESSIONS_OPENED: u8 = 8;
 
 /// No name may be longer, in bytes, whatever is set; CouchDB's own end near 238.
 pub const LONGEST_NAME: usize = 256;

@@ -67,8 +67,12 @@ close_reasons! {
     TooManyMessages => "too many messages a second", close_code::POLICY;
     /// A client that goes on asking for more subscriptions than it may have.
     TooManySubscriptions => "too many subscriptions", close_code::POLICY;
+    /// More sessions that are not logged in than a connection may open.
+    TooManySessions => "too many sessions of this connection without a login", close_code::POLICY;
     /// More connections than there may be in all.
     TooManyConnections => "too many connections", close_code::TRY_AGAIN_LATER;
+    /// More memory is used than the limit.
+    OutOfMemory => "too much memory in use", close_code::TRY_AGAIN_LATER;
     /// More connections than an address may have.
     TooManyOfAddress => "too many connections of this address", close_code::POLICY;
     /// Nobody logged in, and newer connections needed the place.
@@ -95,13 +99,23 @@ close_reasons! {
     ShuttingDown => "shutting down", close_code::GOING_AWAY;
 }
 
+/// How often connections were closed, for each reason.
+#[derive(Debug)]
+struct Closes([u64; CloseReason::ALL.len()]);
+
+impl Default for Closes {
+    fn default() -> Self {
+        Self([0; CloseReason::ALL.len()])
+    }
+}
+
 macro_rules! counters {
     ($($(#[doc = $help:literal])+ $name:ident => $exposed:literal;)*) => {
         /// Counters since the start.
         #[derive(Debug, Default)]
         pub struct Metrics {
             $($(#[doc = $help])+ pub $name: u64,)*
-            closes: [u64; CloseReason::ALL.len()],
+            closes: Closes,
         }
 
         impl Metrics {
@@ -119,6 +133,10 @@ counters! {
     accepted => "howler_connections_accepted_total";
     /// Times that accepting paused because descriptors ran out.
     accept_pauses => "howler_accept_pauses_total";
+    /// Connections that were cut because the client kept sending after it was told of the end.
+    cut_connections => "howler_connections_cut_total";
+    /// Connections, sessions, logins and subscriptions rejected because more memory is used than the limit.
+    memory_rejections => "howler_memory_rejections_total";
     /// Log-ins that CouchDB confirmed.
     log_ins => "howler_log_ins_total";
     /// Log-ins that failed, for whatever reason.
@@ -156,12 +174,12 @@ counters! {
 impl Metrics {
     /// Counts a close.
     pub fn count_close(&mut self, reason: CloseReason) {
-        self.closes[reason as usize] += 1;
+        self.closes.0[reason as usize] += 1;
     }
 
     /// How often connections were closed for a reason.
     pub fn closes(&self, reason: CloseReason) -> u64 {
-        self.closes[reason as usize]
+        self.closes.0[reason as usize]
     }
 }
 

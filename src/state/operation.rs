@@ -102,6 +102,10 @@ pub struct Gauges<'a> {
     pub feed_up: bool,
     /// Connections of clients.
     pub connections: usize,
+    /// Unauthenticated clients, and the bytes that they hold.
+    pub unauthenticated: (usize, usize),
+    /// Whether more memory is used than the limit.
+    pub memory_full: bool,
     /// Sessions.
     pub sessions: &'a SessionCounts,
     /// Subscriptions of all sessions.
@@ -126,6 +130,10 @@ pub fn exposition(metrics: &Metrics, gauges: &Gauges<'_>) -> Vec<u8> {
     page.gauge("howler_start_time_seconds", "When the process started, in seconds since 1970.", gauges.started);
     page.gauge("howler_feed_up", "Whether the changes feed of CouchDB is open.", gauges.feed_up.into());
     page.gauge("howler_connections", "Connections of clients.", gauges.connections as u64);
+    let (clients, bytes) = gauges.unauthenticated;
+    page.gauge("howler_unauthenticated_clients", "Clients that have not begun to log in.", clients as u64);
+    page.gauge("howler_unauthenticated_bytes", "Memory held for clients that are not logged in.", bytes as u64);
+    page.gauge("howler_memory_full", "Whether more memory is used than --max_memory.", gauges.memory_full.into());
     page.family("howler_sessions", "gauge", "Sessions, by what they speak and what carries them.");
     for (dialect, counts) in DIALECTS.iter().zip(&gauges.sessions.counts) {
         for (transport, count) in TRANSPORTS.iter().zip(counts) {
@@ -218,6 +226,8 @@ mod tests {
             started: 1_700_000_000,
             feed_up: true,
             connections: 5,
+            unauthenticated: (2, 700),
+            memory_full: true,
             sessions,
             subscriptions: 6,
             databases: 4,
@@ -244,6 +254,9 @@ mod tests {
             "howler_start_time_seconds 1700000000",
             "howler_feed_up 1",
             "howler_connections 5",
+            "howler_unauthenticated_clients 2",
+            "howler_unauthenticated_bytes 700",
+            "howler_memory_full 1",
             "howler_sessions{dialect=\"howler_v1\",transport=\"websocket\"} 1",
             "howler_sessions{dialect=\"engine_io_3\",transport=\"polling\"} 3",
             "howler_sessions{dialect=\"engine_io_4\",transport=\"websocket\"} 0",

@@ -83,6 +83,30 @@ impl Origins {
     }
 }
 
+/// The `SameSite` attribute of the cookie that names a session (RFC 6265bis section 5.4.7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SameSite {
+    /// Browsers send the cookie from pages of every site, over TLS.
+    None,
+    /// Browsers send it from pages of the same site, and when a link is followed.
+    #[default]
+    Lax,
+    /// Browsers send it from pages of the same site.
+    Strict,
+}
+
+/// Returns the `Set-Cookie` value by which load balancers find a session; `secure` when the client speaks TLS, to this
+/// server or to a proxy. Browsers drop `SameSite=None` without `Secure`, so the attribute is left out there.
+pub fn session_cookie(sid: Sid, same_site: SameSite, secure: bool) -> String {
+    let same_site = match same_site {
+        SameSite::None if secure => "; SameSite=None",
+        SameSite::None => "",
+        SameSite::Lax => "; SameSite=Lax",
+        SameSite::Strict => "; SameSite=Strict",
+    };
+    format!("io={sid}; Path=/; HttpOnly{same_site}{}", if secure { "; Secure" } else { "" })
+}
+
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// An answer of text.
@@ -95,6 +119,19 @@ pub const ORIGIN_REFUSED: Answer = text(403, "Pages of this origin may not conne
 /// The answer to who would open a session while the server stops.
 pub const STOPPING: Answer =
     Answer { field: Some(("Retry-After", "1")), ..text(503, "The server stops: connect again, to another.\n") };
+/// The answer to a session that polls beyond what a connection may open without logging in.
+pub const TOO_MANY_SESSIONS: Answer = Answer {
+    field: Some(("Retry-After", "5")),
+    ..text(429, "This connection has opened too many sessions that are not logged in.\n")
+};
+/// The answer to a session while more memory is used than the limit.
+pub const OUT_OF_MEMORY: Answer =
+    Answer { field: Some(("Retry-After", "5")), ..text(503, "The server uses too much memory: come back later.\n") };
+/// The answer to a session that polls beyond what an address may have.
+pub const TOO_MANY_OF_ADDRESS: Answer = Answer {
+    field: Some(("Retry-After", "5")),
+    ..text(429, "This address has too many connections and sessions already.\n")
+};
 const NOT_FOUND: Answer = text(404, "There is nothing here. Clients connect to /howler (WebSocket) or /socket.io/.\n");
 const METHOD: Answer =
     Answer { field: Some(("Allow", "GET")), ..text(405, "Only GET is answered here, as a WebSocket handshake.\n") };
@@ -277,6 +314,20 @@ mod tests {
             let (_, request) = parse_request(head.as_bytes(), MAX_HEAD).unwrap().unwrap();
             let site = Site::new(Console::Off);
             assert!(matches!(route(&request, &site), Route::Howler { protocol, .. } if protocol == confirmed));
+        }
+    }
+
+    #[test]
+    fn a_cookie_for_every_site_needs_tls() {
+        let cookie = |same_site, secure| session_cookie(Sid([0; engine_io::SID_LENGTH]), same_site, secure);
+        let start = format!("io={}; Path=/; HttpOnly", Sid([0; engine_io::SID_LENGTH]));
+        for (same_site, plain, secure) in [
+            (SameSite::None, "", "; SameSite=None; Secure"),
+            (SameSite::Lax, "; SameSite=Lax", "; SameSite=Lax; Secure"),
+            (SameSite::Strict, "; SameSite=Strict", "; SameSite=Strict; Secure"),
+        ] {
+            assert_eq!(cookie(same_site, false), format!("{start}{plain}"));
+            assert_eq!(cookie(same_site, true), format!("{start}{secure}"));
         }
     }
 

@@ -337,7 +337,7 @@ impl Requests {
                 let fields = format!("{forwarded}Authorization: Bearer {}\r\n", token.reveal());
                 Some(self.write("GET", "/_session", &fields, b""))
             }
-            Credentials::Unusable => None,
+            Credentials::TooLong | Credentials::Unusable => None,
         }
     }
 
@@ -375,17 +375,54 @@ pub enum Credentials {
     Cookie(Secret),
     /// A JSON web token (RFC 7519), for CouchDB to check: characters that a bearer token may hold.
     Token(Secret),
+    /// A part of them is longer than [`MAX_CREDENTIAL`].
+    TooLong,
     /// None at all, or a cookie that holds no `AuthSession`.
     #[default]
     Unusable,
 }
+
+/// Longest user name, password, cookie value and token, in bytes.
+pub const MAX_CREDENTIAL: usize = 1024;
 
 impl Credentials {
     /// The credentials in a token.
     pub fn token(text: &str) -> Self {
         // RFC 6750 section 2.1, b64token.
         let may_hold = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
-        if !text.is_empty() && text.bytes().all(may_hold) { Self::Token(Secret::new(text)) } else { Self::Unusable }
+        match text.len() {
+            0 => Self::Unusable,
+            1..=MAX_CREDENTIAL if text.bytes().all(may_hold) => Self::Token(Secret::new(text)),
+            1..=MAX_CREDENTIAL => Self::Unusable,
+            _ => Self::TooLong,
+        }
+    }
+
+    /// The credentials in a user name and a password.
+    pub fn password(username: Cow<'_, str>, password: Cow<'_, str>) -> Self {
+        if username.len().max(password.len()) > MAX_CREDENTIAL {
+            return Self::TooLong;
+        }
+        Self::Password { username: username.into(), password: Secret::new(password) }
+    }
+
+    /// Returns how many bytes of text they hold.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Password { username, password } => username.len() + password.reveal().len(),
+            Self::Cookie(text) | Self::Token(text) => text.reveal().len(),
+            Self::TooLong | Self::Unusable => 0,
+        }
+    }
+
+    /// Returns whether they hold no text.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns why CouchDB need not be asked.
+    pub fn error(&self) -> LogInError {
+        if *self == Self::TooLong { LogInError::TooLong } else { LogInError::NotAuthenticated }
     }
 
     /// The credentials in a cookie text: a whole `Set-Cookie` value as CouchDB gave it, a `Cookie`
@@ -397,7 +434,9 @@ impl Credentials {
         text.split(';')
             .find_map(|part| part.trim().strip_prefix("AuthSession="))
             .filter(|value| !value.is_empty() && value.bytes().all(octet))
-            .map_or(Self::Unusable, |value| Self::Cookie(Secret::new(value)))
+            .map_or(Self::Unusable, |value| {
+                if value.len() > MAX_CREDENTIAL { Self::TooLong } else { Self::Cookie(Secret::new(value)) }
+            })
     }
 }
 
@@ -428,6 +467,8 @@ pub enum LogInError {
     AddressLimit(u64),
     /// Too many logins under the name failed, from whatever addresses; likewise.
     NameLimit(u64),
+    /// A part of the credentials is longer than [`MAX_CREDENTIAL`]; CouchDB was not asked.
+    TooLong,
 }
 
 impl LogInError {
@@ -437,7 +478,7 @@ impl LogInError {
             Self::NotAuthenticated => "NotAuthenticatedError",
             Self::Locked => "AccountLockedError",
             Self::Unavailable | Self::Overloaded => "ServiceUnavailableError",
-            Self::AddressLimit(_) | Self::NameLimit(_) => "LimitError",
+            Self::AddressLimit(_) | Self::NameLimit(_) | Self::TooLong => "LimitError",
         }
     }
 
@@ -454,6 +495,7 @@ impl LogInError {
         match self {
             Self::NotAuthenticated => "The name, password or cookie is not correct.",
             Self::Locked => "The account is locked for some minutes after too many wrong passwords.",
+            Self::TooLong => "A user name, password, cookie or token may have 1024 bytes and no more.",
             Self::Unavailable => "The database server cannot be asked at the moment.",
             Self::Overloaded => "Too many clients log in at the moment.",
             Self::AddressLimit(_) => "Too many failed logins from this address.",
@@ -516,7 +558,7 @@ pub fn read_log_in(
             };
             Ok(Identity { cookie, ..user })
         }
-        Credentials::Unusable => Err(LogInError::NotAuthenticated),
+        Credentials::TooLong | Credentials::Unusable => Err(credentials.error()),
     }
 }
 

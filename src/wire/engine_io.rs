@@ -8,7 +8,6 @@ use std::io::Write as _;
 use serde::Deserialize;
 
 use super::couchdb::Credentials;
-use super::secret::Secret;
 use super::url;
 
 /// The version of the protocol, the `EIO` parameter of a handshake.
@@ -235,14 +234,14 @@ impl CredentialFields<'_> {
         if self.username.is_none() && self.password.is_none() {
             return None;
         }
-        let username = self.username.unwrap_or_default().into();
-        Some(Credentials::Password { username, password: Secret::new(self.password.unwrap_or_default()) })
+        Some(Credentials::password(self.username.unwrap_or_default(), self.password.unwrap_or_default()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::secret::Secret;
 
     #[test]
     fn packets() {

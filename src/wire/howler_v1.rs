@@ -11,7 +11,6 @@ use super::couchdb::{ChangeKind, Credentials};
 use super::json::{self, Text, parse_string, write_string};
 use super::names::NameList;
 use super::positions::Position;
-use super::secret::Secret;
 use super::security::Refusal;
 
 /// The name of the sub-protocol (RFC 6455 section 1.9).
@@ -19,6 +18,11 @@ pub const PROTOCOL: &str = "howler.v1";
 
 /// Longest id of a request, in bytes.
 pub const MAX_ID: usize = 128;
+/// Longest epoch that is kept of a request, in bytes. This server writes shorter ones: a longer one is read as
+/// [`FOREIGN`].
+pub const MAX_EPOCH: usize = 128;
+/// In place of an epoch that this server cannot have written: it equals none, so that databases count as changed.
+pub const FOREIGN: &str = "";
 
 /// A database that is not subscribed to, with the reason.
 pub type Refused = (Box<str>, Refusal);
@@ -119,24 +123,28 @@ pub fn parse_request(text: &str) -> (RequestId, Result<Operation<'_>, RequestErr
     (id, operation)
 }
 
-fn credentials(raw: &RawRequest<'_>) -> Option<Credentials> {
-    let string = |value: Option<&RawValue>| value.and_then(|json| parse_string(json.get()).map(Cow::into_owned));
+fn credentials<'a>(raw: &RawRequest<'a>) -> Option<Credentials> {
+    let string = |value: Option<&'a RawValue>| value.and_then(|json| parse_string(json.get()));
     if raw.cookie.is_some_and(|cookie| cookie.get() != "null") {
         return string(raw.cookie).map(|cookie| Credentials::cookie(&cookie));
     }
     if raw.token.is_some_and(|token| token.get() != "null") {
         return string(raw.token).map(|token| Credentials::token(&token));
     }
-    let username = string(raw.username)?.into();
-    Some(Credentials::Password { username, password: Secret::new(string(raw.password)?) })
+    Some(Credentials::password(string(raw.username)?, string(raw.password)?))
 }
 
 fn subscription<'a>(raw: &RawRequest<'a>) -> Option<Operation<'a>> {
     let epoch = match raw.epoch.map(RawValue::get) {
         None | Some("null") => None,
-        Some(text) => Some(parse_string(text)?),
+        Some(text) => Some(bounded(parse_string(text)?)),
     };
     Some(Operation::Subscribe(NameList::parse_with_positions(raw.dbs?.get())?, epoch))
+}
+
+/// Returns the epoch of a client as it may be kept.
+fn bounded(text: Cow<'_, str>) -> Cow<'_, str> {
+    if text.len() > MAX_EPOCH { Cow::Borrowed(FOREIGN) } else { text }
 }
 
 /// Appends the first message of a connection, with the epoch in which positions mean something, if that is known. It
@@ -314,6 +322,7 @@ fn open_answer(out: &mut Vec<u8>, id: &RequestId) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::secret::Secret;
 
     fn request(text: &str) -> (Option<String>, Result<Operation<'_>, RequestError>) {
         let (id, operation) = parse_request(text);
@@ -345,6 +354,12 @@ mod tests {
             request(r#"{"op":"subscribe","dbs":{"a":"29.1.0","b":null},"epoch":"17"}"#).1,
             Ok(Operation::Subscribe(list(&[("a", Some("29.1.0")), ("b", None)]), Some("17".into())))
         );
+        let long = |length| "1".repeat(length);
+        let subscribe = |length| format!(r#"{{"op":"subscribe","dbs":{{"a":"{0}"}},"epoch":"{0}"}}"#, long(length));
+        for (length, kept) in [(MAX_EPOCH, &*long(MAX_EPOCH)), (MAX_EPOCH + 1, FOREIGN)] {
+            let expected = Operation::Subscribe(list(&[("a", Some(kept))]), Some(kept.into()));
+            assert_eq!(request(&subscribe(length)).1, Ok(expected));
+        }
         assert_eq!(
             request(r#"{"op":"unsubscribe","dbs":["a","b"]}"#).1,
             Ok(Operation::Unsubscribe(list(&[("a", None), ("b", None)])))

@@ -87,6 +87,8 @@ pub struct Request<'a> {
     pub user_agent: Option<&'a str>,
     /// `X-Forwarded-For`, the last one.
     pub forwarded_for: Option<&'a str>,
+    /// `X-Forwarded-Proto`, the last one.
+    pub forwarded_proto: Option<&'a str>,
     /// Whether `Upgrade: websocket` was asked for (RFC 6455 section 4.2.1).
     pub upgrade: bool,
     /// `Sec-WebSocket-Key`.
@@ -133,6 +135,7 @@ pub fn parse_request(buffer: &[u8], max_head: usize) -> Result<Option<(usize, Re
         origin: None,
         user_agent: None,
         forwarded_for: None,
+        forwarded_proto: None,
         upgrade: false,
         websocket_key: None,
         websocket_version: None,
@@ -158,6 +161,7 @@ pub fn parse_request(buffer: &[u8], max_head: usize) -> Result<Option<(usize, Re
             n if n.eq_ignore_ascii_case("content-type") => request.content_type = Some(value),
             n if n.eq_ignore_ascii_case("user-agent") => request.user_agent = Some(value),
             n if n.eq_ignore_ascii_case("x-forwarded-for") => request.forwarded_for = Some(value),
+            n if n.eq_ignore_ascii_case("x-forwarded-proto") => request.forwarded_proto = Some(value),
             n if n.eq_ignore_ascii_case("sec-websocket-key") => request.websocket_key = Some(value),
             n if n.eq_ignore_ascii_case("sec-websocket-version") => request.websocket_version = Some(value),
             n if n.eq_ignore_ascii_case("sec-websocket-protocol") => request.websocket_protocol = Some(value),

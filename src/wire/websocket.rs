@@ -154,6 +154,11 @@ impl Decoder {
         Ok(Some((end, incoming)))
     }
 
+    /// Returns how many bytes of an unfinished message it holds.
+    pub fn held_bytes(&self) -> usize {
+        self.fragments.as_ref().map_or(0, |fragments| fragments.payload.capacity())
+    }
+
     /// What the header alone decides.
     fn check(&self, header: &FrameHeader, length: u64) -> Result<(), FrameError> {
         let reserved = header.rsv1 || header.rsv2 || header.rsv3;

@@ -28,10 +28,12 @@ use user::User;
 
 use std::net::IpAddr;
 
-use crate::state::limits::{Limits, Throttle};
+use crate::state::limits::{Limits, Throttle, UNAUTHENTICATED_MESSAGE};
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
 use crate::state::timers::{Alarm, Deadline, Millis, seconds};
+use crate::state::unauthenticated::Stage;
+use crate::state::user_totals::Counted;
 use crate::wire::couchdb::{Credentials, Identity, LogInError};
 use crate::wire::engine_io::Version;
 use crate::wire::howler_v1::{self as json, Refused, RequestId};
@@ -65,12 +67,22 @@ pub struct Rules {
     pub requests: usize,
     /// Longest body of a POST, in bytes.
     pub max_payload: usize,
+    /// Longest message, and most bytes of messages that wait for the end of a login.
+    pub max_message: usize,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        let Limits { log_in_within, messages_per_second, requests, post: max_payload, .. } = Limits::default();
-        Self { ping_interval: 25_000, ping_timeout: None, log_in_within, messages_per_second, requests, max_payload }
+        let limits = Limits::default();
+        Self {
+            ping_interval: 25_000,
+            ping_timeout: None,
+            log_in_within: limits.log_in_within,
+            messages_per_second: limits.messages_per_second,
+            requests: limits.requests,
+            max_payload: limits.post,
+            max_message: limits.message,
+        }
     }
 }
 
@@ -99,8 +111,6 @@ const SPACING: Millis = 26;
 const RECEIPT_WITHIN: Millis = 2_000;
 /// Time in which a client that was told to disconnect may close the transport by itself.
 const GRACE: Millis = 500;
-/// Most bytes of messages that wait for the end of a log-in.
-const MAX_HELD: usize = 64 * 1024;
 /// So many refused `subscribe` in a row end a session: whoever sends them does not listen.
 const MAX_REFUSALS: u8 = 16;
 /// So many malformed requests in a row end a `howler.v1` session.
@@ -206,6 +216,10 @@ pub struct Session {
     refusals: u8,
     /// `howler.v1`: whether the client was told an epoch.
     knows_epoch: bool,
+    /// Whether it is among the unauthenticated clients: the server's own.
+    pub listed: bool,
+    /// What it counts as in the total of its user; none while it has few subscriptions.
+    pub counted: Option<Box<Counted>>,
 }
 
 /// A login on its way to CouchDB.
@@ -242,12 +256,24 @@ pub struct Polling {
     pub probing: Option<Key>,
     /// Whether it has probed: parked GETs are freed from then on.
     pub probed: bool,
+    /// The connection among whose opened sessions it counts.
+    pub opener: Option<Key>,
+    /// Whether it counts as a connection of its client's address.
+    pub counts_at_address: bool,
 }
 
 impl Polling {
     /// The requests of a client at an address; there are none yet.
     pub fn new(client: IpAddr) -> Self {
-        Self { client, parked: None, posting: None, probing: None, probed: false }
+        Self {
+            client,
+            parked: None,
+            posting: None,
+            probing: None,
+            probed: false,
+            opener: None,
+            counts_at_address: false,
+        }
     }
 }
 
@@ -302,6 +328,8 @@ impl Session {
             strikes: 0,
             refusals: 0,
             knows_epoch: false,
+            listed: false,
+            counted: None,
         }
     }
 
@@ -353,9 +381,43 @@ impl Session {
         turn.actions.push(if allowed { action } else { Action::Close(CloseReason::TooManyMessages) });
     }
 
-    /// Whether nobody has logged in nor tries to: it may have to make way for others.
-    pub fn is_newcomer(&self) -> bool {
-        matches!(self.phase, Phase::Anonymous(_) | Phase::Awaiting(_))
+    /// Returns how far an unauthenticated client has come; None for a session that is logged in.
+    pub fn stage(&self) -> Option<Stage> {
+        match &self.phase {
+            Phase::Active => None,
+            Phase::Answering(answer) if answer.is_ok() => None,
+            // It logs in again, and is whoever it was until CouchDB has answered.
+            Phase::LoggingIn(_) if self.user.is_some() => None,
+            Phase::LoggingIn(_) => Some(Stage::LoggingIn),
+            _ => Some(Stage::Idle),
+        }
+    }
+
+    /// Returns how many bytes of messages it holds, of the client's and of its own.
+    pub fn held_bytes(&self) -> usize {
+        let credentials = match &self.phase {
+            Phase::Awaiting(awaited) => awaited.credentials.len(),
+            _ => 0,
+        };
+        self.outgoing.len() + self.held.as_ref().map_or(0, |held| held.bytes) + credentials
+    }
+
+    /// Returns the longest message that it takes now, in bytes. A client may subscribe to everything at once while its
+    /// login is under way.
+    pub fn max_message(&self, rules: &Rules) -> usize {
+        self.bounded(rules.max_message)
+    }
+
+    /// Returns the longest body of a POST that it takes now, in bytes.
+    pub fn max_payload(&self, rules: &Rules) -> usize {
+        self.bounded(rules.max_payload)
+    }
+
+    fn bounded(&self, limit: usize) -> usize {
+        match self.phase {
+            Phase::Anonymous(_) | Phase::Awaiting(_) => limit.min(UNAUTHENTICATED_MESSAGE),
+            _ => limit,
+        }
     }
 
     /// When the client was last heard of.
@@ -418,6 +480,9 @@ impl Session {
         }
         match self.dialect {
             Dialect::SocketIo(_) => {
+                if answer.is_err() {
+                    self.held = None;
+                }
                 self.phase = Phase::Answering(Box::new(answer));
                 self.advance(turn);
             }
@@ -475,7 +540,7 @@ impl Session {
                 | LogInError::AddressLimit(_)
                 | LogInError::NameLimit(_),
             ) => {}
-            Ok(_) | Err(LogInError::NotAuthenticated | LogInError::Locked) => {
+            Ok(_) | Err(LogInError::NotAuthenticated | LogInError::Locked | LogInError::TooLong) => {
                 let error = answer.err().unwrap_or(LogInError::NotAuthenticated);
                 match self.dialect {
                     Dialect::Json => self.end_log_in(error, turn),
@@ -586,10 +651,13 @@ impl Session {
 
     /// Puts a message aside until the log-in is over.
     fn hold(&mut self, text: &str, turn: &mut Turn<'_>) {
+        if matches!(&self.phase, Phase::Answering(answer) if answer.is_err()) {
+            return;
+        }
         let held = self.held.get_or_insert_default();
         held.bytes += text.len();
         held.messages.push(text.into());
-        if held.bytes > MAX_HELD || held.messages.len() > turn.rules.requests {
+        if held.bytes > turn.rules.max_message || held.messages.len() > turn.rules.requests {
             self.held = None;
             turn.actions.push(Action::Close(CloseReason::TooMuchHeld));
         }
@@ -647,6 +715,15 @@ impl Session {
         self.answer_error(reply, "LimitError", message);
         self.refusals = self.refusals.saturating_add(1);
         self.refusals >= MAX_REFUSALS
+    }
+
+    /// Answers a request that may succeed after so many milliseconds.
+    pub fn answer_unavailable(&mut self, reply: &Reply, message: &str, retry_after: Millis) {
+        let name = LogInError::Unavailable.name();
+        match reply {
+            Reply::Json(id) => self.outgoing.push(|out| json::write_error(out, id, name, message, Some(retry_after))),
+            _ => self.answer_error(reply, name, message),
+        }
     }
 
     /// Answers a request that is refused.

@@ -81,7 +81,7 @@ impl User {
         let (kind, behind) = match credentials {
             Credentials::Cookie(value) => (Kind::Cookie, value.reveal()),
             Credentials::Token(token) => (Kind::Token, token.reveal()),
-            Credentials::Password { .. } | Credentials::Unusable => (Kind::Nothing, ""),
+            Credentials::Password { .. } | Credentials::TooLong | Credentials::Unusable => (Kind::Nothing, ""),
         };
         self.kind = kind;
         self.name_length = u16::try_from(name.len()).expect("answers of CouchDB are shorter");

@@ -1,0 +1,317 @@
+//! Unauthenticated clients: how many there are, what they hold, and which of them is evicted first.
+//!
+//! ```text
+//! arrival, login, end ─▶ set / remove ─▶ too many clients?  ─▶ the network with most of them:  its oldest client
+//!                                        too many bytes?    ─▶ the network that holds most:    its oldest holder
+//!                                        a connection is needed? ─▶ the network with most connections: its oldest
+//! ```
+//!
+//! A network is an IPv4 address or an IPv6 /64. So the client that takes most makes room first, and clients from
+//! elsewhere do not notice. Every operation takes logarithmic time.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::net::IpAddr;
+
+use super::pool::network;
+
+/// What is known of a client that is not logged in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// Where the client is.
+    pub address: IpAddr,
+    /// What would become free with the client.
+    pub kind: Kind,
+    /// Whether the client counts among those that there may be.
+    pub stage: Stage,
+    /// Memory that is held for the client, in bytes.
+    pub bytes: usize,
+}
+
+/// What a client occupies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A connection, and with it a descriptor.
+    Connection,
+    /// A session that polls, whose requests come on any connection.
+    Session,
+}
+
+/// How far a client has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It has not begun to log in, or its login failed.
+    Idle,
+    /// CouchDB is asked: evicted for its memory alone.
+    LoggingIn,
+    /// No client of its own: a connection that was told to end, or one of a proxy between two requests. Evicted for its
+    /// connection or memory alone.
+    Spare,
+}
+
+/// The unauthenticated clients.
+#[derive(Debug)]
+pub struct Unauthenticated<T> {
+    max_clients: usize,
+    max_bytes: usize,
+    clients: HashMap<T, Client>,
+    networks: HashMap<IpAddr, Network<T>>,
+    by_clients: BTreeSet<(usize, IpAddr)>,
+    by_connections: BTreeSet<(usize, IpAddr)>,
+    by_bytes: BTreeSet<(usize, IpAddr)>,
+    /// Clients of [`Stage::Idle`].
+    idle: usize,
+    bytes: usize,
+    /// Arrivals since the start: the number of the next client.
+    arrivals: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Client {
+    holding: Holding,
+    /// Clients that came earlier have lower numbers.
+    number: u64,
+}
+
+/// The clients of one network by their numbers, so that the oldest comes first.
+#[derive(Debug)]
+struct Network<T> {
+    idle: BTreeMap<u64, T>,
+    connections: BTreeMap<u64, T>,
+    holders: BTreeMap<u64, T>,
+    bytes: usize,
+}
+
+impl<T> Default for Network<T> {
+    fn default() -> Self {
+        Self { idle: BTreeMap::new(), connections: BTreeMap::new(), holders: BTreeMap::new(), bytes: 0 }
+    }
+}
+
+impl<T: Copy + Eq + Hash> Unauthenticated<T> {
+    /// Creates an empty table with the limits of clients and of bytes.
+    pub fn new(max_clients: usize, max_bytes: usize) -> Self {
+        Self {
+            max_clients,
+            max_bytes,
+            clients: HashMap::new(),
+            networks: HashMap::new(),
+            by_clients: BTreeSet::new(),
+            by_connections: BTreeSet::new(),
+            by_bytes: BTreeSet::new(),
+            idle: 0,
+            bytes: 0,
+            arrivals: 0,
+        }
+    }
+
+    /// Returns how many clients count against the limit.
+    pub fn len(&self) -> usize {
+        self.idle
+    }
+
+    /// Returns whether no client counts against the limit.
+    pub fn is_empty(&self) -> bool {
+        self.idle == 0
+    }
+
+    /// Returns how much memory all clients hold, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Adds a client, or updates what is known of it. Its age stays.
+    pub fn set(&mut self, who: T, holding: Holding) {
+        let holding = Holding { address: network(holding.address), ..holding };
+        let number = match self.clients.get(&who) {
+            Some(client) if client.holding == holding => return,
+            Some(client) => client.number,
+            None => {
+                self.arrivals += 1;
+                self.arrivals
+            }
+        };
+        self.take_out(who);
+        let client = Client { holding, number };
+        self.clients.insert(who, client);
+        self.idle += usize::from(client.is_idle());
+        self.bytes += holding.bytes;
+        self.change(client, |network| {
+            if client.is_idle() {
+                network.idle.insert(number, who);
+            }
+            if client.is_connection() {
+                network.connections.insert(number, who);
+            }
+            if holding.bytes > 0 {
+                network.holders.insert(number, who);
+            }
+            network.bytes += holding.bytes;
+        });
+    }
+
+    /// Removes a client that has logged in or is gone.
+    pub fn remove(&mut self, who: T) {
+        self.take_out(who);
+        if self.clients.capacity() > KEPT && self.clients.len() < self.clients.capacity() / 4 {
+            self.clients.shrink_to(2 * self.clients.len());
+            self.networks.shrink_to(2 * self.networks.len());
+        }
+    }
+
+    /// Returns the client to evict while there are too many or they hold too much.
+    pub fn surplus(&self) -> Option<T> {
+        if self.bytes > self.max_bytes {
+            return self.largest();
+        }
+        if self.idle > self.max_clients { self.oldest() } else { None }
+    }
+
+    /// Returns the client to evict for being one too many.
+    pub fn oldest(&self) -> Option<T> {
+        let (_, network) = self.by_clients.last()?;
+        self.networks.get(network)?.idle.values().next().copied()
+    }
+
+    /// Returns the client to evict for memory: the oldest that holds some, in the network that holds most.
+    pub fn largest(&self) -> Option<T> {
+        let (_, network) = self.by_bytes.last()?;
+        self.networks.get(network)?.holders.values().next().copied()
+    }
+
+    /// Returns the client to evict for a connection.
+    pub fn oldest_connection(&self) -> Option<T> {
+        let (_, network) = self.by_connections.last()?;
+        self.networks.get(network)?.connections.values().next().copied()
+    }
+
+    fn take_out(&mut self, who: T) {
+        let Some(client) = self.clients.remove(&who) else { return };
+        self.idle -= usize::from(client.is_idle());
+        self.bytes -= client.holding.bytes;
+        self.change(client, |network| {
+            network.idle.remove(&client.number);
+            network.connections.remove(&client.number);
+            network.holders.remove(&client.number);
+            network.bytes -= client.holding.bytes;
+        });
+    }
+
+    /// Changes the network of a client, and its place in each order.
+    fn change(&mut self, client: Client, change: impl FnOnce(&mut Network<T>)) {
+        let address = client.holding.address;
+        let network = self.networks.entry(address).or_default();
+        let before = network.sizes();
+        change(network);
+        let after = network.sizes();
+        if after == [0; 3] {
+            self.networks.remove(&address);
+        }
+        let orders = [&mut self.by_clients, &mut self.by_connections, &mut self.by_bytes];
+        for ((order, before), after) in orders.into_iter().zip(before).zip(after) {
+            if before == after {
+                continue;
+            }
+            order.remove(&(before, address));
+            if after > 0 {
+                order.insert((after, address));
+            }
+        }
+    }
+}
+
+impl<T> Network<T> {
+    fn sizes(&self) -> [usize; 3] {
+        [self.idle.len(), self.connections.len(), self.bytes]
+    }
+}
+
+impl Client {
+    fn is_idle(&self) -> bool {
+        self.holding.stage == Stage::Idle
+    }
+
+    /// Whether it may be evicted for its connection.
+    fn is_connection(&self) -> bool {
+        self.holding.kind == Kind::Connection && self.holding.stage != Stage::LoggingIn
+    }
+}
+
+/// Room for fewer clients than this is never given back.
+const KEPT: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holding(address: &str, bytes: usize) -> Holding {
+        Holding { address: address.parse().unwrap(), kind: Kind::Connection, stage: Stage::Idle, bytes }
+    }
+
+    fn evicted(table: &mut Unauthenticated<u32>) -> Vec<u32> {
+        std::iter::from_fn(|| {
+            let who = table.surplus()?;
+            table.remove(who);
+            Some(who)
+        })
+        .collect()
+    }
+
+    #[test]
+    fn the_network_with_most_clients_makes_room_first() {
+        let mut table = Unauthenticated::new(4, 1_000);
+        table.set(0, holding("10.0.0.1", 0));
+        for who in 1..8 {
+            table.set(who, holding(&format!("2001:db8::{who}"), 0));
+        }
+        table.set(8, holding("::ffff:10.0.0.1", 0));
+        assert_eq!(evicted(&mut table), [1, 2, 3, 4, 5]);
+        assert_eq!((table.len(), table.bytes()), (4, 0));
+        table.set(6, Holding { stage: Stage::LoggingIn, ..holding("2001:db8::6", 0) });
+        assert_eq!((table.len(), table.surplus()), (3, None));
+        for who in [0, 6, 7, 8] {
+            table.remove(who);
+            table.remove(who);
+        }
+        assert!(table.networks.is_empty() && table.by_clients.is_empty() && table.by_connections.is_empty());
+    }
+
+    #[test]
+    fn the_oldest_of_the_network_that_holds_most_makes_room_first() {
+        let mut table = Unauthenticated::new(100, 1_000);
+        table.set(0, holding("10.0.0.1", 0));
+        table.set(1, holding("10.0.0.2", 300));
+        for who in 2..6 {
+            table.set(who, Holding { stage: Stage::LoggingIn, ..holding("10.0.0.1", 100) });
+        }
+        assert_eq!((table.bytes(), table.surplus()), (700, None));
+        table.set(4, holding("10.0.0.1", 500));
+        assert_eq!(evicted(&mut table), [2], "client 0 holds nothing");
+        table.set(3, holding("10.0.0.1", 0));
+        assert_eq!((table.bytes(), table.largest()), (900, Some(4)));
+    }
+
+    #[test]
+    fn connections_that_end_anyway_are_free_for_others() {
+        let mut table = Unauthenticated::new(100, 1_000);
+        table.set(0, Holding { kind: Kind::Session, ..holding("10.0.0.1", 0) });
+        table.set(1, Holding { stage: Stage::LoggingIn, ..holding("10.0.0.1", 0) });
+        assert_eq!(table.oldest_connection(), None);
+        table.set(2, Holding { stage: Stage::Spare, ..holding("10.0.0.1", 0) });
+        table.set(3, holding("10.0.0.1", 0));
+        assert_eq!((table.len(), table.oldest_connection()), (2, Some(2)));
+    }
+
+    #[test]
+    fn clients_that_logged_in_take_no_room() {
+        let mut table = Unauthenticated::new(100_000, 1_000);
+        for who in 0..15_000 {
+            table.set(who, holding(&format!("10.0.{}.{}", who / 250, who % 250), 0));
+        }
+        for who in 0..15_000 {
+            table.remove(who);
+        }
+        assert!(table.clients.capacity() <= 4 * KEPT && table.networks.capacity() <= 4 * KEPT);
+        assert_eq!((table.len(), table.surplus()), (0, None));
+    }
+}
