@@ -268,6 +268,13 @@ pub fn explain(error: &Error) -> String {
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
             "the peer speaks no TLS: check https in --couchdb_url, and the port".to_owned()
         }
+        // What a server says whose key is on a curve that is not known here, such as P-521, or that
+        // speaks old TLS alone.
+        Error::AlertReceived(AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion)
+        | Error::PeerIncompatible(_) => format!(
+            "the peer speaks neither TLS 1.2 nor 1.3 in a way that is known here ({error}): its key should be RSA or ECDSA \
+             on P-256 or P-384, as `openssl req -x509 -newkey rsa:2048` makes it"
+        ),
         _ => error.to_string(),
     }
 }
