@@ -243,6 +243,18 @@ fn every_address_is_tried_by_feed_and_logins() {
 }
 
 #[test]
+fn an_address_that_ends_each_connection_is_tried_last() {
+    let couchdb = couchdb();
+    let good = Forwarder::start("127.0.15.2:0", couchdb.address());
+    let closes = TcpListener::bind(("127.0.15.1", good.address.port())).expect("the port is free");
+    std::thread::spawn(move || closes.incoming().map_while(Result::ok).for_each(drop));
+    let root = Root::new("", "127.0.15.1 couch.test\n127.0.15.2 couch.test\n");
+    let url = url_of(&couchdb, "couch.test", good.address.port());
+    let howler = Howler::launch_command(root.command().args(["--couchdb_url", &url]));
+    follows(&howler, &couchdb);
+}
+
+#[test]
 fn an_address_without_a_good_certificate_is_one_that_failed() {
     let (couchdb, authority, stranger) = (couchdb(), Authority::new(), Authority::new());
     let good = TlsProxy::start_at(&couchdb, authority.server(&["couch.test"]), [127, 0, 13, 4].into(), false);

@@ -358,7 +358,7 @@ struct Peer {
     alarm: Alarm,
     /// Whether there may be input that was not read: no event will tell of it.
     unread: bool,
-    /// Whether it brought a request of somebody who is logged in.
+    /// Whether it brought a request of somebody who is logged in; of CouchDB, whether it brought anything.
     known: bool,
     /// Whether it is to be read in the next turn.
     postponed: bool,

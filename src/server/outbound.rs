@@ -169,11 +169,14 @@ impl Server {
     pub(super) fn upstream_lost(&mut self, key: Key, error: Option<&str>, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         let Protocol::Upstream { owner, connected } = peer.protocol else { return };
-        let address = peer.address;
+        let (address, answered) = (peer.address, peer.known);
         self.close_peer(key, CloseReason::ClientVanished, now);
         *self.connection_of(owner) = None;
         self.forget_route(owner);
         if connected {
+            if !answered {
+                self.couchdb.dialer.handle_mute(address);
+            }
             return self.tell_lost(owner, error, now);
         }
         let error = format!("{address}: {}", error.unwrap_or("the connection was closed"));
@@ -312,6 +315,7 @@ impl Server {
             match stream.read(&mut self.scratch) {
                 Ok(0) => return self.upstream_lost(key, None, now),
                 Ok(length) => {
+                    peer.known = true;
                     self.take_upstream(owner, length, now);
                     if length < READ_BUFFER && short_is_last {
                         return;

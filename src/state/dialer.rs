@@ -1,7 +1,7 @@
 //! From a host to a connection: one lookup for all who wait, then address after address.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// What the dialer wants done; `O` is who asked.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Dialer<O> {
     /// Addresses that failed when they were tried last: they come last. Only those that the host
     /// has.
     failed: Vec<SocketAddr>,
+    /// The address that accepted a connection last and ended it without a word: it comes last, too.
+    mute: Option<IpAddr>,
 }
 
 /// Who tries addresses.
@@ -44,7 +46,7 @@ impl<O: Copy + PartialEq> Dialer<O> {
     /// A dialer for a DNS name or an IP address.
     pub fn new(host: &str, port: u16) -> Self {
         let address = host.parse().ok().map(|ip| SocketAddr::new(ip, port));
-        Self { address, resolving: false, waiting: Vec::new(), trying: Vec::new(), failed: Vec::new() }
+        Self { address, resolving: false, waiting: Vec::new(), trying: Vec::new(), failed: Vec::new(), mute: None }
     }
 
     /// Dials for `owner`. What it asked for before is forgotten.
@@ -71,7 +73,7 @@ impl<O: Copy + PartialEq> Dialer<O> {
         let mut addresses = answer.clone();
         if let Ok(addresses) = &mut addresses {
             self.failed.retain(|failed| addresses.contains(failed));
-            addresses.sort_by_key(|address| self.failed.contains(address));
+            addresses.sort_by_key(|address| (self.failed.contains(address), self.mute == Some(address.ip())));
         }
         for owner in std::mem::take(&mut self.waiting) {
             match &addresses {
@@ -103,6 +105,11 @@ impl<O: Copy + PartialEq> Dialer<O> {
             self.failed.push(address);
         }
         self.advance(owner, actions);
+    }
+
+    /// A connection to this address stood, and ended without a word.
+    pub fn handle_mute(&mut self, address: IpAddr) {
+        self.mute = Some(address);
     }
 
     fn advance(&mut self, owner: O, actions: &mut Vec<DialAction<O>>) {
@@ -153,6 +160,18 @@ mod tests {
         dialer.dial('a', &mut actions);
         dialer.handle_resolved(&Ok(Vec::new()), &mut actions);
         assert_eq!(actions[1], DialAction::Failed('a', "the host has no address".into()));
+    }
+
+    #[test]
+    fn an_address_that_ends_connections_without_a_word_comes_last() {
+        let (mut dialer, mut actions) = (Dialer::new("db.example", 80), Vec::new());
+        let [one, two] = addresses(["10.0.0.1:80", "10.0.0.2:80"]);
+        for (mute, expected) in [(one, two), (two, one)] {
+            dialer.handle_mute(mute.ip());
+            dialer.dial('a', &mut actions);
+            dialer.handle_resolved(&Ok(vec![one, two]), &mut actions);
+            assert_eq!(actions.pop(), Some(DialAction::Connect('a', expected)));
+        }
     }
 
     #[test]
