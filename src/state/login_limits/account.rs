@@ -18,11 +18,17 @@ const LATE: Millis = 30_000;
 /// Most failures that are remembered of one account.
 const MAX_REMEMBERED: usize = 8;
 
-const CLASSES: usize = 4;
+/// Most logins under way with a password that was right while they waited.
+const MAX_FREED: usize = 16;
+const CLASSES: usize = 6;
 
 /// The logins of an account, those first that are more likely to be right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
+    /// CouchDB did not answer a login that this one waited for.
+    Unanswered,
+    /// The password was right in a login that this one waited for.
+    Freed,
     /// The password is the one that was right last, and the address has logged in under the name before.
     Proven,
     /// The password is the one that was right last. It may have changed since, and others may know the old one.
@@ -34,11 +40,12 @@ pub(super) enum Class {
 }
 
 impl Class {
-    const ALL: [Self; CLASSES] = [Self::Proven, Self::Roaming, Self::Known, Self::Stranger];
+    const ALL: [Self; CLASSES] =
+        [Self::Unanswered, Self::Freed, Self::Proven, Self::Roaming, Self::Known, Self::Stranger];
 
     /// Returns whether the password is the one that was right last.
     fn has_password(self) -> bool {
-        matches!(self, Self::Proven | Self::Roaming)
+        matches!(self, Self::Freed | Self::Proven | Self::Roaming)
     }
 }
 
@@ -81,6 +88,9 @@ impl Account {
 
     /// Decides about a login of a class.
     pub(super) fn decide(&self, class: Class, history: &History, now: Millis) -> Decision {
+        if class == Class::Unanswered {
+            return Decision::Reject(None);
+        }
         let limit = self.limit(class, history);
         let right = history.right_password(self.name).filter(|_| class.has_password());
         // An answer that was lost most likely was the one that this password gets otherwise.
@@ -95,8 +105,13 @@ impl Account {
             ends.sort_unstable();
             return Decision::Reject(Some(ends[count - limit] - now));
         }
+        if class == Class::Freed {
+            return if self.asked < MAX_FREED { Decision::Ask } else { Decision::Wait };
+        }
         let one_by_one = self.asked > 0 && live().any(is_own);
-        if count + self.asked >= limit || one_by_one { Decision::Wait } else { Decision::Ask }
+        // While CouchDB is silent, one failure is kept back for when it answers again.
+        let is_last = self.asked > 0 && count + self.asked + 1 >= MAX_FAILURES;
+        if count + self.asked >= limit || one_by_one || is_last { Decision::Wait } else { Decision::Ask }
     }
 
     /// Returns how many failures there may be for a login of a class to be asked about. What is kept back for others
@@ -105,7 +120,7 @@ impl Account {
         let known = history.knows(self.name);
         let proven = usize::from(history.right_password(self.name).is_some());
         match class {
-            Class::Proven => MAX_FAILURES,
+            Class::Unanswered | Class::Freed | Class::Proven => MAX_FAILURES,
             Class::Stranger if self.by_name && known => MAX_FAILURES - 2,
             Class::Roaming | Class::Known | Class::Stranger => MAX_FAILURES - proven,
         }
@@ -137,7 +152,7 @@ impl Account {
     }
 
     /// Takes out the next login that may go on, or has to be rejected.
-    pub(super) fn pop(&mut self, history: &History, now: Millis) -> Option<Key> {
+    pub(super) fn pop(&mut self, history: &History, now: Millis) -> Option<(Class, Key)> {
         let class = Class::ALL
             .into_iter()
             .find(|class| self.has_waiting(*class) && self.decide(*class, history, now) != Decision::Wait)?;
@@ -146,7 +161,27 @@ impl Account {
         if queues.iter().all(FairQueue::is_empty) {
             self.waiting = None;
         }
-        key
+        key.map(|key| (class, key))
+    }
+
+    /// Lets those go on that waited with the password that was right.
+    pub(super) fn free(&mut self) {
+        let Some(queues) = &mut self.waiting else { return };
+        for class in [Class::Proven, Class::Roaming] {
+            while let Some((address, key)) = queues[class as usize].pop() {
+                queues[Class::Freed as usize].push(address, key);
+            }
+        }
+    }
+
+    /// Rejects all that wait: they have waited as long as the login that CouchDB did not answer.
+    pub(super) fn give_up(&mut self) {
+        let Some(queues) = &mut self.waiting else { return };
+        for class in Class::ALL.into_iter().filter(|class| *class != Class::Unanswered) {
+            while let Some((address, key)) = queues[class as usize].pop() {
+                queues[Class::Unanswered as usize].push(address, key);
+            }
+        }
     }
 
     /// Takes out all logins that wait, in their order.

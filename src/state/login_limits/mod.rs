@@ -248,12 +248,18 @@ impl<W> LoginLimits<W> {
                 changed = self.history.handle_wrong(password.name, password.secret);
                 Some(account.fail(password.secret, true, now))
             }
-            Outcome::Unanswered => Some(account.fail(password.secret, false, now)),
+            Outcome::Unanswered => {
+                account.give_up();
+                Some(account.fail(password.secret, false, now))
+            }
             Outcome::Locked | Outcome::NotAsked => None,
         };
         self.account_ends.extend(ends.map(|at| (at, password.account)));
         if changed {
             self.reclassify(password.account, now);
+        }
+        if let (Outcome::Right, Some(account)) = (outcome, self.accounts.get_mut(&password.account)) {
+            account.free();
         }
         self.forget_account(password.account, now);
     }
@@ -396,7 +402,11 @@ impl<W> LoginLimits<W> {
         match step {
             Step::Account(id) => {
                 let account = accounts.get_mut(&id)?;
-                std::iter::from_fn(|| account.pop(history, now)).find(waits)
+                let (class, key) = std::iter::from_fn(|| account.pop(history, now)).find(|(_, key)| waits(key))?;
+                if let Some(password) = attempts.get_mut(key).and_then(|attempt| attempt.password.as_mut()) {
+                    password.class = class;
+                }
+                Some(key)
             }
             Step::Budget(place) => {
                 let budget = budgets.get_mut(&place)?;
