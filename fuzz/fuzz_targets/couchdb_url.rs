@@ -13,7 +13,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use couchdb_howler::wire::couchdb::{Credentials, FeedSource, Requests};
+use couchdb_howler::wire::couchdb::{Credentials, FeedSource, MAX_CREDENTIAL, Requests};
 use couchdb_howler::wire::http::{MAX_HEAD, parse_request};
 use couchdb_howler::wire::secret::Secret;
 use couchdb_howler::wire::url::{CouchUrl, mask_credentials, percent_decode, query_pairs};
