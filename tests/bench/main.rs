@@ -20,6 +20,7 @@
     reason = "figures are rounded anyway"
 )]
 
+mod attacks;
 mod clients;
 mod couchdb;
 mod dialogue;

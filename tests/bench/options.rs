@@ -9,7 +9,7 @@ const HELP: &str = "\
 cargo bench [-- OPTIONS]
 
   --clients LIST   numbers of clients (1000,5000,15000)
-  --only LIST      some of: notify, latency, burst, memory, storm, tls, idle, feed, many, start
+  --only LIST      some of: notify, latency, burst, memory, storm, tls, idle, feed, many, start, attack
   --json FILE      write all figures into a file, too
   --binary PATH    measure another build of the server
   --node           measure a server on socket.io 2 beside it (tests/clients/install.sh)
@@ -17,7 +17,8 @@ cargo bench [-- OPTIONS]
   --help           this text";
 
 /// The parts, by name.
-pub const PARTS: [&str; 10] = ["notify", "latency", "burst", "memory", "storm", "tls", "idle", "feed", "many", "start"];
+pub const PARTS: [&str; 11] =
+    ["notify", "latency", "burst", "memory", "storm", "tls", "idle", "feed", "many", "start", "attack"];
 
 /// What was asked for.
 pub struct Options {

@@ -1,5 +1,6 @@
 //! The parts of the benchmark: who is set up for each figure, and what is made of what was measured.
 
+use super::attacks::Attack;
 use super::dialogue::{Speech, Subscribed};
 use super::options::Options;
 use super::process::Usage;
@@ -21,6 +22,8 @@ struct Sizes {
     tls_clients: usize,
     databases_of_one: usize,
     starts: usize,
+    attacked_clients: usize,
+    attacked_changes: usize,
 }
 
 const FULL: Sizes = Sizes {
@@ -32,6 +35,8 @@ const FULL: Sizes = Sizes {
     tls_clients: 2_000,
     databases_of_one: 1_000,
     starts: 15,
+    attacked_clients: 200,
+    attacked_changes: 1_000,
 };
 
 const QUICK: Sizes = Sizes {
@@ -43,7 +48,12 @@ const QUICK: Sizes = Sizes {
     tls_clients: 20,
     databases_of_one: 200,
     starts: 3,
+    attacked_clients: 50,
+    attacked_changes: 50,
 };
+
+/// Changes while the server is attacked; each client has one every half second at most.
+const ATTACKED_PER_SECOND: usize = 100;
 
 /// The figures that there always are, for each number of clients.
 const FOR_EACH: [&str; 19] = [
@@ -112,6 +122,9 @@ pub fn assert_complete(report: &Report, options: &Options) {
     for name in ONCE {
         assert_eq!(count(name), 1, "{name}");
     }
+    for name in Attack::ALL.into_iter().flat_map(Attack::rows) {
+        assert_eq!(count(name), 1, "{name}");
+    }
 }
 
 impl Bench<'_> {
@@ -122,7 +135,7 @@ impl Bench<'_> {
     fn start(&self, speech: Speech, subscribed: Subscribed, clients: usize, tls: bool) -> Remote {
         let target =
             if speech == Speech::Bare { Target::Yardstick } else { Target::Howler(self.options.binary.clone()) };
-        Remote::start(&Setup { target, speech, subscribed, clients, tls })
+        Remote::start(&Setup { target, speech, subscribed, clients, tls, options: Vec::new() })
     }
 
     fn with_clients(&mut self, clients: usize) {
@@ -182,6 +195,7 @@ impl Bench<'_> {
             subscribed: Subscribed::Shared,
             clients,
             tls: false,
+            options: Vec::new(),
         };
         let mut ours = Remote::start(&setup);
         let mut theirs = Remote::start(&Setup { target: Target::Node, ..setup });
@@ -317,6 +331,30 @@ impl Bench<'_> {
         }
         if self.options.wants("start") {
             self.starts();
+        }
+        if self.options.wants("attack") {
+            self.attacks();
+        }
+    }
+
+    /// How late notifications of undisturbed clients are while others attack.
+    fn attacks(&mut self) {
+        let (clients, changes) = (self.sizes.attacked_clients, self.sizes.attacked_changes);
+        for attack in Attack::ALL {
+            let setup = Setup {
+                target: Target::Howler(self.options.binary.clone()),
+                speech: Speech::Json,
+                subscribed: Subscribed::Own,
+                clients,
+                tls: false,
+                options: attack.options(),
+            };
+            let took = Remote::start(&setup).order(&Order::Attack { attack, changes, per_second: ATTACKED_PER_SECOND });
+            assert_eq!(took.told, changes as u64, "each change is told to its client");
+            let latencies = took.latencies.iter().map(|ns| *ns as f64 / 1e6);
+            let [most, longest] = attack.rows();
+            self.report.add_once(most, "ms", AtMost(5.0), quantile(latencies.clone(), 0.99));
+            self.report.add_once(longest, "ms", AtMost(20.0), quantile(latencies, 1.0));
         }
     }
 

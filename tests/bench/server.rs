@@ -32,12 +32,12 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(target: &Target, couchdb: &CouchDb, tls: bool) -> Self {
+    pub fn start(target: &Target, couchdb: &CouchDb, tls: bool, options: &[String]) -> Self {
         let mut command = match target {
             Target::Howler(binary) => {
                 let mut command = Command::new(binary);
                 command.args(["--couchdb_url", &couchdb.url(), "--host", "0.0.0.0", "--port", "0"]);
-                command.args(["--feed_heartbeat", "10000"]);
+                command.args(["--feed_heartbeat", "10000"]).args(options);
                 command
             }
             Target::Yardstick => {

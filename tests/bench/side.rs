@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::attacks::Attack;
 use super::clients::{Fleet, Plan};
 use super::couchdb::CouchDb;
 use super::dialogue::{Speech, Subscribed};
@@ -28,6 +29,8 @@ pub struct Setup {
     pub subscribed: Subscribed,
     pub clients: usize,
     pub tls: bool,
+    /// Further options of the server.
+    pub options: Vec<String>,
 }
 
 /// What can be ordered.
@@ -37,6 +40,8 @@ pub enum Order {
     FanOut { rounds: u64 },
     /// Changes at a steady pace, each of the database of one client.
     Pace { changes: usize, per_second: usize },
+    /// The same while the server is attacked.
+    Attack { attack: Attack, changes: usize, per_second: usize },
     /// Changes of all databases of single clients at once.
     Burst { changes: usize },
     /// One change of each database of the one client, at once.
@@ -134,7 +139,7 @@ fn answer(value: &impl Serialize) {
 impl Side {
     fn start(setup: Setup) -> (Self, Started) {
         let couchdb = CouchDb::start();
-        let server = Server::start(&setup.target, &couchdb, setup.tls);
+        let server = Server::start(&setup.target, &couchdb, setup.tls, &setup.options);
         let listening = process::resident(server.id());
         let mut wire = None;
         if setup.target == Target::Yardstick {
@@ -186,6 +191,7 @@ impl Side {
         let mut took = match *order {
             Order::FanOut { rounds } => self.fan_out(rounds),
             Order::Pace { changes, per_second } => self.pace(changes, per_second),
+            Order::Attack { attack, changes, per_second } => self.attack(attack, changes, per_second),
             Order::Burst { changes } => self.burst(changes),
             Order::Many { databases } => self.many(databases),
             Order::Rest { .. } => unreachable!("done above"),
