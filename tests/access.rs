@@ -169,21 +169,242 @@ fn what_the_feed_missed_is_told_to_those_who_may_read_it() {
 
 /// While CouchDB does not say who may read a new database, it looks like one that is not there.
 #[test]
-fn a_new_database_is_no_secret_told_by_its_position() {
+fn answers_do_not_tell_a_missing_database_from_one_that_is_not_decided() {
     let couchdb = couchdb();
+    couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
+    // One that was there before, and one that never was.
+    couchdb.create_database_for("again", &[USER]);
+    couchdb.delete_database("again");
     let howler = members(&couchdb);
     let mut user = client_of(&howler, USER, PASSWORD);
-    assert_eq!(subscribe(&mut user, &["later"])["dbs"]["later"], "0.0.0");
+    let mut other = client_of(&howler, OTHER, OTHER_PASSWORD);
+    let known = [Value::Null, json!("0.0.0"), json!("0.1.0"), json!("0.1.1"), json!("9.9.9")];
+    let names = ["later", "again"];
+    let ask = |client: &mut Client| -> Vec<Value> {
+        let of = |(name, known): (&str, &Value)| {
+            let mut answer = client.ask(json!({"op": "subscribe", "dbs": {name: known}}));
+            // The epoch stands in the first answer to each client.
+            for member in ["id", "epoch"] {
+                answer[member] = Value::Null;
+            }
+            answer
+        };
+        names.iter().flat_map(|name| known.iter().map(move |known| (*name, known))).map(of).collect()
+    };
+    let missing = ask(&mut user);
+    assert_eq!((&missing[0]["dbs"]["later"], &missing[5]["dbs"]["again"]), (&json!("0.0.0"), &json!("0.1.1")));
     couchdb.fail_access(Some(500));
-    couchdb.create_database_for("later", &[USER]);
-    howler.wait_for_line("CouchDB does not say who may read a database");
-    for known in ["0.0.0", "0.1.0"] {
-        let answer = user.ask(json!({"op": "subscribe", "dbs": {"later": known}}));
-        assert_eq!((&answer["dbs"]["later"], &answer["changed"]), (&Value::Null, &json!(["later"])), "{answer}");
+    for name in names {
+        couchdb.create_database_for(name, &[USER]);
+        couchdb.update(name);
     }
+    howler.wait_for_lines("again: CouchDB does not say who may read a database", 1);
+    howler.wait_for_lines("later: CouchDB does not say who may read a database", 1);
+    assert_eq!(ask(&mut user), missing);
+    assert_eq!(ask(&mut other), missing, "and to one that has not asked before");
+    assert_eq!(user.next_event(A_MOMENT), None);
     couchdb.fail_access(None);
-    assert_eq!(user.next_change(SOON).as_deref(), Some("later"));
-    assert_eq!(subscribe(&mut user, &["later"])["dbs"]["later"], "0.1.0");
+    let mut told = [user.next_change(SOON).expect("a change"), user.next_change(SOON).expect("a change")];
+    told.sort_unstable();
+    assert_eq!(told, ["again", "later"]);
+    for _ in names {
+        assert_eq!(other.next_event(SOON).expect("an event")["event"], "unsubscribed");
+    }
+    let answer = subscribe(&mut user, &names);
+    assert_eq!((&answer["dbs"]["later"], &answer["dbs"]["again"]), (&json!("1.1.0"), &json!("1.2.1")));
+}
+
+/// What comes after a deletion may be another database of that name.
+#[test]
+fn a_deleted_database_is_in_doubt_until_its_security_was_read_again() {
+    let (couchdb, howler) = scene();
+    let mut user = client_of(&howler, USER, PASSWORD);
+    let answer = subscribe(&mut user, &["mine"]);
+    assert_eq!(answer["errors"], Value::Null);
+    couchdb.fail_access(Some(500));
+    couchdb.delete_database("mine");
+    let event = user.next_event(SOON).expect("an event");
+    assert_eq!(
+        (&event["event"], &event["kind"], &event["position"]),
+        (&json!("change"), &json!("deleted"), &json!("0.1.1"))
+    );
+    howler.wait_for_lines("mine: CouchDB does not say who may read a database", 1);
+    couchdb.update("mine");
+    couchdb.create_database_for("mine", &[OTHER]);
+    couchdb.update("mine");
+    assert_eq!(user.next_event(A_MOMENT), None, "it may be another database");
+    let answer = user.ask(json!({"op": "subscribe", "dbs": {"mine": "0.1.1"}}));
+    assert_eq!((&answer["dbs"]["mine"], &answer["changed"]), (&json!("0.1.1"), &json!([])), "{answer}");
+    couchdb.fail_access(None);
+    let event = user.next_event(SOON).expect("an event");
+    assert_eq!((&event["event"], &event["db"]), (&json!("unsubscribed"), &json!("mine")));
+    couchdb.update("mine");
+    assert_eq!(user.next_event(A_MOMENT), None);
+}
+
+/// One name that CouchDB does not answer as it should: nothing is asked for nobody, and the log stays short.
+#[test]
+fn unreadable_answers_are_not_asked_for_without_end() {
+    const LINE: &str = "CouchDB does not say who may read a database";
+    let couchdb = couchdb();
+    let howler = members(&couchdb);
+    for (number, (status, body)) in
+        [(200, "<html>"), (200, "[]"), (302, ""), (500, "{}"), (500, "{}"), (403, "{}")].into_iter().enumerate()
+    {
+        let name = format!("odd-{number}");
+        couchdb.answer_security(&name, Some((status, body)));
+        let mut user = client_of(&howler, USER, PASSWORD);
+        user.request(json!({"op": "subscribe", "dbs": [name]}));
+        let target = format!("/{name}/_security");
+        assert!(couchdb.wait_for_request(SOON, |request| request.target == target).is_some(), "{name}");
+        howler.wait_for_lines(&format!("{name}: {LINE}"), 1);
+        if number == 0 {
+            let answer = user.next_event(SOON).expect("an answer");
+            assert_eq!(answer["error"], "ServiceUnavailableError");
+            assert!((3..=5).contains(&questions(&couchdb, &name)), "ever later: {}", questions(&couchdb, &name));
+        }
+    }
+    // All clients have left.
+    std::thread::sleep(A_MOMENT);
+    let asked = couchdb.counters().access_requests;
+    std::thread::sleep(Duration::from_millis(2_500));
+    assert_eq!(couchdb.counters().access_requests, asked, "nobody waits any more");
+    assert_eq!(howler.count_told(LINE), 4, "one line for each cause:\n{}", howler.output());
+    assert_eq!(howler.count_told("odd-"), 0, "names are for developers");
+}
+
+/// One client subscribes to fresh names and takes it back, as fast as it can, while CouchDB is slow.
+#[test]
+fn one_client_with_names_without_end_delays_nobody_and_takes_no_memory() {
+    let couchdb = couchdb();
+    couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
+    couchdb.create_database_for("theirs", &[OTHER]);
+    let howler = Howler::start_with(&couchdb, &["--access", "members", "--max_message_rate", "1000000"]);
+    let mut attacker = client_of(&howler, USER, PASSWORD);
+    let mut other = client_of(&howler, OTHER, OTHER_PASSWORD);
+    couchdb.set_access_delay(Duration::from_millis(20));
+    let before = howler.resident_kib();
+    let padding = "x".repeat(220);
+    for round in 0..400 {
+        let names: Vec<String> = (0..250).map(|number| format!("a{round}-{number}-{padding}")).collect();
+        attacker.request(json!({"op": "subscribe", "dbs": names}));
+        attacker.request(json!({"op": "unsubscribe", "dbs": names}));
+        for _ in 0..2 {
+            let answer = attacker.receive_json(SOON).expect("an answer");
+            assert_eq!(answer["ok"], true, "{answer}");
+        }
+        if round % 100 == 50 {
+            let begun = Instant::now();
+            let answer = subscribe(&mut other, &["theirs", &format!("missing-{round}")]);
+            assert_eq!(answer["ok"], true, "{answer}");
+            assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+        }
+    }
+    // 100,000 names of 240 bytes are 24 MB.
+    let grown = howler.resident_kib().saturating_sub(before);
+    assert!(grown < 8_000, "{grown} KiB");
+    let asked = couchdb.counters().access_requests;
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(couchdb.counters().access_requests - asked <= 8, "what nobody waits for is not asked");
+    couchdb.update("theirs");
+    assert_eq!(other.next_change(SOON).as_deref(), Some("theirs"));
+}
+
+#[test]
+fn a_user_has_only_so_many_databases_waiting() {
+    const SESSIONS: usize = 3;
+    let couchdb = couchdb();
+    couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
+    let howler = members(&couchdb);
+    couchdb.hold_access(true);
+    let mut sessions: Vec<_> = (0..SESSIONS).map(|_| client_of(&howler, USER, PASSWORD)).collect();
+    let mut refused = 0;
+    for (number, session) in sessions.iter_mut().enumerate() {
+        for part in 0..4 {
+            let names: Vec<String> = (0..2_400).map(|name| format!("a{number}-{part}-{name}")).collect();
+            session.request(json!({"op": "subscribe", "dbs": names}));
+        }
+    }
+    for session in &mut sessions {
+        while let Some(answer) = session.receive_json(Duration::from_secs(1)) {
+            refused += usize::from(answer["error"] == "LimitError");
+            assert!(
+                answer["error"] != "LimitError" || answer["message"].as_str().unwrap().contains("wait"),
+                "{answer}"
+            );
+            if answer["error"] == "ServiceUnavailableError" {
+                break;
+            }
+        }
+    }
+    assert_eq!(refused, 4, "20,000 of 28,800 names wait");
+    assert_eq!(howler.metric("howler_access_questions_refused_total"), 4);
+    let mut other = client_of(&howler, OTHER, OTHER_PASSWORD);
+    other.request(json!({"op": "subscribe", "dbs": ["their-new"]}));
+    couchdb.hold_access(false);
+    let answer = other.next_event(SOON).expect("an answer");
+    assert_eq!(answer["ok"], true, "{answer}");
+}
+
+/// Checks of sessions and questions about databases go over the same connections.
+#[test]
+fn checks_of_sessions_do_not_starve_questions() {
+    let couchdb = couchdb();
+    couchdb.create_database_for("mine", &[USER]);
+    let howler = Howler::start_with(&couchdb, &["--access", "members", "--session_check", "2"]);
+    let mut clients: Vec<_> = (0..300).map(|_| client_of(&howler, USER, PASSWORD)).collect();
+    // So 40 checks a second are possible, and 150 and more are due.
+    couchdb.set_login_delay(Duration::from_millis(100));
+    std::thread::sleep(Duration::from_secs(4));
+    for (round, client) in clients.iter_mut().enumerate().take(3) {
+        let begun = Instant::now();
+        let answer = subscribe(client, &["mine", &format!("missing-{round}")]);
+        assert_eq!(answer["ok"], true, "{answer}");
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    }
+}
+
+/// Many subscribers of a database whose `_security` names many.
+#[test]
+fn many_subscribers_of_a_database_with_many_members_are_reconsidered() {
+    const CLIENTS: usize = 120;
+    let couchdb = couchdb();
+    couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
+    let of = |more: &[&str]| {
+        let mut names: Vec<String> = (0..3_700).map(|number| format!("user-{number}")).collect();
+        names.extend(more.iter().map(|name| (*name).to_owned()));
+        json!({"members": {"names": names}})
+    };
+    couchdb.create_database("crowded");
+    couchdb.set_security("crowded", of(&[USER, OTHER]));
+    let howler = members(&couchdb);
+    let mut stay: Vec<_> = (0..CLIENTS).map(|_| client_of(&howler, USER, PASSWORD)).collect();
+    let mut go: Vec<_> = (0..CLIENTS).map(|_| client_of(&howler, OTHER, OTHER_PASSWORD)).collect();
+    for client in stay.iter_mut().chain(&mut go) {
+        assert_eq!(subscribe(client, &["crowded"])["errors"], Value::Null);
+    }
+    couchdb.delete_database("crowded");
+    couchdb.hold_access(true);
+    couchdb.create_database("crowded");
+    couchdb.set_security("crowded", of(&[USER]));
+    couchdb.hold_access(false);
+    for client in &mut go {
+        loop {
+            let event = client.next_event(SOON).expect("an event");
+            assert!(event["event"] == "unsubscribed" || event["kind"] == "deleted", "{event}");
+            if event["event"] == "unsubscribed" {
+                break;
+            }
+        }
+    }
+    assert_eq!(howler.metric("howler_subscriptions_revoked_total"), CLIENTS as u64);
+    couchdb.update("crowded");
+    for client in &mut stay {
+        while client.next_event(SOON).expect("a change")["kind"] != "updated" {}
+    }
+    for client in &mut go {
+        assert_eq!(client.next_event(Duration::from_millis(1)), None);
+    }
 }
 
 /// Nothing tells of it, so CouchDB is asked again.

@@ -1,7 +1,7 @@
 //! Who may subscribe to what, and whether who logged in still is: asked of CouchDB, beside everything else.
 
 use super::{Purpose, Queue, Server};
-use crate::state::access::{Access, Decision, Undecided, Verdict};
+use crate::state::access::{Access, Decision, Step, Undecided, Verdict};
 use crate::state::pool::{Answer, Owner};
 use crate::state::session::{Reply, Session};
 use crate::state::subscriptions::DatabaseId;
@@ -13,13 +13,18 @@ use crate::wire::security::Security;
 
 /// What a client is told when CouchDB could not say who may read a database.
 const UNDECIDED: &str = "The database server cannot be asked at the moment who may read this.";
-
+/// What a client is told when its user has too many databases waiting for that.
+const TOO_MANY_UNDECIDED: &str = "too many databases of this user wait until it is known who may read them";
 const TOO_LARGE: &str = "The _security of a database is larger than 1 MiB: only server admins may watch that database";
 const NO_ANSWER: &str = "CouchDB does not say who may read a database: there is no answer. It is asked again";
 const NO_OBJECT: &str = "CouchDB does not say who may read a database: the answer is no JSON object. It is asked again";
 const REDIRECT: &str = "CouchDB does not say who may read a database: it redirects. It is asked again";
 const REFUSED: &str = "CouchDB does not say who may read a database: it answers with 4xx. It is asked again";
 const FAILED: &str = "CouchDB does not say who may read a database: it answers with 5xx. It is asked again";
+/// Subscriptions that are reconsidered in one turn.
+const RECONSIDERED_A_TURN: usize = 2_000;
+/// Names of decided requests that are answered in one turn, about.
+const ANSWERED_A_TURN: usize = 2_000;
 
 /// Reads CouchDB's answer to the question who may read a database.
 ///
@@ -29,7 +34,7 @@ fn read_security(answer: Option<&Answer>) -> Result<Verdict, &'static str> {
     let answer = answer.ok_or(NO_ANSWER)?;
     match answer.status {
         200 if answer.is_too_long => Ok(Verdict::TooLarge),
-        200 => Security::parse(&answer.body).map(Verdict::Security).ok_or(NO_OBJECT),
+        200 => Security::parse(&answer.body).map(Box::new).map(Verdict::Security).ok_or(NO_OBJECT),
         404 => Ok(Verdict::Missing),
         300..400 => Err(REDIRECT),
         400..500 => Err(REFUSED),
@@ -54,12 +59,20 @@ impl Server {
         if unknown.is_empty() {
             return self.subscribe_decided(key, reply, names, epoch, now);
         }
-        self.access.wait(Access::undecided(key, reply, names, epoch), &unknown, now, &mut self.subscriptions);
+        if !self.access.has_room(user, unknown.len()) {
+            self.metrics.refused_questions += 1;
+            self.release_all(names);
+            return self.refuse_subscribe(key, &reply, TOO_MANY_UNDECIDED, now);
+        }
+        let undecided = Access::undecided(key, reply, names, epoch);
+        self.access.wait(undecided, &unknown, user, now, &mut self.subscriptions);
     }
 
-    /// At the end of a turn: asks CouchDB what it made necessary to know.
-    pub(super) fn ask_access(&mut self, now: Millis) {
-        while let Some(database) = self.access.next_question() {
+    /// At the end of a turn: goes on with what became decided, and asks CouchDB what it made necessary to know.
+    pub(super) fn run_access(&mut self, now: Millis) {
+        self.reconsider_some();
+        self.answer_decided(now);
+        while let Some(database) = self.access.next_question(&mut self.subscriptions) {
             let request = self.couchdb.requests.security(self.subscriptions.name(database));
             let submitted = self.ask_couchdb(Queue::Checks, Owner::Server, request, Purpose::Security(database), now);
             if submitted.is_none() {
@@ -85,18 +98,16 @@ impl Server {
         };
         // Kept until the end of this, whatever becomes of its entry and its subscribers.
         self.subscriptions.hold_id(database);
-        let untold = self.access.handle_verdict(database, verdict, now, &mut self.subscriptions);
-        for index in self.subscriptions.subscribers(database) {
-            if let Some(key) = self.sessions.key_at(index) {
-                self.reconsider(key, database);
-            }
+        let Self { access, subscriptions, jitter, .. } = self;
+        if let Some(kind) = access.handle_verdict(database, verdict, (now, jitter), subscriptions) {
+            self.notify(database, kind);
         }
-        if let Some(kind) = untold {
-            self.metrics.merged_notifications += self.subscriptions.mark(database, kind, &mut self.woken);
-            self.wake();
-        }
-        self.subscriptions.release(database);
-        self.answer_decided(now);
+        self.access.release(database, &mut self.subscriptions);
+    }
+
+    fn notify(&mut self, database: DatabaseId, kind: crate::wire::couchdb::ChangeKind) {
+        self.metrics.merged_notifications += self.subscriptions.mark(database, kind, &mut self.woken);
+        self.wake();
     }
 
     /// Logs what is wrong with an answer: one line per cause and ten minutes. Names are for developers.
@@ -111,21 +122,43 @@ impl Server {
     pub(super) fn expire_access(&mut self, now: Millis) {
         if self.access.poll_timeout().is_some_and(|at| at <= now) {
             self.access.handle_timeout(now, &mut self.subscriptions);
-            self.answer_decided(now);
         }
     }
 
-    /// Goes on with every `subscribe` that is decided, and gives up those that took too long.
-    pub(super) fn answer_decided(&mut self, now: Millis) {
-        while let Some(Undecided { session, reply, names, epoch, .. }) = self.access.next_ready() {
+    /// Goes on with requests that are decided, and gives up those that took too long: in one turn some of them.
+    fn answer_decided(&mut self, now: Millis) {
+        let mut budget = ANSWERED_A_TURN;
+        while budget > 0
+            && let Some(Undecided { session, reply, names, epoch, .. }) = self.access.next_ready()
+        {
+            budget = budget.saturating_sub(names.len().max(8));
             self.subscribe_decided(session, reply, names, epoch, now);
         }
-        while let Some(late) = self.access.next_late() {
+        while budget > 0
+            && let Some(late) = self.access.next_late()
+        {
+            budget = budget.saturating_sub(late.names.len().max(8));
             if let Some(session) = self.sessions.get_mut(late.session) {
                 session.answer_error(&late.reply, "ServiceUnavailableError", UNDECIDED);
                 self.dirty.push(late.session);
             }
-            late.release(&mut self.subscriptions);
+            self.access.end(late, &mut self.subscriptions);
+        }
+    }
+
+    /// Reconsiders subscriptions after a verdict or a user's roles changed: in one turn some of them.
+    fn reconsider_some(&mut self) {
+        for _ in 0..RECONSIDERED_A_TURN {
+            match self.access.next_step(&self.subscriptions) {
+                None => return,
+                Some(Step::Decide(session, database)) => {
+                    if let Some(key) = self.sessions.key_at(session) {
+                        self.reconsider(key, database);
+                    }
+                }
+                Some(Step::Notify(database, kind)) => self.notify(database, kind),
+                Some(Step::Resume(session)) => self.dirty.push(session),
+            }
         }
     }
 
@@ -146,14 +179,6 @@ impl Server {
                     self.dirty.push(key);
                 }
             }
-        }
-    }
-
-    /// The roles of a user are others.
-    pub(super) fn reconsider_all(&mut self, key: Key) {
-        let databases: Vec<_> = self.subscriptions.of_session(key.index).map(|(database, _)| database).collect();
-        for database in databases {
-            self.reconsider(key, database);
         }
     }
 

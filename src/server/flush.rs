@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::{Protocol, Server, Timer};
 use crate::net::connection::Flushed;
+use crate::state::access::Access;
 use crate::state::session::{Dialect, messages};
 use crate::state::subscriptions::{DatabaseId, Subscriptions};
 use crate::state::table::Key;
@@ -47,6 +48,7 @@ impl Frames {
     fn place(
         &mut self,
         subscriptions: &Subscriptions,
+        access: &Access,
         database: DatabaseId,
         kind: ChangeKind,
         dialect: Dialect,
@@ -65,7 +67,9 @@ impl Frames {
             self.message.clear();
             match dialect {
                 Dialect::SocketIo(_) => socket_io::write_change(&mut self.message, name),
-                Dialect::Json => howler_v1::write_change(&mut self.message, name, kind, subscriptions.told(database)),
+                Dialect::Json => {
+                    howler_v1::write_change(&mut self.message, name, kind, access.told(database, subscriptions));
+                }
             }
             let start = self.bytes.len();
             websocket::write_text(&mut self.bytes, &self.message);
@@ -119,6 +123,9 @@ impl Server {
     }
 
     fn flush_session(&mut self, key: Key, now: Millis) {
+        if self.access.is_withheld(key) {
+            return;
+        }
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some(connection) = session.websocket() else { return self.flush_polling(key, now) };
         let Some(peer) = self.peers.get_mut(connection) else { return };
@@ -144,7 +151,7 @@ impl Server {
                 let Some((database, kind)) = self.subscriptions.take_dirty(key.index) else { break };
                 self.metrics.notifications += 1;
                 session.told = session.told.saturating_add(1);
-                let place = frames.place(&self.subscriptions, database, kind, dialect);
+                let place = frames.place(&self.subscriptions, &self.access, database, kind, dialect);
                 if assembly.is_empty() && !self.subscriptions.is_dirty(key.index) {
                     single = Some(place);
                     break;

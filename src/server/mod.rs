@@ -511,7 +511,7 @@ impl Server {
         let writes = !self.dirty.is_empty() || !self.flushing.is_empty();
         let evicts = self.unauthenticated.surplus().is_some();
         let reads = !self.unfinished.is_empty() || !self.postponed.is_empty();
-        if reads || writes || self.accept_pending || evicts {
+        if reads || writes || self.accept_pending || evicts || self.access.has_work() {
             return Some(0);
         }
         let due = [

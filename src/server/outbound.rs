@@ -369,9 +369,10 @@ impl Server {
                     Told::Change(name, kind, revision) => {
                         metrics.changes += 1;
                         if let Some(database) = subscriptions.find(&name) {
+                            let before = access.is_restricted().then(|| subscriptions.told(database)).flatten();
                             let is_news = subscriptions.watch_mut(database).handle_line(kind, revision, now);
-                            // Else it is told when it is known who may read it.
-                            if access.handle_line(database, kind, is_news, subscriptions) {
+                            // Else its subscribers are notified once it is known who may read it.
+                            if access.handle_line(database, kind, is_news, before, subscriptions) {
                                 metrics.merged_notifications += subscriptions.mark(database, kind, woken);
                             }
                             if is_news && revision.is_none() {

@@ -174,7 +174,7 @@ impl Server {
             payload::write_packet(&mut out, message, version);
         }
         let mut message = Vec::new();
-        while out.len() < MAX_PAYLOAD / 2 {
+        while out.len() < MAX_PAYLOAD / 2 && !self.access.is_withheld(key) {
             let Some((database, _)) = self.subscriptions.take_dirty(key.index) else { break };
             self.metrics.notifications += 1;
             session.told = session.told.saturating_add(1);

@@ -15,9 +15,9 @@ use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::state::watch::IN_FLIGHT;
 use crate::wire::couchdb::ChangeKind;
+use crate::wire::howler_v1::Refused;
 use crate::wire::names::NameList;
-use crate::wire::positions::{self, Given, Position};
-use crate::wire::security::Refusal;
+use crate::wire::positions::{self, Given};
 
 /// Time between questions for the epoch that were not answered, in milliseconds.
 const EPOCH_RETRY: Millis = 1_000;
@@ -96,7 +96,7 @@ impl Server {
     }
 
     /// Tells a client that it asks for more than it may have; one that goes on all the same is closed.
-    fn refuse_subscribe(&mut self, key: Key, reply: &Reply, message: &str, now: Millis) {
+    pub(super) fn refuse_subscribe(&mut self, key: Key, reply: &Reply, message: &str, now: Millis) {
         self.metrics.refused_subscriptions += 1;
         let Some(session) = self.sessions.get_mut(key) else { return };
         if session.answer_limit(reply, message) {
@@ -156,21 +156,26 @@ impl Server {
         let Some(session) = sessions.get_mut(key) else { return };
         let Some((user, roles)) = session.user() else { return };
         // Decided here too: who may read what can have changed while the request waited.
-        let mut refused = Vec::new();
-        let mut names = names.clone();
-        names.retain(|(database, _)| match access.decide(*database, user, roles, subscriptions) {
-            Decision::Allowed => true,
-            Decision::Forbidden(why) => {
-                refused.push((subscriptions.name(*database).into(), why));
-                false
-            }
-            Decision::Unknown => {
-                refused.push((subscriptions.name(*database).into(), Refusal::NotReader));
-                false
-            }
+        let (mut refused, mut unknown): (Vec<Refused>, _) = (Vec::new(), Vec::new());
+        let mut names: Vec<_> = names.iter().collect();
+        names.retain(|(database, _)| {
+            let why = match access.decide(*database, user, roles, subscriptions) {
+                Decision::Allowed => return true,
+                Decision::Forbidden(why) => why,
+                Decision::Unknown => {
+                    unknown.push(*database);
+                    return true;
+                }
+            };
+            refused.push((subscriptions.name(*database).into(), why));
+            false
         });
         if names.is_empty() && !refused.is_empty() {
             return session.answer_forbidden(reply, &refused);
+        }
+        // Subscribed to as if they were missing; they are reconsidered once it is known who may read them.
+        for database in unknown {
+            access.ask(database, subscriptions);
         }
         // All or nothing.
         let mut added = Vec::new();
@@ -192,10 +197,7 @@ impl Server {
         let mut changed = Vec::new();
         for (database, given) in &names {
             positions.want(*database, Some(key), subscriptions);
-            // Of one that is there, and was not when CouchDB was asked who may read it, nothing is told before it is
-            // asked again.
-            let secret = |position: &Position| position.is_there() && access.is_missing(*database);
-            let position = subscriptions.known(*database).filter(|position| !secret(position));
+            let position = access.shown(*database, subscriptions);
             stand.push((*database, position));
             // Where no position is known, a database that was known at one counts as changed.
             if given.is_given() && (foreign || given.differs(position)) {
@@ -216,13 +218,13 @@ impl Server {
 
     /// A session ends whose client may come back: how far its databases had come.
     pub(super) fn remember(&mut self, key: Key, now: Millis) {
-        let Self { sessions, subscriptions, catch_up, wave, last_wave, .. } = self;
+        let Self { sessions, subscriptions, catch_up, access, wave, last_wave, .. } = self;
         let Some(session) = sessions.get(key).filter(|session| session.dialect() != Dialect::Json) else { return };
         let (true, Some(user)) = (catch_up.is_on(), session.user_name()) else { return };
         let reached = wave.is_none() && last_wave.is_none_or(|at| at + IN_FLIGHT < session.heard());
         let databases = subscriptions.of_session(key.index).map(|(database, told)| {
             let certain = told && subscriptions.watch(database).told_by(session.heard()) && reached;
-            (database, subscriptions.told(database).filter(|_| certain))
+            (database, access.told(database, subscriptions).filter(|_| certain))
         });
         catch_up.remember(user, &databases.collect::<Vec<_>>(), now, subscriptions);
     }
@@ -236,6 +238,9 @@ impl Server {
         }
         self.access.withdraw(key, &databases, &mut self.subscriptions);
         self.positions.withdraw(key, &databases, &mut self.subscriptions);
+        for database in &databases {
+            self.access.drop_unused(*database, &mut self.subscriptions);
+        }
         self.answer_ready();
         self.recount_user(key);
         if let Some(session) = self.sessions.get_mut(key) {
@@ -243,11 +248,23 @@ impl Server {
         }
     }
 
+    /// Ends all subscriptions of a session; what is known of databases that nobody else subscribes to is forgotten.
+    pub(super) fn end_subscriptions(&mut self, key: Key) {
+        let mut databases = Vec::new();
+        if self.access.is_restricted() {
+            databases.extend(self.subscriptions.of_session(key.index).map(|(database, _)| database));
+        }
+        self.subscriptions.remove_session(key.index);
+        for database in databases {
+            self.access.drop_unused(database, &mut self.subscriptions);
+        }
+    }
+
     /// Ends all subscriptions of a session, those too that were about to be.
     pub(super) fn leave(&mut self, key: Key) {
         let mut replies = self.positions.cancel(key, &mut self.subscriptions);
         replies.extend(self.access.cancel(key, &mut self.subscriptions));
-        self.subscriptions.remove_session(key.index);
+        self.end_subscriptions(key);
         self.recount_user(key);
         for reply in replies {
             if let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_active()) {
@@ -258,6 +275,7 @@ impl Server {
 
     /// At the end of a turn: sends the look-ups that it asked for, all in as few requests as can be.
     pub fn send_look_ups(&mut self, now: Millis) {
+        self.run_access(now);
         self.positions.linger(now, &mut self.subscriptions);
         while let Some(batch) = self.positions.next_batch(&mut self.subscriptions) {
             let names = batch.databases.iter().map(|database| self.subscriptions.name(*database));
@@ -265,7 +283,6 @@ impl Server {
             self.metrics.look_ups += 1;
             self.look_up(request, Purpose::LookUp(batch), now);
         }
-        self.ask_access(now);
     }
 
     fn look_up(&mut self, request: Vec<u8>, purpose: Purpose, now: Millis) {
@@ -279,8 +296,9 @@ impl Server {
         let body = answer.filter(|answer| answer.status == 200).map(|answer| &*answer.body);
         let Self { positions, subscriptions, woken, jitter, access, .. } = self;
         // What the feed has missed is told as a line is: to those who may read the database.
-        let may_tell =
-            |database, kind, subscriptions: &Subscriptions| access.handle_line(database, kind, true, subscriptions);
+        let may_tell = |database, kind, subscriptions: &Subscriptions| {
+            access.handle_line(database, kind, true, None, subscriptions)
+        };
         if !positions.handle_look_up_if(batch, body, (now, jitter), subscriptions, woken, may_tell) {
             self.metrics.failed_look_ups += 1;
             let status = answer.map(|answer| answer.status);

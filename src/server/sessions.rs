@@ -121,7 +121,7 @@ impl Server {
                 Action::Connect => self.confirm_connect(key),
                 Action::Ping => self.ping(key),
                 Action::Check(credentials) => self.check_session(key, &credentials, now),
-                Action::Reconsider => self.reconsider_all(key),
+                Action::Reconsider => self.access.reconsider_session(key, &self.subscriptions),
                 Action::Close(reason) => self.close_session(key, reason, now),
             }
         }
@@ -380,6 +380,6 @@ impl Server {
         self.user_totals.recount(None, &mut session.counted, 0);
         self.access.cancel(key, &mut self.subscriptions);
         self.positions.cancel(key, &mut self.subscriptions);
-        self.subscriptions.remove_session(key.index);
+        self.end_subscriptions(key);
     }
 }

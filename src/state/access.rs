@@ -1,51 +1,69 @@
-//! Who may subscribe to what: the `_security` of each watched database, read once for all, kept while someone
-//! subscribes, and read again every minute and when the database is made or deleted.
+//! Who may subscribe to what: the `_security` of each watched database, read once for all clients, kept while someone
+//! subscribes, and read again every minute and when the database is created or deleted.
 //!
 //! ```text
-//!  subscribe ──▶ Asked ──▶ Known(security | missing) ──▶ decided
-//!                 ▲              │ a minute, or a line `created` or `deleted`
-//!                 └──────────────┘ asked again; what was known counts meanwhile
+//!  subscribe ──▶ Queued ──▶ Asked ──▶ Known(security | missing) ──▶ decided
+//!                  ▲  ▲       │              │ a minute, or a line `created` or `deleted`
+//!                  │  └───────┼──────────────┘
+//!                  └─ Backoff ◀ CouchDB does not say; only while someone waits or subscribes
 //! ```
 //!
-//! A database that does not exist may be subscribed to, and nobody is told of its making before it was asked who may
-//! read it.
+//! A database that does not exist may be subscribed to. From a line `created` or `deleted` on a database is in doubt: it
+//! may be another one. Until its `_security` was read again no subscriber is notified, and answers show it as it was
+//! before, so that they do not tell a missing database from one that is not decided.
+//!
+//! Questions are queued by session and served in turn ([`Questions`]). What a session and a user may have waiting is
+//! limited. Whom a new verdict concerns is reconsidered step by step ([`Access::next_step`]).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 
+use crate::state::fair_queue::FairQueue;
+use crate::state::jitter::Jitter;
 use crate::state::positions::Named;
 use crate::state::session::Reply;
-use crate::state::subscriptions::{DatabaseId, Subscriptions};
+use crate::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::database_name;
+use crate::wire::positions::Position;
 use crate::wire::security::{Refusal, Security, is_server_admin, is_system};
 
 /// Who may subscribe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// Whoever logged in, to everything.
+    /// Every user, to everything.
     Open,
     /// Those who may read a database.
     Members,
 }
 
-/// What is known is asked again after so long, in milliseconds: the answer is there within a minute.
+/// A verdict is asked for again after so long, in milliseconds: the answer is there within a minute.
 const REFRESH: Millis = 50_000;
-/// A question that was not answered is asked again after this long, in milliseconds.
-const RETRY: Millis = 1_000;
+/// A question that CouchDB did not answer is asked again after about this long, in milliseconds, then after twice as
+/// long, and so on.
+const FIRST_RETRY: Millis = 1_000;
+/// The longest such time, in milliseconds.
+const LONGEST_RETRY: Millis = 60_000;
 /// A `subscribe` fails when it is not decided after this long, in milliseconds.
 const DECIDE_WITHIN: Millis = 5_000;
-/// Most questions at once.
+/// Most questions that CouchDB is asked at once.
 pub const MAX_QUESTIONS: usize = 4;
-/// Most databases of which something is known or asked.
-const MAX_ENTRIES: usize = 500_000;
+/// Most databases that the requests of one user wait for, over all sessions.
+pub const MAX_WAITING_OF_USER: usize = 20_000;
+/// Most databases that all requests wait for. One user gets at most as many as there is room for others.
+pub const MAX_WAITING: usize = 200_000;
+/// Refreshes, retries and late names that are handled in one turn.
+const EXPIRED_A_TURN: usize = 1_000;
+/// A queue may hold so many questions beyond those that are waited for.
+const MAX_STALE: usize = 256;
 
 /// What CouchDB says of a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Who may read it.
-    Security(Security),
+    Security(Box<Security>),
     /// Its `_security` is too long to be read: only server admins may watch it.
     TooLarge,
     /// It does not exist.
@@ -63,10 +81,21 @@ pub enum Decision {
     Unknown,
 }
 
+/// A part of reconsidering subscriptions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Decide again whether a session may subscribe to a database.
+    Decide(SessionIndex, DatabaseId),
+    /// Notify the subscribers of a database: all of them may read it.
+    Notify(DatabaseId, ChangeKind),
+    /// A session was reconsidered: it may be written to again.
+    Resume(Key),
+}
+
 /// A `subscribe` that waits for decisions.
 #[derive(Debug)]
 pub struct Undecided {
-    /// Who subscribes.
+    /// The session that subscribes.
     pub session: Key,
     /// How to answer.
     pub reply: Reply,
@@ -74,49 +103,122 @@ pub struct Undecided {
     pub names: Named,
     /// The epoch of the positions beside the names.
     pub epoch: Option<Box<str>>,
-    missing: usize,
+    /// The databases that it waits for.
+    awaits: HashSet<DatabaseId>,
 }
 
-impl Undecided {
-    /// It is not to be answered any more, or was refused.
-    pub fn release(self, subscriptions: &mut Subscriptions) {
-        for (database, _) in self.names {
-            subscriptions.release(database);
-        }
-    }
+/// Where the question about a database is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Question {
+    /// Nowhere.
+    #[default]
+    None,
+    /// In a queue.
+    Queued,
+    /// In the queue of databases in doubt.
+    Urgent,
+    /// At CouchDB.
+    Asked,
+    /// To be queued again at this moment.
+    Backoff(Millis),
 }
 
 /// What is known of a database, which is held once for that.
 #[derive(Debug, Default)]
 struct Entry {
     verdict: Option<Verdict>,
-    /// Whether a question waits or is under way.
-    asked: bool,
-    /// What happened since the question under way was asked: its answer may be from before that.
+    question: Question,
+    /// How often in a row CouchDB did not say.
+    failures: u8,
+    /// What happened since the question was asked: the answer may be from before that.
     since: Option<ChangeKind>,
+    /// The requests that wait for it; some of them may not wait any more.
     waiting: Vec<Key>,
-    /// What is to be told once it is decided to whom.
+    /// How many requests wait for it.
+    waiters: u32,
+    /// Whether something happened that makes it another database, maybe.
+    in_doubt: bool,
+    /// What its subscribers are to be notified of once it is decided who they are.
     untold: Option<ChangeKind>,
-    /// Whether it is in the queue of those to be asked again.
-    queued: bool,
+    /// Its position before it came into doubt.
+    stood_at: Option<Position>,
+    /// While its subscribers are reconsidered: how many are left.
+    left: Option<usize>,
+    /// When it is to be refreshed.
+    refresh: Option<Millis>,
 }
 
 impl Entry {
-    /// Something happens to the database.
+    fn is_there(&self) -> bool {
+        matches!(self.verdict, Some(Verdict::Security(_) | Verdict::TooLarge))
+    }
+
+    /// Takes note that something happens to the database.
     fn note(&mut self, kind: ChangeKind) {
         let earlier = self.since.filter(|_| kind == ChangeKind::Updated);
-        self.since = self.asked.then_some(earlier.unwrap_or(kind));
+        self.since = (self.question == Question::Asked).then_some(earlier.unwrap_or(kind));
     }
 
     /// Whether an answer may be from before something that it depends on. An update says no more than that the database
     /// is there; if each of them made an answer worthless, a busy database would never have one.
-    fn is_from_before(&self, verdict: Option<&Verdict>) -> bool {
+    fn is_from_before(&self, verdict: &Verdict) -> bool {
         match self.since {
             None => false,
-            Some(ChangeKind::Updated) => verdict == Some(&Verdict::Missing),
+            Some(ChangeKind::Updated) => *verdict == Verdict::Missing,
             Some(ChangeKind::Created | ChangeKind::Deleted) => true,
         }
     }
+}
+
+/// The questions that wait. Databases in doubt, refreshes, and what clients wait for each have their turn, and among
+/// what clients wait for each session has.
+#[derive(Debug, Default)]
+struct Questions {
+    doubts: VecDeque<DatabaseId>,
+    refreshes: VecDeque<DatabaseId>,
+    of_sessions: FairQueue<Key, DatabaseId>,
+    /// Which of the three has its turn.
+    turn: u8,
+    /// How many CouchDB is asked at the moment.
+    asking: usize,
+}
+
+impl Questions {
+    fn pop(&mut self) -> Option<DatabaseId> {
+        for _ in 0..3 {
+            self.turn = (self.turn + 1) % 3;
+            let next = match self.turn {
+                0 => self.doubts.pop_front(),
+                1 => self.refreshes.pop_front(),
+                _ => self.of_sessions.pop().map(|(_, database)| database),
+            };
+            if next.is_some() {
+                return next;
+            }
+        }
+        None
+    }
+
+    fn len(&self) -> usize {
+        self.doubts.len() + self.refreshes.len() + self.of_sessions.len()
+    }
+}
+
+/// What a session has waiting.
+#[derive(Debug, Default)]
+struct Share {
+    user: Box<str>,
+    requests: Vec<Key>,
+    /// Databases that its requests wait for.
+    awaits: usize,
+}
+
+/// Whom to reconsider.
+#[derive(Clone, Copy, Debug)]
+enum Pass {
+    Database(DatabaseId),
+    /// A session, and how many of its subscriptions are left.
+    Session(Key, usize),
 }
 
 /// The machine.
@@ -124,48 +226,66 @@ impl Entry {
 pub struct Access {
     policy: Policy,
     entries: HashMap<DatabaseId, Entry>,
-    /// Databases with an entry, as are those below.
-    questions: VecDeque<DatabaseId>,
-    asking: usize,
+    questions: Questions,
     undecided: Table<Undecided>,
-    undecided_of: HashMap<Key, Vec<Key>>,
+    shares: HashMap<Key, Share>,
+    /// Databases that the requests of each user wait for.
+    awaited_by: HashMap<Box<str>, usize>,
+    /// Databases that all requests wait for.
+    awaited: usize,
     deadlines: VecDeque<(Millis, Key)>,
-    /// When to ask again, soonest first within each kind.
+    /// When to ask again, soonest first. Some of both are out of date: the entries say when.
     refreshes: VecDeque<(Millis, DatabaseId)>,
-    retries: VecDeque<(Millis, DatabaseId)>,
+    retries: BinaryHeap<Reverse<(Millis, DatabaseId)>>,
+    passes: VecDeque<Pass>,
+    /// Sessions that are not written to before they were reconsidered.
+    withheld: HashSet<Key>,
     ready: VecDeque<Undecided>,
     late: VecDeque<Undecided>,
 }
 
 impl Access {
-    /// The machine for a policy.
+    /// Creates the machine for a policy.
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
             entries: HashMap::new(),
-            questions: VecDeque::new(),
-            asking: 0,
+            questions: Questions::default(),
             undecided: Table::default(),
-            undecided_of: HashMap::new(),
+            shares: HashMap::new(),
+            awaited_by: HashMap::new(),
+            awaited: 0,
             deadlines: VecDeque::new(),
             refreshes: VecDeque::new(),
-            retries: VecDeque::new(),
+            retries: BinaryHeap::new(),
+            passes: VecDeque::new(),
+            withheld: HashSet::new(),
             ready: VecDeque::new(),
             late: VecDeque::new(),
         }
     }
 
-    /// Whether anything is restricted.
+    /// Returns whether anything is restricted.
     pub fn is_restricted(&self) -> bool {
         self.policy == Policy::Members
     }
 
-    /// Whether CouchDB said of a database that it does not exist.
-    pub fn is_missing(&self, database: DatabaseId) -> bool {
-        self.entries.get(&database).is_some_and(|entry| entry.verdict == Some(Verdict::Missing))
+    /// Returns of how many databases something is known or asked.
+    pub fn len(&self) -> usize {
+        self.entries.len()
     }
 
-    /// Whether someone may subscribe to a database, as far as is known.
+    /// Returns whether nothing is known or asked.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Returns how many questions wait for their turn.
+    pub fn waiting_questions(&self) -> usize {
+        self.questions.len()
+    }
+
+    /// Decides whether someone may subscribe to a database, as far as is known.
     pub fn decide(
         &self,
         database: DatabaseId,
@@ -180,11 +300,9 @@ impl Access {
         if is_system(name) {
             return Decision::Forbidden(Refusal::NotReader);
         }
-        if !database_name::is_possible(name) {
-            // CouchDB has no such database, and is not asked.
-            return Decision::Allowed;
-        }
         match self.entries.get(&database).and_then(|entry| entry.verdict.as_ref()) {
+            // CouchDB has no such database, and is not asked.
+            None if !database_name::is_possible(name) => Decision::Allowed,
             None => Decision::Unknown,
             Some(Verdict::Missing) => Decision::Allowed,
             Some(Verdict::Security(security)) if security.may_read(user, roles) => Decision::Allowed,
@@ -193,507 +311,1032 @@ impl Access {
         }
     }
 
-    /// Puts a `subscribe` aside until all its databases are decided.
+    /// Returns the position of a database as clients may see it: of one that is in doubt, the position before that.
+    pub fn shown(&self, database: DatabaseId, subscriptions: &Subscriptions) -> Option<Position> {
+        let position = subscriptions.known(database);
+        let Some(entry) = self.entries.get(&database) else { return position };
+        let is_new = !entry.is_there() && position.is_some_and(|position| position.is_there());
+        if entry.in_doubt || is_new { entry.stood_at.or(position.map(before_creation)) } else { position }
+    }
+
+    /// Returns the position to notify subscribers of, likewise.
+    pub fn told(&self, database: DatabaseId, subscriptions: &Subscriptions) -> Option<Position> {
+        match self.entries.get(&database) {
+            Some(entry) if entry.in_doubt => entry.stood_at.or(subscriptions.told(database).map(before_creation)),
+            _ => subscriptions.told(database),
+        }
+    }
+
+    /// Returns whether a user may have this many more databases waited for.
+    pub fn has_room(&self, user: &str, more: usize) -> bool {
+        let own = self.awaited_by.get(user).copied().unwrap_or(0) + more;
+        own <= MAX_WAITING_OF_USER && own <= MAX_WAITING.saturating_sub(self.awaited)
+    }
+
+    /// Puts a `subscribe` of a user aside until all its databases are decided.
     pub fn wait(
         &mut self,
         undecided: Undecided,
         unknown: &[DatabaseId],
+        user: &str,
         now: Millis,
         subscriptions: &mut Subscriptions,
     ) {
         let session = undecided.session;
-        let key = self.undecided.insert(Undecided { missing: unknown.len(), ..undecided });
-        self.undecided_of.entry(session).or_default().push(key);
+        let awaits: HashSet<DatabaseId> = unknown.iter().copied().collect();
+        let count = awaits.len();
+        let key = self.undecided.insert(Undecided { awaits, ..undecided });
+        let share = self.shares.entry(session).or_insert_with(|| Share { user: user.into(), ..Share::default() });
+        share.requests.push(key);
+        share.awaits += count;
+        *self.awaited_by.entry(share.user.clone()).or_default() += count;
+        self.awaited += count;
         for database in unknown {
-            self.ask(*database, subscriptions);
-            if let Some(entry) = self.entries.get_mut(database) {
-                if entry.waiting.len() == entry.waiting.capacity() {
-                    let undecided = &self.undecided;
-                    entry.waiting.retain(|key| undecided.get(*key).is_some());
-                }
-                entry.waiting.push(key);
+            self.enter(*database, subscriptions);
+            let Some(entry) = self.entries.get_mut(database) else { continue };
+            if entry.waiting.len() == entry.waiting.capacity() {
+                let undecided = &self.undecided;
+                entry.waiting.retain(|key| undecided.get(*key).is_some_and(|one| one.awaits.contains(database)));
+            }
+            entry.waiting.push(key);
+            entry.waiters += 1;
+            if matches!(entry.question, Question::None | Question::Queued) {
+                entry.question = Question::Queued;
+                self.questions.of_sessions.push(session, *database);
             }
         }
         self.deadlines.push_back((now + DECIDE_WITHIN, key));
     }
 
-    /// A `subscribe` that waits, for a request of one session and a name; see [`Access::wait`].
+    /// Creates a `subscribe` that waits; see [`Access::wait`].
     pub fn undecided(session: Key, reply: Reply, names: Named, epoch: Option<Box<str>>) -> Undecided {
-        Undecided { session, reply, names, epoch, missing: 0 }
+        Undecided { session, reply, names, epoch, awaits: HashSet::new() }
     }
 
-    /// To how many names a session is about to be subscribed once they are decided.
+    fn requests_of(&self, session: Key) -> impl Iterator<Item = Key> {
+        self.shares.get(&session).into_iter().flat_map(|share| share.requests.iter().copied())
+    }
+
+    /// Returns to how many names a session is about to be subscribed once they are decided.
     pub fn pending_names(&self, session: Key) -> usize {
-        let keys = self.undecided_of.get(&session).into_iter().flatten();
-        keys.filter_map(|key| self.undecided.get(*key)).map(|undecided| undecided.names.len()).sum()
+        let requests = self.requests_of(session).filter_map(|key| self.undecided.get(key));
+        requests.map(|undecided| undecided.names.len()).sum()
     }
 
-    /// How many requests of a session wait.
+    /// Returns how many requests of a session wait.
     pub fn pending_requests(&self, session: Key) -> usize {
-        self.undecided_of.get(&session).map_or(0, Vec::len)
+        self.requests_of(session).count()
     }
 
-    /// Withdraws databases from the requests of a session, in time linear in both.
+    /// Withdraws databases from the requests of a session, in time linear in both. A request that waits for nothing
+    /// else is ready.
     pub fn withdraw(&mut self, session: Key, databases: &HashSet<DatabaseId>, subscriptions: &mut Subscriptions) {
-        for key in self.undecided_of.get(&session).into_iter().flatten() {
-            if let Some(undecided) = self.undecided.get_mut(*key) {
-                undecided.names.retain(|(database, _)| {
-                    let stays = !databases.contains(database);
-                    if !stays {
-                        subscriptions.release(*database);
-                    }
-                    stays
-                });
+        for key in self.requests_of(session).collect::<Vec<_>>() {
+            let Some(undecided) = self.undecided.get_mut(key) else { continue };
+            let (mut withdrawn, mut awaited) = (Vec::new(), Vec::new());
+            undecided.names.retain(|(database, _)| {
+                let stays = !databases.contains(database);
+                if !stays {
+                    withdrawn.push(*database);
+                    awaited.extend(undecided.awaits.remove(database).then_some(*database));
+                }
+                stays
+            });
+            let is_ready = undecided.awaits.is_empty();
+            self.stop_waiting(session, &awaited, subscriptions);
+            for database in withdrawn {
+                self.release(database, subscriptions);
+            }
+            if is_ready {
+                let undecided = self.take_undecided(key);
+                self.ready.extend(undecided);
             }
         }
+        self.drop_stale_questions(session);
     }
 
-    /// Takes all requests of a session back: how each wanted to be answered.
+    /// Takes all requests of a session back. Returns how each wanted to be answered.
     pub fn cancel(&mut self, session: Key, subscriptions: &mut Subscriptions) -> Vec<Reply> {
+        let mut over = Vec::new();
         for queue in [&mut self.ready, &mut self.late] {
+            if !queue.iter().any(|undecided| undecided.session == session) {
+                continue;
+            }
             let (cancelled, others): (VecDeque<_>, _) =
                 queue.drain(..).partition(|undecided| undecided.session == session);
             *queue = others;
-            for undecided in cancelled {
-                undecided.release(subscriptions);
-            }
+            over.extend(cancelled);
         }
+        for undecided in over {
+            self.end(undecided, subscriptions);
+        }
+        self.withheld.remove(&session);
         let mut replies = Vec::new();
-        for key in self.undecided_of.remove(&session).unwrap_or_default() {
-            if let Some(undecided) = self.undecided.remove(key) {
+        for key in self.requests_of(session).collect::<Vec<_>>() {
+            if let Some(undecided) = self.give_up(key, subscriptions) {
                 replies.push(undecided.reply.clone());
-                undecided.release(subscriptions);
+                self.end(undecided, subscriptions);
             }
         }
+        self.questions.of_sessions.remove_owner(session);
         replies
     }
 
-    /// A request does not wait any more.
-    fn take_undecided(&mut self, key: Key) -> Option<Undecided> {
-        let undecided = self.undecided.remove(key)?;
-        if let Some(keys) = self.undecided_of.get_mut(&undecided.session) {
-            keys.retain(|other| *other != key);
-            if keys.is_empty() {
-                self.undecided_of.remove(&undecided.session);
+    /// Ends the holds of a request that is not to be answered, or was rejected.
+    pub fn end(&mut self, undecided: Undecided, subscriptions: &mut Subscriptions) {
+        for (database, _) in undecided.names {
+            self.release(database, subscriptions);
+        }
+    }
+
+    /// Ends a hold; what is known of a database that nobody else needs is forgotten.
+    pub fn release(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
+        subscriptions.release(database);
+        self.drop_unused(database, subscriptions);
+    }
+
+    /// Takes a request out that is not decided.
+    fn give_up(&mut self, key: Key, subscriptions: &mut Subscriptions) -> Option<Undecided> {
+        let awaited: Vec<DatabaseId> = self.undecided.get_mut(key)?.awaits.drain().collect();
+        let session = self.undecided.get(key)?.session;
+        self.stop_waiting(session, &awaited, subscriptions);
+        self.take_undecided(key)
+    }
+
+    /// A request does not wait any more for these databases.
+    fn stop_waiting(&mut self, session: Key, databases: &[DatabaseId], subscriptions: &mut Subscriptions) {
+        self.uncount(session, databases.len());
+        for database in databases {
+            if let Some(entry) = self.entries.get_mut(database) {
+                entry.waiters = entry.waiters.saturating_sub(1);
+            }
+            self.drop_unused(*database, subscriptions);
+        }
+    }
+
+    fn uncount(&mut self, session: Key, count: usize) {
+        let Some(share) = self.shares.get_mut(&session) else { return };
+        share.awaits -= count;
+        self.awaited -= count;
+        if let Some(awaited) = self.awaited_by.get_mut(&share.user) {
+            *awaited -= count;
+            if *awaited == 0 {
+                self.awaited_by.remove(&share.user);
             }
         }
+        if share.requests.is_empty() {
+            self.shares.remove(&session);
+        }
+    }
+
+    /// Takes a request out of the tables.
+    fn take_undecided(&mut self, key: Key) -> Option<Undecided> {
+        let undecided = self.undecided.remove(key)?;
+        let session = undecided.session;
+        if let Some(share) = self.shares.get_mut(&session) {
+            share.requests.retain(|other| *other != key);
+        }
+        self.uncount(session, undecided.awaits.len());
         Some(undecided)
     }
 
-    /// The next request all of whose databases are decided.
+    /// Takes the questions out of a session's queue that it does not wait for any more, once there are many.
+    fn drop_stale_questions(&mut self, session: Key) {
+        let awaits = self.shares.get(&session).map_or(0, |share| share.awaits);
+        let queue = &mut self.questions.of_sessions;
+        if queue.len_of(session) <= 2 * awaits + MAX_STALE {
+            return;
+        }
+        let mut wanted: HashSet<DatabaseId> = HashSet::with_capacity(awaits);
+        for key in self.shares.get(&session).into_iter().flat_map(|share| &share.requests) {
+            wanted.extend(self.undecided.get(*key).into_iter().flat_map(|undecided| &undecided.awaits));
+        }
+        for database in queue.remove_owner(session) {
+            if wanted.remove(&database) {
+                queue.push(session, database);
+            }
+        }
+    }
+
+    /// Returns the next request all of whose databases are decided.
     pub fn next_ready(&mut self) -> Option<Undecided> {
         self.ready.pop_front()
     }
 
-    /// The next request that could not be decided in time.
+    /// Returns the next request that could not be decided in time.
     pub fn next_late(&mut self) -> Option<Undecided> {
         self.late.pop_front()
     }
 
-    /// Has CouchDB asked about a database. No subscriber is notified until it is known who may read it.
-    pub fn ask(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
-        if !self.entries.contains_key(&database) {
-            if self.entries.len() >= MAX_ENTRIES {
-                return;
-            }
+    /// Makes an entry of a database, which is held for that.
+    fn enter(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
+        self.entries.entry(database).or_insert_with(|| {
             subscriptions.hold_id(database);
-        }
-        self.entries.entry(database).or_default();
-        self.ask_again(database);
+            Entry::default()
+        });
     }
 
-    /// Has CouchDB asked about a database that has an entry.
-    fn ask_again(&mut self, database: DatabaseId) {
+    /// Has CouchDB asked about a database with subscribers of which nothing is known. No subscriber is notified until
+    /// it is known who may read it.
+    pub fn ask(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
+        self.enter(database, subscriptions);
+        self.queue_doubt(database);
+    }
+
+    fn queue_doubt(&mut self, database: DatabaseId) {
         let Some(entry) = self.entries.get_mut(&database) else { return };
-        if !std::mem::replace(&mut entry.asked, true) {
-            self.questions.push_back(database);
+        if matches!(entry.question, Question::None | Question::Queued) {
+            entry.question = Question::Urgent;
+            self.questions.doubts.push_back(database);
+        }
+    }
+
+    /// Forgets a database that nobody waits for or subscribes to, unless it is worth to be kept until its refresh:
+    /// that it is missing is not, for there are names without end.
+    pub fn drop_unused(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
+        let Some(entry) = self.entries.get(&database) else { return };
+        let is_used = entry.waiters > 0 || subscriptions.has_subscribers(database);
+        let is_worthless = match entry.verdict {
+            None => true,
+            Some(Verdict::Missing) => !subscriptions.is_awaited(database),
+            Some(_) => entry.in_doubt && !subscriptions.is_awaited(database),
+        };
+        if !is_used && is_worthless && entry.question != Question::Asked {
+            self.forget(database, subscriptions);
         }
     }
 
     fn forget(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
         if self.entries.remove(&database).is_some() {
             subscriptions.release(database);
+            if self.entries.len() < self.entries.capacity() / 8 {
+                self.entries.shrink_to(2 * self.entries.len());
+            }
         }
     }
 
-    /// The next database to ask CouchDB about, unless enough is asked. It is kept until the answer.
-    pub fn next_question(&mut self) -> Option<DatabaseId> {
-        if self.asking >= MAX_QUESTIONS {
-            return None;
-        }
-        let database = self.questions.pop_front()?;
-        if let Some(entry) = self.entries.get_mut(&database) {
+    /// Returns the next database to ask CouchDB about, unless enough is asked. It is kept until the answer. A question
+    /// that nobody waits for any more is dropped.
+    pub fn next_question(&mut self, subscriptions: &mut Subscriptions) -> Option<DatabaseId> {
+        while self.questions.asking < MAX_QUESTIONS {
+            let database = self.questions.pop()?;
+            let Some(entry) = self.entries.get_mut(&database) else { continue };
+            if !matches!(entry.question, Question::Queued | Question::Urgent) {
+                continue;
+            }
+            if entry.waiters == 0 && !subscriptions.has_subscribers(database) {
+                self.forget(database, subscriptions);
+                continue;
+            }
+            entry.question = Question::Asked;
             entry.since = None;
+            self.questions.asking += 1;
+            return Some(database);
         }
-        self.asking += 1;
-        Some(database)
+        None
     }
 
-    /// A line of the feed, or a position, tells of a change of a database: whether its subscribers are to be told now. If
-    /// they may not, they are when it is known who may. What is no news was told before, or is in the answers to those
-    /// who subscribed since.
+    /// Takes a line of the feed, or a position, that tells of a change of a database. Returns whether its subscribers
+    /// are to be notified now. If they may not, they are once it is known who may. What is no news was told before, or
+    /// is in the answers to those who subscribed since. `before` is the position before the line, if it is known.
     pub fn handle_line(
         &mut self,
         database: DatabaseId,
         kind: ChangeKind,
         is_news: bool,
+        before: Option<Position>,
         subscriptions: &Subscriptions,
     ) -> bool {
-        let is_restricted = self.is_restricted();
+        if !self.is_restricted() {
+            return is_news;
+        }
         let Some(entry) = self.entries.get_mut(&database) else {
             // One without an entry has no subscribers but server admins, or is one that CouchDB cannot have.
-            return is_news && (!is_restricted || database_name::is_possible(subscriptions.name(database)));
+            return is_news && database_name::is_possible(subscriptions.name(database));
         };
-        let is_there = matches!(entry.verdict, Some(Verdict::Security(_) | Verdict::TooLarge));
-        let in_doubt = !is_there || kind == ChangeKind::Created || entry.untold.is_some();
-        // Of one that was not there nobody was told.
-        if in_doubt && (is_news || !is_there) {
+        let was_there = entry.is_there();
+        let is_held_back = entry.in_doubt || entry.left.is_some() || !was_there;
+        if kind == ChangeKind::Updated && was_there && !entry.in_doubt {
+            if is_held_back && is_news {
+                entry.untold = Some(entry.untold.map_or(kind, |earlier| earlier.merge(kind)));
+            }
+            return is_news && !is_held_back;
+        }
+        let tells_now = is_news && !is_held_back && kind == ChangeKind::Deleted;
+        if !entry.in_doubt {
+            entry.in_doubt = true;
+            entry.stood_at = if was_there {
+                before.or(entry.stood_at)
+            } else {
+                let missing = before.filter(|position| !position.is_there());
+                missing.or(entry.stood_at).or(before.map(before_creation))
+            };
+        }
+        if kind == ChangeKind::Deleted {
+            let now = subscriptions.known(database).or(subscriptions.told(database));
+            entry.stood_at = now.map(before_creation).or(entry.stood_at);
+            if is_news {
+                // Whoever subscribes now is answered as if it were missing, which it may be.
+                entry.verdict = Some(Verdict::Missing);
+                entry.left = None;
+            }
+        }
+        // Of one that was not there no subscriber was notified.
+        if !tells_now && (is_news || !was_there) {
             entry.untold = Some(entry.untold.map_or(kind, |earlier| earlier.merge(kind)));
         }
-        if in_doubt || kind == ChangeKind::Deleted {
-            entry.note(kind);
-            self.ask_again(database);
-        }
-        is_news && !in_doubt
+        entry.note(kind);
+        self.queue_doubt(database);
+        tells_now
     }
 
-    /// CouchDB answered about a database; None when it could not say. Returns what is to be told now to those of its
-    /// subscribers who may read it. The database may be kept no longer.
+    /// Takes CouchDB's answer about a database; None when it did not say. Returns what its subscribers are to be
+    /// notified of now. When they have to be reconsidered before that, [`Access::next_step`] says so. The database may
+    /// be kept no longer.
     pub fn handle_verdict(
         &mut self,
         database: DatabaseId,
         verdict: Option<Verdict>,
-        now: Millis,
+        (now, jitter): (Millis, &mut Jitter),
         subscriptions: &mut Subscriptions,
     ) -> Option<ChangeKind> {
-        self.asking -= 1;
+        self.questions.asking -= 1;
         let entry = self.entries.get_mut(&database)?;
-        if verdict.is_none() {
-            self.retries.push_back((now + RETRY, database));
+        let Some(verdict) = verdict else {
+            let span = (FIRST_RETRY << entry.failures.min(6)).min(LONGEST_RETRY);
+            let at = now + jitter.around(span).max(FIRST_RETRY / 2);
+            entry.failures = entry.failures.saturating_add(1);
+            entry.question = Question::Backoff(at);
+            self.retries.push(Reverse((at, database)));
+            self.drop_unused(database, subscriptions);
+            return None;
+        };
+        entry.failures = 0;
+        if entry.is_from_before(&verdict) {
+            entry.question = Question::None;
+            self.queue_doubt(database);
             return None;
         }
-        if entry.is_from_before(verdict.as_ref()) {
-            self.questions.push_back(database);
-            return None;
+        let is_other = entry.verdict.as_ref() != Some(&verdict);
+        let has_subscribers = subscriptions.has_subscribers(database);
+        entry.question = Question::None;
+        entry.verdict = Some(verdict);
+        entry.in_doubt = false;
+        let is_there = entry.is_there();
+        entry.stood_at = subscriptions.known(database).filter(|position| is_there || !position.is_there());
+        if is_other && has_subscribers {
+            entry.left = Some(subscriptions.subscriber_count(database));
+            self.passes.push_back(Pass::Database(database));
         }
-        entry.asked = false;
-        entry.verdict = verdict;
-        let untold = entry.untold.take();
+        let tells_now = if entry.left.is_none() { entry.untold.take() } else { None };
         let waiting = std::mem::take(&mut entry.waiting);
-        if !subscriptions.has_subscribers(database) && waiting.is_empty() && !entry.queued {
-            self.forget(database, subscriptions);
-            return None;
-        }
-        if !std::mem::replace(&mut entry.queued, true) {
-            self.refreshes.push_back((now + REFRESH, database));
-        }
+        let at = now + REFRESH;
+        entry.refresh = Some(at);
+        entry.waiters = 0;
+        self.refreshes.push_back((at, database));
         for key in waiting {
             let Some(undecided) = self.undecided.get_mut(key) else { continue };
-            undecided.missing -= 1;
-            if undecided.missing == 0 {
-                let undecided = self.take_undecided(key);
-                self.ready.extend(undecided);
+            if undecided.awaits.remove(&database) {
+                let (session, is_ready) = (undecided.session, undecided.awaits.is_empty());
+                self.uncount(session, 1);
+                if is_ready {
+                    let undecided = self.take_undecided(key);
+                    self.ready.extend(undecided);
+                }
             }
         }
-        untold
+        self.drop_unused(database, subscriptions);
+        tells_now
     }
 
-    /// When [`Access::handle_timeout`] is due.
+    /// Has all subscriptions of a session reconsidered, since its user's roles are others. The session is not written
+    /// to before that is done.
+    pub fn reconsider_session(&mut self, session: Key, subscriptions: &Subscriptions) {
+        if self.is_restricted() && self.withheld.insert(session) {
+            self.passes.push_back(Pass::Session(session, subscriptions.count(session.index)));
+        } else if self.withheld.contains(&session) {
+            // Its roles changed again while it was reconsidered.
+            for pass in &mut self.passes {
+                if let Pass::Session(one, left) = pass
+                    && *one == session
+                {
+                    *left = subscriptions.count(session.index);
+                }
+            }
+        }
+    }
+
+    /// Returns whether a session is not to be written to yet.
+    pub fn is_withheld(&self, session: Key) -> bool {
+        !self.withheld.is_empty() && self.withheld.contains(&session)
+    }
+
+    /// Returns whether there are steps to take or requests to answer now.
+    pub fn has_work(&self) -> bool {
+        !self.passes.is_empty() || !self.ready.is_empty() || !self.late.is_empty()
+    }
+
+    /// Returns the next step of reconsidering subscriptions. Whatever subscribers come and go between two steps, each
+    /// that was there at the start is decided about: the last takes the place of one that goes.
+    pub fn next_step(&mut self, subscriptions: &Subscriptions) -> Option<Step> {
+        while let Some(pass) = self.passes.front_mut() {
+            match pass {
+                Pass::Database(database) => {
+                    let database = *database;
+                    let step = self.entries.get_mut(&database).and_then(|entry| {
+                        let left = entry.left?.min(subscriptions.subscriber_count(database));
+                        entry.left = left.checked_sub(1);
+                        match entry.left {
+                            Some(next) => Some(Step::Decide(subscriptions.subscriber_at(database, next)?, database)),
+                            // One that came into doubt meanwhile waits for its next verdict.
+                            None if entry.in_doubt => None,
+                            None => entry.untold.take().map(|kind| Step::Notify(database, kind)),
+                        }
+                    });
+                    let goes_on = self.entries.get(&database).is_some_and(|entry| entry.left.is_some());
+                    if !goes_on {
+                        self.passes.pop_front();
+                    }
+                    if step.is_some() {
+                        return step;
+                    }
+                }
+                Pass::Session(session, left) => {
+                    let session = *session;
+                    *left = (*left).min(subscriptions.count(session.index));
+                    if let Some(next) = left.checked_sub(1) {
+                        *left = next;
+                        if let Some(database) = subscriptions.subscription_at(session.index, next) {
+                            return Some(Step::Decide(session.index, database));
+                        }
+                        continue;
+                    }
+                    self.passes.pop_front();
+                    if self.withheld.remove(&session) {
+                        return Some(Step::Resume(session));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Returns when [`Access::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Millis> {
         let deadline = self.deadlines.front().map(|(at, _)| *at);
-        let again = [&self.refreshes, &self.retries].map(|queue| queue.front().map(|(at, _)| *at));
-        again.into_iter().chain([deadline]).flatten().min()
+        let refresh = self.refreshes.front().map(|(at, _)| *at);
+        let retry = self.retries.peek().map(|Reverse((at, _))| *at);
+        [deadline, refresh, retry].into_iter().flatten().min()
     }
 
-    /// Does what the time asks for.
+    /// Does what the time asks for, in one turn a part of it.
     pub fn handle_timeout(&mut self, now: Millis, subscriptions: &mut Subscriptions) {
-        while self.deadlines.front().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, key)) = self.deadlines.pop_front() {
-                let undecided = self.take_undecided(key);
-                self.late.extend(undecided);
+        let mut budget = EXPIRED_A_TURN;
+        while let Some((at, key)) = self.deadlines.front().copied()
+            && at <= now
+            && budget > 0
+        {
+            self.deadlines.pop_front();
+            if let Some(undecided) = self.give_up(key, subscriptions) {
+                budget = budget.saturating_sub(undecided.names.len());
+                let session = undecided.session;
+                self.late.push_back(undecided);
+                self.drop_stale_questions(session);
             }
         }
-        while self.retries.front().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, database)) = self.retries.pop_front() {
-                self.questions.push_back(database);
+        let mut budget = EXPIRED_A_TURN;
+        while let Some(Reverse((at, database))) = self.retries.peek().copied()
+            && at <= now
+            && budget > 0
+        {
+            budget -= 1;
+            self.retries.pop();
+            if self.entries.get(&database).is_some_and(|entry| entry.question == Question::Backoff(at)) {
+                self.retry(database, subscriptions);
             }
         }
-        while self.refreshes.front().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, database)) = self.refreshes.pop_front() else { break };
-            let Some(entry) = self.entries.get_mut(&database) else { continue };
-            entry.queued = false;
-            if subscriptions.has_subscribers(database) || !entry.waiting.is_empty() {
-                self.ask_again(database);
-            } else if !entry.asked {
-                self.forget(database, subscriptions);
+        let mut budget = EXPIRED_A_TURN;
+        while let Some((at, database)) = self.refreshes.front().copied()
+            && at <= now
+            && budget > 0
+        {
+            budget -= 1;
+            self.refreshes.pop_front();
+            self.refresh(database, at, subscriptions);
+        }
+        self.give_back();
+    }
+
+    /// Queues a question again that CouchDB did not answer.
+    fn retry(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
+        let Some(entry) = self.entries.get_mut(&database) else { return };
+        entry.question = Question::None;
+        if subscriptions.has_subscribers(database) {
+            return self.queue_doubt(database);
+        }
+        for key in &entry.waiting {
+            if let Some(undecided) = self.undecided.get(*key).filter(|one| one.awaits.contains(&database)) {
+                entry.question = Question::Queued;
+                self.questions.of_sessions.push(undecided.session, database);
             }
+        }
+        if entry.question == Question::None {
+            self.forget(database, subscriptions);
         }
     }
+
+    fn refresh(&mut self, database: DatabaseId, at: Millis, subscriptions: &mut Subscriptions) {
+        let Some(entry) = self.entries.get_mut(&database).filter(|entry| entry.refresh == Some(at)) else { return };
+        entry.refresh = None;
+        if subscriptions.has_subscribers(database) {
+            if entry.question == Question::None {
+                entry.question = Question::Queued;
+                self.questions.refreshes.push_back(database);
+            }
+        } else if entry.waiters == 0 && entry.question != Question::Asked {
+            self.forget(database, subscriptions);
+        }
+    }
+
+    /// Gives back the room of a crowd that is through.
+    fn give_back(&mut self) {
+        let room = |length: usize, capacity: usize| (length < capacity / 8).then_some(2 * length);
+        if let Some(room) = room(self.deadlines.len(), self.deadlines.capacity()) {
+            self.deadlines.shrink_to(room);
+        }
+        if let Some(room) = room(self.refreshes.len(), self.refreshes.capacity()) {
+            self.refreshes.shrink_to(room);
+        }
+        if let Some(room) = room(self.retries.len(), self.retries.capacity()) {
+            self.retries.shrink_to(room);
+        }
+    }
+}
+
+/// Returns the position of a database as it was before it was created, as far as that can be told.
+fn before_creation(position: Position) -> Position {
+    if !position.is_there() {
+        return position;
+    }
+    let [updated, created, deleted] = position.counts;
+    Position { counts: [if created == 1 { 0 } else { updated }, deleted, deleted], ..position }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::positions::Given;
     use ChangeKind::{Created, Deleted, Updated};
 
-    const FIRST: Key = Key { index: 0, generation: 0 };
-    const SECOND: Key = Key { index: 1, generation: 0 };
+    use crate::wire::positions::Given;
 
-    fn security(json: &str) -> Option<Verdict> {
-        Security::parse(json.as_bytes()).map(Verdict::Security)
+    fn key(index: u32) -> Key {
+        Key { index, generation: 0 }
     }
 
-    fn of(user: &str) -> Option<Verdict> {
+    fn security(json: &str) -> Verdict {
+        Verdict::Security(Box::new(Security::parse(json.as_bytes()).expect("an object")))
+    }
+
+    fn of(user: &str) -> Verdict {
         security(&format!(r#"{{"members":{{"names":["{user}"]}}}}"#))
     }
 
-    /// The machine beside the table of names.
-    struct Asked {
+    const MISSING: Verdict = Verdict::Missing;
+
+    /// The machine with the table of databases, and what came of it.
+    struct Scene {
         access: Access,
         subscriptions: Subscriptions,
+        jitter: Jitter,
+        now: Millis,
     }
 
-    impl std::ops::Deref for Asked {
-        type Target = Access;
-
-        fn deref(&self) -> &Access {
-            &self.access
-        }
-    }
-
-    impl Asked {
-        fn new(policy: Policy) -> Self {
-            Self { access: Access::new(policy), subscriptions: Subscriptions::default() }
+    impl Scene {
+        fn new() -> Self {
+            let (access, subscriptions) = (Access::new(Policy::Members), Subscriptions::default());
+            Self { access, subscriptions, jitter: Jitter::new(7), now: 0 }
         }
 
-        /// The database of a name, kept for the rest of the test.
-        fn id(&mut self, name: &str) -> DatabaseId {
-            self.subscriptions.hold(name)
+        fn wait(&mut self, session: u32, user: &str, names: &[&str]) {
+            let ids: Vec<_> = names.iter().map(|name| self.subscriptions.hold(name)).collect();
+            let wanted = ids.iter().map(|id| (*id, Given::Nothing)).collect();
+            let undecided = Access::undecided(key(session), Reply::Silent, wanted, None);
+            self.access.wait(undecided, &ids, user, self.now, &mut self.subscriptions);
         }
 
-        /// Somebody subscribes to a database, or nobody does any more.
-        fn watch(&mut self, name: &str, subscribed: bool) {
+        fn id(&self, name: &str) -> DatabaseId {
+            self.subscriptions.find(name).expect("it is kept")
+        }
+
+        fn decide(&mut self, name: &str, user: &str, roles: &[&str]) -> Decision {
+            let roles: Vec<Box<str>> = roles.iter().map(|role| (*role).into()).collect();
+            let database = self.subscriptions.hold(name);
+            let decision = self.access.decide(database, user, &roles, &self.subscriptions);
+            self.subscriptions.release(database);
+            decision
+        }
+
+        /// Asks what may be asked at the moment.
+        fn questions(&mut self) -> Vec<String> {
+            let Self { access, subscriptions, .. } = self;
+            std::iter::from_fn(|| access.next_question(subscriptions).map(|id| subscriptions.name(id).to_owned()))
+                .collect()
+        }
+
+        fn answer(&mut self, name: &str, verdict: impl Into<Option<Verdict>>) -> Option<ChangeKind> {
             let database = self.id(name);
-            if subscribed {
-                self.subscriptions.subscribe(0, database).expect("few");
-            } else {
-                self.subscriptions.unsubscribe(0, database);
+            self.subscriptions.hold_id(database);
+            let times = (self.now, &mut self.jitter);
+            let untold = self.access.handle_verdict(database, verdict.into(), times, &mut self.subscriptions);
+            self.access.release(database, &mut self.subscriptions);
+            untold
+        }
+
+        fn line(&mut self, name: &str, kind: ChangeKind, is_news: bool) -> bool {
+            self.access.handle_line(self.id(name), kind, is_news, None, &self.subscriptions)
+        }
+
+        /// The sessions whose requests are decided; they are subscribed.
+        fn ready(&mut self) -> Vec<u32> {
+            let mut sessions = Vec::new();
+            while let Some(undecided) = self.access.next_ready() {
+                sessions.push(undecided.session.index);
+                for (database, _) in &undecided.names {
+                    self.subscriptions.subscribe(undecided.session.index, *database).expect("within the limit");
+                }
+                self.access.end(undecided, &mut self.subscriptions);
             }
+            sessions
         }
 
-        fn decide(&mut self, name: &str, user: &str, roles: &[Box<str>]) -> Decision {
+        fn late(&mut self) -> Vec<u32> {
+            let mut sessions = Vec::new();
+            while let Some(undecided) = self.access.next_late() {
+                sessions.push(undecided.session.index);
+                self.access.end(undecided, &mut self.subscriptions);
+            }
+            sessions
+        }
+
+        fn cancel(&mut self, session: u32) -> usize {
+            self.access.cancel(key(session), &mut self.subscriptions).len()
+        }
+
+        fn withdraw(&mut self, session: u32, names: &[&str]) {
+            let ids = names.iter().filter_map(|name| self.subscriptions.find(name)).collect();
+            self.access.withdraw(key(session), &ids, &mut self.subscriptions);
+        }
+
+        fn unsubscribe(&mut self, session: u32, name: &str) {
             let database = self.id(name);
-            self.access.decide(database, user, roles, &self.subscriptions)
+            self.subscriptions.unsubscribe(session, database);
+            self.access.drop_unused(database, &mut self.subscriptions);
         }
 
-        fn is_missing(&mut self, name: &str) -> bool {
-            let database = self.id(name);
-            self.access.is_missing(database)
+        fn pass(&mut self, time: Millis) {
+            self.now += time;
+            self.access.handle_timeout(self.now, &mut self.subscriptions);
         }
 
-        fn handle_line(&mut self, name: &str, kind: ChangeKind, is_news: bool) -> bool {
-            let database = self.id(name);
-            self.access.handle_line(database, kind, is_news, &self.subscriptions)
+        fn steps(&mut self) -> Vec<Step> {
+            std::iter::from_fn(|| self.access.next_step(&self.subscriptions)).collect()
         }
 
-        fn handle_verdict(
-            &mut self,
-            name: &str,
-            verdict: Option<Verdict>,
-            wanted: bool,
-            now: Millis,
-        ) -> Option<ChangeKind> {
-            self.watch(name, wanted);
-            let database = self.id(name);
-            self.access.handle_verdict(database, verdict, now, &mut self.subscriptions)
-        }
-
-        fn handle_timeout(&mut self, now: Millis, wanted: bool) {
-            self.watch("db", wanted);
-            self.access.handle_timeout(now, &mut self.subscriptions);
-        }
-
-        fn withdraw(&mut self, session: Key, name: &str) {
-            let database = self.id(name);
-            self.access.withdraw(session, &[database].into(), &mut self.subscriptions);
-        }
-
-        fn cancel(&mut self, session: Key) -> Vec<Reply> {
-            self.access.cancel(session, &mut self.subscriptions)
+        fn assert_empty(&self) {
+            let access = &self.access;
+            assert!(access.entries.is_empty() && access.shares.is_empty() && access.awaited_by.is_empty());
+            assert_eq!((access.awaited, access.undecided.len(), self.subscriptions.held()), (0, 0, 0));
         }
     }
 
-    fn subscribe(asked: &mut Asked, session: Key, names: &[&str], now: Millis) {
-        let unknown: Vec<DatabaseId> = names.iter().map(|name| asked.id(name)).collect();
-        let wanted = unknown.iter().map(|database| (*database, Given::Nothing)).collect();
-        let undecided = Access::undecided(session, Reply::Silent, wanted, None);
-        asked.access.wait(undecided, &unknown, now, &mut asked.subscriptions);
+    /// A scene with one database, which session 0 subscribes to.
+    fn knows(verdict: Verdict) -> Scene {
+        let mut scene = Scene::new();
+        scene.wait(0, "u", &["db"]);
+        assert_eq!(scene.questions(), ["db"]);
+        assert_eq!(scene.answer("db", verdict), None);
+        assert_eq!(scene.ready(), [0]);
+        scene
     }
 
-    fn ready(asked: &mut Asked) -> Vec<Key> {
-        std::iter::from_fn(|| asked.access.next_ready()).map(|undecided| undecided.session).collect()
-    }
-
-    fn questions(asked: &mut Asked) -> Vec<String> {
-        let Asked { access, subscriptions } = asked;
-        std::iter::from_fn(|| access.next_question()).map(|database| subscriptions.name(database).to_owned()).collect()
-    }
-
-    /// A machine that knows one database, which someone subscribes to.
-    fn knows(verdict: Option<Verdict>) -> Asked {
-        let mut access = Asked::new(Policy::Members);
-        subscribe(&mut access, FIRST, &["db"], 0);
-        assert_eq!(questions(&mut access), ["db"]);
-        assert_eq!(access.handle_verdict("db", verdict, true, 0), None);
-        assert_eq!(ready(&mut access), [FIRST]);
-        access
-    }
+    const NONE: [&str; 0] = [];
 
     #[test]
     fn a_database_is_asked_about_once_for_all_who_wait() {
-        let mut access = Asked::new(Policy::Members);
-        subscribe(&mut access, FIRST, &["a", "b"], 0);
-        subscribe(&mut access, SECOND, &["b"], 0);
-        assert_eq!((access.pending_names(FIRST), access.pending_requests(FIRST)), (2, 1));
-        assert_eq!(questions(&mut access), ["a", "b"]);
-        access.handle_verdict("b", of("u"), false, 0);
-        assert_eq!(ready(&mut access), [SECOND]);
-        access.handle_verdict("a", Some(Verdict::Missing), false, 0);
-        assert_eq!(ready(&mut access), [FIRST]);
-        assert_eq!((access.pending_names(FIRST), access.pending_requests(FIRST)), (0, 0));
-        assert_eq!(access.decide("a", "u", &[]), Decision::Allowed, "it does not exist");
-        assert_eq!(access.decide("b", "u", &[]), Decision::Allowed);
-        assert_eq!(access.decide("b", "v", &[]), Decision::Forbidden(Refusal::NotReader));
-        assert_eq!(access.decide("b", "v", &["_admin".into()]), Decision::Allowed);
-        assert_eq!(access.decide("_users", "u", &[]), Decision::Forbidden(Refusal::NotReader));
-        assert_eq!(access.decide("c", "u", &[]), Decision::Unknown);
-        assert_eq!(Asked::new(Policy::Open).decide("_users", "u", &[]), Decision::Allowed);
+        let mut scene = Scene::new();
+        scene.wait(0, "u", &["a", "b"]);
+        scene.wait(1, "v", &["b"]);
+        assert_eq!((scene.access.pending_names(key(0)), scene.access.pending_requests(key(0))), (2, 1));
+        assert_eq!(scene.questions(), ["a", "b"]);
+        scene.answer("b", of("u"));
+        assert_eq!(scene.ready(), [1]);
+        scene.answer("a", MISSING);
+        assert_eq!(scene.ready(), [0]);
+        assert_eq!((scene.access.pending_names(key(0)), scene.access.pending_requests(key(0))), (0, 0));
+        assert_eq!(scene.decide("a", "u", &[]), Decision::Allowed, "it does not exist");
+        assert_eq!(scene.decide("b", "u", &[]), Decision::Allowed);
+        assert_eq!(scene.decide("b", "v", &[]), Decision::Forbidden(Refusal::NotReader));
+        assert_eq!(scene.decide("b", "v", &["_admin"]), Decision::Allowed);
+        assert_eq!(scene.decide("_users", "u", &[]), Decision::Forbidden(Refusal::NotReader));
+        assert_eq!(scene.decide("c", "u", &[]), Decision::Unknown);
+        assert_eq!(scene.decide("../c", "u", &[]), Decision::Allowed, "CouchDB cannot have it");
     }
 
     #[test]
-    fn few_questions_are_under_way_at_once() {
-        let mut access = Asked::new(Policy::Members);
-        let names: Vec<String> = (0..10).map(|number| format!("db-{number}")).collect();
-        subscribe(&mut access, FIRST, &names.iter().map(String::as_str).collect::<Vec<_>>(), 0);
-        assert_eq!(questions(&mut access).len(), MAX_QUESTIONS);
-        access.handle_verdict("db-0", of("u"), false, 0);
-        assert_eq!(questions(&mut access), ["db-4"]);
+    fn sessions_are_served_in_turn() {
+        let mut scene = Scene::new();
+        let names: Vec<String> = (0..1_000).map(|number| format!("db-{number}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        scene.wait(0, "u", &names);
+        scene.wait(1, "v", &["mine"]);
+        // The last of the first session's, too: it does not wait for the first session's turn.
+        scene.wait(2, "w", &["db-999"]);
+        assert_eq!(scene.questions(), ["db-0", "mine", "db-999", "db-1"]);
+        scene.answer("db-999", MISSING);
+        assert_eq!(scene.questions(), ["db-2"]);
+        assert_eq!(scene.ready(), [2]);
+    }
+
+    #[test]
+    fn refreshes_and_new_questions_do_not_starve_each_other() {
+        let mut scene = Scene::new();
+        let names: Vec<String> = (0..500).map(|number| format!("db-{number}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        scene.wait(0, "u", &names);
+        loop {
+            let questions = scene.questions();
+            if questions.is_empty() {
+                break;
+            }
+            for name in questions {
+                scene.answer(&name, of("u"));
+            }
+        }
+        assert_eq!(scene.ready(), [0]);
+        scene.pass(REFRESH);
+        let fresh: Vec<String> = (0..500).map(|number| format!("new-{number}")).collect();
+        scene.wait(1, "v", &fresh.iter().map(String::as_str).collect::<Vec<_>>());
+        scene.line("db-499", Created, true);
+        let mut asked = Vec::new();
+        while asked.len() < 20 {
+            for name in scene.questions() {
+                scene.answer(&name, of("u"));
+                asked.push(name);
+            }
+        }
+        let new = asked.iter().filter(|name| name.starts_with("new-")).count();
+        assert!((8..=12).contains(&new) && asked[..4].contains(&"db-499".to_owned()), "{asked:?}");
+    }
+
+    #[test]
+    fn a_question_that_nobody_waits_for_any_more_is_not_asked_and_takes_no_memory() {
+        let mut scene = Scene::new();
+        for round in 0..200 {
+            let names: Vec<String> = (0..250).map(|number| format!("db-{round}-{number}")).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            scene.wait(0, "u", &names);
+            scene.withdraw(0, &names);
+            assert!(scene.access.len() <= 4 && scene.access.waiting_questions() <= MAX_STALE + 250);
+            assert_eq!(scene.ready(), [0], "the request is answered");
+        }
+        scene.wait(1, "v", &["mine"]);
+        assert_eq!(scene.questions(), ["mine"]);
+        scene.answer("mine", MISSING);
+        scene.ready();
+        scene.unsubscribe(1, "mine");
+        scene.assert_empty();
+        // One that is under way is kept until its answer.
+        scene.wait(0, "u", &["a"]);
+        assert_eq!(scene.questions(), ["a"]);
+        assert_eq!(scene.cancel(0), 1);
+        assert_eq!(scene.access.len(), 1);
+        scene.answer("a", None);
+        scene.assert_empty();
+    }
+
+    #[test]
+    fn a_session_that_leaves_takes_only_its_own_questions_away() {
+        let mut scene = Scene::new();
+        scene.wait(0, "u", &["a", "b"]);
+        scene.wait(1, "v", &["b", "c"]);
+        assert_eq!(scene.cancel(0), 1);
+        assert_eq!(scene.questions(), ["b", "c"]);
+        for name in ["b", "c"] {
+            scene.answer(name, MISSING);
+        }
+        assert_eq!(scene.ready(), [1]);
+    }
+
+    #[test]
+    fn a_user_has_so_many_databases_waiting_and_leaves_room_for_others() {
+        let mut scene = Scene::new();
+        let names: Vec<String> = (0..MAX_WAITING_OF_USER).map(|number| format!("db-{number}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        for (session, part) in names.chunks(MAX_WAITING_OF_USER / 4).enumerate() {
+            assert!(scene.access.has_room("u", part.len()));
+            scene.wait(u32::try_from(session).expect("few"), "u", part);
+        }
+        assert!(!scene.access.has_room("u", 1) && scene.access.has_room("v", MAX_WAITING_OF_USER));
+        assert_eq!(scene.cancel(0), 1);
+        assert!(scene.access.has_room("u", MAX_WAITING_OF_USER / 4));
+        for session in 1..4 {
+            scene.cancel(session);
+        }
+        scene.assert_empty();
     }
 
     #[test]
     fn who_may_read_is_asked_again_within_each_minute_while_someone_subscribes() {
-        let mut access = knows(of("u"));
-        let (mut answered, mut now) = (0, 0);
-        while now < 600_000 {
-            now = access.poll_timeout().expect("it is watched");
-            access.handle_timeout(now, true);
-            assert_eq!(access.decide("db", "u", &[]), Decision::Allowed, "what was known counts meanwhile");
-            if questions(&mut access).is_empty() {
+        let mut scene = knows(of("u"));
+        scene.steps();
+        let mut answered = 0;
+        while scene.now < 600_000 {
+            let due = scene.access.poll_timeout().expect("it is watched");
+            scene.pass(due.saturating_sub(scene.now));
+            assert_eq!(scene.decide("db", "u", &[]), Decision::Allowed, "what was known counts meanwhile");
+            if scene.questions().is_empty() {
                 continue;
             }
-            now += 5_000;
-            assert!(now - answered <= 60_000, "{answered} to {now}");
-            answered = now;
-            access.handle_verdict("db", of("u"), true, now);
+            scene.now += 5_000;
+            assert!(scene.now - answered <= 60_000, "{answered} to {}", scene.now);
+            answered = scene.now;
+            assert_eq!(scene.answer("db", of("u")), None);
+            assert_eq!(scene.steps(), [], "nothing is reconsidered when the verdict is the same");
         }
-        access.handle_timeout(now + REFRESH, true);
-        assert_eq!(questions(&mut access), ["db"]);
-        access.handle_verdict("db", of("v"), true, now);
-        assert_eq!(access.decide("db", "u", &[]), Decision::Forbidden(Refusal::NotReader));
-        access.handle_timeout(now + REFRESH, false);
-        assert!(access.entries.is_empty() && access.poll_timeout().is_none(), "nobody subscribes any more");
+        scene.pass(REFRESH);
+        assert_eq!(scene.questions(), ["db"]);
+        scene.answer("db", of("v"));
+        assert_eq!(scene.steps(), [Step::Decide(0, scene.id("db"))]);
+        assert_eq!(scene.decide("db", "u", &[]), Decision::Forbidden(Refusal::NotReader));
+        scene.unsubscribe(0, "db");
+        assert_eq!(scene.access.len(), 1, "a database that is there is kept until its refresh");
+        scene.pass(REFRESH);
+        assert_eq!(scene.access.poll_timeout(), None);
+        scene.assert_empty();
     }
 
     #[test]
     fn what_is_not_there_is_told_to_nobody_before_it_was_asked_about() {
-        let mut access = knows(Some(Verdict::Missing));
-        assert!(access.is_missing("db"));
-        assert!(!access.handle_line("db", Created, true) && !access.handle_line("db", Updated, true));
-        assert_eq!(questions(&mut access), ["db"]);
-        assert_eq!(access.handle_verdict("db", None, true, 0), None);
-        assert!(!access.handle_line("db", Updated, true), "CouchDB did not say");
-        assert_eq!(questions(&mut access), [] as [&str; 0]);
-        access.handle_timeout(RETRY, true);
-        assert_eq!(questions(&mut access), ["db"]);
-        assert_eq!(access.handle_verdict("db", of("u"), true, RETRY), Some(Created));
-        assert!(access.handle_line("db", Updated, true));
+        let mut scene = knows(MISSING);
+        assert!(!scene.line("db", Created, true) && !scene.line("db", Updated, true));
+        assert_eq!(scene.questions(), ["db"]);
+        assert_eq!(scene.answer("db", None), None);
+        assert!(!scene.line("db", Updated, true), "CouchDB did not say");
+        assert_eq!(scene.questions(), NONE);
+        scene.pass(FIRST_RETRY);
+        assert_eq!(scene.questions(), ["db"]);
+        assert_eq!(scene.answer("db", of("u")), None, "its subscribers are reconsidered first");
+        assert!(!scene.line("db", Updated, true), "so long they are not notified");
+        let id = scene.id("db");
+        assert_eq!(scene.steps(), [Step::Decide(0, id), Step::Notify(id, Created)]);
+        assert!(scene.line("db", Updated, true));
         // A position told of it before the line.
-        let mut access = knows(Some(Verdict::Missing));
-        assert!(!access.handle_line("db", Created, false));
-        assert_eq!(questions(&mut access), ["db"]);
-        assert_eq!(access.handle_verdict("db", of("u"), true, 0), Some(Created), "nobody was told of it");
+        let mut scene = knows(MISSING);
+        assert!(!scene.line("db", Created, false));
+        assert_eq!(scene.questions(), ["db"]);
+        scene.answer("db", of("u"));
+        assert_eq!(scene.steps().last(), Some(&Step::Notify(scene.id("db"), Created)), "nobody was notified of it");
     }
 
     #[test]
-    fn a_database_that_is_deleted_or_made_anew_is_asked_about() {
-        let mut access = knows(of("u"));
-        assert!(access.handle_line("db", Updated, true) && !access.handle_line("db", Updated, false));
-        assert_eq!(questions(&mut access), [] as [&str; 0]);
-        assert!(access.handle_line("db", Deleted, true), "those who could read it are told");
-        assert_eq!(questions(&mut access), ["db"]);
-        assert!(!access.handle_line("db", Created, true));
-        assert_eq!(access.handle_verdict("db", Some(Verdict::Missing), true, 0), None, "from in between, maybe");
-        assert!(!access.is_missing("db"));
-        assert_eq!(questions(&mut access), ["db"]);
-        assert_eq!(access.handle_verdict("db", of("v"), true, 0), Some(Created));
-        assert_eq!(access.decide("db", "u", &[]), Decision::Forbidden(Refusal::NotReader));
-        assert!(!access.handle_line("db", Created, false));
-        assert_eq!(questions(&mut access), ["db"], "it is asked about, too, when it was told of before");
-        assert_eq!(access.handle_verdict("db", of("v"), true, 0), None);
+    fn a_database_that_is_deleted_is_in_doubt_until_it_was_asked_about() {
+        let mut scene = knows(of("u"));
+        scene.steps();
+        assert!(scene.line("db", Updated, true) && !scene.line("db", Updated, false));
+        assert_eq!(scene.questions(), NONE);
+        assert!(scene.line("db", Deleted, true), "those who could read it are notified");
+        assert_eq!(scene.questions(), ["db"]);
+        assert_eq!(scene.answer("db", None), None);
+        for kind in [Updated, Created, Updated, Deleted, Updated] {
+            assert!(!scene.line("db", kind, true), "it may be another one: {kind:?}");
+        }
+        assert_eq!(scene.decide("db", "v", &[]), Decision::Allowed, "as of one that is missing");
+        scene.pass(FIRST_RETRY);
+        assert_eq!(scene.questions(), ["db"]);
+        assert!(!scene.line("db", Created, true));
+        assert_eq!(scene.answer("db", MISSING), None, "from in between, maybe");
+        assert_eq!(scene.questions(), ["db"]);
+        scene.answer("db", of("v"));
+        let id = scene.id("db");
+        assert_eq!(scene.steps(), [Step::Decide(0, id), Step::Notify(id, Created)]);
+        assert_eq!(scene.decide("db", "u", &[]), Decision::Forbidden(Refusal::NotReader));
+        assert!(!scene.line("db", Created, false));
+        assert_eq!(scene.questions(), ["db"], "it is asked about, too, when it was told of before");
+        assert_eq!(scene.answer("db", of("v")), None);
+        assert_eq!(scene.steps(), []);
     }
 
     #[test]
     fn a_busy_database_gets_its_answer() {
-        let mut access = knows(Some(Verdict::Missing));
-        assert!(!access.handle_line("db", Created, true));
-        assert_eq!(questions(&mut access), ["db"]);
-        assert!(!access.handle_line("db", Updated, true));
-        assert_eq!(access.handle_verdict("db", Some(Verdict::Missing), true, 0), None, "it was there by then");
-        assert_eq!(questions(&mut access), ["db"]);
-        assert!(!access.handle_line("db", Updated, true));
-        assert!(access.handle_verdict("db", of("u"), true, 0).is_some());
+        let mut scene = knows(MISSING);
+        assert!(!scene.line("db", Created, true));
+        assert_eq!(scene.questions(), ["db"]);
+        assert!(!scene.line("db", Updated, true));
+        assert_eq!(scene.answer("db", MISSING), None, "it was there by then");
+        assert_eq!(scene.questions(), ["db"]);
+        assert!(!scene.line("db", Updated, true));
+        scene.answer("db", of("u"));
+        assert!(matches!(scene.steps()[..], [Step::Decide(..), Step::Notify(..)]));
         // One that was deleted at once is missing for good.
-        let mut access = knows(Some(Verdict::Missing));
-        assert!(!access.handle_line("db", Created, true) && !access.handle_line("db", Deleted, true));
-        assert_eq!(questions(&mut access), ["db"]);
-        assert!(access.handle_verdict("db", Some(Verdict::Missing), true, 0).is_some());
-        assert_eq!(questions(&mut access), [] as [&str; 0]);
+        let mut scene = knows(MISSING);
+        assert!(!scene.line("db", Created, true) && !scene.line("db", Deleted, true));
+        assert_eq!(scene.questions(), ["db"]);
+        assert!(scene.answer("db", MISSING).is_some());
+        assert_eq!(scene.questions(), NONE);
     }
 
     #[test]
-    fn who_cannot_be_decided_about_in_time_is_told_so() {
-        let mut access = Asked::new(Policy::Members);
-        subscribe(&mut access, FIRST, &["a"], 0);
-        subscribe(&mut access, SECOND, &["a", "b"], 0);
-        assert_eq!(questions(&mut access), ["a", "b"]);
-        access.withdraw(SECOND, "a");
-        assert_eq!(access.pending_names(SECOND), 1);
-        assert_eq!(access.cancel(SECOND).len(), 1);
-        access.handle_verdict("a", None, false, 0);
-        access.handle_timeout(DECIDE_WITHIN, false);
-        let late: Vec<Key> =
-            std::iter::from_fn(|| access.access.next_late()).map(|undecided| undecided.session).collect();
-        assert_eq!(late, [FIRST]);
-        assert_eq!(access.pending_requests(FIRST), 0);
-        // The answers come all the same, and nothing stays.
-        access.handle_verdict("b", of("u"), false, DECIDE_WITHIN);
-        assert_eq!(questions(&mut access), ["a"]);
-        access.handle_verdict("a", of("u"), false, DECIDE_WITHIN);
-        access.handle_timeout(DECIDE_WITHIN + REFRESH, false);
-        assert!(access.entries.is_empty() && access.undecided_of.is_empty() && ready(&mut access).is_empty());
+    fn a_database_in_doubt_is_shown_as_it_was() {
+        let mut scene = knows(MISSING);
+        let id = scene.id("db");
+        let position = |counts| Position { counts, doubt: 0 };
+        let look_up = |scene: &mut Scene, counts: [u32; 3]| {
+            let rows = counts.map(|number| crate::wire::positions::Revision { number, mark: number });
+            scene.subscriptions.watch_mut(id).handle_look_up(rows, false, 0).count();
+        };
+        look_up(&mut scene, [7, 1, 1]);
+        assert_eq!(scene.access.shown(id, &scene.subscriptions), Some(position([7, 1, 1])));
+        // It was created, which a position tells before any line.
+        look_up(&mut scene, [8, 2, 1]);
+        assert_eq!(scene.access.shown(id, &scene.subscriptions), Some(position([8, 1, 1])));
+        let before = Some(position([7, 1, 1]));
+        scene.access.handle_line(id, Created, true, before, &scene.subscriptions);
+        look_up(&mut scene, [9, 2, 1]);
+        assert_eq!(scene.access.shown(id, &scene.subscriptions), before);
+        assert_eq!(scene.access.told(id, &scene.subscriptions), before);
+        assert_eq!(scene.questions(), ["db"]);
+        scene.answer("db", of("u"));
+        assert_eq!(scene.access.shown(id, &scene.subscriptions), Some(position([9, 2, 1])));
     }
 
     #[test]
-    fn the_table_is_bounded() {
-        let mut access = Asked::new(Policy::Members);
-        for number in 0..=MAX_ENTRIES {
-            let database = access.id(&format!("db-{number}"));
-            access.access.ask(database, &mut access.subscriptions);
+    fn questions_without_an_answer_are_asked_again_ever_later_and_not_for_nobody() {
+        let mut scene = knows(of("u"));
+        scene.steps();
+        scene.line("db", Deleted, true);
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            assert_eq!(scene.questions(), ["db"]);
+            scene.answer("db", None);
+            let due = scene.access.retries.peek().expect("it is asked again").0.0;
+            waits.push(due - scene.now);
+            scene.pass(due - scene.now);
         }
-        assert_eq!((access.entries.len(), access.questions.len()), (MAX_ENTRIES, MAX_ENTRIES));
-        subscribe(&mut access, FIRST, &["one-more"], 0);
-        access.handle_timeout(DECIDE_WITHIN, true);
-        assert!(access.access.next_late().is_some(), "it is told, if late");
+        assert!(waits[0] <= FIRST_RETRY && waits[11] >= LONGEST_RETRY / 2, "{waits:?}");
+        assert!(waits.iter().all(|wait| *wait <= LONGEST_RETRY), "{waits:?}");
+        assert_eq!(scene.questions(), ["db"]);
+        scene.unsubscribe(0, "db");
+        scene.answer("db", None);
+        scene.assert_empty();
+        assert_eq!(scene.questions(), NONE);
+    }
+
+    #[test]
+    fn what_cannot_be_decided_in_time_is_given_up() {
+        let mut scene = Scene::new();
+        scene.wait(0, "u", &["a"]);
+        scene.wait(1, "v", &["a", "b"]);
+        assert_eq!(scene.questions(), ["a", "b"]);
+        scene.withdraw(1, &["a"]);
+        assert_eq!(scene.access.pending_names(key(1)), 1);
+        assert_eq!(scene.cancel(1), 1);
+        scene.answer("a", None);
+        scene.pass(DECIDE_WITHIN);
+        assert_eq!(scene.late(), [0]);
+        assert_eq!(scene.access.pending_requests(key(0)), 0);
+        // The answer comes all the same, and nothing stays.
+        scene.answer("b", MISSING);
+        scene.assert_empty();
+    }
+
+    #[test]
+    fn subscribers_that_come_and_go_meanwhile_are_all_reconsidered() {
+        let mut scene = knows(of("u"));
+        scene.steps();
+        let id = scene.id("db");
+        for session in 1..10 {
+            scene.subscriptions.subscribe(session, id).expect("within the limit");
+        }
+        scene.line("db", Created, true);
+        scene.questions();
+        scene.answer("db", of("v"));
+        let mut decided = HashSet::new();
+        let mut gone = [9, 0, 5].into_iter();
+        while let Some(step) = scene.access.next_step(&scene.subscriptions) {
+            let Step::Decide(session, _) = step else {
+                assert_eq!(step, Step::Notify(id, Created));
+                break;
+            };
+            decided.insert(session);
+            if let Some(session) = gone.next() {
+                scene.subscriptions.unsubscribe(session, id);
+            }
+        }
+        assert!((1..9).filter(|session| *session != 5).all(|session| decided.contains(&session)), "{decided:?}");
+        // A session whose roles are others is not written to before all of its databases were decided about.
+        scene.access.reconsider_session(key(3), &scene.subscriptions);
+        assert!(scene.access.is_withheld(key(3)) && !scene.access.is_withheld(key(4)));
+        assert_eq!(scene.steps(), [Step::Decide(3, id), Step::Resume(key(3))]);
+        assert!(!scene.access.is_withheld(key(3)) && !scene.access.has_work());
     }
 }

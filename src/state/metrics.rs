@@ -147,6 +147,8 @@ counters! {
     overloaded_log_ins => "howler_log_ins_overloaded_total";
     /// Requests to subscribe beyond what a client may have.
     refused_subscriptions => "howler_subscriptions_refused_total";
+    /// Requests to subscribe beyond what a user may have waiting for its permissions.
+    refused_questions => "howler_access_questions_refused_total";
     /// Sessions that ended because the user was not logged in any more.
     ended_sessions => "howler_log_ins_ended_total";
     /// Subscriptions that ended because the user may not read the database any more.

@@ -29,7 +29,7 @@ use crate::wire::positions::Position;
 const KEPT: usize = 64;
 
 /// A database that someone subscribes to or holds: valid until the last of them leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DatabaseId(u32);
 
 /// The index of a session's slot; the session's own generation is its owner's affair.
@@ -238,9 +238,26 @@ impl Subscriptions {
         !self.databases[database.0 as usize].subscribers.is_empty()
     }
 
-    /// The sessions that subscribe to a database.
-    pub fn subscribers(&self, database: DatabaseId) -> Vec<SessionIndex> {
-        self.databases[database.0 as usize].subscribers.iter().map(|subscriber| subscriber.session).collect()
+    /// Returns how many sessions subscribe to a database.
+    pub fn subscriber_count(&self, database: DatabaseId) -> usize {
+        self.databases[database.0 as usize].subscribers.len()
+    }
+
+    /// Returns one of the sessions that subscribe to a database. When one leaves, the last takes its place.
+    pub fn subscriber_at(&self, database: DatabaseId, place: usize) -> Option<SessionIndex> {
+        self.databases[database.0 as usize].subscribers.get(place).map(|subscriber| subscriber.session)
+    }
+
+    /// Returns one of the databases of a session. When one goes, the last takes its place.
+    pub fn subscription_at(&self, session: SessionIndex, place: usize) -> Option<DatabaseId> {
+        let entry = self.sessions.get(session as usize)?.get(index(place))?;
+        Some(DatabaseId(entry.database))
+    }
+
+    /// Returns whether a database is held by more than the one who asks, not counting that it lingers.
+    pub fn is_awaited(&self, database: DatabaseId) -> bool {
+        let database = &self.databases[database.0 as usize];
+        database.holds > 1 + u32::from(database.lingers)
     }
 
     /// All databases that are kept.
