@@ -1,6 +1,7 @@
 //! What the targets share: ways to cut an input into the pieces that a network could deliver, and the drivers
 //! of sessions, of positions and of the feed.
 
+pub mod access;
 pub mod feed;
 pub mod positions;
 pub mod sessions;
