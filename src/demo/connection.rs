@@ -45,6 +45,7 @@ fn exchange(shared: &Shared, stream: &TcpStream, request: &Request) -> io::Resul
             (&mut &*stream).write_all(&bytes)?;
             Ok(FeedEnd::KeepAlive)
         }
+        Answer::Close => Ok(FeedEnd::Close),
         Answer::Feed(feed) => Ok(feed::run(shared, stream, request, *feed)),
     }
 }

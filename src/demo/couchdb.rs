@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::faults::{Chunking, FeedFault};
+use super::faults::{Chunking, FeedFault, SinceRefusal};
 use super::global_changes::GlobalChanges;
 use super::listener::Listener;
 use super::state::{Counters, OrderKind, RecordedRequest, Shared, State};
@@ -35,6 +35,8 @@ pub struct Options {
     pub require_valid_user: bool,
     /// Whether `_global_changes` is there from the start.
     pub global_changes: bool,
+    /// How many nodes there are; two or more are a cluster, on which a write makes one to four lines.
+    pub nodes: usize,
     /// Everything is served below this path, such as `/couch`; empty for none.
     pub path_prefix: String,
 }
@@ -49,6 +51,7 @@ impl Default for Options {
             lockout: Some(Duration::from_secs(300)),
             require_valid_user: false,
             global_changes: true,
+            nodes: 1,
             path_prefix: String::new(),
         }
     }
@@ -80,6 +83,10 @@ impl StandIn {
         if !options.tick.is_zero() {
             let (_, shared) = stand_in.parts();
             stand_in.spawn("stand-in-tick", move || shared.tick())?;
+        }
+        if options.nodes > 1 {
+            let (_, shared) = stand_in.parts();
+            stand_in.spawn("stand-in-echoes", move || shared.echo())?;
         }
         Ok(stand_in)
     }
@@ -257,6 +264,39 @@ impl StandIn {
         self.shared.change(|state| state.faults.feed_refusals = refusals);
     }
 
+    /// Refuses continuous feeds from here on, but for those that start where one was pinned since; None ends that.
+    pub fn refuse_since(&self, refusal: Option<SinceRefusal>) {
+        self.shared.change(|state| {
+            state.faults.since_refusal = refusal;
+            state.faults.pinned.clear();
+        });
+    }
+
+    /// Ends feeds cleanly after each batch of lines, as a node in maintenance mode does, or no more.
+    pub fn set_maintenance(&self, maintenance: bool) {
+        self.shared.change(|state| state.faults.maintenance = maintenance);
+    }
+
+    /// Refuses to say which nodes there are and when they started, as hosted CouchDBs do.
+    pub fn refuse_uptime(&self, status: Option<u16>) {
+        self.shared.change(|state| state.nodes.refusal = status);
+    }
+
+    /// Sets the clock of CouchDB wrong by so many seconds.
+    pub fn set_clock_error(&self, seconds: i64) {
+        self.shared.change(|state| state.nodes.clock_error = seconds);
+    }
+
+    /// Makes each write on a cluster so many lines; None: as a real one does.
+    pub fn set_lines_of_writes(&self, lines: Option<u64>) {
+        self.shared.change(|state| state.nodes.lines_of_writes = lines);
+    }
+
+    /// Takes a node of a cluster away, or brings it back as it was.
+    pub fn set_node_up(&self, number: usize, is_up: bool) {
+        self.shared.change(|state| state.nodes.all[number].is_up = is_up);
+    }
+
     /// Answers every request for `/_session` with this status.
     pub fn fail_logins(&self, status: Option<u16>) {
         self.shared.change(|state| state.faults.login_status = status);
@@ -350,7 +390,18 @@ impl StandIn {
         self.listener.pause(true);
     }
 
-    /// Stops and starts again: feeds are cut without the zero chunk, and connects are refused for
+    /// Restarts one node of a cluster: all connections end, as if they led to it, and no event is lost, because the
+    /// other nodes record them too.
+    ///
+    /// # Errors
+    /// When the port cannot be listened on again.
+    pub fn restart_node(&self, number: usize) -> io::Result<()> {
+        self.refuse();
+        self.shared.change(|state| state.nodes.restart(Some(number)));
+        self.accept_again()
+    }
+
+    /// Stops and starts again, all nodes of it: feeds are cut without the zero chunk, and connects are refused for
     /// a moment. The events of the tick that was not over are lost for good if that is wished.
     ///
     /// # Errors
@@ -363,6 +414,7 @@ impl StandIn {
             } else {
                 state.flush_events();
             }
+            state.nodes.restart(None);
             state.accounts.forget_failures();
         });
         self.accept_again()

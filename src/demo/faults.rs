@@ -32,6 +32,15 @@ pub enum FeedFault {
     PadNextLine(usize),
 }
 
+/// How a feed is refused whose `since` CouchDB does not take any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SinceRefusal {
+    /// With a status; one of 300 to 399 leads elsewhere.
+    Status(u16),
+    /// The connection is closed without an answer.
+    Close,
+}
+
 /// How the bytes of feeds are cut into chunks and TCP writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Chunking {
@@ -66,6 +75,12 @@ pub(super) struct Faults {
     pub(super) look_up_status: Option<u16>,
     /// Answer so many more feed requests with this status.
     pub(super) feed_refusals: Option<(u16, usize)>,
+    /// Refuse continuous feeds, but for those that start where a feed was pinned since.
+    pub(super) since_refusal: Option<SinceRefusal>,
+    /// Where feeds were pinned since.
+    pub(super) pinned: Vec<String>,
+    /// Feeds end cleanly after each batch of lines, as those of a node in maintenance mode.
+    pub(super) maintenance: bool,
     /// Each is for one feed that will be opened.
     pub(super) next_feeds: VecDeque<FeedFault>,
     pub(super) chunking: Chunking,

@@ -225,6 +225,10 @@ impl Server<'_> {
                         spoil_first_line(chunk, fault);
                     }
                     self.write_chunks(&chunks)?;
+                    if self.shared.lock().faults.maintenance && !self.silent {
+                        self.end_cleanly()?;
+                        return Ok(FeedEnd::KeepAlive);
+                    }
                 }
                 Step::Order(order) => {
                     if let Some(end) = self.obey(&order)? {

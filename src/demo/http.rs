@@ -220,13 +220,14 @@ impl Response {
 /// A response head up to where the framing header is due.
 pub(super) fn head(status: u16, headers: &[(&'static str, String)], request: &Request, now: Duration) -> String {
     let reason = reason(status);
-    let date = http_date(now);
+    let own_date = headers.iter().find(|(name, _)| *name == "Date").map(|(_, value)| value.clone());
+    let date = own_date.unwrap_or_else(|| http_date(now));
     let mut head = format!(
         "HTTP/1.1 {status} {reason}\r\nCache-Control: must-revalidate\r\nDate: {date}\r\n\
          Server: CouchDB/3.5.0 (Erlang OTP/25)\r\nX-Couch-Request-ID: {:010x}\r\n",
         now.as_nanos() & 0xff_ffff_ffff,
     );
-    for (name, value) in headers {
+    for (name, value) in headers.iter().filter(|(name, _)| *name != "Date") {
         let _ = write!(head, "{name}: {value}\r\n");
     }
     if !request.keeps_alive() {
@@ -253,16 +254,21 @@ fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
         201 => "Created",
+        301 => "Moved Permanently",
         302 => "Moved Temporarily",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",
         404 => "Object Not Found",
         405 => "Method Not Allowed",
+        410 => "Gone",
         412 => "Precondition Failed",
         413 => "Request Entity Too Large",
+        414 => "Request-URI Too Long",
         415 => "Unsupported Media Type",
+        422 => "Unprocessable Entity",
         429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         502 => "Bad Gateway",
         503 => "Service Unavailable",

@@ -20,6 +20,7 @@ mod feed;
 mod global_changes;
 mod http;
 mod listener;
+mod nodes;
 mod routes;
 mod sessions;
 mod showcase;
@@ -28,6 +29,6 @@ mod state;
 mod tests;
 
 pub use couchdb::{Options, StandIn};
-pub use faults::{Chunking, FeedFault};
+pub use faults::{Chunking, FeedFault, SinceRefusal};
 pub use showcase::{Demo, PASSWORD, USER, start_demo};
 pub use state::{Counters, RecordedRequest};

@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::accounts::{Identity, Refusal};
+use super::faults::SinceRefusal;
 use super::feed::{FeedKind, FeedRequest};
 use super::global_changes::{GlobalChanges, revision};
-use super::http::{Request, Response, json_string, unquote};
+use super::http::{self, Request, Response, json_string, unquote};
 use super::sessions;
 use super::state::{Database, Shared, State};
 
@@ -17,6 +18,8 @@ use super::state::{Database, Shared, State};
 pub(super) enum Answer {
     Response(Response),
     Feed(Box<FeedRequest>),
+    /// The connection ends without an answer.
+    Close,
 }
 
 /// Answers one request; waits if a delay is wished for.
@@ -70,7 +73,7 @@ pub(super) fn answer(shared: &Shared, request: &Request) -> Answer {
 /// Waits as long as is wished for this kind of request, and says whether it is to fail.
 fn fault(shared: &Shared, request: &Request, segments: &[&str]) -> Option<u16> {
     let is_access = matches!((request.method.as_str(), segments), ("GET" | "HEAD", [_] | [_, "_security"]))
-        && !segments[0].is_empty();
+        && !matches!(segments[0], "" | "_membership");
     let is_session = segments == ["_session"];
     let is_look_up = segments == ["_global_changes", "_all_docs"];
     let delay = {
@@ -134,6 +137,7 @@ fn renew(answer: &mut Answer, cookie: String) {
     let headers = match answer {
         Answer::Response(response) => &mut response.headers,
         Answer::Feed(feed) => &mut feed.headers,
+        Answer::Close => return,
     };
     if !headers.iter().any(|(name, _)| *name == "Set-Cookie") {
         headers.push(("Set-Cookie", cookie));
@@ -152,7 +156,12 @@ fn route(state: &mut State, request: &Request, segments: &[&str], identity: &Ide
         ("GET" | "HEAD", ["_session"]) => sessions::show(identity),
         ("DELETE", ["_session"]) => sessions::log_out(),
         (_, ["_session"]) => not_allowed("GET,HEAD,POST,DELETE"),
-        (_, ["_all_dbs" | "_dbs_info"] | ["_global_changes" | "_dbs", ..]) if !identity.is_admin() => not_admin(),
+        (_, ["_all_dbs" | "_dbs_info" | "_membership"] | ["_global_changes" | "_dbs" | "_node", ..])
+            if !identity.is_admin() =>
+        {
+            not_admin()
+        }
+        ("GET", ["_membership"] | ["_node", ..]) => nodes(state, &segments[1..], now),
         ("GET", ["_all_dbs"]) => all_databases(state),
         ("POST", ["_dbs_info"]) => Response::json(200, "[]"),
         (_, ["_global_changes", rest @ ..]) => global_changes(state, request, rest),
@@ -183,13 +192,65 @@ fn feed(state: &mut State, request: &Request, kind: FeedKind, identity: &Identit
             None => Err(no_database()),
         }
     };
+    if parsed.as_ref().is_ok_and(|feed| feed.continuous)
+        && let Some(refusal) = state.faults.since_refusal
+        && request.query("since").is_none_or(|since| !state.faults.pinned.contains(&since))
+    {
+        return match refusal {
+            SinceRefusal::Status(status @ 300..=399) => {
+                let elsewhere = "http://127.0.0.1:9/elsewhere".to_owned();
+                Answer::Response(Response::json(status, "").with("Location", elsewhere))
+            }
+            SinceRefusal::Status(status) => Answer::Response(fault_response(status)),
+            SinceRefusal::Close => Answer::Close,
+        };
+    }
     match (parsed, &state.global) {
-        (Ok(mut feed), Some(global)) if !feed.continuous => Answer::Response(feed.answer_at_once(global)),
+        (Ok(mut feed), Some(global)) if !feed.continuous => {
+            if state.faults.since_refusal.is_some() {
+                state.faults.pinned.push(global.last_seq());
+            }
+            Answer::Response(feed.answer_at_once(global))
+        }
         (Ok(feed), _) => {
             state.open_feed(request.connection);
             Answer::Feed(Box::new(feed))
         }
         (Err(response), _) => Answer::Response(response),
+    }
+}
+
+/// `_membership`, and what a node says of itself.
+fn nodes(state: &mut State, path: &[&str], now: Duration) -> Response {
+    if let Some(status) = state.nodes.refusal {
+        return fault_response(status);
+    }
+    match path {
+        [] => {
+            let names = |up: bool| -> Vec<&str> {
+                let nodes = state.nodes.all.iter().filter(|node| node.is_up || !up);
+                nodes.map(|node| node.name.as_str()).collect()
+            };
+            let membership = serde_json::json!({"all_nodes": names(true), "cluster_nodes": names(false)});
+            Response::json(200, &membership.to_string())
+        }
+        [name, rest @ ..] => {
+            let clock_error = state.nodes.clock_error;
+            let Some(node) = state.nodes.find(name) else {
+                return Response::error(404, "not_found", &format!("no such node: {name}"));
+            };
+            match rest {
+                [] => Response::json(200, &serde_json::json!({"name": node.name}).to_string()),
+                ["_system"] => {
+                    let uptime = now.saturating_sub(node.started).as_secs();
+                    let shown = now.as_secs().saturating_add_signed(clock_error);
+                    let date = http::http_date(Duration::from_secs(shown));
+                    let system = format!(r#"{{"uptime":{uptime},"memory":{{"other":26200472}},"run_queue":0}}"#);
+                    Response::json(200, &system).with("Date", date)
+                }
+                _ => missing(),
+            }
+        }
     }
 }
 

@@ -13,9 +13,12 @@ use super::couchdb::Options;
 use super::faults::{Faults, FeedFault};
 use super::global_changes::GlobalChanges;
 use super::http::Request;
+use super::nodes::Nodes;
 
 /// Requests that are remembered; the oldest are forgotten first.
 const RECORDED_LIMIT: usize = 100_000;
+/// How long the thread of echoes sleeps when none is due.
+const ECHO_PAUSE: Duration = Duration::from_millis(20);
 
 /// A request as it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +124,8 @@ pub(super) struct State {
     pub(super) counters: Counters,
     pub(super) requests: VecDeque<RecordedRequest>,
     pub(super) stopping: bool,
+    pub(super) nodes: Nodes,
+    clock: Clock,
     tick: Duration,
     /// Event documents to write at the next tick. A set, for one line each, and one without an
     /// order, as CouchDB's events of one tick have none.
@@ -143,6 +148,8 @@ impl State {
             counters: Counters::default(),
             requests: VecDeque::new(),
             stopping: false,
+            nodes: Nodes::new(options.nodes, clock.now()),
+            clock,
             tick: options.tick,
             pending: HashSet::new(),
             last_incarnation: seconds,
@@ -197,6 +204,8 @@ impl State {
             return;
         }
         if self.tick.is_zero() {
+            let ids: Vec<S> = ids.into_iter().collect();
+            self.note_writes(&ids);
             if let Some(global) = &mut self.global {
                 global.record(ids);
             }
@@ -214,15 +223,33 @@ impl State {
         if self.pending.is_empty() {
             return;
         }
-        let pending = std::mem::take(&mut self.pending);
+        let pending: Vec<String> = std::mem::take(&mut self.pending).into_iter().collect();
+        self.note_writes(&pending);
         if let Some(global) = &mut self.global {
             global.record(pending);
         }
     }
 
+    fn note_writes<S: AsRef<str>>(&mut self, ids: &[S]) {
+        let now = self.clock.now();
+        for id in ids {
+            self.nodes.note_write(id.as_ref(), now);
+        }
+    }
+
+    /// Writes the event documents whose echoes are due; when the next one is.
+    fn flush_echoes(&mut self) -> Option<Duration> {
+        let due = self.nodes.take_echoes(self.clock.now());
+        if let Some(global) = self.global.as_mut().filter(|_| !due.is_empty()) {
+            global.record(due);
+        }
+        self.nodes.next_echo()
+    }
+
     /// Forgets the events that are due; their writes stand.
     pub(super) fn lose_pending_events(&mut self) {
         self.pending.clear();
+        self.nodes.forget_echoes();
     }
 
     /// Gives all open feeds something to do after what was written so far.
@@ -396,6 +423,19 @@ impl Shared {
             }
             state.flush_events();
             self.changed.notify_all();
+        }
+    }
+}
+
+impl Shared {
+    /// Writes the further lines that writes make on a cluster until the stand-in stops.
+    pub(super) fn echo(&self) {
+        let mut state = self.lock();
+        while !state.stopping {
+            let next = state.flush_echoes();
+            self.changed.notify_all();
+            let left = next.map_or(ECHO_PAUSE, |at| at.saturating_sub(self.clock.now()));
+            state = wait(&self.observed, state, left.clamp(Duration::from_millis(1), ECHO_PAUSE));
         }
     }
 }

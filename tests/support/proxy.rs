@@ -1,9 +1,15 @@
-//! A TCP proxy that a test can silence: what is sent through it then is gone, and nobody is told.
+//! TCP proxies: one that a test can silence (what is sent through it then is gone, and nobody is told), and one that
+//! retries, so that a restart of the server behind it shows to its clients as no more than the end of a connection.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use couchdb_howler::demo::StandIn;
+
+use super::SOON;
 
 /// A running proxy. Its connections end when this is dropped.
 pub struct Proxy {
@@ -25,6 +31,15 @@ struct Link {
 impl Proxy {
     /// Passes connections on to a server.
     pub fn start(to: SocketAddr) -> Self {
+        Self::start_with(to, Duration::ZERO)
+    }
+
+    /// The same, and accepts connections while the server is away: they wait for it (HAProxy does with `retries`).
+    pub fn retrying(to: SocketAddr) -> Self {
+        Self::start_with(to, SOON)
+    }
+
+    fn start_with(to: SocketAddr, patience: Duration) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared::default());
@@ -34,10 +49,13 @@ impl Proxy {
                 if its.stopped.load(Ordering::Acquire) {
                     return;
                 }
+                let its = its.clone();
                 // Where nobody listens, the client sees its connection end.
-                if let Ok(server) = TcpStream::connect(to) {
-                    its.join(client, server);
-                }
+                std::thread::spawn(move || {
+                    if let Some(server) = its.connect(to, patience) {
+                        its.join(client, server);
+                    }
+                });
             }
         });
         Self { address, shared }
@@ -45,6 +63,11 @@ impl Proxy {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// The URL of a stand-in by way of this, with its credentials.
+    pub fn url_of(&self, couchdb: &StandIn) -> String {
+        couchdb.url().replace(&couchdb.address().to_string(), &self.address.to_string())
     }
 
     /// Swallows from now on what the connections that are there send, either way; later ones are passed on.
@@ -73,6 +96,19 @@ impl Drop for Proxy {
 }
 
 impl Shared {
+    fn connect(&self, to: SocketAddr, patience: Duration) -> Option<TcpStream> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match TcpStream::connect(to) {
+                Ok(server) => return Some(server),
+                Err(_) if Instant::now() < deadline && !self.stopped.load(Ordering::Acquire) => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(_) => return None,
+            }
+        }
+    }
+
     fn join(&self, client: TcpStream, server: TcpStream) {
         let silent = Arc::new(AtomicBool::new(false));
         let copy = |end: &TcpStream| end.try_clone().expect("descriptors are left");
