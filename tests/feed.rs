@@ -256,7 +256,7 @@ fn couchdb_that_is_away_for_seconds() {
     scene.couchdb.update("during");
     scene.howler.wait_for_lines("Next try in", 3);
     scene.couchdb.accept_again().expect("its port is free");
-    scene.hears_with_resync("during");
+    scene.hears("during");
     scene.is_told("after");
     scene.hears_nothing_more();
     scene.said("CouchDB cut the changes feed");
@@ -272,7 +272,7 @@ fn couchdb_that_is_restarted() {
         scene.is_told("before");
         scene.couchdb.update("during");
         scene.couchdb.restart(false).expect("its port is free");
-        scene.hears("during");
+        scene.hears_with_resync("during");
         scene.is_told("after");
     }
     scene.hears_nothing_more();

@@ -50,6 +50,12 @@ fn next(device: &mut Device) -> Told {
     device.next(SOON).expect("it is connected")
 }
 
+/// What a device knows of a database, without what marks off losses.
+fn counts<'a>(device: &'a Device, name: &str) -> &'a str {
+    let position = device.known[name].as_deref().expect("it knows a position");
+    position.split(['-', '@']).next().expect("there is a first part")
+}
+
 fn hears_nothing(device: &mut Device) {
     assert_eq!(device.next(A_MOMENT).expect("it is connected"), Told::Nothing);
 }
@@ -73,7 +79,7 @@ fn couchdb_restarts(couchdb: &StandIn, howlers: &[&Howler]) {
         howler.wait_for_lines(REFUSED, before + 1);
     }
     couchdb.lose_next_events(false);
-    couchdb.accept_again().expect("the port is the stand-in's");
+    couchdb.restart(true).expect("the port is the stand-in's");
     assert!(couchdb.wait_for_feeds(howlers.len(), SOON));
 }
 
@@ -103,7 +109,8 @@ fn a_client_that_was_away_is_told_what_changed_after_one_request() {
         assert!(requests <= 1 && requests == most, "{requests} requests, server {place}, restarted: {restarted}");
         let own = |request: &RecordedRequest| {
             let target = &*request.target;
-            target == "/_session" || target == "/_global_changes" || target.contains("_changes?")
+            let restarts = target == "/_membership" || target.starts_with("/_node/");
+            restarts || target == "/_session" || target == "/_global_changes" || target.contains("_changes?")
         };
         assert_eq!(couchdb.requests().iter().filter(|request| !own(request)).count(), requests, "and nothing else");
         couchdb.update(&names[1]);
@@ -171,8 +178,16 @@ fn a_feed_that_a_healthy_couchdb_breaks_tells_nobody_anything() {
 }
 
 #[test]
-fn when_couchdb_was_away_everybody_is_told_whether_there_or_not() {
+fn when_couchdb_restarted_everybody_is_told_whether_there_or_not() {
+    // Whether it says that it restarted, or that is a guess.
+    for says in [true, false] {
+        everybody_is_told_of_a_restart(says);
+    }
+}
+
+fn everybody_is_told_of_a_restart(says: bool) {
     let couchdb = couchdb();
+    couchdb.refuse_uptime((!says).then_some(404));
     let howler = Howler::start(&couchdb);
     let names = names(4);
     let (mut there, mut away) = (settled(&howler, &names), settled(&howler, &names));
@@ -190,8 +205,9 @@ fn when_couchdb_was_away_everybody_is_told_whether_there_or_not() {
     assert_eq!(next(&mut there), Told::Change("db-3".to_owned()));
     let (told, _) = back_at(&howler, &couchdb, &mut away);
     assert_eq!(told, names);
-    assert_eq!(away.known["db-3"].as_deref(), Some("1.0.0"));
-    assert!(away.known["db-2"].as_deref().is_some_and(|position| position.starts_with("0.0.0-")), "{:?}", away.known);
+    assert_eq!((counts(&away, "db-3"), counts(&away, "db-2")), ("1.0.0", "0.0.0"));
+    let marked = |name: &str| away.known[name].as_deref().is_some_and(|position| position.contains(['-', '@']));
+    assert_eq!([marked("db-3"), marked("db-2")], [says, true], "{:?}", away.known);
     away.leave();
     assert_eq!(back_at(&howler, &couchdb, &mut away), (vec![], 0), "told once");
     hears_nothing(&mut there);
@@ -313,8 +329,8 @@ fn three_thousand_names_are_looked_up_in_a_few_requests() {
     let names = names(3_000);
     couchdb.update_many(&refs(&names)[..1_500]);
     let device = settled(&howler, &names);
-    assert_eq!(device.known["db-1499"].as_deref(), Some("1.0.0"));
-    assert_eq!(device.known["db-1500"].as_deref(), Some("0.0.0"));
+    assert_eq!(counts(&device, "db-1499"), "1.0.0");
+    assert_eq!(counts(&device, "db-1500"), "0.0.0");
     let look_ups = look_ups(&couchdb);
     let sizes: Vec<_> = look_ups
         .iter()

@@ -39,6 +39,7 @@ mod printed;
 mod proxies;
 mod readme;
 mod real_clients;
+mod restarts;
 mod site;
 mod slow_clients;
 mod socket_io;

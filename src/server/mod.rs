@@ -14,6 +14,7 @@
 //! | `sessions.rs` | actions of sessions |
 //! | `access.rs` | who may subscribe to what, and who is still logged in |
 //! | `positions.rs` | subscribing, look-ups of positions, resync |
+//! | `restarts.rs` | whether CouchDB restarted |
 //! | `outbound.rs` | connections to CouchDB: the feed, the log-ins |
 //! | `flush.rs` | what is written, and when |
 //! | `events.rs` | what the log tells of requests and sessions |
@@ -35,6 +36,7 @@ mod operation;
 mod outbound;
 mod polling;
 mod positions;
+mod restarts;
 mod sessions;
 #[cfg(test)]
 mod sizes;
@@ -71,6 +73,7 @@ use crate::state::metrics::{CloseReason, Metrics};
 use crate::state::pool::{self, Pool, PoolAction};
 use crate::state::positions::{Batch, MAX_BATCHES, Positions};
 use crate::state::proxies::TrustedProxies;
+use crate::state::restarts::Restarts;
 use crate::state::resync::{Policy, Wave};
 use crate::state::routes::{Origins, SameSite};
 use crate::state::session::{Action, Rules, Session};
@@ -113,8 +116,8 @@ const LINGER: Millis = 3_000;
 const LINGER_READ: usize = 256 * 1024;
 /// Connections to CouchDB on which it is asked who may read what, and whether users are still logged in.
 const CHECKS: usize = MAX_QUESTIONS;
-/// Connections to CouchDB for look-ups: one for each batch, and one for the epoch.
-const LOOK_UPS: usize = MAX_BATCHES + 1;
+/// Connections to CouchDB for look-ups: one for each batch, one for the epoch, and one for when CouchDB started.
+const LOOK_UPS: usize = MAX_BATCHES + 2;
 
 /// Connections to CouchDB beside those of log-ins: the feed, checks and look-ups.
 pub const UPSTREAMS: usize = 1 + CHECKS + LOOK_UPS;
@@ -222,6 +225,7 @@ pub struct Server {
     /// How often sessions are checked, in milliseconds; 0 for never.
     session_check: Millis,
     positions: Positions,
+    restarts: Restarts,
     /// Whether the feed is one whose changes have positions.
     asks_epoch: bool,
     /// When to ask again for the epoch.
@@ -337,6 +341,7 @@ enum Purpose {
     Check(Key, u32, Credentials),
     LookUp(Batch),
     Epoch,
+    Restarts,
 }
 
 /// Whose deadline it is.
@@ -466,6 +471,7 @@ impl Server {
             security_log: LogThrottles::new(TEN_MINUTES),
             session_check: settings.session_check,
             positions: Positions::new(has_revisions),
+            restarts: Restarts::new(Jitter::new(seed.rotate_left(16))),
             asks_epoch: has_revisions,
             epoch_retry: None,
             followed: false,
@@ -525,6 +531,7 @@ impl Server {
             self.catch_up.poll_timeout(),
             self.timers.poll_timeout(),
             self.epoch_retry,
+            self.restarts.poll_timeout().filter(|_| self.feed.is_streaming()),
             self.accept_from,
             self.memory.poll_timeout(),
             self.drain.as_ref().map(Drain::poll_timeout),
@@ -582,6 +589,7 @@ impl Server {
         self.expire_credentials(now);
         self.expire_requests(now);
         self.retry_epoch(now);
+        self.ask_restarts(now);
         self.positions.handle_timeout(now, &mut self.subscriptions);
         self.answer_ready();
         self.expire_access(now);

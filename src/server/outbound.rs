@@ -301,6 +301,7 @@ impl Server {
             }
             Purpose::LookUp(batch) => self.handle_look_up(batch, answer.as_ref().ok(), now),
             Purpose::Epoch => self.handle_epoch(answer.as_ref().ok(), now),
+            Purpose::Restarts => self.handle_restarts(answer.as_ref().ok(), now),
         }
     }
 

@@ -8,6 +8,7 @@ use crate::state::feed::Continuity;
 use crate::state::metrics::CloseReason;
 use crate::state::pool::{Answer, Owner};
 use crate::state::positions::{Batch, Named, Pending};
+use crate::state::restarts::Finding;
 use crate::state::resync::{Policy, Wave};
 use crate::state::session::{Dialect, Reply};
 use crate::state::subscriptions::{Subscriptions, TooManySubscriptions};
@@ -21,6 +22,8 @@ use crate::wire::positions::{self, Given};
 
 /// Time between questions for the epoch that were not answered, in milliseconds.
 const EPOCH_RETRY: Millis = 1_000;
+/// Why changes may have been lost, where nothing better is known.
+const AWAY: &str = "CouchDB was away";
 
 impl Server {
     /// The databases of a `subscribe`, each once and held; None when they are refused.
@@ -200,7 +203,7 @@ impl Server {
             let position = access.shown(*database, subscriptions);
             stand.push((*database, position));
             // Where no position is known, a database that was known at one counts as changed.
-            if given.is_given() && (foreign || given.differs(position)) {
+            if given.is_given() && (foreign || given.differs(position, subscriptions.starts)) {
                 changed.push(*database);
             }
         }
@@ -285,7 +288,7 @@ impl Server {
         }
     }
 
-    fn look_up(&mut self, request: Vec<u8>, purpose: Purpose, now: Millis) {
+    pub(super) fn look_up(&mut self, request: Vec<u8>, purpose: Purpose, now: Millis) {
         let submitted = self.ask_couchdb(Queue::LookUps, Owner::Server, request, purpose, now);
         debug_assert!(submitted.is_some(), "there are never more than a few");
         self.perform_pool_actions(Queue::LookUps, now);
@@ -341,7 +344,9 @@ impl Server {
 
     /// Changes are followed: from where they were, or with something missing in between.
     pub(super) fn handle_opened(&mut self, continuity: Continuity, now: Millis) {
-        if self.asks_epoch {
+        self.restarts.handle_opened(now);
+        // No position is given before it is known when CouchDB started, unless that is not to be known.
+        if self.asks_epoch && self.restarts.is_settled() {
             self.ask_epoch(now);
         }
         if continuity != Continuity::Whole {
@@ -349,15 +354,14 @@ impl Server {
         }
         let lost = match continuity {
             Continuity::Whole | Continuity::Gap => None,
-            Continuity::Doubtful => Some("CouchDB was away"),
+            Continuity::Doubtful if self.restarts.suspect() => None,
+            Continuity::Doubtful => Some(AWAY),
             Continuity::Unrecorded => Some("CouchDB did not record changes for a while"),
         };
         match (self.resync, lost) {
             (Policy::Off, _) | (Policy::Lost, None) => {}
             (_, Some(reason)) => {
-                // Clients that are away, or go before they are told, are told when they come back.
-                let doubt = self.jitter.below(u64::from(u32::MAX));
-                self.subscriptions.doubt(u32::try_from(doubt).expect("below that"));
+                self.doubt_positions();
                 self.start_wave(reason, now);
             }
             (Policy::Always, None) if self.followed => self.start_wave("the feed of changes was interrupted", now),
@@ -366,7 +370,36 @@ impl Server {
         self.followed = true;
     }
 
-    fn ask_epoch(&mut self, now: Millis) {
+    /// Events may be lost, which no start of CouchDB shows: clients that are away, or go before they are told, are told
+    /// when they come back.
+    fn doubt_positions(&mut self) {
+        let doubt = self.jitter.below(u64::from(u32::MAX));
+        self.subscriptions.doubt(u32::try_from(doubt).expect("below that"));
+    }
+
+    /// CouchDB said when it started, or that it does not say.
+    pub(super) fn handle_finding(&mut self, finding: Finding, now: Millis) {
+        self.subscriptions.starts = self.restarts.starts();
+        let is_suspected = self.restarts.take_suspicion();
+        let reason = match finding {
+            // Positions from before carry another start: clients that are away are told when they come back.
+            Finding::Restarted => Some("CouchDB restarted"),
+            Finding::Unknown if is_suspected && self.resync != Policy::Off => {
+                self.doubt_positions();
+                Some(AWAY)
+            }
+            Finding::First | Finding::Continuous | Finding::Unknown => None,
+        };
+        // With the other policies clients were told when the feed was opened, or are not to be.
+        if let (Some(reason), Policy::Lost) = (reason, self.resync) {
+            self.start_wave(reason, now);
+        }
+        if self.asks_epoch && self.positions.epoch().is_none() && self.positions.are_kept() {
+            self.ask_epoch(now);
+        }
+    }
+
+    pub(super) fn ask_epoch(&mut self, now: Millis) {
         self.epoch_retry = None;
         let request = self.couchdb.requests.epoch();
         self.look_up(request, Purpose::Epoch, now);

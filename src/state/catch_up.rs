@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     fn at(updates: u32) -> Position {
-        Position { counts: [updates, 1, 0], doubt: 0 }
+        Position { counts: [updates, 1, 0], ..Position::default() }
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod pace;
 pub mod pool;
 pub mod positions;
 pub mod proxies;
+pub mod restarts;
 pub mod resync;
 pub mod routes;
 pub mod session;

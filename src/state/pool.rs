@@ -116,6 +116,8 @@ pub struct Answer {
     pub status: u16,
     /// The `AuthSession` cookie that was set.
     pub auth_cookie: Option<Secret>,
+    /// The `Date`, in seconds since 1970.
+    pub date: Option<u64>,
     /// The body; empty when it is too long.
     pub body: Vec<u8>,
     /// Whether the body is longer than the pool takes.
@@ -351,7 +353,7 @@ impl<P> Pool<P> {
                     let (ticket, head) = (exchange.ticket, exchange.head.take());
                     let too_long = |head: Response| {
                         let (body, is_too_long) = (Vec::new(), true);
-                        Ok(Answer { status: head.status, auth_cookie: None, body, is_too_long })
+                        Ok(Answer { status: head.status, auth_cookie: None, date: head.date, body, is_too_long })
                     };
                     self.last_answer = now;
                     self.hang_up(number, actions);
@@ -389,8 +391,8 @@ impl<P> Pool<P> {
     fn complete(&mut self, exchange: Exchange, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         self.last_answer = now;
         let answer = exchange.head.map(|head| {
-            let Response { status, auth_cookie, .. } = head;
-            Ok(Answer { status, auth_cookie, body: exchange.body, is_too_long: false })
+            let Response { status, auth_cookie, date, .. } = head;
+            Ok(Answer { status, auth_cookie, date, body: exchange.body, is_too_long: false })
         });
         self.finish(exchange.ticket, answer, actions);
     }
@@ -665,7 +667,7 @@ mod tests {
             pool.handle_bytes(0, answer.as_bytes(), 1, &mut actions);
             assert_eq!(actions.contains(&PoolAction::HangUp(0)), too_long);
             let body = if too_long { Vec::new() } else { vec![b'x'; length] };
-            let answer = Answer { status: 404, auth_cookie: None, body, is_too_long: too_long };
+            let answer = Answer { status: 404, auth_cookie: None, date: None, body, is_too_long: too_long };
             assert!(actions.contains(&PoolAction::Done(purpose, Ok(answer))), "{actions:?}");
         }
     }

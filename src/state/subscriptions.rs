@@ -23,6 +23,7 @@ use crate::state::interests::{Entry, Interests};
 use crate::state::limits::Limits;
 use crate::state::watch::Watch;
 use crate::wire::couchdb::ChangeKind;
+use crate::wire::nodes::Starts;
 use crate::wire::positions::Position;
 
 /// Room for fewer databases than this is never given back.
@@ -63,6 +64,8 @@ pub struct Subscriptions {
     orphans: Vec<DatabaseId>,
     /// What tells positions from the same ones before CouchDB may have lost events; 0 when it never did.
     doubt: u32,
+    /// When the nodes of CouchDB started, where that is known.
+    pub starts: Option<Starts>,
 }
 
 #[derive(Debug)]
@@ -106,6 +109,7 @@ impl Subscriptions {
             keeps_orphans: false,
             orphans: Vec::new(),
             doubt: 0,
+            starts: None,
         }
     }
 
@@ -221,7 +225,8 @@ impl Subscriptions {
     }
 
     fn with_doubt(&self, position: Position, watch: &Watch) -> Position {
-        Position { doubt: if watch.is_settled() { 0 } else { self.doubt }, ..position }
+        let doubt = if watch.is_settled() { 0 } else { self.doubt };
+        Position { doubt, start: self.starts.map_or(0, |starts| starts.latest), ..position }
     }
 
     /// CouchDB may have lost events: whoever comes back with a position from before is told, even when it is still

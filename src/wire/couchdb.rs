@@ -314,6 +314,27 @@ impl Requests {
         self.write("GET", "/_global_changes", self.admin.reveal(), b"")
     }
 
+    /// Asks which nodes there are.
+    pub fn membership(&self) -> Vec<u8> {
+        self.write("GET", "/_membership", self.admin.reveal(), b"")
+    }
+
+    /// Asks for the name of the node that answers.
+    pub fn node_name(&self) -> Vec<u8> {
+        self.write("GET", "/_node/_local", self.admin.reveal(), b"")
+    }
+
+    /// Asks a node how long it has been up; None: the one that answers.
+    pub fn system(&self, node: Option<&str>) -> Vec<u8> {
+        let mut target = "/_node/".to_owned();
+        match node {
+            Some(node) => percent_encode(node, &mut target),
+            None => target.push_str("_local"),
+        }
+        target.push_str("/_system");
+        self.write("GET", &target, self.admin.reveal(), b"")
+    }
+
     /// Makes the `_global_changes` database.
     pub fn create_global_changes(&self) -> Vec<u8> {
         self.write("PUT", "/_global_changes", self.admin.reveal(), b"")

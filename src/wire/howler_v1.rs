@@ -415,7 +415,7 @@ mod tests {
         assert!(written(&|o| write_hello(o, None)).starts_with(r#"{"event":"hello","server":"couchdb-howler/1"#));
         assert!(written(&|o| write_hello(o, Some("17"))).ends_with(r#","epoch":"17"}"#));
         assert_eq!(written(&|o| write_resync(o, "why")), r#"{"event":"resync","reason":"why"}"#);
-        let position = Position { counts: [32, 1, 0], doubt: 0 };
+        let position = Position { counts: [32, 1, 0], ..Position::default() };
         assert_eq!(written(&|o| write_ok(o, &id)), r#"{"id":3,"ok":true}"#);
         assert_eq!(written(&|o| write_ok(o, &RequestId(None))), r#"{"ok":true}"#);
         assert_eq!(

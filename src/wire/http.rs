@@ -192,6 +192,8 @@ pub struct Response {
     pub body: BodyDecoder,
     /// The `Set-Cookie` that holds an `AuthSession`, as it came.
     pub auth_cookie: Option<super::secret::Secret>,
+    /// The `Date`, in seconds since 1970.
+    pub date: Option<u64>,
 }
 
 /// Reads a response head off the start of `buffer`; returns its length and itself, or None when bytes
@@ -229,7 +231,7 @@ fn parse_response_into<'a>(
     let status = parsed.code.unwrap_or(0);
     let (mut keep_alive, mut close) = (parsed.version == Some(1), false);
     let mut framing = Framing::default();
-    let mut auth_cookie = None;
+    let (mut auth_cookie, mut date) = (None, None);
     for header in parsed.headers.iter() {
         let Ok(value) = field_text(header.value) else { continue };
         match header.name {
@@ -240,6 +242,7 @@ fn parse_response_into<'a>(
             n if n.eq_ignore_ascii_case("set-cookie") && value.starts_with("AuthSession=") => {
                 auth_cookie = Some(super::secret::Secret::new(value));
             }
+            n if n.eq_ignore_ascii_case("date") => date = parse_date(value),
             n => close |= framing.add_of_response(n, value)?,
         }
     }
@@ -250,7 +253,32 @@ fn parse_response_into<'a>(
         Framing { .. } => BodyDecoder::UntilClose,
     };
     keep_alive &= !close && !body.ends_with_connection();
-    Ok(Some((length, Response { status, keep_alive, body, auth_cookie })))
+    Ok(Some((length, Response { status, keep_alive, body, auth_cookie, date })))
+}
+
+/// Reads a date as servers write it (RFC 9110 section 5.6.7, IMF-fixdate), in seconds since 1970.
+pub fn parse_date(text: &str) -> Option<u64> {
+    const MONTHS: &[u8; 36] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
+    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
+    let (_, rest) = text.split_once(", ")?;
+    let mut parts = rest.split(' ');
+    let (day, month, year) = (number(parts.next()?)?, parts.next()?, number(parts.next()?)?);
+    let (time, zone) = (parts.next()?, parts.next()?);
+    let mut clock = time.split(':').map(number);
+    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+    let month = MONTHS.chunks(3).position(|name| name == month.as_bytes())? as u64;
+    let in_range =
+        (1..=31).contains(&day) && (1970..10_000).contains(&year) && hour < 24 && minute < 60 && second <= 60;
+    if !in_range || zone != "GMT" || parts.next().is_some() || clock.next().is_some() {
+        return None;
+    }
+    // Howard Hinnant's days_from_civil: years that begin in March have the leap day at their end.
+    let (shifted_year, shifted_month) = if month < 2 { (year - 1, month + 10) } else { (year, month - 2) };
+    let (era, year_of_era) = (shifted_year / 400, shifted_year % 400);
+    let day_of_year = (153 * shifted_month + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = (era * 146_097 + day_of_era).checked_sub(719_468)?;
+    Some(days * 86_400 + hour * 3_600 + minute * 60 + second)
 }
 
 /// The two fields that say how long a body is.
@@ -405,6 +433,34 @@ mod tests {
     const UPGRADE: &[u8] = b"GET /socket.io/?EIO=3&transport=websocket HTTP/1.1\r\nHost: a\r\n\
         Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
         Sec-WebSocket-Version: 13\r\nOrigin: http://x\r\n\r\n";
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (text, seconds) in [
+            ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", 784_111_777),
+            ("Thu, 29 Feb 2024 00:00:00 GMT", 1_709_164_800),
+            ("Fri, 31 Dec 1999 23:59:60 GMT", 946_684_800),
+        ] {
+            assert_eq!(parse_date(text), Some(seconds), "{text}");
+            for end in 0..text.len() {
+                assert_eq!(parse_date(&text[..end]), None, "{}", &text[..end]);
+            }
+        }
+        for bad in [
+            "Sun, 06 Nov 1994 08:49:37 CET",
+            "Sun, 06 Nov 1994 08:49:37 GMT ",
+            "Sun, 06 Nov 1994 08:49 GMT",
+            "Sun, 00 Nov 1994 08:49:37 GMT",
+            "Sun, 06 Foo 1994 08:49:37 GMT",
+            "Sun, 06 Nov 99999999999999999999 08:49:37 GMT",
+            "Sun, 06 Nov 1994 24:00:00 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "1994-11-06T08:49:37Z",
+        ] {
+            assert_eq!(parse_date(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn reads_an_upgrade_and_leaves_what_follows() {

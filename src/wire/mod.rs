@@ -11,6 +11,7 @@ pub mod http;
 pub mod json;
 pub mod lines;
 pub mod names;
+pub mod nodes;
 pub mod payload;
 pub mod positions;
 pub mod resolv_conf;

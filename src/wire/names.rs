@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn reads_positions() {
         let list = NameList::parse_with_positions(r#"{"a":"1.2.3","b":null,"c":"x"}"#).expect("names");
-        let position = Position { counts: [1, 2, 3], doubt: 0 };
+        let position = Position { counts: [1, 2, 3], ..Position::default() };
         let expected = [("a", Given::At(position)), ("b", Given::Nothing), ("c", Given::Foreign)];
         assert_eq!(list.iter().collect::<Vec<_>>(), expected);
         assert_eq!(names(&NameList::parse_with_positions(r#"["a","b"]"#).expect("names")), ["a", "b"]);

@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::couchdb::ChangeKind;
 use super::json;
+use super::nodes::Starts;
 
 /// Most databases that one look-up asks for: all of a client that has many, so that it is answered after one.
 pub const MAX_NAMES: usize = 1_000;
@@ -57,8 +58,23 @@ fn fingerprint(text: &[u8]) -> u32 {
     u32::try_from(mark >> 32).expect("half of the bits")
 }
 
-/// How far a database's events have come. Written as `updates.creations.deletions`, and `-doubt` where there is one;
-/// clients take it for opaque.
+/// How far a database's events have come. Written as `updates.creations.deletions`, `-doubt` where there is one, and
+/// `@start` where it is known when CouchDB started; clients take it for opaque.
+///
+/// # On a cluster
+///
+/// One write makes one to four events there: each node records it at its own tick, within 0.8 s. A client that leaves
+/// between two of them and comes back is told of the database again. It cannot be known whether the later events are
+/// echoes of the write that the client was told of:
+///
+/// - The revision of an event document is a function of its number alone, so it does not say which write made it.
+/// - An event within the 0.8 s may be of another write, which a further node recorded with the first one or for itself.
+/// - Even an echo counts. It may be the first that comes after the client's node has the document: the client may have
+///   read the database before, and found nothing.
+///
+/// What is known is that all events of a write have come after the time that notifications are merged for. A client
+/// that stays that long holds the position after them, and is told nothing when it comes back. On a single node
+/// there are no echoes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     /// The numbers of the revisions, by [`slot`].
@@ -66,27 +82,47 @@ pub struct Position {
     /// When CouchDB may have lost events that these numbers do not show: a number that tells this position from the
     /// same one before the loss. 0 when there is no such doubt.
     pub doubt: u32,
+    /// When the last node of CouchDB started that was known as the position was given, in seconds since 1970 (see
+    /// [`Starts`]). 0 when that is not known.
+    pub start: u32,
 }
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [updated, created, deleted] = self.counts;
         write!(f, "{updated}.{created}.{deleted}")?;
-        if self.doubt > 0 { write!(f, "-{:x}", self.doubt) } else { Ok(()) }
+        if self.doubt > 0 {
+            write!(f, "-{:x}", self.doubt)?;
+        }
+        if self.start > 0 { write!(f, "@{:x}", self.start) } else { Ok(()) }
     }
 }
 
 impl Position {
     /// Reads a position; None for every text that [`Position`] is not written as.
     pub fn parse(text: &str) -> Option<Self> {
+        let (text, start) = match text.split_once('@') {
+            Some((text, start)) => (text, number(start, 16).filter(|start| *start > 0)?),
+            None => (text, 0),
+        };
         let (counts, doubt) = match text.split_once('-') {
-            Some((counts, doubt)) => (counts, Some(number(doubt, 16).filter(|doubt| *doubt > 0)?)),
-            None => (text, None),
+            Some((counts, doubt)) => (counts, number(doubt, 16).filter(|doubt| *doubt > 0)?),
+            None => (text, 0),
         };
         let mut numbers = counts.split('.');
         let mut next = || number(numbers.next()?, 10);
         let counts = [next()?, next()?, next()?];
-        numbers.next().is_none().then_some(Self { counts, doubt: doubt.unwrap_or(0) })
+        numbers.next().is_none().then_some(Self { counts, doubt, start })
+    }
+
+    /// Returns whether nothing happened since a position that was given, with a CouchDB whose nodes started then.
+    ///
+    /// A position without a start was given by a server that did not know it; its counts alone decide. Where the starts
+    /// are not known, a position with one may be from before a restart, and is not this one.
+    pub fn is_same(self, given: Self, starts: Option<Starts>) -> bool {
+        let reaches_back = |starts: Starts| starts.reach_back_to(given.start);
+        let is_of_this_run = given.start == 0 || starts.is_some_and(reaches_back);
+        (self.counts, self.doubt) == (given.counts, given.doubt) && is_of_this_run
     }
 
     /// Whether the database is there: made more often than deleted.
@@ -127,11 +163,11 @@ impl Given {
     }
 
     /// Returns whether a database that stands at a position, or at one that is not known, changed since the position
-    /// that was given.
-    pub fn differs(self, position: Option<Position>) -> bool {
+    /// that was given, with a CouchDB whose nodes started then.
+    pub fn differs(self, position: Option<Position>, starts: Option<Starts>) -> bool {
         match self {
             Self::Nothing => false,
-            Self::At(given) => position != Some(given),
+            Self::At(given) => !position.is_some_and(|position| position.is_same(given, starts)),
             Self::Foreign => true,
         }
     }
@@ -249,13 +285,13 @@ mod tests {
 
     #[test]
     fn only_a_positions_own_text_is_that_position() {
-        let position = Position { counts: [29, 1, 0], doubt: 0 };
+        let position = Position { counts: [29, 1, 0], ..Position::default() };
         assert_eq!(position.to_string(), "29.1.0");
         assert_eq!(Position::parse("29.1.0"), Some(position));
         let in_doubt = Position { doubt: 255, ..position };
         assert_eq!(in_doubt.to_string(), "29.1.0-ff");
         assert_eq!(Position::parse("29.1.0-ff"), Some(in_doubt));
-        let most = Position { counts: [u32::MAX; 3], doubt: u32::MAX };
+        let most = Position { counts: [u32::MAX; 3], doubt: u32::MAX, start: u32::MAX };
         assert_eq!(Position::parse(&most.to_string()), Some(most));
         for none in [
             "",
@@ -275,6 +311,12 @@ mod tests {
             "29.1.0-g",
             "29.1.0--1",
             "29.1.0-ff-1",
+            "29.1.0@",
+            "29.1.0@0",
+            "29.1.0@01",
+            "29.1.0@+1",
+            "29.1.0@1@1",
+            "29.1.0@1-1",
             "4294967296.1.0",
             " 29.1.0",
         ] {
@@ -282,8 +324,26 @@ mod tests {
             assert_eq!(Given::of(Some(none)), Given::Foreign);
         }
         let given = Given::of(Some("29.1.0"));
-        assert!(!given.differs(Some(position)) && given.differs(Some(in_doubt)) && given.differs(None));
-        assert!(Given::Foreign.differs(Some(position)) && !Given::of(None).differs(None));
+        let differs = |given: Given, position| given.differs(position, None);
+        assert!(!differs(given, Some(position)) && differs(given, Some(in_doubt)) && differs(given, None));
+        assert!(differs(Given::Foreign, Some(position)) && !differs(Given::of(None), None));
+    }
+
+    #[test]
+    fn a_position_of_another_start_is_another_one() {
+        let position = Position { counts: [29, 1, 0], start: 0x1000, ..Position::default() };
+        assert_eq!(position.to_string(), "29.1.0@1000");
+        assert_eq!(Position { doubt: 255, ..position }.to_string(), "29.1.0-ff@1000");
+        let starts = Some(Starts { earliest: 0x1000, latest: 0x1000, is_single: true });
+        let differs = |position: Position, given: &str, starts| Given::of(Some(given)).differs(Some(position), starts);
+        for same in ["29.1.0@1000", "29.1.0@1002", "29.1.0@ffe", "29.1.0"] {
+            assert!(!differs(position, same, starts), "{same}");
+        }
+        for other in ["29.1.0@ffd", "29.1.0@1003", "30.1.0@1000", "29.1.0-1@1000"] {
+            assert!(differs(position, other, starts), "{other}");
+        }
+        assert!(differs(position, "29.1.0@1000", None), "it is not known whether CouchDB restarted");
+        assert!(!differs(Position { doubt: 255, ..position }, "29.1.0-ff@1001", starts));
     }
 
     #[test]

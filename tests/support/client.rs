@@ -176,7 +176,10 @@ impl Client {
     }
 
     pub fn receive_json(&mut self, within: Duration) -> Option<Value> {
-        self.receive_text(within).map(|text| serde_json::from_str(&text).expect("the server sends JSON"))
+        let text = self.receive_text(within)?;
+        let mut value = serde_json::from_str(&text).expect("the server sends JSON");
+        cut_starts(&mut value);
+        Some(value)
     }
 
     /// The next text message; None when none comes, or the connection ends.
@@ -263,6 +266,22 @@ impl Client {
         let read = self.wire.read(&mut bytes)?;
         self.buffer.extend_from_slice(&bytes[..read]);
         Ok(read > 0)
+    }
+}
+
+/// Cuts off positions when CouchDB started, which no test knows beforehand. Positions without it compare by their
+/// counts.
+fn cut_starts(value: &mut Value) {
+    let dbs = value.get_mut("dbs").and_then(Value::as_object_mut).map(|dbs| dbs.values_mut().collect::<Vec<_>>());
+    let positions = dbs.unwrap_or_default();
+    let cut = |position: &mut Value| {
+        if let Some((counts, _)) = position.as_str().and_then(|text| text.split_once('@')) {
+            *position = counts.into();
+        }
+    };
+    positions.into_iter().for_each(cut);
+    if let Some(position) = value.get_mut("position") {
+        cut(position);
     }
 }
 

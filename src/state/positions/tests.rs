@@ -213,7 +213,7 @@ impl<'a> Run<'a> {
                 self.subscriptions.subscribe(CLIENT.index, *id).expect("few");
                 self.positions.want(*id, Some(CLIENT), &mut self.subscriptions);
                 let position = self.subscriptions.known(*id);
-                let same = given.is_given() && !given.differs(position);
+                let same = given.is_given() && !given.differs(position, None);
                 let database = self.subscriptions.name(*id)["db-".len()..].parse().expect("a number");
                 self.told(database, position.map(|it| it.to_string()), !same);
             }

@@ -1,0 +1,606 @@
+//! Notices restarts of CouchDB, by when its nodes started.
+//!
+//! ```text
+//!  the feed is opened, or some minutes passed
+//!     └─▶ which nodes? ─┬─ one ───▶ when did it start? ─────────────────────────┐
+//!                       ├─ many ──▶ when did each start? ── none may be asked ─┐├▶ Finding
+//!                       └─ no answer to that ─▶ which node is this? ─▶ when ───┴┘
+//! ```
+//!
+//! A single node that restarted has lost the events of its last tick. Of a cluster one node alone that restarted has
+//! lost nothing: the others recorded the same events. If every node restarted since it was seen last, events may be
+//! lost. A load balancer may send each request to another node, so nodes are told apart by their names.
+//!
+//! A node restarted if its start is later than before by more than the tolerance, or if it has been up for less time
+//! than before. If the clock of CouchDB is set forward, that looks like a restart: clients are told once without need.
+//! If it is set back, the start is earlier: connected clients are not told, and a client that comes back to a single
+//! node with a position from before is. Nothing is lost in either case, unless a node restarts and its clock is set
+//! back over the whole time that it had been up: then only that it has been up for less time tells.
+//!
+//! What this is not: it neither sends requests nor tells clients.
+
+use crate::state::jitter::{Backoff, Jitter};
+use crate::state::timers::Millis;
+use crate::wire::nodes::{self, Starts, TOLERANCE};
+
+/// Time from one reading to the next while the feed stays open, in milliseconds; half of it to all of it.
+const READ_EVERY: Millis = 240_000;
+/// Least time between the beginnings of two readings, in milliseconds. A node in maintenance mode ends the feed after
+/// every line, and each opening asks for a reading; no node restarts twice in this time.
+const READ_PAUSE: Millis = 1_000;
+/// Readings in a row that may fail before the start counts as unknown, when it was not known before.
+const MAX_FIRST_FAILURES: u32 = 3;
+/// The same when it was known: clients that come back would all be told meanwhile.
+const MAX_FAILURES: u32 = 8;
+/// Most nodes that are asked in one reading.
+const MAX_ASKED: usize = 32;
+/// Most nodes that are remembered.
+const MAX_NODES: usize = 64;
+
+/// What CouchDB is to be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// `GET /_membership`
+    Membership,
+    /// `GET /_node/_local`
+    Name,
+    /// `GET /_node/{name}/_system`; None for `_local`.
+    System(Option<Box<str>>),
+}
+
+/// What CouchDB replied.
+#[derive(Clone, Copy, Debug)]
+pub struct Reply<'a> {
+    /// The status code.
+    pub status: u16,
+    /// The `Date` of the answer, in seconds since 1970.
+    pub date: Option<u64>,
+    /// The body.
+    pub body: &'a [u8],
+}
+
+/// What a reading came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// It is the first one: there is nothing to compare with.
+    First,
+    /// A node has been up since the last reading: no event was lost.
+    Continuous,
+    /// Every node restarted: events may be lost.
+    Restarted,
+    /// CouchDB does not say when it started.
+    Unknown,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Restarts {
+    nodes: Vec<Node>,
+    knowledge: Knowledge,
+    /// How many nodes there are, where CouchDB says so.
+    count: Option<usize>,
+    reading: Option<Reading>,
+    /// Whether a question of the reading is under way.
+    is_asking: bool,
+    next_reading: Option<Millis>,
+    last_began: Option<Millis>,
+    /// The date of the last reading, in seconds since 1970.
+    read_at: u32,
+    failures: u32,
+    backoff: Backoff,
+    jitter: Jitter,
+    /// Whether CouchDB was away and the next reading is to say whether it restarted.
+    is_suspected: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Knowledge {
+    /// Not asked yet, or not answered.
+    Awaited,
+    Unknown,
+    Known(Starts),
+}
+
+#[derive(Debug)]
+struct Node {
+    name: Box<str>,
+    start: u32,
+    uptime: u64,
+    /// Whether it restarted since all nodes did the last time, or one was seen that did not.
+    has_restarted: bool,
+}
+
+#[derive(Debug)]
+struct Reading {
+    question: Question,
+    /// Nodes that are still to be asked.
+    left: Vec<Box<str>>,
+    found: Vec<(Box<str>, u32, u64)>,
+    /// The node that answers for itself; None unless the nodes cannot be asked by name.
+    own_name: Option<Box<str>>,
+    /// Whether nodes are met one at a time, as they answer for themselves.
+    by_itself: bool,
+    /// The date of the last answer.
+    date: u32,
+    refused: bool,
+}
+
+impl Restarts {
+    /// A machine that has asked nothing yet.
+    pub fn new(jitter: Jitter) -> Self {
+        Self {
+            nodes: Vec::new(),
+            knowledge: Knowledge::Awaited,
+            count: None,
+            reading: None,
+            is_asking: false,
+            next_reading: None,
+            last_began: None,
+            read_at: 0,
+            failures: 0,
+            backoff: Backoff::default(),
+            jitter,
+            is_suspected: false,
+        }
+    }
+
+    /// Returns when the nodes started, where that is known.
+    pub fn starts(&self) -> Option<Starts> {
+        match self.knowledge {
+            Knowledge::Known(starts) => Some(starts),
+            Knowledge::Awaited | Knowledge::Unknown => None,
+        }
+    }
+
+    /// Returns whether it is settled if starts are known at all.
+    pub fn is_settled(&self) -> bool {
+        self.knowledge != Knowledge::Awaited
+    }
+
+    /// Returns whether CouchDB is a cluster, as far as is known.
+    pub fn is_cluster(&self) -> bool {
+        self.count.unwrap_or(self.nodes.len()) > 1
+    }
+
+    /// The feed was opened: CouchDB may have restarted before that.
+    pub fn handle_opened(&mut self, now: Millis) {
+        let soonest = self.last_began.map_or(now, |began| now.max(began + READ_PAUSE));
+        self.next_reading = Some(soonest);
+        // What is half read may be from before.
+        self.reading.take_if(|_| !self.is_asking);
+        self.failures = 0;
+        self.backoff.reset();
+    }
+
+    /// CouchDB was away: the next finding says whether it restarted. Returns false if no finding will.
+    pub fn suspect(&mut self) -> bool {
+        self.is_suspected = self.starts().is_some();
+        self.is_suspected
+    }
+
+    /// Takes the suspicion back, if there is one, to be acted on.
+    pub fn take_suspicion(&mut self) -> bool {
+        std::mem::take(&mut self.is_suspected)
+    }
+
+    /// Returns when [`Restarts::next_question`] is due. To be heeded while the feed is open.
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        match (&self.reading, self.is_asking) {
+            (_, true) => None,
+            (Some(_), false) => Some(0),
+            (None, false) => self.next_reading,
+        }
+    }
+
+    /// Returns the next question, unless one is under way or none is due.
+    pub fn next_question(&mut self, now: Millis) -> Option<Question> {
+        if self.is_asking {
+            return None;
+        }
+        if self.reading.is_none() {
+            self.next_reading.take_if(|at| *at <= now)?;
+            self.last_began = Some(now);
+            self.reading = Some(Reading::new());
+        }
+        self.is_asking = true;
+        self.reading.as_ref().map(|reading| reading.question.clone())
+    }
+
+    /// Takes the reply to the question that is under way; None when there was none. Returns what the reading came to,
+    /// when that was its last question.
+    pub fn handle_reply(&mut self, reply: Option<Reply<'_>>, now: Millis) -> Option<Finding> {
+        self.is_asking = false;
+        let mut reading = self.reading.take()?;
+        if reading.handle_reply(reply, &mut self.count) {
+            self.reading = Some(reading);
+            return None;
+        }
+        // The feed may have been opened again meanwhile; then the next reading is to begin soon.
+        if self.next_reading.is_none() {
+            self.next_reading = Some(now + self.jitter.around(READ_EVERY));
+        }
+        if reading.found.is_empty() { self.fail(&reading, now) } else { Some(self.compare(reading)) }
+    }
+
+    fn fail(&mut self, reading: &Reading, now: Millis) -> Option<Finding> {
+        self.failures += 1;
+        let most = if self.starts().is_some() { MAX_FAILURES } else { MAX_FIRST_FAILURES };
+        if !reading.refused && self.failures < most {
+            let again = now + READ_PAUSE + self.backoff.wait(&mut self.jitter);
+            self.next_reading = self.next_reading.map(|next| next.min(again));
+            return None;
+        }
+        self.nodes.clear();
+        self.knowledge = Knowledge::Unknown;
+        Some(Finding::Unknown)
+    }
+
+    /// Compares the starts that were found with those that were known.
+    fn compare(&mut self, reading: Reading) -> Finding {
+        self.failures = 0;
+        self.backoff.reset();
+        let is_first = self.nodes.is_empty();
+        let mut is_continuous = false;
+        let by_itself = reading.by_itself;
+        if !by_itself {
+            // Those that are not there any more vouch for nothing.
+            self.nodes.retain(|node| reading.found.iter().any(|(name, ..)| *name == node.name));
+        }
+        for (name, start, uptime) in reading.found {
+            if let Some(node) = self.nodes.iter_mut().find(|node| node.name == name) {
+                let restarted = start > node.start.saturating_add(TOLERANCE) || uptime < node.uptime;
+                is_continuous |= !restarted;
+                node.has_restarted |= restarted;
+                (node.start, node.uptime) = (start, uptime);
+            } else if self.nodes.len() < MAX_NODES {
+                // It may have been there all the time.
+                let is_new = start.saturating_add(TOLERANCE) >= self.read_at;
+                is_continuous |= !is_new;
+                self.nodes.push(Node { name, start, uptime, has_restarted: is_new });
+            }
+        }
+        if by_itself {
+            // The others were not asked: what was seen of them last counts.
+            is_continuous |= self.nodes.iter().any(|node| !node.has_restarted);
+        }
+        let mut earliest = self.nodes.iter().map(|node| node.start).min().unwrap_or(0);
+        let latest = self.nodes.iter().map(|node| node.start).max().unwrap_or(0);
+        self.read_at = reading.date;
+        if let (Some(known), true, false) = (self.starts(), is_continuous, by_itself) {
+            // Where nodes restart in turn, what was given before all of that still counts here: it was seen that one
+            // was up at any time. A server that starts later has not seen that.
+            earliest = earliest.min(known.earliest);
+        }
+        self.knowledge = Knowledge::Known(Starts { earliest, latest, is_single: !self.is_cluster() });
+        let finding = match (is_first, is_continuous) {
+            (true, _) => Finding::First,
+            (false, true) => Finding::Continuous,
+            (false, false) => Finding::Restarted,
+        };
+        if !by_itself || finding != Finding::Continuous {
+            // Where nodes are met one at a time, those that were not met since count as they did.
+            self.nodes.iter_mut().for_each(|node| node.has_restarted = false);
+        }
+        finding
+    }
+}
+
+impl Reading {
+    fn new() -> Self {
+        Self {
+            question: Question::Membership,
+            left: Vec::new(),
+            found: Vec::new(),
+            own_name: None,
+            by_itself: false,
+            date: 0,
+            refused: false,
+        }
+    }
+
+    /// Takes the reply to its question; whether it has another one.
+    fn handle_reply(&mut self, reply: Option<Reply<'_>>, count: &mut Option<usize>) -> bool {
+        let ok = reply.filter(|reply| reply.status == 200);
+        // A proxy that cannot reach CouchDB, and a CouchDB that is busy, may do better the next time.
+        self.refused =
+            reply.is_some_and(|reply| matches!(reply.status, 400..=499) && !matches!(reply.status, 408 | 429));
+        match std::mem::replace(&mut self.question, Question::Membership) {
+            Question::Membership => match ok.and_then(|reply| nodes::read_membership(reply.body)) {
+                Some(membership) => {
+                    *count = Some(membership.count);
+                    if membership.count == 1 {
+                        self.question = Question::System(None);
+                        return true;
+                    }
+                    self.left = membership.connected;
+                    self.left.truncate(MAX_ASKED);
+                    self.ask_next()
+                }
+                None if self.refused => self.ask_itself(),
+                None => false,
+            },
+            Question::Name => match (ok.and_then(|reply| nodes::read_node_name(reply.body)), &self.own_name) {
+                (Some(name), None) => {
+                    self.own_name = Some(name);
+                    self.question = Question::System(None);
+                    true
+                }
+                (Some(name), Some(before)) => {
+                    if name != *before {
+                        // A load balancer: whose uptime that was is not known.
+                        self.found.clear();
+                    }
+                    false
+                }
+                (None, _) => {
+                    self.found.clear();
+                    false
+                }
+            },
+            Question::System(name) => {
+                let uptime = ok.and_then(|reply| nodes::read_uptime(reply.body));
+                let date = ok.and_then(|reply| reply.date);
+                let start = date.zip(uptime).and_then(|(date, uptime)| nodes::start_of(date, uptime));
+                if let (Some(start), Some(uptime), Some(date)) = (start, uptime, date) {
+                    let name = name.clone().or_else(|| self.own_name.clone()).unwrap_or_default();
+                    self.found.push((name, start, uptime));
+                    self.date = u32::try_from(date).unwrap_or(u32::MAX);
+                }
+                match name {
+                    Some(_) => self.ask_next() || self.found.is_empty() && self.refused && self.ask_itself(),
+                    None if self.by_itself && !self.found.is_empty() => {
+                        self.question = Question::Name;
+                        true
+                    }
+                    None => false,
+                }
+            }
+        }
+    }
+
+    fn ask_next(&mut self) -> bool {
+        let next = self.left.pop();
+        let more = next.is_some();
+        if more {
+            self.question = Question::System(next);
+        }
+        more
+    }
+
+    /// The nodes cannot be asked by name: whoever answers is asked for its own.
+    fn ask_itself(&mut self) -> bool {
+        self.by_itself = true;
+        self.question = Question::Name;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DATE: u64 = 1_795_000_000;
+
+    /// A CouchDB of some nodes, and a machine that asks it.
+    struct Rig {
+        restarts: Restarts,
+        now: Millis,
+        /// Names, starts in seconds, and whether the node can be asked.
+        nodes: Vec<(&'static str, u64, bool)>,
+        clock_error: u64,
+        membership: u16,
+        by_name: u16,
+        system: u16,
+        asked: usize,
+        /// Which of the nodes answers for itself.
+        own: usize,
+    }
+
+    impl Rig {
+        fn new(starts: &[u64]) -> Self {
+            let names = ["a@x", "b@x", "c@x"];
+            let nodes = names.into_iter().zip(starts).map(|(name, start)| (name, *start, true)).collect();
+            Self {
+                restarts: Restarts::new(Jitter::new(3)),
+                now: 0,
+                nodes,
+                clock_error: 0,
+                membership: 200,
+                by_name: 200,
+                system: 200,
+                asked: 0,
+                own: 0,
+            }
+        }
+
+        fn reply(&self, question: &Question) -> (u16, String) {
+            match question {
+                Question::Membership => {
+                    let names = |up: bool| {
+                        let nodes = self.nodes.iter().filter(|(.., is_up)| *is_up || !up);
+                        nodes.map(|(name, ..)| format!("{name:?}")).collect::<Vec<_>>().join(",")
+                    };
+                    let body = format!(r#"{{"all_nodes":[{}],"cluster_nodes":[{}]}}"#, names(true), names(false));
+                    (self.membership, body)
+                }
+                Question::Name => (self.system, format!(r#"{{"name":{:?}}}"#, self.nodes[self.own].0)),
+                Question::System(node) => {
+                    let found = match node {
+                        Some(node) => self.nodes.iter().find(|(name, _, is_up)| **name == **node && *is_up),
+                        None => self.nodes.get(self.own),
+                    };
+                    let status = if node.is_some() { self.by_name } else { self.system };
+                    match found {
+                        Some((_, start, _)) => {
+                            let uptime = DATE + self.now / 1_000 - (DATE - 10_000 + start);
+                            (status, format!(r#"{{"uptime":{uptime}}}"#))
+                        }
+                        None => (404, "{}".to_owned()),
+                    }
+                }
+            }
+        }
+
+        /// One reading, after a while.
+        fn read(&mut self) -> Option<Finding> {
+            self.now += 20_000;
+            self.restarts.handle_opened(self.now);
+            self.go_on()
+        }
+
+        fn go_on(&mut self) -> Option<Finding> {
+            let mut finding = None;
+            while let Some(question) = self.restarts.next_question(self.now) {
+                self.asked += 1;
+                let (status, body) = self.reply(&question);
+                let date = Some(DATE + self.now / 1_000 + self.clock_error);
+                let reply = Reply { status, date, body: body.as_bytes() };
+                assert_eq!(self.restarts.next_question(self.now), None, "one at a time");
+                finding = self.restarts.handle_reply(Some(reply), self.now);
+            }
+            finding
+        }
+    }
+
+    #[test]
+    fn a_single_node_that_started_later_restarted() {
+        let mut rig = Rig::new(&[100]);
+        assert!(!rig.restarts.is_settled() && rig.restarts.starts().is_none());
+        assert_eq!(rig.read(), Some(Finding::First));
+        assert_eq!(rig.asked, 2);
+        let starts = rig.restarts.starts().expect("known");
+        assert!(starts.is_single && starts.earliest == starts.latest && !rig.restarts.is_cluster());
+        for (start, finding) in [
+            (100, Finding::Continuous),
+            (102, Finding::Continuous),
+            (105, Finding::Restarted),
+            (105, Finding::Continuous),
+        ] {
+            rig.nodes[0].1 = start;
+            assert_eq!(rig.read(), Some(finding), "{start}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_forward_looks_like_a_restart_and_one_that_is_set_back_does_not() {
+        let mut rig = Rig::new(&[100]);
+        rig.read();
+        rig.clock_error = 60;
+        assert_eq!(rig.read(), Some(Finding::Restarted));
+        let ahead = rig.restarts.starts().expect("known").latest;
+        rig.clock_error = 0;
+        assert_eq!(rig.read(), Some(Finding::Continuous));
+        assert!(!rig.restarts.starts().expect("known").reach_back_to(ahead), "clients that come back are told");
+        // A restart behind a clock that is set back shows in the uptime.
+        rig.nodes[0].1 = 9_990;
+        rig.clock_error = 0_u64.wrapping_sub(9_950);
+        let date = DATE.wrapping_add(rig.clock_error) + rig.now / 1_000;
+        rig.restarts.handle_opened(rig.now + READ_PAUSE);
+        rig.now += READ_PAUSE;
+        assert_eq!(rig.restarts.next_question(rig.now), Some(Question::Membership));
+        let body = br#"{"all_nodes":["a@x"],"cluster_nodes":["a@x"]}"#;
+        assert_eq!(rig.restarts.handle_reply(Some(Reply { status: 200, date: None, body }), rig.now), None);
+        rig.restarts.next_question(rig.now);
+        let reply = Reply { status: 200, date: Some(date), body: br#"{"uptime":3}"# };
+        assert_eq!(rig.restarts.handle_reply(Some(reply), rig.now), Some(Finding::Restarted));
+    }
+
+    #[test]
+    fn a_cluster_lost_something_only_if_all_nodes_restarted() {
+        let mut rig = Rig::new(&[100, 200, 300]);
+        assert_eq!(rig.read(), Some(Finding::First));
+        assert!(rig.restarts.is_cluster());
+        let given = rig.restarts.starts().expect("known").latest;
+        for (node, start) in [(0, 400), (1, 500), (2, 600), (0, 700)] {
+            rig.nodes[node].1 = start;
+            assert_eq!(rig.read(), Some(Finding::Continuous), "one after the other");
+        }
+        let reaches_back = |rig: &Rig, given| rig.restarts.starts().expect("known").reach_back_to(given);
+        assert!(reaches_back(&rig, given), "one was up at any time");
+        let mut later = Rig::new(&[700, 500, 600]);
+        later.read();
+        assert!(!reaches_back(&later, given), "and who was not there does not know");
+        assert!(reaches_back(&later, rig.restarts.starts().expect("known").latest));
+        rig.nodes[2].2 = false;
+        rig.nodes[0].1 = 800;
+        assert_eq!(rig.read(), Some(Finding::Continuous), "one is down, one restarted, one stayed");
+        rig.nodes[2].2 = true;
+        assert_eq!(rig.read(), Some(Finding::Continuous), "it was cut off, and is back");
+        let given = rig.restarts.starts().expect("known").latest;
+        rig.nodes = vec![("a@x", 10_100, true), ("b@x", 10_101, true), ("c@x", 600, false)];
+        assert_eq!(rig.read(), Some(Finding::Restarted), "those that are up did, and the third is away");
+        assert!(!rig.restarts.starts().expect("known").reach_back_to(given));
+        assert_eq!(rig.read(), Some(Finding::Continuous));
+    }
+
+    #[test]
+    fn nodes_that_cannot_be_asked_by_name_are_met_one_at_a_time() {
+        for (membership, by_name) in [(200, 404), (403, 200)] {
+            let mut rig = Rig { membership, by_name, ..Rig::new(&[100, 200, 300]) };
+            assert_eq!(rig.read(), Some(Finding::First));
+            for own in [1, 2, 0] {
+                rig.own = own;
+                assert_eq!(rig.read(), Some(Finding::Continuous), "{own}");
+            }
+            rig.nodes[1].1 = 10_070;
+            for own in [0, 1, 2] {
+                rig.own = own;
+                assert_eq!(rig.read(), Some(Finding::Continuous), "{own}");
+            }
+            rig.nodes[0].1 = 10_130;
+            rig.nodes[2].1 = 10_131;
+            let findings = [0, 2].map(|own| {
+                rig.own = own;
+                rig.read()
+            });
+            assert_eq!(findings, [Some(Finding::Continuous), Some(Finding::Restarted)]);
+        }
+    }
+
+    #[test]
+    fn a_host_that_says_nothing_is_left_alone() {
+        let mut rig = Rig { membership: 404, system: 403, ..Rig::new(&[100]) };
+        assert_eq!(rig.read(), Some(Finding::Unknown));
+        assert_eq!((rig.asked, rig.restarts.is_settled(), rig.restarts.starts()), (2, true, None));
+        assert!(!rig.restarts.suspect() && !rig.restarts.take_suspicion());
+        let next = rig.restarts.poll_timeout().expect("it is asked again");
+        assert!((rig.now + READ_EVERY / 2..=rig.now + READ_EVERY).contains(&next), "{next}");
+    }
+
+    #[test]
+    fn failures_are_tried_again_for_a_while() {
+        let mut rig = Rig { system: 503, ..Rig::new(&[100]) };
+        let tries = |rig: &mut Rig| {
+            let mut finding = rig.read();
+            let mut tries = 1;
+            while finding.is_none() {
+                rig.now = rig.restarts.poll_timeout().expect("it is tried again");
+                finding = rig.go_on();
+                tries += 1;
+            }
+            (finding, tries)
+        };
+        assert_eq!(tries(&mut rig), (Some(Finding::Unknown), MAX_FIRST_FAILURES));
+        rig.system = 200;
+        assert_eq!(rig.read(), Some(Finding::First));
+        assert!(rig.restarts.suspect());
+        rig.system = 503;
+        assert_eq!(tries(&mut rig), (Some(Finding::Unknown), MAX_FAILURES));
+        assert!(rig.restarts.take_suspicion() && !rig.restarts.take_suspicion());
+    }
+
+    #[test]
+    fn openings_in_a_row_make_one_reading_a_second() {
+        let mut rig = Rig::new(&[100]);
+        rig.read();
+        let asked = rig.asked;
+        for _ in 0..10 {
+            rig.now += 90;
+            rig.restarts.handle_opened(rig.now);
+            rig.go_on();
+        }
+        assert_eq!(rig.asked, asked);
+        rig.now += READ_PAUSE;
+        assert_eq!(rig.go_on(), Some(Finding::Continuous));
+    }
+}

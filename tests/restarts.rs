@@ -1,0 +1,227 @@
+//! Restarts of CouchDB: what it loses then is told, and nothing is told of those that lost nothing.
+
+use std::time::{Duration, Instant};
+
+use couchdb_howler::demo::{Options, StandIn};
+use serde_json::{Value, json};
+
+use crate::support::client::Client;
+use crate::support::device::{Device, Told};
+use crate::support::howler::{Howler, lasting_port};
+use crate::support::http::Poller;
+use crate::support::proxy::Proxy;
+use crate::support::{A_MOMENT, SOON, couchdb_with};
+
+/// What CouchDB has by default between a write and its event.
+const TICK: Duration = Duration::from_millis(500);
+
+/// A CouchDB of so many nodes that records events at its tick.
+fn ticking(nodes: usize) -> StandIn {
+    couchdb_with(Options { tick: TICK, nodes, ..Options::default() })
+}
+
+fn names() -> Vec<String> {
+    (0..60).map(|number| format!("db-{number}")).collect()
+}
+
+fn refs(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
+}
+
+/// A client that knows the position of each of its databases.
+fn settled(howler: &Howler) -> Device {
+    let mut device = Device::new(names());
+    assert_eq!(device.come_back(howler.address()).expect("it is served").len(), 60, "it knew nothing");
+    assert!(device.known.values().all(|known| known.as_ref().is_some_and(|it| it.contains('@'))), "{:?}", device.known);
+    device
+}
+
+/// Of how many databases a client is told when it comes back.
+fn told_at_return(device: &mut Device, howler: &Howler) -> usize {
+    device.leave();
+    device.come_back(howler.address()).expect("it is served").len()
+}
+
+fn resyncs(howler: &Howler) -> u64 {
+    howler.metric("howler_resyncs_total")
+}
+
+/// Waits until a server has compared the starts of CouchDB's nodes so often, all told.
+fn wait_for_readings(howler: &Howler, count: usize) {
+    howler.wait_for_lines("Whether CouchDB restarted: ", count);
+}
+
+/// How often a server has compared the starts of CouchDB's nodes.
+fn readings(howler: &Howler) -> usize {
+    howler.count_lines("Whether CouchDB restarted: ")
+}
+
+/// Waits until a client was told that everything may have changed; what it was told before.
+fn wait_for_everything(device: &mut Device) {
+    let deadline = Instant::now() + SOON;
+    while device.next(SOON).expect("it is connected") != Told::Everything {
+        assert!(Instant::now() < deadline, "no resync");
+    }
+}
+
+#[test]
+fn a_restart_that_a_proxy_hides_loses_nothing() {
+    let couchdb = ticking(1);
+    let proxy = Proxy::retrying(couchdb.address());
+    let howlers = [0, 1].map(|_| Howler::launch(&["--couchdb_url", &proxy.url_of(&couchdb)]));
+    assert!(couchdb.wait_for_feeds(2, SOON));
+    let mut there: Vec<_> = howlers.iter().map(settled).collect();
+    let mut away: Vec<_> = howlers.iter().map(settled).collect();
+    away.iter_mut().for_each(Device::leave);
+    let mut socket_io = Poller::subscribed(howlers[0].address(), &["db-7"]);
+    for round in 0..2 {
+        couchdb.update_many(&refs(&names()));
+        couchdb.restart(true).expect("its port is free");
+        for (place, device) in there.iter_mut().enumerate() {
+            wait_for_everything(device);
+            let howler = &howlers[place];
+            assert_eq!(howler.count_lines("Connection refused"), 0, "the proxy hides it: {}", howler.output());
+            assert_eq!(resyncs(howler), round + 1, "{}", howler.output());
+        }
+        assert_eq!(socket_io.next(), r#"42["change","db-7"]"#);
+    }
+    for (place, device) in away.iter_mut().enumerate() {
+        assert_eq!(told_at_return(device, &howlers[1 - place]), 60);
+        assert_eq!(told_at_return(device, &howlers[place]), 0, "once");
+    }
+}
+
+#[test]
+fn a_client_that_comes_back_after_both_restarted_is_told_once() {
+    for signal in ["KILL", "TERM"] {
+        let couchdb = ticking(1);
+        let ports = [lasting_port(), lasting_port()];
+        let howlers = ports.map(|port| Howler::start_on(port, &couchdb, &[]));
+        let mut devices: Vec<_> = (0..4).map(|number| settled(&howlers[number % 2])).collect();
+        couchdb.update_many(&refs(&names()));
+        for mut howler in howlers {
+            howler.signal(signal);
+            howler.wait();
+        }
+        couchdb.restart(true).expect("its port is free");
+        let howlers = ports.map(|port| Howler::start_on(port, &couchdb, &[]));
+        for (number, device) in devices.iter_mut().enumerate() {
+            let returns = [0, 1, 1, 0].map(|place| told_at_return(device, &howlers[(number + place) % 2]));
+            assert_eq!(returns, [60, 0, 0, 0], "{signal}");
+        }
+        assert_eq!(howlers.each_ref().map(resyncs), [0, 0]);
+    }
+}
+
+#[test]
+fn couchdb_that_was_cut_off_and_did_not_restart_lost_nothing() {
+    let couchdb = ticking(1);
+    let howler = Howler::start(&couchdb);
+    let (mut there, mut away) = (settled(&howler), settled(&howler));
+    away.leave();
+    let read = readings(&howler);
+    couchdb.refuse();
+    howler.wait_for_line("The changes feed is not connected: ");
+    couchdb.accept_again().expect("its port is free");
+    wait_for_readings(&howler, read + 1);
+    couchdb.update("db-3");
+    assert_eq!(there.next(SOON).expect("it is connected"), Told::Change("db-3".to_owned()));
+    assert_eq!((resyncs(&howler), told_at_return(&mut away, &howler)), (0, 1));
+    assert_eq!(told_at_return(&mut there, &howler), 0);
+}
+
+#[test]
+fn a_clock_that_is_set_forward_tells_clients_once_in_vain() {
+    let couchdb = ticking(1);
+    let howler = Howler::start(&couchdb);
+    let mut device = settled(&howler);
+    couchdb.set_clock_error(30);
+    couchdb.break_feed(couchdb_howler::demo::FeedFault::CleanEnd);
+    wait_for_everything(&mut device);
+    couchdb.set_clock_error(0);
+    let read = readings(&howler);
+    couchdb.break_feed(couchdb_howler::demo::FeedFault::CleanEnd);
+    wait_for_readings(&howler, read + 1);
+    assert_eq!(resyncs(&howler), 1, "a clock that is set back is no restart");
+    assert_eq!(told_at_return(&mut device, &howler), 0, "its positions are from before that");
+}
+
+#[test]
+fn where_couchdb_does_not_say_when_it_started_being_away_counts() {
+    for status in [401, 403, 404] {
+        let couchdb = ticking(1);
+        couchdb.refuse_uptime(Some(status));
+        let howler = Howler::start(&couchdb);
+        let mut device = Device::new(names());
+        device.come_back(howler.address()).expect("it is served");
+        assert!(device.known.values().flatten().all(|position| !position.contains('@')));
+        couchdb.refuse();
+        howler.wait_for_line("The changes feed is not connected: ");
+        couchdb.accept_again().expect("its port is free");
+        wait_for_everything(&mut device);
+        assert_eq!(told_at_return(&mut device, &howler), 60);
+        assert_eq!(told_at_return(&mut device, &howler), 0);
+    }
+}
+
+#[test]
+fn a_position_without_a_start_counts_by_its_numbers() {
+    let couchdb = ticking(1);
+    let howler = Howler::start(&couchdb);
+    let mut client = Client::logged_in(howler.address());
+    let mut changed =
+        |position: &str| -> Value { client.ask(json!({"op": "subscribe", "dbs": {"a": position}}))["changed"].take() };
+    assert_eq!(changed("0.0.0"), json!([]));
+    assert_eq!(changed("1.0.0"), json!(["a"]));
+    assert_eq!(changed("0.0.0@1"), json!(["a"]));
+}
+
+#[test]
+fn of_a_cluster_one_node_that_restarts_loses_nothing_and_all_of_them_do() {
+    let couchdb = ticking(3);
+    let howlers = [Howler::start(&couchdb), Howler::start(&couchdb)];
+    let mut there = settled(&howlers[0]);
+    let mut away = settled(&howlers[1]);
+    away.leave();
+    for node in [0, 1, 2, 1] {
+        let read = howlers.each_ref().map(readings);
+        couchdb.restart_node(node).expect("its port is free");
+        for (howler, read) in howlers.iter().zip(read) {
+            wait_for_readings(howler, read + 1);
+            assert_eq!(resyncs(howler), 0, "{}", howler.output());
+        }
+    }
+    assert_eq!(there.next(A_MOMENT).expect("it is connected"), Told::Nothing);
+    assert_eq!(told_at_return(&mut there, &howlers[1]), 0);
+    // A node that is down vouches for nothing.
+    couchdb.set_node_up(2, false);
+    couchdb.update_many(&refs(&names()));
+    couchdb.restart(true).expect("its port is free");
+    wait_for_everything(&mut there);
+    assert_eq!(
+        howlers.each_ref().map(|howler| {
+            howler.wait_for_line("clients are told that changes may have been lost: CouchDB restarted");
+            resyncs(howler)
+        }),
+        [1, 1]
+    );
+    let returns = [0, 1, 0].map(|place| told_at_return(&mut away, &howlers[place]));
+    assert_eq!(returns, [60, 0, 0]);
+}
+
+#[test]
+fn one_node_that_restarts_changes_no_position() {
+    let couchdb = ticking(3);
+    let port = lasting_port();
+    let howler = Howler::start_on(port, &couchdb, &[]);
+    let mut device = settled(&howler);
+    drop(howler);
+    couchdb.restart_node(0).expect("its port is free");
+    // This one has never seen the node as it was.
+    let howler = Howler::start_on(port, &couchdb, &[]);
+    assert_eq!(told_at_return(&mut device, &howler), 0);
+    drop(howler);
+    couchdb.restart(true).expect("its port is free");
+    let howler = Howler::start_on(port, &couchdb, &[]);
+    assert_eq!([0; 2].map(|_| told_at_return(&mut device, &howler)), [60, 0]);
+}
