@@ -1,13 +1,15 @@
 //! The changes feed: what breaks it, and that nothing behind the break is lost.
 
 use std::collections::BTreeSet;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use couchdb_howler::demo::{Chunking, FeedFault, Options, RecordedRequest, StandIn};
+use couchdb_howler::demo::{Chunking, FeedFault, Options, RecordedRequest, SinceRefusal, StandIn};
 use serde_json::json;
 
 use crate::support::client::Client;
 use crate::support::howler::Howler;
+use crate::support::http::Http;
 use crate::support::{A_MOMENT, ANSWERED_WITHIN, PASSWORD, SOON, USER, couchdb, couchdb_with};
 
 /// What is said when all is well.
@@ -198,6 +200,62 @@ fn a_sequence_that_is_refused() {
     scene.is_told("after");
     scene.said("CouchDB does not know the sequence to resume from (400): following the feed from now on; changes may");
     assert_eq!(scene.couchdb.counters().pin_requests, 2);
+}
+
+/// A start that CouchDB does not take any more: what is written meanwhile is told.
+fn survives_a_refused_start(refusal: SinceRefusal, line: &str) {
+    let mut scene = Scene::new();
+    scene.is_told("before");
+    let answer = scene.client.ask(json!({"op": "subscribe", "dbs": ["before", "during", "after"]}));
+    assert!(answer["dbs"]["during"].is_string(), "all positions are known: {answer}");
+    scene.couchdb.refuse_since(Some(refusal));
+    scene.couchdb.break_feed(FeedFault::Cut);
+    scene.couchdb.update("during");
+    // Ten tries, each after a longer wait, take more than a minute where it is not sure that the start is at fault.
+    let change = scene.client.next_change(6 * SOON);
+    assert_eq!(change.as_deref(), Some("during"), "{}", scene.howler.output());
+    scene.is_told("after");
+    scene.hears_nothing_more();
+    scene.said(line);
+    assert_eq!(scene.couchdb.counters().pin_requests, 2);
+}
+
+#[test]
+fn a_start_that_is_refused_at_once() {
+    for status in [410, 413, 414, 422, 431] {
+        let line = format!("CouchDB does not know the sequence to resume from ({status}): following the feed from now");
+        survives_a_refused_start(SinceRefusal::Status(status), &line);
+    }
+}
+
+const REPINNED: &str = "CouchDB did not open the changes feed where it broke in 10 tries: following it from now on;";
+
+#[test]
+fn a_start_that_opens_no_stream() {
+    // Each takes a minute: all at once.
+    let refusals = [SinceRefusal::Status(500), SinceRefusal::Status(302), SinceRefusal::Close];
+    let scenes = refusals.map(|refusal| thread::spawn(move || survives_a_refused_start(refusal, REPINNED)));
+    for scene in scenes {
+        scene.join().expect("the start is pinned again");
+    }
+}
+
+#[test]
+fn a_node_in_maintenance_mode_is_followed_quietly() {
+    let mut scene = Scene::new();
+    scene.is_told("before");
+    scene.couchdb.set_maintenance(true);
+    for round in 0..40 {
+        scene.is_told(["before", "during", "after"][round % 3]);
+        let page = Http::connect(scene.howler.address()).get("/readyz");
+        assert_eq!(page.status, 200, "{}", page.text());
+    }
+    scene.hears_nothing_more();
+    assert!(scene.couchdb.counters().feed_requests > 30);
+    assert_eq!(scene.howler.count_told("CouchDB ended the changes feed"), 1);
+    assert!(scene.howler.count_told(FOLLOWING) <= 2);
+    assert_eq!(scene.howler.count_told("WARN") + scene.howler.count_told("ERROR"), 0);
+    assert_eq!(scene.howler.metric("howler_resyncs_total"), 0);
 }
 
 #[test]

@@ -97,7 +97,7 @@ impl Server {
             (None, _) if is_operator => operation::NOTHING_ELSE,
             (None, _) => return false,
             (Some(Question::Health), "GET" | "HEAD") => operation::HEALTHY,
-            (Some(Question::Readiness), "GET" | "HEAD") => self.readiness().answer(),
+            (Some(Question::Readiness), "GET" | "HEAD") => self.readiness(now).answer(),
             (Some(Question::Metrics), "GET" | "HEAD") => {
                 let page = self.exposition(now);
                 self.respond_operation(key, exchange, &operation::METRICS, &page, now);
@@ -109,8 +109,8 @@ impl Server {
         true
     }
 
-    fn readiness(&self) -> Readiness {
-        match (self.is_draining(), self.feed.is_streaming()) {
+    fn readiness(&self, now: Millis) -> Readiness {
+        match (self.is_draining(), self.feed.is_ready(now)) {
             (true, _) => Readiness::Stopping,
             (false, true) => Readiness::Ready,
             (false, false) if self.followed => Readiness::FeedDown,
@@ -131,7 +131,7 @@ impl Server {
         requests[Queue::LogIns as usize].1 += self.login_limits.waiting();
         let gauges = Gauges {
             started: self.operation.started,
-            feed_up: self.feed.is_streaming(),
+            feed_up: self.feed.is_ready(now),
             connections: self.clients,
             unauthenticated: (self.unauthenticated.len(), self.unauthenticated.bytes()),
             memory_full: self.memory.is_full(),

@@ -33,6 +33,14 @@ const ANSWER_WITHIN: Millis = 10_000;
 const REDIAL_AFTER: Millis = 100;
 /// A stream that stood for so long was a success, also when nothing changed meanwhile.
 const STEADY_AFTER: Millis = 5_000;
+/// After so many tries in a row that opened no stream, the start may be what CouchDB does not take: it is pinned again,
+/// if that works.
+const MAX_STREAM_TRIES: u32 = 10;
+/// A feed that CouchDB ended in order counts as open for so long, in milliseconds: it is opened again at once.
+const READY_AFTER_END: Millis = 5_000;
+/// Ends in order that follow each other within this time are logged once, in milliseconds. A node in maintenance mode
+/// ends the feed after every batch of lines.
+const ENDS_TOLD_EVERY: Millis = 60_000;
 /// Longest body of an answer that is no stream, in bytes. It holds a sequence.
 const MAX_ANSWER: usize = 4 * MAX_LINE;
 
@@ -115,7 +123,7 @@ enum Problem {
     Unauthorized,
     Locked,
     Missing(bool),
-    SinceRefused,
+    SinceRefused(u16),
     Status(u16),
     NoSequence,
 }
@@ -169,6 +177,12 @@ pub struct Feed {
     announced: bool,
     /// Where a broken line was met, so that the same one does not stop the feed for ever.
     broken_at: Option<String>,
+    /// Tries in a row that opened no stream, for no reason that a new start could not mend.
+    tries: u32,
+    /// Whether the start was refused since the last stream.
+    refused: bool,
+    /// When CouchDB ended the last stream in order, if nothing else went wrong since.
+    ended_at: Option<Millis>,
     /// Whether `_global_changes` was found missing and is to be made.
     must_create: bool,
     /// The worst since the last stream; None before the first.
@@ -196,6 +210,9 @@ impl Feed {
             log: LogThrottles::new(MINUTE),
             announced: false,
             broken_at: None,
+            tries: 0,
+            refused: false,
+            ended_at: None,
             must_create: false,
             continuity: None,
             followed_until: 0,
@@ -222,6 +239,11 @@ impl Feed {
         matches!(self.phase, Phase::Streaming { .. })
     }
 
+    /// Returns whether changes are being followed, or will be in a moment: CouchDB has just ended the stream in order.
+    pub fn is_ready(&self, now: Millis) -> bool {
+        self.is_streaming() || self.ended_at.is_some_and(|at| now < at + READY_AFTER_END)
+    }
+
     /// When [`Feed::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Millis> {
         match self.phase {
@@ -241,7 +263,9 @@ impl Feed {
                 self.phase = Phase::Dialing;
                 actions.push(FeedAction::Dial);
             }
-            Phase::Asking { question: Question::Pin, .. } if self.settings.source == FeedSource::DbUpdates => {
+            Phase::Asking { question: Question::Pin, .. }
+                if self.settings.source == FeedSource::DbUpdates && self.since.is_none() =>
+            {
                 self.start_from_now(now, actions);
             }
             Phase::Asking { question, .. } => self.fail(Problem::Silent(self.patience_for(question)), now, actions),
@@ -254,6 +278,7 @@ impl Feed {
         let question = match self.since {
             _ if self.must_create => Question::Create,
             None => Question::Pin,
+            Some(_) if self.tries >= MAX_STREAM_TRIES => Question::Pin,
             Some(_) => Question::Stream,
         };
         self.ask(question, now, actions);
@@ -388,6 +413,7 @@ impl Feed {
         let Phase::Asking { question, head: known, .. } = &mut self.phase else { return };
         if *question == Question::Stream && head.status == 200 {
             self.lines = LineReader::default();
+            (self.tries, self.refused) = (0, false);
             self.phase = Phase::Streaming { since: now, deadline };
             let continuity = self.continuity.replace(Continuity::Whole);
             actions.push(FeedAction::Opened(continuity.unwrap_or(Continuity::Whole)));
@@ -414,7 +440,7 @@ impl Feed {
             }
             (Question::Pin, 200) => match couchdb::parse_last_seq(&self.answer) {
                 Some(seq) => {
-                    self.since = Some(seq);
+                    self.replace_start(seq);
                     actions.push(FeedAction::Pinned);
                     self.go_on(Question::Stream, keep_alive, now, actions);
                 }
@@ -432,10 +458,16 @@ impl Feed {
                 }
                 self.fail(Problem::Missing(self.settings.create), now, actions);
             }
-            (Question::Stream, 400) => {
+            // Besides: what is gone, and a sequence that makes the request too long for what stands before CouchDB.
+            (Question::Stream, 400 | 410 | 413 | 414 | 422 | 431) => {
                 self.since = None;
                 self.worsen(Continuity::Gap);
-                self.fail(Problem::SinceRefused, now, actions);
+                if std::mem::replace(&mut self.refused, true) {
+                    // The start that was pinned because of that, too.
+                    return self.fail(Problem::SinceRefused(status), now, actions);
+                }
+                self.log_problem(Problem::SinceRefused(status), 0, now);
+                self.go_on(Question::Pin, keep_alive, now, actions);
             }
             (Question::Pin, 400 | 405 | 501) if self.settings.source == FeedSource::DbUpdates => {
                 self.start_from_now(now, actions);
@@ -477,9 +509,21 @@ impl Feed {
 
     /// Some hosts of `_db_updates` do not tell where it stands: it is opened without a pin then.
     fn start_from_now(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
-        self.since = Some(NOW.to_owned());
+        self.replace_start(NOW.to_owned());
         actions.push(FeedAction::Pinned);
         self.go_on(Question::Stream, false, now, actions);
+    }
+
+    /// Where to start was pinned; what is between that and where the feed broke is missed, if it was open before.
+    fn replace_start(&mut self, seq: String) {
+        if self.since.replace(seq).is_some() {
+            log::warn!(
+                "CouchDB did not open the changes feed where it broke in {MAX_STREAM_TRIES} tries: following it from \
+                 now on; changes may have been missed."
+            );
+            self.worsen(Continuity::Gap);
+        }
+        self.tries = 0;
     }
 
     /// Asks on the same connection where CouchDB keeps it open, else on a new one.
@@ -523,8 +567,23 @@ impl Feed {
             // There is nothing to resume from.
             self.worsen(Continuity::Gap);
         }
+        match self.phase {
+            Phase::Asking { question: Question::Stream, .. } if problem.may_be_the_start() => self.tries += 1,
+            // The start was not at fault, or not alone: it is tried in turn with a new one.
+            Phase::Asking { question: Question::Pin, .. } if self.since.is_some() => {
+                self.tries = self.tries.saturating_sub(1);
+            }
+            _ => {}
+        }
+        let is_end = problem == Problem::Ended;
+        let ends_again = is_end && self.ended_at.is_some_and(|at| now < at + ENDS_TOLD_EVERY);
+        self.ended_at = is_end.then_some(now);
         let wait = self.backoff.wait(&mut self.jitter);
-        self.log_problem(problem, wait, now);
+        if ends_again {
+            log::debug!("{problem} Next try in {wait} ms.");
+        } else {
+            self.log_problem(problem, wait, now);
+        }
         self.phase = Phase::Waiting { until: now + wait };
         self.reader = ResponseReader::new();
         self.answer = Vec::new();
@@ -580,6 +639,13 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// Whether another start of the stream might help.
+    fn may_be_the_start(&self) -> bool {
+        !matches!(self, Self::Unauthorized | Self::Locked | Self::Missing(_) | Self::SinceRefused(_))
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -605,8 +671,9 @@ impl fmt::Display for Problem {
                 "CouchDB answers 404 although --create_global_changes is set: check the path in --couchdb_url. \
                  Trying again.",
             ),
-            Self::SinceRefused => f.write_str(
-                "CouchDB does not know the sequence to resume from (400): following the feed from now on; \
+            Self::SinceRefused(status) => write!(
+                f,
+                "CouchDB does not know the sequence to resume from ({status}): following the feed from now on; \
                  changes may have been missed.",
             ),
             Self::Status(status) => write!(f, "CouchDB answers the changes feed with status {status}: trying again."),
@@ -631,6 +698,12 @@ mod tests {
     const OPENED: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n\n\r\n";
     const MISSING: &[u8] = b"HTTP/1.1 404 Object Not Found\r\nContent-Length: 2\r\n\r\n{}";
     const MADE: &[u8] = b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}";
+
+    const PIN: &str = "GET /_global_changes/_changes?since=now&limit=1";
+
+    fn refusal(status: u16) -> Vec<u8> {
+        format!("HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}").into_bytes()
+    }
 
     thread_local! {
         static LOGGED: Cell<Vec<(log::Level, String)>> = const { Cell::new(Vec::new()) };
@@ -876,16 +949,83 @@ mod tests {
     }
 
     #[test]
-    fn a_sequence_that_is_refused_is_pinned_anew() {
+    fn a_sequence_that_is_refused_is_pinned_again_at_once() {
+        for status in [400, 410, 413, 414, 422, 431] {
+            let mut rig = Rig::streaming();
+            rig.give(b"0\r\n\r\n");
+            rig.hangs_up();
+            rig.dial();
+            rig.connect(STREAM);
+            rig.give(&refusal(status));
+            rig.asks(PIN);
+            rig.give(PINNED);
+            rig.asks(STREAM);
+            // A start that was just pinned and is refused, too, is no reason to hurry.
+            rig.give(&refusal(status));
+            rig.hangs_up();
+            assert!(rig.dial() > 0);
+            rig.connect(PIN);
+            rig.give(PINNED);
+            rig.asks(STREAM);
+            rig.give(OPENED);
+            assert_eq!(rig.opened.last(), Some(&Continuity::Gap), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_start_that_opens_no_stream_in_ten_tries_is_pinned_again_if_that_works() {
+        let answers: [Option<Vec<u8>>; 3] = [Some(refusal(500)), Some(refusal(302)), None];
+        for answer in &answers {
+            let mut rig = Rig::streaming();
+            rig.feed.handle_lost(None, rig.now, &mut rig.actions);
+            rig.hangs_up();
+            let fail = |rig: &mut Rig, question: &str| {
+                rig.dial();
+                rig.connect(question);
+                match answer {
+                    Some(answer) => rig.give(answer),
+                    None => rig.feed.handle_lost(None, rig.now, &mut rig.actions),
+                }
+                rig.hangs_up();
+            };
+            for _ in 0..MAX_STREAM_TRIES {
+                fail(&mut rig, STREAM);
+            }
+            // CouchDB answers nothing: the start is kept, and tried in turn with a new one.
+            fail(&mut rig, PIN);
+            fail(&mut rig, STREAM);
+            rig.dial();
+            rig.connect(PIN);
+            rig.give(&String::from_utf8_lossy(PINNED).replace("7-a", "9-c").into_bytes());
+            rig.asks("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=9-c");
+            rig.give(OPENED);
+            assert_eq!(rig.opened.last(), Some(&Continuity::Gap));
+        }
+    }
+
+    #[test]
+    fn a_stream_that_ends_after_every_line_is_quiet_and_ready() {
         let mut rig = Rig::streaming();
+        told();
+        for number in 0..200 {
+            let seq = format!("{number}-x");
+            rig.give_lines(&line(&seq, "updated:a"));
+            rig.give_lines(&format!("{{\"last_seq\":\"{seq}\",\"pending\":0}}\n"));
+            rig.give(b"0\r\n\r\n");
+            rig.hangs_up();
+            assert!(rig.feed.is_ready(rig.now));
+            assert!(rig.dial() <= 100);
+            assert!(rig.feed.is_ready(rig.now));
+            rig.connect(&format!("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since={seq}"));
+            rig.give(OPENED);
+            rig.now += 400;
+        }
+        assert_eq!(told(), ["CouchDB ended the changes feed: resuming it.", "Following the changes feed of CouchDB.",]);
         rig.give(b"0\r\n\r\n");
         rig.hangs_up();
         rig.dial();
-        rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
-        rig.give(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\n{}");
-        rig.hangs_up();
-        rig.dial();
-        rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+        rig.feed.handle_lost(Some("connection refused"), rig.now, &mut rig.actions);
+        assert!(!rig.feed.is_ready(rig.now), "something else is wrong");
     }
 
     #[test]
@@ -1092,9 +1232,7 @@ mod tests {
         let since_refused = |rig: &mut Rig| {
             rig.connect(STREAM);
             rig.give(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\n{}");
-            rig.hangs_up();
-            rig.dial();
-            rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+            rig.asks(PIN);
             rig.give(PINNED);
             rig.asks(STREAM);
         };
