@@ -89,6 +89,8 @@ pub struct Restarts {
     failures: u32,
     backoff: Backoff,
     jitter: Jitter,
+    /// Since when changes are followed without that start being known: a node that has been up for less time restarted.
+    followed_from: Option<Millis>,
     /// Whether CouchDB was away and the next reading is to say whether it restarted.
     is_suspected: bool,
 }
@@ -140,6 +142,7 @@ impl Restarts {
             failures: 0,
             backoff: Backoff::default(),
             jitter,
+            followed_from: None,
             is_suspected: false,
         }
     }
@@ -166,6 +169,7 @@ impl Restarts {
     pub fn handle_opened(&mut self, now: Millis) {
         let soonest = self.last_began.map_or(now, |began| now.max(began + READ_PAUSE));
         self.next_reading = Some(soonest);
+        self.followed_from.get_or_insert(now);
         // What is half read may be from before.
         self.reading.take_if(|_| !self.is_asking);
         self.failures = 0;
@@ -219,7 +223,7 @@ impl Restarts {
         if self.next_reading.is_none() {
             self.next_reading = Some(now + self.jitter.around(READ_EVERY));
         }
-        if reading.found.is_empty() { self.fail(&reading, now) } else { Some(self.compare(reading)) }
+        if reading.found.is_empty() { self.fail(&reading, now) } else { Some(self.compare(reading, now)) }
     }
 
     fn fail(&mut self, reading: &Reading, now: Millis) -> Option<Finding> {
@@ -232,14 +236,17 @@ impl Restarts {
         }
         self.nodes.clear();
         self.knowledge = Knowledge::Unknown;
+        self.followed_from = Some(now);
         Some(Finding::Unknown)
     }
 
     /// Compares the starts that were found with those that were known.
-    fn compare(&mut self, reading: Reading) -> Finding {
+    fn compare(&mut self, reading: Reading, now: Millis) -> Finding {
         self.failures = 0;
         self.backoff.reset();
-        let is_first = self.nodes.is_empty();
+        let followed_for = self.followed_from.map_or(0, |from| now.saturating_sub(from) / 1_000);
+        let is_up_since = |uptime: u64| uptime + u64::from(TOLERANCE) >= followed_for;
+        let is_first = self.nodes.is_empty() && reading.found.iter().any(|(.., uptime)| is_up_since(*uptime));
         let mut is_continuous = false;
         let by_itself = reading.by_itself;
         if !by_itself {
@@ -479,6 +486,17 @@ mod tests {
             rig.nodes[0].1 = start;
             assert_eq!(rig.read(), Some(finding), "{start}");
         }
+    }
+
+    #[test]
+    fn a_restart_before_the_first_answer_is_noticed_by_the_uptime() {
+        let mut rig = Rig { system: 503, ..Rig::new(&[100]) };
+        assert_eq!(rig.read(), None);
+        rig.system = 200;
+        rig.now += 10_000;
+        rig.nodes[0].1 = 10_000 + rig.now / 1_000 - 5;
+        assert_eq!(rig.go_on(), Some(Finding::Restarted), "it has been up for 5 s, and was followed for 10");
+        assert_eq!(rig.read(), Some(Finding::Continuous));
     }
 
     #[test]
