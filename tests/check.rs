@@ -36,6 +36,23 @@ fn succeeds(ended: &Ended) -> Vec<String> {
     ended.stdout.lines().map(|line| step(line).unwrap_or_else(|| panic!("{line}"))).collect()
 }
 
+#[test]
+fn how_restarts_are_noticed_is_told() {
+    let cluster = couchdb_with(Options { nodes: 3, ..Options::default() });
+    let told = |couchdb: &StandIn, options: &[&str]| check(&couchdb.url(), options).stdout;
+    let merged = "ok      restarts: a cluster of 3 nodes, which say when they started";
+    assert!(told(&cluster, &[]).contains(&format!("{merged}; changes are merged for 800 ms (--merge_window)\n")));
+    assert!(told(&cluster, &["--merge_window", "0"]).contains(&format!("{merged}\n")));
+    for status in [401, 403, 404, 503] {
+        cluster.refuse_uptime(Some(status));
+        let ended = check(&cluster.url(), &[]);
+        let line = format!(
+            "note    restarts: CouchDB does not say when it started (GET /_node/_local/_system: status {status})"
+        );
+        assert!(ended.code == Some(0) && ended.stdout.contains(&line), "{}", ended.stdout);
+    }
+}
+
 /// A server that answers every connection with these bytes, once something came; with none it stays silent.
 fn server(answer: &'static [u8]) -> SocketAddr {
     recording_server(answer).0
@@ -80,12 +97,13 @@ fn file(name: &str, content: &str) -> PathBuf {
 fn all_is_well() {
     let steps = ["configuration", "--port 0", "host name", "connection", "CouchDB", "log-in", "server admin"];
     let couchdb = couchdb();
-    let global = [&steps[..], &["_global_changes", "feed"]].concat();
+    let global = [&steps[..], &["_global_changes", "restarts", "feed"]].concat();
     assert_eq!(succeeds(&check(&couchdb.url(), &[])), global);
-    let updates = [&steps[..], &["feed"]].concat();
+    let updates = [&steps[..], &["restarts", "feed"]].concat();
     assert_eq!(succeeds(&check(&couchdb.url(), &["--feed", "db_updates"])), updates);
     let ended = check(&couchdb.url(), &[]);
     assert!(ended.stdout.contains("version 3.5.0 answers"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("restarts: CouchDB says when it started, so that no restart"), "{}", ended.stdout);
     assert!(couchdb.wait_for(SOON, |seen| seen.open_feeds == 0), "nothing stays open");
     couchdb.set_require_valid_user(true);
     assert_eq!(succeeds(&check(&couchdb.url(), &[])), global);
@@ -100,7 +118,7 @@ fn all_is_well_below_a_path_and_over_tls() {
     let options = [&["--ca_file", authority.file(), "--admin_port", "0"], &identity.options()[..]].concat();
     let steps = succeeds(&check(&proxy.url(&couchdb, "localhost"), &options));
     let expected = "configuration certificate trust --port+0 --admin_port+0 host+name connection TLS CouchDB log-in \
-                    server+admin _global_changes feed";
+                    server+admin _global_changes restarts feed";
     assert_eq!(steps.iter().map(|step| step.replace(' ', "+")).collect::<Vec<_>>().join(" "), expected);
     // The same without the path.
     let url = proxy.url(&couchdb, "localhost").replace("/couch", "");

@@ -10,6 +10,7 @@ use super::{Failure, Report, within};
 use crate::config::Config;
 use crate::net::{resolver, tls};
 use crate::wire::couchdb::{self, FeedSource, Requests, Welcome};
+use crate::wire::nodes;
 use crate::wire::url::CouchUrl;
 
 /// Time for a name to be looked up: silent nameservers are given up after 10 s.
@@ -66,6 +67,7 @@ pub(super) fn check(
             Some(false) | None => return Ok(()),
         }
     }
+    conversation.report_restarts(config.merge_window_ms, report)?;
     say(report, "feed", conversation.follow(config.feed)).map(drop)
 }
 
@@ -171,6 +173,31 @@ impl Conversation<'_> {
             404 if creates => Ok((false, "the database is missing, and is made when the server starts".to_owned())),
             404 => fail(NO_GLOBAL_CHANGES),
             status => refused(status),
+        }
+    }
+
+    /// Says how restarts of CouchDB are noticed; serving works either way.
+    fn report_restarts(&self, merge_window: Option<u64>, report: &mut Report<'_>) -> io::Result<()> {
+        let ask = |request| self.peer.ask(request, Until::End, ANSWER_WITHIN).ok();
+        let membership = ask(self.requests.membership()).filter(|answer| answer.status == 200);
+        let count = membership.and_then(|answer| nodes::read_membership(&answer.body)).map_or(1, |found| found.count);
+        let system = ask(self.requests.system(None));
+        let status = system.as_ref().map_or_else(|| "no answer".to_owned(), |it| format!("status {}", it.status));
+        let says = system.is_some_and(|answer| answer.status == 200 && nodes::read_uptime(&answer.body).is_some());
+        match (says, count) {
+            (true, 1) => report.ok("restarts", "CouchDB says when it started, so that no restart of it is missed"),
+            (true, count) => {
+                let merged = if merge_window.is_none() { "; changes are merged for 800 ms (--merge_window)" } else { "" };
+                report.ok("restarts", &format!("a cluster of {count} nodes, which say when they started{merged}"))
+            }
+            (false, _) => report.note(
+                "restarts",
+                &format!(
+                    "CouchDB does not say when it started (GET /_node/_local/_system: {status}), as hosted ones do not: \
+                     whenever it cannot be reached, clients are told to sync anew, and a restart that a proxy hides \
+                     is missed"
+                ),
+            ),
         }
     }
 
