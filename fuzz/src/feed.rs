@@ -10,6 +10,8 @@
 //! -          it breaks                     .          it ends without a word
 //! w12        the next 12 bytes of what CouchDB has written come; w, all of them
 //! =404       CouchDB answers the next question with this status alone; =404k keeps the connection open
+//! R410       from here on CouchDB refuses streams with this status (300 to 599; else it closes the connection), but for
+//!            those that start where one was pinned since; to the end
 //! b          the next line is cut short    s          the next line is too long
 //! h          an empty line                 e          the stream ends
 //! M          _global_changes is deleted, or made by somebody else
@@ -57,6 +59,10 @@ struct World {
     exists: bool,
     /// What is wrong with what CouchDB writes next.
     statuses: VecDeque<(u16, bool)>,
+    /// What streams are refused with, None for a close, and where they were pinned since.
+    refusal: Option<(Option<u16>, BTreeSet<u64>)>,
+    /// CouchDB closes the connection.
+    closes: bool,
     cut: usize,
     long: usize,
     longs: usize,
@@ -86,6 +92,8 @@ pub fn run(script: &str) {
         recorded: BTreeSet::new(),
         exists: true,
         statuses: VecDeque::new(),
+        refusal: None,
+        closes: false,
         cut: 0,
         long: 0,
         longs: 0,
@@ -116,6 +124,14 @@ impl World {
                 let (status, keeps) = rest.strip_suffix('k').map_or((rest, false), |status| (status, true));
                 let status = status.parse().ok().filter(|status| (200..600).contains(status));
                 self.statuses.extend(status.map(|status| (status, keeps)));
+            }
+            'R' => {
+                let status = rest.parse().ok().filter(|status| (300..600).contains(status));
+                // What is refused for other reasons stays so whatever the start is.
+                let blames_the_start = status.is_none_or(|status| !matches!(status, 401 | 403 | 404));
+                if blames_the_start {
+                    self.refusal = Some((status, BTreeSet::new()));
+                }
             }
             'b' => self.cut += 1,
             's' if self.longs < MAX_LONG => {
@@ -210,9 +226,21 @@ impl World {
         }
         if asked.query.contains("feed=continuous") {
             let from = self.since(asked.query);
+            if let Some((status, pinned)) = &self.refusal
+                && !pinned.contains(&from)
+            {
+                match status {
+                    Some(status) => self.write(&format!("HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}")),
+                    None => self.closes = true,
+                }
+                return;
+            }
             (self.streaming, self.stream_from) = (Some(from), from);
             self.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
             return self.write_stream();
+        }
+        if let Some((_, pinned)) = &mut self.refusal {
+            pinned.insert(self.last);
         }
         let body = format!(r#"{{"results":[],"last_seq":"{}","pending":0}}"#, self.last);
         self.write(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
@@ -243,6 +271,7 @@ impl World {
         self.connection = Connection::Closed;
         self.written.clear();
         self.streaming = None;
+        self.closes = false;
     }
 
     fn lose(&mut self, error: Option<&str>) {
@@ -287,6 +316,9 @@ impl World {
     }
 
     fn deliver(&mut self, bytes: usize) {
+        if self.closes {
+            return self.lose(None);
+        }
         let bytes: Vec<u8> = self.written.drain(..bytes.min(self.written.len())).collect();
         self.take(&bytes);
     }
@@ -336,10 +368,12 @@ impl World {
     fn settle(&mut self) {
         self.statuses.clear();
         (self.exists, self.cut, self.long) = (true, 0, 0);
-        for _ in 0..100 {
+        // Where CouchDB refuses the start, a stream is tried ten times.
+        for _ in 0..400 {
+            assert!(self.feed.is_ready(self.now) || !self.feed.is_streaming());
             if self.connection == Connection::Dialing {
                 self.connect();
-            } else if !self.written.is_empty() {
+            } else if !self.written.is_empty() || self.closes {
                 self.deliver(usize::MAX);
             } else if self.feed.is_streaming() && self.streaming.is_some() {
                 break;

@@ -23,8 +23,13 @@
 //! S          a line is skipped  E    _global_changes is made anew (E0: by a CouchDB that has no epoch)
 //! e          CouchDB says what the epoch is
 //! ~1234      time passes, in milliseconds
+//! R          CouchDB restarts without a sign of it, and loses nothing
+//! U          the server learns when CouchDB started
 //! &…         an operation, and the turn goes on
 //! ```
+//!
+//! The first line may hold `H` (CouchDB does not say when it started) and `W` (changes of a database are merged for a
+//! while).
 //!
 //! What is lost before the first stream is no loss, as the feed has it: D, E and @! do nothing then.
 
@@ -32,12 +37,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
 use couchdb_howler::state::jitter::Jitter;
+use couchdb_howler::state::merge_window::Admission;
 use couchdb_howler::state::positions::{Batch, MAX_BATCHES, Named, Pending, Positions};
 use couchdb_howler::state::session::Reply;
-use couchdb_howler::state::subscriptions::{SessionIndex, Subscriptions};
+use couchdb_howler::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use couchdb_howler::state::table::Key;
 use couchdb_howler::state::timers::Millis;
 use couchdb_howler::wire::couchdb::ChangeKind;
+use couchdb_howler::wire::nodes::Starts;
 use couchdb_howler::wire::positions::{Given, KINDS, MAX_NAMES, Position, Revision, slot};
 
 const CLIENTS: u32 = 5;
@@ -50,6 +57,8 @@ const MAX_BULK: usize = 1;
 const ANSWER_WITHIN: Millis = 5_000;
 /// How long a database is kept without subscribers, in milliseconds.
 const LINGER: Millis = 60_000;
+/// For how long changes are merged, in milliseconds.
+const MERGE_WINDOW: Millis = 800;
 /// The last one is a name that no database can have.
 const NAMES: [&str; 6] = ["a", "b", "c", "d/e", "f", "\u{fc}"];
 
@@ -134,6 +143,16 @@ struct World {
     came: VecDeque<Line>,
     flights: Vec<Flight>,
     epoch_asks: usize,
+    /// When CouchDB started, in seconds, and whether it says so.
+    start: u32,
+    says_start: bool,
+    /// Questions for that which are under way.
+    start_asks: usize,
+    /// The start when changes were followed for the first time.
+    first_start: Option<u32>,
+    /// For how long changes are merged, and the databases of which some are held back until then.
+    window: Millis,
+    held: Vec<(Millis, DatabaseId)>,
     pinned: bool,
     followed: bool,
     streaming: bool,
@@ -149,6 +168,9 @@ struct World {
 /// Runs a script from its begin to its end, and on until everything has come and everyone has left.
 pub fn run(script: &str) {
     let mut world = World::new();
+    let options = script.lines().next().unwrap_or("");
+    world.says_start = !options.contains('H');
+    world.window = if options.contains('W') { MERGE_WINDOW } else { 0 };
     for line in script.lines().take(MAX_OPERATIONS) {
         let (goes_on, operation) = line.strip_prefix('&').map_or((false, line), |rest| (true, rest));
         world.step += 1;
@@ -180,6 +202,12 @@ impl World {
             came: VecDeque::new(),
             flights: Vec::new(),
             epoch_asks: 0,
+            start: 1_000,
+            says_start: true,
+            start_asks: 0,
+            first_start: None,
+            window: 0,
+            held: Vec::new(),
             pinned: false,
             followed: false,
             streaming: false,
@@ -216,7 +244,9 @@ impl World {
             'P' if !self.pinned => self.pin(),
             'O' => self.open(),
             'C' => self.streaming = false,
-            'D' if self.followed => self.disconnect(Lost::Events),
+            'D' if self.followed => self.stop(),
+            'R' => self.start += 100,
+            'U' if self.start_asks > 0 => self.learn_start(),
             'G' if self.followed => {
                 self.lines.clear();
                 self.disconnect(Lost::Lines);
@@ -224,7 +254,7 @@ impl World {
             'G' => self.pinned = false,
             'S' if self.streaming && self.lines.pop_front().is_some() => self.gap(),
             'E' if self.followed => self.make_anew(!rest.starts_with('0')),
-            'e' if self.epoch_asks > 0 => self.tell_epoch(),
+            'e' if self.epoch_asks > 0 && self.knows_start() => self.tell_epoch(),
             '~' => self.advance(number as Millis % 100_000),
             _ => {}
         }
@@ -273,7 +303,7 @@ impl World {
             "-" => ChangeKind::Deleted,
             "!" if self.followed => {
                 truth.changed = self.step;
-                return self.disconnect(Lost::Events);
+                return self.stop();
             }
             _ => return,
         };
@@ -333,6 +363,27 @@ impl World {
 
     // The feed.
 
+    /// CouchDB stops and starts again. Where it does not say so, the server notices that it was away.
+    fn stop(&mut self) {
+        self.start += 100;
+        self.disconnect(if self.says_start { Lost::Nothing } else { Lost::Events });
+    }
+
+    /// Whether the server knows when CouchDB started, or that it does not say.
+    fn knows_start(&self) -> bool {
+        !self.says_start || self.subscriptions.starts.is_some()
+    }
+
+    /// `Server::handle_finding`, with what a reading of a single node finds.
+    fn learn_start(&mut self) {
+        self.start_asks -= 1;
+        let starts = Starts { earliest: self.start, latest: self.start, is_single: true };
+        let before = self.subscriptions.starts.replace(starts).map(|before| before.latest).or(self.first_start);
+        if before.is_some_and(|before| before != self.start) {
+            self.tell_resync();
+        }
+    }
+
     fn disconnect(&mut self, lost: Lost) {
         if std::mem::take(&mut self.streaming) {
             self.followed_until = self.now;
@@ -357,6 +408,8 @@ impl World {
         }
         self.streaming = true;
         self.epoch_asks += 1;
+        self.start_asks += usize::from(self.says_start);
+        self.first_start.get_or_insert(self.start);
         let lost = std::mem::replace(&mut self.lost, Lost::Nothing);
         if lost != Lost::Nothing {
             self.gap();
@@ -407,7 +460,16 @@ impl World {
         }
         let Some(database) = self.subscriptions.find(line.name) else { return };
         if self.subscriptions.watch_mut(database).handle_line(line.kind, revision, self.now) {
-            self.subscriptions.mark(database, line.kind, &mut self.woken);
+            match self.subscriptions.admit(database, line.kind, self.window, self.now) {
+                Admission::Notify(kind) => {
+                    self.subscriptions.mark(database, kind, &mut self.woken);
+                }
+                Admission::Hold(until) => {
+                    // Who subscribes meanwhile knows the position already.
+                    self.restless.insert(line.name.to_owned());
+                    self.held.extend(until.map(|until| (until, database)));
+                }
+            }
             if revision.is_none() {
                 self.positions.want(database, None, &mut self.subscriptions);
             }
@@ -462,10 +524,25 @@ impl World {
         self.answer_ready();
     }
 
+    /// Changes that were held back are marked when their time comes.
+    fn release_held(&mut self) {
+        let now = self.now;
+        for (_, database) in self.held.extract_if(.., |(at, _)| *at <= now).collect::<Vec<_>>() {
+            if let Some(kind) = self.subscriptions.release_held(database, now) {
+                self.subscriptions.mark(database, kind, &mut self.woken);
+            }
+        }
+    }
+
     fn advance(&mut self, millis: Millis) {
         let end = self.now + millis;
-        while let Some(at) = self.positions.poll_timeout().filter(|at| *at <= end) {
+        let next = |world: &Self| {
+            let held = world.held.iter().map(|(at, _)| *at).min();
+            [world.positions.poll_timeout(), held].into_iter().flatten().min().filter(|at| *at <= end)
+        };
+        while let Some(at) = next(self) {
             self.now = self.now.max(at);
+            self.release_held();
             self.positions.handle_timeout(self.now, &mut self.subscriptions);
             self.answer_ready();
             assert!(self.positions.poll_timeout().is_none_or(|at| at > self.now), "a timeout that does not pass");
@@ -583,7 +660,7 @@ impl World {
         for (database, given) in names {
             self.positions.want(*database, Some(*key), &mut self.subscriptions);
             let position = self.subscriptions.known(*database);
-            let changed = given.is_given() && (foreign || given.differs(position));
+            let changed = given.is_given() && (foreign || given.differs(position, self.subscriptions.starts));
             let name = self.subscriptions.name(*database).to_owned();
             self.check_position(&name, position);
             answer.push((name, position, given.is_given(), changed));
@@ -706,6 +783,11 @@ impl World {
             self.pin();
         }
         self.open();
+        // The start is read once more after a while, whatever the feed does.
+        self.start_asks += usize::from(self.says_start);
+        while self.start_asks > 0 {
+            self.learn_start();
+        }
         while self.epoch_asks > 0 {
             self.tell_epoch();
         }
@@ -713,6 +795,7 @@ impl World {
             self.deliver(0, true);
         }
         self.end_turn();
+        self.advance(MERGE_WINDOW);
         for _ in 0..1_000 {
             if !self.flights.is_empty() {
                 self.step += 1;
@@ -752,7 +835,7 @@ impl World {
         let position = self.subscriptions.known(database).expect("looked up");
         assert_eq!(position.counts, truth.counts, "{name}");
         if let Some(told) = &known.position {
-            let counts = told.split('-').next().expect("the counts");
+            let counts = told.split(['-', '@']).next().expect("the counts");
             let stands = truth.counts.map(|count| count.to_string()).join(".");
             assert_eq!(counts, stands, "what {slot} was told of {name}");
         }

@@ -609,7 +609,7 @@ impl World {
         for (name, known) in &names {
             let position = position(name).filter(|_| epoch.is_some());
             stand.push((*name, position));
-            let same = !known.differs(position) && given.is_none_or(|given| Some(given) == epoch.as_deref());
+            let same = !known.differs(position, None) && given.is_none_or(|given| Some(given) == epoch.as_deref());
             if known.is_given() && !same {
                 changed.push(*name);
             }
