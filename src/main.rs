@@ -231,6 +231,7 @@ fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Resu
         trusts_forwarded: config.trusts_forwarded,
         login_concurrency: config.login_concurrency,
         resync: config.resync,
+        merge_window: config.merge_window_ms,
         limits: config.limits.clone(),
         catch_up_for: config.catch_up_sessions_s * 1_000,
         access: config.access,

@@ -16,6 +16,7 @@ mod chaos;
 mod check;
 mod client_in_browser;
 mod client_library;
+mod cluster;
 mod command_line;
 mod console;
 mod deployment;

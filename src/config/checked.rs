@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::completions::Shell;
-use super::table::{A_CERTIFICATE, A_KEY, OPTIONS, OptionRow, Takes};
+use super::table::{A_CERTIFICATE, A_KEY, MERGE_WINDOWS, OPTIONS, OptionRow, Takes};
 use super::typed::{Given, Source, Typed};
 use super::{Config, ConfigError, HealthPort, TlsFiles};
 use crate::logging;
@@ -54,6 +54,7 @@ impl Typed {
                 "always" => Policy::Always,
                 _ => Policy::Lost,
             },
+            merge_window_ms: self.merge_window()?,
             limits: self.limits()?,
             catch_up_sessions_s: self.number("catch_up_sessions")?,
             access: match self.choice("access")? {
@@ -99,6 +100,14 @@ impl Typed {
             subscriptions_per_user: unless_0(self.count("max_subscriptions_per_user")?),
             memory: Some(self.number("max_memory")? * 1024 * 1024).filter(|bytes| *bytes > 0),
         })
+    }
+
+    fn merge_window(&self) -> Result<Option<u64>, ConfigError> {
+        let (row, given) = self.find("merge_window");
+        let Some(given) = given.filter(|given| given.text != "auto") else { return Ok(None) };
+        let digits = given.text.bytes().all(|b| b.is_ascii_digit());
+        let number = given.text.parse().ok().filter(|number| digits && MERGE_WINDOWS.contains(number));
+        number.map(Some).ok_or_else(|| row.unusable(given, ""))
     }
 
     /// The shell to print completions for.

@@ -94,6 +94,9 @@ pub struct Config {
     pub login_concurrency: usize,
     /// When clients are told that changes may have been lost.
     pub resync: Policy,
+    /// For how long changes of a database are merged after the first one, in milliseconds; None where that depends on
+    /// whether CouchDB is a cluster.
+    pub merge_window_ms: Option<u64>,
     /// What clients may use.
     pub limits: Limits,
     /// How long it is remembered what broken sessions of Socket.IO were told of; 0 for not at all.

@@ -125,6 +125,12 @@ pub const OPTIONS: &[OptionRow] = &[
     number("ping_interval", "MS", 100..=600_000, "25000", "Milliseconds between pings of Socket.IO"),
     number("ping_timeout", "MS", 0..=600_000, "0", "How late they may be; 0 for what is usual"),
     choice("resync", &["off", "lost", "always"], "lost", "When clients are told to sync anew"),
+    text(
+        "merge_window",
+        "MS",
+        "auto, or a number from 0 to 10000",
+        "Time to merge changes of a database; unless given 800 on a cluster",
+    ),
     number("catch_up_sessions", "SECONDS", 0..=86_400, "0", "Remember what broken Socket.IO sessions were told"),
     switch("no_console", "Serve no console, the page at /"),
     number("max_connections", "COUNT", 0..=10_000_000, "0", "Connections in all; 0: what descriptors allow")
@@ -160,6 +166,8 @@ pub const OPTIONS: &[OptionRow] = &[
 
 pub(super) const A_CERTIFICATE: &str = "the name of a file of certificates (PEM)";
 pub(super) const A_KEY: &str = "the name of a file with a private key (PEM)";
+/// Usable values of `--merge_window`.
+pub(super) const MERGE_WINDOWS: RangeInclusive<u64> = 0..=10_000;
 const A_PORT: &str = "a number from 0 to 65535";
 
 const fn row(name: &'static str, takes: Takes, default: Option<&'static str>, help: &'static str) -> OptionRow {

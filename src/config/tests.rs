@@ -82,6 +82,7 @@ fn defaults() {
         trusts_forwarded: TrustsForwarded::Auto,
         login_concurrency: 8,
         resync: Policy::Lost,
+        merge_window_ms: None,
         limits: Limits::default(),
         catch_up_sessions_s: 0,
         access: access::Policy::Open,
@@ -120,6 +121,7 @@ fn every_option_by_flag_and_by_variable() {
         trusts_forwarded: TrustsForwarded::No,
         login_concurrency: 16,
         resync: Policy::Always,
+        merge_window_ms: Some(450),
         limits: Limits {
             connections: Some(101),
             per_address: Some(102),
@@ -151,6 +153,7 @@ fn every_option_by_flag_and_by_variable() {
     };
     let flags = "--host ::1 --port=0 --tls_cert /etc/chain.pem --tls-key=/etc/a@b/key.pem --tls_port 0 --reuse-port -ldebug --ca-file /etc/a@b:c.pem --feed db_updates \
                  --create-global_changes --feed-heartbeat 100 --origins https://a.example,http://b:81 \
+                 --merge-window 450 \
                  --no-console --ping_interval 300 --ping-timeout=200 --login_concurrency 16 --couchdb-trusts-forwarded no --resync always --slow_timeout 5 \
                  --max_connections 101 --max-connections-per-address 102 --max_newcomers 103 --max-unauthenticated-memory 104 --login_timeout 4 --max_head 1024 --request_timeout 6 \
                  --max_post 1025 --max_message 1026 --max_message_rate 7 --max_subscriptions 108 --max_subscriptions_per_user 112 --max-memory 113 --max_name 109 --max_requests 110 --login_queue 111 \
@@ -176,6 +179,7 @@ fn every_option_by_flag_and_by_variable() {
         .env("HOWLER_LOGIN_CONCURRENCY", "16")
         .env("HOWLER_COUCHDB_TRUSTS_FORWARDED", "no")
         .env("HOWLER_RESYNC", "always")
+        .env("HOWLER_MERGE_WINDOW", "450")
         .env("HOWLER_SLOW_TIMEOUT", "5")
         .env("HOWLER_COOKIE_SAME_SITE", "strict")
         .env("HOWLER_MAX_CONNECTIONS", "101")
@@ -316,6 +320,8 @@ fn mistakes_name_option_value_and_expectation() {
         ("--port=", &["--port", "the value is missing"]),
         ("--port --demo", &["--port", "the value is missing"]),
         ("-p --", &["--port", "the value is missing"]),
+        ("--merge_window 10001", &["--merge_window: expected auto, or a number from 0 to 10000, got \"10001\""]),
+        ("--merge_window +5", &["--merge_window: expected auto"]),
         ("--feed_heartbeat 99", &["--feed_heartbeat: expected a number from 100 to 60000, got \"99\""]),
         ("--feed_heartbeat 60001", &["--feed_heartbeat"]),
         ("--origins a.example", &["--origins", "is no origin"]),

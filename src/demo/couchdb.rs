@@ -277,7 +277,7 @@ impl StandIn {
         self.shared.change(|state| state.faults.maintenance = maintenance);
     }
 
-    /// Refuses to say which nodes there are and when they started, as hosted CouchDBs do.
+    /// Refuses to say which nodes there are and when they started, as hosted offerings do.
     pub fn refuse_uptime(&self, status: Option<u16>) {
         self.shared.change(|state| state.nodes.refusal = status);
     }

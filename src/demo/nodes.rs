@@ -10,9 +10,9 @@ use std::time::Duration;
 use super::global_changes::mix;
 
 /// How long the nodes have been up when the stand-in starts.
-const UP_FOR: Duration = Duration::from_hours(24);
+const UP_FOR: Duration = Duration::from_secs(86_400);
 /// By how much a restart moves the start of a node.
-const RESTART: Duration = Duration::from_mins(1);
+const RESTART: Duration = Duration::from_secs(60);
 /// Within this time every line of a write on a cluster appears.
 const ECHOES_WITHIN: Duration = Duration::from_millis(800);
 /// Of 160 writes on a real cluster of three nodes, so many made one line, two, three and four.

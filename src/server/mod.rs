@@ -143,6 +143,9 @@ pub struct Settings {
     pub trusts_forwarded: TrustsForwarded,
     /// When clients are told that changes may have been lost.
     pub resync: Policy,
+    /// For how long changes of a database are merged after the first one, in milliseconds; None where that depends on
+    /// whether CouchDB is a cluster.
+    pub merge_window: Option<Millis>,
     /// What clients may use.
     pub limits: Limits,
     /// How long it is remembered what broken sessions of Socket.IO were told of, in milliseconds; 0 for not at all.
@@ -226,6 +229,10 @@ pub struct Server {
     session_check: Millis,
     positions: Positions,
     restarts: Restarts,
+    /// For how long changes of a database are merged, in milliseconds; None where the number of nodes decides.
+    merge_window: Option<Millis>,
+    /// When changes of databases are released that were held back.
+    merge_timers: Timers<DatabaseId>,
     /// Whether the feed is one whose changes have positions.
     asks_epoch: bool,
     /// When to ask again for the epoch.
@@ -471,6 +478,8 @@ impl Server {
             security_log: LogThrottles::new(TEN_MINUTES),
             session_check: settings.session_check,
             positions: Positions::new(has_revisions),
+            merge_window: settings.merge_window,
+            merge_timers: Timers::default(),
             restarts: Restarts::new(Jitter::new(seed.rotate_left(16))),
             asks_epoch: has_revisions,
             epoch_retry: None,
@@ -530,6 +539,7 @@ impl Server {
             self.wave.as_ref().and_then(Wave::poll_timeout),
             self.catch_up.poll_timeout(),
             self.timers.poll_timeout(),
+            self.merge_timers.poll_timeout(),
             self.epoch_retry,
             self.restarts.poll_timeout().filter(|_| self.feed.is_streaming()),
             self.accept_from,
@@ -598,6 +608,11 @@ impl Server {
         if self.accept_from.is_some_and(|at| at <= now) {
             self.accept_from = None;
             self.accept(now);
+        }
+        while let Some((_, due)) = self.merge_timers.pop_due(now) {
+            for database in due {
+                self.release_held(database, now);
+            }
         }
         while let Some((bucket, due)) = self.timers.pop_due(now) {
             for timer in due {

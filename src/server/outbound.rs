@@ -5,16 +5,19 @@ use std::net::{IpAddr, SocketAddr};
 
 use mio::net::TcpStream;
 
+use super::restarts::arm_merge_window;
 use super::{Protocol, Purpose, Queue, READ_BUFFER, Requests, Server, Upstream};
 use crate::net::connection::Flushed;
 use crate::net::stream::{Handshake, Stream};
 use crate::net::tls;
 use crate::state::dialer::DialAction;
 use crate::state::feed::{FeedAction, FeedPart, Told};
+use crate::state::merge_window::Admission;
 use crate::state::metrics::CloseReason;
 use crate::state::pool::{Answer, NoAnswer, Owner, PoolAction, Submission};
 use crate::state::table::Key;
 use crate::state::timers::{Deadline, Millis};
+use crate::wire::couchdb::ChangeKind;
 
 /// Time for one address of CouchDB to accept a connection, and again for its TLS, in milliseconds.
 const CONNECT_WITHIN: Millis = 3_000;
@@ -351,7 +354,8 @@ impl Server {
 
     /// Takes bytes of the feed: every change in them marks its subscribers.
     fn take_feed(&mut self, mut input: &[u8], now: Millis) {
-        let Self { feed, subscriptions, positions, access, metrics, woken, couchdb, .. } = self;
+        let merge_window = self.merge_window();
+        let Self { feed, subscriptions, positions, access, metrics, woken, couchdb, merge_timers, .. } = self;
         let actions = &mut couchdb.feed_actions;
         let mut skipped = 0;
         loop {
@@ -374,7 +378,18 @@ impl Server {
                             let is_news = subscriptions.watch_mut(database).handle_line(kind, revision, now);
                             // Else its subscribers are notified once it is known who may read it.
                             if access.handle_line(database, kind, is_news, before, subscriptions) {
-                                metrics.merged_notifications += subscriptions.mark(database, kind, woken);
+                                // That a database is gone leaves in doubt who may read it: nothing waits for that.
+                                let waits = kind == ChangeKind::Updated || !access.is_restricted();
+                                let window = if waits { merge_window } else { 0 };
+                                match subscriptions.admit(database, kind, window, now) {
+                                    Admission::Notify(kind) => {
+                                        metrics.merged_notifications += subscriptions.mark(database, kind, woken);
+                                    }
+                                    Admission::Hold(until) => {
+                                        metrics.merged_changes += 1;
+                                        arm_merge_window(merge_timers, database, until, now);
+                                    }
+                                }
                             }
                             if is_news && revision.is_none() {
                                 positions.want(database, None, subscriptions);

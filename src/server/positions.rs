@@ -226,7 +226,10 @@ impl Server {
         let (true, Some(user)) = (catch_up.is_on(), session.user_name()) else { return };
         let reached = wave.is_none() && last_wave.is_none_or(|at| at + IN_FLIGHT < session.heard());
         let databases = subscriptions.of_session(key.index).map(|(database, told)| {
-            let certain = told && subscriptions.watch(database).told_by(session.heard()) && reached;
+            let certain = told
+                && !subscriptions.holds_back(database)
+                && subscriptions.watch(database).told_by(session.heard())
+                && reached;
             (database, access.told(database, subscriptions).filter(|_| certain))
         });
         catch_up.remember(user, &databases.collect::<Vec<_>>(), now, subscriptions);

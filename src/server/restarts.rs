@@ -1,9 +1,14 @@
-//! Asks CouchDB when its nodes started.
+//! Asks CouchDB for its nodes: when they started, and whether notifications are merged because there are several.
 
 use super::{Purpose, Server};
 use crate::state::pool::Answer;
 use crate::state::restarts::{Question, Reply};
-use crate::state::timers::Millis;
+use crate::state::subscriptions::DatabaseId;
+use crate::state::timers::{Alarm, Millis, Timers};
+
+/// For how long changes of a database are merged on a cluster, unless the operator says otherwise, in milliseconds:
+/// all lines of a write come within this time.
+const CLUSTER_MERGE_WINDOW: Millis = 800;
 
 impl Server {
     /// Asks what is due, while the feed is followed: a CouchDB that refuses the feed is not asked for more.
@@ -29,5 +34,33 @@ impl Server {
             self.handle_finding(finding, now);
         }
         self.ask_restarts(now);
+    }
+
+    /// For how long changes of a database are merged after the first one, in milliseconds.
+    pub(super) fn merge_window(&self) -> Millis {
+        self.merge_window.unwrap_or(if self.restarts.is_cluster() { CLUSTER_MERGE_WINDOW } else { 0 })
+    }
+
+    /// The time is over for which changes of a database were held back.
+    pub(super) fn release_held(&mut self, database: DatabaseId, now: Millis) {
+        let Some(kind) = self.subscriptions.release_held(database, now) else { return };
+        // Who may read it may have come into doubt meanwhile.
+        if self.access.handle_line(database, kind, true, None, &self.subscriptions) {
+            self.metrics.merged_notifications += self.subscriptions.mark(database, kind, &mut self.woken);
+            self.wake();
+        }
+    }
+}
+
+/// Has changes of a database released when its window ends, if they are the first in it.
+pub(super) fn arm_merge_window(
+    timers: &mut Timers<DatabaseId>,
+    database: DatabaseId,
+    until: Option<Millis>,
+    now: Millis,
+) {
+    if let Some(until) = until {
+        // An alarm of its own each time: there is one entry for a window.
+        timers.arm(database, &mut Alarm::default(), until, now);
     }
 }

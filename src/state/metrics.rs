@@ -155,6 +155,8 @@ counters! {
     revoked_subscriptions => "howler_subscriptions_revoked_total";
     /// Lines of the feed that told of a change.
     changes => "howler_changes_total";
+    /// Lines of the feed that were merged with another one of the same database because of `--merge_window`.
+    merged_changes => "howler_changes_merged_total";
     /// Lines of the feed that were too long or no JSON.
     skipped_lines => "howler_feed_lines_skipped_total";
     /// Times that the feed broke.

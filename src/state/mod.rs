@@ -15,6 +15,7 @@ pub mod jitter;
 pub mod limits;
 pub mod log_throttle;
 pub mod login_limits;
+pub mod merge_window;
 pub mod metrics;
 pub mod operation;
 pub mod pace;

@@ -21,6 +21,8 @@ use hashbrown::HashTable;
 use crate::state::few::Few;
 use crate::state::interests::{Entry, Interests};
 use crate::state::limits::Limits;
+use crate::state::merge_window::{Admission, MergeWindow};
+use crate::state::timers::Millis;
 use crate::state::watch::Watch;
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::nodes::Starts;
@@ -73,6 +75,7 @@ struct Database {
     name: Box<str>,
     subscribers: Few<Subscriber>,
     watch: Watch,
+    window: MergeWindow,
     /// How many keep it beside its subscribers.
     holds: u32,
     /// Whether it is kept for a while because its last subscriber left.
@@ -285,6 +288,21 @@ impl Subscriptions {
         &self.databases[database.0 as usize].name
     }
 
+    /// Takes a change of a database: what is to be done with it, where others may follow within so many milliseconds.
+    pub fn admit(&mut self, database: DatabaseId, kind: ChangeKind, window: Millis, now: Millis) -> Admission {
+        self.databases[database.0 as usize].window.admit(kind, window, now)
+    }
+
+    /// Takes the change of a database that was held back until now. The database may be gone, and another in its place.
+    pub fn release_held(&mut self, database: DatabaseId, now: Millis) -> Option<ChangeKind> {
+        self.databases.get_mut(database.0 as usize)?.window.release(now)
+    }
+
+    /// Returns whether the subscribers of a database were not notified of its last change yet.
+    pub fn holds_back(&self, database: DatabaseId) -> bool {
+        self.databases[database.0 as usize].window.holds_back()
+    }
+
     /// Notes for each subscriber of a database that it changed. Sessions that had nothing noted before are
     /// appended to `woken`. Returns for how many subscribers the change became one with an earlier one.
     pub fn mark(&mut self, database: DatabaseId, kind: ChangeKind, woken: &mut Vec<SessionIndex>) -> u64 {
@@ -354,8 +372,14 @@ impl Subscriptions {
     }
 
     fn add_database(&mut self, name: &str) -> u32 {
-        let database =
-            Database { name: name.into(), subscribers: Few::None, watch: Watch::default(), holds: 0, lingers: false };
+        let database = Database {
+            name: name.into(),
+            subscribers: Few::None,
+            watch: Watch::default(),
+            window: MergeWindow::default(),
+            holds: 0,
+            lingers: false,
+        };
         let slot = if let Some(slot) = self.free.pop() {
             self.databases[slot as usize] = database;
             slot
@@ -393,6 +417,8 @@ impl Subscriptions {
         let its = &mut self.databases[database as usize];
         if its.holds == 0 && its.subscribers.is_empty() {
             let name = std::mem::take(&mut its.name);
+            // Its window may have a timer still.
+            its.window = MergeWindow::default();
             if let Ok(entry) = self.names.find_entry(self.hasher.hash_one(&*name), |slot| *slot == database) {
                 entry.remove();
             }

@@ -39,7 +39,7 @@ impl Starts {
     pub fn reach_back_to(&self, start: u32) -> bool {
         let is_later = self.earliest > start.saturating_add(TOLERANCE);
         let is_earlier = start > self.latest.saturating_add(TOLERANCE);
-        !is_later && !(self.is_single && is_earlier)
+        !(is_later || self.is_single && is_earlier)
     }
 }
 
