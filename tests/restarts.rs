@@ -147,6 +147,50 @@ fn a_clock_that_is_set_forward_tells_clients_once_in_vain() {
 }
 
 #[test]
+fn a_restart_is_noticed_with_the_feed_that_has_no_positions() {
+    let couchdb = ticking(1);
+    let proxy = Proxy::retrying(couchdb.address());
+    let howler = Howler::launch(&["--couchdb_url", &proxy.url_of(&couchdb), "--feed", "db_updates"]);
+    assert!(couchdb.wait_for_feeds(1, SOON));
+    howler.wait_for_line("Whether CouchDB restarted: First");
+    let mut client = Client::subscribed(howler.address(), &["a"]);
+    couchdb.update("a");
+    couchdb.restart(true).expect("its port is free");
+    assert_eq!(client.wait_for_resync(), [""; 0]);
+}
+
+#[test]
+fn socket_io_clients_are_told_of_a_restart_while_they_were_away() {
+    let couchdb = ticking(1);
+    let howler = Howler::start_with(&couchdb, &["--catch_up_sessions", "60"]);
+    let come = |subscribe: &str| {
+        let mut client = Client::socket_io_logged_in(howler.address());
+        client.send(subscribe);
+        assert_eq!(client.receive_text(SOON).as_deref(), Some("431[{}]"));
+        client
+    };
+    let subscribe = r#"421["subscribe",["a","b"]]"#;
+    let mut client = come(subscribe);
+    // It has to be heard of later than what was said may be under way.
+    let until = Instant::now() + Duration::from_secs(12);
+    while Instant::now() < until {
+        assert_eq!(client.receive_text(A_MOMENT), None);
+        client.send(r#"422["heartbeat",null]"#);
+        assert_eq!(client.receive_text(SOON).as_deref(), Some(r#"432[{"ok":true}]"#));
+    }
+    drop(client);
+    howler.wait_for_line("Session of 127.0.0.1 ended");
+    let read = readings(&howler);
+    couchdb.update("b");
+    couchdb.restart(true).expect("its port is free");
+    wait_for_readings(&howler, read + 1);
+    let mut client = come(subscribe);
+    let told = [0; 2].map(|_| client.receive_text(SOON).expect("it is told"));
+    assert_eq!(told, [r#"42["change","a"]"#, r#"42["change","b"]"#]);
+    assert_eq!(client.receive_text(A_MOMENT), None);
+}
+
+#[test]
 fn where_couchdb_does_not_say_when_it_started_being_away_counts() {
     for status in [401, 403, 404] {
         let couchdb = ticking(1);

@@ -180,7 +180,7 @@ impl Conversation<'_> {
     fn report_restarts(&self, merge_window: Option<u64>, report: &mut Report<'_>) -> io::Result<()> {
         let ask = |request| self.peer.ask(request, Until::End, ANSWER_WITHIN).ok();
         let membership = ask(self.requests.membership()).filter(|answer| answer.status == 200);
-        let count = membership.and_then(|answer| nodes::read_membership(&answer.body)).map_or(1, |found| found.count);
+        let count = membership.and_then(|answer| nodes::read_membership(&answer.body)).map_or(1, |nodes| nodes.len());
         let system = ask(self.requests.system(None));
         let status = system.as_ref().map_or_else(|| "no answer".to_owned(), |it| format!("status {}", it.status));
         let says = system.is_some_and(|answer| answer.status == 200 && nodes::read_uptime(&answer.body).is_some());

@@ -77,7 +77,7 @@ pub enum Finding {
 pub struct Restarts {
     nodes: Vec<Node>,
     knowledge: Knowledge,
-    /// How many nodes there are, where CouchDB says so.
+    /// The most nodes that there were, where CouchDB says so.
     count: Option<usize>,
     reading: Option<Reading>,
     /// Whether a question of the reading is under way.
@@ -313,13 +313,14 @@ impl Reading {
             reply.is_some_and(|reply| matches!(reply.status, 400..=499) && !matches!(reply.status, 408 | 429));
         match std::mem::replace(&mut self.question, Question::Membership) {
             Question::Membership => match ok.and_then(|reply| nodes::read_membership(reply.body)) {
-                Some(membership) => {
-                    *count = Some(membership.count);
-                    if membership.count == 1 {
+                Some(connected) => {
+                    // Nodes of a cluster that are down are nodes of it.
+                    *count = (*count).max(Some(connected.len()));
+                    if connected.len() == 1 {
                         self.question = Question::System(None);
                         return true;
                     }
-                    self.left = membership.connected;
+                    self.left = connected;
                     self.left.truncate(MAX_ASKED);
                     self.ask_next()
                 }

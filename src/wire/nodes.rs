@@ -47,26 +47,17 @@ impl Starts {
 struct RawMembership<'a> {
     #[serde(borrow)]
     all_nodes: Vec<Cow<'a, str>>,
-    #[serde(borrow)]
-    cluster_nodes: Vec<Cow<'a, str>>,
 }
 
-/// The nodes of a CouchDB.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Membership {
-    /// Those that are connected with each other.
-    pub connected: Vec<Box<str>>,
-    /// How many there are, those that are down included.
-    pub count: usize,
-}
-
-/// Reads the answer to `GET /_membership`; None when it is no such answer.
-pub fn read_membership(body: &[u8]) -> Option<Membership> {
+/// Reads the names of the connected nodes off the answer to `GET /_membership`; None when it is no such answer.
+///
+/// `cluster_nodes` in it does not count: it may name a node that never was, such as the one that a single node was
+/// called before it was given a name.
+pub fn read_membership(body: &[u8]) -> Option<Vec<Box<str>>> {
     let raw: RawMembership<'_> = json::parse_object(body)?;
     let usable = |name: &Cow<'_, str>| !name.is_empty() && name.len() <= MAX_NODE_NAME;
     let connected: Vec<Box<str>> = raw.all_nodes.into_iter().filter(usable).map(Into::into).collect();
-    let count = connected.len().max(raw.cluster_nodes.len());
-    (count > 0).then_some(Membership { connected, count })
+    (!connected.is_empty()).then_some(connected)
 }
 
 #[derive(Deserialize)]
@@ -130,9 +121,8 @@ mod tests {
     #[test]
     fn reads_what_couchdb_writes_and_nothing_else() {
         let body = br#"{"all_nodes":["a@x","b@x"],"cluster_nodes":["a@x","b@x","c@x"]}"#;
-        let read = read_membership(body).expect("the answer");
-        assert_eq!((read.connected, read.count), (vec!["a@x".into(), "b@x".into()], 3));
-        for bad in [&b"{}"[..], b"<html>", br#"{"all_nodes":[],"cluster_nodes":[]}"#, br#"{"all_nodes":["a"]}"#] {
+        assert_eq!(read_membership(body), Some(vec!["a@x".into(), "b@x".into()]));
+        for bad in [&b"{}"[..], b"<html>", br#"{"all_nodes":[],"cluster_nodes":[]}"#, br#"{"all_nodes":"a"}"#] {
             assert_eq!(read_membership(bad), None);
         }
         assert_eq!(read_node_name(br#"{"name":"couchdb@127.0.0.1"}"#), Some("couchdb@127.0.0.1".into()));
