@@ -12,7 +12,7 @@
 //! may be another one. Until its `_security` was read again no subscriber is notified, and answers show it as it was
 //! before, so that they do not tell a missing database from one that is not decided.
 //!
-//! Questions are queued by session and served in turn ([`Questions`]). What a session and a user may have waiting is
+//! Questions are queued by session and served in turn (`Questions`). What a session and a user may have waiting is
 //! limited. Whom a new verdict concerns is reconsidered step by step ([`Access::next_step`]).
 
 use std::cmp::Reverse;
@@ -1249,7 +1249,7 @@ mod tests {
     fn a_database_in_doubt_is_shown_as_it_was() {
         let mut scene = knows(MISSING);
         let id = scene.id("db");
-        let position = |counts| Position { counts, doubt: 0 };
+        let position = |counts| Position { counts, ..Position::default() };
         let look_up = |scene: &mut Scene, counts: [u32; 3]| {
             let rows = counts.map(|number| crate::wire::positions::Revision { number, mark: number });
             scene.subscriptions.watch_mut(id).handle_look_up(rows, false, 0).count();
