@@ -95,21 +95,24 @@ fn bounded(text: &str) -> &str {
 
 /// A position made of the bytes of a text.
 fn position_of(text: &str) -> Position {
-    let mut numbers = [0_u32; 4];
+    let mut numbers = [0_u32; 5];
     for (i, byte) in text.bytes().enumerate() {
-        numbers[i % 4] = numbers[i % 4].wrapping_mul(257).wrapping_add(byte.into());
+        numbers[i % 5] = numbers[i % 5].wrapping_mul(257).wrapping_add(byte.into());
     }
-    let [counts @ .., doubt] = numbers;
-    Position { counts, doubt }
+    let [counts @ .., doubt, start] = numbers;
+    Position { counts, doubt, start }
 }
 
 /// The same position, from its text.
 fn read_back(text: &str) -> Position {
-    let (counts, doubt) = text
-        .split_once('-')
-        .map_or((text, 0), |(counts, doubt)| (counts, u32::from_str_radix(doubt, 16).expect("a number")));
+    let split = |text: &'_ str, mark| match text.split_once(mark) {
+        Some((text, number)) => (text.to_owned(), u32::from_str_radix(number, 16).expect("a number")),
+        None => (text.to_owned(), 0),
+    };
+    let (text, start) = split(text, '@');
+    let (counts, doubt) = split(&text, '-');
     let counts: Vec<u32> = counts.split('.').map(|count| count.parse().expect("a count")).collect();
-    Position { counts: counts.try_into().expect("three kinds"), doubt }
+    Position { counts: counts.try_into().expect("three kinds"), doubt, start }
 }
 
 /// Writes every answer to a request; the id in them.

@@ -38,11 +38,11 @@ fn check_revision(text: &str) {
     let Some(revision) = revision else { return };
     assert_eq!(Revision::parse(&format!("{text}x")).map(|other| other.number), Some(revision.number));
     assert_ne!(Revision::parse(&format!("{text}x")), Some(revision), "another write, and the same fingerprint");
-    let position = Position { counts: [revision.number, revision.mark, 0], doubt: 0 };
+    let position = Position { counts: [revision.number, revision.mark, 0], ..Position::default() };
     let shown = format!("{}.{}.0", revision.number, revision.mark);
     assert_eq!(Position::parse(&shown), Some(position));
     assert!(Position::parse(&format!("{shown}-0")).is_none() && Position::parse(&format!("0{shown}")).is_none());
-    let created = Position { counts: [0, revision.number, revision.mark], doubt: 0 };
+    let created = Position { counts: [0, revision.number, revision.mark], ..Position::default() };
     assert_eq!(created.is_there(), revision.number > revision.mark);
     let in_doubt = Position { doubt: revision.mark.max(1), ..position };
     assert_eq!(Position::parse(&format!("{shown}-{:x}", revision.mark.max(1))), Some(in_doubt));

@@ -1043,7 +1043,7 @@ fn epoch(number: u32) -> Option<String> {
 /// Where a database stands: not known of every third name.
 fn position(name: &str) -> Option<Position> {
     let length = u32::try_from(name.len()).expect("short");
-    (!length.is_multiple_of(3)).then_some(Position { counts: [length, 1, 0], doubt: length / 2 })
+    (!length.is_multiple_of(3)).then_some(Position { counts: [length, 1, 0], doubt: length / 2, start: 0 })
 }
 
 fn string(fields: &BTreeMap<String, Box<RawValue>>, name: &str) -> Option<String> {
