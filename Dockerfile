@@ -7,6 +7,7 @@ FROM rust:1-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends musl-tools && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo ./.cargo
 COPY src ./src
 # The target's name depends on the machine: x86_64 or aarch64.
 RUN target="$(uname -m)-unknown-linux-musl" \
