@@ -6,13 +6,14 @@ use std::io::Write as _;
 
 use super::body::BodyDecoder;
 
-/// Longest head of a response, and of a request unless told otherwise, in bytes.
+/// Longest head of a request unless told otherwise, in bytes.
 pub const MAX_HEAD: usize = 16 * 1024;
 /// Most header fields of a request, and of most responses.
 pub const MAX_HEADERS: usize = 64;
-/// Most header fields of a response: proxies add many, and [`MAX_HEAD`] has room for no more that
-/// are of any use.
-const MAX_RESPONSE_HEADERS: usize = 2048;
+/// Longest head of a response, in bytes. Proxies add policies and cookies; curl reads 300 KiB.
+pub const MAX_RESPONSE_HEAD: usize = 256 * 1024;
+/// Most header fields of a response; curl reads as many.
+const MAX_RESPONSE_HEADERS: usize = 5_000;
 
 /// Why a head cannot be served, and so whose fault it is: always the peer's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,9 +223,9 @@ fn parse_response_into<'a>(
     parser.allow_spaces_after_header_name_in_responses(true);
     parser.ignore_invalid_headers_in_responses(true);
     parser.allow_multiple_spaces_in_response_status_delimiters(true);
-    let length = match parser.parse_response(&mut parsed, &buffer[..buffer.len().min(MAX_HEAD)]) {
+    let length = match parser.parse_response(&mut parsed, &buffer[..buffer.len().min(MAX_RESPONSE_HEAD)]) {
         Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) if buffer.len() >= MAX_HEAD => return Err(HeadError::TooLarge),
+        Ok(httparse::Status::Partial) if buffer.len() >= MAX_RESPONSE_HEAD => return Err(HeadError::TooLarge),
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(error) => return Err(head_error(error)),
     };
@@ -544,6 +545,8 @@ mod tests {
             let response = read(fields).unwrap_or_else(|error| panic!("{error:?}: {fields}"));
             assert_eq!((response.body, response.keep_alive), (BodyDecoder::Length(2), true), "{fields}");
         }
+        let long = format!("HTTP/1.1 200 OK\r\nX-Policy: {}\r\nContent-Length: 2\r\n\r\n", "x".repeat(40_000));
+        assert_eq!(parse_response(long.as_bytes()).unwrap().unwrap().1.body, BodyDecoder::Length(2));
         let cookie = read("Set-Cookie : AuthSession=abc\r\nContent-Length: 0\r\n").unwrap().auth_cookie;
         assert_eq!(cookie.unwrap().reveal(), "AuthSession=abc");
         // Who counts otherwise would take the rest for another answer.

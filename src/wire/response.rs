@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::body::{BodyDecoder, BodyError, Piece};
-use super::http::{self, HeadError, MAX_HEAD, Response};
+use super::http::{self, HeadError, MAX_RESPONSE_HEAD, Response};
 
 /// What the next bytes of a response are.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl fmt::Display for ResponseError {
 /// Takes a response apart.
 #[derive(Debug)]
 pub enum ResponseReader {
-    /// Collecting the head; at most [`MAX_HEAD`] bytes.
+    /// Collecting the head; at most [`MAX_RESPONSE_HEAD`] bytes.
     Head(Vec<u8>),
     /// In the body.
     Body(BodyDecoder),
@@ -86,12 +86,12 @@ impl ResponseReader {
         loop {
             let Self::Head(buffer) = self else { unreachable!("called for heads alone") };
             let seen = buffer.len();
-            let room = (MAX_HEAD - seen).min(input.len() - used);
+            let room = (MAX_RESPONSE_HEAD - seen).min(input.len() - used);
             buffer.extend_from_slice(&input[used..used + room]);
             let parsed = if http::head_is_complete(buffer, seen) { http::parse_response(buffer)? } else { None };
             let Some((length, response)) = parsed else {
                 // What is no HTTP at all is refused early: its end may never come.
-                if buffer.len() >= MAX_HEAD || !b"HTTP/1.".starts_with(&buffer[..buffer.len().min(7)]) {
+                if buffer.len() >= MAX_RESPONSE_HEAD || !b"HTTP/1.".starts_with(&buffer[..buffer.len().min(7)]) {
                     http::parse_response(buffer)?;
                 }
                 return Ok((used + room, Part::NeedMore));
@@ -159,7 +159,7 @@ mod tests {
         for bytes in [&b"SSH-2.0-OpenSSH"[..], b"\x15\x03\x01\x00\x02\x02", b"<html>"] {
             assert!(matches!(read(&[bytes]), Err(ResponseError::Head(_))), "{bytes:?}");
         }
-        let endless = vec![b'x'; MAX_HEAD];
+        let endless = vec![b'x'; MAX_RESPONSE_HEAD];
         assert!(read(&[b"HTTP/1.1 200 OK\r\nX: ", &endless]).is_err());
     }
 }
