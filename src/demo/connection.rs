@@ -21,6 +21,9 @@ pub(super) fn serve(shared: &Shared, stream: &TcpStream, number: u64, peer: Sock
                 break;
             }
         };
+        if shared.lock().is_silent(number) {
+            continue;
+        }
         match exchange(shared, reader.stream, &request) {
             Ok(FeedEnd::KeepAlive) if request.keeps_alive() => {}
             Ok(FeedEnd::Reset) => return,
@@ -32,8 +35,12 @@ pub(super) fn serve(shared: &Shared, stream: &TcpStream, number: u64, peer: Sock
 
 fn exchange(shared: &Shared, stream: &TcpStream, request: &Request) -> io::Result<FeedEnd> {
     let at = shared.clock.elapsed();
-    shared.observe(|state| state.record(request, at));
-    let answer = routes::answer(shared, request);
+    // In one step: a test that has seen the request may end the delay for those behind it.
+    let login_delay = shared.observe(|state| {
+        state.record(request, at);
+        state.faults.login_delay
+    });
+    let answer = routes::answer(shared, request, login_delay);
     // Before it is written: whoever has the answer must not find the request still in flight.
     shared.observe(|state| state.finish(request));
     match answer {
@@ -42,7 +49,9 @@ fn exchange(shared: &Shared, stream: &TcpStream, request: &Request) -> io::Resul
         }
         Answer::Response(response) => {
             let bytes = response.to_bytes(request, shared.clock.now());
-            (&mut &*stream).write_all(&bytes)?;
+            if !shared.lock().is_silent(request.connection) {
+                (&mut &*stream).write_all(&bytes)?;
+            }
             Ok(FeedEnd::KeepAlive)
         }
         Answer::Close => Ok(FeedEnd::Close),

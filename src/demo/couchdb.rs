@@ -140,6 +140,11 @@ impl StandIn {
         self.shared.lock().accounts.lockouts
     }
 
+    /// Gives cookies another life, those too that are out.
+    pub fn set_cookie_life(&self, life: Duration) {
+        self.shared.change(|state| state.accounts.set_cookie_life(life));
+    }
+
     /// Accepts `Authorization: Bearer <token>` as this user, who need not have a password.
     pub fn add_token(&self, token: &str, name: &str, roles: &[&str]) {
         self.shared.change(|state| state.accounts.add_token(token, name, roles));
@@ -244,7 +249,27 @@ impl StandIn {
         self.shared.change(|state| state.order_all(what));
     }
 
+    /// Sets a value of the configuration, or takes it out.
+    pub fn set_config(&self, section: &str, key: &str, value: Option<&str>) {
+        let place = (section.to_owned(), key.to_owned());
+        self.shared.change(|state| match value {
+            Some(value) => drop(state.config.insert(place, value.to_owned())),
+            None => drop(state.config.remove(&place)),
+        });
+    }
+
     // Faults
+
+    /// Makes all connections that there are die without a word, as when a firewall forgets them: they stay open, and
+    /// nothing is answered on them. New ones work.
+    pub fn silence_connections(&self) {
+        self.shared.change(State::silence_links);
+    }
+
+    /// Answers every request for a value of the configuration with this status, as hosted offerings do.
+    pub fn fail_config(&self, status: Option<u16>) {
+        self.shared.change(|state| state.faults.config_status = status);
+    }
 
     /// Breaks all open feeds.
     pub fn break_feed(&self, fault: FeedFault) {

@@ -73,6 +73,7 @@ pub(super) struct Faults {
     pub(super) security_answers: HashMap<String, (u16, String)>,
     pub(super) look_up_delay: Duration,
     pub(super) look_up_status: Option<u16>,
+    pub(super) config_status: Option<u16>,
     /// Answer so many more feed requests with this status.
     pub(super) feed_refusals: Option<(u16, usize)>,
     /// Refuse continuous feeds, but for those that start where a feed was pinned since.

@@ -140,7 +140,7 @@ impl Listener {
         let mut watched = mio::net::TcpStream::from_std(stream.try_clone()?);
         let stream = Arc::new(stream);
         shared.observe(|state| {
-            let link = Link { stream: Arc::clone(&stream), gone: false, feed: None };
+            let link = Link { stream: Arc::clone(&stream), gone: false, feed: None, silent: false };
             state.links.insert(number, link);
             let counters = &mut state.counters;
             counters.connections += 1;

@@ -22,8 +22,8 @@ pub(super) enum Answer {
     Close,
 }
 
-/// Answers one request; waits if a delay is wished for.
-pub(super) fn answer(shared: &Shared, request: &Request) -> Answer {
+/// Answers one request; waits if a delay is wished for. That of logins is the one of when the request came.
+pub(super) fn answer(shared: &Shared, request: &Request, login_delay: Duration) -> Answer {
     let path = request.path();
     let Some(path) = path.strip_prefix(shared.path_prefix.as_str()).and_then(|path| path.strip_prefix('/')) else {
         return Answer::Response(missing());
@@ -36,7 +36,7 @@ pub(super) fn answer(shared: &Shared, request: &Request) -> Answer {
             ..Response::json(403, "<html><body>Forbidden</body></html>")
         });
     }
-    if let Some(status) = fault(shared, request, &segments) {
+    if let Some(status) = fault(shared, request, &segments, login_delay) {
         return Answer::Response(fault_response(status));
     }
     if let Some(response) = other_security(shared, request, &segments) {
@@ -71,7 +71,7 @@ pub(super) fn answer(shared: &Shared, request: &Request) -> Answer {
 }
 
 /// Waits as long as is wished for this kind of request, and says whether it is to fail.
-fn fault(shared: &Shared, request: &Request, segments: &[&str]) -> Option<u16> {
+fn fault(shared: &Shared, request: &Request, segments: &[&str], login_delay: Duration) -> Option<u16> {
     let is_access = matches!((request.method.as_str(), segments), ("GET" | "HEAD", [_] | [_, "_security"]))
         && !matches!(segments[0], "" | "_membership");
     let is_session = segments == ["_session"];
@@ -79,7 +79,7 @@ fn fault(shared: &Shared, request: &Request, segments: &[&str]) -> Option<u16> {
     let delay = {
         let mut state = shared.lock();
         if is_session {
-            state.faults.login_delay
+            login_delay
         } else if is_look_up {
             state.counters.look_up_requests += 1;
             state.faults.look_up_delay
@@ -107,6 +107,8 @@ fn fault(shared: &Shared, request: &Request, segments: &[&str]) -> Option<u16> {
             state.counters.pin_requests += 1;
         }
         state.faults.take_feed_refusal()
+    } else if matches!(segments, ["_node", _, "_config", ..]) {
+        state.faults.config_status
     } else if is_access {
         state.faults.access_status
     } else {
@@ -161,6 +163,7 @@ fn route(state: &mut State, request: &Request, segments: &[&str], identity: &Ide
         {
             not_admin()
         }
+        (_, ["_node", _, "_config", section, key]) => config(state, request, section, key),
         ("GET", ["_membership"] | ["_node", ..]) => nodes(state, &segments[1..], now),
         ("GET", ["_all_dbs"]) => all_databases(state),
         ("POST", ["_dbs_info"]) => Response::json(200, "[]"),
@@ -322,6 +325,28 @@ fn all_docs(global: &GlobalChanges, keys: &[Value]) -> Response {
     }
     body.push_str("\r\n]}");
     Response { chunked: true, ..Response::json(200, &body) }
+}
+
+/// A value of the configuration. A write answers the value before it; defaults count as not there.
+fn config(state: &mut State, request: &Request, section: &str, key: &str) -> Response {
+    let old = state.config_value(section, key).map(json_string);
+    let place = (section.to_owned(), key.to_owned());
+    match request.method.as_str() {
+        "GET" | "HEAD" => old
+            .map_or_else(|| Response::error(404, "not_found", "unknown_config_value"), |old| Response::json(200, &old)),
+        "PUT" => match serde_json::from_slice::<String>(&request.body) {
+            Ok(value) => {
+                state.config.insert(place, value);
+                Response::json(200, &old.unwrap_or_else(|| "\"\"".to_owned()))
+            }
+            Err(_) => Response::error(400, "bad_request", "invalid UTF-8 JSON"),
+        },
+        "DELETE" => match state.config.remove(&place) {
+            Some(old) => Response::json(200, &json_string(&old)),
+            None => Response::error(404, "not_found", "unknown_config_value"),
+        },
+        _ => not_allowed("DELETE,GET,HEAD,PUT"),
+    }
 }
 
 fn all_databases(state: &State) -> Response {

@@ -110,6 +110,8 @@ pub(super) struct Link {
     pub(super) gone: bool,
     /// Orders for the feed it carries, if it carries one.
     pub(super) feed: Option<VecDeque<Order>>,
+    /// The connection died without a word: what comes in is not seen, and nothing goes out.
+    pub(super) silent: bool,
 }
 
 /// All that is remembered.
@@ -120,6 +122,8 @@ pub(super) struct State {
     pub(super) accounts: Accounts,
     pub(super) require_valid_user: bool,
     pub(super) faults: Faults,
+    /// Values of the configuration that were set, by section and key.
+    pub(super) config: BTreeMap<(String, String), String>,
     pub(super) links: HashMap<u64, Link>,
     pub(super) counters: Counters,
     pub(super) requests: VecDeque<RecordedRequest>,
@@ -144,6 +148,7 @@ impl State {
             accounts,
             require_valid_user: options.require_valid_user,
             faults: Faults::default(),
+            config: BTreeMap::new(),
             links: HashMap::new(),
             counters: Counters::default(),
             requests: VecDeque::new(),
@@ -200,7 +205,7 @@ impl State {
 
     /// Notes that event documents are due: at once as one batch, or at the next tick.
     pub(super) fn fire<S: AsRef<str>>(&mut self, ids: impl IntoIterator<Item = S>) {
-        if self.faults.losing {
+        if self.faults.losing || self.config_value("global_changes", "update_db") == Some("false") {
             return;
         }
         if self.tick.is_zero() {
@@ -216,6 +221,23 @@ impl State {
                 }
             }
         }
+    }
+
+    /// A value of the configuration, if it was set.
+    pub(super) fn config_value(&self, section: &str, key: &str) -> Option<&str> {
+        self.config.get(&(section.to_owned(), key.to_owned())).map(String::as_str)
+    }
+
+    /// Makes all connections that there are die without a word.
+    pub(super) fn silence_links(&mut self) {
+        for link in self.links.values_mut() {
+            link.silent = true;
+        }
+        self.order_all(&OrderKind::Break(FeedFault::Silence));
+    }
+
+    pub(super) fn is_silent(&self, connection: u64) -> bool {
+        self.links.get(&connection).is_some_and(|link| link.silent)
     }
 
     /// One tick: writes the event documents that are due.

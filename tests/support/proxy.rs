@@ -1,5 +1,6 @@
-//! TCP proxies: one that a test can silence (what is sent through it then is gone, and nobody is told), and one that
-//! retries, so that a restart of the server behind it shows to its clients as no more than the end of a connection.
+//! TCP proxies: one that a test can silence (what is sent through it then is gone, and nobody is told), one that retries,
+//! so that a restart of the server behind it shows to its clients as no more than the end of a connection, and one that
+//! rewrites what the server sends.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -17,11 +18,14 @@ pub struct Proxy {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
     links: Mutex<Vec<Link>>,
     stopped: AtomicBool,
+    rewrite: Rewrite,
 }
+
+/// What becomes of the bytes of one read from the server.
+type Rewrite = fn(Vec<u8>) -> Vec<u8>;
 
 struct Link {
     ends: [TcpStream; 2],
@@ -31,18 +35,23 @@ struct Link {
 impl Proxy {
     /// Passes connections on to a server.
     pub fn start(to: SocketAddr) -> Self {
-        Self::start_with(to, Duration::ZERO)
+        Self::start_with(to, Duration::ZERO, |bytes| bytes)
     }
 
     /// The same, and accepts connections while the server is away: they wait for it (HAProxy does with `retries`).
     pub fn retrying(to: SocketAddr) -> Self {
-        Self::start_with(to, SOON)
+        Self::start_with(to, SOON, |bytes| bytes)
     }
 
-    fn start_with(to: SocketAddr, patience: Duration) -> Self {
+    /// Passes connections on, and rewrites what the server sends.
+    pub fn rewriting(to: SocketAddr, rewrite: Rewrite) -> Self {
+        Self::start_with(to, Duration::ZERO, rewrite)
+    }
+
+    fn start_with(to: SocketAddr, patience: Duration, rewrite: Rewrite) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { links: Mutex::default(), stopped: AtomicBool::default(), rewrite });
         let its = shared.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
@@ -112,18 +121,18 @@ impl Shared {
     fn join(&self, client: TcpStream, server: TcpStream) {
         let silent = Arc::new(AtomicBool::new(false));
         let copy = |end: &TcpStream| end.try_clone().expect("descriptors are left");
-        pass(copy(&client), copy(&server), silent.clone());
-        pass(copy(&server), copy(&client), silent.clone());
+        pass(copy(&client), copy(&server), silent.clone(), |bytes| bytes);
+        pass(copy(&server), copy(&client), silent.clone(), self.rewrite);
         self.links.lock().expect("no test holds it").push(Link { ends: [client, server], silent });
     }
 }
 
 /// Passes on in one direction, to its end.
-fn pass(mut from: TcpStream, mut to: TcpStream, silent: Arc<AtomicBool>) {
+fn pass(mut from: TcpStream, mut to: TcpStream, silent: Arc<AtomicBool>, rewrite: Rewrite) {
     std::thread::spawn(move || {
         let mut bytes = [0; 16 * 1024];
         while let Ok(read @ 1..) = from.read(&mut bytes) {
-            if !silent.load(Ordering::Acquire) && to.write_all(&bytes[..read]).is_err() {
+            if !silent.load(Ordering::Acquire) && to.write_all(&rewrite(bytes[..read].to_vec())).is_err() {
                 return;
             }
         }
