@@ -4,6 +4,7 @@ pub mod blocking;
 pub mod connection;
 pub mod descriptors;
 pub mod file_reader;
+pub mod keep_alive;
 pub mod listener;
 mod nameservers;
 pub mod resolver;

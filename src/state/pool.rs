@@ -5,6 +5,10 @@
 //!
 //! Every request has a deadline. It moves along while CouchDB answers others (a long queue is no
 //! failure), and does not while CouchDB is silent or away.
+//!
+//! A connection can die without a word while it is idle: what stands in between forgets it, or CouchDB's machine is
+//! gone. So connections are closed when they were idle for [`IDLE_FOR`], and a request that gets no answer on a
+//! connection that was idle before is sent again on a new one after [`SUSPECT_AFTER`].
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
@@ -24,6 +28,12 @@ const NO_ANSWER_FOR: Millis = 4_500;
 pub const LONGEST_WAIT: Millis = 30_000;
 /// Time from a failed connection to the next try, in milliseconds.
 const REDIAL_AFTER: Millis = 250;
+/// A connection that was idle for so long is closed, in milliseconds: many firewalls forget it after a minute or more.
+pub const IDLE_FOR: Millis = 30_000;
+/// A connection that was idle is taken for dead when it gives no answer for so long, in milliseconds.
+pub const SUSPECT_AFTER: Millis = 1_000;
+/// For so long it is remembered how long answers take, in milliseconds: a slow CouchDB is not a dead connection.
+const SLOW_FOR: Millis = 60_000;
 /// Longest body of an answer about a session, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
 /// How often a request is sent over new connections that end without an answer to it.
@@ -141,6 +151,8 @@ pub struct Pool<P> {
     last_answer: Millis,
     /// After a failed connection, not before this.
     redial_from: Millis,
+    /// How long the slowest answer of late took, and when it came.
+    slowest: (Millis, Millis),
 }
 
 #[derive(Debug)]
@@ -160,9 +172,14 @@ struct Ticket<P> {
 enum Connection {
     Closed,
     Dialing,
-    /// `used` when it has carried an answer.
+    /// It carries no request.
     Idle {
+        /// Whether it has carried an answer.
         used: bool,
+        /// Since when.
+        since: Millis,
+        /// Whether no request was there for it when its last one was answered. Else it has just proved itself.
+        rested: bool,
     },
     Busy(Box<Exchange>),
 }
@@ -174,9 +191,20 @@ struct Exchange {
     sent: Millis,
     /// Whether the connection had carried an answer before.
     used: bool,
+    /// When the connection is taken for dead unless the answer begins; None for one that is known to live.
+    suspect_at: Option<Millis>,
+    /// Whether the connection is closed behind the answer.
+    is_last: bool,
     reader: ResponseReader,
     head: Option<Response>,
     body: Vec<u8>,
+}
+
+impl Exchange {
+    /// When the connection is taken for dead.
+    fn suspicion(&self) -> Millis {
+        self.suspect_at.filter(|_| self.reader.is_untouched() && self.head.is_none()).unwrap_or(Millis::MAX)
+    }
 }
 
 impl<P> Pool<P> {
@@ -193,6 +221,7 @@ impl<P> Pool<P> {
             counts: HashMap::new(),
             last_answer: 0,
             redial_from: 0,
+            slowest: (0, 0),
         }
     }
 
@@ -278,23 +307,26 @@ impl<P> Pool<P> {
     /// When [`Pool::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Millis> {
         let waiting = self.oldest.first().map(|(since, _)| self.deadline(*since).min(self.redial_at()));
-        let busy = self.connections.iter().filter_map(|connection| match connection {
-            Connection::Busy(exchange) => Some(self.answer_due(exchange)),
-            _ => None,
+        let connections = self.connections.iter().filter_map(|connection| match connection {
+            Connection::Busy(exchange) => Some(self.answer_due(exchange).min(exchange.suspicion())),
+            Connection::Idle { since, .. } => Some(since + IDLE_FOR),
+            Connection::Closed | Connection::Dialing => None,
         });
-        busy.chain(waiting).min()
+        connections.chain(waiting).min()
     }
 
     /// Ends what took too long, and tries again what could not be connected.
     pub fn handle_timeout(&mut self, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         for number in 0..self.connections.len() {
-            if let Connection::Busy(exchange) = &self.connections[number]
-                && self.answer_due(exchange) <= now
-            {
-                let ticket = exchange.ticket;
-                self.connections[number] = Connection::Closed;
-                actions.push(PoolAction::HangUp(number));
-                self.finish(ticket, None, actions);
+            match &self.connections[number] {
+                Connection::Busy(exchange) if self.answer_due(exchange) <= now => {
+                    let ticket = exchange.ticket;
+                    self.hang_up(number, actions);
+                    self.finish(ticket, None, actions);
+                }
+                Connection::Busy(exchange) if exchange.suspicion() <= now => self.give_up(number, actions),
+                Connection::Idle { since, .. } if since + IDLE_FOR <= now => self.hang_up(number, actions),
+                _ => {}
             }
         }
         // A deadline never comes before that of an older request.
@@ -308,7 +340,7 @@ impl<P> Pool<P> {
 
     /// A connection stands.
     pub fn handle_connected(&mut self, number: usize, now: Millis, actions: &mut Vec<PoolAction<P>>) {
-        self.connections[number] = Connection::Idle { used: false };
+        self.connections[number] = Connection::Idle { used: false, since: now, rested: false };
         self.pump(now, actions);
     }
 
@@ -372,12 +404,13 @@ impl<P> Pool<P> {
 
     /// An answer is complete.
     fn handle_end(&mut self, number: usize, now: Millis, actions: &mut Vec<PoolAction<P>>) {
-        let Connection::Busy(exchange) =
-            std::mem::replace(&mut self.connections[number], Connection::Idle { used: true })
-        else {
+        let Connection::Busy(exchange) = std::mem::replace(
+            &mut self.connections[number],
+            Connection::Idle { used: true, since: now, rested: false },
+        ) else {
             unreachable!("called for a busy connection");
         };
-        if !exchange.head.as_ref().is_some_and(|head| head.keep_alive) {
+        if exchange.is_last || !exchange.head.as_ref().is_some_and(|head| head.keep_alive) {
             self.hang_up(number, actions);
         }
         self.complete(*exchange, now, actions);
@@ -388,8 +421,43 @@ impl<P> Pool<P> {
         actions.push(PoolAction::HangUp(number));
     }
 
+    /// Gives up a connection that seems to be dead, and all others that have been idle as it had: whatever stands in
+    /// between has forgotten these, too.
+    fn give_up(&mut self, number: usize, actions: &mut Vec<PoolAction<P>>) {
+        self.hang_up_idle(actions);
+        let given_up = std::mem::replace(&mut self.connections[number], Connection::Closed);
+        actions.push(PoolAction::HangUp(number));
+        if let Connection::Busy(mut exchange) = given_up {
+            // The request may have arrived all the same.
+            exchange.used = false;
+            self.try_again(&exchange, actions);
+        }
+    }
+
+    fn hang_up_idle(&mut self, actions: &mut Vec<PoolAction<P>>) {
+        for number in 0..self.connections.len() {
+            if matches!(self.connections[number], Connection::Idle { .. }) {
+                self.hang_up(number, actions);
+            }
+        }
+    }
+
+    /// Makes no further request go over the connections that there are: CouchDB is somewhere else.
+    pub fn retire_connections(&mut self, actions: &mut Vec<PoolAction<P>>) {
+        self.hang_up_idle(actions);
+        for connection in &mut self.connections {
+            if let Connection::Busy(exchange) = connection {
+                exchange.is_last = true;
+            }
+        }
+    }
+
     fn complete(&mut self, exchange: Exchange, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         self.last_answer = now;
+        let took = now.saturating_sub(exchange.sent);
+        if took >= self.slowest.0 || now >= self.slowest.1 + SLOW_FOR {
+            self.slowest = (took, now);
+        }
         let answer = exchange.head.map(|head| {
             let Response { status, auth_cookie, date, .. } = head;
             Ok(Answer { status, auth_cookie, date, body: exchange.body, is_too_long: false })
@@ -460,13 +528,30 @@ impl<P> Pool<P> {
 
     /// Sends what waits over connections that are idle, and dials more where there are none.
     fn pump(&mut self, now: Millis, actions: &mut Vec<PoolAction<P>>) {
+        // Of a slow CouchDB no answer is due sooner than it gave others.
+        let slowest = if now < self.slowest.1 + SLOW_FOR { self.slowest.0 } else { 0 };
+        let patience = SUSPECT_AFTER.max(2 * slowest);
         for number in 0..self.connections.len() {
-            if let Connection::Idle { used } = self.connections[number] {
-                let Some((ticket, request)) = self.next_request() else { return };
-                let (reader, head, body) = (ResponseReader::new(), None, Vec::new());
-                self.connections[number] =
-                    Connection::Busy(Box::new(Exchange { ticket, sent: now, used, reader, head, body }));
+            if let Connection::Idle { used, rested, .. } = self.connections[number] {
+                let Some((ticket, request)) = self.next_request() else { break };
+                // One that was idle is as good as closed, whether it has carried an answer or not.
+                let (used, suspect_at) = (used || rested, rested.then_some(now + patience));
+                self.connections[number] = Connection::Busy(Box::new(Exchange {
+                    ticket,
+                    sent: now,
+                    used,
+                    suspect_at,
+                    is_last: false,
+                    reader: ResponseReader::new(),
+                    head: None,
+                    body: Vec::new(),
+                }));
                 actions.push(PoolAction::Send(number, request));
+            }
+        }
+        for connection in &mut self.connections {
+            if let Connection::Idle { rested, .. } = connection {
+                *rested = true;
             }
         }
         if now < self.redial_from {
@@ -536,7 +621,7 @@ mod tests {
         pool.handle_bytes(1, OK, 2, &mut actions);
         assert_eq!(done(&mut actions).len(), 2);
         assert!(pool.is_empty());
-        assert_eq!(pool.poll_timeout(), None);
+        assert_eq!(pool.poll_timeout(), Some(2 + IDLE_FOR), "there is nothing to do but to close what is idle");
     }
 
     #[test]
@@ -578,6 +663,122 @@ mod tests {
         pool.handle_connected(dialed.expect("none is left, so one is dialed"), 101, &mut actions);
         pool.handle_bytes(dialed.unwrap(), OK, 102, &mut actions);
         assert_eq!(done(&mut actions), [(7, Some(200))]);
+    }
+
+    /// A pool all of whose connections have carried an answer and are idle from 1 on.
+    fn idle_pool(size: usize) -> (Pool<u32>, Vec<PoolAction<u32>>) {
+        let (mut pool, mut actions) = (Pool::new(size, MAX_BODY, MAX_WAITING), Vec::new());
+        for purpose in 0..u32::try_from(size).unwrap() {
+            submit(&mut pool, b'a', purpose, 0, &mut actions);
+        }
+        (0..size).for_each(|number| pool.handle_connected(number, 0, &mut actions));
+        (0..size).for_each(|number| pool.handle_bytes(number, OK, 1, &mut actions));
+        actions.clear();
+        (pool, actions)
+    }
+
+    #[test]
+    fn connections_that_died_silently_delay_a_request_by_a_second_once() {
+        let (mut pool, mut actions) = idle_pool(8);
+        submit(&mut pool, b'b', 7, 100, &mut actions);
+        assert_eq!(actions, [PoolAction::Send(0, vec![b'b'])]);
+        actions.clear();
+        assert_eq!(pool.poll_timeout(), Some(100 + SUSPECT_AFTER));
+        pool.handle_timeout(100 + SUSPECT_AFTER, &mut actions);
+        let hung_up = actions.iter().filter(|action| matches!(action, PoolAction::HangUp(_))).count();
+        assert_eq!((hung_up, actions.last()), (8, Some(&PoolAction::Dial(0))), "none of them is trusted: {actions:?}");
+        actions.clear();
+        pool.handle_connected(0, 1_101, &mut actions);
+        assert_eq!(actions, [PoolAction::Send(0, vec![b'b'])]);
+        assert_eq!(pool.poll_timeout(), Some(4_600), "on a new connection CouchDB has the whole time");
+        pool.handle_bytes(0, OK, 1_110, &mut actions);
+        assert_eq!(done(&mut actions), [(7, Some(200))]);
+    }
+
+    #[test]
+    fn eight_requests_on_eight_dead_connections_wait_together() {
+        let (mut pool, mut actions) = idle_pool(8);
+        for purpose in 0..8 {
+            submit(&mut pool, b'b', purpose, 100, &mut actions);
+        }
+        actions.clear();
+        pool.handle_timeout(1_100, &mut actions);
+        assert_eq!(actions.iter().filter(|action| matches!(action, PoolAction::Dial(_))).count(), 8);
+        (0..8).for_each(|number| pool.handle_connected(number, 1_101, &mut actions));
+        (0..8).for_each(|number| pool.handle_bytes(number, OK, 1_102, &mut actions));
+        assert_eq!(done(&mut actions).len(), 8);
+    }
+
+    #[test]
+    fn connections_that_nobody_needed_in_the_end_die_silently_too() {
+        let (mut pool, mut actions) = (Pool::new(2, MAX_BODY, MAX_WAITING), Vec::new());
+        submit(&mut pool, b'a', 1, 0, &mut actions);
+        submit(&mut pool, b'a', 2, 0, &mut actions);
+        pool.handle_connected(0, 0, &mut actions);
+        pool.handle_bytes(0, OK, 1, &mut actions);
+        pool.handle_bytes(0, OK, 2, &mut actions);
+        // Dialed for a request that went over the other one.
+        pool.handle_connected(1, 3, &mut actions);
+        actions.clear();
+        submit(&mut pool, b'b', 3, 100, &mut actions);
+        submit(&mut pool, b'b', 4, 100, &mut actions);
+        assert_eq!(actions, [PoolAction::Send(0, vec![b'b']), PoolAction::Send(1, vec![b'b'])]);
+        actions.clear();
+        pool.handle_timeout(100 + SUSPECT_AFTER, &mut actions);
+        assert!(actions.contains(&PoolAction::HangUp(0)) && actions.contains(&PoolAction::HangUp(1)), "{actions:?}");
+    }
+
+    #[test]
+    fn a_slow_couchdb_is_not_a_dead_connection() {
+        let (mut pool, mut actions) = idle_pool(1);
+        // The answer takes 1.5 s on a new connection, too: then that is what answers take.
+        submit(&mut pool, b'b', 1, 100, &mut actions);
+        pool.handle_timeout(1_100, &mut actions);
+        pool.handle_connected(0, 1_100, &mut actions);
+        pool.handle_bytes(0, OK, 2_600, &mut actions);
+        assert_eq!(done(&mut actions), [(1, Some(200))]);
+        submit(&mut pool, b'c', 2, 3_000, &mut actions);
+        assert_eq!(pool.poll_timeout(), Some(6_000));
+        // The first byte shows that it lives.
+        pool.handle_bytes(0, &OK[..1], 5_000, &mut actions);
+        assert_eq!(pool.poll_timeout(), Some(7_500));
+        pool.handle_bytes(0, &OK[1..], 5_100, &mut actions);
+        assert_eq!(done(&mut actions), [(2, Some(200))]);
+        // Where requests follow each other without a pause, the connection has just proved itself.
+        let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
+        for purpose in 0..2u32 {
+            submit(&mut pool, b'a', purpose, 0, &mut actions);
+        }
+        pool.handle_connected(0, 0, &mut actions);
+        pool.handle_bytes(0, OK, 10, &mut actions);
+        assert_eq!(pool.poll_timeout(), Some(4_510));
+    }
+
+    #[test]
+    fn connections_are_not_kept_idle_for_long() {
+        let (mut pool, mut actions) = idle_pool(2);
+        assert_eq!(pool.poll_timeout(), Some(1 + IDLE_FOR));
+        submit(&mut pool, b'b', 7, 100, &mut actions);
+        pool.handle_bytes(0, OK, 101, &mut actions);
+        actions.clear();
+        pool.handle_timeout(1 + IDLE_FOR, &mut actions);
+        assert_eq!(actions, [PoolAction::HangUp(1)]);
+        actions.clear();
+        pool.handle_timeout(101 + IDLE_FOR, &mut actions);
+        assert_eq!((&actions[..], pool.poll_timeout()), (&[PoolAction::HangUp(0)][..], None));
+    }
+
+    #[test]
+    fn retired_connections_carry_no_further_request() {
+        let (mut pool, mut actions) = idle_pool(2);
+        submit(&mut pool, b'b', 7, 100, &mut actions);
+        actions.clear();
+        pool.retire_connections(&mut actions);
+        assert_eq!(actions, [PoolAction::HangUp(1)]);
+        actions.clear();
+        submit(&mut pool, b'c', 8, 101, &mut actions);
+        pool.handle_bytes(0, OK, 102, &mut actions);
+        assert!(actions.contains(&PoolAction::HangUp(0)) && !actions.contains(&PoolAction::Send(0, vec![b'c'])));
     }
 
     #[test]
