@@ -79,6 +79,10 @@ const LIMITED_FOR: Millis = 4_321;
 const MAX_CHECKS: usize = 3;
 /// Time for a log-in, or for CONNECT.
 const LOG_IN_WITHIN: Millis = 10_000;
+/// A check this late counts as one that was not answered.
+const CHECK_LATE: Millis = 5_000;
+/// The time of a check is kept in units of this.
+const CHECK_UNIT: Millis = 100;
 
 /// Where a client takes its session to be, from what it said and was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +137,13 @@ struct Client {
     /// What its answer has the session say: that the log-in is over, or another cookie.
     expired: bool,
     renewed: bool,
+    /// When a check is due, and whether CouchDB could not be asked in time since it named the user last.
+    check_due: Option<Millis>,
+    doubtful: bool,
+    /// Whether the client logged in with a password.
+    by_password: bool,
+    /// Whether the answer to a check ends the session for it to log in again.
+    ran_out: bool,
     /// The database that it may not read any more, until it is told so.
     revoked: Option<String>,
     /// How often in a row it asked for more than it may have.
@@ -234,7 +245,13 @@ impl World {
                 (0..times.min(MAX_MESSAGES)).for_each(|_| self.say(slot, &message));
             }
             '=' if client.log_in => self.answer_log_in(slot, rest),
-            ':' => client.session.check_at(self.now + rest.parse::<u16>().map_or(0, Millis::from)),
+            ':' => {
+                let at = self.now + rest.parse::<u16>().map_or(0, Millis::from);
+                if client.session.user().is_some() {
+                    client.check_due = Some(at.next_multiple_of(CHECK_UNIT));
+                }
+                client.session.check_at(at);
+            }
             '?' if !client.checks.is_empty() => self.answer_check(slot, rest),
             '/' => self.revoke(slot, rest),
             ',' => {
@@ -292,6 +309,10 @@ impl World {
             checks: VecDeque::new(),
             expired: false,
             renewed: false,
+            check_due: None,
+            doubtful: false,
+            by_password: false,
+            ran_out: false,
             revoked: None,
             refusals: 0,
             last_message: String::new(),
@@ -376,6 +397,8 @@ impl World {
         if stage == Stage::LoggingIn {
             client.user = user.or(client.user);
             if user.is_some() {
+                client.doubtful = false;
+                client.by_password = false;
                 client.kept = if by_token { credentials.clone() } else { Credentials::cookie(cookie().reveal()) };
             }
         }
@@ -383,7 +406,12 @@ impl World {
             session.handle_log_in(answer, RETRY_AFTER, turn);
             session.keep_token(&credentials);
         });
-        let Some(client) = self.clients.get(&slot) else { return };
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        if client.session.user().is_some() {
+            let kept_cookie = matches!(client.kept, Credentials::Cookie(_));
+            client.by_password |= kept_cookie && matches!(credentials, Credentials::Password { .. });
+            client.by_password &= !by_token;
+        }
         // A message that was put aside may have begun another login, behind others that subscribed.
         let goes_on = client.stage == Stage::Active || client.logins > logins;
         assert!(!other || client.wanted.is_empty() || goes_on, "subscriptions of another user");
@@ -417,6 +445,13 @@ impl World {
                 Ok(identity) => Some(&*identity.name) != client.user,
                 Err(error) => matches!(error, LogInError::NotAuthenticated | LogInError::Locked),
             };
+            client.ran_out =
+                client.doubtful && client.by_password && matches!(answer, Err(LogInError::NotAuthenticated));
+            client.expired &= !client.ran_out;
+            client.doubtful = match &answer {
+                Ok(_) => client.expired && client.doubtful,
+                Err(error) => client.doubtful || matches!(error, LogInError::Unavailable | LogInError::Overloaded),
+            };
             let cookie = answer.as_ref().ok().and_then(|identity| identity.cookie.as_ref());
             if let Some(cookie) = cookie.filter(|_| !client.expired) {
                 let kept = std::mem::replace(&mut client.kept, Credentials::cookie(cookie.reveal()));
@@ -424,10 +459,10 @@ impl World {
             }
         }
         let said = client.unwritten.len();
-        let speaks = client.expired || client.renewed;
+        let (speaks, ran_out) = (client.expired || client.renewed, client.ran_out);
         self.with_session(slot, |session, turn| session.handle_check(attempt, answer, turn));
         if let Some(client) = self.clients.get(&slot) {
-            assert!(!client.expired && !client.renewed, "not told");
+            assert!(!client.expired && !client.renewed && !ran_out, "not told");
             assert_eq!(client.unwritten.len(), said + usize::from(speaks));
         }
     }
@@ -531,6 +566,7 @@ impl World {
                     if credentials != Credentials::Unusable && client.checks.len() < MAX_CHECKS {
                         client.checks.push_back((client.logins, client.session.attempt()));
                     }
+                    client.doubtful |= client.check_due.is_some_and(|at| at + CHECK_LATE <= self.now);
                 }
                 Action::Reconsider => {
                     let roles =
@@ -710,6 +746,7 @@ impl World {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         let too_much = client.held.0 > MAX_HELD.0 || client.held.1 > MAX_HELD.1;
         assert_eq!(reason == CloseReason::TooMuchHeld, too_much);
+        assert_eq!(reason == CloseReason::SessionExpired, client.ran_out);
         client.check_spacing(self.now);
         self.remove(slot);
     }
@@ -831,6 +868,9 @@ impl Client {
                     assert!(std::mem::take(&mut self.renewed) && string(&fields, "cookie").is_some(), "{text}");
                 }
                 "\"unsubscribed\"" => assert_eq!(string(&fields, "db"), self.revoked.take()),
+                "\"goodbye\"" => {
+                    assert!(self.ran_out && string(&fields, "reason").as_deref() == Some("session-expired"))
+                }
                 "\"resync\"" => {
                     assert_eq!(string(&fields, "reason").as_deref(), Some("a \"reason\""));
                     assert!(std::mem::take(&mut self.resync_due) && self.stage == Stage::Active, "{text}");

@@ -310,6 +310,11 @@ pub fn write_goodbye(out: &mut Vec<u8>, retry_after_ms: u64) {
     let _ = write!(out, "{{\"event\":\"goodbye\",\"reason\":\"shutting-down\",\"retry_after_ms\":{retry_after_ms}}}");
 }
 
+/// Appends the `goodbye` event of a session whose cookie ran out: log in again after so many milliseconds.
+pub fn write_expired(out: &mut Vec<u8>, retry_after_ms: u64) {
+    let _ = write!(out, "{{\"event\":\"goodbye\",\"reason\":\"session-expired\",\"retry_after_ms\":{retry_after_ms}}}");
+}
+
 fn open_answer(out: &mut Vec<u8>, id: &RequestId) {
     out.push(b'{');
     if let Some(id) = &id.0 {
@@ -472,6 +477,10 @@ mod tests {
         assert_eq!(
             written(&|o| write_goodbye(o, 5)),
             r#"{"event":"goodbye","reason":"shutting-down","retry_after_ms":5}"#
+        );
+        assert_eq!(
+            written(&|o| write_expired(o, 7)),
+            r#"{"event":"goodbye","reason":"session-expired","retry_after_ms":7}"#
         );
     }
 }

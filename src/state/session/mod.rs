@@ -113,6 +113,11 @@ const RECEIPT_WITHIN: Millis = 2_000;
 const GRACE: Millis = 500;
 /// So many refused `subscribe` in a row end a session: whoever sends them does not listen.
 const MAX_REFUSALS: u8 = 16;
+/// A check this late, in milliseconds, may come after the end of the cookie: the server stood still.
+const CHECK_LATE: Millis = 5_000;
+/// `howler.v1`: a client whose session expired may connect again after this long, in milliseconds. Checks are spread in
+/// time, and so are their ends.
+const RECONNECT_AFTER: Millis = 100;
 /// So many malformed requests in a row end a `howler.v1` session.
 const MAX_STRIKES: u8 = 3;
 
@@ -503,11 +508,18 @@ impl Session {
         self.user = Some(User::new(identity));
     }
 
-    /// Who logged in by a token has no cookie: the token is good in its place.
+    /// Takes note of what the user logged in with. Instead of a cookie a token is kept; a password is not.
     pub fn keep_token(&mut self, credentials: &Credentials) {
-        if let (Some(user), Credentials::Token(_)) = (&mut self.user, credentials) {
-            user.set_credentials(credentials);
+        match (&mut self.user, credentials) {
+            (Some(user), Credentials::Token(_)) => user.set_credentials(credentials),
+            (Some(user), Credentials::Password { .. }) => user.set_by_password(),
+            _ => {}
         }
+    }
+
+    /// How long ago it was opened, in milliseconds; up to a second more than it is.
+    pub fn age(&self, now: Millis) -> Millis {
+        now.saturating_sub(Millis::from(self.opened) * 1_000)
     }
 
     /// Has CouchDB asked at a moment whether the user is still logged in.
@@ -523,6 +535,7 @@ impl Session {
         let (true, Some(user)) = (self.is_active() && attempt == self.attempt, &mut self.user) else { return };
         match answer {
             Ok(identity) if *identity.name == *user.name() => {
+                user.confirm();
                 if identity.roles != user.roles {
                     user.roles = identity.roles;
                     turn.actions.push(Action::Reconsider);
@@ -539,8 +552,10 @@ impl Session {
                 | LogInError::Overloaded
                 | LogInError::AddressLimit(_)
                 | LogInError::NameLimit(_),
-            ) => {}
-            Ok(_) | Err(LogInError::NotAuthenticated | LogInError::Locked | LogInError::TooLong) => {
+            ) => user.doubt(),
+            Err(LogInError::NotAuthenticated) if user.may_have_run_out() => self.expire(turn),
+            Ok(_)
+            | Err(LogInError::NotAuthenticated | LogInError::BadToken | LogInError::Locked | LogInError::TooLong) => {
                 let error = answer.err().unwrap_or(LogInError::NotAuthenticated);
                 match self.dialect {
                     Dialect::Json => self.end_log_in(error, turn),
@@ -548,6 +563,16 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Ends a session whose cookie ran out because CouchDB could not be asked to renew it. The client has the password,
+    /// and nothing speaks against it: it is to connect and log in again by itself, which a refusal would keep it from.
+    fn expire(&mut self, turn: &mut Turn<'_>) {
+        if self.dialect == Dialect::Json {
+            self.outgoing.push(|out| json::write_expired(out, RECONNECT_AFTER));
+        }
+        self.held = None;
+        turn.actions.push(Action::Close(CloseReason::SessionExpired));
     }
 
     /// Tells the client that it is not subscribed any more to a database that the user may not read.
@@ -623,8 +648,12 @@ impl Session {
             }
             (Phase::Active, _) => {
                 if let Some(user) = &mut self.user
-                    && user.check_at().is_some_and(|at| at <= turn.now)
+                    && let Some(at) = user.check_at()
+                    && at <= turn.now
                 {
+                    if at + CHECK_LATE <= turn.now {
+                        user.doubt();
+                    }
                     user.set_check_at(None);
                     turn.actions.push(Action::Check(user.credentials()));
                 }

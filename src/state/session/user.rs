@@ -1,5 +1,5 @@
 //! Who logged in. There is one in each session, so it is small: the name, and what it is still good with, stand in one
-//! text, and the next check is known to the second.
+//! text, and the next check is known to a tenth of a second.
 
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{Credentials, Identity};
@@ -12,13 +12,17 @@ pub(super) struct User {
     text: Secret,
     /// What the user is beside the name.
     pub(super) roles: Box<[Box<str>]>,
-    /// The second in which CouchDB is asked again whether the user is still logged in.
+    /// When CouchDB is asked again whether the user is still logged in, in tenths of a second.
     check_at: u32,
     /// How long the name is, in bytes.
     name_length: u16,
     kind: Kind,
+    /// Whether CouchDB could not be asked since it named the user last.
+    doubtful: bool,
 }
 
+/// The unit of [`User::check_at`], in milliseconds.
+const CHECK_UNIT: Millis = 100;
 /// No check is to come.
 const NEVER: u32 = u32::MAX;
 
@@ -27,6 +31,8 @@ const NEVER: u32 = u32::MAX;
 enum Kind {
     Nothing,
     Cookie,
+    /// A cookie that came of a login by password, which the client has still.
+    CookieByPassword,
     Token,
 }
 
@@ -39,6 +45,7 @@ impl User {
             check_at: NEVER,
             name_length: 0,
             kind: Kind::Nothing,
+            doubtful: false,
         };
         let cookie = identity.cookie.as_ref();
         let cookie = cookie.map_or(Credentials::Unusable, |cookie| Credentials::cookie(cookie.reveal()));
@@ -56,7 +63,7 @@ impl User {
         let behind = &self.text.reveal()[self.name_length as usize..];
         match self.kind {
             Kind::Nothing => Credentials::Unusable,
-            Kind::Cookie => Credentials::Cookie(Secret::new(behind)),
+            Kind::Cookie | Kind::CookieByPassword => Credentials::Cookie(Secret::new(behind)),
             Kind::Token => Credentials::Token(Secret::new(behind)),
         }
     }
@@ -69,19 +76,48 @@ impl User {
 
     /// When CouchDB is asked again whether the user is still logged in.
     pub(super) fn check_at(&self) -> Option<Millis> {
-        (self.check_at != NEVER).then(|| Millis::from(self.check_at) * 1_000)
+        (self.check_at != NEVER).then(|| Millis::from(self.check_at) * CHECK_UNIT)
     }
 
-    /// Has CouchDB asked at a moment, or up to a second later.
+    /// Has CouchDB asked at a moment, or up to a tenth of a second later.
     pub(super) fn set_check_at(&mut self, at: Option<Millis>) {
-        self.check_at = at.map_or(NEVER, |at| u32::try_from(at.div_ceil(1_000)).unwrap_or(NEVER));
+        self.check_at = at.map_or(NEVER, |at| u32::try_from(at.div_ceil(CHECK_UNIT)).unwrap_or(NEVER));
+    }
+
+    /// Takes note that the user logged in with a password.
+    pub(super) fn set_by_password(&mut self) {
+        if matches!(self.kind, Kind::Cookie) {
+            self.kind = Kind::CookieByPassword;
+        }
+    }
+
+    /// Takes note that CouchDB has named the user again.
+    pub(super) fn confirm(&mut self) {
+        self.doubtful = false;
+    }
+
+    /// Takes note that CouchDB could not be asked in time.
+    pub(super) fn doubt(&mut self) {
+        self.doubtful = true;
+    }
+
+    /// Whether a cookie that CouchDB does not accept any more may just have run out, while the client has a password.
+    pub(super) fn may_have_run_out(&self) -> bool {
+        self.doubtful && matches!(self.kind, Kind::CookieByPassword)
     }
 
     fn set(&mut self, name: &str, credentials: &Credentials) {
         let (kind, behind) = match credentials {
+            // What it came of stays.
+            Credentials::Cookie(value) if matches!(self.kind, Kind::CookieByPassword) => {
+                (Kind::CookieByPassword, value.reveal())
+            }
             Credentials::Cookie(value) => (Kind::Cookie, value.reveal()),
             Credentials::Token(token) => (Kind::Token, token.reveal()),
-            Credentials::Password { .. } | Credentials::TooLong | Credentials::Unusable => (Kind::Nothing, ""),
+            Credentials::Password { .. }
+            | Credentials::TooLong
+            | Credentials::Unusable
+            | Credentials::UnusableToken => (Kind::Nothing, ""),
         };
         self.kind = kind;
         self.name_length = u16::try_from(name.len()).expect("answers of CouchDB are shorter");
@@ -106,7 +142,27 @@ mod tests {
         }
         assert_eq!(user.check_at(), None);
         user.set_check_at(Some(2_001));
-        assert_eq!(user.check_at(), Some(3_000));
+        assert_eq!(user.check_at(), Some(2_100));
+        user.set_check_at(Some(Millis::from(u32::MAX) * CHECK_UNIT));
+        assert_eq!(user.check_at(), None, "in 13 years");
         assert!(!format!("{user:?}").contains("jürgen"));
+    }
+
+    #[test]
+    fn knows_whether_a_cookie_may_have_run_out() {
+        let cookie = || Some(Secret::new("AuthSession=abc; Path=/"));
+        let mut user = User::new(&Identity { name: "u".into(), roles: [].into(), cookie: cookie() });
+        user.doubt();
+        assert!(!user.may_have_run_out(), "the client has nothing but the cookie");
+        user.set_by_password();
+        assert!(user.may_have_run_out());
+        user.confirm();
+        assert!(!user.may_have_run_out());
+        user.set_credentials(&Credentials::cookie("AuthSession=newer"));
+        user.doubt();
+        assert!(user.may_have_run_out() && user.credentials() == Credentials::cookie("AuthSession=newer"));
+        user.set_credentials(&Credentials::token("x.y.z"));
+        user.set_by_password();
+        assert!(!user.may_have_run_out());
     }
 }
