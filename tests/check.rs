@@ -32,7 +32,8 @@ fn fails(ended: &Ended, step: &str, words: &[&str]) {
 /// Expects that all is well; the steps.
 fn succeeds(ended: &Ended) -> Vec<String> {
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{}", ended.stdout);
-    let step = |line: &str| line.strip_prefix("ok      ").and_then(|rest| rest.split(": ").next()).map(str::to_owned);
+    let detail = |line: &str| line.strip_prefix("ok      ").or(line.strip_prefix("note    ")).map(str::to_owned);
+    let step = |line: &str| detail(line).and_then(|rest| rest.split(": ").next().map(str::to_owned));
     ended.stdout.lines().map(|line| step(line).unwrap_or_else(|| panic!("{line}"))).collect()
 }
 
@@ -97,9 +98,9 @@ fn file(name: &str, content: &str) -> PathBuf {
 fn all_is_well() {
     let steps = ["configuration", "--port 0", "host name", "connection", "CouchDB", "log-in", "server admin"];
     let couchdb = couchdb();
-    let global = [&steps[..], &["_global_changes", "restarts", "feed"]].concat();
+    let global = [&steps[..], &["_global_changes", "restarts", "feed", "recording", "write delay"]].concat();
     assert_eq!(succeeds(&check(&couchdb.url(), &[])), global);
-    let updates = [&steps[..], &["restarts", "feed"]].concat();
+    let updates = [&steps[..], &["restarts", "feed", "recording", "write delay"]].concat();
     assert_eq!(succeeds(&check(&couchdb.url(), &["--feed", "db_updates"])), updates);
     let ended = check(&couchdb.url(), &[]);
     assert!(ended.stdout.contains("version 3.5.0 answers"), "{}", ended.stdout);
@@ -118,7 +119,7 @@ fn all_is_well_below_a_path_and_over_tls() {
     let options = [&["--ca_file", authority.file(), "--admin_port", "0"], &identity.options()[..]].concat();
     let steps = succeeds(&check(&proxy.url(&couchdb, "localhost"), &options));
     let expected = "configuration certificate trust --port+0 --admin_port+0 host+name connection TLS CouchDB log-in \
-                    server+admin _global_changes restarts feed";
+                    server+admin _global_changes restarts feed recording write+delay";
     assert_eq!(steps.iter().map(|step| step.replace(' ', "+")).collect::<Vec<_>>().join(" "), expected);
     // The same without the path.
     let url = proxy.url(&couchdb, "localhost").replace("/couch", "");
@@ -426,4 +427,53 @@ fn mistakes_of_a_health_check_are_mistakes_of_usage() {
     }
     let ended = run(&["healtcheck"], &[]);
     assert!(ended.code == Some(2) && ended.stderr.contains("the command healthcheck is meant"), "{}", ended.stderr);
+}
+
+#[test]
+fn the_write_delay_is_reported_with_what_it_means_and_costs() {
+    let couchdb = couchdb();
+    let line = |ended: &Ended| {
+        let lines = ended.stdout.lines().filter(|line| line.contains("  write delay: ")).collect::<Vec<_>>();
+        assert_eq!((lines.len(), ended.code), (1, Some(0)), "{}", ended.stdout);
+        lines[0].to_owned()
+    };
+    let default = line(&check(&couchdb.url(), &[]));
+    for words in ["note  ", "500 ms", "334 ms", "max_write_delay = 100 below [global_changes]", "CPU", "11 ms"] {
+        assert!(default.contains(words), "{words}: {default}");
+    }
+    // The request works as it stands there.
+    let command = format!(
+        "curl -u ADMIN -X PUT http://{}/_node/_local/_config/global_changes/max_write_delay -d '\"100\"'",
+        couchdb.address()
+    );
+    assert!(default.contains(&command), "{default}");
+    for (value, verdict) in [("750", "note"), ("100", "ok"), ("20", "ok")] {
+        couchdb.set_config("global_changes", "max_write_delay", Some(value));
+        let line = line(&check(&couchdb.url(), &[]));
+        assert!(line.starts_with(verdict) && line.contains(&format!(" {value} ms after the write")), "{line}");
+    }
+    couchdb.fail_config(Some(403));
+    let refused = line(&check(&couchdb.url(), &[]));
+    assert!(refused.starts_with("note") && refused.contains("does not say") && refused.contains("403"), "{refused}");
+}
+
+#[test]
+fn a_couchdb_that_records_no_changes_is_named() {
+    let couchdb = couchdb();
+    couchdb.set_config("global_changes", "update_db", Some("false"));
+    for feed in ["global_changes", "db_updates"] {
+        let words = ["update_db is false", "update_db = true below [global_changes]", "curl -u ADMIN -X PUT"];
+        fails(&check(&couchdb.url(), &["--feed", feed]), "recording", &words);
+    }
+    couchdb.set_config("global_changes", "update_db", Some("true"));
+    succeeds(&check(&couchdb.url(), &[]));
+}
+
+#[test]
+fn the_database_behind_db_updates_is_named_when_it_is_missing() {
+    let couchdb = couchdb_with(Options { global_changes: false, ..Options::default() });
+    let options = ["--feed", "db_updates"];
+    fails(&check(&couchdb.url(), &options), "feed", &["_global_changes is missing", "--create_global_changes"]);
+    let ended = check(&couchdb.url(), &["--feed", "db_updates", "--create_global_changes"]);
+    assert!(ended.code == Some(0) && ended.stdout.contains("is made when the server starts"), "{}", ended.stdout);
 }
