@@ -157,16 +157,16 @@ fn a_quiet_feed_is_not_taken_for_a_silent_one() {
 }
 
 /// Refuses requests for the feed for a while, first at the start and then under way.
-fn survives_refusals(status: u16, line: &str) {
+fn survives_refusals(status: u16, times: [usize; 2], line: &str) {
     let couchdb = couchdb();
-    couchdb.fail_feed(status, 3);
+    couchdb.fail_feed(status, times[0]);
     let howler = Howler::launch(&["--couchdb_url", &couchdb.url()]);
     assert!(couchdb.wait_for_feeds(1, SOON), "{}", howler.output());
     let client = Client::subscribed(howler.address(), &["before", "during", "after"]);
     let mut scene = Scene { client, howler, couchdb };
     scene.said_once(line);
     scene.is_told("before");
-    scene.couchdb.fail_feed(status, 3);
+    scene.couchdb.fail_feed(status, times[1]);
     scene.couchdb.break_feed(FeedFault::CleanEnd);
     scene.couchdb.update("during");
     scene.hears("during");
@@ -177,17 +177,18 @@ fn survives_refusals(status: u16, line: &str) {
 
 #[test]
 fn a_password_that_is_refused_for_some_time() {
-    survives_refusals(401, "(401): the user in --couchdb_url must be a server admin, with the right password.");
+    // Four times in 300 s.
+    survives_refusals(401, [2, 1], "(401): the user in --couchdb_url must be a server admin, with the right password.");
 }
 
 #[test]
 fn an_admin_who_is_locked_out_for_some_time() {
-    survives_refusals(403, "(403): the user in --couchdb_url is locked out for some minutes after too many");
+    survives_refusals(403, [1, 2], "(403): the user in --couchdb_url is locked out for some minutes after too many");
 }
 
 #[test]
 fn internal_errors() {
-    survives_refusals(500, "CouchDB answers the changes feed with status 500: trying again.");
+    survives_refusals(500, [3, 3], "CouchDB answers the changes feed with status 500: trying again.");
 }
 
 #[test]

@@ -48,6 +48,8 @@ fn check_statuses(body: &[u8]) {
     ] {
         let cookie = Some(Secret::new("AuthSession=abc"));
         assert_eq!(read_log_in(&Credentials::cookie("AuthSession=x"), status, cookie, body), Err(error));
+        let error = if error.is_refusal() { LogInError::BadToken } else { error };
+        assert_eq!(read_log_in(&Credentials::token("a.b.c"), status, None, body), Err(error));
     }
 }
 
@@ -98,8 +100,12 @@ fn log_in(
         let cookie = set.filter(|set| set.reveal().contains("=set")).ok_or(LogInError::Unavailable)?;
         return Ok(Identity { name: named(name).unwrap_or("typed".into()), roles, cookie: Some(cookie) });
     }
-    let (name, roles) = user.filter(|_| *credentials != Credentials::Unusable).ok_or(LogInError::NotAuthenticated)?;
-    let name = named(name).ok_or(LogInError::NotAuthenticated)?;
+    let refused = match credentials {
+        Credentials::Token(_) => LogInError::BadToken,
+        _ => LogInError::NotAuthenticated,
+    };
+    let (name, roles) = user.filter(|_| *credentials != Credentials::Unusable).ok_or(refused)?;
+    let name = named(name).ok_or(refused)?;
     let by_cookie = matches!(credentials, Credentials::Cookie(_));
     let cookie = by_cookie.then(|| set.unwrap_or(Secret::new("AuthSession=given")));
     Ok(Identity { name, roles, cookie })

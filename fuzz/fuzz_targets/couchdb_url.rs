@@ -75,7 +75,7 @@ fn check_cookie(text: &str) {
             assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b)) && !text.is_empty());
         }
         other if text.len() > MAX_CREDENTIAL => assert_eq!(other, Credentials::TooLong),
-        other => assert_eq!(other, Credentials::Unusable),
+        other => assert_eq!(other, Credentials::UnusableToken),
     }
 }
 
@@ -86,14 +86,15 @@ fn check_requests(url: &CouchUrl, text: &str) {
             [Credentials::password(text.into(), text.into()), Credentials::cookie(text), Credentials::token(text)]
         {
             let log_in = requests.log_in(&credentials, client);
-            assert_eq!(log_in.is_none(), matches!(credentials, Credentials::Unusable | Credentials::TooLong));
+            let unusable = matches!(credentials, Credentials::TooLong | Credentials::Unusable | Credentials::UnusableToken);
+            assert_eq!(log_in.is_none(), unusable);
             assert!(credentials.len() <= 2 * MAX_CREDENTIAL);
             let Some(log_in) = log_in else { continue };
             let (fields, body) = check_request(&log_in, &format!("{}/_session", url.prefix));
             let given = match &credentials {
                 Credentials::Cookie(value) => vec![format!("cookie: AuthSession={}", value.reveal())],
                 Credentials::Token(token) => vec![format!("authorization: Bearer {}", token.reveal())],
-                Credentials::Password { .. } | Credentials::TooLong | Credentials::Unusable => Vec::new(),
+                Credentials::Password { .. } | Credentials::TooLong | Credentials::Unusable | Credentials::UnusableToken => Vec::new(),
             };
             assert_eq!(credentials_in(&fields), given);
             if !body.is_empty() {

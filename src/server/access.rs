@@ -2,15 +2,20 @@
 
 use super::{Purpose, Queue, Server};
 use crate::state::access::{Access, Decision, Step, Undecided, Verdict};
+use crate::state::admin_access::AdminUse;
 use crate::state::pool::{Answer, Owner};
 use crate::state::session::{Reply, Session};
 use crate::state::subscriptions::DatabaseId;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
-use crate::wire::couchdb::{self, Credentials};
+use crate::wire::couchdb::{self, Credentials, Identity};
 use crate::wire::names::NameList;
 use crate::wire::security::Security;
 
+/// A cookie is first checked after this long, in milliseconds, where no cookie of CouchDB has said how long it lives.
+const FIRST_CHECK: Millis = 2_000;
+/// No session is checked sooner than this after its last check, in milliseconds.
+const SOONEST_CHECK: Millis = 500;
 /// What a client is told when CouchDB could not say who may read a database.
 const UNDECIDED: &str = "The database server cannot be asked at the moment who may read this.";
 /// What a client is told when its user has too many databases waiting for that.
@@ -72,7 +77,9 @@ impl Server {
     pub(super) fn run_access(&mut self, now: Millis) {
         self.reconsider_some();
         self.answer_decided(now);
-        while let Some(database) = self.access.next_question(&mut self.subscriptions) {
+        while self.may_ask(AdminUse::Security, now)
+            && let Some(database) = self.access.next_question(&mut self.subscriptions)
+        {
             let request = self.couchdb.requests.security(self.subscriptions.name(database));
             let submitted = self.ask_couchdb(Queue::Checks, Owner::Server, request, Purpose::Security(database), now);
             if submitted.is_none() {
@@ -211,10 +218,11 @@ impl Server {
             Some(answer) => couchdb::read_log_in(credentials, answer.status, answer.auth_cookie, &answer.body),
             None => Err(couchdb::LogInError::Unavailable),
         };
-        if matches!(outcome, Err(couchdb::LogInError::NotAuthenticated | couchdb::LogInError::Locked)) {
+        if outcome.as_ref().is_err_and(|error| error.is_refusal() || *error == couchdb::LogInError::Locked) {
             self.metrics.ended_sessions += 1;
         }
-        let next = self.next_check(now);
+        let age = self.sessions.get(key).map_or(0, |session| session.age(now));
+        let next = self.next_check(outcome.as_ref().ok(), age, now);
         self.with_session(key, now, |session, turn| {
             session.handle_check(attempt, outcome, turn);
             if let Some(at) = next {
@@ -223,8 +231,26 @@ impl Server {
         });
     }
 
-    /// When a session that is good now is to be checked again.
-    pub(super) fn next_check(&mut self, now: Millis) -> Option<Millis> {
-        (self.session_check > 0).then(|| now + self.jitter.around(self.session_check))
+    /// When a session is to be checked again: before half of its cookie's life is over. `identity` is what CouchDB said
+    /// just now, and None when it did not answer; `age` is how long the client has been here, in milliseconds.
+    ///
+    /// CouchDB renews a cookie that is older than a tenth of its life in any answer. So a cookie that was not renewed has
+    /// nine tenths left at least, and lives ten times as long as it has been here.
+    pub(super) fn next_check(&mut self, identity: Option<&Identity>, age: Millis, now: Millis) -> Option<Millis> {
+        if self.session_check == 0 {
+            return None;
+        }
+        let cookie = identity.and_then(|identity| identity.cookie.as_ref());
+        let given = cookie.and_then(|cookie| couchdb::cookie_life(cookie.reveal()));
+        self.cookie_life = given.or(self.cookie_life);
+        let within = match (identity, cookie, self.cookie_life) {
+            (Some(_), None, _) => None,
+            (Some(_), _, Some(life)) if given.is_some() => Some(life / 2),
+            (Some(_), _, Some(life)) => Some(life * 2 / 5),
+            (None, _, Some(life)) => Some(life / 8),
+            (_, _, None) => Some((age * 3).max(FIRST_CHECK)),
+        };
+        let within = within.unwrap_or(Millis::MAX).max(SOONEST_CHECK);
+        Some(now + self.jitter.around(within.min(self.session_check)))
     }
 }

@@ -95,6 +95,7 @@ impl Server {
         for queue in &mut self.couchdb.queues {
             queue.pool.for_each_waiting(|request| requests.renew(&old, request));
         }
+        self.handle_admin_credentials();
         self.feed.handle_credentials(self.couchdb.requests.clone(), now);
     }
 

@@ -6,6 +6,7 @@
 //! | `mod.rs` | the tables, and the steps of a turn |
 //! | `doors.rs` | the ports: TLS, and none |
 //! | `credentials.rs` | the server's own credentials, read again from their file |
+//! | `admin.rs` | the server's own credentials at CouchDB |
 //! | `arrivals.rs` | clients that come, as many as there may be |
 //! | `inbound.rs` | connections of clients: HTTP, WebSocket frames |
 //! | `http_exchange.rs` | answers to HTTP requests |
@@ -23,6 +24,7 @@
 //! | `farewell.rs` | the end: seeing the clients off |
 
 mod access;
+mod admin;
 mod arrivals;
 mod credentials;
 mod doors;
@@ -60,6 +62,7 @@ use crate::net::connection::Connection;
 use crate::net::resolver::Resolver;
 use crate::state::access::{Access, MAX_QUESTIONS, Policy as AccessPolicy};
 use crate::state::addresses::Addresses;
+use crate::state::admin_access::{AdminAccess, AdminEvent, AdminUse};
 use crate::state::catch_up::CatchUp;
 use crate::state::dialer::{DialAction, Dialer};
 use crate::state::drain::Drain;
@@ -116,7 +119,8 @@ const LINGER: Millis = 3_000;
 const LINGER_READ: usize = 256 * 1024;
 /// Connections to CouchDB on which it is asked who may read what, and whether users are still logged in.
 const CHECKS: usize = MAX_QUESTIONS;
-/// Connections to CouchDB for look-ups: one for each batch, one for the epoch, and one for when CouchDB started.
+/// Connections to CouchDB for look-ups: one for each batch, one for the epoch, and one for when CouchDB started and
+/// other questions.
 const LOOK_UPS: usize = MAX_BATCHES + 2;
 
 /// Connections to CouchDB beside those of log-ins: the feed, checks and look-ups.
@@ -201,6 +205,12 @@ pub struct Server {
     untrusted_proxy_log: LogThrottle,
     /// Throttles the line about sessions that get no random id.
     randomness_log: LogThrottle,
+    /// Throttles the lines about the server's own credentials.
+    admin_log: LogThrottles<AdminEvent>,
+    /// When to ask whether CouchDB records changes.
+    recording_at: Option<Millis>,
+    /// Throttles the line about a CouchDB that records no changes.
+    recording_log: LogThrottle,
     /// Throttles the line about another epoch.
     epoch_log: LogThrottle,
     /// Throttles the lines about resyncs, by their reason.
@@ -227,6 +237,8 @@ pub struct Server {
     security_log: LogThrottles<&'static str>,
     /// How often sessions are checked, in milliseconds; 0 for never.
     session_check: Millis,
+    /// How long CouchDB's cookies live, in milliseconds, by the last one that said so.
+    cookie_life: Option<Millis>,
     positions: Positions,
     restarts: Restarts,
     /// For how long changes of a database are merged, in milliseconds; None where the number of nodes decides.
@@ -280,6 +292,12 @@ struct CouchDb {
     /// Where the URL was read from, if that can change.
     credentials_file: Option<CredentialsFile>,
     feed_connection: Option<Key>,
+    /// Where the feed was connected to last.
+    feed_address: Option<IpAddr>,
+    /// The credentials of the server itself.
+    admin: AdminAccess,
+    /// A refusal that is not logged yet.
+    admin_unsaid: Option<AdminEvent>,
     queues: [Requests; 3],
     forwarding: Forwarding,
     feed_actions: Vec<FeedAction>,
@@ -349,6 +367,10 @@ enum Purpose {
     LookUp(Batch),
     Epoch,
     Restarts,
+    /// Whether CouchDB records changes.
+    Recording,
+    /// Whether CouchDB accepts the server's own credentials again.
+    Admin,
 }
 
 /// Whose deadline it is.
@@ -452,6 +474,9 @@ impl Server {
             registration_log: LogThrottle::new(TEN_MINUTES),
             untrusted_proxy_log: LogThrottle::new(TEN_MINUTES),
             randomness_log: LogThrottle::new(MINUTE),
+            admin_log: LogThrottles::new(MINUTE),
+            recording_at: None,
+            recording_log: LogThrottle::new(TEN_MINUTES),
             epoch_log: LogThrottle::new(MINUTE),
             resync_log: LogThrottles::new(MINUTE),
             addresses: Addresses::new(settings.limits.per_address),
@@ -477,6 +502,7 @@ impl Server {
             access: Access::new(settings.access),
             security_log: LogThrottles::new(TEN_MINUTES),
             session_check: settings.session_check,
+            cookie_life: None,
             positions: Positions::new(has_revisions),
             merge_window: settings.merge_window,
             merge_timers: Timers::default(),
@@ -496,6 +522,9 @@ impl Server {
                 resolver,
                 credentials_file: settings.couchdb_url_file.map(|path| CredentialsFile::new(&path, waker)),
                 feed_connection: None,
+                feed_address: None,
+                admin: AdminAccess::default(),
+                admin_unsaid: None,
                 queues: [
                     Requests::new(login_concurrency, pool::MAX_BODY, settings.limits.log_in_queue),
                     Requests::new(LOOK_UPS, MAX_ANSWER, pool::MAX_WAITING),
@@ -529,9 +558,12 @@ impl Server {
         if reads || writes || self.accept_pending || evicts || self.access.has_work() {
             return Some(0);
         }
+        let may_look_up = self.feed.is_streaming() && self.couchdb.admin.may_ask_soon(AdminUse::LookUp);
         let due = [
             self.feed.poll_timeout(),
             self.couchdb.credentials_file.as_ref().and_then(CredentialsFile::poll_timeout),
+            self.admin_timeout(),
+            self.recording_at,
             self.couchdb.queues.iter().filter_map(|queue| queue.pool.poll_timeout()).min(),
             self.login_limits.poll_timeout(),
             self.access.poll_timeout(),
@@ -541,7 +573,7 @@ impl Server {
             self.timers.poll_timeout(),
             self.merge_timers.poll_timeout(),
             self.epoch_retry,
-            self.restarts.poll_timeout().filter(|_| self.feed.is_streaming()),
+            self.restarts.poll_timeout().filter(|_| may_look_up),
             self.accept_from,
             self.memory.poll_timeout(),
             self.drain.as_ref().map(Drain::poll_timeout),
@@ -598,6 +630,8 @@ impl Server {
         self.perform_feed_actions(now);
         self.expire_credentials(now);
         self.expire_requests(now);
+        self.expire_admin(now);
+        self.ask_recording(now);
         self.retry_epoch(now);
         self.ask_restarts(now);
         self.positions.handle_timeout(now, &mut self.subscriptions);

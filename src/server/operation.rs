@@ -112,6 +112,7 @@ impl Server {
     fn readiness(&self, now: Millis) -> Readiness {
         match (self.is_draining(), self.feed.is_ready(now)) {
             (true, _) => Readiness::Stopping,
+            _ if self.couchdb.admin.is_refused() => Readiness::Refused,
             (false, true) => Readiness::Ready,
             (false, false) if self.followed => Readiness::FeedDown,
             (false, false) => Readiness::NotOpenYet,

@@ -8,8 +8,10 @@ use mio::net::TcpStream;
 use super::restarts::arm_merge_window;
 use super::{Protocol, Purpose, Queue, READ_BUFFER, Requests, Server, Upstream};
 use crate::net::connection::Flushed;
+use crate::net::keep_alive;
 use crate::net::stream::{Handshake, Stream};
 use crate::net::tls;
+use crate::state::admin_access::AdminUse;
 use crate::state::dialer::DialAction;
 use crate::state::feed::{FeedAction, FeedPart, Told};
 use crate::state::merge_window::Admission;
@@ -60,6 +62,8 @@ impl Server {
     fn connect(&mut self, owner: Upstream, address: SocketAddr, now: Millis) -> io::Result<()> {
         let socket = TcpStream::connect(address)?;
         let _ = socket.set_nodelay(true);
+        // Without it, a dead connection shows by the heartbeats and deadlines alone.
+        let _ = keep_alive::watch(&socket);
         let stream = if let (true, Some(config)) = (self.couchdb.url.tls, &self.couchdb.tls) {
             Stream::tls_client(socket, config.clone(), tls::server_name(&self.couchdb.url.host)?)?
         } else {
@@ -120,6 +124,7 @@ impl Server {
         let Some(peer) = self.peers.get_mut(key) else { return false };
         peer.protocol = Protocol::Upstream { owner, connected: true };
         peer.deadline = Deadline::NEVER;
+        let address = peer.address;
         let socket = peer.connection.stream().socket();
         let ends = (socket.local_addr(), socket.peer_addr());
         self.couchdb.dialer.handle_connected(owner);
@@ -128,6 +133,7 @@ impl Server {
         }
         match owner {
             Upstream::Feed => {
+                self.handle_feed_address(address, now);
                 self.feed.handle_connected(now, &mut self.couchdb.feed_actions);
                 self.perform_feed_actions(now);
             }
@@ -168,6 +174,19 @@ impl Server {
         }
     }
 
+    /// The feed is connected to an address. Where that is another one than before, CouchDB has moved, and the
+    /// connections to the old address are given up.
+    fn handle_feed_address(&mut self, address: IpAddr, now: Millis) {
+        if self.couchdb.feed_address.replace(address).is_none_or(|earlier| earlier == address) {
+            return;
+        }
+        for queue in Queue::ALL {
+            let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
+            pool.retire_connections(actions);
+            self.perform_pool_actions(queue, now);
+        }
+    }
+
     /// A connection to CouchDB ended, or did not come to stand.
     pub(super) fn upstream_lost(&mut self, key: Key, error: Option<&str>, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
@@ -191,6 +210,7 @@ impl Server {
         match owner {
             Upstream::Feed => {
                 self.metrics.feed_breaks += 1;
+                self.handle_admin_status(AdminUse::Feed, None, now);
                 self.feed.handle_lost(error, now, &mut self.couchdb.feed_actions);
                 self.perform_feed_actions(now);
             }
@@ -232,9 +252,16 @@ impl Server {
     pub(super) fn perform_feed_actions(&mut self, now: Millis) {
         for action in std::mem::take(&mut self.couchdb.feed_actions) {
             match action {
+                FeedAction::Dial | FeedAction::Send(_) if self.defer_feed(now) => self.hang_up(Upstream::Feed, now),
                 FeedAction::Dial => self.dial(Upstream::Feed, now),
-                FeedAction::Send(request) => self.send(Upstream::Feed, &request, now),
-                FeedAction::HangUp => self.hang_up(Upstream::Feed, now),
+                FeedAction::Send(request) => {
+                    self.couchdb.admin.handle_sent(AdminUse::Feed);
+                    self.send(Upstream::Feed, &request, now);
+                }
+                FeedAction::HangUp => {
+                    self.handle_admin_status(AdminUse::Feed, None, now);
+                    self.hang_up(Upstream::Feed, now);
+                }
                 FeedAction::Pinned => self.handle_pinned(),
                 FeedAction::Opened(continuity) => {
                     self.handle_admin_answer(200, now);
@@ -265,9 +292,14 @@ impl Server {
         purpose: Purpose,
         now: Millis,
     ) -> Option<Key> {
+        let admin_use = purpose.admin_use();
         let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
         let submission = Submission { owner, request, purpose, since: now, repeatable: true };
-        pool.submit(submission, now, actions).ok()
+        let submitted = pool.submit(submission, now, actions).ok();
+        if let (Some(_), Some(admin_use)) = (submitted, admin_use) {
+            self.couchdb.admin.handle_sent(admin_use);
+        }
+        submitted
     }
 
     /// Gives up what CouchDB did not answer in time.
@@ -289,6 +321,7 @@ impl Server {
                 self.handle_admin_answer(answer.status, now);
             }
         }
+        self.note_admin_answer(&purpose, answer.as_ref().ok(), now);
         let answer = match purpose {
             Purpose::Security(_) => answer,
             _ => answer.and_then(|answer| if answer.is_too_long { Err(NoAnswer::Sent) } else { Ok(answer) }),
@@ -305,6 +338,9 @@ impl Server {
             Purpose::LookUp(batch) => self.handle_look_up(batch, answer.as_ref().ok(), now),
             Purpose::Epoch => self.handle_epoch(answer.as_ref().ok(), now),
             Purpose::Restarts => self.handle_restarts(answer.as_ref().ok(), now),
+            Purpose::Recording => self.handle_recording(answer.as_ref().ok(), now),
+            // What it says of the credentials was noted.
+            Purpose::Admin => {}
         }
     }
 
@@ -357,10 +393,11 @@ impl Server {
         let merge_window = self.merge_window();
         let Self { feed, subscriptions, positions, access, metrics, woken, couchdb, merge_timers, .. } = self;
         let actions = &mut couchdb.feed_actions;
-        let mut skipped = 0;
+        let (mut skipped, mut status) = (0, None);
         loop {
             let (used, part) = feed.handle_bytes(input, now, actions);
             input = &input[used..];
+            status = feed.take_status().or(status);
             let content = match part {
                 FeedPart::Done => break,
                 FeedPart::Nothing => continue,
@@ -409,6 +446,9 @@ impl Server {
             }
         }
         self.wake();
+        if status.is_some() {
+            self.handle_admin_status(AdminUse::Feed, status, now);
+        }
         self.perform_feed_actions(now);
         if skipped > 0 {
             self.metrics.skipped_lines += skipped;

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Purpose, Queue, Server};
 use crate::state::access::Decision;
+use crate::state::admin_access::AdminUse;
 use crate::state::feed::Continuity;
 use crate::state::metrics::CloseReason;
 use crate::state::pool::{Answer, Owner};
@@ -210,7 +211,7 @@ impl Server {
         let stand: Vec<_> =
             stand.iter().map(|(database, position)| (subscriptions.name(*database), *position)).collect();
         let names: Vec<_> = changed.iter().map(|database| subscriptions.name(*database)).collect();
-        session.answer_subscribed(reply, positions.are_kept().then_some(&stand), &names, positions.epoch(), &refused);
+        session.answer_subscribed(reply, Some(&stand), &names, positions.epoch(), &refused);
         if session.dialect() != Dialect::Json {
             for database in changed {
                 subscriptions.mark_for(key.index, database, ChangeKind::Updated);
@@ -283,7 +284,9 @@ impl Server {
     pub fn send_look_ups(&mut self, now: Millis) {
         self.run_access(now);
         self.positions.linger(now, &mut self.subscriptions);
-        while let Some(batch) = self.positions.next_batch(&mut self.subscriptions) {
+        while self.may_ask(AdminUse::LookUp, now)
+            && let Some(batch) = self.positions.next_batch(&mut self.subscriptions)
+        {
             let names = batch.databases.iter().map(|database| self.subscriptions.name(*database));
             let request = self.couchdb.requests.look_up(names);
             self.metrics.look_ups += 1;
@@ -371,6 +374,7 @@ impl Server {
             (Policy::Always, None) => {}
         }
         self.followed = true;
+        self.plan_recording(now);
     }
 
     /// Events may be lost, which no start of CouchDB shows: clients that are away, or go before they are told, are told
@@ -403,6 +407,10 @@ impl Server {
     }
 
     pub(super) fn ask_epoch(&mut self, now: Millis) {
+        if !self.may_ask(AdminUse::LookUp, now) {
+            self.epoch_retry = Some(now + EPOCH_RETRY);
+            return;
+        }
         self.epoch_retry = None;
         let request = self.couchdb.requests.epoch();
         self.look_up(request, Purpose::Epoch, now);

@@ -1,6 +1,7 @@
 //! Asks CouchDB for its nodes: when they started, and whether notifications are merged because there are several.
 
 use super::{Purpose, Server};
+use crate::state::admin_access::AdminUse;
 use crate::state::pool::Answer;
 use crate::state::restarts::{Question, Reply};
 use crate::state::subscriptions::DatabaseId;
@@ -13,7 +14,7 @@ const CLUSTER_MERGE_WINDOW: Millis = 800;
 impl Server {
     /// Asks what is due, while the feed is followed: a CouchDB that refuses the feed is not asked for more.
     pub(super) fn ask_restarts(&mut self, now: Millis) {
-        if !self.feed.is_streaming() {
+        if !self.feed.is_streaming() || !self.may_ask(AdminUse::LookUp, now) {
             return;
         }
         let Some(question) = self.restarts.next_question(now) else { return };

@@ -153,7 +153,7 @@ impl Server {
                 Kind::Password { name: username, password: password.reveal(), by_name }
             }
             Credentials::Cookie(_) | Credentials::Token(_) => Kind::Cookie,
-            Credentials::TooLong | Credentials::Unusable => {
+            Credentials::TooLong | Credentials::Unusable | Credentials::UnusableToken => {
                 let refusal = Err(login.credentials.error());
                 return self.logged_in(login.session, &Credentials::Unusable, refusal, now);
             }
@@ -292,7 +292,7 @@ impl Server {
         };
         let outcome = match &result {
             Ok(_) => Outcome::Right,
-            Err(LogInError::NotAuthenticated) => Outcome::Wrong,
+            Err(LogInError::NotAuthenticated | LogInError::BadToken) => Outcome::Wrong,
             Err(LogInError::Locked) => Outcome::Locked,
             Err(_) if may_count => Outcome::Unanswered,
             Err(_) => Outcome::NotAsked,
@@ -311,7 +311,7 @@ impl Server {
             }
         }
         let retry_after = LOG_IN_AFTER + self.jitter.below(LOG_IN_AFTER);
-        let next_check = outcome.as_ref().ok().and_then(|_| self.next_check(now));
+        let next_check = outcome.as_ref().ok().and_then(|identity| self.next_check(Some(identity), 0, now));
         self.with_session(key, now, |session, turn| {
             session.handle_log_in(outcome, retry_after, turn);
             session.keep_token(credentials);

@@ -189,6 +189,8 @@ pub struct Feed {
     continuity: Option<Continuity>,
     /// When the last stream that broke gave its last byte.
     followed_until: Millis,
+    /// The status of an answer that was not taken yet.
+    status: Option<u16>,
 }
 
 impl Feed {
@@ -216,16 +218,29 @@ impl Feed {
             must_create: false,
             continuity: None,
             followed_until: 0,
+            status: None,
         }
     }
 
     /// Asks with other credentials from now on. What CouchDB refused is tried again at once.
     pub fn handle_credentials(&mut self, requests: Requests, now: Millis) {
         self.requests = requests;
-        if let (Phase::Waiting { until }, Some(Problem::Unauthorized)) = (&mut self.phase, &self.problem) {
+        if let Phase::Waiting { until } = &mut self.phase {
             *until = (*until).min(now);
+        }
+        if matches!(self.problem, Some(Problem::Unauthorized | Problem::Locked)) {
             self.backoff.reset();
         }
+    }
+
+    /// Takes the status of an answer that has come since the last call.
+    pub fn take_status(&mut self) -> Option<u16> {
+        self.status.take()
+    }
+
+    /// Waits for a moment before CouchDB is connected to again; what was begun is given up.
+    pub fn wait_until(&mut self, at: Millis) {
+        self.phase = Phase::Waiting { until: at };
     }
 
     /// Until when changes were followed before the feed broke last; all that had happened by then, but for what was on
@@ -411,6 +426,7 @@ impl Feed {
     fn handle_head(&mut self, head: Response, now: Millis, actions: &mut Vec<FeedAction>) {
         let deadline = now + self.patience();
         let Phase::Asking { question, head: known, .. } = &mut self.phase else { return };
+        self.status = Some(head.status);
         if *question == Question::Stream && head.status == 200 {
             self.lines = LineReader::default();
             (self.tries, self.refused) = (0, false);
@@ -632,8 +648,10 @@ impl Problem {
     /// What goes away by itself is a warning; what an operator must mend is an error.
     fn level(&self) -> log::Level {
         match self {
-            Self::Unauthorized | Self::Missing(_) => log::Level::Error,
+            Self::Missing(_) => log::Level::Error,
             Self::Ended => log::Level::Info,
+            // The owner of the credentials logs these, whoever notices first.
+            Self::Unauthorized | Self::Locked => log::Level::Debug,
             _ => log::Level::Warn,
         }
     }
@@ -650,19 +668,17 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connection(error) => write!(f, "The changes feed is not connected: {error}. Trying again."),
-            Self::Silent(ms) => write!(f, "CouchDB was silent for {ms} ms: opening the changes feed anew."),
+            Self::Silent(ms) => write!(
+                f,
+                "CouchDB was silent for {ms} ms: opening the changes feed again. If this goes on, run `couchdb-howler \
+                 check`: a proxy in front of CouchDB may hold the feed back.",
+            ),
             Self::Cut => f.write_str("CouchDB cut the changes feed: resuming it."),
             Self::Ended => f.write_str("CouchDB ended the changes feed: resuming it."),
             Self::Framing(error) => write!(f, "The changes feed is broken: {error}. Resuming it."),
             Self::BrokenLine => f.write_str("A line of the changes feed is no JSON: reading it again."),
-            Self::Unauthorized => f.write_str(
-                "CouchDB refuses the changes feed (401): the user in --couchdb_url must be a server admin, \
-                 with the right password. Trying again.",
-            ),
-            Self::Locked => f.write_str(
-                "CouchDB refuses the changes feed (403): the user in --couchdb_url is locked out for some minutes \
-                 after too many wrong passwords, or may not read the feed. Trying again.",
-            ),
+            Self::Unauthorized => f.write_str("CouchDB refuses the changes feed (401)."),
+            Self::Locked => f.write_str("CouchDB refuses the changes feed (403)."),
             Self::Missing(false) => f.write_str(
                 "CouchDB has no _global_changes database (404): make it with PUT /_global_changes, or start with \
                  --create_global_changes. Trying again.",
@@ -1061,7 +1077,15 @@ mod tests {
         assert!(rig.feed.is_streaming() && rig.actions.is_empty());
         rig.feed.handle_timeout(rig.now + 1, &mut rig.actions);
         rig.hangs_up();
-        assert_eq!(told(), ["CouchDB was silent for 3000 ms: opening the changes feed anew."]);
+        assert_silent_for(3_000);
+    }
+
+    /// Expects one line about a silence, and that it says what helps against a proxy.
+    fn assert_silent_for(milliseconds: Millis) {
+        let lines = told();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].starts_with(&format!("CouchDB was silent for {milliseconds} ms: ")), "{lines:?}");
+        assert!(lines[0].contains("couchdb-howler check") && lines[0].contains("proxy"), "{lines:?}");
     }
 
     #[test]
@@ -1073,7 +1097,7 @@ mod tests {
         assert_eq!(rig.feed.poll_timeout(), Some(ANSWER_WITHIN));
         rig.feed.handle_timeout(ANSWER_WITHIN, &mut rig.actions);
         rig.hangs_up();
-        assert_eq!(told(), ["CouchDB was silent for 10000 ms: opening the changes feed anew."]);
+        assert_silent_for(10_000);
     }
 
     #[test]
@@ -1115,8 +1139,6 @@ mod tests {
     #[test]
     fn each_refusal_is_told_once_in_words_that_help() {
         for (status, words) in [
-            (401, "must be a server admin, with the right password."),
-            (403, "is locked out for some minutes after too many wrong passwords"),
             (404, "make it with PUT /_global_changes, or start with --create_global_changes."),
             (500, "with status 500"),
             (302, "with status 302"),

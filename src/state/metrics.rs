@@ -39,6 +39,8 @@ close_reasons! {
     LoggedOut => "logged out", close_code::NORMAL;
     /// The log-in failed.
     NotAuthenticated => "not authenticated", close_code::NOT_AUTHENTICATED;
+    /// The cookie ran out while CouchDB could not be asked; the client is to log in again by itself.
+    SessionExpired => "session expired", close_code::TRY_AGAIN_LATER;
     /// Nobody logged in within the time for it.
     LogInTimeout => "no log-in in time", close_code::LOG_IN_TIMEOUT;
     /// The client was silent for too long.
@@ -165,6 +167,8 @@ counters! {
     notifications => "howler_notifications_total";
     /// Notifications that became one with an earlier one which the client had not been told yet.
     merged_notifications => "howler_notifications_merged_total";
+    /// Answers of CouchDB that refused the server's own credentials.
+    admin_refusals => "howler_couchdb_refusals_total";
     /// Requests for the positions of databases.
     look_ups => "howler_look_ups_total";
     /// Requests for positions that were not answered, or not with positions.

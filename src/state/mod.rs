@@ -3,6 +3,7 @@
 
 pub mod access;
 pub mod addresses;
+pub mod admin_access;
 pub mod catch_up;
 pub mod dialer;
 pub mod drain;

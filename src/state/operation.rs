@@ -50,6 +50,8 @@ pub enum Readiness {
     NotOpenYet,
     /// The feed was open, and is not.
     FeedDown,
+    /// CouchDB refuses the server's own credentials.
+    Refused,
     /// The server sees its clients off.
     Stopping,
 }
@@ -61,6 +63,9 @@ impl Readiness {
             Self::Ready => text(200, "ready\n"),
             Self::NotOpenYet => text(503, "not ready: the changes feed of CouchDB is not open yet, see the log\n"),
             Self::FeedDown => text(503, "not ready: the changes feed of CouchDB is down, see the log\n"),
+            Self::Refused => {
+                text(503, "not ready: CouchDB refuses the name or the password in --couchdb_url, see the log\n")
+            }
             Self::Stopping => text(503, "not ready: the server is stopping\n"),
         }
     }
@@ -314,6 +319,7 @@ mod tests {
             (Readiness::Ready, 200, "ready"),
             (Readiness::NotOpenYet, 503, "not open yet"),
             (Readiness::FeedDown, 503, "is down"),
+            (Readiness::Refused, 503, "--couchdb_url"),
             (Readiness::Stopping, 503, "stopping"),
         ] {
             let answer = readiness.answer();

@@ -335,6 +335,11 @@ impl Requests {
         self.write("GET", &target, self.admin.reveal(), b"")
     }
 
+    /// Asks the node that answers for a value of its configuration.
+    pub fn config(&self, section: &str, key: &str) -> Vec<u8> {
+        self.write("GET", &format!("/_node/_local/_config/{section}/{key}"), self.admin.reveal(), b"")
+    }
+
     /// Makes the `_global_changes` database.
     pub fn create_global_changes(&self) -> Vec<u8> {
         self.write("PUT", "/_global_changes", self.admin.reveal(), b"")
@@ -358,7 +363,7 @@ impl Requests {
                 let fields = format!("{forwarded}Authorization: Bearer {}\r\n", token.reveal());
                 Some(self.write("GET", "/_session", &fields, b""))
             }
-            Credentials::TooLong | Credentials::Unusable => None,
+            Credentials::TooLong | Credentials::Unusable | Credentials::UnusableToken => None,
         }
     }
 
@@ -398,6 +403,8 @@ pub enum Credentials {
     Token(Secret),
     /// A part of them is longer than [`MAX_CREDENTIAL`].
     TooLong,
+    /// A token that is empty, or has characters that no bearer token has.
+    UnusableToken,
     /// None at all, or a cookie that holds no `AuthSession`.
     #[default]
     Unusable,
@@ -407,14 +414,14 @@ pub enum Credentials {
 pub const MAX_CREDENTIAL: usize = 1024;
 
 impl Credentials {
-    /// The credentials in a token.
+    /// Returns the credentials in a token: [`Self::UnusableToken`] when no `Authorization` field can hold it.
     pub fn token(text: &str) -> Self {
         // RFC 6750 section 2.1, b64token.
         let may_hold = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
         match text.len() {
-            0 => Self::Unusable,
+            0 => Self::UnusableToken,
             1..=MAX_CREDENTIAL if text.bytes().all(may_hold) => Self::Token(Secret::new(text)),
-            1..=MAX_CREDENTIAL => Self::Unusable,
+            1..=MAX_CREDENTIAL => Self::UnusableToken,
             _ => Self::TooLong,
         }
     }
@@ -432,7 +439,7 @@ impl Credentials {
         match self {
             Self::Password { username, password } => username.len() + password.reveal().len(),
             Self::Cookie(text) | Self::Token(text) => text.reveal().len(),
-            Self::TooLong | Self::Unusable => 0,
+            Self::TooLong | Self::Unusable | Self::UnusableToken => 0,
         }
     }
 
@@ -441,9 +448,13 @@ impl Credentials {
         self.len() == 0
     }
 
-    /// Returns why CouchDB need not be asked.
+    /// Returns the error for credentials that CouchDB does not accept, or need not be asked for.
     pub fn error(&self) -> LogInError {
-        if *self == Self::TooLong { LogInError::TooLong } else { LogInError::NotAuthenticated }
+        match self {
+            Self::TooLong => LogInError::TooLong,
+            Self::Token(_) | Self::UnusableToken => LogInError::BadToken,
+            Self::Password { .. } | Self::Cookie(_) | Self::Unusable => LogInError::NotAuthenticated,
+        }
     }
 
     /// The credentials in a cookie text: a whole `Set-Cookie` value as CouchDB gave it, a `Cookie`
@@ -478,6 +489,8 @@ pub struct Identity {
 pub enum LogInError {
     /// CouchDB does not know these credentials.
     NotAuthenticated,
+    /// CouchDB does not accept this token.
+    BadToken,
     /// CouchDB has locked the name after too many wrong passwords.
     Locked,
     /// CouchDB could not be asked, or could not say.
@@ -493,10 +506,15 @@ pub enum LogInError {
 }
 
 impl LogInError {
+    /// Whether CouchDB does not accept the credentials, whatever they are.
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::NotAuthenticated | Self::BadToken)
+    }
+
     /// The name that clients know the error by.
     pub fn name(self) -> &'static str {
         match self {
-            Self::NotAuthenticated => "NotAuthenticatedError",
+            Self::NotAuthenticated | Self::BadToken => "NotAuthenticatedError",
             Self::Locked => "AccountLockedError",
             Self::Unavailable | Self::Overloaded => "ServiceUnavailableError",
             Self::AddressLimit(_) | Self::NameLimit(_) | Self::TooLong => "LimitError",
@@ -515,6 +533,7 @@ impl LogInError {
     pub fn message(self) -> &'static str {
         match self {
             Self::NotAuthenticated => "The name, password or cookie is not correct.",
+            Self::BadToken => "The token is not correct, or it has expired.",
             Self::Locked => "The account is locked for some minutes after too many wrong passwords.",
             Self::TooLong => "A user name, password, cookie or token may have 1024 bytes and no more.",
             Self::Unavailable => "The database server cannot be asked at the moment.",
@@ -555,7 +574,7 @@ pub fn read_log_in(
 ) -> Result<Identity, LogInError> {
     match status {
         200 => {}
-        400 | 401 => return Err(LogInError::NotAuthenticated),
+        400 | 401 => return Err(credentials.error()),
         403 if is_lockout(body) => return Err(LogInError::Locked),
         // Such as a 403 of something in front of CouchDB.
         _ => return Err(LogInError::Unavailable),
@@ -570,7 +589,7 @@ pub fn read_log_in(
             Ok(Identity { name, roles: body.roles, cookie: Some(cookie) })
         }
         Credentials::Cookie(_) | Credentials::Token(_) => {
-            let user = user_of(body).ok_or(LogInError::NotAuthenticated)?;
+            let user = user_of(body).ok_or(credentials.error())?;
             let cookie = match credentials {
                 Credentials::Cookie(value) => {
                     Some(set_cookie.unwrap_or_else(|| Secret::new(format!("AuthSession={}", value.reveal()))))
@@ -579,7 +598,7 @@ pub fn read_log_in(
             };
             Ok(Identity { cookie, ..user })
         }
-        Credentials::TooLong | Credentials::Unusable => Err(credentials.error()),
+        Credentials::TooLong | Credentials::Unusable | Credentials::UnusableToken => Err(credentials.error()),
     }
 }
 
@@ -608,6 +627,38 @@ fn user_of(body: SessionBody<'_>) -> Option<Identity> {
 /// Reads the answer to [`Requests::own_session`] when it is 200: the roles. None when CouchDB saw no credentials.
 pub fn read_own_roles(body: &[u8]) -> Option<Box<[Box<str>]>> {
     json::parse_object(body).and_then(user_of).map(|user| user.roles)
+}
+
+/// The section of CouchDB's configuration that is about its feeds of changes.
+pub const GLOBAL_CHANGES_SECTION: &str = "global_changes";
+/// Whether CouchDB records changes at all; `true` by default.
+pub const UPDATE_DB: &str = "update_db";
+/// Up to how many milliseconds later CouchDB records a change.
+pub const MAX_WRITE_DELAY: &str = "max_write_delay";
+
+/// Reads the answer to [`Requests::config`] when it is 200: the value.
+pub fn read_config(body: &[u8]) -> Option<String> {
+    serde_json::from_slice(body).ok()
+}
+
+/// Whether a refusal (401, 403) is about the name or the password, and not about the right to ask.
+pub fn refuses_password(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Refusal<'a> {
+        #[serde(borrow)]
+        reason: Option<Cow<'a, str>>,
+    }
+    let reason = json::parse_object::<Refusal<'_>>(body).and_then(|refusal| refusal.reason).unwrap_or_default();
+    reason.contains("Name or password is incorrect") || reason.contains("temporarily locked")
+}
+
+/// The life of a cookie by its `Max-Age` (RFC 6265 section 5.2.2), in milliseconds; None where a `Set-Cookie` value has
+/// none.
+pub fn cookie_life(set_cookie: &str) -> Option<u64> {
+    let attributes = set_cookie.split(';').skip(1).filter_map(|attribute| attribute.split_once('='));
+    let ages = attributes.filter(|(name, _)| name.trim().eq_ignore_ascii_case("max-age"));
+    // The last one counts.
+    ages.last().and_then(|(_, seconds)| seconds.trim().parse::<u64>().ok()?.checked_mul(1_000))
 }
 
 #[derive(Deserialize)]
@@ -836,8 +887,10 @@ mod tests {
         let token = text(requests.log_in(&Credentials::token("a.b.c"), client).unwrap());
         assert!(token.starts_with("GET /pre/_session ") && token.contains("Authorization: Bearer a.b.c\r\n"));
         assert!(!token.contains("Basic") && !token.contains("Cookie"));
-        assert_eq!(Credentials::token("a b"), Credentials::Unusable);
-        assert_eq!(Credentials::token("a\r\nX: y"), Credentials::Unusable);
+        for useless in ["", "a b", "a\r\nX: y"] {
+            assert_eq!(Credentials::token(useless), Credentials::UnusableToken);
+        }
+        assert_eq!(requests.log_in(&Credentials::UnusableToken, client), None);
         let security = text(requests.security("a/b+c"));
         assert!(security.starts_with("GET /pre/a%2Fb%2Bc/_security ") && security.contains("Basic"), "{security}");
     }
@@ -893,13 +946,47 @@ mod tests {
         assert_eq!(cookie_of(&read_log_in(&cookie, 200, set(), good).unwrap()), "AuthSession=new; Path=/");
         let token = Credentials::token("a.b-c.d_e");
         assert_eq!(read_log_in(&token, 200, None, good).unwrap().cookie, None);
-        assert_eq!(read_log_in(&token, 200, None, nobody), Err(LogInError::NotAuthenticated));
+        assert_eq!(read_log_in(&token, 200, None, nobody), Err(LogInError::BadToken));
+        for status in [400, 401] {
+            assert_eq!(read_log_in(&token, status, None, b"{}"), Err(LogInError::BadToken));
+        }
+        assert_eq!(LogInError::BadToken.name(), LogInError::NotAuthenticated.name());
         let roles = br#"{"ok":true,"userCtx":{"name":"u","roles":["a","_admin"]}}"#;
         assert_eq!(*read_log_in(&cookie, 200, None, roles).unwrap().roles, ["a".into(), "_admin".into()]);
         assert_eq!(read_log_in(&cookie, 200, None, nobody), Err(LogInError::NotAuthenticated));
         assert_eq!(read_log_in(&cookie, 200, None, b"<html>"), Err(LogInError::Unavailable));
         assert_eq!(read_log_in(&cookie, 200, None, br#"[null,{"name":"myuser"}]"#), Err(LogInError::Unavailable));
         assert_eq!(read_log_in(&cookie, 200, None, ok), Err(LogInError::NotAuthenticated));
+    }
+
+    #[test]
+    fn reads_the_life_of_cookies() {
+        for (cookie, life) in [
+            (
+                "AuthSession=a; Version=1; Expires=Sun, 06 Nov 1994 08:49:37 GMT; Max-Age=600; Path=/; HttpOnly",
+                Some(600_000),
+            ),
+            ("AuthSession=a; max-age = 4", Some(4_000)),
+            ("AuthSession=a; Max-Age=1; Max-Age=2", Some(2_000)),
+            ("AuthSession=a; Max-Age=", None),
+            ("AuthSession=a; Max-Age=-1", None),
+            ("AuthSession=a; Max-Age=99999999999999999999", None),
+            ("AuthSession=Max-Age=600", None),
+            ("AuthSession=a", None),
+            ("", None),
+        ] {
+            assert_eq!(cookie_life(cookie), life, "{cookie}");
+        }
+    }
+
+    #[test]
+    fn reads_configuration_and_refusals() {
+        assert_eq!(read_config(b"\"500\"\n").as_deref(), Some("500"));
+        assert_eq!(read_config(b"{\"error\":\"not_found\"}"), None);
+        let refuses = |reason: &str| refuses_password(format!(r#"{{"error":"x","reason":"{reason}"}}"#).as_bytes());
+        assert!(refuses("Name or password is incorrect."));
+        assert!(refuses("Account is temporarily locked due to multiple authentication failures"));
+        assert!(!refuses("You are not a server admin.") && !refuses_password(b"{}") && !refuses_password(b"<html>"));
     }
 
     #[test]

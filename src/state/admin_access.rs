@@ -1,0 +1,281 @@
+//! The server's own credentials at CouchDB: whether CouchDB accepts them, and when they may be sent.
+//!
+//! CouchDB locks a name for five minutes after five wrong passwords within 300 s, and the server's own admin is no
+//! exception. So the feed and all other requests that carry these credentials ask here before they are sent, and report
+//! what CouchDB answered.
+//!
+//! ```text
+//!                401 or 403 to any request
+//!   Accepted ──────────────────────────────▶ Refused: no questions; one try after 0.5 s, 2 s, 8 s, then
+//!       ▲                                       │     so that no 300 s see more than four
+//!       └──────────── 200 to a try ─────────────┘
+//! ```
+//!
+//! Requests that are under way when the password changes are all refused. So there are never more of them than
+//! CouchDB may refuse.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use crate::state::timers::Millis;
+
+/// Most times that refused credentials are sent within [`WINDOW`].
+pub const MAX_REFUSALS: usize = 4;
+/// CouchDB counts wrong passwords for this long, in milliseconds; with a second for the way to it.
+const WINDOW: Millis = 301_000;
+/// Time from a refusal to the next try, in milliseconds, by the number of refusals within [`WINDOW`].
+const RETRY_AFTER: [Millis; MAX_REFUSALS] = [500, 2_000, 8_000, 0];
+/// Most questions of one kind that are under way.
+const MAX_OF_KIND: usize = 2;
+
+/// What the credentials are sent for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminUse {
+    /// The feed, and what it asks before it is open.
+    Feed,
+    /// Positions, the epoch and facts about CouchDB.
+    LookUp,
+    /// Who may read a database.
+    Security,
+}
+
+/// What CouchDB's answer changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminEvent {
+    /// CouchDB refuses the credentials from now on, with this status.
+    Refused(u16),
+    /// CouchDB accepts the credentials again.
+    Accepted,
+}
+
+impl fmt::Display for AdminEvent {
+    /// Writes what an operator needs to know and to do.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(403) => f.write_str(
+                "CouchDB refuses the server's own requests (403): the user in --couchdb_url is locked out for some \
+                 minutes after too many wrong passwords, or may not read the feed. Check the name and the password in \
+                 --couchdb_url.",
+            ),
+            Self::Refused(status) => write!(
+                f,
+                "CouchDB refuses the server's own requests ({status}): the user in --couchdb_url must be a server admin, \
+                 with the right password. CouchDB may have locked the name for five minutes. The server asks nothing \
+                 else meanwhile, and tries again at most {MAX_REFUSALS} times in 300 s.",
+            ),
+            Self::Accepted => f.write_str("CouchDB accepts the name and the password in --couchdb_url again."),
+        }
+    }
+}
+
+/// The owner of the server's own credentials.
+#[derive(Debug, Default)]
+pub struct AdminAccess {
+    is_refused: bool,
+    /// When CouchDB refused them, the earliest first; at most [`MAX_REFUSALS`] and what was under way.
+    refusals: VecDeque<Millis>,
+    /// Not before this are refused credentials sent again.
+    retry_at: Millis,
+    /// Requests that were sent and not answered, by use.
+    under_way: [usize; 3],
+    /// Requests that carry older credentials and may still be refused.
+    outdated: usize,
+}
+
+impl AdminAccess {
+    /// Whether CouchDB refuses the credentials.
+    pub fn is_refused(&self) -> bool {
+        self.is_refused
+    }
+
+    /// Whether a question may be sent now. The feed is not a question, see [`Self::may_try`].
+    pub fn may_ask(&self, what: AdminUse, now: Millis) -> bool {
+        self.has_room(what, self.recent(now))
+    }
+
+    /// Whether a question may be sent at some time without an answer to another one before. It need not be looked at
+    /// again before that where not.
+    pub fn may_ask_soon(&self, what: AdminUse) -> bool {
+        self.has_room(what, self.refusals.len())
+    }
+
+    fn has_room(&self, what: AdminUse, refusals: usize) -> bool {
+        if self.is_refused {
+            return false;
+        }
+        // One is left for the feed, which never waits.
+        let room = (MAX_REFUSALS - 1).saturating_sub(refusals).max(1);
+        let questions = self.under_way[AdminUse::LookUp as usize] + self.under_way[AdminUse::Security as usize];
+        questions < room && self.under_way[what as usize] < MAX_OF_KIND
+    }
+
+    /// Whether the feed, or a single question in its place, may send the credentials now.
+    ///
+    /// # Errors
+    /// The moment from which it may.
+    pub fn may_try(&self, now: Millis) -> Result<(), Millis> {
+        if self.is_refused && now < self.retry_at { Err(self.retry_at) } else { Ok(()) }
+    }
+
+    /// When refused credentials may be tried again; None while they are accepted, or a try is under way.
+    pub fn retry_at(&self) -> Option<Millis> {
+        (self.is_refused && self.under_way == [0; 3]).then_some(self.retry_at)
+    }
+
+    /// Takes note that a request with the credentials is sent.
+    pub fn handle_sent(&mut self, what: AdminUse) {
+        self.under_way[what as usize] += 1;
+    }
+
+    /// Takes the status that answers a request; None when there was no answer. Returns what that changes.
+    pub fn handle_answer(&mut self, what: AdminUse, status: Option<u16>, now: Millis) -> Option<AdminEvent> {
+        let under_way = &mut self.under_way[what as usize];
+        if *under_way == 0 {
+            return None;
+        }
+        *under_way -= 1;
+        match status {
+            Some(401 | 403) if self.outdated > 0 => {
+                self.outdated -= 1;
+                None
+            }
+            Some(status @ (401 | 403)) => {
+                self.note_refusal(now);
+                (!std::mem::replace(&mut self.is_refused, true)).then_some(AdminEvent::Refused(status))
+            }
+            // CouchDB looks at the password first.
+            Some(200..500) => std::mem::replace(&mut self.is_refused, false).then_some(AdminEvent::Accepted),
+            // Whether CouchDB counted a wrong password does not show.
+            _ if self.is_refused => {
+                self.note_refusal(now);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Other credentials are used from now on: they may be tried at once.
+    pub fn handle_credentials(&mut self) {
+        let Self { under_way, .. } = std::mem::take(self);
+        (self.under_way, self.outdated) = (under_way, under_way.iter().sum());
+    }
+
+    fn note_refusal(&mut self, now: Millis) {
+        self.refusals.retain(|at| now < at + WINDOW);
+        self.refusals.push_back(now);
+        let count = self.refusals.len();
+        let gap = RETRY_AFTER[(count - 1).min(MAX_REFUSALS - 1)];
+        let earlier = count.checked_sub(MAX_REFUSALS).map(|place| self.refusals[place] + WINDOW);
+        self.retry_at = (now + gap).max(earlier.unwrap_or(0));
+    }
+
+    fn recent(&self, now: Millis) -> usize {
+        self.refusals.iter().filter(|at| now < **at + WINDOW).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether any 300 s hold more than four of these moments.
+    fn is_too_much(sent: &[Millis]) -> bool {
+        sent.windows(MAX_REFUSALS + 1).any(|some| some[MAX_REFUSALS] - some[0] <= 300_000)
+    }
+
+    #[test]
+    fn refused_credentials_are_sent_four_times_in_any_300_s() {
+        let mut access = AdminAccess::default();
+        let (mut now, mut sent) = (10, Vec::new());
+        for _ in 0..40 {
+            assert_eq!(access.may_try(now), Ok(()));
+            access.handle_sent(AdminUse::Feed);
+            sent.push(now);
+            let event = access.handle_answer(AdminUse::Feed, Some(401), now + 3);
+            assert_eq!(event, (sent.len() == 1).then_some(AdminEvent::Refused(401)), "it is said once");
+            assert!(!access.may_ask(AdminUse::LookUp, now + 3) && !access.may_ask(AdminUse::Security, now + 3));
+            assert_eq!(access.may_try(now + 3), Err(access.retry_at().unwrap()));
+            now = access.retry_at().unwrap();
+        }
+        assert!(!is_too_much(&sent), "{sent:?}");
+        assert!(sent[3] - sent[0] < 15_000, "a password that is mended soon is noticed soon: {sent:?}");
+        access.handle_sent(AdminUse::Feed);
+        assert_eq!(access.handle_answer(AdminUse::Feed, Some(200), now), Some(AdminEvent::Accepted));
+        assert!(access.retry_at().is_none() && access.may_ask(AdminUse::LookUp, now));
+    }
+
+    #[test]
+    fn what_is_under_way_when_the_password_changes_is_no_more_than_may_be_refused() {
+        let mut access = AdminAccess::default();
+        let mut sent = Vec::new();
+        for round in 0..20 {
+            for what in [AdminUse::LookUp, AdminUse::Security] {
+                if access.may_ask(what, round) {
+                    access.handle_sent(what);
+                    sent.push(what);
+                }
+            }
+        }
+        // The feed breaks and is opened meanwhile.
+        assert_eq!(access.may_try(20), Ok(()));
+        access.handle_sent(AdminUse::Feed);
+        sent.push(AdminUse::Feed);
+        assert!(sent.len() <= MAX_REFUSALS && sent.contains(&AdminUse::LookUp) && sent.contains(&AdminUse::Security));
+        let events: Vec<_> = sent.iter().filter_map(|what| access.handle_answer(*what, Some(401), 30)).collect();
+        assert_eq!(events, [AdminEvent::Refused(401)]);
+        assert!(access.retry_at().unwrap() > 300_000);
+    }
+
+    #[test]
+    fn tries_without_an_answer_count_while_it_is_refused_and_not_before() {
+        let mut access = AdminAccess::default();
+        for now in 0..20 {
+            access.handle_sent(AdminUse::Feed);
+            assert_eq!(access.handle_answer(AdminUse::Feed, None, now), None);
+            access.handle_sent(AdminUse::Feed);
+            assert_eq!(access.handle_answer(AdminUse::Feed, Some(500), now), None);
+        }
+        assert_eq!(access.may_try(20), Ok(()));
+        let mut sent = Vec::new();
+        let mut now = 1_000;
+        for status in [Some(403), None, None, None, None, Some(401)] {
+            access.handle_sent(AdminUse::Feed);
+            sent.push(now);
+            let event = access.handle_answer(AdminUse::Feed, status, now);
+            assert_eq!(event, (sent.len() == 1).then_some(AdminEvent::Refused(403)));
+            now = access.retry_at().unwrap();
+        }
+        assert!(!is_too_much(&sent), "{sent:?}");
+    }
+
+    #[test]
+    fn other_credentials_are_tried_at_once() {
+        let mut access = AdminAccess::default();
+        for now in 0..4 {
+            access.handle_sent(AdminUse::Feed);
+            access.handle_answer(AdminUse::Feed, Some(401), now);
+        }
+        access.handle_sent(AdminUse::Security);
+        access.handle_credentials();
+        assert!(access.may_try(5).is_ok() && access.may_ask(AdminUse::LookUp, 5));
+        // What is refused now was asked with the old ones.
+        assert_eq!(access.handle_answer(AdminUse::Security, Some(401), 6), None);
+        access.handle_sent(AdminUse::Feed);
+        assert_eq!(access.handle_answer(AdminUse::Feed, Some(401), 7), Some(AdminEvent::Refused(401)));
+    }
+
+    #[test]
+    fn an_answer_to_nothing_changes_nothing() {
+        let mut access = AdminAccess::default();
+        assert_eq!(access.handle_answer(AdminUse::Feed, Some(401), 1), None);
+        assert!(!access.is_refused());
+    }
+
+    #[test]
+    fn says_which_option_to_change() {
+        for status in [401, 403] {
+            let text = AdminEvent::Refused(status).to_string();
+            assert!(text.contains("--couchdb_url") && text.contains(&format!("({status})")) && !text.contains("  "));
+        }
+    }
+}
