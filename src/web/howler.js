@@ -302,9 +302,7 @@ export default class Client {
     const error = failure(answer.error, answer.message)
     const { _turn: turn, _credentials: credentials } = this
     link.retryAfter = answer.retry_after_ms
-    // Somebody who waits at a form is told of too many failed logins, not left to wait for minutes.
-    const atForm = error.name === 'LimitError' && this._pending && !credentials.cookie
-    const again = PASSING.includes(error.name) && !atForm && (credentials.cookie || isTime(link.retryAfter))
+    const again = PASSING.includes(error.name) && (credentials.cookie || isTime(link.retryAfter))
     this._close(link)
     if (again) {
       this._wait(link)
