@@ -1,4 +1,4 @@
-//! What the README says of options, limits, dependencies and fuzz targets: held against those, so that it stays true.
+//! Checks the README and the manual against options, limits, dependencies and fuzz targets, so that they stay true.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,14 +9,17 @@ use couchdb_howler::config::{OPTIONS, OptionRow, Takes};
 use couchdb_howler::state::metrics::{CloseReason, Metrics};
 
 const README: &str = include_str!("../README.md");
+const CONFIGURATION: &str = include_str!("../src/manual/configuration.md");
+const LIMITS: &str = include_str!("../src/manual/limits.md");
+const DEVELOPMENT: &str = include_str!("../src/manual/development.md");
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The text below a heading, to the next one of its level.
-fn section(heading: &str) -> &'static str {
-    let (_, rest) = README.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading}"));
+/// Returns the text of a page below a heading, up to the next one of its level.
+fn section(page: &'static str, heading: &str) -> &'static str {
+    let (_, rest) = page.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading}"));
     let level = heading.split(' ').next().expect("marks in front");
     rest.split(&format!("\n{level} ")).next().expect("text")
 }
@@ -52,7 +55,8 @@ fn limits() -> impl Iterator<Item = &'static OptionRow> {
 fn every_option_stands_there_with_its_variables_and_its_default() {
     for option in OPTIONS {
         let name = option.name;
-        let cells = row_of(option, README).unwrap_or_else(|| panic!("no row of a table tells of --{name}"));
+        let cells = row_of(option, CONFIGURATION).or_else(|| row_of(option, LIMITS));
+        let cells = cells.unwrap_or_else(|| panic!("no row of a table documents --{name}"));
         let value = match &option.takes {
             Takes::Switch => None,
             Takes::Choice(_) => Some(String::new()),
@@ -80,10 +84,21 @@ fn every_option_stands_there_with_its_variables_and_its_default() {
 }
 
 #[test]
+fn the_options_of_the_readme_are_those_of_the_manual() {
+    let text = section(README, "## Options that everybody sets");
+    let named: Vec<_> = OPTIONS.iter().filter_map(|option| Some((option, row_of(option, text)?))).collect();
+    assert!(named.len() >= 5, "{}", named.len());
+    for (option, cells) in named {
+        let manual = row_of(option, CONFIGURATION).unwrap_or_else(|| panic!("--{}", option.name));
+        assert_eq!(cells[..3], manual[..3], "--{}", option.name);
+    }
+}
+
+#[test]
 fn every_limit_stands_there_with_what_happens_and_its_counter() {
     let mut counters: BTreeSet<String> = CloseReason::ALL.iter().map(|reason| snake(reason.name())).collect();
     Metrics::default().tell_counters(|name, _, _| counters.extend([name.to_owned()]));
-    let text = section("## Limits");
+    let text = section(LIMITS, "## Options");
     for option in limits() {
         let cells = row_of(option, text).unwrap_or_else(|| panic!("Limits do not tell of --{}", option.name));
         assert_eq!(cells.len(), 6, "{cells:?}");
@@ -137,7 +152,7 @@ fn asked_for() -> BTreeSet<String> {
 
 #[test]
 fn every_dependency_stands_there_with_its_version() {
-    let text = section("## Dependencies");
+    let text = section(DEVELOPMENT, "## Dependencies");
     let told: Vec<_> = rows(text).filter(|cells| cells[0].starts_with('`')).collect();
     assert!(told.iter().all(|cells| cells.len() == 3 && !cells[2].is_empty()), "{told:?}");
     let named: BTreeSet<String> = told.iter().map(|cells| cells[0].trim_matches('`').to_owned()).collect();
@@ -162,7 +177,7 @@ fn is_version(word: &str) -> bool {
 
 #[test]
 fn every_fuzz_target_stands_there() {
-    let told = rows(section("## Fuzzing")).filter(|cells| cells[0].starts_with('`') && cells.len() == 3);
+    let told = rows(section(DEVELOPMENT, "## Fuzzing")).filter(|cells| cells[0].starts_with('`') && cells.len() == 3);
     let told: BTreeSet<String> = told.map(|cells| cells[0].trim_matches('`').to_owned()).collect();
     let files = fs::read_dir(root().join("fuzz/fuzz_targets")).expect("there are some");
     let files = files.map(|file| file.expect("it can be read").path());

@@ -617,9 +617,9 @@ fn polling_and_websockets_get_in_by_the_query_or_the_auth_object() {
 }
 
 #[test]
-fn the_example_of_the_readme_works() {
-    let readme = include_str!("../README.md");
-    let (_, section) = readme.split_once("### TLS\n").expect("it has the section");
+fn the_example_of_the_manual_works() {
+    let page = include_str!("../src/manual/deploying.md");
+    let (_, section) = page.split_once("## TLS\n").expect("it has the section");
     let (_, script) = section.split_once("```sh\n").expect("the example");
     let (script, _) = script.split_once("```").expect("its end");
     let script = script.replace("\\\n", " ");

@@ -19,7 +19,7 @@ use std::fmt;
 
 use crate::state::timers::Millis;
 
-/// Most times that refused credentials are sent within [`WINDOW`].
+/// Most times that refused credentials are sent in any 300 s.
 pub const MAX_REFUSALS: usize = 4;
 /// CouchDB counts wrong passwords for this long, in milliseconds; with a second for the way to it.
 const WINDOW: Millis = 301_000;
