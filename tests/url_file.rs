@@ -44,6 +44,9 @@ impl UrlFile {
         let file = Self::new(&couchdb.url());
         let howler = file.launch();
         assert!(couchdb.wait_for_feeds(1, SOON), "{}", howler.output());
+        // All that it asks at the start is answered with the first password.
+        assert!(couchdb.wait_for_request(SOON, |request| request.target == "/_global_changes").is_some());
+        assert!(couchdb.wait_for(SOON, |seen| seen.in_flight == 0));
         (file, howler)
     }
 }

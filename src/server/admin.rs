@@ -44,11 +44,14 @@ impl Server {
     /// Takes the answer to a request of a pool as far as it says something of the server's own credentials.
     pub(super) fn note_admin_answer(&mut self, purpose: &Purpose, answer: Option<&Answer>, now: Millis) {
         let Some(what) = purpose.admin_use() else { return };
-        let status = answer.map(|answer| {
-            let is_clear = !purpose.may_be_forbidden() || couchdb::refuses_password(&answer.body);
-            if is_clear || !matches!(answer.status, 401 | 403) { answer.status } else { 404 }
-        });
-        self.handle_admin_status(what, status, now);
+        let status = answer.map(|answer| answer.status);
+        if !matches!(status, Some(401 | 403)) || !purpose.may_be_forbidden() {
+            return self.handle_admin_status(what, status, now);
+        }
+        self.couchdb.admin.handle_ambiguous(what);
+        if !self.couchdb.admin.is_refused() {
+            self.try_credentials(now);
+        }
     }
 
     /// Takes the status that answers a request with the server's own credentials; None when there was no answer.
@@ -91,10 +94,15 @@ impl Server {
     /// Tries refused credentials again.
     pub(super) fn expire_admin(&mut self, now: Millis) {
         if self.admin_timeout().is_some_and(|at| at <= now) {
-            let request = self.couchdb.requests.own_session();
-            self.ask_couchdb(Queue::LookUps, Owner::Server, request, Purpose::Admin, now);
-            self.perform_pool_actions(Queue::LookUps, now);
+            self.try_credentials(now);
         }
+    }
+
+    /// Asks CouchDB whose the credentials are, which nobody has a reason to refuse but for them.
+    fn try_credentials(&mut self, now: Millis) {
+        let request = self.couchdb.requests.own_session();
+        self.ask_couchdb(Queue::LookUps, Owner::Server, request, Purpose::Admin, now);
+        self.perform_pool_actions(Queue::LookUps, now);
     }
 
     /// The feed is open. Whether CouchDB records changes is asked once all that is more urgent was.

@@ -80,6 +80,8 @@ pub struct AdminAccess {
     under_way: [usize; 3],
     /// Requests that carry older credentials and may still be refused.
     outdated: usize,
+    /// Refusals that may be about the question and not about the credentials.
+    ambiguous: usize,
 }
 
 impl AdminAccess {
@@ -144,7 +146,10 @@ impl AdminAccess {
                 (!std::mem::replace(&mut self.is_refused, true)).then_some(AdminEvent::Refused(status))
             }
             // CouchDB looks at the password first.
-            Some(200..500) => std::mem::replace(&mut self.is_refused, false).then_some(AdminEvent::Accepted),
+            Some(200..500) => {
+                self.ambiguous = 0;
+                std::mem::replace(&mut self.is_refused, false).then_some(AdminEvent::Accepted)
+            }
             // Whether CouchDB counted a wrong password does not show.
             _ if self.is_refused => {
                 self.note_refusal(now);
@@ -152,6 +157,14 @@ impl AdminAccess {
             }
             _ => None,
         }
+    }
+
+    /// Takes a refusal (401, 403) of a question that hosts and proxies may refuse to anybody. Another question has to
+    /// show whether it is about the credentials; if so, this refusal counts, too.
+    pub fn handle_ambiguous(&mut self, what: AdminUse) {
+        let under_way = &mut self.under_way[what as usize];
+        *under_way = under_way.saturating_sub(1);
+        self.ambiguous = (self.ambiguous + 1).min(MAX_REFUSALS);
     }
 
     /// Other credentials are used from now on: they may be tried at once.
@@ -162,7 +175,8 @@ impl AdminAccess {
 
     fn note_refusal(&mut self, now: Millis) {
         self.refusals.retain(|at| now < at + WINDOW);
-        self.refusals.push_back(now);
+        let times = 1 + std::mem::take(&mut self.ambiguous);
+        self.refusals.extend(std::iter::repeat_n(now, times));
         let count = self.refusals.len();
         let gap = RETRY_AFTER[(count - 1).min(MAX_REFUSALS - 1)];
         let earlier = count.checked_sub(MAX_REFUSALS).map(|place| self.refusals[place] + WINDOW);
@@ -262,6 +276,30 @@ mod tests {
         assert_eq!(access.handle_answer(AdminUse::Security, Some(401), 6), None);
         access.handle_sent(AdminUse::Feed);
         assert_eq!(access.handle_answer(AdminUse::Feed, Some(401), 7), Some(AdminEvent::Refused(401)));
+    }
+
+    #[test]
+    fn refusals_of_a_question_alone_count_when_others_are_refused_too() {
+        let mut access = AdminAccess::default();
+        for _ in 0..10 {
+            access.handle_sent(AdminUse::LookUp);
+            access.handle_ambiguous(AdminUse::LookUp);
+            access.handle_sent(AdminUse::LookUp);
+            assert_eq!(access.handle_answer(AdminUse::LookUp, Some(200), 1), None);
+            assert!(!access.is_refused() && access.may_ask(AdminUse::LookUp, 1));
+        }
+        // Two of them, and the question that shows what they are about: one try is left.
+        for _ in 0..2 {
+            access.handle_sent(AdminUse::LookUp);
+            access.handle_ambiguous(AdminUse::LookUp);
+        }
+        access.handle_sent(AdminUse::LookUp);
+        assert_eq!(access.handle_answer(AdminUse::LookUp, Some(401), 10), Some(AdminEvent::Refused(401)));
+        let at = access.retry_at().unwrap();
+        assert!(at < 20_000);
+        access.handle_sent(AdminUse::Feed);
+        access.handle_answer(AdminUse::Feed, Some(401), at);
+        assert!(access.retry_at().unwrap() > 300_000);
     }
 
     #[test]

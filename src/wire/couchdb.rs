@@ -641,17 +641,6 @@ pub fn read_config(body: &[u8]) -> Option<String> {
     serde_json::from_slice(body).ok()
 }
 
-/// Whether a refusal (401, 403) is about the name or the password, and not about the right to ask.
-pub fn refuses_password(body: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Refusal<'a> {
-        #[serde(borrow)]
-        reason: Option<Cow<'a, str>>,
-    }
-    let reason = json::parse_object::<Refusal<'_>>(body).and_then(|refusal| refusal.reason).unwrap_or_default();
-    reason.contains("Name or password is incorrect") || reason.contains("temporarily locked")
-}
-
 /// The life of a cookie by its `Max-Age` (RFC 6265 section 5.2.2), in milliseconds; None where a `Set-Cookie` value has
 /// none.
 pub fn cookie_life(set_cookie: &str) -> Option<u64> {
@@ -980,13 +969,9 @@ mod tests {
     }
 
     #[test]
-    fn reads_configuration_and_refusals() {
+    fn reads_configuration() {
         assert_eq!(read_config(b"\"500\"\n").as_deref(), Some("500"));
         assert_eq!(read_config(b"{\"error\":\"not_found\"}"), None);
-        let refuses = |reason: &str| refuses_password(format!(r#"{{"error":"x","reason":"{reason}"}}"#).as_bytes());
-        assert!(refuses("Name or password is incorrect."));
-        assert!(refuses("Account is temporarily locked due to multiple authentication failures"));
-        assert!(!refuses("You are not a server admin.") && !refuses_password(b"{}") && !refuses_password(b"<html>"));
     }
 
     #[test]
