@@ -745,3 +745,92 @@ fn tokens_are_handed_on() {
     couchdb.expire_token("zq7-header.payload.signature");
     assert_eq!(client.next_event(SOON).expect("an event")["event"], "not-authenticated");
 }
+
+/// Large objects beyond what all may take together are given up, the largest first; small ones are not touched.
+#[test]
+fn large_security_objects_take_a_limited_amount_of_memory() {
+    const DATABASES: usize = 80;
+    const LIMIT: u64 = 64 << 20;
+    let couchdb = couchdb();
+    couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
+    couchdb.add_user("chief", "zq7-chief-secret", &["_admin"]);
+    couchdb.create_database_for("mine", &[USER]);
+    couchdb.create_database_for("theirs", &[OTHER]);
+    let security = |name: &str, kib: usize| {
+        let fillers = (0..kib * 16).map(|number| format!("\"{number:061}\"")).collect::<Vec<_>>().join(",");
+        format!(r#"{{"members":{{"names":["{name}",{fillers}]}}}}"#)
+    };
+    let large: Vec<String> = (0..DATABASES).map(|number| format!("large-{number}")).collect();
+    for (number, name) in large.iter().enumerate() {
+        couchdb.create_database(name);
+        couchdb.answer_security(name, Some((200, &security(USER, 900 + number))));
+    }
+    couchdb.create_database("medium");
+    couchdb.answer_security("medium", Some((200, &security(OTHER, 100))));
+    let howler = members(&couchdb);
+    let mut other = client_of(&howler, OTHER, OTHER_PASSWORD);
+    assert_eq!(subscribe(&mut other, &["theirs", "medium"])["errors"], Value::Null);
+    // Who may not read them leaves nothing behind that is in the way of others.
+    for name in &large {
+        assert_eq!(subscribe(&mut other, &[name])["error"], "ForbiddenError");
+        assert!(howler.metric("howler_security_bytes") < LIMIT + (1 << 20));
+    }
+    assert_eq!(howler.metric("howler_security_evictions_total"), 0);
+    let mut user = client_of(&howler, USER, PASSWORD);
+    let mut refused = 0;
+    for name in large.iter().map(String::as_str).chain(["mine"]) {
+        let answer = subscribe(&mut user, &[name]);
+        let error = &answer["errors"][name];
+        if !error.is_null() {
+            assert_eq!(error["error"], "ForbiddenError", "{answer}");
+            assert!(error["message"].as_str().expect("words").contains("more than 64 MiB together"), "{answer}");
+            refused += 1;
+        }
+        assert!(howler.metric("howler_security_bytes") < LIMIT + (1 << 20));
+    }
+    assert!((1..DATABASES).contains(&refused), "{refused}");
+    assert_eq!(howler.metric("howler_security_evictions_total"), refused as u64);
+    assert_eq!(howler.metric("howler_access_questions_waiting"), 0);
+    assert!(howler.metric("howler_security_bytes") > LIMIT * 3 / 4);
+    howler.assert_told("All large _security objects take more than 64 MiB together", 1);
+    // A smaller one takes the place of the largest, whose subscriber is told so.
+    couchdb.create_database("smaller");
+    couchdb.answer_security("smaller", Some((200, &security(OTHER, 850))));
+    assert_eq!(subscribe(&mut other, &["smaller"])["errors"], Value::Null);
+    let event = user.next_event(SOON).expect("an event");
+    assert_eq!((&event["event"], &event["error"]), (&json!("unsubscribed"), &json!("ForbiddenError")), "{event}");
+    assert!(event["message"].as_str().expect("words").contains("more than 64 MiB together"), "{event}");
+    let mut chief = client_of(&howler, "chief", "zq7-chief-secret");
+    assert_eq!(subscribe(&mut chief, &[&large[DATABASES - 1]])["errors"], Value::Null);
+    couchdb.update_many(&["theirs", "medium", "smaller"]);
+    let mut told: Vec<_> = (0..3).map(|_| other.next_change(SOON).expect("a change")).collect();
+    told.sort();
+    assert_eq!(told, ["medium", "smaller", "theirs"]);
+    couchdb.update("mine");
+    assert_eq!(user.next_change(SOON).as_deref(), Some("mine"));
+    // When they are not needed any more, they go as soon as there is need for the room.
+    drop((user, chief));
+    let mut user = client_of(&howler, USER, PASSWORD);
+    assert_eq!(subscribe(&mut user, &["large-0"])["errors"], Value::Null);
+}
+
+/// A session that ends while its `subscribe` waits for positions leaves nothing behind.
+#[test]
+fn a_request_that_ends_while_it_waits_for_positions_leaves_nothing_behind() {
+    let (couchdb, howler) = scene();
+    let mut other = client_of(&howler, OTHER, OTHER_PASSWORD);
+    assert_eq!(subscribe(&mut other, &["theirs"])["errors"], Value::Null);
+    couchdb.set_look_up_delay(Duration::from_secs(1));
+    let names: Vec<String> = (0..50).map(|number| format!("missing-{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut user = client_of(&howler, USER, PASSWORD);
+    let before = (couchdb.counters().look_up_requests, howler.metric("howler_names_stored"));
+    user.send(&json!({"id": 1, "op": "subscribe", "dbs": names}).to_string());
+    assert!(couchdb.wait_for(SOON, |seen| seen.look_up_requests > before.0), "it waits for positions");
+    drop(user);
+    let deadline = Instant::now() + SOON;
+    while howler.metric("howler_names_stored") > before.1 {
+        assert!(Instant::now() < deadline, "{} names are left", howler.metric("howler_names_stored"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

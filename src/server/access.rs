@@ -21,6 +21,8 @@ const UNDECIDED: &str = "The database server cannot be asked at the moment who m
 /// What a client is told when its user has too many databases waiting for that.
 const TOO_MANY_UNDECIDED: &str = "too many databases of this user wait until it is known who may read them";
 const TOO_LARGE: &str = "The _security of a database is larger than 1 MiB: only server admins may watch that database";
+const NO_ROOM: &str =
+    "All large _security objects take more than 64 MiB together: only server admins may watch the databases of some";
 const NO_ANSWER: &str = "CouchDB does not say who may read a database: there is no answer. It is asked again";
 const NO_OBJECT: &str = "CouchDB does not say who may read a database: the answer is no JSON object. It is asked again";
 const REDIRECT: &str = "CouchDB does not say who may read a database: it redirects. It is asked again";
@@ -108,6 +110,11 @@ impl Server {
         let Self { access, subscriptions, jitter, .. } = self;
         if let Some(kind) = access.handle_verdict(database, verdict, (now, jitter), subscriptions) {
             self.notify(database, kind);
+        }
+        let evictions = self.access.take_evictions();
+        if evictions > 0 {
+            self.metrics.evicted_security += evictions;
+            self.log_security(database, NO_ROOM, now);
         }
         self.access.release(database, &mut self.subscriptions);
     }

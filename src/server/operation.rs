@@ -141,6 +141,7 @@ impl Server {
             databases: self.subscriptions.watched(),
             names: self.subscriptions.databases(),
             remembered: self.catch_up.remembered(),
+            access: (self.access.waiting_questions(), self.access.security_bytes()),
             requests: &requests,
             resident_memory: resident_memory(),
         };

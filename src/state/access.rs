@@ -21,6 +21,7 @@ use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use crate::state::fair_queue::FairQueue;
 use crate::state::jitter::Jitter;
 use crate::state::positions::Named;
+use crate::state::security_memory::SecurityMemory;
 use crate::state::session::Reply;
 use crate::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use crate::state::table::{Key, Table};
@@ -66,8 +67,20 @@ pub enum Verdict {
     Security(Box<Security>),
     /// Its `_security` is too long to be read: only server admins may watch it.
     TooLarge,
+    /// Its `_security` was read and not kept, since all take too much memory: only server admins may watch it.
+    NoRoom,
     /// It does not exist.
     Missing,
+}
+
+impl Verdict {
+    /// Returns the bytes that it takes beside the entry.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Security(security) => security.bytes(),
+            Self::TooLarge | Self::NoRoom | Self::Missing => 0,
+        }
+    }
 }
 
 /// Whether someone may subscribe to a database.
@@ -150,7 +163,15 @@ struct Entry {
 
 impl Entry {
     fn is_there(&self) -> bool {
-        matches!(self.verdict, Some(Verdict::Security(_) | Verdict::TooLarge))
+        matches!(self.verdict, Some(Verdict::Security(_) | Verdict::TooLarge | Verdict::NoRoom))
+    }
+
+    /// Replaces the verdict.
+    fn set_verdict(&mut self, database: DatabaseId, verdict: Option<Verdict>, memory: &mut SecurityMemory) {
+        let bytes = |verdict: &Option<Verdict>| verdict.as_ref().map_or(0, Verdict::bytes);
+        memory.remove(database, bytes(&self.verdict));
+        memory.insert(database, bytes(&verdict));
+        self.verdict = verdict;
     }
 
     /// Takes note that something happens to the database.
@@ -226,6 +247,9 @@ enum Pass {
 pub struct Access {
     policy: Policy,
     entries: HashMap<DatabaseId, Entry>,
+    memory: SecurityMemory,
+    /// `_security` objects that were not kept for want of room, since [`Access::take_evictions`].
+    evictions: u64,
     questions: Questions,
     undecided: Table<Undecided>,
     shares: HashMap<Key, Share>,
@@ -250,6 +274,8 @@ impl Access {
         Self {
             policy,
             entries: HashMap::new(),
+            memory: SecurityMemory::default(),
+            evictions: 0,
             questions: Questions::default(),
             undecided: Table::default(),
             shares: HashMap::new(),
@@ -280,6 +306,16 @@ impl Access {
         self.entries.is_empty()
     }
 
+    /// Returns how many bytes the kept `_security` objects take.
+    pub fn security_bytes(&self) -> usize {
+        self.memory.bytes()
+    }
+
+    /// Returns how many `_security` objects that are needed were not kept for want of room since the last call.
+    pub fn take_evictions(&mut self) -> u64 {
+        std::mem::take(&mut self.evictions)
+    }
+
     /// Returns how many questions wait for their turn.
     pub fn waiting_questions(&self) -> usize {
         self.questions.len()
@@ -308,6 +344,7 @@ impl Access {
             Some(Verdict::Security(security)) if security.may_read(user, roles) => Decision::Allowed,
             Some(Verdict::Security(_)) => Decision::Forbidden(Refusal::NotReader),
             Some(Verdict::TooLarge) => Decision::Forbidden(Refusal::TooLarge),
+            Some(Verdict::NoRoom) => Decision::Forbidden(Refusal::NoRoom),
         }
     }
 
@@ -556,18 +593,22 @@ impl Access {
     pub fn drop_unused(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
         let Some(entry) = self.entries.get(&database) else { return };
         let is_used = entry.waiters > 0 || subscriptions.has_subscribers(database);
+        let is_awaited = subscriptions.is_awaited(database);
         let is_worthless = match entry.verdict {
             None => true,
-            Some(Verdict::Missing) => !subscriptions.is_awaited(database),
-            Some(_) => entry.in_doubt && !subscriptions.is_awaited(database),
+            Some(Verdict::Missing) => !is_awaited,
+            Some(_) => entry.in_doubt && !is_awaited,
         };
         if !is_used && is_worthless && entry.question != Question::Asked {
             self.forget(database, subscriptions);
+        } else if !is_used && !is_awaited {
+            self.memory.set_idle(database);
         }
     }
 
     fn forget(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
-        if self.entries.remove(&database).is_some() {
+        if let Some(mut entry) = self.entries.remove(&database) {
+            entry.set_verdict(database, None, &mut self.memory);
             subscriptions.release(database);
             if self.entries.len() < self.entries.capacity() / 8 {
                 self.entries.shrink_to(2 * self.entries.len());
@@ -637,7 +678,7 @@ impl Access {
             entry.stood_at = now.map(before_creation).or(entry.stood_at);
             if is_news {
                 // Whoever subscribes now is answered as if it were missing, which it may be.
-                entry.verdict = Some(Verdict::Missing);
+                entry.set_verdict(database, Some(Verdict::Missing), &mut self.memory);
                 entry.left = None;
             }
         }
@@ -677,10 +718,16 @@ impl Access {
             self.queue_doubt(database);
             return None;
         }
-        let is_other = entry.verdict.as_ref() != Some(&verdict);
         let has_subscribers = subscriptions.has_subscribers(database);
+        let is_other = entry.verdict.as_ref() != Some(&verdict);
+        let verdict = if is_other { self.admit(database, verdict, subscriptions) } else { verdict };
+        let entry = self.entries.get_mut(&database)?;
+        // What it is replaced by can be the same: there is no room still.
+        let is_other = entry.verdict.as_ref() != Some(&verdict);
         entry.question = Question::None;
-        entry.verdict = Some(verdict);
+        if is_other {
+            entry.set_verdict(database, Some(verdict), &mut self.memory);
+        }
         entry.in_doubt = false;
         let is_there = entry.is_there();
         entry.stood_at = subscriptions.known(database).filter(|position| is_there || !position.is_there());
@@ -707,6 +754,46 @@ impl Access {
         }
         self.drop_unused(database, subscriptions);
         tells_now
+    }
+
+    /// Makes room for the answer about a database. Returns what is kept of the answer.
+    fn admit(&mut self, database: DatabaseId, verdict: Verdict, subscriptions: &mut Subscriptions) -> Verdict {
+        let bytes = verdict.bytes();
+        while !self.memory.has_room(database, bytes) {
+            if let Some(idle) = self.memory.longest_idle() {
+                self.drop_idle(idle, database, subscriptions);
+                continue;
+            }
+            match self.memory.largest() {
+                Some((largest, other)) if largest > bytes && other != database => self.evict(other, subscriptions),
+                _ => {
+                    self.evictions += 1;
+                    return Verdict::NoRoom;
+                }
+            }
+        }
+        verdict
+    }
+
+    /// Forgets a database that nobody needed when that was last looked at, unless it is needed now.
+    fn drop_idle(&mut self, idle: DatabaseId, answered: DatabaseId, subscriptions: &mut Subscriptions) {
+        self.memory.set_in_use(idle);
+        let Some(entry) = self.entries.get(&idle) else { return };
+        let is_needed = entry.waiters > 0 || entry.question == Question::Asked || idle == answered;
+        if !is_needed && !subscriptions.has_subscribers(idle) && !subscriptions.is_awaited(idle) {
+            self.forget(idle, subscriptions);
+        }
+    }
+
+    /// Gives the `_security` of a database up that takes too much room. Its subscribers are reconsidered.
+    fn evict(&mut self, database: DatabaseId, subscriptions: &Subscriptions) {
+        let Some(entry) = self.entries.get_mut(&database) else { return };
+        entry.set_verdict(database, Some(Verdict::NoRoom), &mut self.memory);
+        self.evictions += 1;
+        if subscriptions.has_subscribers(database) {
+            entry.left = Some(subscriptions.subscriber_count(database));
+            self.passes.push_back(Pass::Database(database));
+        }
     }
 
     /// Has all subscriptions of a session reconsidered, since its user's roles are others. The session is not written

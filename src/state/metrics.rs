@@ -151,6 +151,8 @@ counters! {
     refused_subscriptions => "howler_subscriptions_refused_total";
     /// Requests to subscribe beyond what a user may have waiting for its permissions.
     refused_questions => "howler_access_questions_refused_total";
+    /// `_security` objects that were not kept because all take more memory than the limit.
+    evicted_security => "howler_security_evictions_total";
     /// Sessions that ended because the user was not logged in any more.
     ended_sessions => "howler_log_ins_ended_total";
     /// Subscriptions that ended because the user may not read the database any more.

@@ -26,6 +26,7 @@ pub mod proxies;
 pub mod restarts;
 pub mod resync;
 pub mod routes;
+pub mod security_memory;
 pub mod session;
 pub mod site;
 pub mod subscriptions;

@@ -121,6 +121,8 @@ pub struct Gauges<'a> {
     pub names: usize,
     /// Subscriptions of broken sessions that are remembered.
     pub remembered: usize,
+    /// Databases whose `_security` waits to be read, and the bytes that those take that were read.
+    pub access: (usize, usize),
     /// Requests to CouchDB that wait or are under way, by what they are for.
     pub requests: &'a [(&'static str, usize)],
     /// Memory that the process has, in bytes, where the system says so.
@@ -151,6 +153,9 @@ pub fn exposition(metrics: &Metrics, gauges: &Gauges<'_>) -> Vec<u8> {
     page.gauge("howler_names_stored", "Names of databases that are stored, each once.", gauges.names as u64);
     let help = "Subscriptions of broken sessions that are remembered.";
     page.gauge("howler_catch_up_subscriptions", help, gauges.remembered as u64);
+    let (questions, bytes) = gauges.access;
+    page.gauge("howler_access_questions_waiting", "Databases whose _security waits to be read.", questions as u64);
+    page.gauge("howler_security_bytes", "Memory of the _security objects that are kept.", bytes as u64);
     let name = "howler_couchdb_requests_pending";
     page.family(name, "gauge", "Requests to CouchDB that wait or are under way, but for the feed.");
     for (queue, count) in gauges.requests {
@@ -175,7 +180,7 @@ pub fn exposition(metrics: &Metrics, gauges: &Gauges<'_>) -> Vec<u8> {
 }
 
 /// Bytes that an exposition takes, about.
-const ROOM: usize = 8 * 1024;
+const ROOM: usize = 10 * 1024;
 
 /// What is being written.
 struct Page {
@@ -238,6 +243,7 @@ mod tests {
             databases: 4,
             names: 7,
             remembered: 3,
+            access: (8, 9_000),
             requests: &[("log_ins", 3), ("checks", 0)],
             resident_memory: Some(4096),
         };

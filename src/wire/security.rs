@@ -46,6 +46,12 @@ impl Security {
             || self.admins.has(name, roles)
             || self.listed.contains(name)
     }
+
+    /// Returns how many bytes of memory the object takes, about.
+    pub fn bytes(&self) -> usize {
+        let sets = [&self.admins.names, &self.admins.roles, &self.members.names, &self.members.roles, &self.listed];
+        size_of::<Self>() + sets.into_iter().map(Names::bytes).sum::<usize>()
+    }
 }
 
 /// Who is let in by name or by role.
@@ -128,6 +134,14 @@ impl Names {
 
     fn is_empty(&self) -> bool {
         matches!(self, Self::Few(names) if names.is_empty())
+    }
+
+    /// Returns the bytes that the names take beside the set itself.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Few(names) => names.iter().map(|name| size_of::<Box<str>>() + name.len()).sum(),
+            Self::Many(many) => size_of::<ManyNames>() + many.text.len() + many.places.allocation_size(),
+        }
     }
 }
 
@@ -292,6 +306,8 @@ pub enum Refusal {
     NotReader,
     /// Its `_security` is longer than [`MAX_SECURITY`], so only server admins may.
     TooLarge,
+    /// There is no room to keep its `_security`, so only server admins may.
+    NoRoom,
 }
 
 impl Refusal {
@@ -300,6 +316,10 @@ impl Refusal {
         match self {
             Self::NotReader => "you may not read this database",
             Self::TooLarge => "the _security of this database is larger than 1 MiB, so only server admins may watch it",
+            Self::NoRoom => {
+                "all large _security objects take more than 64 MiB together, so only server admins may watch this \
+                 database at the moment"
+            }
         }
     }
 }

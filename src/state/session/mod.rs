@@ -773,7 +773,9 @@ fn refusals(refused: &[Refused]) -> String {
     if !forbidden.is_empty() {
         texts.push(format!("You may not read {}.", forbidden.join(", ")));
     }
-    texts.extend(of(Refusal::TooLarge).map(|name| format!("{name}: {}.", Refusal::TooLarge.message())));
+    for why in [Refusal::TooLarge, Refusal::NoRoom] {
+        texts.extend(of(why).map(|name| format!("{name}: {}.", why.message())));
+    }
     texts.join(" ")
 }
 
