@@ -729,7 +729,7 @@ impl World {
     /// Ends all subscriptions of a session, those too that were about to be.
     fn leave(&mut self, slot: u32) {
         let client = &mut self.clients[slot as usize];
-        let given_back = self.positions.cancel(key(slot, client.generation), &mut self.subscriptions);
+        let (given_back, _) = self.positions.cancel(key(slot, client.generation), &mut self.subscriptions);
         self.subscriptions.remove_session(slot);
         let Some(session) = &mut client.session else { return };
         let ids: BTreeSet<u64> = given_back

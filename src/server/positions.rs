@@ -12,7 +12,7 @@ use crate::state::positions::{Batch, Named, Pending};
 use crate::state::restarts::Finding;
 use crate::state::resync::{Policy, Wave};
 use crate::state::session::{Dialect, Reply};
-use crate::state::subscriptions::{Subscriptions, TooManySubscriptions};
+use crate::state::subscriptions::{DatabaseId, Subscriptions, TooManySubscriptions};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::state::watch::IN_FLIGHT;
@@ -77,9 +77,11 @@ impl Server {
         Some(databases)
     }
 
+    /// Ends the holds of names that a request does not need any more, and forgets what is known of databases that nobody
+    /// else needs.
     pub(super) fn release_all(&mut self, names: Named) {
         for (database, _) in names {
-            self.subscriptions.release(database);
+            self.access.release(database, &mut self.subscriptions);
         }
     }
 
@@ -131,7 +133,7 @@ impl Server {
             self.answer_ready();
         } else {
             self.complete_subscription(&pending);
-            pending.release(&mut self.subscriptions);
+            self.release_all(pending.names);
         }
         self.dirty.push(key);
     }
@@ -141,7 +143,7 @@ impl Server {
         while let Some(pending) = self.positions.next_ready() {
             self.complete_subscription(&pending);
             self.dirty.push(pending.session);
-            pending.release(&mut self.subscriptions);
+            self.release_all(pending.names);
         }
     }
 
@@ -262,16 +264,28 @@ impl Server {
             databases.extend(self.subscriptions.of_session(key.index).map(|(database, _)| database));
         }
         self.subscriptions.remove_session(key.index);
+        self.drop_unused(databases);
+    }
+
+    /// Forgets what is known of databases that nobody needs any more.
+    fn drop_unused(&mut self, databases: Vec<DatabaseId>) {
         for database in databases {
             self.access.drop_unused(database, &mut self.subscriptions);
         }
     }
 
-    /// Ends all subscriptions of a session, those too that were about to be.
-    pub(super) fn leave(&mut self, key: Key) {
-        let mut replies = self.positions.cancel(key, &mut self.subscriptions);
+    /// Ends all subscriptions of a session and takes its requests back. Returns how each wanted to be answered.
+    pub(super) fn cancel_subscribes(&mut self, key: Key) -> Vec<Reply> {
+        let (mut replies, awaited) = self.positions.cancel(key, &mut self.subscriptions);
         replies.extend(self.access.cancel(key, &mut self.subscriptions));
         self.end_subscriptions(key);
+        self.drop_unused(awaited);
+        replies
+    }
+
+    /// Ends all subscriptions of a session, those too that were about to be.
+    pub(super) fn leave(&mut self, key: Key) {
+        let replies = self.cancel_subscribes(key);
         self.recount_user(key);
         for reply in replies {
             if let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_active()) {
@@ -303,6 +317,8 @@ impl Server {
     /// CouchDB answered a look-up, or did not.
     pub(super) fn handle_look_up(&mut self, batch: Batch, answer: Option<&Answer>, now: Millis) {
         let body = answer.filter(|answer| answer.status == 200).map(|answer| &*answer.body);
+        // The look-up has kept them, also those that nobody needs any more.
+        let looked_up = if self.access.is_restricted() { batch.databases.clone() } else { Vec::new() };
         let Self { positions, subscriptions, woken, jitter, access, .. } = self;
         // What the feed has missed is told as a line is: to those who may read the database.
         let may_tell = |database, kind, subscriptions: &Subscriptions| {
@@ -313,6 +329,7 @@ impl Server {
             let status = answer.map(|answer| answer.status);
             log::debug!("The positions of databases could not be looked up: status {status:?}.");
         }
+        self.drop_unused(looked_up);
         self.wake();
         self.answer_ready();
     }

@@ -378,8 +378,6 @@ impl Server {
         self.leave_polling(key);
         let Some(mut session) = self.sessions.remove(key) else { return };
         self.user_totals.recount(None, &mut session.counted, 0);
-        self.access.cancel(key, &mut self.subscriptions);
-        self.positions.cancel(key, &mut self.subscriptions);
-        self.end_subscriptions(key);
+        self.cancel_subscribes(key);
     }
 }

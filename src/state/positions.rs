@@ -328,17 +328,21 @@ impl Positions {
         }
     }
 
-    /// Takes all requests of a session back: how each wanted to be answered.
-    pub fn cancel(&mut self, session: Key, subscriptions: &mut Subscriptions) -> Vec<Reply> {
+    /// Takes all requests of a session back. Returns how each wanted to be answered, and the databases that they held,
+    /// each of which may be gone.
+    pub fn cancel(&mut self, session: Key, subscriptions: &mut Subscriptions) -> (Vec<Reply>, Vec<DatabaseId>) {
+        let mut held = Vec::new();
         let (cancelled, ready) = self.ready.drain(..).partition(|pending| pending.session == session);
         self.ready = ready;
         for pending in cancelled {
+            held.extend(pending.names.iter().map(|(database, _)| *database));
             pending.release(subscriptions);
         }
         let mut replies = Vec::new();
         for key in self.pending_of.remove(&session).unwrap_or_default() {
             if let Some(pending) = self.pending.remove(key) {
                 replies.push(pending.reply.clone());
+                held.extend(pending.names.iter().map(|(database, _)| *database));
                 pending.release(subscriptions);
             }
         }
@@ -349,7 +353,7 @@ impl Positions {
                 self.drop_wanted(database, subscriptions);
             }
         }
-        replies
+        (replies, held)
     }
 
     /// Whether somebody waits for the position of a database, or is told of it with changes.
