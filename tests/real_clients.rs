@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -91,6 +92,12 @@ impl Row {
 
     /// A script that trusts the authority whose certificate is in a file.
     fn script_trusting(self, authority: Option<&str>) -> Script {
+        let mut script = self.start_script(authority);
+        script.wait_until_ready();
+        script
+    }
+
+    fn start_script(self, authority: Option<&str>) -> Script {
         let Self(library, mode, _) = self;
         let node = |file, arguments: &[&str]| Script::node_trusting(authority, file, arguments);
         let python = |environment: &str, file, arguments: &[&str]| {
@@ -171,6 +178,9 @@ fn for_every_row(scenario: fn(Row, &mut Script)) {
 
 /// Runs a scenario with some rows, a few at a time; fails naming every row that failed.
 fn for_rows(rows: &[Row], scenario: &(impl Fn(Row) + Sync)) {
+    // One test at a time: the interpreters that run at once are no more because tests do.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let at_once = std::thread::available_parallelism().map_or(2, usize::from) * 2;
     let next = AtomicUsize::new(0);
     let work = || {

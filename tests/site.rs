@@ -163,6 +163,7 @@ fn the_consoles_own_origin_need_not_be_listed() {
 #[test]
 fn who_asks_for_a_file_and_does_not_read_it_costs_little() {
     const STRANGERS: usize = 300;
+    const TO_COUCHDB: usize = 8;
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let one = request("GET", "/howler.js", "", b"");
@@ -183,8 +184,9 @@ fn who_asks_for_a_file_and_does_not_read_it_costs_little() {
     // The requests that wait, 60 KiB of each, and no answer in full.
     assert!(grown < 100 * STRANGERS as u64, "{grown} KiB");
     drop(strangers);
+    // The server may have opened a few more connections to CouchDB meanwhile, and keeps them for a while.
     let deadline = Instant::now() + SOON;
-    while howler.descriptors() > descriptors {
+    while howler.descriptors() > descriptors + TO_COUCHDB {
         assert!(Instant::now() < deadline, "{} of {descriptors}", howler.descriptors());
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -98,4 +98,5 @@ async def main():
             await clients[command["as"]].obey(command)
 
 
+tell("script", "ready")
 asyncio.run(main())

@@ -12,6 +12,7 @@
 //   {"do":"log-ins","as":"all","url":"http://…","query":{…},"count":500,"at_once":10,"timeout_ms":10000,
 //    "busy_ms":0}
 //
+//   {"of":"script","event":"ready"}
 //   {"of":"a","event":"connect"}             {"of":"a","event":"upgraded"}       {"of":"a","event":"alive"}
 //   {"of":"a","event":"authenticated","data":{…},"transport":"websocket"}
 //   {"of":"a","event":"not-authenticated","data":{…}}
@@ -122,3 +123,4 @@ readline.createInterface({ input: process.stdin })
     commands[command.do](command)
   })
   .on('close', () => process.exit())
+tell('script', 'ready')

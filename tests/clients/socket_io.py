@@ -137,6 +137,7 @@ async def run():
             task.add_done_callback(lambda task: task.result())
 
 
+tell("script", "ready")
 if flavour == "asyncio":
     asyncio.run(run())
 else:

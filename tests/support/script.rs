@@ -78,6 +78,18 @@ impl Script {
         }
     }
 
+    /// Waits until the interpreter has loaded the script, or has ended: on a busy machine that takes longer than anything
+    /// that is asked of a server.
+    pub fn wait_until_ready(&mut self) {
+        while let Ok(value) = self.lines.recv() {
+            if value["of"] == "script" && value["event"] == "ready" {
+                return;
+            }
+            self.events.push(value);
+        }
+        self.fail("the script ended");
+    }
+
     /// Waits for the next event of that name of one of its clients, and takes it out of the others.
     pub fn expect(&mut self, client: &str, event: &str) -> Value {
         let deadline = Instant::now() + SOON;
