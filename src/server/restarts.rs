@@ -29,6 +29,9 @@ impl Server {
 
     /// CouchDB answered, or did not.
     pub(super) fn handle_restarts(&mut self, answer: Option<&Answer>, now: Millis) {
+        if !self.feed.is_streaming() {
+            self.restarts.handle_broken();
+        }
         let reply = answer.map(|answer| Reply { status: answer.status, date: answer.date, body: &answer.body });
         if let Some(finding) = self.restarts.handle_reply(reply, now) {
             log::debug!("Whether CouchDB restarted: {finding:?}, status {:?}.", answer.map(|answer| answer.status));

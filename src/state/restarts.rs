@@ -17,6 +17,17 @@
 //! node with a position from before is. Nothing is lost in either case, unless a node restarts and its clock is set
 //! back over the whole time that it had been up: then only that it has been up for less time tells.
 //!
+//! A reading takes several requests, and CouchDB may restart between them. So the nodes that were asked behind the last
+//! one that had been up say nothing of the time since that one was asked, and do not vouch for the next interval:
+//!
+//! ```text
+//!                  asked: a    all nodes restart    b  c                 a  b  c
+//!   a  ───────────────────x    x─────────────────────────────────────────────────   restarted in this reading
+//!   b  ───────────────────────x    x─────────────────────────────────────────────   restarted behind a: does not vouch
+//! ```
+//!
+//! Nothing that such a reading says of the starts is used. The next one follows at once, and asks these nodes first.
+//!
 //! What this is not: it neither sends requests nor tells clients.
 
 use crate::state::jitter::{Backoff, Jitter};
@@ -84,7 +95,7 @@ pub struct Restarts {
     is_asking: bool,
     next_reading: Option<Millis>,
     last_began: Option<Millis>,
-    /// The date of the last reading, in seconds since 1970.
+    /// The date of the first answer of the last reading, in seconds since 1970.
     read_at: u32,
     failures: u32,
     backoff: Backoff,
@@ -108,21 +119,25 @@ struct Node {
     name: Box<str>,
     start: u32,
     uptime: u64,
-    /// Whether it restarted since all nodes did the last time, or one was seen that did not.
+    /// Whether it restarted, and no other node is known to have been up until this one was asked again.
     has_restarted: bool,
 }
 
 #[derive(Debug)]
 struct Reading {
     question: Question,
-    /// Nodes that are still to be asked.
+    /// Nodes that are to be asked before others.
+    first: Vec<Box<str>>,
+    /// Nodes that are still to be asked, the next one last.
     left: Vec<Box<str>>,
+    /// Whether the feed was opened or broke meanwhile: some of the answers are from before that.
+    is_stale: bool,
     found: Vec<(Box<str>, u32, u64)>,
     /// The node that answers for itself; None unless the nodes cannot be asked by name.
     own_name: Option<Box<str>>,
     /// Whether nodes are met one at a time, as they answer for themselves.
     by_itself: bool,
-    /// The date of the last answer.
+    /// The date of the first answer that counts.
     date: u32,
     refused: bool,
 }
@@ -170,10 +185,17 @@ impl Restarts {
         let soonest = self.last_began.map_or(now, |began| now.max(began + READ_PAUSE));
         self.next_reading = Some(soonest);
         self.followed_from.get_or_insert(now);
-        // What is half read may be from before.
-        self.reading.take_if(|_| !self.is_asking);
+        self.handle_broken();
         self.failures = 0;
         self.backoff.reset();
+    }
+
+    /// The feed broke or was opened: answers from before and from behind that do not make one reading.
+    pub fn handle_broken(&mut self) {
+        match &mut self.reading {
+            Some(reading) if self.is_asking => reading.is_stale = true,
+            reading => *reading = None,
+        }
     }
 
     /// CouchDB was away: the next finding says whether it restarted. Returns false if no finding will.
@@ -204,7 +226,8 @@ impl Restarts {
         if self.reading.is_none() {
             self.next_reading.take_if(|at| *at <= now)?;
             self.last_began = Some(now);
-            self.reading = Some(Reading::new());
+            let first = self.nodes.iter().filter(|node| node.has_restarted).map(|node| node.name.clone()).collect();
+            self.reading = Some(Reading::new(first));
         }
         self.is_asking = true;
         self.reading.as_ref().map(|reading| reading.question.clone())
@@ -214,7 +237,7 @@ impl Restarts {
     /// when that was its last question.
     pub fn handle_reply(&mut self, reply: Option<Reply<'_>>, now: Millis) -> Option<Finding> {
         self.is_asking = false;
-        let mut reading = self.reading.take()?;
+        let mut reading = self.reading.take().filter(|reading| !reading.is_stale)?;
         if reading.handle_reply(reply, &mut self.count) {
             self.reading = Some(reading);
             return None;
@@ -223,7 +246,7 @@ impl Restarts {
         if self.next_reading.is_none() {
             self.next_reading = Some(now + self.jitter.around(READ_EVERY));
         }
-        if reading.found.is_empty() { self.fail(&reading, now) } else { Some(self.compare(reading, now)) }
+        if reading.found.is_empty() { self.fail(&reading, now) } else { self.compare(reading, now) }
     }
 
     fn fail(&mut self, reading: &Reading, now: Millis) -> Option<Finding> {
@@ -240,29 +263,38 @@ impl Restarts {
         Some(Finding::Unknown)
     }
 
-    /// Compares the starts that were found with those that were known.
-    fn compare(&mut self, reading: Reading, now: Millis) -> Finding {
+    /// Compares the starts that were found with those that were known. Returns None if the next reading is to say.
+    fn compare(&mut self, reading: Reading, now: Millis) -> Option<Finding> {
         self.failures = 0;
         self.backoff.reset();
         let followed_for = self.followed_from.map_or(0, |from| now.saturating_sub(from) / 1_000);
         let is_up_since = |uptime: u64| uptime + u64::from(TOLERANCE) >= followed_for;
         let is_first = self.nodes.is_empty() && reading.found.iter().any(|(.., uptime)| is_up_since(*uptime));
         let mut is_continuous = false;
+        // Nodes in the order in which they were asked, and how many of them there are up to the last that vouches.
+        let (mut asked, mut up_to): (Vec<usize>, usize) = (Vec::new(), 0);
         let by_itself = reading.by_itself;
         if !by_itself {
             // Those that are not there any more vouch for nothing.
             self.nodes.retain(|node| reading.found.iter().any(|(name, ..)| *name == node.name));
         }
         for (name, start, uptime) in reading.found {
-            if let Some(node) = self.nodes.iter_mut().find(|node| node.name == name) {
+            let place = self.nodes.iter().position(|node| node.name == name);
+            if let Some(place) = place {
+                let node = &mut self.nodes[place];
                 let restarted = start > node.start.saturating_add(TOLERANCE) || uptime < node.uptime;
-                is_continuous |= !restarted;
+                let vouches = !restarted && (by_itself || !node.has_restarted);
+                is_continuous |= vouches;
                 node.has_restarted |= restarted;
                 (node.start, node.uptime) = (start, uptime);
+                asked.push(place);
+                up_to = if vouches { asked.len() } else { up_to };
             } else if self.nodes.len() < MAX_NODES {
                 // It may have been there all the time.
                 let is_new = start.saturating_add(TOLERANCE) >= self.read_at;
                 is_continuous |= !is_new;
+                asked.push(self.nodes.len());
+                up_to = if is_new { up_to } else { asked.len() };
                 self.nodes.push(Node { name, start, uptime, has_restarted: is_new });
             }
         }
@@ -273,6 +305,14 @@ impl Restarts {
         let mut earliest = self.nodes.iter().map(|node| node.start).min().unwrap_or(0);
         let latest = self.nodes.iter().map(|node| node.start).max().unwrap_or(0);
         self.read_at = reading.date;
+        let is_doubtful = !by_itself && is_continuous && up_to < asked.len();
+        if is_doubtful {
+            // All may have restarted behind the last that vouches.
+            self.next_reading = Some(now + READ_PAUSE);
+            asked[..up_to].iter().for_each(|place| self.nodes[*place].has_restarted = false);
+            asked[up_to..].iter().for_each(|place| self.nodes[*place].has_restarted = true);
+            return None;
+        }
         if let (Some(known), true, false) = (self.starts(), is_continuous, by_itself) {
             // Where nodes restart in turn, what was given before all of that still counts here: it was seen that one
             // was up at any time. A server that starts later has not seen that.
@@ -288,15 +328,17 @@ impl Restarts {
             // Where nodes are met one at a time, those that were not met since count as they did.
             self.nodes.iter_mut().for_each(|node| node.has_restarted = false);
         }
-        finding
+        Some(finding)
     }
 }
 
 impl Reading {
-    fn new() -> Self {
+    fn new(first: Vec<Box<str>>) -> Self {
         Self {
             question: Question::Membership,
+            first,
             left: Vec::new(),
+            is_stale: false,
             found: Vec::new(),
             own_name: None,
             by_itself: false,
@@ -322,6 +364,7 @@ impl Reading {
                     }
                     self.left = connected;
                     self.left.truncate(MAX_ASKED);
+                    self.left.sort_by_key(|name| self.first.contains(name));
                     self.ask_next()
                 }
                 None if self.refused => self.ask_itself(),
@@ -351,8 +394,10 @@ impl Reading {
                 let start = date.zip(uptime).and_then(|(date, uptime)| nodes::start_of(date, uptime));
                 if let (Some(start), Some(uptime), Some(date)) = (start, uptime, date) {
                     let name = name.clone().or_else(|| self.own_name.clone()).unwrap_or_default();
+                    if self.found.is_empty() {
+                        self.date = u32::try_from(date).unwrap_or(u32::MAX);
+                    }
                     self.found.push((name, start, uptime));
-                    self.date = u32::try_from(date).unwrap_or(u32::MAX);
                 }
                 match name {
                     Some(_) => self.ask_next() || self.found.is_empty() && self.refused && self.ask_itself(),
@@ -458,15 +503,28 @@ mod tests {
 
         fn go_on(&mut self) -> Option<Finding> {
             let mut finding = None;
-            while let Some(question) = self.restarts.next_question(self.now) {
-                self.asked += 1;
-                let (status, body) = self.reply(&question);
-                let date = Some(DATE + self.now / 1_000 + self.clock_error);
-                let reply = Reply { status, date, body: body.as_bytes() };
-                assert_eq!(self.restarts.next_question(self.now), None, "one at a time");
-                finding = self.restarts.handle_reply(Some(reply), self.now);
-            }
+            while self.step(&mut finding) {}
             finding
+        }
+
+        /// A reading, and the one that follows where it is doubtful.
+        fn read_until_settled(&mut self) -> Option<Finding> {
+            self.read().or_else(|| {
+                self.now += READ_PAUSE;
+                self.go_on()
+            })
+        }
+
+        /// One question and what its answer came to; false if none is due.
+        fn step(&mut self, finding: &mut Option<Finding>) -> bool {
+            let Some(question) = self.restarts.next_question(self.now) else { return false };
+            self.asked += 1;
+            let (status, body) = self.reply(&question);
+            let date = Some(DATE + self.now / 1_000 + self.clock_error);
+            let reply = Reply { status, date, body: body.as_bytes() };
+            assert_eq!(self.restarts.next_question(self.now), None, "one at a time");
+            *finding = self.restarts.handle_reply(Some(reply), self.now);
+            true
         }
     }
 
@@ -487,6 +545,58 @@ mod tests {
             rig.nodes[0].1 = start;
             assert_eq!(rig.read(), Some(finding), "{start}");
         }
+    }
+
+    #[test]
+    fn a_cluster_that_restarts_in_the_middle_of_a_reading_is_noticed() {
+        for asked_before in 1..3 {
+            let mut rig = Rig::new(&[100, 200, 300]);
+            assert_eq!(rig.read(), Some(Finding::First));
+            let starts = rig.restarts.starts();
+            rig.now += 20_000;
+            rig.restarts.handle_opened(rig.now);
+            // The nodes, and the starts of some of them.
+            for _ in 0..=asked_before {
+                assert!(rig.step(&mut None));
+            }
+            rig.nodes.iter_mut().for_each(|(_, start, _)| *start += 900);
+            assert_eq!(rig.go_on(), None, "some were up, and all may have restarted behind them");
+            assert_eq!(rig.restarts.starts(), starts, "nothing of it is used");
+            rig.now += READ_PAUSE;
+            assert_eq!(rig.go_on(), Some(Finding::Restarted), "{asked_before} were asked before");
+            assert_eq!(rig.read(), Some(Finding::Continuous));
+        }
+    }
+
+    #[test]
+    fn a_node_that_restarted_and_was_asked_last_is_asked_first_the_next_time() {
+        for number in 0..3 {
+            let mut rig = Rig::new(&[100, 200, 300]);
+            rig.read();
+            // The nodes restart in turn: one of them is up at any time.
+            for turn in 0..6 {
+                rig.nodes[(number + turn) % 3].1 += 900;
+                assert_eq!(rig.read_until_settled(), Some(Finding::Continuous), "{number} {turn}");
+            }
+            rig.nodes.iter_mut().for_each(|(_, start, _)| *start += 900);
+            assert_eq!(rig.read(), Some(Finding::Restarted));
+        }
+    }
+
+    #[test]
+    fn answers_from_before_the_feed_was_opened_are_not_used() {
+        let mut rig = Rig::new(&[100]);
+        assert_eq!(rig.read(), Some(Finding::First));
+        rig.now += 20_000;
+        rig.restarts.handle_opened(rig.now);
+        assert!(rig.step(&mut None));
+        assert_eq!(rig.restarts.next_question(rig.now), Some(Question::System(None)));
+        rig.now += 2 * READ_PAUSE;
+        rig.restarts.handle_opened(rig.now);
+        let reply = Reply { status: 200, date: Some(DATE), body: br#"{"uptime":1}"# };
+        assert_eq!(rig.restarts.handle_reply(Some(reply), rig.now), None, "it is of the time before");
+        rig.nodes[0].1 += 900;
+        assert_eq!(rig.go_on(), Some(Finding::Restarted));
     }
 
     #[test]
@@ -532,7 +642,7 @@ mod tests {
         let given = rig.restarts.starts().expect("known").latest;
         for (node, start) in [(0, 400), (1, 500), (2, 600), (0, 700)] {
             rig.nodes[node].1 = start;
-            assert_eq!(rig.read(), Some(Finding::Continuous), "one after the other");
+            assert_eq!(rig.read_until_settled(), Some(Finding::Continuous), "one after the other");
         }
         let reaches_back = |rig: &Rig, given| rig.restarts.starts().expect("known").reach_back_to(given);
         assert!(reaches_back(&rig, given), "one was up at any time");
@@ -542,14 +652,14 @@ mod tests {
         assert!(reaches_back(&later, rig.restarts.starts().expect("known").latest));
         rig.nodes[2].2 = false;
         rig.nodes[0].1 = 800;
-        assert_eq!(rig.read(), Some(Finding::Continuous), "one is down, one restarted, one stayed");
+        assert_eq!(rig.read_until_settled(), Some(Finding::Continuous), "one is down, one restarted, one stayed");
         rig.nodes[2].2 = true;
-        assert_eq!(rig.read(), Some(Finding::Continuous), "it was cut off, and is back");
+        assert_eq!(rig.read_until_settled(), Some(Finding::Continuous), "it was cut off, and is back");
         let given = rig.restarts.starts().expect("known").latest;
         rig.nodes = vec![("a@x", 10_100, true), ("b@x", 10_101, true), ("c@x", 600, false)];
         assert_eq!(rig.read(), Some(Finding::Restarted), "those that are up did, and the third is away");
         assert!(!rig.restarts.starts().expect("known").reach_back_to(given));
-        assert_eq!(rig.read(), Some(Finding::Continuous));
+        assert_eq!(rig.read_until_settled(), Some(Finding::Continuous));
     }
 
     #[test]
