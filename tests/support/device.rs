@@ -17,6 +17,8 @@ pub struct Device {
     /// Its databases, each with the last position that it was told.
     pub known: BTreeMap<String, Option<String>>,
     pub epoch: Option<String>,
+    /// How often everything counted as changed.
+    pub resyncs: u64,
     cookie: Option<String>,
     client: Option<Client>,
 }
@@ -54,7 +56,7 @@ impl Device {
     /// An app that knows nothing of its databases.
     pub fn new(databases: impl IntoIterator<Item = String>) -> Self {
         let known = databases.into_iter().map(|name| (name, None)).collect();
-        Self { known, epoch: None, cookie: None, client: None }
+        Self { known, epoch: None, resyncs: 0, cookie: None, client: None }
     }
 
     /// Leaves without a word; what it was told and did not read is lost to it.
@@ -165,6 +167,12 @@ impl Device {
     }
 
     fn take(&mut self, message: Message<'_>) -> Told {
+        let told = self.apply(message);
+        self.resyncs += u64::from(told == Told::Everything);
+        told
+    }
+
+    fn apply(&mut self, message: Message<'_>) -> Told {
         match (message.event.as_deref(), message.db) {
             (Some("change"), Some(name)) => {
                 let known = self.known.get_mut(&*name).expect("one of its own");

@@ -30,6 +30,8 @@ type Rewrite = fn(Vec<u8>) -> Vec<u8>;
 struct Link {
     ends: [TcpStream; 2],
     silent: Arc<AtomicBool>,
+    /// Both peers see its end.
+    ended: Arc<AtomicBool>,
 }
 
 impl Proxy {
@@ -88,7 +90,16 @@ impl Proxy {
 
     /// Ends the connections that are there.
     pub fn cut(&self) {
-        for link in self.shared.links.lock().expect("no test holds it").drain(..) {
+        self.end(|_| true);
+    }
+
+    /// Ends the connections that were silenced, for both peers.
+    pub fn end_silenced(&self) {
+        self.end(|link| link.silent.load(Ordering::Acquire));
+    }
+
+    fn end(&self, which: impl Fn(&Link) -> bool) {
+        for link in self.shared.links.lock().expect("no test holds it").extract_if(.., |link| which(link)) {
             for end in link.ends {
                 let _ = end.shutdown(Shutdown::Both);
             }
@@ -120,25 +131,29 @@ impl Shared {
 
     fn join(&self, client: TcpStream, server: TcpStream) {
         let silent = Arc::new(AtomicBool::new(false));
+        let ended = Arc::new(AtomicBool::new(false));
         let copy = |end: &TcpStream| end.try_clone().expect("descriptors are left");
-        pass(copy(&client), copy(&server), silent.clone(), |bytes| bytes);
-        pass(copy(&server), copy(&client), silent.clone(), self.rewrite);
-        self.links.lock().expect("no test holds it").push(Link { ends: [client, server], silent });
+        pass(copy(&client), copy(&server), (silent.clone(), ended.clone()), |bytes| bytes);
+        pass(copy(&server), copy(&client), (silent.clone(), ended.clone()), self.rewrite);
+        let mut links = self.links.lock().expect("no test holds it");
+        links.retain(|link| !link.ended.load(Ordering::Acquire));
+        links.push(Link { ends: [client, server], silent, ended });
     }
 }
 
 /// Passes on in one direction, to its end.
-fn pass(mut from: TcpStream, mut to: TcpStream, silent: Arc<AtomicBool>, rewrite: Rewrite) {
+fn pass(mut from: TcpStream, mut to: TcpStream, (silent, ended): (Arc<AtomicBool>, Arc<AtomicBool>), rewrite: Rewrite) {
     std::thread::spawn(move || {
         let mut bytes = [0; 16 * 1024];
         while let Ok(read @ 1..) = from.read(&mut bytes) {
             if !silent.load(Ordering::Acquire) && to.write_all(&rewrite(bytes[..read].to_vec())).is_err() {
-                return;
+                break;
             }
         }
         // The end is silent, too.
         if !silent.load(Ordering::Acquire) {
-            let _ = to.shutdown(Shutdown::Both);
+            let _ = (to.shutdown(Shutdown::Both), from.shutdown(Shutdown::Both));
+            ended.store(true, Ordering::Release);
         }
     });
 }
