@@ -41,6 +41,7 @@ mod printed;
 mod proxies;
 mod readme;
 mod real_clients;
+mod real_couchdb;
 mod restarts;
 mod site;
 mod slow_clients;
