@@ -59,6 +59,11 @@ fn assert_variable(name: &str, value: Option<&str>) {
     assert!(read.is_ok(), "{name}={value}: {read:?}");
 }
 
+/// The image of this version.
+fn assert_image(image: &Value) {
+    assert_eq!(image.as_str(), Some(concat!("couchdb-howler:", env!("CARGO_PKG_VERSION"))));
+}
+
 fn variable_of<'a>(container: &'a Value, name: &str) -> &'a Value {
     container["env"].as_array().unwrap().iter().find(|one| one["name"] == name).unwrap_or_else(|| panic!("no {name}"))
 }
@@ -66,6 +71,7 @@ fn variable_of<'a>(container: &'a Value, name: &str) -> &'a Value {
 #[test]
 fn the_kubernetes_manifest_fits_the_server() {
     let documents = documents("kubernetes.yaml");
+    assert_image(&find(&documents, "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"]);
     let pod = &find(&documents, "Deployment")["spec"]["template"]["spec"];
     let container = &pod["containers"][0];
     for one in container["env"].as_array().unwrap() {
@@ -121,6 +127,7 @@ fn the_compose_file_fits_the_server() {
 
 fn assert_fits(stack: &Value, secret: &str, labels: &Value) {
     let howler = &stack["services"]["howler"];
+    assert_image(&howler["image"]);
     let environment = howler["environment"].as_object().unwrap();
     for (name, value) in environment {
         assert_variable(name, value.as_str());
