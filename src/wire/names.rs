@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::json::Text;
 use super::positions::Given;
 
 /// Names of databases, none of them empty, each with the position that the client gave.
@@ -101,23 +100,66 @@ impl<'de> Visitor<'de> for ListVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<NameList, A::Error> {
         let mut list = NameList::default();
-        while let Some(Text(name)) = names.next_element::<Text<'de>>()? {
-            if !list.push(&name) {
-                return Err(A::Error::custom("an empty name"));
-            }
-        }
+        while names.next_element_seed(NextName(&mut list))?.is_some() {}
         Ok(list)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut names: A) -> Result<NameList, A::Error> {
         let mut list = NameList::default();
-        while let Some((Text(name), position)) = names.next_entry::<Text<'de>, Option<Text<'de>>>()? {
-            if !list.push(&name) {
-                return Err(A::Error::custom("an empty name"));
-            }
-            list.given.push(Given::of(position.as_ref().map(|Text(text)| &**text)));
+        while names.next_key_seed(NextName(&mut list))?.is_some() {
+            list.given.push(names.next_value_seed(NextPosition)?);
         }
         Ok(list)
+    }
+}
+
+/// Reads a name straight into the list: a name with escapes needs no allocation of its own.
+struct NextName<'a>(&'a mut NameList);
+
+impl<'de> DeserializeSeed<'de> for NextName<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for NextName<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a non-empty database name")
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<(), E> {
+        if self.0.push(name) { Ok(()) } else { Err(E::custom("an empty name")) }
+    }
+}
+
+/// Reads the position of a name, or null.
+struct NextPosition;
+
+impl<'de> DeserializeSeed<'de> for NextPosition {
+    type Value = Given;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Given, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Visitor<'_> for NextPosition {
+    type Value = Given;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a position or null")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Given, E> {
+        Ok(Given::Nothing)
+    }
+
+    fn visit_str<E: Error>(self, position: &str) -> Result<Given, E> {
+        Ok(Given::of(Some(position)))
     }
 }
 
