@@ -757,7 +757,7 @@ fn large_security_objects_take_a_limited_amount_of_memory() {
     couchdb.create_database_for("mine", &[USER]);
     couchdb.create_database_for("theirs", &[OTHER]);
     let security = |name: &str, kib: usize| {
-        let fillers = (0..kib * 16).map(|number| format!("\"{number:061}\"")).collect::<Vec<_>>().join(",");
+        let fillers = (0..kib).map(|number| format!("\"{number:01021}\"")).collect::<Vec<_>>().join(",");
         format!(r#"{{"members":{{"names":["{name}",{fillers}]}}}}"#)
     };
     let large: Vec<String> = (0..DATABASES).map(|number| format!("large-{number}")).collect();
