@@ -17,7 +17,7 @@ pub struct Browser {
 impl Browser {
     pub fn start() -> Self {
         let mut script = Script::node("browser.js", &[env!("CARGO_TARGET_TMPDIR")]);
-        let ready = script.expect("browser", "ready");
+        let ready = script.wait_until_ready("browser");
         println!("Chromium {}", ready["version"].as_str().expect("its version"));
         let origin = ready["origin"].as_str().expect("the origin of the pages").to_owned();
         Self { script, origin }

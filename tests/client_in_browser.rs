@@ -14,7 +14,7 @@ use crate::support::{A_MOMENT, USER, couchdb};
 
 fn start() -> Apps {
     let mut script = Script::node("howler_page.js", &[env!("CARGO_TARGET_TMPDIR")]);
-    script.expect("browser", "ready");
+    script.wait_until_ready("browser");
     Apps { script }
 }
 

@@ -18,7 +18,7 @@ struct Browser {
 impl Browser {
     fn start() -> Self {
         let mut script = Script::node("console.js", &[env!("CARGO_TARGET_TMPDIR")]);
-        script.expect("browser", "ready");
+        script.wait_until_ready("browser");
         Self { script }
     }
 

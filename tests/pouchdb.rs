@@ -22,7 +22,7 @@ struct Server {
 impl Server {
     fn start() -> Self {
         let mut script = Script::node("pouchdb_server.js", &[ADMIN, ADMIN_PASSWORD, USER, PASSWORD]);
-        let ready = script.expect("pouchdb", "ready");
+        let ready = script.wait_until_ready("pouchdb");
         println!("PouchDB Server {}", ready["version"].as_str().expect("its version"));
         Self { script, port: ready["port"].as_u64().expect("a port") }
     }
@@ -267,7 +267,7 @@ struct Browser {
 impl Browser {
     fn start() -> Self {
         let mut script = Script::node("pouchdb_page.js", &[env!("CARGO_TARGET_TMPDIR")]);
-        let ready = script.expect("browser", "ready");
+        let ready = script.wait_until_ready("browser");
         println!("Chromium {}", ready["version"].as_str().expect("its version"));
         Self { script, recipe: recipe() }
     }

@@ -93,7 +93,7 @@ impl Row {
     /// A script that trusts the authority whose certificate is in a file.
     fn script_trusting(self, authority: Option<&str>) -> Script {
         let mut script = self.start_script(authority);
-        script.wait_until_ready();
+        script.wait_until_ready("script");
         script
     }
 

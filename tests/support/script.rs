@@ -78,12 +78,12 @@ impl Script {
         }
     }
 
-    /// Waits until the interpreter has loaded the script, or has ended: on a busy machine that takes longer than anything
-    /// that is asked of a server.
-    pub fn wait_until_ready(&mut self) {
+    /// Waits until the script, or the program that it starts, is ready, or has ended: on a busy machine an interpreter or a
+    /// browser takes longer to start than anything that is asked of a server. Returns the event.
+    pub fn wait_until_ready(&mut self, of: &str) -> Value {
         while let Ok(value) = self.lines.recv() {
-            if value["of"] == "script" && value["event"] == "ready" {
-                return;
+            if value["of"] == of && value["event"] == "ready" {
+                return value;
             }
             self.events.push(value);
         }
