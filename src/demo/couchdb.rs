@@ -422,7 +422,8 @@ impl StandIn {
     /// When the port cannot be listened on again.
     pub fn restart_node(&self, number: usize) -> io::Result<()> {
         self.refuse();
-        self.shared.change(|state| state.nodes.restart(Some(number)));
+        let now = self.shared.clock.now();
+        self.shared.change(|state| state.nodes.restart(Some(number), now));
         self.accept_again()
     }
 
@@ -433,13 +434,14 @@ impl StandIn {
     /// When the port cannot be listened on again.
     pub fn restart(&self, lose_events: bool) -> io::Result<()> {
         self.refuse();
+        let now = self.shared.clock.now();
         self.shared.change(|state| {
             if lose_events {
                 state.lose_pending_events();
             } else {
                 state.flush_events();
             }
-            state.nodes.restart(None);
+            state.nodes.restart(None, now);
             state.accounts.forget_failures();
         });
         self.accept_again()

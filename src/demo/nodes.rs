@@ -1,8 +1,8 @@
 //! The nodes of the stand-in: their names, when each started, and the lines that a write makes on a cluster.
 //!
-//! A start is a moment of the stand-in's own calendar: the first one is a day ago, and every restart moves it by a
-//! minute. So restarts in quick succession have starts that differ by more than a reader's tolerance, as those of a
-//! real CouchDB do, which takes seconds to boot.
+//! The stand-in has a calendar of its own: every restart takes a minute of it. So restarts in quick succession have
+//! starts that differ by more than a reader's tolerance, as those of a real CouchDB do, which takes seconds to boot. And
+//! a node that restarted started later than any moment at which another node replied before.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::global_changes::mix;
 
 /// How long the nodes have been up when the stand-in starts.
 const UP_FOR: Duration = Duration::from_secs(86_400);
-/// By how much a restart moves the start of a node.
+/// How long a restart takes in the stand-in's calendar.
 const RESTART: Duration = Duration::from_secs(60);
 /// Within this time every line of a write on a cluster appears.
 const ECHOES_WITHIN: Duration = Duration::from_millis(800);
@@ -22,7 +22,7 @@ const LINES_OF_WRITES: [u64; 4] = [27, 40, 63, 30];
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) name: String,
-    /// When it started, since 1970.
+    /// When it started, in the stand-in's calendar.
     pub(super) started: Duration,
     /// Whether it runs and can be asked.
     pub(super) is_up: bool,
@@ -40,7 +40,6 @@ pub(super) struct Nodes {
     pub(super) lines_of_writes: Option<u64>,
     /// Event documents that are written again, with the moment, soonest first.
     echoes: VecDeque<(Duration, String)>,
-    first_start: Duration,
     restarts: u32,
     writes: u64,
     asked: usize,
@@ -60,7 +59,6 @@ impl Nodes {
             clock_error: 0,
             lines_of_writes: None,
             echoes: VecDeque::new(),
-            first_start: started,
             restarts: 0,
             writes: 0,
             asked: 0,
@@ -71,12 +69,18 @@ impl Nodes {
         self.all.len() > 1
     }
 
+    /// Returns a moment of the stand-in's calendar, since 1970.
+    pub(super) fn calendar(&self, now: Duration) -> Duration {
+        now + RESTART * self.restarts
+    }
+
     /// Restarts all nodes, or one.
-    pub(super) fn restart(&mut self, which: Option<usize>) {
+    pub(super) fn restart(&mut self, which: Option<usize>, now: Duration) {
         self.restarts += 1;
+        let started = self.calendar(now);
         for (number, node) in self.all.iter_mut().enumerate() {
             if which.is_none_or(|which| which == number) {
-                node.started = self.first_start + RESTART * self.restarts;
+                node.started = started;
             }
         }
     }

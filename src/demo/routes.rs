@@ -239,6 +239,7 @@ fn nodes(state: &mut State, path: &[&str], now: Duration) -> Response {
         }
         [name, rest @ ..] => {
             let clock_error = state.nodes.clock_error;
+            let now = state.nodes.calendar(now);
             let Some(node) = state.nodes.find(name) else {
                 return Response::error(404, "not_found", &format!("no such node: {name}"));
             };
