@@ -2,8 +2,10 @@
 //! behind the `4` of an Engine.IO message, and the events of this server's clients.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::io::Write as _;
 
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::couchdb::Credentials;
@@ -79,9 +81,9 @@ pub enum Event {
 /// Reads the data of an event packet: a JSON array whose first element is the event's name. None
 /// when it is broken.
 pub fn parse_event(data: &str) -> Option<Event> {
-    let parts: Vec<&RawValue> = serde_json::from_str(data).ok()?;
-    let name: Cow<'_, str> = parse_string(parts.first()?.get())?;
-    let names = || parts.get(1).and_then(|argument| NameList::parse(argument.get()));
+    let Arguments(event, argument) = serde_json::from_str(data).ok()?;
+    let name: Cow<'_, str> = parse_string(event.get())?;
+    let names = || argument.and_then(|argument| NameList::parse(argument.get()));
     Some(match &*name {
         "subscribe" => Event::Subscribe(names()),
         "unsubscribe" => Event::Unsubscribe(names()),
@@ -89,6 +91,32 @@ pub fn parse_event(data: &str) -> Option<Event> {
         "log-out" => Event::LogOut,
         _ => Event::Unknown,
     })
+}
+
+/// The name of an event and its first argument. Further arguments are passed over: a client may send very many.
+struct Arguments<'a>(&'a RawValue, Option<&'a RawValue>);
+
+impl<'de> Deserialize<'de> for Arguments<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ArgumentsVisitor)
+    }
+}
+
+struct ArgumentsVisitor;
+
+impl<'de> Visitor<'de> for ArgumentsVisitor {
+    type Value = Arguments<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of an event and its arguments")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Arguments<'de>, A::Error> {
+        let event = parts.next_element()?.ok_or_else(|| A::Error::custom("an event without a name"))?;
+        let argument = parts.next_element()?;
+        while parts.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Arguments(event, argument))
+    }
 }
 
 /// Appends the message that opens the root namespace: in version 5 of the protocol with an id.
@@ -205,6 +233,13 @@ mod tests {
         assert_eq!(parse_event(r#"["heartbeat"]"#), Some(Event::Heartbeat));
         assert_eq!(parse_event(r#"["log-out",null]"#), Some(Event::LogOut));
         assert_eq!(parse_event(r#"["toString",{}]"#), Some(Event::Unknown));
+        let numbers = "1,".repeat(500_000);
+        assert_eq!(
+            parse_event(&format!(r#"["subscribe",["a"],{numbers}[2]]"#)),
+            Some(Event::Subscribe(names(&["a"]))),
+            "further arguments are passed over"
+        );
+        assert_eq!(parse_event(&format!(r#"["subscribe",["a"],{numbers}]"#)), None, "but they must be JSON");
         for broken in ["", "[]", "[1]", "{}", "[\"a\"", "[null]", "[\"a\"]x", &"[".repeat(10_000)] {
             assert_eq!(parse_event(broken), None, "{broken:.20}");
         }
