@@ -9,16 +9,20 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::couchdb::{CROWDED, Feed, USERS};
 use super::dialogue::Speech;
 use super::frames::masked;
+use super::lines::{self, Lines};
 use super::side::{Side, Took};
 
 /// Attackers at once.
 const ATTACKERS: usize = 2;
 /// Names of a long list: as many as fit into a message.
 const MANY: usize = 4_000;
-/// Numbers of users that no measured client has.
-const USERS: usize = 90_000;
+/// Subscribers of a database that is deleted again and again.
+const SUBSCRIBERS: usize = 2_000;
+/// The same where few changes are measured.
+const FEW_SUBSCRIBERS: usize = 100;
 /// Longest wait for an answer, or for the server to read.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -35,10 +39,13 @@ pub enum Attack {
     Breaks,
     /// Long lists are subscribed to and unsubscribed from.
     Lists,
+    /// A database with many subscribers and a long list of members is deleted again and again.
+    Members,
 }
 
 impl Attack {
-    pub const ALL: [Self; 5] = [Self::Handshakes, Self::Withdraw, Self::Permissions, Self::Breaks, Self::Lists];
+    pub const ALL: [Self; 6] =
+        [Self::Handshakes, Self::Withdraw, Self::Permissions, Self::Breaks, Self::Lists, Self::Members];
 
     /// The rows of the report: the 99th percentile and the longest delay.
     pub fn rows(self) -> [&'static str; 2] {
@@ -48,13 +55,14 @@ impl Attack {
             Self::Permissions => ["attack by permissions, 99 %", "attack by permissions, longest"],
             Self::Breaks => ["attack by broken sessions, 99 %", "attack by broken sessions, longest"],
             Self::Lists => ["attack by long lists, 99 %", "attack by long lists, longest"],
+            Self::Members => ["attack by many members, 99 %", "attack by many members, longest"],
         }
     }
 
     /// Options that the server needs to be open to it.
     pub fn options(self) -> Vec<String> {
         let options: &[&str] = match self {
-            Self::Permissions => &["--access", "members"],
+            Self::Permissions | Self::Members => &["--access", "members"],
             Self::Breaks => &["--catch_up_sessions", "2"],
             Self::Handshakes | Self::Withdraw | Self::Lists => &[],
         };
@@ -94,6 +102,7 @@ impl Attack {
                 let _ = stream.shutdown(std::net::Shutdown::Both);
                 let _ = reader.join();
             }
+            Self::Members => unreachable!("the feed drives it: `delete`"),
         }
         Some(())
     }
@@ -127,9 +136,15 @@ impl Side {
     /// The same as [`Side::pace`] while attackers do what they can.
     pub fn attack(&mut self, attack: Attack, changes: usize, per_second: usize) -> Took {
         let (over, address) = (AtomicBool::new(false), self.server.address);
+        let crowd = if attack == Attack::Members { crowd(address, changes) } else { Vec::new() };
         thread::scope(|scope| {
-            for number in 0..ATTACKERS {
-                let over = &over;
+            let over = &over;
+            if attack == Attack::Members {
+                let feed = self.couchdb.feed();
+                scope.spawn(move || delete(crowd, &feed, over));
+            }
+            let attackers = if attack == Attack::Members { 0 } else { ATTACKERS };
+            for number in 0..attackers {
                 scope.spawn(move || {
                     for round in 0.. {
                         if over.load(Ordering::Relaxed) {
@@ -145,6 +160,43 @@ impl Side {
             over.store(true, Ordering::Relaxed);
             took
         })
+    }
+}
+
+/// Subscribers of a database that only its members may read.
+fn crowd(address: SocketAddr, changes: usize) -> Vec<TcpStream> {
+    let count = if changes < FEW_SUBSCRIBERS { FEW_SUBSCRIBERS } else { SUBSCRIBERS };
+    let subscribers = (0..count).map(|number| {
+        let mut stream = TcpStream::connect(address).expect("the server accepts it");
+        stream.set_read_timeout(Some(10 * PATIENCE)).expect("a socket");
+        let user = format!("user-{:05}", USERS + number);
+        let log_in = json!({"id": 1, "op": "log-in", "username": user, "password": "zq7"});
+        let subscribe = json!({"id": 2, "op": "subscribe", "dbs": [CROWDED]});
+        stream.write_all(&Speech::Json.opening(USERS + number)).expect("the server reads");
+        for (request, answer) in [(log_in, "\"username\""), (subscribe, "\"changed\"")] {
+            stream.write_all(&masked(&request.to_string())).expect("the server reads");
+            wait_for(&mut stream, answer).expect("a member is served");
+        }
+        stream.set_nonblocking(true).expect("a socket");
+        stream
+    });
+    subscribers.collect()
+}
+
+/// Has the database of a crowd deleted again and again; what the subscribers are notified of is read.
+fn delete(mut crowd: Vec<TcpStream>, feed: &Feed, over: &AtomicBool) {
+    let (mut lines, mut buffer) = (Lines::default(), [0; 4096]);
+    for number in 1.. {
+        if over.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut text = String::new();
+        lines.write_kind(&mut text, "deleted", CROWDED, number);
+        feed.push(&lines::chunked(&text));
+        for subscriber in &mut crowd {
+            let _ = subscriber.read(&mut buffer);
+        }
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -12,6 +12,12 @@ use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
 use serde_json::{Value, json};
 
+/// A database that many may read, each by name.
+pub const CROWDED: &str = "crowded";
+/// Members of that database, the first of them this user.
+const MEMBERS: usize = 3_700;
+/// Numbers of users that no measured client has.
+pub const USERS: usize = 90_000;
 /// How often the feed shows that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
@@ -21,8 +27,9 @@ pub struct CouchDb {
     feed: Arc<Feed>,
 }
 
+/// The stream that the server follows.
 #[derive(Default)]
-struct Feed {
+pub struct Feed {
     stream: Mutex<Option<TcpStream>>,
     opened: Condvar,
 }
@@ -60,10 +67,16 @@ impl CouchDb {
     pub fn push(&self, chunks: &[u8]) {
         self.feed.push(chunks);
     }
+
+    /// The feed alone, for another thread that writes into it.
+    pub fn feed(&self) -> Arc<Feed> {
+        Arc::clone(&self.feed)
+    }
 }
 
 impl Feed {
-    fn push(&self, chunks: &[u8]) {
+    /// Writes chunks of lines; returns when all are handed to the system.
+    pub fn push(&self, chunks: &[u8]) {
         if let Some(stream) = self.stream.lock().expect("nobody panicked").as_mut() {
             // A server that was stopped is no fault of the stand-in.
             let _ = stream.write_all(chunks);
@@ -189,6 +202,10 @@ fn answer(method: &str, path: &str, body: &[u8]) -> Answer {
         ("GET", "/_global_changes/_changes") => json!({"results": [], "last_seq": "0-g1AAAACb", "pending": 0}),
         ("GET", "/_global_changes") => json!({"db_name": "_global_changes", "instance_start_time": "1795459624"}),
         ("POST", "/_global_changes/_all_docs") => rows(body),
+        ("GET", path) if path.trim_start_matches('/').starts_with(CROWDED) => {
+            let names: Vec<String> = (0..MEMBERS).map(|number| format!("user-{:05}", USERS + number)).collect();
+            json!({"admins": {"names": [], "roles": []}, "members": {"names": names, "roles": []}})
+        }
         // Everyone may read.
         ("GET", path) if path.ends_with("/_security") => json!({}),
         ("POST", "/_session") => {

@@ -30,6 +30,11 @@ pub struct Lines {
 impl Lines {
     /// One line, as long as those of a small cluster are.
     pub fn write(&mut self, out: &mut String, database: &str, revision: u32) {
+        self.write_kind(out, "updated", database, revision);
+    }
+
+    /// The same of any kind of event.
+    pub fn write_kind(&mut self, out: &mut String, kind: &str, database: &str, revision: u32) {
         const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
         self.written += 1;
         let _ = write!(out, "{{\"seq\":\"{}-g1AAAACb", self.written);
@@ -39,8 +44,7 @@ impl Lines {
             out.push(char::from(DIGITS[(state >> 58) as usize]));
         }
         let mark = u128::from(state) << 64 | u128::from(self.written);
-        let _ =
-            writeln!(out, "\",\"id\":\"updated:{database}\",\"changes\":[{{\"rev\":\"{revision}-{mark:032x}\"}}]}}");
+        let _ = writeln!(out, "\",\"id\":\"{kind}:{database}\",\"changes\":[{{\"rev\":\"{revision}-{mark:032x}\"}}]}}");
     }
 }
 
