@@ -177,3 +177,179 @@ fn a_name_is_stored_once_whatever_refers_to_it() {
     let (short, long) = (growth(7), growth(207));
     assert!(long < short + 1_600, "{short} and {long} KiB: the names alone have 781 KiB more");
 }
+
+/// Names that are as long as a message of 1 MiB allows for 10,000 of them.
+fn long_names(prefix: &str) -> Vec<String> {
+    (0..10_000).map(|number| format!("{prefix}{number:0>80}")).collect()
+}
+
+#[test]
+fn others_are_answered_while_a_long_list_is_worked_off() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut other = Client::logged_in(howler.address());
+    let mut best = f64::MAX;
+    for round in 0..6 {
+        let mut client = Client::logged_in(howler.address());
+        let databases = long_names(&format!("r{round}-"));
+        let over = std::sync::atomic::AtomicBool::new(false);
+        let (longest, took) = thread::scope(|scope| {
+            let measured = scope.spawn(|| {
+                let mut longest = Duration::ZERO;
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let begun = Instant::now();
+                    other.ask(json!({"op": "heartbeat"}));
+                    longest = longest.max(begun.elapsed());
+                    // It may send 100 messages a second, and more at first.
+                    thread::sleep(Duration::from_millis(3));
+                }
+                longest
+            });
+            let mut took = Duration::ZERO;
+            for op in ["subscribe", "unsubscribe"] {
+                let begun = Instant::now();
+                assert_eq!(client.ask(json!({"op": op, "dbs": databases}))["ok"], true);
+                took = took.max(begun.elapsed());
+            }
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            (measured.join().expect("it measured"), took)
+        });
+        best = best.min(longest.as_secs_f64() / took.as_secs_f64());
+        println!("{longest:?} of {took:?}");
+    }
+    assert!(best < 0.4, "the others waited for {best} of the time that a list took");
+}
+
+#[test]
+fn what_changes_while_a_long_list_is_worked_off_is_in_the_answer_or_comes_after_it() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    for round in 0..3 {
+        let databases = names(&format!("r{round}-"), 10_000);
+        let known: serde_json::Map<String, Value> =
+            databases.iter().map(|name| (name.clone(), Value::from("0.0.0"))).collect();
+        let mut client = Client::logged_in(howler.address());
+        let changed: Vec<String> = databases.iter().step_by(50).cloned().collect();
+        let mut found = std::collections::BTreeSet::new();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for name in &changed {
+                    couchdb.update(name);
+                    thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let id = client.request(json!({"op": "subscribe", "dbs": known}));
+            let answer = client.receive_json(4 * SOON).expect("an answer");
+            assert_eq!(answer["id"], json!(id), "nothing is notified before the answer: {answer:.200}");
+            assert_eq!(answer["dbs"].as_object().map(serde_json::Map::len), Some(10_000));
+            found.extend(answer["changed"].as_array().expect("names").iter().map(ToString::to_string));
+        });
+        let all: std::collections::BTreeSet<_> = changed.iter().map(|name| Value::from(&**name).to_string()).collect();
+        while !found.is_superset(&all) {
+            let Some(change) = client.next_change(SOON) else { break };
+            found.insert(Value::from(change).to_string());
+        }
+        assert_eq!(found, all, "each is in one of both");
+        drop(client);
+    }
+}
+
+#[test]
+fn messages_behind_a_long_list_are_handled_in_order() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let (first, second) = (names("a", 4_000), names("b", 4_000));
+    let mut client = Client::logged_in(howler.address());
+    let requests = [
+        json!({"op": "unsubscribe", "dbs": first}),
+        json!({"op": "heartbeat"}),
+        json!({"op": "subscribe", "dbs": second}),
+        json!({"op": "unsubscribe", "dbs": second}),
+        json!({"op": "subscribe", "dbs": ["last"]}),
+    ];
+    let ids: Vec<u64> = requests.iter().map(|request| client.request(request.clone())).collect();
+    for id in &ids[..2] {
+        assert_eq!(client.receive_json(SOON).expect("an answer")["id"], json!(id));
+    }
+    // The second `subscribe` is withdrawn while it waits for positions, and answered then.
+    let mut answered: Vec<u64> = (0..3)
+        .map(|_| {
+            let answer = client.receive_json(SOON).expect("an answer");
+            assert_eq!(answer["ok"], true, "{answer:.200}");
+            answer["id"].as_u64().expect("its id")
+        })
+        .collect();
+    answered.sort_unstable();
+    assert_eq!(answered, ids[2..]);
+    assert_eq!(howler.metric("howler_subscriptions"), 1);
+
+    // The same by Socket.IO, where nothing has to be looked up.
+    let mut client = Client::socket_io_logged_in(howler.address());
+    for (id, (event, databases)) in
+        [("subscribe", &first), ("unsubscribe", &first), ("subscribe", &second)].into_iter().enumerate()
+    {
+        client.send(&format!("42{id}[\"{event}\",{}]", json!(databases)));
+    }
+    client.send("423[\"heartbeat\",null]");
+    for answer in ["430[{}]", "431[{}]", "432[{}]", "433[{\"ok\":true}]"] {
+        assert_eq!(client.receive_text(SOON).as_deref(), Some(answer));
+    }
+    assert_eq!(howler.metric("howler_subscriptions"), 4_001);
+    couchdb.update("b7");
+    assert_eq!(client.receive_text(SOON).as_deref(), Some("42[\"change\",\"b7\"]"));
+}
+
+/// Waits until nothing is left of sessions that have ended.
+fn wait_until_released(howler: &Howler) {
+    let deadline = Instant::now() + 4 * SOON;
+    for metric in ["howler_subscriptions", "howler_databases_watched"] {
+        while howler.metric(metric) > 0 {
+            assert!(Instant::now() < deadline, "{metric} is {}", howler.metric(metric));
+            thread::sleep(A_MOMENT);
+        }
+    }
+}
+
+#[test]
+fn a_session_that_ends_half_way_through_a_list_leaves_nothing() {
+    let couchdb = couchdb();
+    for options in [&[][..], &["--access", "members"], &["--catch_up_sessions", "1"]] {
+        let howler = Howler::start_with(&couchdb, options);
+        let databases = names("a", 10_000);
+        for step in 0..6 {
+            let mut client = Client::logged_in(howler.address());
+            client.request(json!({"op": "subscribe", "dbs": databases}));
+            if step % 3 == 1 {
+                client.request(json!({"op": "unsubscribe", "dbs": databases}));
+            }
+            if step % 3 == 2 {
+                client.request(json!({"op": "log-out"}));
+            }
+            thread::sleep(step * Duration::from_millis(7));
+        }
+        let mut client = Client::socket_io_logged_in(howler.address());
+        client.send(&format!("421[\"subscribe\",{}]", json!(databases)));
+        drop(client);
+        wait_until_released(&howler);
+        let mut client = Client::logged_in(howler.address());
+        assert_eq!(client.ask(json!({"op": "subscribe", "dbs": databases}))["ok"], true);
+        assert_eq!(howler.metric("howler_subscriptions"), 10_000);
+    }
+}
+
+#[test]
+fn a_client_that_leaves_and_connects_again_keeps_none_of_a_long_list() {
+    let couchdb = couchdb();
+    let howler = Howler::start(&couchdb);
+    let mut client = Client::socket_io_logged_in(howler.address());
+    client.send(&format!("421[\"subscribe\",{}]", json!(names("a", 10_000))));
+    client.send("41");
+    client.send("40");
+    client.send("422[\"subscribe\",[\"mine\"]]");
+    let texts: Vec<String> = std::iter::from_fn(|| client.receive_text(SOON)).take(4).collect();
+    assert_eq!(texts.last().map(String::as_str), Some("432[{}]"), "{texts:?}");
+    assert_eq!(howler.metric("howler_subscriptions"), 1);
+    couchdb.update("a7");
+    couchdb.update("mine");
+    assert_eq!(client.receive_text(SOON).as_deref(), Some("42[\"change\",\"mine\"]"));
+}

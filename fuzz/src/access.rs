@@ -418,6 +418,7 @@ impl World {
     }
 
     fn end_turn(&mut self, steps: usize) {
+        self.access.sweep(&mut self.subscriptions);
         for _ in 0..steps {
             match self.access.next_step(&self.subscriptions) {
                 None => break,

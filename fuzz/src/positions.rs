@@ -553,6 +553,7 @@ impl World {
 
     /// As the server does: look-ups are sent, then clients are written to.
     fn end_turn(&mut self) {
+        self.positions.sweep(&mut self.subscriptions);
         self.positions.linger(self.now, &mut self.subscriptions);
         while let Some(batch) = self.positions.next_batch(&mut self.subscriptions) {
             let names = batch.databases.iter().map(|database| self.subscriptions.name(*database).to_owned()).collect();
@@ -729,7 +730,10 @@ impl World {
     /// Ends all subscriptions of a session, those too that were about to be.
     fn leave(&mut self, slot: u32) {
         let client = &mut self.clients[slot as usize];
-        let (given_back, _) = self.positions.cancel(key(slot, client.generation), &mut self.subscriptions);
+        let (given_back, held) = self.positions.cancel(key(slot, client.generation));
+        for database in held {
+            self.subscriptions.release(database);
+        }
         self.subscriptions.remove_session(slot);
         let Some(session) = &mut client.session else { return };
         let ids: BTreeSet<u64> = given_back
@@ -820,7 +824,7 @@ impl World {
 
     fn all_known(&self) -> bool {
         !self.positions.are_kept()
-            || self.subscriptions.all().into_iter().all(|database| {
+            || kept(&self.subscriptions).all(|database| {
                 !self.subscriptions.has_subscribers(database) || self.subscriptions.known(database).is_some()
             })
     }
@@ -875,4 +879,10 @@ fn names_in(names: &str) -> impl Iterator<Item = &'static str> {
 
 fn key(slot: u32, generation: u32) -> Key {
     Key { index: slot, generation }
+}
+
+/// The databases that are kept.
+fn kept(subscriptions: &Subscriptions) -> impl Iterator<Item = DatabaseId> {
+    let first = subscriptions.next_from(0);
+    std::iter::successors(first, |(slot, _)| subscriptions.next_from(slot + 1)).map(|(_, database)| database)
 }

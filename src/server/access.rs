@@ -3,7 +3,9 @@
 use super::{Purpose, Queue, Server};
 use crate::state::access::{Access, Decision, Step, Undecided, Verdict};
 use crate::state::admin_access::AdminUse;
+use crate::state::name_lists::{Intake, SLICE, Work};
 use crate::state::pool::{Answer, Owner};
+use crate::state::positions::Named;
 use crate::state::session::{Reply, Session};
 use crate::state::subscriptions::DatabaseId;
 use crate::state::table::Key;
@@ -16,6 +18,7 @@ use crate::wire::security::Security;
 const FIRST_CHECK: Millis = 2_000;
 /// No session is checked sooner than this after its last check, in milliseconds.
 const SOONEST_CHECK: Millis = 500;
+const UNAVAILABLE: &str = "ServiceUnavailableError";
 /// What a client is told when CouchDB could not say who may read a database.
 const UNDECIDED: &str = "The database server cannot be asked at the moment who may read this.";
 /// What a client is told when its user has too many databases waiting for that.
@@ -51,11 +54,42 @@ fn read_security(answer: Option<&Answer>) -> Result<Verdict, &'static str> {
 }
 
 impl Server {
-    /// A session subscribes: what it may read is decided first.
-    pub(super) fn subscribe(&mut self, key: Key, reply: Reply, names: &NameList, epoch: Option<Box<str>>, now: Millis) {
-        let Some(names) = self.checked(key, &reply, names, now) else { return };
+    /// A session subscribes: what it may read is decided first. A long list is worked off over turns.
+    pub(super) fn subscribe(&mut self, key: Key, reply: Reply, names: NameList, epoch: Option<Box<str>>, now: Millis) {
+        if !self.may_subscribe(key, &reply, &names, now) {
+            return;
+        }
+        let is_long = names.len() > SLICE;
+        let mut intake = Intake::new(reply, names, epoch);
+        if is_long {
+            return self.name_lists.push(key, Work::Intake(Box::new(intake)));
+        }
+        self.names_this_turn += intake.names.len();
+        self.read_names(key, &mut intake, SLICE);
+        let Intake { reply, databases, epoch, new, .. } = intake;
+        if !self.has_room_for(key, &reply, new, now) {
+            return self.release_all(databases);
+        }
+        if let Err(message) = self.decide(key, reply.clone(), databases, (epoch, None), now) {
+            self.refuse_subscribe(key, &reply, message, now);
+        }
+    }
+
+    /// Has a session subscribe to databases as soon as it is decided whether it may.
+    ///
+    /// # Errors
+    /// What to answer when too many databases of its user are not decided.
+    pub(super) fn decide(
+        &mut self,
+        key: Key,
+        reply: Reply,
+        names: Named,
+        (epoch, group): (Option<Box<str>>, Option<Key>),
+        now: Millis,
+    ) -> Result<(), &'static str> {
         let Some((user, roles)) = self.sessions.get(key).and_then(Session::user) else {
-            return self.release_all(names);
+            self.release_all(names);
+            return Ok(());
         };
         let mut unknown = Vec::new();
         for (database, _) in &names {
@@ -64,19 +98,29 @@ impl Server {
             }
         }
         if unknown.is_empty() {
-            return self.subscribe_decided(key, reply, names, epoch, now);
+            self.subscribe_decided(key, reply, names, (epoch, group), now);
+            return Ok(());
         }
         if !self.access.has_room(user, unknown.len()) {
             self.metrics.refused_questions += 1;
             self.release_all(names);
-            return self.refuse_subscribe(key, &reply, TOO_MANY_UNDECIDED, now);
+            return Err(TOO_MANY_UNDECIDED);
         }
-        let undecided = Access::undecided(key, reply, names, epoch);
+        let mut undecided = Access::undecided(key, reply, names, epoch);
+        undecided.group = group;
         self.access.wait(undecided, &unknown, user, now, &mut self.subscriptions);
+        Ok(())
+    }
+
+    /// Refuses a `subscribe` because too many databases of its user are not decided.
+    pub(super) fn refuse_undecided(&mut self, key: Key, reply: &Reply, now: Millis) {
+        self.metrics.refused_questions += 1;
+        self.refuse_subscribe(key, reply, TOO_MANY_UNDECIDED, now);
     }
 
     /// At the end of a turn: goes on with what became decided, and asks CouchDB what it made necessary to know.
     pub(super) fn run_access(&mut self, now: Millis) {
+        self.access.sweep(&mut self.subscriptions);
         self.reconsider_some();
         self.answer_decided(now);
         while self.may_ask(AdminUse::Security, now)
@@ -143,17 +187,21 @@ impl Server {
     fn answer_decided(&mut self, now: Millis) {
         let mut budget = ANSWERED_A_TURN;
         while budget > 0
-            && let Some(Undecided { session, reply, names, epoch, .. }) = self.access.next_ready()
+            && let Some(Undecided { session, reply, names, epoch, group, .. }) = self.access.next_ready()
         {
             budget = budget.saturating_sub(names.len().max(8));
-            self.subscribe_decided(session, reply, names, epoch, now);
+            self.subscribe_decided(session, reply, names, (epoch, group), now);
         }
         while budget > 0
             && let Some(late) = self.access.next_late()
         {
             budget = budget.saturating_sub(late.names.len().max(8));
+            if let Some(group) = late.group {
+                self.arrive_late(group, late.names, UNAVAILABLE, UNDECIDED);
+                continue;
+            }
             if let Some(session) = self.sessions.get_mut(late.session) {
-                session.answer_error(&late.reply, "ServiceUnavailableError", UNDECIDED);
+                session.answer_error(&late.reply, UNAVAILABLE, UNDECIDED);
                 self.dirty.push(late.session);
             }
             self.access.end(late, &mut self.subscriptions);

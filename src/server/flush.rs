@@ -123,7 +123,7 @@ impl Server {
     }
 
     fn flush_session(&mut self, key: Key, now: Millis) {
-        if self.access.is_withheld(key) {
+        if self.is_withheld(key) {
             return;
         }
         let Some(session) = self.sessions.get_mut(key) else { return };

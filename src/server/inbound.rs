@@ -145,6 +145,13 @@ impl Server {
             return;
         }
         let Some(peer) = self.peers.get_mut(key) else { return };
+        if let Protocol::WebSocket(session, _) = &peer.protocol
+            && self.name_lists.is_busy(*session)
+        {
+            // What comes next is read when the work for what came is done.
+            peer.unread = true;
+            return;
+        }
         // A client that does not read its answers may not ask on.
         if peer.connection.has_unsent() && !matches!(peer.protocol, Protocol::Lingering { .. }) {
             peer.unread = true;
@@ -458,7 +465,7 @@ impl Server {
         }
         match incoming {
             Incoming::Text(text) if probing => self.handle_probe(key, session, text, now),
-            Incoming::Text(text) => self.with_session(session, now, |session, turn| session.handle_message(text, turn)),
+            Incoming::Text(text) => self.hand_message(session, text, now),
             Incoming::Ping(payload) => {
                 if let Some(peer) = self.peers.get_mut(key) {
                     websocket::write_pong(peer.connection.queue(), payload);

@@ -14,6 +14,8 @@
 //! | `polling.rs` | sessions over HTTP long polling, and their upgrade |
 //! | `sessions.rs` | actions of sessions |
 //! | `access.rs` | who may subscribe to what, and who is still logged in |
+//! | `name_lists.rs` | long lists of names, worked off over turns |
+//! | `departures.rs` | sessions that end |
 //! | `positions.rs` | subscribing, look-ups of positions, resync |
 //! | `restarts.rs` | whether CouchDB restarted |
 //! | `outbound.rs` | connections to CouchDB: the feed, the log-ins |
@@ -27,6 +29,7 @@ mod access;
 mod admin;
 mod arrivals;
 mod credentials;
+mod departures;
 mod doors;
 mod events;
 mod farewell;
@@ -34,6 +37,7 @@ mod flush;
 mod http_exchange;
 mod inbound;
 mod memory;
+mod name_lists;
 mod operation;
 mod outbound;
 mod polling;
@@ -64,6 +68,7 @@ use crate::state::access::{Access, MAX_QUESTIONS, Policy as AccessPolicy};
 use crate::state::addresses::Addresses;
 use crate::state::admin_access::{AdminAccess, AdminEvent, AdminUse};
 use crate::state::catch_up::CatchUp;
+use crate::state::departures::Departures;
 use crate::state::dialer::{DialAction, Dialer};
 use crate::state::drain::Drain;
 use crate::state::feed::{Feed, FeedAction, FeedSettings};
@@ -73,6 +78,7 @@ use crate::state::limits::Limits;
 use crate::state::log_throttle::{LogThrottle, LogThrottles, MINUTE, TEN_MINUTES};
 use crate::state::login_limits::LoginLimits;
 use crate::state::metrics::{CloseReason, Metrics};
+use crate::state::name_lists::NameLists;
 use crate::state::pool::{self, Pool, PoolAction};
 use crate::state::positions::{Batch, MAX_BATCHES, Positions};
 use crate::state::proxies::TrustedProxies;
@@ -271,6 +277,14 @@ pub struct Server {
     unfinished: Vec<Key>,
     /// Names in the requests of this turn.
     names_this_turn: usize,
+    /// Names in the `subscribe` requests that were answered in this turn.
+    answered_this_turn: usize,
+    /// Subscriptions of sessions that have ended which ended in this turn.
+    ended_this_turn: usize,
+    name_lists: NameLists,
+    departures: Departures,
+    /// Databases whose subscribers are to be notified, each held once: it is not known whether they changed.
+    unnotified: VecDeque<DatabaseId>,
     /// Connections that are read in the next turn, because the names of this turn are used up; first come, first
     /// served.
     postponed: VecDeque<Key>,
@@ -543,6 +557,11 @@ impl Server {
             frames: flush::Frames::default(),
             unfinished: Vec::new(),
             names_this_turn: 0,
+            answered_this_turn: 0,
+            ended_this_turn: 0,
+            name_lists: NameLists::default(),
+            departures: Departures::default(),
+            unnotified: VecDeque::new(),
             postponed: VecDeque::new(),
             closed: Vec::new(),
             drain_within: settings.drain_within,
@@ -555,7 +574,11 @@ impl Server {
         let writes = !self.dirty.is_empty() || !self.flushing.is_empty();
         let evicts = self.unauthenticated.surplus().is_some();
         let reads = !self.unfinished.is_empty() || !self.postponed.is_empty();
-        if reads || writes || self.accept_pending || evicts || self.access.has_work() {
+        let works = !self.unnotified.is_empty()
+            || self.access.has_work()
+            || self.positions.has_work()
+            || self.name_lists.has_work();
+        if reads || writes || works || self.accept_pending || evicts || !self.departures.is_empty() {
             return Some(0);
         }
         let may_look_up = self.feed.is_streaming() && self.couchdb.admin.may_ask_soon(AdminUse::LookUp);
@@ -583,7 +606,10 @@ impl Server {
 
     /// Begins a turn: connections that the turn before had no time for are read first.
     pub fn begin_turn(&mut self, now: Millis) {
-        self.names_this_turn = 0;
+        (self.names_this_turn, self.answered_this_turn, self.ended_this_turn) = (0, 0, 0);
+        self.answer_ready();
+        self.end_departed(now);
+        self.notify_some();
         for _ in 0..self.postponed.len() {
             if self.is_busy() {
                 break;
@@ -690,8 +716,8 @@ impl Server {
             Protocol::WebSocket(session, _) => {
                 self.metrics.count_close(reason);
                 self.log_session_end(session, "ended", reason, now);
-                self.remember(session, now);
-                self.remove_session(session, now);
+                let memory = self.memory_of(session);
+                self.remove_session(session, memory, now);
             }
             Protocol::Handshake => self.metrics.count_close(reason),
             Protocol::Http(http) => {

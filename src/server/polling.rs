@@ -160,6 +160,7 @@ impl Server {
 
     /// Writes what a polling session has to say into the answer to its parked GET, if there is one.
     pub(super) fn flush_polling(&mut self, key: Key, now: Millis) {
+        let is_withheld = self.is_withheld(key);
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Dialect::SocketIo(version) = session.dialect() else { return };
         let Some(polling) = session.polling() else { return };
@@ -174,7 +175,7 @@ impl Server {
             payload::write_packet(&mut out, message, version);
         }
         let mut message = Vec::new();
-        while out.len() < MAX_PAYLOAD / 2 && !self.access.is_withheld(key) {
+        while out.len() < MAX_PAYLOAD / 2 && !is_withheld {
             let Some((database, _)) = self.subscriptions.take_dirty(key.index) else { break };
             self.metrics.notifications += 1;
             session.told = session.told.saturating_add(1);
@@ -377,10 +378,10 @@ impl Server {
             if self.sessions.get_mut(post.session).is_some_and(|session| !session.allows_message(rules, now)) {
                 return self.close_session(post.session, CloseReason::TooManyMessages, now);
             }
-            self.with_session(post.session, now, |session, turn| {
+            if let Some(session) = self.sessions.get_mut(post.session) {
                 session.handle_heard(now);
-                session.handle_message(packet, turn);
-            });
+            }
+            self.hand_message(post.session, packet, now);
         }
         // Of an authenticated client the answers to one post may be more.
         let piles_up = |session: &Session| match session.stage() {

@@ -1,54 +1,68 @@
 //! Subscribing, with the positions that tell what a client missed; and what is done when changes may have been lost.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashSet, VecDeque};
 
 use super::{Purpose, Queue, Server};
 use crate::state::access::Decision;
 use crate::state::admin_access::AdminUse;
 use crate::state::feed::Continuity;
 use crate::state::metrics::CloseReason;
+use crate::state::name_lists::{Intake, Removal, SLICE, Work};
 use crate::state::pool::{Answer, Owner};
 use crate::state::positions::{Batch, Named, Pending};
 use crate::state::restarts::Finding;
 use crate::state::resync::{Policy, Wave};
-use crate::state::session::{Dialect, Reply};
+use crate::state::session::{Dialect, Reply, Session};
 use crate::state::subscriptions::{DatabaseId, Subscriptions, TooManySubscriptions};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
-use crate::state::watch::IN_FLIGHT;
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::howler_v1::Refused;
 use crate::wire::names::NameList;
 use crate::wire::positions::{self, Given};
 
+/// Names of `subscribe` requests that are answered in one turn, about.
+const ANSWERED_A_TURN: usize = 2_000;
+/// Databases whose subscribers are notified in one turn because it is not known whether they changed.
+const NOTIFIED_A_TURN: usize = 2_000;
+/// A request costs at least as much as this many names.
+const ANSWER_COST: usize = 8;
 /// Time between questions for the epoch that were not answered, in milliseconds.
 const EPOCH_RETRY: Millis = 1_000;
 /// Why changes may have been lost, where nothing better is known.
 const AWAY: &str = "CouchDB was away";
 
 impl Server {
-    /// The databases of a `subscribe`, each once and held; None when they are refused.
-    pub(super) fn checked(&mut self, key: Key, reply: &Reply, names: &NameList, now: Millis) -> Option<Named> {
-        self.names_this_turn += names.len();
-        let unanswered = self.positions.pending_requests(key) + self.access.pending_requests(key);
-        if unanswered >= self.limits.requests {
+    /// Returns whether a `subscribe` may come in; else it is answered.
+    pub(super) fn may_subscribe(&mut self, key: Key, reply: &Reply, names: &NameList, now: Millis) -> bool {
+        let waiting = self.positions.pending_requests(key) + self.access.pending_requests(key);
+        if waiting + self.name_lists.pending_requests(key) >= self.limits.requests {
             self.close_session(key, CloseReason::TooManyRequests, now);
-            return None;
+            return false;
         }
         let longest = self.limits.name;
         if names.longest() > longest {
             self.refuse_subscribe(key, reply, &format!("a database name is longer than {longest} bytes"), now);
-            return None;
+            return false;
         }
         if let Some(retry_after) = self.memory_rejection() {
-            let session = self.sessions.get_mut(key)?;
-            session.answer_unavailable(reply, OUT_OF_MEMORY, retry_after);
-            return None;
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.answer_unavailable(reply, OUT_OF_MEMORY, retry_after);
+                self.dirty.push(key);
+            }
+            return false;
         }
-        let most = self.limits.subscriptions;
-        let pending = self.positions.pending_names(key) + self.access.pending_names(key);
-        let (mut databases, mut places, mut new) = (Named::new(), HashMap::new(), 0);
-        for (name, given) in names.iter() {
+        true
+    }
+
+    /// Reads names of a `subscribe` into its databases, each once and held, at most so many names; returns whether
+    /// all of them are read, or too many of them are new.
+    pub(super) fn read_names(&mut self, key: Key, intake: &mut Intake, most: usize) -> bool {
+        let Intake { names, read, databases, places, new, unknown, .. } = intake;
+        let Some((user, roles)) = self.sessions.get(key).and_then(Session::user) else { return true };
+        for _ in 0..most {
+            let Some((name, given)) = names.get(*read) else { return true };
+            *read += 1;
             let database = self.subscriptions.hold(name);
             if let Some(place) = places.get(&database) {
                 // The last one counts, as in any JSON object.
@@ -59,22 +73,30 @@ impl Server {
             }
             places.insert(database, databases.len());
             databases.push((database, given));
-            new += usize::from(!self.subscriptions.has(key.index, database));
-            if new > most {
-                break;
+            *new += usize::from(!self.subscriptions.has(key.index, database));
+            let decision = self.access.decide(database, user, roles, &self.subscriptions);
+            *unknown += usize::from(decision == Decision::Unknown);
+            if *new > self.limits.subscriptions {
+                return true;
             }
         }
+        *read == names.len()
+    }
+
+    /// Returns whether a session may have so many more subscriptions; else its request is refused.
+    pub(super) fn has_room_for(&mut self, key: Key, reply: &Reply, new: usize, now: Millis) -> bool {
+        let most = self.limits.subscriptions;
+        let waiting = self.positions.pending_names(key) + self.access.pending_names(key);
+        let pending = waiting + self.name_lists.pending_names(key);
         if new + pending > 0 && self.subscriptions.count(key.index) + new + pending > most {
-            self.release_all(databases);
             self.refuse_subscribe(key, reply, &too_many(most), now);
-            return None;
+            return false;
         }
         if let Some(limit) = self.user_limit_exceeded(key, new + pending) {
-            self.release_all(databases);
             self.refuse_subscribe(key, reply, &too_many_of_user(limit), now);
-            return None;
+            return false;
         }
-        Some(databases)
+        true
     }
 
     /// Ends the holds of names that a request does not need any more, and forgets what is known of databases that nobody
@@ -86,7 +108,7 @@ impl Server {
     }
 
     /// Returns the limit of subscriptions of a user when so many more for a session exceed it.
-    fn user_limit_exceeded(&self, key: Key, more: usize) -> Option<usize> {
+    pub(super) fn user_limit_exceeded(&self, key: Key, more: usize) -> Option<usize> {
         let session = self.sessions.get(key).filter(|_| more > 0)?;
         let count = self.subscriptions.count(key.index) + more;
         self.user_totals.exceeded(session.user_name()?, session.counted.as_deref(), count)
@@ -116,35 +138,50 @@ impl Server {
         key: Key,
         reply: Reply,
         mut names: Named,
-        epoch: Option<Box<str>>,
+        (epoch, group): (Option<Box<str>>, Option<Key>),
         now: Millis,
     ) {
         let Some(session) = self.sessions.get_mut(key) else { return self.release_all(names) };
         if session.dialect() != Dialect::Json {
             for (database, given) in &mut names {
-                let remembered = session.user_name().and_then(|user| self.catch_up.recall(user, *database, now));
-                *given = remembered.map_or(Given::Nothing, |position| position.map_or(Given::Foreign, Given::At));
+                *given = session.user_name().map_or(Given::Nothing, |user| {
+                    let Self { catch_up, departures, subscriptions, .. } = self;
+                    match catch_up.recall(user, *database, now) {
+                        Some(position) => position.map_or(Given::Foreign, Given::At),
+                        None if departures.may_subscribe(user, *database, subscriptions) => Given::Foreign,
+                        None => Given::Nothing,
+                    }
+                });
             }
         }
         let waits = session.dialect() == Dialect::Json || names.iter().any(|(_, given)| given.is_given());
-        let pending = Pending::new(key, reply, names, epoch);
+        let mut pending = Pending::new(key, reply, names, epoch);
+        pending.group = group;
         if waits {
             self.positions.wait(pending, now, &mut self.subscriptions);
             self.answer_ready();
         } else {
-            self.complete_subscription(&pending);
-            self.release_all(pending.names);
+            self.answer_subscription(pending);
         }
-        self.dirty.push(key);
     }
 
-    /// Answers every `subscribe` whose positions are known.
+    /// Answers the `subscribe` requests whose positions are known: in one turn some of them.
     pub(super) fn answer_ready(&mut self) {
-        while let Some(pending) = self.positions.next_ready() {
-            self.complete_subscription(&pending);
-            self.dirty.push(pending.session);
-            self.release_all(pending.names);
+        while self.answered_this_turn < ANSWERED_A_TURN
+            && let Some(pending) = self.positions.next_ready()
+        {
+            self.answer_subscription(pending);
         }
+    }
+
+    fn answer_subscription(&mut self, pending: Pending) {
+        self.answered_this_turn += pending.names.len().max(ANSWER_COST);
+        if let Some(group) = pending.group {
+            return self.name_lists.arrive(group, pending.names);
+        }
+        self.complete_subscription(&pending);
+        self.dirty.push(pending.session);
+        self.release_all(pending.names);
     }
 
     /// Subscribes and compares in one step: what changes from here on is told after this answer.
@@ -222,49 +259,36 @@ impl Server {
         self.recount_user(key);
     }
 
-    /// A session ends whose client may come back: how far its databases had come.
-    pub(super) fn remember(&mut self, key: Key, now: Millis) {
-        let Self { sessions, subscriptions, catch_up, access, wave, last_wave, .. } = self;
-        let Some(session) = sessions.get(key).filter(|session| session.dialect() != Dialect::Json) else { return };
-        let (true, Some(user)) = (catch_up.is_on(), session.user_name()) else { return };
-        let reached = wave.is_none() && last_wave.is_none_or(|at| at + IN_FLIGHT < session.heard());
-        let databases = subscriptions.of_session(key.index).map(|(database, told)| {
-            let certain = told
-                && !subscriptions.holds_back(database)
-                && subscriptions.watch(database).told_by(session.heard())
-                && reached;
-            (database, access.told(database, subscriptions).filter(|_| certain))
-        });
-        catch_up.remember(user, &databases.collect::<Vec<_>>(), now, subscriptions);
-    }
-
-    pub(super) fn unsubscribe(&mut self, key: Key, reply: &Reply, names: &NameList) {
+    pub(super) fn unsubscribe(&mut self, key: Key, reply: Reply, names: NameList) {
+        if names.len() > SLICE {
+            return self.name_lists.push(key, Work::Remove(Box::new(Removal::new(reply, names))));
+        }
         self.names_this_turn += names.len();
         // What is not kept nobody subscribes to or waits for.
         let databases: HashSet<_> = names.iter().filter_map(|(name, _)| self.subscriptions.find(name)).collect();
         for database in &databases {
             self.subscriptions.unsubscribe(key.index, *database);
         }
-        self.access.withdraw(key, &databases, &mut self.subscriptions);
-        self.positions.withdraw(key, &databases, &mut self.subscriptions);
+        self.withdraw(key, &databases);
         for database in &databases {
             self.access.drop_unused(*database, &mut self.subscriptions);
         }
+        self.answer_unsubscribed(key, &reply);
+    }
+
+    /// Withdraws databases from whatever a session waits for.
+    pub(super) fn withdraw(&mut self, key: Key, databases: &HashSet<DatabaseId>) {
+        self.access.withdraw(key, databases, &mut self.subscriptions);
+        self.positions.withdraw(key, databases, &mut self.subscriptions);
+        self.name_lists.withdraw(key, databases);
+    }
+
+    pub(super) fn answer_unsubscribed(&mut self, key: Key, reply: &Reply) {
         self.answer_ready();
         self.recount_user(key);
         if let Some(session) = self.sessions.get_mut(key) {
             session.answer_ok(reply);
         }
-    }
-
-    /// Ends all subscriptions of a session; what is known of databases that nobody else subscribes to is forgotten.
-    pub(super) fn end_subscriptions(&mut self, key: Key) {
-        let mut databases = Vec::new();
-        if self.access.is_restricted() {
-            databases.extend(self.subscriptions.of_session(key.index).map(|(database, _)| database));
-        }
-        self.subscriptions.remove_session(key.index);
-        self.drop_unused(databases);
     }
 
     /// Forgets what is known of databases that nobody needs any more.
@@ -274,29 +298,20 @@ impl Server {
         }
     }
 
-    /// Ends all subscriptions of a session and takes its requests back. Returns how each wanted to be answered.
+    /// Takes the requests of a session back. Returns how each wanted to be answered.
     pub(super) fn cancel_subscribes(&mut self, key: Key) -> Vec<Reply> {
-        let (mut replies, awaited) = self.positions.cancel(key, &mut self.subscriptions);
+        let (mut replies, held) = self.positions.cancel(key);
+        self.name_lists.release_databases(held);
         replies.extend(self.access.cancel(key, &mut self.subscriptions));
-        self.end_subscriptions(key);
-        self.drop_unused(awaited);
         replies
-    }
-
-    /// Ends all subscriptions of a session, those too that were about to be.
-    pub(super) fn leave(&mut self, key: Key) {
-        let replies = self.cancel_subscribes(key);
-        self.recount_user(key);
-        for reply in replies {
-            if let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_active()) {
-                session.answer_error(&reply, "NotAuthenticatedError", "somebody else has logged in");
-            }
-        }
     }
 
     /// At the end of a turn: sends the look-ups that it asked for, all in as few requests as can be.
     pub fn send_look_ups(&mut self, now: Millis) {
         self.run_access(now);
+        self.work_on_lists(now);
+        let dropped = self.positions.sweep(&mut self.subscriptions);
+        self.drop_unused(dropped);
         self.positions.linger(now, &mut self.subscriptions);
         while self.may_ask(AdminUse::LookUp, now)
             && let Some(batch) = self.positions.next_batch(&mut self.subscriptions)
@@ -344,11 +359,31 @@ impl Server {
     /// Where the first stream starts is known. Who subscribed before that may have missed something.
     pub(super) fn handle_pinned(&mut self) {
         if !self.followed {
-            for database in self.positions.handle_doubt(0, &mut self.subscriptions) {
-                self.subscriptions.mark(database, ChangeKind::Updated, &mut self.woken);
-            }
-            self.wake();
+            let unknown = self.positions.handle_doubt(0, &mut self.subscriptions);
+            self.notify_later(unknown);
         }
+    }
+
+    /// Has the subscribers of databases notified, over the next turns where there are many.
+    fn notify_later(&mut self, databases: Vec<DatabaseId>) {
+        for database in &databases {
+            self.subscriptions.hold_id(*database);
+        }
+        self.unnotified.extend(databases);
+        self.notify_some();
+    }
+
+    /// Goes on with [`Self::notify_later`]: in one turn with some databases.
+    pub(super) fn notify_some(&mut self) {
+        for _ in 0..NOTIFIED_A_TURN {
+            let Some(database) = self.unnotified.pop_front() else {
+                self.unnotified = VecDeque::new();
+                break;
+            };
+            self.subscriptions.mark(database, ChangeKind::Updated, &mut self.woken);
+            self.subscriptions.release(database);
+        }
+        self.wake();
     }
 
     /// The feed missed something after a moment, which shows in the positions; where one is not known, the database
@@ -356,10 +391,7 @@ impl Server {
     pub(super) fn handle_gap(&mut self, followed_until: Millis, now: Millis) {
         let unknown = self.positions.handle_doubt(followed_until, &mut self.subscriptions);
         if self.positions.are_kept() {
-            for database in unknown {
-                self.subscriptions.mark(database, ChangeKind::Updated, &mut self.woken);
-            }
-            self.wake();
+            self.notify_later(unknown);
         } else if self.resync != Policy::Off {
             self.start_wave("the feed of changes has a gap", now);
         }
@@ -512,14 +544,14 @@ impl Server {
 }
 
 /// The error of a request beyond a limit.
-const LIMIT_ERROR: &str = "LimitError";
+pub(super) const LIMIT_ERROR: &str = "LimitError";
 /// What a client is told that may not subscribe for want of memory.
 const OUT_OF_MEMORY: &str = "The server uses too much memory at the moment.";
 
-fn too_many_of_user(most: usize) -> String {
+pub(super) fn too_many_of_user(most: usize) -> String {
     format!("a user may have {most} subscriptions over all sessions and no more")
 }
 
-fn too_many(most: usize) -> String {
+pub(super) fn too_many(most: usize) -> String {
     format!("a client may have {most} subscriptions and no more")
 }

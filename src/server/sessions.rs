@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::http_exchange::Exchange;
 use super::polling::sid_of;
 use super::{Purpose, Queue, Requests, Server, Timer};
+use crate::state::departures::Memory;
 use crate::state::login_limits::{Admission, Kind, Outcome, Rejection};
 use crate::state::metrics::CloseReason;
 use crate::state::pool::{self, Answer, MAX_ATTEMPTS, NoAnswer, Owner, Submission};
@@ -112,11 +113,9 @@ impl Server {
         for action in actions.drain(..) {
             match action {
                 Action::LogIn(credentials) => self.log_in(key, &credentials, now),
-                Action::Subscribe(reply, names, epoch) => self.subscribe(key, reply, &names, epoch, now),
-                Action::Unsubscribe(reply, names) => self.unsubscribe(key, &reply, &names),
-                Action::Resume(text) => {
-                    self.with_session(key, now, |session, turn| session.handle_message(&text, turn));
-                }
+                Action::Subscribe(reply, names, epoch) => self.subscribe(key, reply, names, epoch, now),
+                Action::Unsubscribe(reply, names) => self.unsubscribe(key, reply, names),
+                Action::Resume(text) => self.hand_message(key, &text, now),
                 Action::Leave => self.leave(key),
                 Action::Connect => self.confirm_connect(key),
                 Action::Ping => self.ping(key),
@@ -351,7 +350,7 @@ impl Server {
 
     /// Ends a session whose client is still there: what it has to say leaves, then the transport is closed.
     pub(super) fn close_session(&mut self, key: Key, reason: CloseReason, now: Millis) {
-        self.remember(key, now);
+        let memory = self.memory_of(key);
         self.log_session_end(key, "closed", reason, now);
         let Some(session) = self.sessions.get_mut(key) else { return };
         self.metrics.count_close(reason);
@@ -369,14 +368,18 @@ impl Server {
                 }
             }
         }
-        self.remove_session(key, now);
+        self.remove_session(key, memory, now);
     }
 
-    pub(super) fn remove_session(&mut self, key: Key, now: Millis) {
+    pub(super) fn remove_session(&mut self, key: Key, memory: Option<Memory>, now: Millis) {
         self.abandon_log_in(key, now);
         self.delist(Timer::Session(key));
         self.leave_polling(key);
-        let Some(mut session) = self.sessions.remove(key) else { return };
+        // What it was about to end is not what broke.
+        let cancelled = self.name_lists.remove(key);
+        self.give_up_reserves(&cancelled);
+        let memory = memory.filter(|_| !cancelled.leaves);
+        let Some(mut session) = self.depart(key, memory, now) else { return };
         self.user_totals.recount(None, &mut session.counted, 0);
         self.cancel_subscribes(key);
     }

@@ -57,6 +57,8 @@ pub const MAX_WAITING_OF_USER: usize = 20_000;
 pub const MAX_WAITING: usize = 200_000;
 /// Refreshes, retries and late names that are handled in one turn.
 const EXPIRED_A_TURN: usize = 1_000;
+/// Names of cancelled requests that are released in one turn, about.
+const SWEPT_A_TURN: usize = 2_000;
 /// A queue may hold so many questions beyond those that are waited for.
 const MAX_STALE: usize = 256;
 
@@ -116,8 +118,22 @@ pub struct Undecided {
     pub names: Named,
     /// The epoch of the positions beside the names.
     pub epoch: Option<Box<str>>,
+    /// The list that it is a part of.
+    pub group: Option<Key>,
     /// The databases that it waits for.
     awaits: HashSet<DatabaseId>,
+    stage: Stage,
+}
+
+/// Where a `subscribe` stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Some of its databases are not decided.
+    Waiting,
+    /// All are.
+    Ready,
+    /// It was taken back: its holds are still to end.
+    Cancelled,
 }
 
 /// Where the question about a database is.
@@ -264,8 +280,10 @@ pub struct Access {
     passes: VecDeque<Pass>,
     /// Sessions that are not written to before they were reconsidered.
     withheld: HashSet<Key>,
-    ready: VecDeque<Undecided>,
+    /// Requests that are decided; some of them were taken back.
+    ready: VecDeque<Key>,
     late: VecDeque<Undecided>,
+    cancelled: VecDeque<Key>,
 }
 
 impl Access {
@@ -288,6 +306,7 @@ impl Access {
             withheld: HashSet::new(),
             ready: VecDeque::new(),
             late: VecDeque::new(),
+            cancelled: VecDeque::new(),
         }
     }
 
@@ -370,6 +389,29 @@ impl Access {
         own <= MAX_WAITING_OF_USER && own <= MAX_WAITING.saturating_sub(self.awaited)
     }
 
+    /// Returns how many databases all requests wait for, and what is kept for others to come.
+    pub fn awaited(&self) -> usize {
+        self.awaited
+    }
+
+    /// Keeps room for databases of a user that a long list is about to wait for.
+    pub fn reserve(&mut self, user: &str, count: usize) {
+        if count > 0 {
+            *self.awaited_by.entry(user.into()).or_default() += count;
+            self.awaited += count;
+        }
+    }
+
+    /// Gives room back that [`Access::reserve`] has kept.
+    pub fn give_up_reserve(&mut self, user: &str, count: usize) {
+        let Some(awaited) = self.awaited_by.get_mut(user) else { return };
+        *awaited -= count;
+        self.awaited -= count;
+        if *awaited == 0 {
+            self.awaited_by.remove(user);
+        }
+    }
+
     /// Puts a `subscribe` of a user aside until all its databases are decided.
     pub fn wait(
         &mut self,
@@ -407,7 +449,7 @@ impl Access {
 
     /// Creates a `subscribe` that waits; see [`Access::wait`].
     pub fn undecided(session: Key, reply: Reply, names: Named, epoch: Option<Box<str>>) -> Undecided {
-        Undecided { session, reply, names, epoch, awaits: HashSet::new() }
+        Undecided { session, reply, names, epoch, group: None, awaits: HashSet::new(), stage: Stage::Waiting }
     }
 
     fn requests_of(&self, session: Key) -> impl Iterator<Item = Key> {
@@ -420,9 +462,10 @@ impl Access {
         requests.map(|undecided| undecided.names.len()).sum()
     }
 
-    /// Returns how many requests of a session wait.
+    /// Returns how many requests of a session wait, not counting parts of lists.
     pub fn pending_requests(&self, session: Key) -> usize {
-        self.requests_of(session).count()
+        let requests = self.requests_of(session).filter_map(|key| self.undecided.get(key));
+        requests.filter(|undecided| undecided.group.is_none()).count()
     }
 
     /// Withdraws databases from the requests of a session, in time linear in both. A request that waits for nothing
@@ -445,23 +488,20 @@ impl Access {
                 self.release(database, subscriptions);
             }
             if is_ready {
-                let undecided = self.take_undecided(key);
-                self.ready.extend(undecided);
+                self.make_ready(key);
             }
         }
         self.drop_stale_questions(session);
     }
 
-    /// Takes all requests of a session back. Returns how each wanted to be answered.
+    /// Takes all requests of a session back. Returns how each wanted to be answered. Their holds end in
+    /// [`Access::sweep`].
     pub fn cancel(&mut self, session: Key, subscriptions: &mut Subscriptions) -> Vec<Reply> {
         let mut over = Vec::new();
-        for queue in [&mut self.ready, &mut self.late] {
-            if !queue.iter().any(|undecided| undecided.session == session) {
-                continue;
-            }
+        if self.late.iter().any(|undecided| undecided.session == session) {
             let (cancelled, others): (VecDeque<_>, _) =
-                queue.drain(..).partition(|undecided| undecided.session == session);
-            *queue = others;
+                self.late.drain(..).partition(|undecided| undecided.session == session);
+            self.late = others;
             over.extend(cancelled);
         }
         for undecided in over {
@@ -469,14 +509,32 @@ impl Access {
         }
         self.withheld.remove(&session);
         let mut replies = Vec::new();
-        for key in self.requests_of(session).collect::<Vec<_>>() {
-            if let Some(undecided) = self.give_up(key, subscriptions) {
-                replies.push(undecided.reply.clone());
-                self.end(undecided, subscriptions);
+        if let Some(awaits) = self.shares.get(&session).map(|share| share.awaits) {
+            for key in self.requests_of(session).collect::<Vec<_>>() {
+                if let Some(undecided) = self.undecided.get_mut(key) {
+                    undecided.stage = Stage::Cancelled;
+                    replies.push(undecided.reply.clone());
+                    self.cancelled.push_back(key);
+                }
             }
+            self.uncount(session, awaits);
+            self.shares.remove(&session);
         }
         self.questions.of_sessions.remove_owner(session);
         replies
+    }
+
+    /// Ends the holds of requests that were cancelled: in one turn those of some.
+    pub fn sweep(&mut self, subscriptions: &mut Subscriptions) {
+        let mut budget = SWEPT_A_TURN;
+        while budget > 0
+            && let Some(key) = self.cancelled.pop_front()
+        {
+            let Some(undecided) = self.undecided.remove(key) else { continue };
+            budget = budget.saturating_sub(undecided.names.len().max(1));
+            self.forget_waiter(undecided.awaits.iter().copied(), subscriptions);
+            self.end(undecided, subscriptions);
+        }
     }
 
     /// Ends the holds of a request that is not to be answered, or was rejected.
@@ -492,6 +550,16 @@ impl Access {
         self.drop_unused(database, subscriptions);
     }
 
+    /// A request does not wait any more. It can be taken back until its turn comes.
+    fn make_ready(&mut self, key: Key) {
+        if let Some(undecided) = self.undecided.get_mut(key)
+            && undecided.stage == Stage::Waiting
+        {
+            undecided.stage = Stage::Ready;
+            self.ready.push_back(key);
+        }
+    }
+
     /// Takes a request out that is not decided.
     fn give_up(&mut self, key: Key, subscriptions: &mut Subscriptions) -> Option<Undecided> {
         let awaited: Vec<DatabaseId> = self.undecided.get_mut(key)?.awaits.drain().collect();
@@ -503,27 +571,27 @@ impl Access {
     /// A request does not wait any more for these databases.
     fn stop_waiting(&mut self, session: Key, databases: &[DatabaseId], subscriptions: &mut Subscriptions) {
         self.uncount(session, databases.len());
+        self.forget_waiter(databases.iter().copied(), subscriptions);
+    }
+
+    /// A request less waits for each of these databases.
+    fn forget_waiter(&mut self, databases: impl Iterator<Item = DatabaseId>, subscriptions: &mut Subscriptions) {
         for database in databases {
-            if let Some(entry) = self.entries.get_mut(database) {
+            if let Some(entry) = self.entries.get_mut(&database) {
                 entry.waiters = entry.waiters.saturating_sub(1);
             }
-            self.drop_unused(*database, subscriptions);
+            self.drop_unused(database, subscriptions);
         }
     }
 
     fn uncount(&mut self, session: Key, count: usize) {
         let Some(share) = self.shares.get_mut(&session) else { return };
         share.awaits -= count;
-        self.awaited -= count;
-        if let Some(awaited) = self.awaited_by.get_mut(&share.user) {
-            *awaited -= count;
-            if *awaited == 0 {
-                self.awaited_by.remove(&share.user);
-            }
-        }
+        let user = share.user.clone();
         if share.requests.is_empty() {
             self.shares.remove(&session);
         }
+        self.give_up_reserve(&user, count);
     }
 
     /// Takes a request out of the tables.
@@ -557,7 +625,15 @@ impl Access {
 
     /// Returns the next request all of whose databases are decided.
     pub fn next_ready(&mut self) -> Option<Undecided> {
-        self.ready.pop_front()
+        while let Some(key) = self.ready.pop_front() {
+            if self.undecided.get(key).is_none_or(|undecided| undecided.stage != Stage::Ready) {
+                continue;
+            }
+            if let Some(undecided) = self.take_undecided(key) {
+                return Some(undecided);
+            }
+        }
+        None
     }
 
     /// Returns the next request that could not be decided in time.
@@ -744,11 +820,13 @@ impl Access {
         for key in waiting {
             let Some(undecided) = self.undecided.get_mut(key) else { continue };
             if undecided.awaits.remove(&database) {
+                if undecided.stage == Stage::Cancelled {
+                    continue;
+                }
                 let (session, is_ready) = (undecided.session, undecided.awaits.is_empty());
                 self.uncount(session, 1);
                 if is_ready {
-                    let undecided = self.take_undecided(key);
-                    self.ready.extend(undecided);
+                    self.make_ready(key);
                 }
             }
         }
@@ -820,7 +898,8 @@ impl Access {
 
     /// Returns whether there are steps to take or requests to answer now.
     pub fn has_work(&self) -> bool {
-        !self.passes.is_empty() || !self.ready.is_empty() || !self.late.is_empty()
+        let sweeps = !self.cancelled.is_empty();
+        sweeps || !self.passes.is_empty() || !self.ready.is_empty() || !self.late.is_empty()
     }
 
     /// Returns the next step of reconsidering subscriptions. Whatever subscribers come and go between two steps, each
@@ -884,6 +963,9 @@ impl Access {
             && budget > 0
         {
             self.deadlines.pop_front();
+            if self.undecided.get(key).is_some_and(|undecided| undecided.stage != Stage::Waiting) {
+                continue;
+            }
             if let Some(undecided) = self.give_up(key, subscriptions) {
                 budget = budget.saturating_sub(undecided.names.len());
                 let session = undecided.session;
@@ -922,7 +1004,8 @@ impl Access {
             return self.queue_doubt(database);
         }
         for key in &entry.waiting {
-            if let Some(undecided) = self.undecided.get(*key).filter(|one| one.awaits.contains(&database)) {
+            let waits = |one: &&Undecided| one.stage == Stage::Waiting && one.awaits.contains(&database);
+            if let Some(undecided) = self.undecided.get(*key).filter(waits) {
                 entry.question = Question::Queued;
                 self.questions.of_sessions.push(undecided.session, database);
             }
@@ -1089,7 +1172,10 @@ mod tests {
             std::iter::from_fn(|| self.access.next_step(&self.subscriptions)).collect()
         }
 
-        fn assert_empty(&self) {
+        fn assert_empty(&mut self) {
+            while !self.access.cancelled.is_empty() {
+                self.access.sweep(&mut self.subscriptions);
+            }
             let access = &self.access;
             assert!(access.entries.is_empty() && access.shares.is_empty() && access.awaited_by.is_empty());
             assert_eq!((access.awaited, access.undecided.len(), self.subscriptions.held()), (0, 0, 0));

@@ -45,6 +45,9 @@ const ALWAYS_WANTED: usize = 1_000;
 /// Databases that are taken from the queue in one turn; those that nobody needs any more are dropped.
 const TAKEN_A_TURN: usize = 4 * MAX_NAMES;
 
+/// Databases of cancelled requests that are released in one turn, and databases that are looked at after a doubt.
+const SWEPT_A_TURN: usize = 2_000;
+
 /// The databases of a request, each once and held once, with the position that the client gave.
 pub type Named = Vec<(DatabaseId, Given)>;
 
@@ -59,14 +62,18 @@ pub struct Pending {
     pub names: Named,
     /// The epoch of the positions that the client knows, where it says so.
     pub epoch: Option<Box<str>>,
+    /// The list that it is a part of.
+    pub group: Option<Key>,
     /// The databases whose positions it waits for.
     awaits: HashSet<DatabaseId>,
+    /// Whether its answer is due.
+    is_ready: bool,
 }
 
 impl Pending {
     /// A `subscribe` that waits for nothing yet.
     pub fn new(session: Key, reply: Reply, names: Named, epoch: Option<Box<str>>) -> Self {
-        Self { session, reply, names, epoch, awaits: HashSet::new() }
+        Self { session, reply, names, epoch, group: None, awaits: HashSet::new(), is_ready: false }
     }
 
     /// It was answered, or is not to be.
@@ -134,8 +141,12 @@ pub struct Positions {
     lingering: VecDeque<(Millis, DatabaseId)>,
     retry_at: Option<Millis>,
     backoff: Backoff,
-    /// Requests whose answer is due.
-    ready: VecDeque<Pending>,
+    /// Requests whose answer is due; some of them were taken back.
+    ready: VecDeque<Key>,
+    /// From which slot on databases are still to be looked up that are not known.
+    unchecked_from: Option<u32>,
+    /// Databases that sessions wanted which do not any more; somebody else may.
+    unowned: VecDeque<DatabaseId>,
 }
 
 impl Positions {
@@ -156,6 +167,8 @@ impl Positions {
             retry_at: None,
             backoff: Backoff::default(),
             ready: VecDeque::new(),
+            unchecked_from: None,
+            unowned: VecDeque::new(),
         }
     }
 
@@ -182,9 +195,9 @@ impl Positions {
         self.pending_of(session).map(|pending| pending.names.len()).sum()
     }
 
-    /// How many requests of a session wait.
+    /// How many requests of a session wait, not counting parts of lists.
     pub fn pending_requests(&self, session: Key) -> usize {
-        self.pending_of.get(&session).map_or(0, Vec::len)
+        self.pending_of(session).filter(|pending| pending.group.is_none()).count()
     }
 
     fn pending_of(&self, session: Key) -> impl Iterator<Item = &Pending> {
@@ -202,30 +215,27 @@ impl Positions {
         subscriptions.keeps_orphans = self.are_kept();
         // Lines that came before the first one was known may be of an earlier one, too.
         self.era += 1;
-        for database in subscriptions.all() {
-            subscriptions.watch_mut(database).forget();
-        }
+        subscriptions.for_each_watch(|_, _, watch| watch.forget());
         if self.epoch == Epoch::Never {
             self.answer_all();
-            self.want_nothing(subscriptions);
+            self.waiting_for.clear();
+            self.unchecked_from = None;
         } else {
-            self.want_unknown(subscriptions);
+            self.unchecked_from = Some(0);
         }
         other
     }
 
-    /// Nothing is looked up any more, and so kept for that.
-    fn want_nothing(&mut self, subscriptions: &mut Subscriptions) {
-        self.waiting_for.clear();
-        while let Some((_, database)) = self.wanted.pop() {
-            subscriptions.watch_mut(database).wanted = false;
-            subscriptions.release(database);
-        }
-    }
-
-    /// Has everything that someone subscribes to looked up that is not known.
+    /// Has what someone subscribes to looked up that is not known: in one turn some of it.
     fn want_unknown(&mut self, subscriptions: &mut Subscriptions) {
-        for database in subscriptions.all() {
+        let Some(from) = self.unchecked_from.filter(|_| self.are_kept()) else { return };
+        let mut next = Some(from);
+        for _ in 0..SWEPT_A_TURN {
+            let Some((slot, database)) = next.and_then(|slot| subscriptions.next_from(slot)) else {
+                self.unchecked_from = None;
+                return;
+            };
+            next = Some(slot + 1);
             let needed = subscriptions.has_subscribers(database) || self.is_awaited(database);
             if !needed {
                 // Nobody is told of what comes, so what a later look-up finds is no news either.
@@ -234,6 +244,7 @@ impl Positions {
                 self.want(database, None, subscriptions);
             }
         }
+        self.unchecked_from = next;
     }
 
     /// Lines of the feed may have been missed, all up to a moment having come: all positions are looked up anew, and what
@@ -241,15 +252,11 @@ impl Positions {
     pub fn handle_doubt(&mut self, followed_until: Millis, subscriptions: &mut Subscriptions) -> Vec<DatabaseId> {
         self.era += 1;
         let mut unknown = Vec::new();
-        for database in subscriptions.all() {
-            if subscriptions.has_subscribers(database) && subscriptions.watch(database).awaits_lines(followed_until) {
-                unknown.push(database);
-            }
-            subscriptions.watch_mut(database).doubt();
-        }
-        if self.are_kept() {
-            self.want_unknown(subscriptions);
-        }
+        subscriptions.for_each_watch(|database, is_subscribed, watch| {
+            unknown.extend((is_subscribed && watch.awaits_lines(followed_until)).then_some(database));
+            watch.doubt();
+        });
+        self.unchecked_from = self.are_kept().then_some(0);
         unknown
     }
 
@@ -291,11 +298,13 @@ impl Positions {
                 }
             }
         }
-        if awaited.is_empty() {
-            return self.ready.push_back(pending);
-        }
         pending.awaits = awaited.iter().copied().collect();
+        let is_due = awaited.is_empty();
         let key = self.pending.insert(pending);
+        self.pending_of.entry(session).or_default().push(key);
+        if is_due {
+            return self.answer(key);
+        }
         for database in awaited {
             let waiting = self.waiting_for.entry(database).or_default();
             if waiting.len() == waiting.capacity() {
@@ -304,7 +313,6 @@ impl Positions {
             }
             waiting.push(key);
         }
-        self.pending_of.entry(session).or_default().push(key);
         self.deadlines.push_back((now + ANSWER_WITHIN, key));
         if self.deadlines.len() > 2 * self.pending.len() + FEW {
             // Most requests were taken back before their time.
@@ -329,31 +337,42 @@ impl Positions {
     }
 
     /// Takes all requests of a session back. Returns how each wanted to be answered, and the databases that they held,
-    /// each of which may be gone.
-    pub fn cancel(&mut self, session: Key, subscriptions: &mut Subscriptions) -> (Vec<Reply>, Vec<DatabaseId>) {
-        let mut held = Vec::new();
-        let (cancelled, ready) = self.ready.drain(..).partition(|pending| pending.session == session);
-        self.ready = ready;
-        for pending in cancelled {
-            held.extend(pending.names.iter().map(|(database, _)| *database));
-            pending.release(subscriptions);
-        }
-        let mut replies = Vec::new();
+    /// for the caller to release. What the session wanted is dropped in [`Positions::sweep`].
+    pub fn cancel(&mut self, session: Key) -> (Vec<Reply>, Vec<DatabaseId>) {
+        let (mut replies, mut held) = (Vec::new(), Vec::new());
         for key in self.pending_of.remove(&session).unwrap_or_default() {
             if let Some(pending) = self.pending.remove(key) {
-                replies.push(pending.reply.clone());
-                held.extend(pending.names.iter().map(|(database, _)| *database));
-                pending.release(subscriptions);
+                replies.push(pending.reply);
+                held.extend(pending.names.into_iter().map(|(database, _)| database));
             }
         }
-        for database in self.wanted.remove_owner(Some(session)) {
-            if self.is_needed(database, subscriptions) {
+        self.unowned.append(&mut self.wanted.remove_owner(Some(session)));
+        (replies, held)
+    }
+
+    /// Goes on with what takes more than a turn: in one turn some of it. Returns databases that are not wanted any more,
+    /// each of which may be gone.
+    pub fn sweep(&mut self, subscriptions: &mut Subscriptions) -> Vec<DatabaseId> {
+        let mut dropped = Vec::new();
+        self.want_unknown(subscriptions);
+        for _ in 0..SWEPT_A_TURN {
+            // Where there are no positions, nothing is looked up any more.
+            if self.are_kept() {
+                break;
+            }
+            let Some((_, database)) = self.wanted.pop() else { break };
+            self.drop_wanted(database, subscriptions);
+        }
+        for _ in 0..SWEPT_A_TURN {
+            let Some(database) = self.unowned.pop_front() else { break };
+            if self.are_kept() && self.is_needed(database, subscriptions) {
                 self.wanted.push(None, database);
             } else {
                 self.drop_wanted(database, subscriptions);
+                dropped.push(database);
             }
         }
-        (replies, held)
+        dropped
     }
 
     /// Whether somebody waits for the position of a database, or is told of it with changes.
@@ -374,7 +393,24 @@ impl Positions {
 
     /// The next answer that is due: its session is subscribed and told in one step. It is to be released then.
     pub fn next_ready(&mut self) -> Option<Pending> {
-        self.ready.pop_front()
+        while let Some(key) = self.ready.pop_front() {
+            let Some(pending) = self.pending.remove(key) else { continue };
+            if let Some(keys) = self.pending_of.get_mut(&pending.session) {
+                keys.retain(|other| *other != key);
+                if keys.is_empty() {
+                    self.pending_of.remove(&pending.session);
+                }
+            }
+            return Some(pending);
+        }
+        None
+    }
+
+    /// Returns whether an answer is due, or something to be swept.
+    pub fn has_work(&self) -> bool {
+        let drops = !self.are_kept() && !self.wanted.is_empty();
+        let sweeps = drops || self.unchecked_from.is_some() || !self.unowned.is_empty();
+        sweeps || !self.ready.is_empty()
     }
 
     /// The next databases to look up together, unless enough are being looked up.
@@ -440,9 +476,6 @@ impl Positions {
                 self.in_flight.remove(&database);
                 self.wanted.push_front(owner, database);
             }
-            if !self.are_kept() {
-                self.want_nothing(subscriptions);
-            }
             return found;
         };
         self.backoff.reset();
@@ -478,14 +511,11 @@ impl Positions {
     }
 
     fn answer(&mut self, key: Key) {
-        let Some(pending) = self.pending.remove(key) else { return };
-        if let Some(keys) = self.pending_of.get_mut(&pending.session) {
-            keys.retain(|other| *other != key);
-            if keys.is_empty() {
-                self.pending_of.remove(&pending.session);
-            }
+        if let Some(pending) = self.pending.get_mut(key)
+            && !std::mem::replace(&mut pending.is_ready, true)
+        {
+            self.ready.push_back(key);
         }
-        self.ready.push_back(pending);
     }
 
     fn answer_all(&mut self) {
@@ -533,6 +563,9 @@ impl Positions {
     /// Gives back the room of a crowd that is through.
     fn give_back(&mut self) {
         let room = |length: usize, capacity: usize| (length < capacity / 8).then_some(2 * length);
+        if let Some(room) = room(self.unowned.len(), self.unowned.capacity()) {
+            self.unowned.shrink_to(room);
+        }
         if let Some(room) = room(self.lingering.len(), self.lingering.capacity()) {
             self.lingering.shrink_to(room);
         }

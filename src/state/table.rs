@@ -1,6 +1,8 @@
 //! A table of slots that are used again, each time under a new generation: an id that outlived its
 //! value finds nothing. After a crowd has left, its slots are given back.
 
+use std::collections::BTreeSet;
+
 /// A slot and its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
@@ -16,6 +18,8 @@ pub struct Table<T> {
     slots: Vec<Slot<T>>,
     /// Free slots, the last freed on top.
     free: Vec<u32>,
+    /// Slots whose values were taken out and that are not to be used again yet.
+    reserved: BTreeSet<u32>,
     /// The generation of slots that are added: no slot of their number had it.
     first_generation: u32,
     /// Slots are given back when there are fewer values.
@@ -34,7 +38,7 @@ pub struct Slot<T> {
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), first_generation: 0, shrink_below: 0 }
+        Self { slots: Vec::new(), free: Vec::new(), reserved: BTreeSet::new(), first_generation: 0, shrink_below: 0 }
     }
 }
 
@@ -67,20 +71,44 @@ impl<T> Table<T> {
 
     /// Takes a value out; its key finds nothing from here on.
     pub fn remove(&mut self, key: Key) -> Option<T> {
+        let value = self.take(key)?;
+        self.free(key.index);
+        Some(value)
+    }
+
+    /// Takes a value out, and keeps its slot from being used again until [`Table::release`].
+    pub fn remove_and_reserve(&mut self, key: Key) -> Option<T> {
+        let value = self.take(key)?;
+        self.reserved.insert(key.index);
+        Some(value)
+    }
+
+    /// Lets a slot be used again that [`Table::remove_and_reserve`] has kept.
+    pub fn release(&mut self, index: u32) {
+        if self.reserved.remove(&index) {
+            self.free(index);
+        }
+    }
+
+    fn take(&mut self, key: Key) -> Option<T> {
         let slot = self.slots.get_mut(key.index as usize).filter(|slot| slot.generation == key.generation)?;
         let value = slot.value.take()?;
         slot.generation = slot.generation.wrapping_add(1);
-        self.free.push(key.index);
+        Some(value)
+    }
+
+    fn free(&mut self, index: u32) {
+        self.free.push(index);
         if self.len() <= self.shrink_below && self.slots.len() > KEPT {
             self.shrink();
         }
-        Some(value)
     }
 
     /// Gives back the slots behind the last value. Where that one stands far behind, this is tried again when half of
     /// the values are gone.
     fn shrink(&mut self) {
         let used = self.slots.iter().rposition(|slot| slot.value.is_some()).map_or(0, |last| last + 1);
+        let used = used.max(self.reserved.last().map_or(0, |last| *last as usize + 1));
         let newest = self.slots[used..].iter().map(|slot| slot.generation).max();
         self.first_generation = self.first_generation.max(newest.unwrap_or(0));
         self.slots.truncate(used);
@@ -113,7 +141,7 @@ impl<T> Table<T> {
 
     /// How many values there are.
     pub fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len() - self.free.len() - self.reserved.len()
     }
 
     /// Whether there are none.
@@ -139,6 +167,24 @@ mod tests {
         assert_eq!(table.keys().collect::<Vec<_>>(), [c, b]);
         assert_eq!(table.key_at(c.index), Some(c));
         assert_eq!(table.key_at(9), None);
+    }
+
+    #[test]
+    fn a_reserved_slot_is_not_used_again_before_it_is_released() {
+        let mut table = Table::default();
+        let keys: Vec<Key> = (0..200).map(|number| table.insert(number)).collect();
+        assert_eq!(table.remove_and_reserve(keys[150]), Some(150));
+        assert_eq!((table.get(keys[150]), table.key_at(150), table.len()), (None, None, 199));
+        for key in &keys {
+            table.remove(*key);
+        }
+        assert_eq!((table.len(), table.keys().count(), table.slots.len()), (0, 0, 151), "what is reserved stays");
+        let again: Vec<Key> = (0..160).map(|number| table.insert(number)).collect();
+        assert!(again.iter().all(|key| key.index != 150));
+        table.release(150);
+        table.release(150);
+        let last = table.insert(7);
+        assert_eq!((last.index, table.get(keys[150]), table.get(last)), (150, None, Some(&7)));
     }
 
     #[test]

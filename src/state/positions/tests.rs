@@ -138,7 +138,10 @@ impl<'a> Run<'a> {
             Step::Leave => {
                 self.connected = false;
                 self.wishes.fill(false);
-                self.positions.cancel(CLIENT, &mut self.subscriptions);
+                for database in self.positions.cancel(CLIENT).1 {
+                    self.subscriptions.release(database);
+                }
+                self.positions.sweep(&mut self.subscriptions);
                 self.subscriptions.remove_session(CLIENT.index);
             }
             Step::Other => {
@@ -224,6 +227,7 @@ impl<'a> Run<'a> {
             self.told(database, self.subscriptions.told(id).map(|position| position.to_string()), true);
         }
         while self.subscriptions.take_dirty(OTHER).is_some() {}
+        self.positions.sweep(&mut self.subscriptions);
         self.positions.linger(self.now, &mut self.subscriptions);
         if self.batch.is_none() {
             self.batch = self.positions.next_batch(&mut self.subscriptions).map(|batch| (batch, None));
@@ -370,7 +374,8 @@ fn nothing_is_kept_for_look_ups_that_are_not_to_be() {
     subscriptions.remove_session(0);
     let answer = (0, &mut Jitter::new(7));
     positions.handle_look_up(batch, None, answer, &mut subscriptions, &mut Vec::new());
-    assert!(positions.next_batch(&mut subscriptions).is_none());
+    positions.sweep(&mut subscriptions);
+    assert!(positions.next_batch(&mut subscriptions).is_none() && !positions.has_work());
     assert_eq!(subscriptions.databases(), 0, "without positions nothing lingers");
 }
 
@@ -381,6 +386,7 @@ fn lines_from_before_the_epoch_was_known_count_for_nothing() {
     let line = Revision::parse("7-a");
     assert!(subscriptions.watch_mut(database).handle_line(Updated, line, 0), "it is told all the same");
     assert!(!positions.handle_epoch(Some("made anew since".into()), &mut subscriptions));
+    positions.sweep(&mut subscriptions);
     let batch = positions.next_batch(&mut subscriptions).expect("a");
     let body = br#"{"rows":[{"key":"updated:a","value":{"rev":"1-b"}},{"key":"created:a","error":"not_found"},
         {"key":"deleted:a","error":"not_found"}]}"#;
@@ -437,7 +443,12 @@ fn a_session_with_few_names_waits_for_no_session_with_many() {
         assert!(names.contains(&*format!("db-{name}")), "{name}");
     }
     for session in 0..22 {
-        positions.cancel(Key { index: session, generation: 0 }, &mut subscriptions);
+        for database in positions.cancel(Key { index: session, generation: 0 }).1 {
+            subscriptions.release(database);
+        }
+    }
+    while positions.has_work() {
+        positions.sweep(&mut subscriptions);
     }
     assert!(positions.wanted.is_empty() && positions.waiting() == 0);
     positions.handle_look_up(batch, None, (0, &mut Jitter::new(7)), &mut subscriptions, &mut Vec::new());
@@ -469,4 +480,30 @@ fn what_nobody_waits_for_any_more_is_not_looked_up() {
     }
     assert_eq!(turns, 1 + MAX_WANTED_OF_SESSION / TAKEN_A_TURN);
     assert_eq!((subscriptions.held(), subscriptions.databases()), (0, 0));
+}
+
+#[test]
+fn after_a_doubt_databases_are_queued_over_several_turns() {
+    let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::new(100_000));
+    positions.handle_epoch(Some("e".into()), &mut subscriptions);
+    positions.sweep(&mut subscriptions);
+    let count = 3 * SWEPT_A_TURN + 7;
+    for name in 0..count {
+        subscribed(&mut subscriptions, &format!("db-{name}"));
+    }
+    assert_eq!(positions.handle_doubt(0, &mut subscriptions).len(), count);
+    let mut turns = 0;
+    while positions.has_work() {
+        let before = positions.wanted.len();
+        positions.sweep(&mut subscriptions);
+        assert!(positions.wanted.len() - before <= SWEPT_A_TURN);
+        turns += 1;
+    }
+    assert_eq!((positions.wanted.len(), turns), (count, 4));
+    positions.handle_epoch(None, &mut subscriptions);
+    subscriptions.remove_session(0);
+    while positions.has_work() {
+        positions.sweep(&mut subscriptions);
+    }
+    assert_eq!((subscriptions.databases(), subscriptions.held()), (0, 0));
 }
