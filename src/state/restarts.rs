@@ -251,8 +251,14 @@ impl Restarts {
 
     fn fail(&mut self, reading: &Reading, now: Millis) -> Option<Finding> {
         self.failures += 1;
-        let most = if self.starts().is_some() { MAX_FAILURES } else { MAX_FIRST_FAILURES };
-        if !reading.refused && self.failures < most {
+        let most = match (self.starts(), reading.refused) {
+            // A host that said it before may refuse for a moment. Positions that are given while the start is unknown
+            // do not show a restart later.
+            (Some(_), _) => MAX_FAILURES,
+            (None, true) => 1,
+            (None, false) => MAX_FIRST_FAILURES,
+        };
+        if self.failures < most {
             let again = now + READ_PAUSE + self.backoff.wait(&mut self.jitter);
             self.next_reading = self.next_reading.map(|next| next.min(again));
             return None;
@@ -597,6 +603,22 @@ mod tests {
         assert_eq!(rig.restarts.handle_reply(Some(reply), rig.now), None, "it is of the time before");
         rig.nodes[0].1 += 900;
         assert_eq!(rig.go_on(), Some(Finding::Restarted));
+    }
+
+    #[test]
+    fn a_refusal_that_passes_does_not_make_a_known_start_unknown() {
+        let mut rig = Rig::new(&[100]);
+        assert_eq!(rig.read(), Some(Finding::First));
+        let starts = rig.restarts.starts();
+        (rig.membership, rig.system) = (403, 403);
+        for _ in 1..MAX_FAILURES {
+            assert_eq!(rig.go_on(), None);
+            assert_eq!(rig.restarts.starts(), starts);
+            rig.now += 300_000;
+        }
+        (rig.membership, rig.system) = (200, 200);
+        rig.nodes[0].1 += 900;
+        assert_eq!(rig.go_on(), Some(Finding::Restarted), "it is compared with what was known");
     }
 
     #[test]
