@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Seek as _};
+use std::io::{self, Seek as _};
 use std::os::unix::fs::FileExt as _;
 
 use log::{LevelFilter, Log as _, Record};
@@ -24,11 +24,10 @@ pub(super) struct Text {
 }
 
 impl Text {
-    /// Creates a back end, with colors if standard error is a terminal.
-    pub(super) fn new(stderr: &File) -> io::Result<Self> {
-        let colors = stderr.is_terminal();
+    /// Creates a back end. It has no colors, which would take more room in the binary than they are worth.
+    pub(super) fn new() -> io::Result<Self> {
         // What is less important than asked for does not come this far.
-        let logger = SimpleLogger::new().with_level(LevelFilter::Trace).with_utc_timestamps().with_colors(colors);
+        let logger = SimpleLogger::new().with_level(LevelFilter::Trace).with_utc_timestamps();
         let buffer = File::from(rustix::fs::memfd_create("log", MemfdFlags::CLOEXEC)?);
         Ok(Self { logger, buffer })
     }

@@ -31,7 +31,7 @@ impl Writer {
     /// Creates a writer. `stderr` is a duplicate of standard error.
     pub(super) fn new(stderr: File, format: Format) -> io::Result<Self> {
         let back_end = match format {
-            Format::Text => BackEnd::Text(Text::new(&stderr)?),
+            Format::Text => BackEnd::Text(Text::new()?),
             Format::Json => BackEnd::Json,
         };
         Ok(Self { stderr, back_end, reported: 0, line: Vec::new() })
