@@ -36,7 +36,7 @@ fn settled(howler: &Howler) -> Device {
     device
 }
 
-/// Of how many databases a client is told when it comes back.
+/// Returns the number of databases a client is notified of when it returns.
 fn told_at_return(device: &mut Device, howler: &Howler) -> usize {
     device.leave();
     device.come_back(howler.address()).expect("it is served").len()

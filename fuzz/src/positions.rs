@@ -465,7 +465,7 @@ impl World {
                     self.subscriptions.mark(database, kind, &mut self.woken);
                 }
                 Admission::Hold(until) => {
-                    // Who subscribes meanwhile knows the position already.
+                    // A client that subscribes meanwhile knows the position already.
                     self.restless.insert(line.name.to_owned());
                     self.held.extend(until.map(|until| (until, database)));
                 }

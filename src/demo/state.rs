@@ -59,7 +59,7 @@ pub struct Counters {
     pub session_requests: usize,
     /// Of them, those for the revisions of event documents.
     pub look_up_requests: usize,
-    /// Of them, those for a database or its `_security`.
+    /// Those of them for a database or its `_security`.
     pub access_requests: usize,
     /// Requests being answered now; an open feed is none of them.
     pub in_flight: usize,

@@ -32,7 +32,7 @@ impl FileReader {
     pub fn start(&self) {
         let (path, waker, done) = (self.path.clone(), Arc::clone(&self.waker), self.done.clone());
         let read = move || {
-            // Whoever stops meanwhile needs neither.
+            // A server that stops meanwhile needs neither.
             let _ = done.send(read(&path));
             let _ = waker.wake();
         };

@@ -72,7 +72,7 @@ struct Lookup<'a> {
     servers: &'a [SocketAddr],
     /// Time that is left to wait for those who are silent.
     patience: Duration,
-    /// Who did not answer a question last, and by which code.
+    /// The node that did not answer a question last, and its code.
     failure: Option<(IpAddr, u8)>,
 }
 
@@ -223,7 +223,7 @@ impl Lookup<'_> {
                 let reply = dns::read_reply(reply, query, family);
                 return reply.ok_or_else(|| io::ErrorKind::InvalidData.into());
             }
-            // Whoever sends a reply in small parts has less and less time for each.
+            // A peer that sends a reply in small parts has less and less time for each.
             wait = (wait * 3 / 4).max(SHORTEST_WAIT * 2);
         }
         Err(io::ErrorKind::InvalidData.into())

@@ -383,7 +383,7 @@ impl Server {
             }
             self.hand_message(post.session, packet, now);
         }
-        // Of an authenticated client the answers to one post may be more.
+        // An authenticated client may have more answers to one POST.
         let piles_up = |session: &Session| match session.stage() {
             Some(Stage::Idle) => session.outgoing.len() > UNAUTHENTICATED_MESSAGE,
             Some(_) => session.outgoing.len() > MAX_OUTGOING,

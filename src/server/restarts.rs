@@ -48,7 +48,7 @@ impl Server {
     /// The time is over for which changes of a database were held back.
     pub(super) fn release_held(&mut self, database: DatabaseId, now: Millis) {
         let Some(kind) = self.subscriptions.release_held(database, now) else { return };
-        // Who may read it may have come into doubt meanwhile.
+        // Access to it may have come into doubt meanwhile.
         if self.access.handle_line(database, kind, true, None, &self.subscriptions) {
             self.metrics.merged_notifications += self.subscriptions.mark(database, kind, &mut self.woken);
             self.wake();

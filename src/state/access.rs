@@ -250,7 +250,7 @@ struct Share {
     awaits: usize,
 }
 
-/// Whom to reconsider.
+/// The subscribers to reconsider.
 #[derive(Clone, Copy, Debug)]
 enum Pass {
     Database(DatabaseId),
@@ -753,12 +753,12 @@ impl Access {
             let now = subscriptions.known(database).or(subscriptions.told(database));
             entry.stood_at = now.map(before_creation).or(entry.stood_at);
             if is_news {
-                // Whoever subscribes now is answered as if it were missing, which it may be.
+                // A subscription now is answered as if the database were missing, which it may be.
                 entry.set_verdict(database, Some(Verdict::Missing), &mut self.memory);
                 entry.left = None;
             }
         }
-        // Of one that was not there no subscriber was notified.
+        // No subscriber was notified of a database that did not exist.
         if !tells_now && (is_news || !was_there) {
             entry.untold = Some(entry.untold.map_or(kind, |earlier| earlier.merge(kind)));
         }

@@ -35,7 +35,7 @@ pub enum AdminUse {
     Feed,
     /// Positions, the epoch and facts about CouchDB.
     LookUp,
-    /// Who may read a database.
+    /// The users and roles that may read a database.
     Security,
 }
 

@@ -24,7 +24,7 @@ pub struct Departure {
 /// What is remembered of a session whose client may come back.
 #[derive(Debug)]
 pub struct Memory {
-    /// Who was logged in.
+    /// The user who was logged in.
     pub user: Box<str>,
     /// When the client was last heard of.
     pub heard: Millis,

@@ -30,7 +30,7 @@ pub struct Dialer<O> {
     mute: Option<IpAddr>,
 }
 
-/// Who tries addresses.
+/// The user of the dialer that tries addresses.
 #[derive(Debug)]
 struct Try<O> {
     owner: O,

@@ -528,7 +528,7 @@ impl<P> Pool<P> {
 
     /// Sends what waits over connections that are idle, and dials more where there are none.
     fn pump(&mut self, now: Millis, actions: &mut Vec<PoolAction<P>>) {
-        // Of a slow CouchDB no answer is due sooner than it gave others.
+        // No answer of a slow CouchDB is due sooner than it gave others.
         let slowest = if now < self.slowest.1 + SLOW_FOR { self.slowest.0 } else { 0 };
         let patience = SUSPECT_AFTER.max(2 * slowest);
         for number in 0..self.connections.len() {

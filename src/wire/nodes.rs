@@ -23,9 +23,9 @@ const MAX_NODE_NAME: usize = 256;
 /// When the nodes of CouchDB started, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Starts {
-    /// Of the node that has been up for the longest time.
+    /// The start of the node that has been up for the longest time.
     pub earliest: u32,
-    /// Of the node that started last.
+    /// The start of the node that started last.
     pub latest: u32,
     /// Whether there is one node alone.
     pub is_single: bool,

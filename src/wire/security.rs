@@ -54,7 +54,7 @@ impl Security {
     }
 }
 
-/// Who is let in by name or by role.
+/// The names and roles that are let in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Group {
     names: Names,

@@ -586,7 +586,7 @@ impl<W> Attempt<W> {
         password.differs = false;
         password.compared_in = None;
         let Some(right) = history.right_password(password.name).filter(|_| is_good || password.by_name) else { return };
-        // Who may have a password compared could try many.
+        // A client that may have a password compared could try many.
         let places = Place::of_passwords(self.address).filter_map(|place| budgets.get(&place));
         password.compared_in = places.filter_map(|budget| budget.wait_for(COMPARED, now)).max();
         if password.compared_in.is_none() {
