@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::Hash;
-use super::history::History;
+use super::history::{History, Secret};
 use crate::state::fair_queue::FairQueue;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
@@ -62,7 +62,7 @@ pub(super) enum Decision {
 #[derive(Clone, Copy, Debug)]
 struct Failure {
     at: Millis,
-    password: Hash,
+    password: Secret,
     /// Whether CouchDB said so.
     certain: bool,
 }
@@ -127,7 +127,7 @@ impl Account {
     }
 
     /// Takes note of a failure; returns when it counts no more.
-    pub(super) fn fail(&mut self, password: Hash, certain: bool, now: Millis) -> Millis {
+    pub(super) fn fail(&mut self, password: Secret, certain: bool, now: Millis) -> Millis {
         self.failures.retain(|failure| now < failure.at + WINDOW);
         if self.failures.len() >= MAX_REMEMBERED {
             self.failures.remove(0);
@@ -138,7 +138,7 @@ impl Account {
     }
 
     /// A password is right: logins with it that were not answered did not fail.
-    pub(super) fn forgive(&mut self, password: Hash) {
+    pub(super) fn forgive(&mut self, password: Secret) {
         self.failures.retain(|failure| failure.certain || failure.password != password);
     }
 

@@ -26,7 +26,7 @@ use std::net::IpAddr;
 
 use account::{Account, Class, Decision};
 use budget::{Budget, COMPARED, Place};
-use history::History;
+use history::{History, Secret};
 
 use crate::state::pool::{LONGEST_WAIT, network};
 use crate::state::table::{Key, Table};
@@ -116,7 +116,7 @@ struct Password {
     name: Hash,
     /// The name and the address together.
     pair: Hash,
-    secret: Hash,
+    secret: Secret,
     class: Class,
     /// Whether the password was compared with the right one, and is another.
     differs: bool,
@@ -339,7 +339,7 @@ impl<W> LoginLimits<W> {
             by_name,
             name: only_name,
             pair,
-            secret: self.hasher.hash_one((name, password)),
+            secret: Secret::new(self.hasher.hash_one((name, password))),
             class: Class::Stranger,
             differs: false,
             compared_in: None,
