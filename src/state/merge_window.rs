@@ -15,14 +15,9 @@
 use crate::state::timers::Millis;
 use crate::wire::couchdb::ChangeKind;
 
-/// The window of one database.
+/// The window of one database. There is one in each database, so the end and the change that is held back share a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MergeWindow {
-    /// When it ends.
-    ends: Millis,
-    /// What is to be notified then.
-    held: Option<ChangeKind>,
-}
+pub struct MergeWindow(u64);
 
 /// What is to be done with a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,25 +31,48 @@ pub enum Admission {
 impl MergeWindow {
     /// Takes a change, with the length of windows that begin now; with none it is notified at once in any case.
     pub fn admit(&mut self, kind: ChangeKind, length: Millis, now: Millis) -> Admission {
-        let merged = self.held.map_or(kind, |earlier| earlier.merge(kind));
-        if length == 0 || now >= self.ends {
-            *self = Self { ends: now + length, held: None };
+        let (ends, held) = (self.ends(), self.held());
+        let merged = held.map_or(kind, |earlier| earlier.merge(kind));
+        if length == 0 || now >= ends {
+            *self = Self::new(now + length, None);
             return Admission::Notify(merged);
         }
-        let is_first = self.held.replace(merged).is_none();
-        Admission::Hold(is_first.then_some(self.ends))
+        *self = Self::new(ends, Some(merged));
+        Admission::Hold(held.is_none().then_some(ends))
     }
 
     /// Takes what was held back, if the window is over.
     pub fn release(&mut self, now: Millis) -> Option<ChangeKind> {
-        self.held.take_if(|_| now >= self.ends)
+        let held = self.held().filter(|_| now >= self.ends())?;
+        *self = Self::new(self.ends(), None);
+        Some(held)
     }
 
     /// Returns whether there is a change that subscribers were not notified of.
     pub fn holds_back(&self) -> bool {
-        self.held.is_some()
+        self.held().is_some()
+    }
+
+    fn new(ends: Millis, held: Option<ChangeKind>) -> Self {
+        Self(ends << KIND_BITS | held.map_or(0, |kind| kind as u64 + 1))
+    }
+
+    /// Returns when it ends.
+    fn ends(self) -> Millis {
+        self.0 >> KIND_BITS
+    }
+
+    /// Returns what is to be notified then.
+    fn held(self) -> Option<ChangeKind> {
+        let kinds = [ChangeKind::Created, ChangeKind::Updated, ChangeKind::Deleted];
+        kinds.into_iter().find(|kind| *kind as u64 + 1 == self.0 & KIND)
     }
 }
+
+/// How many bits say what is held back.
+const KIND_BITS: u32 = 2;
+/// The bits that say it.
+const KIND: u64 = (1 << KIND_BITS) - 1;
 
 #[cfg(test)]
 mod tests {

@@ -76,11 +76,12 @@ struct Database {
     subscribers: Few<Subscriber>,
     watch: Watch,
     window: MergeWindow,
-    /// How many keep it beside its subscribers.
+    /// How many keep it beside its subscribers, and [`LINGERS`]. There is one in each database, so both share a number.
     holds: u32,
-    /// Whether it is kept for a while because its last subscriber left.
-    lingers: bool,
 }
+
+/// In [`Database::holds`]: the database is kept for a while because its last subscriber left.
+const LINGERS: u32 = 1 << 31;
 
 #[derive(Clone, Copy, Debug)]
 struct Subscriber {
@@ -198,8 +199,9 @@ impl Subscriptions {
 
     /// Ends the hold of a database that [`Subscriptions::take_orphans`] handed out.
     pub fn release_orphan(&mut self, database: DatabaseId) {
-        self.databases[database.0 as usize].lingers = false;
-        self.release(database);
+        self.databases[database.0 as usize].holds &= !LINGERS;
+        self.held -= 1;
+        self.drop_unused(database.0);
     }
 
     /// Returns the number of holds of all databases: none is left when everything that was asked for is over.
@@ -283,8 +285,7 @@ impl Subscriptions {
 
     /// Returns whether a database is held by more than the one who asks, not counting that it lingers.
     pub fn is_awaited(&self, database: DatabaseId) -> bool {
-        let database = &self.databases[database.0 as usize];
-        database.holds > 1 + u32::from(database.lingers)
+        self.databases[database.0 as usize].holds & !LINGERS > 1
     }
 
     /// Hands out what is known of each database that is kept, with whether someone subscribes to it. They are visited in
@@ -410,7 +411,6 @@ impl Subscriptions {
             watch: Watch::default(),
             window: MergeWindow::default(),
             holds: 0,
-            lingers: false,
         };
         let slot = if let Some(slot) = self.free.pop() {
             self.databases[slot as usize] = database;
@@ -437,9 +437,10 @@ impl Subscriptions {
         self.total -= 1;
         if database.subscribers.is_empty() {
             self.watched -= 1;
-            if self.keeps_orphans && !std::mem::replace(&mut database.lingers, true) {
+            if self.keeps_orphans && database.holds & LINGERS == 0 {
+                database.holds |= LINGERS;
+                self.held += 1;
                 self.orphans.push(DatabaseId(entry.database));
-                self.hold_id(DatabaseId(entry.database));
             }
             self.drop_unused(entry.database);
         }
