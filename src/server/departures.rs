@@ -2,7 +2,7 @@
 
 use super::Server;
 use crate::state::departures::{Departure, Memory};
-use crate::state::session::{Dialect, Session};
+use crate::state::session::Dialect;
 use crate::state::subscriptions::SessionIndex;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
@@ -26,12 +26,15 @@ impl Server {
         self.wave.is_none() && self.last_wave.is_none_or(|at| at + IN_FLIGHT < heard)
     }
 
-    /// Takes a session out of the table, and ends its subscriptions in this turn or the next ones.
-    pub(super) fn depart(&mut self, key: Key, memory: Option<Memory>, now: Millis) -> Option<Session> {
-        let session = self.sessions.remove_and_reserve(key)?;
-        self.departures.push(Departure { session: key.index, memory });
-        self.end_departed(now);
-        Some(session)
+    /// Takes a session out of the table, and ends its subscriptions in this turn or the next ones. Returns whether it
+    /// was there.
+    pub(super) fn depart(&mut self, key: Key, memory: Option<Memory>, now: Millis) -> bool {
+        let was_there = self.sessions.remove_and_reserve(key).is_some();
+        if was_there {
+            self.departures.push(Departure { session: key.index, memory });
+            self.end_departed(now);
+        }
+        was_there
     }
 
     /// Goes on with sessions that have ended: in one turn with some of their subscriptions.

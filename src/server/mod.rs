@@ -48,7 +48,7 @@ mod sessions;
 mod sizes;
 mod unauthenticated;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -79,6 +79,7 @@ use crate::state::log_throttle::{LogThrottle, LogThrottles, MINUTE, TEN_MINUTES}
 use crate::state::login_limits::LoginLimits;
 use crate::state::metrics::{CloseReason, Metrics};
 use crate::state::name_lists::NameLists;
+use crate::state::openings::Openings;
 use crate::state::pool::{self, Pool, PoolAction};
 use crate::state::positions::{Batch, MAX_BATCHES, Positions};
 use crate::state::proxies::TrustedProxies;
@@ -199,8 +200,7 @@ pub struct Server {
     unauthenticated: Unauthenticated<Timer>,
     /// Clients to be reviewed at the end of the turn.
     changed: Vec<Timer>,
-    /// For each connection, the sessions that it opened by polling and that are not logged in.
-    opened: HashMap<Key, u8>,
+    openings: Openings,
     /// Throttles the line about pauses of accepting.
     pause_log: LogThrottle,
     /// Throttles the line about rejected clients.
@@ -501,7 +501,7 @@ impl Server {
                 settings.limits.unauthenticated_bytes,
             ),
             changed: Vec::new(),
-            opened: HashMap::new(),
+            openings: Openings::default(),
             rules: settings.rules,
             origins: settings.origins,
             site: Arc::new(settings.site),

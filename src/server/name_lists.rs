@@ -169,7 +169,7 @@ impl Server {
         let slice = its.names[its.completed..].iter().take(SLICE);
         let new = slice.clone().filter(|(database, _)| !subscriptions.has(key.index, *database)).count();
         let count = subscriptions.count(key.index) + new;
-        if let Some(limit) = user_totals.exceeded(user, session.counted.as_deref(), count).filter(|_| new > 0) {
+        if let Some(limit) = user_totals.exceeded(key, user, count).filter(|_| new > 0) {
             self.metrics.refused_subscriptions += 1;
             its.error = Some((LIMIT_ERROR, too_many_of_user(limit)));
             return 0;

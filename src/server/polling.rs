@@ -90,7 +90,7 @@ impl Server {
 
     /// A session does not poll any more: it is no session of its connection and address.
     pub(super) fn leave_polling(&mut self, key: Key) {
-        self.release_opening(key);
+        self.openings.remove(key);
         if let Some(polling) = self.sessions.get_mut(key).and_then(Session::polling)
             && std::mem::take(&mut polling.counts_at_address)
         {

@@ -111,16 +111,13 @@ impl Server {
     pub(super) fn user_limit_exceeded(&self, key: Key, more: usize) -> Option<usize> {
         let session = self.sessions.get(key).filter(|_| more > 0)?;
         let count = self.subscriptions.count(key.index) + more;
-        self.user_totals.exceeded(session.user_name()?, session.counted.as_deref(), count)
+        self.user_totals.exceeded(key, session.user_name()?, count)
     }
 
     /// Takes note of how many subscriptions a session has now, for the total of its user.
     pub(super) fn recount_user(&mut self, key: Key) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let count = self.subscriptions.count(key.index);
-        let mut counted = session.counted.take();
-        self.user_totals.recount(session.user_name(), &mut counted, count);
-        session.counted = counted;
+        let Some(session) = self.sessions.get(key) else { return };
+        self.user_totals.recount(key, session.user_name(), self.subscriptions.count(key.index));
     }
 
     /// Tells a client that it asks for more than it may have; one that goes on all the same is closed.

@@ -76,8 +76,10 @@ impl Server {
         match polling {
             None => self.carry(connection, session, now),
             Some((mut exchange, counts_at_address)) => {
+                if !self.peers.get(connection).is_some_and(|peer| peer.proxied) {
+                    self.openings.insert(session, connection);
+                }
                 if let Some(polling) = self.sessions.get_mut(session).and_then(Session::polling) {
-                    polling.opener = self.opened.contains_key(&connection).then_some(connection);
                     polling.counts_at_address = counts_at_address;
                 }
                 exchange.sid = Some(sid_of(session, tag));
@@ -379,8 +381,10 @@ impl Server {
         let cancelled = self.name_lists.remove(key);
         self.give_up_reserves(&cancelled);
         let memory = memory.filter(|_| !cancelled.leaves);
-        let Some(mut session) = self.depart(key, memory, now) else { return };
-        self.user_totals.recount(None, &mut session.counted, 0);
+        if !self.depart(key, memory, now) {
+            return;
+        }
+        self.user_totals.recount(key, None, 0);
         self.cancel_subscribes(key);
     }
 }

@@ -29,5 +29,5 @@ fn an_idle_client_is_small() {
     {
         println!("{size:4}  {name}");
     }
-    assert!(total <= 600, "an idle client with a database of its own takes {total} bytes");
+    assert!(total <= 560, "an idle client with a database of its own takes {total} bytes");
 }

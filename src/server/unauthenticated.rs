@@ -2,7 +2,6 @@
 //! Those that are too many, or hold too much, are evicted.
 
 use super::{Http, Protocol, Seat, Server, Timer};
-use crate::state::limits::MAX_SESSIONS_OPENED;
 use crate::state::metrics::CloseReason;
 use crate::state::session::{Session, Transport};
 use crate::state::table::Key;
@@ -72,7 +71,7 @@ impl Server {
             None => {}
         }
         if let (Timer::Session(key), None) = (who, holding) {
-            self.release_opening(key);
+            self.openings.remove(key);
         }
     }
 
@@ -150,25 +149,7 @@ impl Server {
         if self.peers.get(connection).is_some_and(|peer| peer.proxied) {
             return true;
         }
-        let opened = self.opened.entry(connection).or_default();
-        let allowed = *opened < MAX_SESSIONS_OPENED;
-        *opened += u8::from(allowed);
-        allowed
-    }
-
-    /// A session that polls has logged in, ended, or moved to a WebSocket: its connection may open another.
-    pub(super) fn release_opening(&mut self, key: Key) {
-        let polling = self.sessions.get_mut(key).and_then(Session::polling);
-        let Some(connection) = polling.and_then(|polling| polling.opener.take()) else { return };
-        if let Some(opened) = self.opened.get_mut(&connection) {
-            *opened -= 1;
-            if *opened == 0 {
-                self.opened.remove(&connection);
-                if self.opened.is_empty() {
-                    self.opened.shrink_to(KEPT_CHANGED);
-                }
-            }
-        }
+        self.openings.may_open(connection)
     }
 }
 

@@ -20,6 +20,7 @@ pub mod login_limits;
 pub mod merge_window;
 pub mod metrics;
 pub mod name_lists;
+pub mod openings;
 pub mod operation;
 pub mod pace;
 pub mod pool;

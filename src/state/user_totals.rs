@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 
+use crate::state::table::Key;
+
 /// The totals of the users whose sessions count.
 #[derive(Debug)]
 pub struct UserTotals {
@@ -13,11 +15,12 @@ pub struct UserTotals {
     hasher: RandomState,
     /// By the hash of the user's name.
     totals: HashMap<u64, usize>,
+    sessions: HashMap<Key, Counted>,
 }
 
-/// What a session counts as in the total of its user; kept by the session.
+/// What a session counts as in the total of its user.
 #[derive(Debug)]
-pub struct Counted {
+struct Counted {
     user: u64,
     count: usize,
 }
@@ -25,37 +28,38 @@ pub struct Counted {
 impl UserTotals {
     /// Creates an empty table with the limit of one user; None for any number.
     pub fn new(limit: Option<usize>) -> Self {
-        Self { limit, hasher: RandomState::new(), totals: HashMap::new() }
+        Self { limit, hasher: RandomState::new(), totals: HashMap::new(), sessions: HashMap::new() }
     }
 
     /// Returns the limit when a session of a user that would have `count` subscriptions exceeds it.
-    pub fn exceeded(&self, user: &str, counted: Option<&Counted>, count: usize) -> Option<usize> {
+    pub fn exceeded(&self, session: Key, user: &str, count: usize) -> Option<usize> {
         let limit = self.limit?;
         let user = self.hasher.hash_one(user);
-        let own = counted.filter(|counted| counted.user == user).map_or(0, |counted| counted.count);
+        let counted = self.sessions.get(&session).filter(|counted| counted.user == user);
+        let own = counted.map_or(0, |counted| counted.count);
         let others = self.totals.get(&user).map_or(0, |total| total - own);
         (others + count > limit).then_some(limit)
     }
 
     /// Takes note of how many subscriptions a session of a user has now; none is that of a session that ends.
-    pub fn recount(&mut self, user: Option<&str>, counted: &mut Option<Box<Counted>>, count: usize) {
+    pub fn recount(&mut self, session: Key, user: Option<&str>, count: usize) {
         let Some(limit) = self.limit else { return };
         let count = if count > limit / 1_000 { count } else { 0 };
-        if let Some(before) = counted.take()
+        if let Some(before) = self.sessions.remove(&session)
             && let Some(total) = self.totals.get_mut(&before.user)
         {
             *total -= before.count;
             if *total == 0 {
                 self.totals.remove(&before.user);
-                if self.totals.is_empty() {
-                    self.totals.shrink_to_fit();
-                }
             }
         }
         if let (Some(user), 1..) = (user, count) {
             let user = self.hasher.hash_one(user);
             *self.totals.entry(user).or_default() += count;
-            *counted = Some(Box::new(Counted { user, count }));
+            self.sessions.insert(session, Counted { user, count });
+        } else if self.sessions.is_empty() {
+            self.totals.shrink_to_fit();
+            self.sessions.shrink_to_fit();
         }
     }
 }
@@ -64,27 +68,31 @@ impl UserTotals {
 mod tests {
     use super::*;
 
+    fn keys() -> [Key; 3] {
+        [0, 1, 2].map(|index| Key { index, generation: 0 })
+    }
+
     #[test]
     fn a_user_has_so_many_over_all_sessions() {
         let mut totals = UserTotals::new(Some(10));
-        let (mut first, mut second, mut other) = (None, None, None);
-        assert_eq!(totals.exceeded("u", None, 10), None);
-        assert_eq!(totals.exceeded("u", None, 11), Some(10));
-        totals.recount(Some("u"), &mut first, 6);
-        assert_eq!(totals.exceeded("u", None, 4), None);
-        assert_eq!(totals.exceeded("u", None, 5), Some(10));
-        assert_eq!(totals.exceeded("u", first.as_deref(), 10), None, "its own are not counted twice");
-        assert_eq!(totals.exceeded("v", None, 10), None);
-        totals.recount(Some("u"), &mut second, 4);
-        totals.recount(Some("u"), &mut first, 5);
-        assert_eq!(totals.exceeded("u", second.as_deref(), 5), None);
+        let [first, second, other] = keys();
+        assert_eq!(totals.exceeded(first, "u", 10), None);
+        assert_eq!(totals.exceeded(first, "u", 11), Some(10));
+        totals.recount(first, Some("u"), 6);
+        assert_eq!(totals.exceeded(second, "u", 4), None);
+        assert_eq!(totals.exceeded(second, "u", 5), Some(10));
+        assert_eq!(totals.exceeded(first, "u", 10), None, "its own are not counted twice");
+        assert_eq!(totals.exceeded(second, "v", 10), None);
+        totals.recount(second, Some("u"), 4);
+        totals.recount(first, Some("u"), 5);
+        assert_eq!(totals.exceeded(second, "u", 5), None);
         // The session logs in as somebody else.
-        totals.recount(Some("v"), &mut second, 2);
-        totals.recount(Some("v"), &mut other, 8);
-        assert_eq!(totals.exceeded("v", second.as_deref(), 3), Some(10));
-        for counted in [&mut first, &mut second, &mut other] {
-            totals.recount(Some("u"), counted, 0);
-            assert!(counted.is_none());
+        totals.recount(second, Some("v"), 2);
+        totals.recount(other, Some("v"), 8);
+        assert_eq!(totals.exceeded(second, "v", 3), Some(10));
+        for session in keys() {
+            totals.recount(session, Some("u"), 0);
+            assert!(!totals.sessions.contains_key(&session));
         }
         assert!(totals.totals.is_empty());
     }
@@ -92,13 +100,13 @@ mod tests {
     #[test]
     fn sessions_with_few_cost_nothing() {
         let mut totals = UserTotals::new(Some(100_000));
-        let mut counted = None;
-        totals.recount(Some("u"), &mut counted, 100);
-        assert!(counted.is_none() && totals.totals.is_empty());
-        totals.recount(Some("u"), &mut counted, 101);
-        assert!(counted.is_some());
+        let [session, ..] = keys();
+        totals.recount(session, Some("u"), 100);
+        assert!(totals.sessions.is_empty() && totals.totals.is_empty());
+        totals.recount(session, Some("u"), 101);
+        assert!(totals.sessions.contains_key(&session));
         let mut unlimited = UserTotals::new(None);
-        unlimited.recount(Some("u"), &mut counted, 1_000_000);
-        assert_eq!(unlimited.exceeded("u", None, usize::MAX), None);
+        unlimited.recount(session, Some("u"), 1_000_000);
+        assert_eq!(unlimited.exceeded(session, "u", usize::MAX), None);
     }
 }

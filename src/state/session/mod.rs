@@ -33,7 +33,6 @@ use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
 use crate::state::timers::{Alarm, Deadline, Millis, seconds};
 use crate::state::unauthenticated::Stage;
-use crate::state::user_totals::Counted;
 use crate::wire::couchdb::{Credentials, Identity, LogInError};
 use crate::wire::engine_io::Version;
 use crate::wire::howler_v1::{self as json, Refused, RequestId};
@@ -223,8 +222,6 @@ pub struct Session {
     knows_epoch: bool,
     /// Whether it is among the unauthenticated clients: the server's own.
     pub listed: bool,
-    /// What it counts as in the total of its user; none while it has few subscriptions.
-    pub counted: Option<Box<Counted>>,
 }
 
 /// A login on its way to CouchDB.
@@ -261,8 +258,6 @@ pub struct Polling {
     pub probing: Option<Key>,
     /// Whether it has probed: parked GETs are freed from then on.
     pub probed: bool,
-    /// The connection among whose opened sessions it counts.
-    pub opener: Option<Key>,
     /// Whether it counts as a connection of its client's address.
     pub counts_at_address: bool,
 }
@@ -270,15 +265,7 @@ pub struct Polling {
 impl Polling {
     /// The requests of a client at an address; there are none yet.
     pub fn new(client: IpAddr) -> Self {
-        Self {
-            client,
-            parked: None,
-            posting: None,
-            probing: None,
-            probed: false,
-            opener: None,
-            counts_at_address: false,
-        }
+        Self { client, parked: None, posting: None, probing: None, probed: false, counts_at_address: false }
     }
 }
 
@@ -334,7 +321,6 @@ impl Session {
             refusals: 0,
             knows_epoch: false,
             listed: false,
-            counted: None,
         }
     }
 

@@ -1,0 +1,86 @@
+//! Sessions that each connection has opened by polling and that are not logged in.
+
+use std::collections::HashMap;
+
+use super::limits::MAX_SESSIONS_OPENED;
+use super::table::Key;
+
+/// The connections and their sessions. Clients that are logged in take no room here.
+#[derive(Debug, Default)]
+pub struct Openings {
+    counts: HashMap<Key, u8>,
+    /// The connection of each session.
+    connections: HashMap<Key, Key>,
+}
+
+impl Openings {
+    /// Decides whether a connection may open one more session; counts it if so, until [`Openings::remove`].
+    pub fn may_open(&mut self, connection: Key) -> bool {
+        let count = self.counts.entry(connection).or_default();
+        let allowed = *count < MAX_SESSIONS_OPENED;
+        *count += u8::from(allowed);
+        allowed
+    }
+
+    /// Takes note of the session that a connection has opened.
+    pub fn insert(&mut self, session: Key, connection: Key) {
+        self.connections.insert(session, connection);
+    }
+
+    /// Takes note that a session has logged in, ended, or moved to a WebSocket: its connection may open another.
+    pub fn remove(&mut self, session: Key) {
+        let Some(connection) = self.connections.remove(&session) else { return };
+        if let Some(count) = self.counts.get_mut(&connection) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&connection);
+            }
+        }
+        if self.connections.capacity() > KEPT && self.connections.len() < self.connections.capacity() / 8 {
+            self.connections.shrink_to(2 * self.connections.len());
+            self.counts.shrink_to(2 * self.counts.len());
+        }
+    }
+}
+
+/// Room for fewer sessions than this is never given back.
+const KEPT: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_opens_so_many_sessions_until_they_log_in() {
+        let key = |index| Key { index, generation: 0 };
+        let mut openings = Openings::default();
+        for session in 0..MAX_SESSIONS_OPENED.into() {
+            assert!(openings.may_open(key(7)));
+            openings.insert(key(session), key(7));
+        }
+        assert!(!openings.may_open(key(7)) && openings.may_open(key(8)));
+        openings.insert(key(99), key(8));
+        openings.remove(key(0));
+        openings.remove(key(0));
+        assert!(openings.may_open(key(7)) && !openings.may_open(key(7)));
+        openings.insert(key(0), key(7));
+        for session in (0..MAX_SESSIONS_OPENED.into()).chain([99]) {
+            openings.remove(key(session));
+        }
+        assert!(openings.counts.is_empty() && openings.connections.is_empty());
+    }
+
+    #[test]
+    fn clients_that_logged_in_take_no_room() {
+        let key = |index| Key { index, generation: 0 };
+        let mut openings = Openings::default();
+        for number in 0..10_000 {
+            assert!(openings.may_open(key(number)));
+            openings.insert(key(number), key(number));
+        }
+        for number in 0..10_000 {
+            openings.remove(key(number));
+        }
+        assert!(openings.counts.capacity() <= 4 * KEPT && openings.connections.capacity() <= 4 * KEPT);
+    }
+}
