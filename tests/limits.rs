@@ -331,7 +331,7 @@ fn unanswered_requests() {
     for _ in 0..4 {
         early.request(json!({"op": "heartbeat"}));
     }
-    assert_closed(&mut early, 1008, "too many messages before the log-in");
+    assert_closed(&mut early, 1008, "too many messages wait for an answer");
     assert_counted(&howler, "too_much_held", 1);
     couchdb.set_login_delay(Duration::ZERO);
     assert_serves(&howler, &couchdb);

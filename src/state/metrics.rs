@@ -61,8 +61,8 @@ close_reasons! {
     NotReading => "answers are not read", close_code::POLICY;
     /// Two polls or two posts at once.
     Overlap => "overlapping requests", close_code::POLICY;
-    /// Too many messages before the log-in was over.
-    TooMuchHeld => "too many messages before the log-in", close_code::POLICY;
+    /// Too many messages waited for the end of a login or of a long list.
+    TooMuchHeld => "too many messages wait for an answer", close_code::POLICY;
     /// More requests than may wait for their answers.
     TooManyRequests => "too many requests at once", close_code::POLICY;
     /// More messages a second than a client may send.
