@@ -357,10 +357,10 @@ fn logins(mode: Mode, parts: u64, count: u64, busy_ms: u64) {
     // In parts, so that some that take long are not taken for a script that says nothing.
     for _ in 0..parts {
         script.tell(&json!({
-            "do": "log-ins", "as": "all", "url": url, "query": password(),
+            "do": "logins", "as": "all", "url": url, "query": password(),
             "count": count, "at_once": 10, "timeout_ms": 10_000, "busy_ms": busy_ms,
         }));
-        let part = script.expect("all", "log-ins");
+        let part = script.expect("all", "logins");
         authenticated += part["authenticated"].as_u64().expect("a number");
         hung += part["hung"].as_u64().expect("a number");
     }

@@ -37,7 +37,7 @@ macro_rules! pages {
             #[doc = "[limits]: crate::manual::limits"]
             #[doc = "[limits-descriptors]: crate::manual::limits#descriptors"]
             #[doc = "[limits-failed-logins]: crate::manual::limits#failed-logins"]
-            #[doc = "[limits-what-couchdb-trusts]: crate::manual::limits#what-couchdb-trusts"]
+            #[doc = "[limits-trust-in-x-forwarded-for]: crate::manual::limits#trust-in-x-forwarded-for"]
             #[doc = "[migrating]: crate::manual::migrating"]
             #[doc = "[pouchdb]: crate::manual::pouchdb"]
             #[doc = "[quick-start]: crate::manual::quick_start"]

@@ -29,7 +29,7 @@ const readline = require('node:readline')
 if (process.argv[2]) process.env.TMPDIR = process.argv[2]
 const CHROMIUM = process.env.CHROMIUM || '/usr/bin/chromium'
 
-function tell (of, event, more) {
+function emit (of, event, more) {
   process.stdout.write(JSON.stringify({ of, event, ...more }) + '\n')
 }
 
@@ -50,7 +50,7 @@ function library (name) {
 
 const { chromium } = library('playwright-core')
 
-// The file server: a page for every library, and the bundle that apps are told to load.
+// The file server: a page for every library, and the bundle that its documentation has apps load.
 const bundles = { sio2: 'dist/socket.io.js', sio4: 'dist/socket.io.min.js' }
 
 const files = http.createServer((request, response) => {
@@ -68,25 +68,25 @@ const files = http.createServer((request, response) => {
 
 // Runs in the page: an app.
 function app ({ url, options }) {
-  /* global io, tell */
+  /* global io, emit */
   const socket = window.socket = io(url, { forceNew: true, reconnection: false, ...options })
   socket.on('connect', () => {
-    tell('connect')
+    emit('connect')
     const engine = socket.io.engine
-    const upgraded = () => tell('upgraded', { transport: engine.transport.name })
+    const upgraded = () => emit('upgraded', { transport: engine.transport.name })
     // Version 4 of the library may be that far before the server has answered its CONNECT.
     if (engine.transport.name === 'websocket') upgraded()
     else engine.once('upgrade', upgraded)
   })
-  socket.on('connect_error', error => tell('connect_error', { message: String(error) }))
-  socket.on('authenticated', data => tell('authenticated', { data, transport: socket.io.engine.transport.name }))
-  socket.on('not-authenticated', data => tell('not-authenticated', { data }))
-  socket.on('change', db => tell('change', { db, transport: socket.io.engine.transport.name }))
-  socket.on('disconnect', reason => tell('disconnect', { reason }))
+  socket.on('connect_error', error => emit('connect_error', { message: String(error) }))
+  socket.on('authenticated', data => emit('authenticated', { data, transport: socket.io.engine.transport.name }))
+  socket.on('not-authenticated', data => emit('not-authenticated', { data }))
+  socket.on('change', db => emit('change', { db, transport: socket.io.engine.transport.name }))
+  socket.on('disconnect', reason => emit('disconnect', { reason }))
 }
 
 function ask ({ event, argument }) {
-  window.socket.emit(event, argument, data => tell('ack', { to: event, data }))
+  window.socket.emit(event, argument, data => emit('ack', { to: event, data }))
 }
 
 async function main () {
@@ -122,7 +122,7 @@ async function main () {
         if (!seen.versions.includes(version)) seen.versions.push(version)
       }, () => {})
     })
-    await page.exposeFunction('tell', (event, more) => tell(as, event, more))
+    await page.exposeFunction('emit', (event, more) => emit(as, event, more))
     await page.goto(`${origin}/${name}`)
     const loaded = { page, context, seen, server }
     pages.set(as, loaded)
@@ -145,28 +145,28 @@ async function main () {
         if (response instanceof Error) return { error: String(response) }
         return { status: response.status, body: await response.text() }
       }, [url, options])
-      tell(as, 'fetched', answer)
+      emit(as, 'fetched', answer)
     },
     async report ({ as }) {
       const { context, seen, server } = pages.get(as)
       const cookies = await context.cookies(server)
-      tell(as, 'report', { ...seen, cookies: cookies.map(cookie => cookie.name) })
+      emit(as, 'report', { ...seen, cookies: cookies.map(cookie => cookie.name) })
     },
     async close ({ as }) {
       const { page, context } = pages.get(as)
       await page.close({ runBeforeUnload: false })
       await context.close()
       pages.delete(as)
-      tell(as, 'closed')
+      emit(as, 'closed')
     },
     async end () {
       await browser.close()
-      tell('browser', 'ended')
+      emit('browser', 'ended')
     }
   }
 
-  tell('browser', 'ready', { origin, version: browser.version() })
-  // One after the other: a page is there before it is told something.
+  emit('browser', 'ready', { origin, version: browser.version() })
+  // Commands run one after the other, so that a page exists before the next command for it.
   let before = Promise.resolve()
   readline.createInterface({ input: process.stdin })
     .on('line', line => {

@@ -1,5 +1,5 @@
 'use strict'
-// Drives the console in headless Chromium for a test, with mouse and keyboard, and tells what is on the page.
+// Drives the console in headless Chromium for a test, with mouse and keyboard, and reports what is on the page.
 //
 //   node console.js FOLDER          FOLDER is where the browser may keep its profile, and where pictures go
 //
@@ -26,7 +26,7 @@ const folder = process.argv[2]
 if (folder) process.env.TMPDIR = folder
 const CHROMIUM = process.env.CHROMIUM || '/usr/bin/chromium'
 
-function tell (of, event, more) {
+function emit (of, event, more) {
   process.stdout.write(JSON.stringify({ of, event, ...more }) + '\n')
 }
 
@@ -84,7 +84,7 @@ function look () {
     bars: [...document.querySelectorAll('#graph rect')].map(bar => Number(bar.getAttribute('height'))),
     focus: focus.id || focus.textContent.trim(),
     scrolled: $('#scroll').scrollTop,
-    // What sticks out to the right of a phone.
+    // Elements that stick out to the right of a phone.
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     // And out of its card.
     outside: [...document.querySelectorAll('.card *')].filter(element => element.checkVisibility())
@@ -153,7 +153,7 @@ async function main () {
       })
       await page.goto(url)
       pages.set(as, { page, context, complaints })
-      tell(as, 'opened')
+      emit(as, 'opened')
     },
     fill: ({ as, selector, value }) => page(as).fill(selector, value),
     click: ({ as, selector }) => page(as).click(selector),
@@ -169,38 +169,38 @@ async function main () {
     },
     async look ({ as }) {
       const { page, context, complaints } = pages.get(as)
-      // What is seen comes first: the rest is as old or younger.
+      // The page is read first: cookies and storage are as old or younger.
       const seen = await page.evaluate(look)
       const kept = await page.evaluate(() => Object.keys(localStorage))
       const cookies = (await context.cookies()).map(cookie => cookie.name)
-      tell(as, 'seen', { ...seen, cookies, kept, complaints })
+      emit(as, 'seen', { ...seen, cookies, kept, complaints })
     },
     async check ({ as }) {
       // Into the page past its policy, which lets no other script in.
       await page(as).evaluate(axe)
       const { violations, passes } = await page(as).evaluate(() => window.axe.run({ resultTypes: ['violations'] }))
-      tell(as, 'checked', {
+      emit(as, 'checked', {
         rules: passes.length,
         violations: violations.map(({ id, impact, help, nodes }) => ({ id, impact, help, nodes: nodes.map(node => node.html) }))
       })
     },
     async proxy ({ as, to, prefix }) {
-      tell(as, 'proxied', { url: await proxy(to, prefix) })
+      emit(as, 'proxied', { url: await proxy(to, prefix) })
     },
     async end () {
       await browser.close()
-      tell('browser', 'ended')
+      emit('browser', 'ended')
     }
   }
 
-  tell('browser', 'ready', { version: browser.version() })
+  emit('browser', 'ready', { version: browser.version() })
   // One after the other, as a person does things.
   let before = Promise.resolve()
   readline.createInterface({ input: process.stdin })
     .on('line', line => {
       const command = JSON.parse(line)
       before = before.then(() => commands[command.do](command))
-        .then(() => { if (!['open', 'look', 'check', 'proxy', 'end'].includes(command.do)) tell(command.as, 'done') })
+        .then(() => { if (!['open', 'look', 'check', 'proxy', 'end'].includes(command.do)) emit(command.as, 'done') })
         .catch(error => fail(`${line}: ${error.stack}`))
     })
     .on('close', async () => {

@@ -1,11 +1,11 @@
 'use strict'
-// Many clients in one process, each as socket.io-client makes them unless told otherwise: polling, then an
+// Many clients in one process, each as socket.io-client makes them by default: polling, then an
 // upgrade, connecting again when the server goes.
 //
 //   node fleet.js
 //
 // Commands come on stdin and events go to stdout, each a line of JSON, in the words of socket_io.js. The
-// clients take turns at versions 2 and 4 of the library, and subscribe again after every log-in:
+// clients take turns at versions 2 and 4 of the library, and subscribe again after every login:
 //
 //   {"do":"start","name":"c","count":200,"url":"http://…","query":{…},"dbs":["db"]}
 //
@@ -20,7 +20,7 @@ const readline = require('node:readline')
 
 const libraries = [require('sio2'), require('sio4').io]
 
-function tell (of, event, more) {
+function emit (of, event, more) {
   process.stdout.write(JSON.stringify({ of, event, ...more }) + '\n')
 }
 
@@ -31,16 +31,16 @@ function start ({ name, count, url, query, dbs, addresses }) {
     const socket = libraries[number % libraries.length](url, { forceNew: true, query, agent })
     socket.on('connect', () => {
       const engine = socket.io.engine
-      if (engine.transport.name === 'websocket') tell(as, 'upgraded')
-      else engine.once('upgrade', () => tell(as, 'upgraded'))
+      if (engine.transport.name === 'websocket') emit(as, 'upgraded')
+      else engine.once('upgrade', () => emit(as, 'upgraded'))
     })
-    socket.on('connect_error', error => tell(as, 'connect_error', { message: String(error) }))
-    socket.on('disconnect', reason => tell(as, 'disconnect', { reason }))
+    socket.on('connect_error', error => emit(as, 'connect_error', { message: String(error) }))
+    socket.on('disconnect', reason => emit(as, 'disconnect', { reason }))
     socket.on('authenticated', () => {
-      tell(as, 'authenticated')
-      socket.emit('subscribe', dbs, data => tell(as, 'ack', { to: 'subscribe', data }))
+      emit(as, 'authenticated')
+      socket.emit('subscribe', dbs, data => emit(as, 'ack', { to: 'subscribe', data }))
     })
-    socket.on('change', db => tell(as, 'change', { db }))
+    socket.on('change', db => emit(as, 'change', { db }))
   }
 }
 

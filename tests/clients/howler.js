@@ -23,7 +23,7 @@ const WebSocket = require('ws')
 
 const file = process.argv[2] || path.join(__dirname, '../../src/web/howler.js')
 
-function tell (of, event, more) {
+function emit (of, event, more) {
   process.stdout.write(JSON.stringify({ of, event, ...more }) + '\n')
 }
 
@@ -32,7 +32,7 @@ async function main () {
   const { app } = await import('./howler_app.mjs')
   // Node has had one of its own since version 22; where the third argument is a number it is needed.
   globalThis.WebSocket = globalThis.WebSocket || WebSocket
-  const commands = app(Client, tell, WebSocket)
+  const commands = app(Client, emit, WebSocket)
   readline.createInterface({ input: process.stdin })
     .on('line', line => {
       const command = JSON.parse(line)

@@ -7,9 +7,9 @@
 //
 //   {"do":"open","as":"a"}          a page; {"library":"http://…/howler.js"} imports the library from there,
 //                                   {"origin":"https://…"} makes it a page of the server's own origin
-//   {"do":"reload","as":"a"}        loads the page anew: the app starts again
+//   {"do":"reload","as":"a"}        loads the page again: the app starts again
 //   {"do":"offline","as":"a","is":true}           {"do":"page-event","as":"a","event":"online","on":"window"}
-//   {"do":"hide","as":"a","is":true}              what the page is told of its visibility
+//   {"do":"hide","as":"a","is":true}              the visibility that the page sees
 //   {"do":"cookies","as":"a"}       {"do":"complaints","as":"a"}       {"do":"close","as":"a"}       {"do":"end"}
 //
 //   {"of":"browser","event":"ready"}
@@ -24,7 +24,7 @@ const readline = require('node:readline')
 if (process.argv[2]) process.env.TMPDIR = process.argv[2]
 const CHROMIUM = process.env.CHROMIUM || '/usr/bin/chromium'
 
-function tell (of, event, more) {
+function emit (of, event, more) {
   process.stdout.write(JSON.stringify({ of, event, ...more }) + '\n')
 }
 
@@ -54,7 +54,7 @@ const page = `<!doctype html><link rel="icon" href="data:,"><script type="module
   import { app } from '/howler_app.mjs'
   const library = new URLSearchParams(location.search).get('library') || '/howler.js'
   const { default: Client } = await import(library)
-  window.commands = app(Client, (of, event, more) => window.tell(of, event, more))
+  window.commands = app(Client, (of, event, more) => window.emit(of, event, more))
 </script>`
 
 function file (path) {
@@ -92,7 +92,7 @@ async function main () {
         if (['error', 'warning'].includes(message.type())) complaints.push(message.text())
       })
       page.on('pageerror', error => complaints.push(String(error)))
-      await page.exposeFunction('tell', tell)
+      await page.exposeFunction('emit', emit)
       pages.set(as, { page, context, complaints })
       // Beside what the server has there, as a proxy before it would do.
       for (const path of origin === files.origin ? [] : ['/app', '/howler_app.mjs']) {
@@ -100,13 +100,13 @@ async function main () {
       }
       await page.goto(library ? `${origin}/app?library=${encodeURIComponent(library)}` : `${origin}/app`)
       await page.waitForFunction(() => window.commands)
-      tell(as, 'opened')
+      emit(as, 'opened')
     },
     async reload ({ as }) {
       const { page } = pages.get(as)
       await page.reload()
       await page.waitForFunction(() => window.commands)
-      tell(as, 'opened')
+      emit(as, 'opened')
     },
     offline: ({ as, is }) => pages.get(as).context.setOffline(is),
     'page-event': ({ as, event, on }) => pages.get(as).page.evaluate(([event, on]) => {
@@ -117,17 +117,17 @@ async function main () {
       document.dispatchEvent(new Event('visibilitychange'))
     }, is),
     async cookies ({ as }) {
-      tell(as, 'cookies', { cookies: await pages.get(as).context.cookies(), now: Date.now() / 1000 })
+      emit(as, 'cookies', { cookies: await pages.get(as).context.cookies(), now: Date.now() / 1000 })
     },
-    complaints: ({ as }) => tell(as, 'complaints', { complaints: pages.get(as).complaints }),
+    complaints: ({ as }) => emit(as, 'complaints', { complaints: pages.get(as).complaints }),
     async close ({ as }) {
       await pages.get(as).context.close()
       pages.delete(as)
-      tell(as, 'closed')
+      emit(as, 'closed')
     },
     async end () {
       await browser.close()
-      tell('browser', 'ended')
+      emit('browser', 'ended')
     }
   }
 
@@ -136,8 +136,8 @@ async function main () {
     return pages.get(command.as).page.evaluate(command => { window.commands[command.do](command) }, command)
   }
 
-  tell('browser', 'ready')
-  // One after the other: a page is there before it is told something.
+  emit('browser', 'ready')
+  // Commands run one after the other, so that a page exists before the next command for it.
   let before = Promise.resolve()
   readline.createInterface({ input: process.stdin })
     .on('line', line => {

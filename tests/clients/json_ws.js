@@ -9,7 +9,7 @@ const WebSocket = require('ws')
 const RETRY_MS = 500
 const clients = new Map()
 
-function tell (of, event, more) {
+function emit (of, event, more) {
   process.stdout.write(JSON.stringify({ of, event, ...more }) + '\n')
 }
 
@@ -28,13 +28,13 @@ class Client {
     this.retryMs = RETRY_MS
     this.socket = new WebSocket(this.url, 'howler.v1')
     this.socket.on('open', () => {
-      tell(this.as, 'connect')
+      emit(this.as, 'connect')
       this.ask('log-in', this.credentials)
     })
     this.socket.on('message', (data, binary) => this.handle(JSON.parse(binary ? '' : data)))
-    this.socket.on('error', error => tell(this.as, 'connect_error', { message: String(error) }))
+    this.socket.on('error', error => emit(this.as, 'connect_error', { message: String(error) }))
     this.socket.on('close', (code, reason) => {
-      tell(this.as, 'disconnect', { reason: `${code} ${reason}` })
+      emit(this.as, 'disconnect', { reason: `${code} ${reason}` })
       if (!this.over) setTimeout(() => this.open(), this.retryMs)
     })
   }
@@ -48,20 +48,20 @@ class Client {
   handle (message) {
     switch (message.event) {
       case 'hello': return
-      case 'change': return tell(this.as, 'change', { db: message.db })
+      case 'change': return emit(this.as, 'change', { db: message.db })
       case 'goodbye': this.retryMs = message.retry_after_ms; return
       case undefined: return this.answered(this.asked.get(message.id), message)
-      default: return tell(this.as, message.event, { data: message })
+      default: return emit(this.as, message.event, { data: message })
     }
   }
 
   answered (op, { id, ...answer }) {
-    if (op !== 'log-in') return tell(this.as, 'ack', { to: op, data: answer })
+    if (op !== 'log-in') return emit(this.as, 'ack', { to: op, data: answer })
     if (!answer.ok) {
       this.over = true
-      return tell(this.as, 'not-authenticated', { data: { error: true, errorName: answer.error, errorMessage: answer.message } })
+      return emit(this.as, 'not-authenticated', { data: { error: true, errorName: answer.error, errorMessage: answer.message } })
     }
-    tell(this.as, 'authenticated', { data: { cookie: answer.cookie }, transport: 'websocket' })
+    emit(this.as, 'authenticated', { data: { cookie: answer.cookie }, transport: 'websocket' })
     if (this.dbs.size > 0) this.ask('subscribe', { dbs: [...this.dbs] })
   }
 }
@@ -93,4 +93,4 @@ readline.createInterface({ input: process.stdin })
     commands[command.do](command)
   })
   .on('close', () => process.exit())
-tell('script', 'ready')
+emit('script', 'ready')

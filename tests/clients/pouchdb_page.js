@@ -31,7 +31,7 @@ const CHROMIUM = process.env.CHROMIUM || '/usr/bin/chromium'
 /** Where the recipe imports the library from. */
 const LIBRARY = 'https://howler.example.com/howler.js'
 
-function tell (of, event, more) {
+function emit (of, event, more) {
   process.stdout.write(JSON.stringify({ of, event, ...more }) + '\n')
 }
 
@@ -73,14 +73,14 @@ const files = http.createServer((request, response) => {
 
 // Runs in the page: what an app does with the recipe.
 async function start (options) {
-  /* global tell */
+  /* global emit */
   const { startSync } = await import('./recipe.js')
   const client = startSync(options)
   for (const event of ['connect', 'ready', 'disconnect', 'resync']) {
-    client.on(event, data => { tell(event, { data }) })
+    client.on(event, data => { emit(event, { data }) })
   }
-  client.on('error', error => { tell('error', { data: String(error) }) })
-  client.on('change', db => { tell('change', { db }) })
+  client.on('error', error => { emit('error', { data: String(error) }) })
+  client.on('change', db => { emit('change', { db }) })
 }
 
 async function find ({ db, doc }) {
@@ -113,10 +113,10 @@ async function main () {
       if (!contexts.has(as)) contexts.set(as, await browser.newContext())
       const page = await contexts.get(as).newPage()
       pages.set(as, page)
-      // What an app would not catch; failed requests of the network are told by the console and expected.
+      // Errors that an app would not catch. The console also shows failed requests of the network, which are expected.
       page.on('pageerror', error => fail(`the page ${as}: ${error.stack || error}`))
       page.on('console', message => console.error(`${as}: ${message.text()}`))
-      await page.exposeFunction('tell', (event, more) => tell(as, event, more))
+      await page.exposeFunction('emit', (event, more) => emit(as, event, more))
       await page.goto(`${origin}/${as}/`)
       await page.evaluate(start, options)
     },
@@ -128,21 +128,21 @@ async function main () {
       }, { db, doc })
     },
     async find ({ as, db, doc }) {
-      tell(as, 'found', { doc: await pages.get(as).evaluate(find, { db, doc }) })
+      emit(as, 'found', { doc: await pages.get(as).evaluate(find, { db, doc }) })
     },
     network: ({ as, offline }) => contexts.get(as).setOffline(offline),
     close: ({ as }) => pages.get(as).close({ runBeforeUnload: false }),
     end: () => browser.close()
   }
 
-  tell('browser', 'ready', { version: browser.version() })
-  // One after the other: a page is there before it is told something.
+  emit('browser', 'ready', { version: browser.version() })
+  // Commands run one after the other, so that a page exists before the next command for it.
   let before = Promise.resolve()
   readline.createInterface({ input: process.stdin })
     .on('line', line => {
       const command = JSON.parse(line)
       before = before.then(() => commands[command.do](command))
-        .then(() => tell(command.as || 'browser', 'ack', { to: command.do, data: {} }))
+        .then(() => emit(command.as || 'browser', 'ack', { to: command.do, data: {} }))
         .catch(error => fail(`${line}: ${error.stack}`))
     })
     .on('close', async () => {

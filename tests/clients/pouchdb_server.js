@@ -30,7 +30,7 @@ const readline = require('node:readline')
 /** The beat in which CouchDB writes its event documents, shortened (there: 500 ms). */
 const TICK_MS = 50
 
-function tell (event, more) {
+function emit (event, more) {
   process.stdout.write(JSON.stringify({ of: 'pouchdb', event, ...more }) + '\n')
 }
 
@@ -105,7 +105,7 @@ function record (request, response, next) {
   const by = /^couchdb-howler\//.test(request.headers['user-agent']) ? 'howler' : 'page'
   const seen = { by, line: `${request.method} ${request.url}`, open: true }
   requests.push(seen)
-  const say = () => tell('request', { by, line: seen.line })
+  const say = () => emit('request', { by, line: seen.line })
   if (request.query.feed === 'continuous') say()
   else response.on('close', say)
   response.on('close', () => { seen.open = false })
@@ -175,7 +175,7 @@ async function main () {
   app.use(record, cors)
   const server = expressPouchDB({
     mode: 'minimumForPouchDB',
-    // Log-ins, and who may do what. No compression: it would hold a feed back.
+    // Logins and access. No compression: it would hold a feed back.
     overrideMode: {
       include: [
         'config-infrastructure', 'logging-infrastructure', 'routes/authentication', 'routes/authorization',
@@ -208,7 +208,7 @@ async function main () {
     await put(`/_users/org.couchdb.user:${user}`, { name: user, password, type: 'user', roles: [] })
     await put('/_global_changes/_security', { members: { names: [], roles: ['_admin'] } })
     requests.length = 0
-    tell('ready', { port, version: require('express-pouchdb/package.json').version })
+    emit('ready', { port, version: require('express-pouchdb/package.json').version })
   })
 }
 
@@ -221,7 +221,7 @@ readline.createInterface({ input: process.stdin })
   .on('line', line => {
     const command = JSON.parse(line)
     before = before.then(() => commands[command.do](command))
-      .then(data => tell('ack', { to: command.do, data: data ?? null }))
+      .then(data => emit('ack', { to: command.do, data: data ?? null }))
       .catch(error => fail(`${line}: ${error.stack || error}`))
   })
   .on('close', () => process.exit())

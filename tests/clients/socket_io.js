@@ -9,7 +9,7 @@
 //   {"do":"connect","as":"a","url":"http://…","query":{…},"auth":{…}}
 //   {"do":"subscribe"|"unsubscribe","as":"a","dbs":["db"]}     {"do":"heartbeat"|"log-out","as":"a"}
 //   {"do":"disconnect","as":"a"}
-//   {"do":"log-ins","as":"all","url":"http://…","query":{…},"count":500,"at_once":10,"timeout_ms":10000,
+//   {"do":"logins","as":"all","url":"http://…","query":{…},"count":500,"at_once":10,"timeout_ms":10000,
 //    "busy_ms":0}
 //
 //   {"of":"script","event":"ready"}
@@ -18,7 +18,7 @@
 //   {"of":"a","event":"not-authenticated","data":{…}}
 //   {"of":"a","event":"ack","to":"subscribe","data":{…}}
 //   {"of":"a","event":"change","db":"db"}    {"of":"a","event":"disconnect","reason":"…"}
-//   {"of":"all","event":"log-ins","authenticated":500,"refused":0,"hung":0,"ms":1234}
+//   {"of":"all","event":"logins","authenticated":500,"refused":0,"hung":0,"ms":1234}
 
 const readline = require('node:readline')
 
@@ -27,7 +27,7 @@ const library = require(`sio${major}`)
 const io = library.io || library
 const clients = new Map()
 
-function tell (of, event, more) {
+function emit (of, event, more) {
   process.stdout.write(JSON.stringify({ of, event, ...more }) + '\n')
 }
 
@@ -39,7 +39,7 @@ function open (url, query, auth) {
 }
 
 // The trap that apps fall into: they wait for `connect` through a promise, and only then listen for the
-// events of the log-in.
+// events of the login.
 function connected (socket) {
   return new Promise(resolve => socket.once('connect', resolve))
 }
@@ -50,25 +50,25 @@ const commands = {
     const client = { socket, dbs: new Set() }
     clients.set(as, client)
     socket.on('connect', () => {
-      tell(as, 'connect')
+      emit(as, 'connect')
       const engine = socket.io.engine
-      if (Number(major) === 3) engine.on('pong', () => tell(as, 'alive'))
+      if (Number(major) === 3) engine.on('pong', () => emit(as, 'alive'))
       if (mode !== 'default') return
-      if (engine.transport.name === 'websocket') tell(as, 'upgraded')
-      else engine.once('upgrade', () => tell(as, 'upgraded'))
+      if (engine.transport.name === 'websocket') emit(as, 'upgraded')
+      else engine.once('upgrade', () => emit(as, 'upgraded'))
     })
-    socket.on('connect_error', error => tell(as, 'connect_error', { message: String(error) }))
-    socket.on('disconnect', reason => tell(as, 'disconnect', { reason }))
+    socket.on('connect_error', error => emit(as, 'connect_error', { message: String(error) }))
+    socket.on('disconnect', reason => emit(as, 'disconnect', { reason }))
     // The transport's own heartbeat: up to Engine.IO 3 the server answers it, since 4 it sends it. Version 3
-    // of the client tells of that one through its engine alone.
-    socket.io.on(major < 3 ? 'pong' : 'ping', () => tell(as, 'alive'))
+    // of the client reports it through its engine alone.
+    socket.io.on(major < 3 ? 'pong' : 'ping', () => emit(as, 'alive'))
     await connected(socket)
     socket.on('authenticated', data => {
-      tell(as, 'authenticated', { data, transport: socket.io.engine.transport.name })
+      emit(as, 'authenticated', { data, transport: socket.io.engine.transport.name })
       if (client.dbs.size > 0) ask(as, 'subscribe', [...client.dbs])
     })
-    socket.on('not-authenticated', data => tell(as, 'not-authenticated', { data }))
-    socket.on('change', (...data) => tell(as, 'change', data.length === 1 ? { db: data[0] } : { data }))
+    socket.on('not-authenticated', data => emit(as, 'not-authenticated', { data }))
+    socket.on('change', (...data) => emit(as, 'change', data.length === 1 ? { db: data[0] } : { data }))
   },
   subscribe ({ as, dbs }) {
     for (const db of dbs) clients.get(as).dbs.add(db)
@@ -82,7 +82,7 @@ const commands = {
   'log-out': ({ as }) => ask(as, 'log-out', null),
   disconnect: ({ as }) => clients.get(as).socket.disconnect(),
 
-  async 'log-ins' ({ as, url, query, auth, count, at_once: atOnce, timeout_ms: timeout, busy_ms: busyMs }) {
+  async logins ({ as, url, query, auth, count, at_once: atOnce, timeout_ms: timeout, busy_ms: busyMs }) {
     const outcomes = { authenticated: 0, refused: 0, hung: 0 }
     const began = Date.now()
     // An app that computes for so long at a time: what comes meanwhile it reads in one go.
@@ -95,12 +95,12 @@ const commands = {
     }
     await Promise.all(Array.from({ length: atOnce }, worker))
     clearInterval(busy)
-    tell(as, 'log-ins', { ...outcomes, ms: Date.now() - began })
+    emit(as, 'logins', { ...outcomes, ms: Date.now() - began })
   }
 }
 
 function ask (as, event, argument) {
-  clients.get(as).socket.emit(event, argument, data => tell(as, 'ack', { to: event, data }))
+  clients.get(as).socket.emit(event, argument, data => emit(as, 'ack', { to: event, data }))
 }
 
 async function logIn (url, query, auth, timeout) {
@@ -123,4 +123,4 @@ readline.createInterface({ input: process.stdin })
     commands[command.do](command)
   })
   .on('close', () => process.exit())
-tell('script', 'ready')
+emit('script', 'ready')
