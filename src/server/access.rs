@@ -1,6 +1,6 @@
 //! Who may subscribe to what, and whether who logged in still is: asked of CouchDB, beside everything else.
 
-use super::{Purpose, Queue, Server};
+use super::{Context, Databases, Purpose, Queue, Server};
 use crate::state::access::{Access, Decision, Step, Undecided, Verdict};
 use crate::state::admin_access::AdminUse;
 use crate::state::name_lists::{Intake, SLICE, Work};
@@ -62,9 +62,9 @@ impl Server {
         let is_long = names.len() > SLICE;
         let mut intake = Intake::new(reply, names, epoch);
         if is_long {
-            return self.name_lists.push(key, Work::Intake(Box::new(intake)));
+            return self.databases.name_lists.push(key, Work::Intake(Box::new(intake)));
         }
-        self.names_this_turn += intake.names.len();
+        self.databases.names_this_turn += intake.names.len();
         self.read_names(key, &mut intake, SLICE);
         let Intake { reply, databases, epoch, new, .. } = intake;
         if !self.has_room_for(key, &reply, new, now) {
@@ -87,13 +87,14 @@ impl Server {
         (epoch, group): (Option<Box<str>>, Option<Key>),
         now: Millis,
     ) -> Result<(), &'static str> {
-        let Some((user, roles)) = self.sessions.get(key).and_then(Session::user) else {
+        let Some((user, roles)) = self.sessions.table.get(key).and_then(Session::user) else {
             self.release_all(names);
             return Ok(());
         };
         let mut unknown = Vec::new();
         for (database, _) in &names {
-            if self.access.decide(*database, user, roles, &self.subscriptions) == Decision::Unknown {
+            if self.databases.access.decide(*database, user, roles, &self.databases.subscriptions) == Decision::Unknown
+            {
                 unknown.push(*database);
             }
         }
@@ -101,32 +102,32 @@ impl Server {
             self.subscribe_decided(key, reply, names, (epoch, group), now);
             return Ok(());
         }
-        if !self.access.has_room(user, unknown.len()) {
-            self.metrics.refused_questions += 1;
+        if !self.databases.access.has_room(user, unknown.len()) {
+            self.context.metrics.refused_questions += 1;
             self.release_all(names);
             return Err(TOO_MANY_UNDECIDED);
         }
         let mut undecided = Access::undecided(key, reply, names, epoch);
         undecided.group = group;
-        self.access.wait(undecided, &unknown, user, now, &mut self.subscriptions);
+        self.databases.access.wait(undecided, &unknown, user, now, &mut self.databases.subscriptions);
         Ok(())
     }
 
     /// Refuses a `subscribe` because too many databases of its user are not decided.
     pub(super) fn refuse_undecided(&mut self, key: Key, reply: &Reply, now: Millis) {
-        self.metrics.refused_questions += 1;
+        self.context.metrics.refused_questions += 1;
         self.refuse_subscribe(key, reply, TOO_MANY_UNDECIDED, now);
     }
 
     /// At the end of a turn: goes on with what became decided, and asks CouchDB what it made necessary to know.
     pub(super) fn run_access(&mut self, now: Millis) {
-        self.access.sweep(&mut self.subscriptions);
+        self.databases.access.sweep(&mut self.databases.subscriptions);
         self.reconsider_some();
         self.answer_decided(now);
         while self.may_ask(AdminUse::Security, now)
-            && let Some(database) = self.access.next_question(&mut self.subscriptions)
+            && let Some(database) = self.databases.access.next_question(&mut self.databases.subscriptions)
         {
-            let request = self.couchdb.requests.security(self.subscriptions.name(database));
+            let request = self.upstream.requests.security(self.databases.subscriptions.name(database));
             let submitted = self.ask_couchdb(Queue::Checks, Owner::Server, request, Purpose::Security(database), now);
             if submitted.is_none() {
                 return self.handle_security(database, None, now);
@@ -150,36 +151,38 @@ impl Server {
             }
         };
         // Kept until the end of this, whatever becomes of its entry and its subscribers.
-        self.subscriptions.hold_id(database);
-        let Self { access, subscriptions, jitter, .. } = self;
+        self.databases.subscriptions.hold_id(database);
+        let Self { databases, context: Context { jitter, .. }, .. } = self;
+        let Databases { access, subscriptions, .. } = databases;
         if let Some(kind) = access.handle_verdict(database, verdict, (now, jitter), subscriptions) {
             self.notify(database, kind);
         }
-        let evictions = self.access.take_evictions();
+        let evictions = self.databases.access.take_evictions();
         if evictions > 0 {
-            self.metrics.evicted_security += evictions;
+            self.context.metrics.evicted_security += evictions;
             self.log_security(database, NO_ROOM, now);
         }
-        self.access.release(database, &mut self.subscriptions);
+        self.databases.access.release(database, &mut self.databases.subscriptions);
     }
 
     fn notify(&mut self, database: DatabaseId, kind: crate::wire::couchdb::ChangeKind) {
-        self.metrics.merged_notifications += self.subscriptions.mark(database, kind, &mut self.woken);
+        self.context.metrics.merged_notifications +=
+            self.databases.subscriptions.mark(database, kind, &mut self.databases.woken);
         self.wake();
     }
 
     /// Logs what is wrong with an answer: one line per cause and ten minutes. Names are for developers.
     fn log_security(&mut self, database: DatabaseId, cause: &'static str, now: Millis) {
-        if let Some(more) = self.security_log.of(cause).pass(now) {
+        if let Some(more) = self.databases.security_log.of(cause).pass(now) {
             log::warn!("{cause}{more}.");
         }
-        log::debug!("{}: {cause}.", self.subscriptions.name(database));
+        log::debug!("{}: {cause}.", self.databases.subscriptions.name(database));
     }
 
     /// Does what the time asks for.
     pub(super) fn expire_access(&mut self, now: Millis) {
-        if self.access.poll_timeout().is_some_and(|at| at <= now) {
-            self.access.handle_timeout(now, &mut self.subscriptions);
+        if self.databases.access.poll_timeout().is_some_and(|at| at <= now) {
+            self.databases.access.handle_timeout(now, &mut self.databases.subscriptions);
         }
     }
 
@@ -187,58 +190,58 @@ impl Server {
     fn answer_decided(&mut self, now: Millis) {
         let mut budget = ANSWERED_A_TURN;
         while budget > 0
-            && let Some(Undecided { session, reply, names, epoch, group, .. }) = self.access.next_ready()
+            && let Some(Undecided { session, reply, names, epoch, group, .. }) = self.databases.access.next_ready()
         {
             budget = budget.saturating_sub(names.len().max(8));
             self.subscribe_decided(session, reply, names, (epoch, group), now);
         }
         while budget > 0
-            && let Some(late) = self.access.next_late()
+            && let Some(late) = self.databases.access.next_late()
         {
             budget = budget.saturating_sub(late.names.len().max(8));
             if let Some(group) = late.group {
                 self.arrive_late(group, late.names, UNAVAILABLE, UNDECIDED);
                 continue;
             }
-            if let Some(session) = self.sessions.get_mut(late.session) {
+            if let Some(session) = self.sessions.table.get_mut(late.session) {
                 session.answer_error(&late.reply, UNAVAILABLE, UNDECIDED);
-                self.dirty.push(late.session);
+                self.sessions.dirty.push(late.session);
             }
-            self.access.end(late, &mut self.subscriptions);
+            self.databases.access.end(late, &mut self.databases.subscriptions);
         }
     }
 
     /// Reconsiders subscriptions after a verdict or a user's roles changed: in one turn some of them.
     fn reconsider_some(&mut self) {
         for _ in 0..RECONSIDERED_A_TURN {
-            match self.access.next_step(&self.subscriptions) {
+            match self.databases.access.next_step(&self.databases.subscriptions) {
                 None => return,
                 Some(Step::Decide(session, database)) => {
-                    if let Some(key) = self.sessions.key_at(session) {
+                    if let Some(key) = self.sessions.table.key_at(session) {
                         self.reconsider(key, database);
                     }
                 }
                 Some(Step::Notify(database, kind)) => self.notify(database, kind),
-                Some(Step::Resume(session)) => self.dirty.push(session),
+                Some(Step::Resume(session)) => self.sessions.dirty.push(session),
             }
         }
     }
 
     /// Ends a subscription of a session if it may not read the database any more.
     fn reconsider(&mut self, key: Key, database: DatabaseId) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.table.get_mut(key) else { return };
         let Some((user, roles)) = session.user() else { return };
-        match self.access.decide(database, user, roles, &self.subscriptions) {
+        match self.databases.access.decide(database, user, roles, &self.databases.subscriptions) {
             Decision::Allowed => {}
             // It had no subscribers but server admins, of whom this was one.
-            Decision::Unknown => self.access.ask(database, &mut self.subscriptions),
+            Decision::Unknown => self.databases.access.ask(database, &mut self.databases.subscriptions),
             Decision::Forbidden(why) => {
-                if self.subscriptions.has(key.index, database) {
-                    session.say_unsubscribed(self.subscriptions.name(database), why);
-                    self.subscriptions.unsubscribe(key.index, database);
-                    self.metrics.revoked_subscriptions += 1;
+                if self.databases.subscriptions.has(key.index, database) {
+                    session.say_unsubscribed(self.databases.subscriptions.name(database), why);
+                    self.databases.subscriptions.unsubscribe(key.index, database);
+                    self.context.metrics.revoked_subscriptions += 1;
                     self.recount_user(key);
-                    self.dirty.push(key);
+                    self.sessions.dirty.push(key);
                 }
             }
         }
@@ -247,8 +250,8 @@ impl Server {
     /// Asks CouchDB whether a user is still logged in.
     pub(super) fn check_session(&mut self, key: Key, credentials: &Credentials, now: Millis) {
         let client = self.client_of(key);
-        let Some(attempt) = self.sessions.get(key).map(Session::attempt) else { return };
-        let Some(request) = self.couchdb.requests.log_in(credentials, client) else { return };
+        let Some(attempt) = self.sessions.table.get(key).map(Session::attempt) else { return };
+        let Some(request) = self.upstream.requests.log_in(credentials, client) else { return };
         let purpose = Purpose::Check(key, attempt, credentials.clone());
         if self.ask_couchdb(Queue::Checks, Owner::SessionChecks, request, purpose, now).is_none() {
             return self.handle_check(key, attempt, credentials, None, now);
@@ -265,7 +268,7 @@ impl Server {
         answer: Option<Answer>,
         now: Millis,
     ) {
-        if self.sessions.get(key).is_none_or(|session| session.attempt() != attempt) {
+        if self.sessions.table.get(key).is_none_or(|session| session.attempt() != attempt) {
             // The session is gone, or somebody logged in again: the answer says nothing about that login.
             return;
         }
@@ -274,9 +277,9 @@ impl Server {
             None => Err(couchdb::LogInError::Unavailable),
         };
         if outcome.as_ref().is_err_and(|error| error.is_refusal() || *error == couchdb::LogInError::Locked) {
-            self.metrics.ended_sessions += 1;
+            self.context.metrics.ended_sessions += 1;
         }
-        let age = self.sessions.get(key).map_or(0, |session| session.age(now));
+        let age = self.sessions.table.get(key).map_or(0, |session| session.age(now));
         let next = self.next_check(outcome.as_ref().ok(), age, now);
         self.with_session(key, now, |session, turn| {
             session.handle_check(attempt, outcome, turn);
@@ -292,13 +295,13 @@ impl Server {
     /// CouchDB renews a cookie that is older than a tenth of its life in any answer. So a cookie that was not renewed has
     /// nine tenths left at least, and lives ten times as long as it has been here.
     pub(super) fn next_check(&mut self, identity: Option<&Identity>, age: Millis, now: Millis) -> Option<Millis> {
-        if self.session_check == 0 {
+        if self.sessions.session_check == 0 {
             return None;
         }
         let cookie = identity.and_then(|identity| identity.cookie.as_ref());
         let given = cookie.and_then(|cookie| couchdb::cookie_life(cookie.reveal()));
-        self.cookie_life = given.or(self.cookie_life);
-        let within = match (identity, cookie, self.cookie_life) {
+        self.sessions.cookie_life = given.or(self.sessions.cookie_life);
+        let within = match (identity, cookie, self.sessions.cookie_life) {
             (Some(_), None, _) => None,
             (Some(_), _, Some(life)) if given.is_some() => Some(life / 2),
             (Some(_), _, Some(life)) => Some(life * 2 / 5),
@@ -306,6 +309,6 @@ impl Server {
             (_, _, None) => Some((age * 3).max(FIRST_CHECK)),
         };
         let within = within.unwrap_or(Millis::MAX).max(SOONEST_CHECK);
-        Some(now + self.jitter.around(within.min(self.session_check)))
+        Some(now + self.context.jitter.around(within.min(self.sessions.session_check)))
     }
 }

@@ -31,13 +31,13 @@ impl Purpose {
 impl Server {
     /// Whether a question with the server's own credentials may be sent now. What waits is sent in a later turn.
     pub(super) fn may_ask(&self, what: AdminUse, now: Millis) -> bool {
-        self.couchdb.admin.may_ask(what, now)
+        self.upstream.admin.may_ask(what, now)
     }
 
     /// Whether the feed has to wait before it sends the credentials; it does then.
     pub(super) fn defer_feed(&mut self, now: Millis) -> bool {
-        let Err(at) = self.couchdb.admin.may_try(now) else { return false };
-        self.feed.wait_until(at);
+        let Err(at) = self.upstream.admin.may_try(now) else { return false };
+        self.upstream.feed.wait_until(at);
         true
     }
 
@@ -48,26 +48,26 @@ impl Server {
         if !matches!(status, Some(401 | 403)) || !purpose.may_be_forbidden() {
             return self.handle_admin_status(what, status, now);
         }
-        self.couchdb.admin.handle_ambiguous(what);
-        if !self.couchdb.admin.is_refused() {
+        self.upstream.admin.handle_ambiguous(what);
+        if !self.upstream.admin.is_refused() {
             self.try_credentials(now);
         }
     }
 
     /// Takes the status that answers a request with the server's own credentials; None when there was no answer.
     pub(super) fn handle_admin_status(&mut self, what: AdminUse, status: Option<u16>, now: Millis) {
-        self.metrics.admin_refusals += u64::from(matches!(status, Some(401 | 403)));
-        let event = self.couchdb.admin.handle_answer(what, status, now);
+        self.context.metrics.admin_refusals += u64::from(matches!(status, Some(401 | 403)));
+        let event = self.upstream.admin.handle_answer(what, status, now);
         // Where the credentials are in a file, it is read again first: a rotated password is no error.
-        let unsaid = self.couchdb.admin_unsaid.take();
+        let unsaid = self.upstream.admin_unsaid.take();
         match (event, unsaid) {
-            (Some(event @ AdminEvent::Refused(_)), _) if self.couchdb.credentials_file.is_some() => {
-                self.couchdb.admin_unsaid = Some(event);
+            (Some(event @ AdminEvent::Refused(_)), _) if self.upstream.credentials_file.is_some() => {
+                self.upstream.admin_unsaid = Some(event);
             }
             (Some(AdminEvent::Accepted), Some(_)) => {}
             (Some(event), _) => self.log_admin(event, now),
             (None, Some(event)) if matches!(status, Some(401 | 403)) => self.log_admin(event, now),
-            (None, unsaid) => self.couchdb.admin_unsaid = unsaid,
+            (None, unsaid) => self.upstream.admin_unsaid = unsaid,
         }
         if what == AdminUse::Feed && matches!(status, Some(401 | 403)) {
             self.defer_feed(now);
@@ -76,19 +76,19 @@ impl Server {
 
     fn log_admin(&mut self, event: AdminEvent, now: Millis) {
         let level = if event == AdminEvent::Accepted { log::Level::Info } else { log::Level::Error };
-        let (level, more) = self.admin_log.of(event).level(level, now);
+        let (level, more) = self.upstream.admin_log.of(event).level(level, now);
         log::log!(level, "{event}{more}");
     }
 
     /// Other credentials are used from now on.
     pub(super) fn handle_admin_credentials(&mut self) {
-        self.couchdb.admin.handle_credentials();
-        self.couchdb.admin_unsaid = None;
+        self.upstream.admin.handle_credentials();
+        self.upstream.admin_unsaid = None;
     }
 
     /// When refused credentials are tried again in place of the feed, which is open.
     pub(super) fn admin_timeout(&self) -> Option<Millis> {
-        self.couchdb.admin.retry_at().filter(|_| self.feed.is_streaming())
+        self.upstream.admin.retry_at().filter(|_| self.upstream.feed.is_streaming())
     }
 
     /// Tries refused credentials again.
@@ -100,24 +100,24 @@ impl Server {
 
     /// Asks CouchDB whose the credentials are, which nobody has a reason to refuse but for them.
     fn try_credentials(&mut self, now: Millis) {
-        let request = self.couchdb.requests.own_session();
+        let request = self.upstream.requests.own_session();
         self.ask_couchdb(Queue::LookUps, Owner::Server, request, Purpose::Admin, now);
         self.perform_pool_actions(Queue::LookUps, now);
     }
 
     /// The feed is open. Whether CouchDB records changes is asked once all that is more urgent was.
     pub(super) fn plan_recording(&mut self, now: Millis) {
-        self.recording_at = Some(now + ASK_RECORDING_AFTER);
+        self.upstream.recording_at = Some(now + ASK_RECORDING_AFTER);
     }
 
     /// Asks CouchDB whether it records changes, when that is due.
     pub(super) fn ask_recording(&mut self, now: Millis) {
-        if self.recording_at.is_none_or(|at| now < at) {
+        if self.upstream.recording_at.is_none_or(|at| now < at) {
             return;
         }
-        self.recording_at = None;
-        if self.feed.is_streaming() && self.may_ask(AdminUse::LookUp, now) {
-            let request = self.couchdb.requests.config(couchdb::GLOBAL_CHANGES_SECTION, couchdb::UPDATE_DB);
+        self.upstream.recording_at = None;
+        if self.upstream.feed.is_streaming() && self.may_ask(AdminUse::LookUp, now) {
+            let request = self.upstream.requests.config(couchdb::GLOBAL_CHANGES_SECTION, couchdb::UPDATE_DB);
             self.ask_couchdb(Queue::LookUps, Owner::Server, request, Purpose::Recording, now);
             self.perform_pool_actions(Queue::LookUps, now);
         }
@@ -127,7 +127,7 @@ impl Server {
     pub(super) fn handle_recording(&mut self, answer: Option<&Answer>, now: Millis) {
         let value = answer.filter(|answer| answer.status == 200).and_then(|answer| couchdb::read_config(&answer.body));
         if value.as_deref() == Some("false")
-            && let Some(more) = self.recording_log.pass(now)
+            && let Some(more) = self.upstream.recording_log.pass(now)
         {
             log::warn!("{NOT_RECORDING}{more}");
         }

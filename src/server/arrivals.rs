@@ -34,68 +34,70 @@ const ACCEPT_PAUSE: Millis = 500;
 
 impl Server {
     pub(super) fn accept(&mut self, now: Millis) {
-        self.accept_pending = false;
+        self.connections.accept_pending = false;
         for door in [Door::Admin, Door::Plain, Door::Tls] {
             self.accept_at(door, now);
         }
     }
 
     fn accept_at(&mut self, door: Door, now: Millis) {
-        if self.accept_from.is_some() {
+        if self.connections.accept_from.is_some() {
             return;
         }
-        let full = self.limits.connections.is_some_and(|limit| self.clients + ACCEPT_BATCH > limit);
+        let full = self.context.limits.connections.is_some_and(|limit| self.connections.clients + ACCEPT_BATCH > limit);
         for _ in 0..if full { FULL_BATCH } else { ACCEPT_BATCH } {
-            match self.doors.accept(door) {
+            match self.connections.doors.accept(door) {
                 Accepted::Client(socket, address) if door == Door::Admin => {
                     self.take_operator(socket, address.ip(), now);
                 }
                 Accepted::Client(socket, address) => self.take_client(socket, door, address.ip(), now),
                 Accepted::Nobody => return,
                 Accepted::Exhausted(error) => {
-                    self.metrics.accept_pauses += 1;
-                    let (level, more) = self.pause_log.level(log::Level::Warn, now);
+                    self.context.metrics.accept_pauses += 1;
+                    let (level, more) = self.connections.pause_log.level(log::Level::Warn, now);
                     log::log!(level, "No more clients can be accepted for the moment: {error}{more}");
-                    self.accept_from = Some(now + ACCEPT_PAUSE);
+                    self.connections.accept_from = Some(now + ACCEPT_PAUSE);
                     return;
                 }
             }
         }
-        self.accept_pending = true;
+        self.connections.accept_pending = true;
     }
 
     fn take_client(&mut self, socket: TcpStream, door: Door, address: IpAddr, now: Millis) {
-        self.metrics.accepted += 1;
+        self.context.metrics.accepted += 1;
         if self.memory_rejection().is_some() {
             return self.turn_away(socket, door, address, 503, CloseReason::OutOfMemory, now);
         }
-        if self.limits.connections.is_some_and(|limit| self.clients >= limit) && !self.make_room(now) {
+        if self.context.limits.connections.is_some_and(|limit| self.connections.clients >= limit)
+            && !self.make_room(now)
+        {
             return self.turn_away(socket, door, address, 503, CloseReason::TooManyConnections, now);
         }
-        let proxied = self.trusted_proxies.trust(address);
+        let proxied = self.connections.trusted_proxies.trust(address);
         let Some(seat) = self.seat(address, proxied) else {
             return self.turn_away(socket, door, address, 429, CloseReason::TooManyOfAddress, now);
         };
         // Notifications are small and must not wait for an acknowledgement of the one before.
         let _ = socket.set_nodelay(true);
-        let stream = match (door, self.doors.identity()) {
+        let stream = match (door, self.connections.doors.identity()) {
             (Door::Tls, Some(identity)) => identity.accept(socket).map(|stream| (stream, Protocol::Handshake)),
             _ => Ok((Stream::plain(socket), Protocol::Http(Http::Head))),
         };
         // The handshake is part of the time for the first request.
-        let within = Deadline::at(now + self.limits.request_within);
+        let within = Deadline::at(now + self.context.limits.request_within);
         match stream.and_then(|(stream, protocol)| self.add_peer(stream, protocol, address, within, now)) {
             Ok(key) => {
-                self.clients += 1;
-                if let Some(peer) = self.peers.get_mut(key) {
+                self.connections.clients += 1;
+                if let Some(peer) = self.connections.peers.get_mut(key) {
                     peer.seat = seat;
                     peer.proxied = proxied;
                 }
-                self.changed.push(Timer::Peer(key));
+                self.connections.changed.push(Timer::Peer(key));
             }
             Err(error) => {
                 self.give_up(seat, address);
-                let (level, more) = self.registration_log.level(log::Level::Warn, now);
+                let (level, more) = self.connections.registration_log.level(log::Level::Warn, now);
                 log::log!(level, "A client could not be registered: {error}{more}");
             }
         }
@@ -103,8 +105,8 @@ impl Server {
 
     /// The seat of a client at an address; None when the address has no more. A proxy's own address does not count.
     pub(super) fn seat(&mut self, address: IpAddr, is_proxy: bool) -> Option<Seat> {
-        match self.limits.per_address {
-            Some(_) if !is_proxy => self.addresses.enter(address).then_some(Seat::OfAddress),
+        match self.context.limits.per_address {
+            Some(_) if !is_proxy => self.connections.addresses.enter(address).then_some(Seat::OfAddress),
             _ => Some(Seat::Taken),
         }
     }
@@ -112,31 +114,31 @@ impl Server {
     /// A seat is free again.
     pub(super) fn give_up(&mut self, seat: Seat, address: IpAddr) {
         if seat == Seat::OfAddress {
-            self.addresses.leave(address);
+            self.connections.addresses.leave(address);
         }
     }
 
     /// A connection is over: its seat is free.
     pub(super) fn vacate(&mut self, key: Key) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         let (seat, address) = (std::mem::replace(&mut peer.seat, Seat::None), peer.address);
-        self.clients -= usize::from(!matches!(seat, Seat::None | Seat::Operator));
+        self.connections.clients -= usize::from(!matches!(seat, Seat::None | Seat::Operator));
         self.give_up(seat, address);
     }
 
     /// Who the client of a request is, where proxies say so; false when that client has too many connections already.
     pub(super) fn place(&mut self, key: Key, request: &Request<'_>, now: Millis) -> bool {
-        if self.trusted_proxies.is_empty() && request.forwarded_for.is_none() {
+        if self.connections.trusted_proxies.is_empty() && request.forwarded_for.is_none() {
             return true;
         }
-        let Some(peer) = self.peers.get_mut(key) else { return true };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return true };
         let Ok(socket) = peer.connection.stream().socket().peer_addr() else { return true };
-        if !self.trusted_proxies.trust(socket.ip()) && request.forwarded_for.is_some() {
+        if !self.connections.trusted_proxies.trust(socket.ip()) && request.forwarded_for.is_some() {
             self.warn_of_untrusted_proxy(socket.ip(), now);
         }
-        let Some(peer) = self.peers.get_mut(key) else { return true };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return true };
         // Each request anew: one connection of a proxy carries those of many clients.
-        let address = self.trusted_proxies.client(socket.ip(), request.forwarded_for);
+        let address = self.connections.trusted_proxies.client(socket.ip(), request.forwarded_for);
         let (before, seat) = (peer.address, peer.seat);
         if seat == Seat::Operator {
             return true;
@@ -145,17 +147,17 @@ impl Server {
         if before == address && seat != Seat::Taken {
             return true;
         }
-        self.changed.push(Timer::Peer(key));
+        self.connections.changed.push(Timer::Peer(key));
         self.give_up(seat, before);
-        let next = self.seat(address, self.trusted_proxies.trust(address));
-        if let Some(peer) = self.peers.get_mut(key) {
+        let next = self.seat(address, self.connections.trusted_proxies.trust(address));
+        if let Some(peer) = self.connections.peers.get_mut(key) {
             peer.seat = next.unwrap_or(Seat::Taken);
         }
         next.is_some()
     }
 
     fn warn_of_untrusted_proxy(&mut self, address: IpAddr, now: Millis) {
-        if let Some(more) = self.untrusted_proxy_log.pass(now) {
+        if let Some(more) = self.connections.untrusted_proxy_log.pass(now) {
             let address = address.to_canonical();
             log::warn!(
                 "A request from {address} carries X-Forwarded-For, and {address} is not in --trusted_proxies: \
@@ -166,14 +168,14 @@ impl Server {
 
     /// Returns whether the client of a request speaks TLS, to this server or to a trusted proxy.
     pub(super) fn is_secure(&mut self, key: Key, request: &Request<'_>) -> bool {
-        let Some(peer) = self.peers.get_mut(key) else { return false };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return false };
         let stream = peer.connection.stream();
         if stream.is_tls() {
             return true;
         }
         // The first in a list is what the client spoke to the proxy in front.
         let scheme = request.forwarded_proto.and_then(|value| http::list(value).next());
-        let trusted = |socket: SocketAddr| self.trusted_proxies.trust(socket.ip());
+        let trusted = |socket: SocketAddr| self.connections.trusted_proxies.trust(socket.ip());
         scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"))
             && stream.socket().peer_addr().is_ok_and(trusted)
     }
@@ -189,8 +191,8 @@ impl Server {
         reason: CloseReason,
         now: Millis,
     ) {
-        self.metrics.count_close(reason);
-        let (level, more) = self.full_log.level(log::Level::Warn, now);
+        self.context.metrics.count_close(reason);
+        let (level, more) = self.connections.full_log.level(log::Level::Warn, now);
         log::log!(level, "A client at {address} is turned away: {}{more}.", reason.text());
         if door == Door::Plain {
             let fields = [("Content-Type", "text/plain; charset=utf-8"), ("Retry-After", "5")];

@@ -34,7 +34,7 @@ impl CredentialsFile {
 impl Server {
     /// CouchDB answered a request that carried the server's own credentials.
     pub(super) fn handle_admin_answer(&mut self, status: u16, now: Millis) {
-        let Some(file) = &mut self.couchdb.credentials_file else { return };
+        let Some(file) = &mut self.upstream.credentials_file else { return };
         match status {
             401 => file.times.handle_refused(now),
             // Those that CouchDB gives to a server admin alone.
@@ -45,13 +45,13 @@ impl Server {
 
     /// Has the file read again, as an operator asks by a signal; whether there is one.
     pub(super) fn reload_credentials(&mut self, now: Millis) -> bool {
-        let Some(file) = &mut self.couchdb.credentials_file else { return false };
+        let Some(file) = &mut self.upstream.credentials_file else { return false };
         file.times.handle_asked(now);
         true
     }
 
     pub(super) fn expire_credentials(&mut self, now: Millis) {
-        if let Some(file) = &mut self.couchdb.credentials_file
+        if let Some(file) = &mut self.upstream.credentials_file
             && file.times.handle_timeout(now)
         {
             file.reader.start();
@@ -60,7 +60,7 @@ impl Server {
 
     /// The file may have been read.
     pub(super) fn handle_credentials_file(&mut self, now: Millis) {
-        while let Some(file) = &mut self.couchdb.credentials_file
+        while let Some(file) = &mut self.upstream.credentials_file
             && let Some(content) = file.reader.take()
         {
             let asked = file.times.handle_read(now);
@@ -72,36 +72,36 @@ impl Server {
         let url = content.map_err(|error| error.to_string());
         let url = url.and_then(|text| CouchUrl::parse_file(&text).map_err(|error| error.to_string()));
         let url = match url {
-            Ok(url) if !url.is_same_place(&self.couchdb.url) => {
+            Ok(url) if !url.is_same_place(&self.upstream.url) => {
                 let problem = format!("it names another CouchDB ({url}), which takes a restart");
                 return self.tell_problem(problem, asked);
             }
             Ok(url) => url,
             Err(problem) => return self.tell_problem(problem, asked),
         };
-        if let Some(file) = &mut self.couchdb.credentials_file {
+        if let Some(file) = &mut self.upstream.credentials_file {
             file.problem = None;
         }
-        if url == self.couchdb.url {
+        if url == self.upstream.url {
             if asked {
                 log::info!("SIGHUP: the file with --couchdb_url holds what is in use already.");
             }
             return;
         }
         log::info!("Using the credentials for CouchDB that the file with --couchdb_url holds now.");
-        let old = std::mem::replace(&mut self.couchdb.requests, Requests::new(&url));
-        self.couchdb.url = url;
-        let requests = &self.couchdb.requests;
-        for queue in &mut self.couchdb.queues {
+        let old = std::mem::replace(&mut self.upstream.requests, Requests::new(&url));
+        self.upstream.url = url;
+        let requests = &self.upstream.requests;
+        for queue in &mut self.upstream.queues {
             queue.pool.for_each_waiting(|request| requests.renew(&old, request));
         }
         self.handle_admin_credentials();
-        self.feed.handle_credentials(self.couchdb.requests.clone(), now);
+        self.upstream.feed.handle_credentials(self.upstream.requests.clone(), now);
     }
 
     /// Says why the file is of no use; while it is read now and then, once for each problem.
     fn tell_problem(&mut self, problem: String, asked: bool) {
-        let Some(file) = &mut self.couchdb.credentials_file else { return };
+        let Some(file) = &mut self.upstream.credentials_file else { return };
         if asked || file.problem.as_ref() != Some(&problem) {
             log::error!("The file with --couchdb_url cannot be used, and the old URL stays in use: {problem}.");
         }

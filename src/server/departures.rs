@@ -16,22 +16,22 @@ const SESSION_COST: usize = 4;
 impl Server {
     /// Returns what is to be remembered of a session whose client may come back.
     pub(super) fn memory_of(&self, key: Key) -> Option<Memory> {
-        let session = self.sessions.get(key).filter(|session| session.dialect() != Dialect::Json)?;
-        let user = session.user_name().filter(|_| self.catch_up.is_on())?;
+        let session = self.sessions.table.get(key).filter(|session| session.dialect() != Dialect::Json)?;
+        let user = session.user_name().filter(|_| self.databases.catch_up.is_on())?;
         Some(Memory { user: user.into(), heard: session.heard(), is_certain: self.was_told(session.heard()) })
     }
 
     /// Returns whether a client that was heard of at a moment was told of the last resync for certain.
     fn was_told(&self, heard: Millis) -> bool {
-        self.wave.is_none() && self.last_wave.is_none_or(|at| at + IN_FLIGHT < heard)
+        self.databases.wave.is_none() && self.databases.last_wave.is_none_or(|at| at + IN_FLIGHT < heard)
     }
 
     /// Takes a session out of the table, and ends its subscriptions in this turn or the next ones. Returns whether it
     /// was there.
     pub(super) fn depart(&mut self, key: Key, memory: Option<Memory>, now: Millis) -> bool {
-        let was_there = self.sessions.remove_and_reserve(key).is_some();
+        let was_there = self.sessions.table.remove_and_reserve(key).is_some();
         if was_there {
-            self.departures.push(Departure { session: key.index, memory });
+            self.databases.departures.push(Departure { session: key.index, memory });
             self.end_departed(now);
         }
         was_there
@@ -39,15 +39,16 @@ impl Server {
 
     /// Goes on with sessions that have ended: in one turn with some of their subscriptions.
     pub(super) fn end_departed(&mut self, now: Millis) {
-        while self.ended_this_turn < ENDED_A_TURN
-            && let Some(Departure { session, memory }) = self.departures.front()
+        while self.databases.ended_this_turn < ENDED_A_TURN
+            && let Some(Departure { session, memory }) = self.databases.departures.front()
         {
             let session = *session;
-            let most = self.subscriptions.count(session).min(ENDED_A_TURN - self.ended_this_turn);
-            self.ended_this_turn += most.max(SESSION_COST);
+            let most = self.databases.subscriptions.count(session).min(ENDED_A_TURN - self.databases.ended_this_turn);
+            self.databases.ended_this_turn += most.max(SESSION_COST);
             if let Some(memory) = memory {
                 let is_certain = memory.is_certain && self.was_told(memory.heard);
-                let Self { subscriptions, access, catch_up, .. } = self;
+                let subscriptions = &mut self.databases.subscriptions;
+                let (access, catch_up) = (&self.databases.access, &mut self.databases.catch_up);
                 let databases = subscriptions.last_of_session(session, most).map(|(database, told)| {
                     let told = told && is_certain && !subscriptions.holds_back(database);
                     let told = told && subscriptions.watch(database).told_by(memory.heard);
@@ -56,9 +57,9 @@ impl Server {
                 catch_up.remember(&memory.user, &databases.collect::<Vec<_>>(), now, subscriptions);
             }
             self.end_subscriptions(session, most);
-            if self.subscriptions.count(session) == 0 {
-                self.departures.pop();
-                self.sessions.release(session);
+            if self.databases.subscriptions.count(session) == 0 {
+                self.databases.departures.pop();
+                self.sessions.table.release(session);
             }
         }
     }
@@ -67,9 +68,9 @@ impl Server {
     /// subscribes to is forgotten.
     pub(super) fn end_subscriptions(&mut self, session: SessionIndex, most: usize) {
         for _ in 0..most {
-            let Some(database) = self.subscriptions.drop_last(session) else { return };
-            if self.access.is_restricted() {
-                self.access.drop_unused(database, &mut self.subscriptions);
+            let Some(database) = self.databases.subscriptions.drop_last(session) else { return };
+            if self.databases.access.is_restricted() {
+                self.databases.access.drop_unused(database, &mut self.databases.subscriptions);
             }
         }
     }

@@ -104,7 +104,7 @@ impl Doors {
 impl Server {
     /// Goes on with the handshake of a client; whether it is over, so that requests can be read.
     pub(super) fn shake_hands(&mut self, key: Key, now: Millis) -> bool {
-        let Some(peer) = self.peers.get_mut(key) else { return false };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return false };
         let address = peer.address;
         match peer.connection.handshake() {
             Ok(Handshake::Done) => {
@@ -117,7 +117,7 @@ impl Server {
                 false
             }
             Ok(Handshake::NotTls) => {
-                let (level, more) = self.doors.plain_log.level(log::Level::Warn, now);
+                let (level, more) = self.connections.doors.plain_log.level(log::Level::Warn, now);
                 log::log!(
                     level,
                     "A client at {address} speaks plain HTTP to the port of TLS: it has to use https:// or \
@@ -128,7 +128,7 @@ impl Server {
             }
             Err(error) => {
                 log::debug!("No TLS with {address}: {error}.");
-                self.metrics.count_close(CloseReason::HandshakeFailed);
+                self.context.metrics.count_close(CloseReason::HandshakeFailed);
                 // The alert is to arrive.
                 self.linger(key, now);
                 false
@@ -138,9 +138,10 @@ impl Server {
 
     /// What came to the plain port begins as TLS does.
     pub(super) fn refuse_tls(&mut self, key: Key, now: Millis) {
-        let Some(peer) = self.peers.get(key) else { return };
+        let Some(peer) = self.connections.peers.get(key) else { return };
         let address = peer.address;
-        let ((level, more), port) = (self.doors.tls_log.level(log::Level::Warn, now), self.doors.tls_port());
+        let ((level, more), port) =
+            (self.connections.doors.tls_log.level(log::Level::Warn, now), self.connections.doors.tls_port());
         let elsewhere = port.map_or(String::new(), |port| format!("; TLS is spoken on port {port}"));
         log::log!(
             level,
@@ -154,7 +155,7 @@ impl Server {
     /// signal. Connected clients keep what they have.
     pub fn reload(&mut self, now: Millis) {
         let reads_url = self.reload_credentials(now);
-        let Some(identity) = &mut self.doors.identity else {
+        let Some(identity) = &mut self.connections.doors.identity else {
             if !reads_url {
                 log::info!("SIGHUP: there is no certificate to be read again (--tls_cert).");
             }

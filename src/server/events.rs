@@ -5,34 +5,18 @@
 //! cannot be a password that was typed into the wrong field.
 
 use super::Server;
-use super::http_exchange::Exchange;
+use super::exchange::Exchange;
 use crate::state::metrics::CloseReason;
 use crate::state::session::{Dialect, Transport};
 use crate::state::table::Key;
 use crate::state::timers::{Millis, seconds};
 use crate::wire::engine_io::Version;
-use crate::wire::http::Request;
-
-/// What was asked, kept for the log until it is answered.
-#[derive(Debug)]
-pub(super) struct Asked {
-    method: Box<str>,
-    path: Box<str>,
-}
-
-impl Asked {
-    /// Only where it will be logged: polls wait for long, and there are many.
-    pub(super) fn of(request: &Request<'_>) -> Option<Box<Self>> {
-        log::log_enabled!(log::Level::Debug)
-            .then(|| Box::new(Self { method: request.method.into(), path: request.path.into() }))
-    }
-}
 
 impl Server {
     /// A request was answered. Those that carry a session that polls are left out, unless they were refused: they are to
     /// it what frames are to a WebSocket.
     pub(super) fn log_answer(&self, key: Key, exchange: &Exchange, status: u16) {
-        let (Some(asked), Some(peer)) = (&exchange.asked, self.peers.get(key)) else { return };
+        let (Some(asked), Some(peer)) = (&exchange.asked, self.connections.peers.get(key)) else { return };
         if status == 200 && exchange.sid.is_some() {
             return;
         }
@@ -43,13 +27,13 @@ impl Server {
 
     /// What came was no request, and was answered as such.
     pub(super) fn log_refusal(&self, key: Key, status: u16) {
-        let Some(peer) = self.peers.get(key) else { return };
+        let Some(peer) = self.connections.peers.get(key) else { return };
         log::debug!(event = "request", client:% = peer.address, status = status; "No request: {status}");
     }
 
     /// A session is about to be removed, closed by this server or ended by the client.
     pub(super) fn log_session_end(&self, key: Key, verb: &str, reason: CloseReason, now: Millis) {
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.sessions.table.get(key) else { return };
         let dialect = match session.dialect() {
             Dialect::Json => "howler.v1",
             Dialect::SocketIo(Version::V3) => "engine.io-3",
@@ -62,7 +46,7 @@ impl Server {
         let (client, reason) = (self.client_of(key), reason.text());
         log::debug!(
             event = "session-end", client:% = client, user = session.user_name(), dialect = dialect,
-            transport = transport, subscriptions = self.subscriptions.count(key.index) as u64,
+            transport = transport, subscriptions = self.databases.subscriptions.count(key.index) as u64,
             notifications = session.told, duration_s = seconds(now).saturating_sub(session.opened), reason = reason;
             "Session of {client} {verb}: {reason}."
         );

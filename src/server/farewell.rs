@@ -18,12 +18,12 @@ impl Server {
         if self.is_draining() {
             return;
         }
-        let sessions = self.sessions.keys().collect::<Vec<_>>();
+        let sessions = self.sessions.table.keys().collect::<Vec<_>>();
         let clients = sessions.len();
         self.drain = Some(Drain::begin(sessions, self.drain_within, now));
-        self.doors.close();
-        self.accept_pending = false;
-        self.accept_from = None;
+        self.connections.doors.close();
+        self.connections.accept_pending = false;
+        self.connections.accept_from = None;
         log::info!("Stopping: {clients} clients are told.");
     }
 
@@ -34,7 +34,7 @@ impl Server {
 
     /// How many clients have a session.
     pub fn client_count(&self) -> usize {
-        self.sessions.len()
+        self.sessions.table.len()
     }
 
     /// The longest time that seeing the clients off takes, in milliseconds.
@@ -56,9 +56,9 @@ impl Server {
     }
 
     fn say_goodbye(&mut self, key: Key, now: Millis) {
-        let (Some(session), Some(drain)) = (self.sessions.get_mut(key), &self.drain) else { return };
+        let (Some(session), Some(drain)) = (self.sessions.table.get_mut(key), &self.drain) else { return };
         if session.dialect() == Dialect::Json {
-            let retry_after = drain.retry_after(&mut self.jitter);
+            let retry_after = drain.retry_after(&mut self.context.jitter);
             session.outgoing.push(|out| howler_v1::write_goodbye(out, retry_after));
         }
         self.close_session(key, CloseReason::ShuttingDown, now);
@@ -66,8 +66,8 @@ impl Server {
 
     /// No session is left: nor is a connection of any use.
     fn see_the_rest_off(&mut self, now: Millis) {
-        for key in self.peers.keys().collect::<Vec<_>>() {
-            let Some(peer) = self.peers.get(key) else { continue };
+        for key in self.connections.peers.keys().collect::<Vec<_>>() {
+            let Some(peer) = self.connections.peers.get(key) else { continue };
             // Operators may ask until the end.
             let is_client = peer.seat != Seat::Operator;
             if is_client && matches!(peer.protocol, Protocol::Handshake | Protocol::Http(_) | Protocol::Probing(..)) {
@@ -79,7 +79,7 @@ impl Server {
 
     /// Whether stopping is over: every client is gone, or had its time.
     pub fn is_drained(&self, now: Millis) -> bool {
-        let clients = || self.peers.keys().any(|key| self.is_client(key));
+        let clients = || self.connections.peers.keys().any(|key| self.is_client(key));
         self.drain.as_ref().is_some_and(|drain| drain.is_over(now) || drain.all_seen_off() && !clients())
     }
 }

@@ -110,31 +110,31 @@ impl Server {
     /// the end of the crowd.
     pub fn flush_dirty(&mut self, now: Millis) {
         // More than come in a turn, or they would wait ever longer.
-        let share = FLUSHED_A_TURN.max((self.dirty.len() + self.flushing.len()) / 8);
+        let share = FLUSHED_A_TURN.max((self.sessions.dirty.len() + self.sessions.flushing.len()) / 8);
         for _ in 0..share {
-            if self.flushing.is_empty() {
-                std::mem::swap(&mut self.flushing, &mut self.dirty);
-                put_in_order(&mut self.flushing);
+            if self.sessions.flushing.is_empty() {
+                std::mem::swap(&mut self.sessions.flushing, &mut self.sessions.dirty);
+                put_in_order(&mut self.sessions.flushing);
             }
-            let Some(key) = self.flushing.pop() else { break };
+            let Some(key) = self.sessions.flushing.pop() else { break };
             self.flush_session(key, now);
         }
-        self.frames.clear();
+        self.sessions.frames.clear();
     }
 
     fn flush_session(&mut self, key: Key, now: Millis) {
         if self.is_withheld(key) {
             return;
         }
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.table.get_mut(key) else { return };
         let Some(connection) = session.websocket() else { return self.flush_polling(key, now) };
-        let Some(peer) = self.peers.get_mut(connection) else { return };
+        let Some(peer) = self.connections.peers.get_mut(connection) else { return };
         if !matches!(peer.protocol, Protocol::WebSocket(..)) || peer.connection.is_blocked() {
             return;
         }
         let dialect = session.dialect();
         loop {
-            let frames = &mut self.frames;
+            let frames = &mut self.sessions.frames;
             let mut assembly = std::mem::take(&mut frames.assembly);
             assembly.clear();
             if !session.outgoing.is_empty() {
@@ -148,11 +148,12 @@ impl Server {
             // One notification alone is written from where it was encoded.
             let mut single = None;
             while assembly.len() < MAX_WRITE {
-                let Some((database, kind)) = self.subscriptions.take_dirty(key.index) else { break };
-                self.metrics.notifications += 1;
+                let Some((database, kind)) = self.databases.subscriptions.take_dirty(key.index) else { break };
+                self.context.metrics.notifications += 1;
                 session.told = session.told.saturating_add(1);
-                let place = frames.place(&self.subscriptions, &self.access, database, kind, dialect);
-                if assembly.is_empty() && !self.subscriptions.is_dirty(key.index) {
+                let place =
+                    frames.place(&self.databases.subscriptions, &self.databases.access, database, kind, dialect);
+                if assembly.is_empty() && !self.databases.subscriptions.is_dirty(key.index) {
                     single = Some(place);
                     break;
                 }
@@ -163,17 +164,17 @@ impl Server {
             let written = if idle { Ok(Flushed::All) } else { peer.connection.write(bytes) };
             frames.assembly = assembly;
             match written {
-                Ok(Flushed::All) if !idle && self.subscriptions.is_dirty(key.index) => {}
+                Ok(Flushed::All) if !idle && self.databases.subscriptions.is_dirty(key.index) => {}
                 Ok(Flushed::All) => break,
                 Ok(Flushed::Blocked) => return self.wait_for_reader(connection, now),
                 Err(error) => return self.lost(connection, Some(&error), now),
             }
         }
         if std::mem::take(&mut peer.unread) {
-            self.unfinished.push(connection);
+            self.connections.unfinished.push(connection);
         }
         if peer.listed {
-            self.changed.push(Timer::Peer(connection));
+            self.connections.changed.push(Timer::Peer(connection));
         }
         // What it waited for may have left with an earlier write that was blocked.
         if session.handle_flushed(now) {

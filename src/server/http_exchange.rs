@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::events::Asked;
+use super::exchange::Exchange;
 use super::{Http, Protocol, Server, Timer};
 use crate::net::connection::Flushed;
 use crate::state::metrics::CloseReason;
@@ -11,8 +11,7 @@ use crate::state::routes;
 use crate::state::site::File;
 use crate::state::table::Key;
 use crate::state::timers::{Deadline, Millis};
-use crate::wire::engine_io::Sid;
-use crate::wire::http::{self, Request};
+use crate::wire::http;
 
 /// Time for the next request on a connection that is kept, in milliseconds.
 const KEEP_ALIVE: Millis = 60_000;
@@ -20,46 +19,6 @@ const KEEP_ALIVE: Millis = 60_000;
 /// The content types of Engine.IO's answers.
 pub(super) const TEXT: &str = "text/plain; charset=UTF-8";
 pub(super) const HTML: &str = "text/html";
-
-/// What of a request decides the form of its answer.
-#[derive(Debug)]
-pub(super) struct Exchange {
-    pub(super) keep_alive: bool,
-    pub(super) head_only: bool,
-    /// Whether the client takes a close packet for the wish of its own app, and would not come back.
-    /// `python-socketio` does while it polls; it says who it is by the HTTP library that it uses.
-    pub(super) close_is_final: bool,
-    /// The page that a browser asks for.
-    pub(super) origin: Option<Box<str>>,
-    /// The JSONP callback to answer to.
-    pub(super) jsonp: Option<u32>,
-    /// For the log, where it is to be told.
-    pub(super) asked: Option<Box<Asked>>,
-    /// The session, once it is known: load balancers find it in a cookie.
-    pub(super) sid: Option<Sid>,
-    /// Whether the client speaks TLS, to this server or to a trusted proxy.
-    pub(super) secure: bool,
-    /// Why the connection is closed behind the answer, if it is.
-    pub(super) closed_for: CloseReason,
-}
-
-impl Exchange {
-    pub(super) fn of(request: &Request<'_>) -> Self {
-        Self {
-            keep_alive: request.keep_alive && request.content_length == Some(0),
-            head_only: request.method == "HEAD",
-            close_is_final: request
-                .user_agent
-                .is_some_and(|agent| agent.starts_with("python-requests/") || agent.starts_with("Python/")),
-            origin: request.origin.map(Into::into),
-            jsonp: None,
-            asked: Asked::of(request),
-            sid: None,
-            secure: false,
-            closed_for: CloseReason::Served,
-        }
-    }
-}
 
 impl Server {
     /// Writes an answer; the connection awaits the next request, or is closed.
@@ -101,7 +60,7 @@ impl Server {
         now: Millis,
     ) {
         let keep_alive = self.keeps(exchange);
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         let status = if file.is_known(if_none_match) { 304 } else { 200 };
         let mut fields = file.fields.to_vec();
         fields.push(("ETag", &file.etag));
@@ -125,8 +84,9 @@ impl Server {
         now: Millis,
     ) {
         let keep_alive = self.keeps(exchange);
-        let Some(peer) = self.peers.get_mut(key) else { return };
-        let cookie = exchange.sid.map(|sid| routes::session_cookie(sid, self.cookie_same_site, exchange.secure));
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
+        let cookie =
+            exchange.sid.map(|sid| routes::session_cookie(sid, self.connections.cookie_same_site, exchange.secure));
         let mut fields = own_fields.to_vec();
         match &exchange.origin {
             Some(origin) => fields.extend([
@@ -151,19 +111,19 @@ impl Server {
 
     /// The answer is queued: it leaves, and the connection awaits the next request or is closed.
     pub(super) fn answered(&mut self, key: Key, keep_alive: bool, closed_for: CloseReason, now: Millis) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         if !keep_alive {
             self.count_close(key, closed_for);
             return self.linger(key, now);
         }
         peer.protocol = Protocol::Http(Http::Head);
-        self.changed.push(Timer::Peer(key));
+        self.connections.changed.push(Timer::Peer(key));
         peer.deadline = Deadline::at(now + KEEP_ALIVE);
         let flushed = peer.connection.flush();
         // A request that came early, or input that was left unread.
         peer.early = peer.connection.inbox_len() > 0;
         if peer.early || std::mem::take(&mut peer.unread) {
-            self.unfinished.push(key);
+            self.connections.unfinished.push(key);
         }
         match flushed {
             Ok(Flushed::All) => {}

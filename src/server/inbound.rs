@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mio::event::Event;
 
-use super::http_exchange::Exchange;
+use super::exchange::Exchange;
 use super::{CLIENT_READ, Http, LINGER, LINGER_READ, NAMES_A_TURN, Peer, Protocol, Seat, Server, Timer, token_of};
 use crate::net::connection::{Connection, Flushed, Inbox};
 use crate::net::stream::{Stream, TLS_HANDSHAKE};
@@ -43,8 +43,8 @@ impl Server {
         now: Millis,
     ) -> io::Result<Key> {
         let connecting = matches!(protocol, Protocol::Upstream { .. });
-        let registry = &self.registry;
-        let key = self.peers.try_insert_with(|key| {
+        let registry = &self.connections.registry;
+        let key = self.connections.peers.try_insert_with(|key| {
             let connection = Connection::register(stream, connecting, registry, token_of(key))?;
             io::Result::Ok(Peer {
                 connection,
@@ -66,7 +66,7 @@ impl Server {
     }
 
     pub(super) fn peer_ready(&mut self, key: Key, event: &Event, now: Millis) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         if let Protocol::Upstream { connected: false, .. } = peer.protocol {
             if !self.upstream_connected(key, now) {
                 return;
@@ -82,21 +82,21 @@ impl Server {
 
     /// The socket takes bytes again: first those that waited, then what its session has to say.
     fn write_more(&mut self, key: Key, now: Millis) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         if matches!(peer.protocol, Protocol::WebSocket(..)) {
             // It has taken something.
             peer.deadline = Deadline::NEVER;
         }
-        self.changed.push(Timer::Peer(key));
+        self.connections.changed.push(Timer::Peer(key));
         match peer.connection.flush() {
             Err(error) => return self.lost(key, Some(&error), now),
             Ok(Flushed::Blocked) => return self.wait_for_reader(key, now),
             Ok(Flushed::All) => {
                 if std::mem::take(&mut peer.unread) {
-                    self.unfinished.push(key);
+                    self.connections.unfinished.push(key);
                 }
                 match &peer.protocol {
-                    Protocol::WebSocket(session, _) => self.dirty.push(*session),
+                    Protocol::WebSocket(session, _) => self.sessions.dirty.push(*session),
                     Protocol::Lingering { .. } => self.shut_down_write(key, now),
                     _ => {}
                 }
@@ -107,19 +107,19 @@ impl Server {
 
     /// A client does not take what is written: it is waited for as long as it takes some of it now and then.
     pub(super) fn wait_for_reader(&mut self, key: Key, now: Millis) {
-        if let Some(peer) = self.peers.get_mut(key)
+        if let Some(peer) = self.connections.peers.get_mut(key)
             && matches!(peer.protocol, Protocol::WebSocket(..))
             && peer.deadline.is_never()
         {
-            peer.deadline = Deadline::at(now + self.limits.slow);
+            peer.deadline = Deadline::at(now + self.context.limits.slow);
             self.arm_peer(key, now);
         }
         self.update_interest(key, now);
     }
 
     pub(super) fn update_interest(&mut self, key: Key, now: Millis) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
-        if let Err(error) = peer.connection.update_interest(&self.registry, token_of(key)) {
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
+        if let Err(error) = peer.connection.update_interest(&self.connections.registry, token_of(key)) {
             self.lost(key, Some(&error), now);
         }
     }
@@ -127,26 +127,26 @@ impl Server {
     /// Reads one buffer, the connection's share of a turn; what is left is read in the next. `to_end` when
     /// more than data may wait: an end that no further event tells of.
     pub(super) fn read(&mut self, key: Key, to_end: bool, now: Millis) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         if matches!(peer.protocol, Protocol::Upstream { .. }) {
             return self.read_upstream(key, to_end, now);
         }
         if matches!(peer.protocol, Protocol::Closed) {
             return;
         }
-        if self.names_this_turn >= NAMES_A_TURN {
+        if self.databases.names_this_turn >= NAMES_A_TURN {
             if !std::mem::replace(&mut peer.postponed, true) {
-                self.postponed.push_back(key);
+                self.connections.postponed.push_back(key);
             }
             return;
         }
         if matches!(peer.protocol, Protocol::Handshake) && !self.shake_hands(key, now) {
-            self.changed.push(Timer::Peer(key));
+            self.connections.changed.push(Timer::Peer(key));
             return;
         }
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         if let Protocol::WebSocket(session, _) = &peer.protocol
-            && self.name_lists.is_busy(*session)
+            && self.databases.name_lists.is_busy(*session)
         {
             // What comes next is read when the work for what came is done.
             peer.unread = true;
@@ -161,15 +161,15 @@ impl Server {
         if !waits_for_answer && std::mem::take(&mut peer.early) && matches!(peer.protocol, Protocol::Http(_)) {
             self.take_input(key, 0, now);
         }
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         // Looked at only now: the request that came early may wait for its answer, or its answer for the client.
         let share = match &peer.protocol {
             Protocol::Closed => return,
             Protocol::Lingering { .. } => CLIENT_READ,
             _ if peer.connection.has_unsent() => 0,
-            Protocol::Http(_) if peer.connection.inbox_len() >= self.limits.head => 0,
+            Protocol::Http(_) if peer.connection.inbox_len() >= self.context.limits.head => 0,
             // What is left of it behind a request that waits for its answer is held.
-            Protocol::Http(_) => self.limits.head,
+            Protocol::Http(_) => self.context.limits.head,
             _ => CLIENT_READ,
         };
         if share == 0 {
@@ -177,7 +177,7 @@ impl Server {
             return;
         }
         let short_is_last = peer.connection.stream().short_read_is_last() && !to_end;
-        let read = peer.connection.read(&mut self.scratch[..share]);
+        let read = peer.connection.read(&mut self.connections.scratch[..share]);
         if peer.connection.is_blocked() {
             self.update_interest(key, now);
         }
@@ -185,15 +185,15 @@ impl Server {
             Ok(0) => self.ended(key, now),
             Ok(length) => {
                 if self.is_over_linger(key, length) {
-                    self.metrics.cut_connections += 1;
+                    self.context.metrics.cut_connections += 1;
                     return self.close_peer(key, CloseReason::CloseTimeout, now);
                 }
                 let emptied = length < share && short_is_last;
                 self.take_input(key, length, now);
-                self.changed.push(Timer::Peer(key));
+                self.connections.changed.push(Timer::Peer(key));
                 if !emptied {
                     // Its share of the turn is used up: the others come first.
-                    self.unfinished.push(key);
+                    self.connections.unfinished.push(key);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -203,7 +203,8 @@ impl Server {
 
     /// Counts bytes of a client that was told of the end; returns whether it has sent too many since.
     fn is_over_linger(&mut self, key: Key, length: usize) -> bool {
-        let Some(Peer { protocol: Protocol::Lingering { received, .. }, .. }) = self.peers.get_mut(key) else {
+        let Some(Peer { protocol: Protocol::Lingering { received, .. }, .. }) = self.connections.peers.get_mut(key)
+        else {
             return false;
         };
         *received += length;
@@ -212,7 +213,7 @@ impl Server {
 
     /// The client ends the connection in order.
     fn ended(&mut self, key: Key, now: Millis) {
-        if let Some(peer) = self.peers.get_mut(key)
+        if let Some(peer) = self.connections.peers.get_mut(key)
             && peer.connection.stream().is_tls()
         {
             // TLS wants the end to be answered, for the client cannot tell it from a cut otherwise.
@@ -232,9 +233,9 @@ impl Server {
 
     /// Takes the first `length` bytes of the scratch buffer as the connection's next input.
     fn take_input(&mut self, key: Key, length: usize, now: Millis) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         // Taken out for the time being: what is in it is the connection's, and the server is handed on.
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut scratch = std::mem::take(&mut self.connections.scratch);
         let mut inbox = peer.connection.take_inbox();
         if inbox.is_empty() {
             let used = self.handle_input(key, &mut scratch[..length], 0, now);
@@ -250,10 +251,10 @@ impl Server {
                 None => inbox = Inbox::default(),
             }
         }
-        if let Some(peer) = self.peers.get_mut(key) {
+        if let Some(peer) = self.connections.peers.get_mut(key) {
             peer.connection.put_inbox(inbox);
         }
-        self.scratch = scratch;
+        self.connections.scratch = scratch;
     }
 
     /// Handles every whole item in `bytes`, of which `seen` were looked at before; how many were used, or
@@ -262,12 +263,12 @@ impl Server {
         let (mut used, mut seen, mut requests) = (0, seen, 0);
         loop {
             let rest = &mut bytes[used..];
-            let peer = self.peers.get_mut(key)?;
+            let peer = self.connections.peers.get_mut(key)?;
             let input = match &peer.protocol {
                 // Its share of the turn is used up: the others come first.
                 Protocol::Http(Http::Head) if requests == REQUESTS_A_TURN => {
                     peer.early = true;
-                    self.unfinished.push(key);
+                    self.connections.unfinished.push(key);
                     return Some(used);
                 }
                 // Answers add up only as fast as they are taken: the next request waits in its few bytes.
@@ -313,16 +314,16 @@ impl Server {
             return Input::Used(blank);
         }
         let is_plain = |peer: &mut Peer| !peer.connection.stream().is_tls();
-        if bytes.first() == Some(&TLS_HANDSHAKE) && self.peers.get_mut(key).is_some_and(is_plain) {
+        if bytes.first() == Some(&TLS_HANDSHAKE) && self.connections.peers.get_mut(key).is_some_and(is_plain) {
             self.refuse_tls(key, now);
             return Input::Over;
         }
         // What cannot be a method is no HTTP, and need not be waited for.
         let garbage = bytes.first().is_some_and(|byte| !byte.is_ascii_alphabetic());
-        if !garbage && bytes.len() < self.limits.head && !http::head_is_complete(bytes, seen) {
+        if !garbage && bytes.len() < self.context.limits.head && !http::head_is_complete(bytes, seen) {
             return Input::Used(0);
         }
-        match http::parse_request(bytes, self.limits.head) {
+        match http::parse_request(bytes, self.context.limits.head) {
             Ok(None) => Input::Used(0),
             Ok(Some((used, request))) => {
                 self.serve(key, &request, now);
@@ -348,8 +349,8 @@ impl Server {
         if self.serve_operation(key, request, &exchange, now) {
             return;
         }
-        let site = Arc::clone(&self.site);
-        if !routes::is_welcome(request, &self.origins, &site) {
+        let site = Arc::clone(&self.connections.site);
+        if !routes::is_welcome(request, &self.connections.origins, &site) {
             return self.respond_answer(key, &exchange, &routes::ORIGIN_REFUSED, now);
         }
         let route = routes::route(request, &site);
@@ -394,14 +395,14 @@ impl Server {
 
     pub(super) fn upgrade(&mut self, key: Key, exchange: &Exchange, websocket_key: &str, protocol: Option<&str>) {
         self.log_answer(key, exchange, 101);
-        if let Some(peer) = self.peers.get_mut(key) {
+        if let Some(peer) = self.connections.peers.get_mut(key) {
             http::write_upgrade(peer.connection.queue(), websocket_key, protocol);
             peer.deadline = Deadline::NEVER;
         }
     }
 
     pub(super) fn answer_and_close(&mut self, key: Key, status: u16, body: &str, reason: CloseReason, now: Millis) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         let fields = [("Content-Type", "text/plain; charset=utf-8")];
         let answer =
             http::Answer { status, fields: &fields, body: body.as_bytes(), head_only: false, keep_alive: false };
@@ -412,7 +413,7 @@ impl Server {
     }
 
     pub(super) fn refuse_late_request(&mut self, key: Key, now: Millis) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         if peer.connection.inbox_len() == 0 {
             return self.close_peer(key, CloseReason::RequestTimeout, now);
         }
@@ -420,15 +421,18 @@ impl Server {
     }
 
     fn handle_frame(&mut self, key: Key, bytes: &mut [u8], now: Millis) -> Input {
-        let Some(peer) = self.peers.get_mut(key) else { return Input::Over };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return Input::Over };
         let (Protocol::WebSocket(session, decoder) | Protocol::Probing(session, decoder)) = &mut peer.protocol else {
             return Input::Over;
         };
         let session = *session;
         // Taken out while the session, which may end the connection, has the message.
         let mut decoder = std::mem::take(decoder);
-        let limit =
-            self.sessions.get(session).map_or(UNAUTHENTICATED_MESSAGE, |session| session.max_message(&self.rules));
+        let limit = self
+            .sessions
+            .table
+            .get(session)
+            .map_or(UNAUTHENTICATED_MESSAGE, |session| session.max_message(&self.sessions.rules));
         let outcome = match decoder.next(bytes, limit) {
             Ok(None) => Input::Used(0),
             Err(error) => {
@@ -445,7 +449,7 @@ impl Server {
                 Input::Used(used)
             }
         };
-        if let Some(peer) = self.peers.get_mut(key)
+        if let Some(peer) = self.connections.peers.get_mut(key)
             && let Protocol::WebSocket(_, place) | Protocol::Probing(_, place) = &mut peer.protocol
         {
             *place = decoder;
@@ -454,9 +458,10 @@ impl Server {
     }
 
     fn handle_incoming(&mut self, key: Key, session: Key, incoming: &Incoming<'_>, now: Millis) {
-        let probing = self.peers.get(key).is_some_and(|peer| matches!(peer.protocol, Protocol::Probing(..)));
-        if let Some(speaker) = self.sessions.get_mut(session) {
-            if !speaker.allows_message(&self.rules, now) {
+        let probing =
+            self.connections.peers.get(key).is_some_and(|peer| matches!(peer.protocol, Protocol::Probing(..)));
+        if let Some(speaker) = self.sessions.table.get_mut(session) {
+            if !speaker.allows_message(&self.sessions.rules, now) {
                 return self.close_websocket(key, session, CloseReason::TooManyMessages, now);
             }
             if !probing {
@@ -467,10 +472,10 @@ impl Server {
             Incoming::Text(text) if probing => self.handle_probe(key, session, text, now),
             Incoming::Text(text) => self.hand_message(session, text, now),
             Incoming::Ping(payload) => {
-                if let Some(peer) = self.peers.get_mut(key) {
+                if let Some(peer) = self.connections.peers.get_mut(key) {
                     websocket::write_pong(peer.connection.queue(), payload);
                 }
-                if probing { self.flush_peer(key, now) } else { self.dirty.push(session) }
+                if probing { self.flush_peer(key, now) } else { self.sessions.dirty.push(session) }
             }
             Incoming::Pong if !probing => self.with_session(session, now, Session::handle_pong),
             Incoming::Pong | Incoming::Fragment => {}
@@ -482,7 +487,7 @@ impl Server {
     /// Closes a WebSocket, and the session that it carries. One that is only to take over leaves the session
     /// alone.
     fn close_websocket(&mut self, key: Key, session: Key, reason: CloseReason, now: Millis) {
-        match self.peers.get_mut(key) {
+        match self.connections.peers.get_mut(key) {
             Some(Peer { protocol: Protocol::Probing(..), connection, .. }) => {
                 websocket::write_close(connection.queue(), reason.close_code(), reason.text());
                 self.forget_connection(key, session);
@@ -495,11 +500,11 @@ impl Server {
     /// The last bytes are queued: they leave, then the sending side is shut down, then the peer is waited for. Closing
     /// at once could destroy what is still on its way.
     pub(super) fn linger(&mut self, key: Key, now: Millis) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         peer.protocol = Protocol::Lingering { shut_down: false, received: 0 };
         peer.deadline = Deadline::at(now + LINGER);
         peer.connection.take_inbox();
-        self.changed.push(Timer::Peer(key));
+        self.connections.changed.push(Timer::Peer(key));
         match peer.connection.flush() {
             Ok(Flushed::All) => self.shut_down_write(key, now),
             Ok(Flushed::Blocked) => self.update_interest(key, now),
@@ -507,11 +512,11 @@ impl Server {
         }
         self.arm_peer(key, now);
         // What came before the peer noticed must be read, or the close becomes a reset.
-        self.unfinished.push(key);
+        self.connections.unfinished.push(key);
     }
 
     fn shut_down_write(&mut self, key: Key, now: Millis) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         if let Protocol::Lingering { shut_down, .. } = &mut peer.protocol
             && !std::mem::replace(shut_down, true)
         {
@@ -522,18 +527,18 @@ impl Server {
 
     /// Opens the session of a connection that has become a WebSocket.
     pub(super) fn carry(&mut self, key: Key, session: Key, now: Millis) {
-        if let Some(peer) = self.peers.get_mut(key) {
+        if let Some(peer) = self.connections.peers.get_mut(key) {
             peer.protocol = Protocol::WebSocket(session, Decoder::default());
         }
-        self.dirty.push(session);
-        self.changed.push(Timer::Peer(key));
+        self.sessions.dirty.push(session);
+        self.connections.changed.push(Timer::Peer(key));
         self.arm_session(session, now);
     }
 
     pub(super) fn arm_session(&mut self, key: Key, now: Millis) {
-        if let Some(session) = self.sessions.get_mut(key) {
-            let deadline = session.poll_timeout(&self.rules);
-            self.timers.arm(Timer::Session(key), &mut session.alarm, deadline, now);
+        if let Some(session) = self.sessions.table.get_mut(key) {
+            let deadline = session.poll_timeout(&self.sessions.rules);
+            self.context.timers.arm(Timer::Session(key), &mut session.alarm, deadline, now);
         }
     }
 }

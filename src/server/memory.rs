@@ -43,13 +43,15 @@ impl Memory {
 impl Server {
     /// Looks at the memory when it is time, and evicts unauthenticated clients above the limit.
     pub(super) fn check_memory(&mut self, now: Millis) {
-        let Some(limit) = self.memory.limit.filter(|_| self.memory.next_check <= now) else { return };
-        self.memory.next_check = now + MEMORY_CHECK;
-        self.memory.full = resident_memory().is_some_and(|resident| resident > limit);
-        if !self.memory.full {
+        let Some(limit) = self.connections.memory.limit.filter(|_| self.connections.memory.next_check <= now) else {
+            return;
+        };
+        self.connections.memory.next_check = now + MEMORY_CHECK;
+        self.connections.memory.full = resident_memory().is_some_and(|resident| resident > limit);
+        if !self.connections.memory.full {
             return;
         }
-        if let Some(more) = self.memory_log.pass(now) {
+        if let Some(more) = self.connections.memory_log.pass(now) {
             let mebibytes = limit / (1024 * 1024);
             log::warn!("More memory is used than --max_memory, {mebibytes} MiB: new clients are rejected{more}.");
         }
@@ -58,10 +60,10 @@ impl Server {
 
     /// Returns when a client that is rejected for want of memory is to come back, in milliseconds; None if it is served.
     pub(super) fn memory_rejection(&mut self) -> Option<Millis> {
-        if !self.memory.full {
+        if !self.connections.memory.full {
             return None;
         }
-        self.metrics.memory_rejections += 1;
-        Some(RETRY_AFTER + self.jitter.below(RETRY_AFTER))
+        self.context.metrics.memory_rejections += 1;
+        Some(RETRY_AFTER + self.context.jitter.below(RETRY_AFTER))
     }
 }

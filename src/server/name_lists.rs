@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::Server;
 use super::positions::{LIMIT_ERROR, too_many, too_many_of_user};
+use super::{Context, Databases, Server, Sessions};
 use crate::state::access::Decision;
 use crate::state::metrics::CloseReason;
 use crate::state::name_lists::{Cancelled, Group, Intake, PART, Removal, SLICE, Work};
@@ -23,11 +23,15 @@ pub(super) const BYTES_A_NAME: usize = 256;
 impl Server {
     /// Hands a message to a session, or puts it aside until the work for those before it is done.
     pub(super) fn hand_message(&mut self, key: Key, text: &str, now: Millis) {
-        self.names_this_turn += text.len() / BYTES_A_NAME;
-        if !self.name_lists.is_busy(key) {
+        self.databases.names_this_turn += text.len() / BYTES_A_NAME;
+        if !self.databases.name_lists.is_busy(key) {
             return self.with_session(key, now, |session, turn| session.handle_message(text, turn));
         }
-        if !self.name_lists.defer(key, text, self.rules.max_message + self.rules.max_payload) {
+        if !self.databases.name_lists.defer(
+            key,
+            text,
+            self.sessions.rules.max_message + self.sessions.rules.max_payload,
+        ) {
             self.close_session(key, CloseReason::TooMuchHeld, now);
         }
     }
@@ -36,7 +40,7 @@ impl Server {
     pub(super) fn work_on_lists(&mut self, now: Millis) {
         let mut budget = LISTED_A_TURN;
         while budget > 0
-            && let Some((key, work)) = self.name_lists.pop()
+            && let Some((key, work)) = self.databases.name_lists.pop()
         {
             let cost = match work {
                 Work::Resume => self.resume_session(key, now),
@@ -46,26 +50,26 @@ impl Server {
                 Work::Leave => self.leave_some(key),
             };
             budget = budget.saturating_sub(cost.max(1));
-            if !self.name_lists.is_busy(key) {
+            if !self.databases.name_lists.is_busy(key) {
                 // It is written to, and its connection is read again.
-                self.dirty.push(key);
+                self.sessions.dirty.push(key);
             }
         }
         for _ in 0..LISTED_A_TURN {
-            let Some(database) = self.name_lists.next_released() else { break };
-            self.access.release(database, &mut self.subscriptions);
+            let Some(database) = self.databases.name_lists.next_released() else { break };
+            self.databases.access.release(database, &mut self.databases.subscriptions);
         }
     }
 
     fn resume_session(&mut self, key: Key, now: Millis) -> usize {
-        let Some(text) = self.name_lists.next_message(key) else {
-            self.name_lists.resume(key);
+        let Some(text) = self.databases.name_lists.next_message(key) else {
+            self.databases.name_lists.resume(key);
             return 0;
         };
-        let before = self.names_this_turn;
+        let before = self.databases.names_this_turn;
         self.with_session(key, now, |session, turn| session.handle_message(&text, turn));
-        self.name_lists.resume(key);
-        text.len() / BYTES_A_NAME + self.names_this_turn - before
+        self.databases.name_lists.resume(key);
+        text.len() / BYTES_A_NAME + self.databases.names_this_turn - before
     }
 
     /// Reads some names of a `subscribe`; when all are read, has them wait part by part.
@@ -75,27 +79,27 @@ impl Server {
             let is_read = self.read_names(key, &mut intake, SLICE);
             let cost = intake.read - before;
             if !is_read {
-                self.name_lists.put_back(key, Work::Intake(intake));
+                self.databases.name_lists.put_back(key, Work::Intake(intake));
                 return cost;
             }
             if !self.has_room_for(key, &intake.reply, intake.new, now) {
-                self.name_lists.release(intake.databases);
+                self.databases.name_lists.release(intake.databases);
                 return cost;
             }
-            let user = self.sessions.get(key).and_then(Session::user_name);
-            if user.is_none_or(|user| !self.access.has_room(user, intake.unknown)) {
-                self.name_lists.release(intake.databases);
+            let user = self.sessions.table.get(key).and_then(Session::user_name);
+            if user.is_none_or(|user| !self.databases.access.has_room(user, intake.unknown)) {
+                self.databases.name_lists.release(intake.databases);
                 self.refuse_undecided(key, &intake.reply, now);
                 return cost;
             }
             let user: Option<Box<str>> = user.map(Into::into);
-            self.access.reserve(user.as_deref().unwrap_or_default(), intake.unknown);
+            self.databases.access.reserve(user.as_deref().unwrap_or_default(), intake.unknown);
             intake.user = user;
             intake.places = HashMap::new();
             let parts = intake.databases.len().div_ceil(PART);
             let (reply, epoch) = (intake.reply.clone(), intake.epoch.take());
-            intake.group = Some(self.name_lists.add_group(key, reply, epoch, parts));
-            self.name_lists.put_back(key, Work::Intake(intake));
+            intake.group = Some(self.databases.name_lists.add_group(key, reply, epoch, parts));
+            self.databases.name_lists.put_back(key, Work::Intake(intake));
             return cost;
         };
         let rest = intake.databases.split_off(intake.databases.len().min(PART));
@@ -103,66 +107,72 @@ impl Server {
         let cost = part.len();
         // What was kept for it is for its parts, and in between for no other session.
         let user = intake.user.take().unwrap_or_default();
-        self.access.give_up_reserve(&user, intake.unknown);
-        let before = self.access.awaited();
+        self.databases.access.give_up_reserve(&user, intake.unknown);
+        let before = self.databases.access.awaited();
         if let Err(message) = self.decide(key, Reply::Silent, part, (None, Some(group)), now) {
             // Other sessions of the user were quicker. The parts that wait find no group.
-            self.name_lists.release(intake.databases);
-            if let Some(group) = self.name_lists.take_group(group) {
+            self.databases.name_lists.release(intake.databases);
+            if let Some(group) = self.databases.name_lists.take_group(group) {
                 self.refuse_subscribe(key, &group.reply, message, now);
             }
         } else if !intake.databases.is_empty() {
-            intake.unknown = intake.unknown.saturating_sub(self.access.awaited() - before);
-            self.access.reserve(&user, intake.unknown);
+            intake.unknown = intake.unknown.saturating_sub(self.databases.access.awaited() - before);
+            self.databases.access.reserve(&user, intake.unknown);
             intake.user = Some(user);
-            self.name_lists.put_back(key, Work::Intake(intake));
+            self.databases.name_lists.put_back(key, Work::Intake(intake));
         }
         cost
     }
 
     /// Takes a part of a group that could not be decided in time: the request fails.
     pub(super) fn arrive_late(&mut self, group: Key, names: Named, name: &str, message: &str) {
-        if let Some(group) = self.name_lists.take_group(group)
-            && let Some(session) = self.sessions.get_mut(group.session)
+        if let Some(group) = self.databases.name_lists.take_group(group)
+            && let Some(session) = self.sessions.table.get_mut(group.session)
         {
             session.answer_error(&group.reply, name, message);
-            self.dirty.push(group.session);
+            self.sessions.dirty.push(group.session);
         }
-        self.name_lists.release(names);
+        self.databases.name_lists.release(names);
     }
 
     /// Subscribes to some names of a group and compares them; answers when all are done. Nothing is written to the session
     /// meanwhile: what changes is in the answer, or notified after it.
     fn complete_some(&mut self, key: Key, group: Key) -> usize {
-        self.name_lists.withhold(key);
-        let Some(its) = self.name_lists.group_mut(group) else { return 0 };
+        self.databases.name_lists.withhold(key);
+        let Some(its) = self.databases.name_lists.group_mut(group) else { return 0 };
         let cost = if its.error.is_some() {
             let from = its.added.len().saturating_sub(SLICE);
             let undone = its.added.split_off(from);
             for database in &undone {
-                self.subscriptions.unsubscribe(key.index, *database);
+                self.databases.subscriptions.unsubscribe(key.index, *database);
             }
             undone.len()
         } else {
             self.complete_slice(key, group)
         };
-        let Some(its) = self.name_lists.group_mut(group) else { return cost };
+        let Some(its) = self.databases.name_lists.group_mut(group) else { return cost };
         let is_over = if its.error.is_some() { its.added.is_empty() } else { its.completed == its.names.len() };
         if !is_over {
-            self.name_lists.put_back(key, Work::Complete(group));
+            self.databases.name_lists.put_back(key, Work::Complete(group));
             return cost;
         }
         self.recount_user(key);
-        if let Some(group) = self.name_lists.take_group(group) {
+        if let Some(group) = self.databases.name_lists.take_group(group) {
             self.answer_group(key, group);
         }
-        self.name_lists.show(key);
-        self.dirty.push(key);
+        self.databases.name_lists.show(key);
+        self.sessions.dirty.push(key);
         cost
     }
 
     fn complete_slice(&mut self, key: Key, group: Key) -> usize {
-        let Self { sessions, subscriptions, positions, access, name_lists, user_totals, limits, .. } = self;
+        let Self {
+            sessions: Sessions { table: sessions, user_totals, .. },
+            databases,
+            context: Context { limits, .. },
+            ..
+        } = self;
+        let Databases { subscriptions, positions, access, name_lists, .. } = databases;
         let Some(its) = name_lists.group_mut(group) else { return 0 };
         let Some(session) = sessions.get(key) else { return 0 };
         let Some((user, roles)) = session.user() else { return 0 };
@@ -170,7 +180,7 @@ impl Server {
         let new = slice.clone().filter(|(database, _)| !subscriptions.has(key.index, *database)).count();
         let count = subscriptions.count(key.index) + new;
         if let Some(limit) = user_totals.exceeded(key, user, count).filter(|_| new > 0) {
-            self.metrics.refused_subscriptions += 1;
+            self.context.metrics.refused_subscriptions += 1;
             its.error = Some((LIMIT_ERROR, too_many_of_user(limit)));
             return 0;
         }
@@ -212,7 +222,8 @@ impl Server {
 
     fn answer_group(&mut self, key: Key, group: Group) {
         let Group { reply, error, mut stand, mut changed, mut refused, .. } = group;
-        let Self { sessions, subscriptions, positions, .. } = self;
+        let Self { sessions: Sessions { table: sessions, .. }, databases, .. } = self;
+        let Databases { subscriptions, positions, .. } = databases;
         let Some(session) = sessions.get_mut(key) else { return };
         if let Some((name, message)) = error {
             return session.answer_error(&reply, name, &message);
@@ -241,10 +252,10 @@ impl Server {
                 let Some((name, _)) = names.get(*read) else { break };
                 *read += 1;
                 // What is not kept nobody subscribes to or waits for.
-                if let Some(database) = self.subscriptions.find(name)
+                if let Some(database) = self.databases.subscriptions.find(name)
                     && databases.insert(database)
                 {
-                    self.subscriptions.hold_id(database);
+                    self.databases.subscriptions.hold_id(database);
                 }
             }
             let cost = *read - from;
@@ -254,19 +265,19 @@ impl Server {
                 self.withdraw(key, &databases);
                 *left = Some(databases.into_iter().collect());
             }
-            self.name_lists.put_back(key, Work::Remove(removal));
+            self.databases.name_lists.put_back(key, Work::Remove(removal));
             return cost;
         };
         let ended = left.split_off(left.len().saturating_sub(SLICE));
         for database in &ended {
-            self.subscriptions.unsubscribe(key.index, *database);
-            self.access.release(*database, &mut self.subscriptions);
+            self.databases.subscriptions.unsubscribe(key.index, *database);
+            self.databases.access.release(*database, &mut self.databases.subscriptions);
         }
         if left.is_empty() {
             let reply = reply.clone();
             self.answer_unsubscribed(key, &reply);
         } else {
-            self.name_lists.put_back(key, Work::Remove(removal));
+            self.databases.name_lists.put_back(key, Work::Remove(removal));
         }
         ended.len()
     }
@@ -274,19 +285,19 @@ impl Server {
     /// Ends all subscriptions of a session, those too that were about to be.
     pub(super) fn leave(&mut self, key: Key) {
         let mut replies = self.cancel_subscribes(key);
-        let cancelled = self.name_lists.cancel(key);
+        let cancelled = self.databases.name_lists.cancel(key);
         self.give_up_reserves(&cancelled);
         replies.extend(cancelled.replies);
-        if self.subscriptions.count(key.index) > SLICE {
-            self.name_lists.withhold(key);
-            self.name_lists.push(key, Work::Leave);
+        if self.databases.subscriptions.count(key.index) > SLICE {
+            self.databases.name_lists.withhold(key);
+            self.databases.name_lists.push(key, Work::Leave);
         } else {
             self.end_subscriptions(key.index, SLICE);
         }
         self.recount_user(key);
-        self.name_lists.resume_later(key);
+        self.databases.name_lists.resume_later(key);
         for reply in replies {
-            if let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_active()) {
+            if let Some(session) = self.sessions.table.get_mut(key).filter(|session| session.is_active()) {
                 session.answer_error(&reply, "NotAuthenticatedError", "somebody else has logged in");
             }
         }
@@ -295,17 +306,17 @@ impl Server {
     /// Gives the room back that was kept for cancelled lists.
     pub(super) fn give_up_reserves(&mut self, cancelled: &Cancelled) {
         for (user, count) in &cancelled.reserved {
-            self.access.give_up_reserve(user, *count);
+            self.databases.access.give_up_reserve(user, *count);
         }
     }
 
     /// Ends some subscriptions of a session that goes on.
     fn leave_some(&mut self, key: Key) -> usize {
         self.end_subscriptions(key.index, SLICE);
-        if self.subscriptions.count(key.index) > 0 {
-            self.name_lists.put_back(key, Work::Leave);
+        if self.databases.subscriptions.count(key.index) > 0 {
+            self.databases.name_lists.put_back(key, Work::Leave);
         } else {
-            self.name_lists.show(key);
+            self.databases.name_lists.show(key);
             self.recount_user(key);
         }
         SLICE
@@ -313,6 +324,6 @@ impl Server {
 
     /// Returns whether nothing is to be written to a session yet.
     pub(super) fn is_withheld(&self, key: Key) -> bool {
-        self.name_lists.is_withheld(key) || self.access.is_withheld(key)
+        self.databases.name_lists.is_withheld(key) || self.databases.access.is_withheld(key)
     }
 }

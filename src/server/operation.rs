@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use mio::net::TcpStream;
 
-use super::http_exchange::Exchange;
-use super::{Http, Protocol, Queue, Seat, Server};
+use super::exchange::Exchange;
+use super::{Connections, Http, Protocol, Queue, Seat, Server};
 use crate::net::stream::Stream;
 use crate::state::metrics::CloseReason;
 use crate::state::operation::{self, Gauges, Question, Readiness, SessionCounts};
@@ -49,7 +49,7 @@ impl Operation {
 impl Server {
     /// Takes a connection on the port for operators.
     pub(super) fn take_operator(&mut self, socket: TcpStream, address: IpAddr, now: Millis) {
-        let Self { operation, peers, .. } = self;
+        let Self { operation, connections: Connections { peers, .. }, .. } = self;
         operation.operators.retain(|key| peers.get(*key).is_some());
         if operation.operators.len() >= MAX_OPERATORS {
             let oldest = operation.operators.remove(0);
@@ -59,12 +59,12 @@ impl Server {
         match self.add_peer(Stream::plain(socket), protocol, address, Deadline::at(now + HEAD_WITHIN), now) {
             Ok(key) => {
                 self.operation.operators.push(key);
-                if let Some(peer) = self.peers.get_mut(key) {
+                if let Some(peer) = self.connections.peers.get_mut(key) {
                     peer.seat = Seat::Operator;
                 }
             }
             Err(error) => {
-                let (level, more) = self.registration_log.level(log::Level::Warn, now);
+                let (level, more) = self.connections.registration_log.level(log::Level::Warn, now);
                 log::log!(level, "A connection on --admin_port could not be registered: {error}{more}");
             }
         }
@@ -72,8 +72,8 @@ impl Server {
 
     /// Counts a close of a client.
     pub(super) fn count_close(&mut self, key: Key, reason: CloseReason) {
-        if self.peers.get(key).is_none_or(|peer| peer.seat != Seat::Operator) {
-            self.metrics.count_close(reason);
+        if self.connections.peers.get(key).is_none_or(|peer| peer.seat != Seat::Operator) {
+            self.context.metrics.count_close(reason);
         }
     }
 
@@ -85,12 +85,12 @@ impl Server {
         exchange: &Exchange,
         now: Millis,
     ) -> bool {
-        let is_operator = self.peers.get(key).is_some_and(|peer| peer.seat == Seat::Operator);
+        let is_operator = self.connections.peers.get(key).is_some_and(|peer| peer.seat == Seat::Operator);
         if is_operator {
             let operators = &mut self.operation.operators;
             operators.retain(|one| *one != key);
             operators.push(key);
-        } else if self.doors.has_admin() {
+        } else if self.connections.doors.has_admin() {
             return false;
         }
         let answer = match (operation::question(request.path), request.method) {
@@ -110,11 +110,11 @@ impl Server {
     }
 
     fn readiness(&self, now: Millis) -> Readiness {
-        match (self.is_draining(), self.feed.is_ready(now)) {
+        match (self.is_draining(), self.upstream.feed.is_ready(now)) {
             (true, _) => Readiness::Stopping,
-            _ if self.couchdb.admin.is_refused() => Readiness::Refused,
+            _ if self.upstream.admin.is_refused() => Readiness::Refused,
             (false, true) => Readiness::Ready,
-            (false, false) if self.followed => Readiness::FeedDown,
+            (false, false) if self.databases.followed => Readiness::FeedDown,
             (false, false) => Readiness::NotOpenYet,
         }
     }
@@ -122,36 +122,40 @@ impl Server {
     fn exposition(&mut self, now: Millis) -> Vec<u8> {
         if self.operation.counted.as_ref().is_none_or(|(at, _)| *at + COUNTED_FOR <= now) {
             let mut counts = SessionCounts::default();
-            self.sessions.keys().filter_map(|key| self.sessions.get(key)).for_each(|session| counts.count(session));
+            self.sessions
+                .table
+                .keys()
+                .filter_map(|key| self.sessions.table.get(key))
+                .for_each(|session| counts.count(session));
             self.operation.counted = Some((now, counts));
         }
-        self.metrics.dropped_log_lines = self.operation.dropped_log_lines.load(Ordering::Relaxed);
+        self.context.metrics.dropped_log_lines = self.operation.dropped_log_lines.load(Ordering::Relaxed);
         let (_, sessions) = self.operation.counted.as_ref().expect("counted above");
-        let queues = &self.couchdb.queues;
+        let queues = &self.upstream.queues;
         let mut requests = Queue::ALL.map(|queue| (queue.label(), queues[queue as usize].pool.len()));
-        requests[Queue::LogIns as usize].1 += self.login_limits.waiting();
+        requests[Queue::LogIns as usize].1 += self.sessions.login_limits.waiting();
         let gauges = Gauges {
             started: self.operation.started,
-            feed_up: self.feed.is_ready(now),
-            connections: self.clients,
-            unauthenticated: (self.unauthenticated.len(), self.unauthenticated.bytes()),
-            memory_full: self.memory.is_full(),
+            feed_up: self.upstream.feed.is_ready(now),
+            connections: self.connections.clients,
+            unauthenticated: (self.connections.unauthenticated.len(), self.connections.unauthenticated.bytes()),
+            memory_full: self.connections.memory.is_full(),
             sessions,
-            subscriptions: self.subscriptions.total(),
-            databases: self.subscriptions.watched(),
-            names: self.subscriptions.databases(),
-            remembered: self.catch_up.remembered(),
-            access: (self.access.waiting_questions(), self.access.security_bytes()),
+            subscriptions: self.databases.subscriptions.total(),
+            databases: self.databases.subscriptions.watched(),
+            names: self.databases.subscriptions.databases(),
+            remembered: self.databases.catch_up.remembered(),
+            access: (self.databases.access.waiting_questions(), self.databases.access.security_bytes()),
             requests: &requests,
             resident_memory: resident_memory(),
         };
-        operation::exposition(&self.metrics, &gauges)
+        operation::exposition(&self.context.metrics, &gauges)
     }
 
     /// Answers an operator, with that body. Pages of other origins may not read it, and nothing may keep it.
     fn respond_operation(&mut self, key: Key, exchange: &Exchange, answer: &Answer, body: &[u8], now: Millis) {
         let kept = self.keeps(exchange);
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         // Those of operators do not hold a stop up: they may ask until the end.
         let keep_alive = kept || exchange.keep_alive && peer.seat == Seat::Operator;
         let mut fields = vec![

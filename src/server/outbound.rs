@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use mio::net::TcpStream;
 
+use super::connections::READ_BUFFER;
 use super::restarts::arm_merge_window;
-use super::{Protocol, Purpose, Queue, READ_BUFFER, Requests, Server, Upstream};
+use super::{Context, Databases, Protocol, Purpose, Queue, Requests, Server, Upstream, UpstreamId};
 use crate::net::connection::Flushed;
 use crate::net::keep_alive;
 use crate::net::stream::{Handshake, Stream};
@@ -29,43 +30,43 @@ const READS_A_TURN: usize = 16;
 
 impl Server {
     pub(super) fn handle_resolver(&mut self, now: Millis) {
-        while let Some(answer) = self.couchdb.resolver.take_answer() {
-            self.couchdb.dialer.handle_resolved(&answer, &mut self.couchdb.dial_actions);
+        while let Some(answer) = self.upstream.resolver.take_answer() {
+            self.upstream.dialer.handle_resolved(&answer, &mut self.upstream.dial_actions);
         }
         self.perform_dial_actions(now);
     }
 
-    fn dial(&mut self, owner: Upstream, now: Millis) {
+    fn dial(&mut self, owner: UpstreamId, now: Millis) {
         self.hang_up(owner, now);
-        self.couchdb.dialer.dial(owner, &mut self.couchdb.dial_actions);
+        self.upstream.dialer.dial(owner, &mut self.upstream.dial_actions);
         self.perform_dial_actions(now);
     }
 
     fn perform_dial_actions(&mut self, now: Millis) {
-        while let Some(action) = self.couchdb.dial_actions.pop() {
+        while let Some(action) = self.upstream.dial_actions.pop() {
             match action {
-                DialAction::Resolve => self.couchdb.resolver.ask(&self.couchdb.url.host, self.couchdb.url.port),
+                DialAction::Resolve => self.upstream.resolver.ask(&self.upstream.url.host, self.upstream.url.port),
                 DialAction::Connect(owner, address) => {
                     if let Err(error) = self.connect(owner, address, now) {
                         let error = format!("{address}: {error}");
-                        self.couchdb.dialer.handle_failed(owner, &error, &mut self.couchdb.dial_actions);
+                        self.upstream.dialer.handle_failed(owner, &error, &mut self.upstream.dial_actions);
                     }
                 }
                 DialAction::Failed(owner, error) => {
-                    self.feed.handle_unreachable();
+                    self.upstream.feed.handle_unreachable();
                     self.tell_lost(owner, Some(&error), now);
                 }
             }
         }
     }
 
-    fn connect(&mut self, owner: Upstream, address: SocketAddr, now: Millis) -> io::Result<()> {
+    fn connect(&mut self, owner: UpstreamId, address: SocketAddr, now: Millis) -> io::Result<()> {
         let socket = TcpStream::connect(address)?;
         let _ = socket.set_nodelay(true);
         // Without it, a dead connection shows by the heartbeats and deadlines alone.
         let _ = keep_alive::watch(&socket);
-        let stream = if let (true, Some(config)) = (self.couchdb.url.tls, &self.couchdb.tls) {
-            Stream::tls_client(socket, config.clone(), tls::server_name(&self.couchdb.url.host)?)?
+        let stream = if let (true, Some(config)) = (self.upstream.url.tls, &self.upstream.tls) {
+            Stream::tls_client(socket, config.clone(), tls::server_name(&self.upstream.url.host)?)?
         } else {
             Stream::plain(socket)
         };
@@ -75,10 +76,10 @@ impl Server {
         Ok(())
     }
 
-    fn connection_of(&mut self, owner: Upstream) -> &mut Option<Key> {
+    fn connection_of(&mut self, owner: UpstreamId) -> &mut Option<Key> {
         match owner {
-            Upstream::Feed => &mut self.couchdb.feed_connection,
-            Upstream::Pool(queue, number) => &mut self.couchdb.queues[queue as usize].connections[number],
+            UpstreamId::Feed => &mut self.upstream.feed_connection,
+            UpstreamId::Pool(queue, number) => &mut self.upstream.queues[queue as usize].connections[number],
         }
     }
 
@@ -86,7 +87,7 @@ impl Server {
     /// stands when the handshake is over: an address whose certificate is refused is one that
     /// failed.
     pub(super) fn upstream_connected(&mut self, key: Key, now: Millis) -> bool {
-        let Some(peer) = self.peers.get_mut(key) else { return false };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return false };
         let Protocol::Upstream { owner, .. } = peer.protocol else { return false };
         let socket = peer.connection.stream().socket();
         let error = match socket.take_error() {
@@ -121,24 +122,24 @@ impl Server {
                 return false;
             }
         }
-        let Some(peer) = self.peers.get_mut(key) else { return false };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return false };
         peer.protocol = Protocol::Upstream { owner, connected: true };
         peer.deadline = Deadline::NEVER;
         let address = peer.address;
         let socket = peer.connection.stream().socket();
         let ends = (socket.local_addr(), socket.peer_addr());
-        self.couchdb.dialer.handle_connected(owner);
+        self.upstream.dialer.handle_connected(owner);
         if let (Ok(local), Ok(remote)) = ends {
             self.handle_route(owner, local.ip(), remote.ip(), now);
         }
         match owner {
-            Upstream::Feed => {
+            UpstreamId::Feed => {
                 self.handle_feed_address(address, now);
-                self.feed.handle_connected(now, &mut self.couchdb.feed_actions);
+                self.upstream.feed.handle_connected(now, &mut self.upstream.feed_actions);
                 self.perform_feed_actions(now);
             }
-            Upstream::Pool(queue, number) => {
-                let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
+            UpstreamId::Pool(queue, number) => {
+                let Requests { pool, actions, .. } = &mut self.upstream.queues[queue as usize];
                 pool.handle_connected(number, now, actions);
                 self.perform_pool_actions(queue, now);
             }
@@ -149,26 +150,26 @@ impl Server {
 
     /// Goes on with the handshake of TLS, where there is one; whether it is over.
     fn shake_hands_upstream(&mut self, key: Key) -> io::Result<bool> {
-        let Some(peer) = self.peers.get_mut(key) else { return Ok(false) };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return Ok(false) };
         // The first word is ours.
         peer.connection.flush()?;
         Ok(peer.connection.handshake()? == Handshake::Done)
     }
 
     /// Takes note of the way on which a connection reaches CouchDB, before anything is sent on it.
-    fn handle_route(&mut self, owner: Upstream, local: IpAddr, remote: IpAddr, now: Millis) {
+    fn handle_route(&mut self, owner: UpstreamId, local: IpAddr, remote: IpAddr, now: Millis) {
         let login = match owner {
-            Upstream::Pool(Queue::LogIns, number) => Some(number),
+            UpstreamId::Pool(Queue::LogIns, number) => Some(number),
             _ => None,
         };
-        if self.couchdb.forwarding.handle_connected(login, local, remote) {
+        if self.upstream.forwarding.handle_connected(login, local, remote) {
             log::warn!(
                 "CouchDB does not believe X-Forwarded-For of this server, which reaches it from {local}: it counts the \
                  wrong passwords of all clients as those of one, and so they are limited by name \
                  (--couchdb_trusts_forwarded)."
             );
             // Those that wait were let through by address.
-            let Requests { pool, actions, .. } = &mut self.couchdb.queues[Queue::LogIns as usize];
+            let Requests { pool, actions, .. } = &mut self.upstream.queues[Queue::LogIns as usize];
             pool.reject_waiting(actions);
             self.perform_pool_actions(Queue::LogIns, now);
         }
@@ -177,11 +178,11 @@ impl Server {
     /// The feed is connected to an address. Where that is another one than before, CouchDB has moved, and the
     /// connections to the old address are given up.
     fn handle_feed_address(&mut self, address: IpAddr, now: Millis) {
-        if self.couchdb.feed_address.replace(address).is_none_or(|earlier| earlier == address) {
+        if self.upstream.feed_address.replace(address).is_none_or(|earlier| earlier == address) {
             return;
         }
         for queue in Queue::ALL {
-            let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
+            let Requests { pool, actions, .. } = &mut self.upstream.queues[queue as usize];
             pool.retire_connections(actions);
             self.perform_pool_actions(queue, now);
         }
@@ -189,7 +190,7 @@ impl Server {
 
     /// A connection to CouchDB ended, or did not come to stand.
     pub(super) fn upstream_lost(&mut self, key: Key, error: Option<&str>, now: Millis) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         let Protocol::Upstream { owner, connected } = peer.protocol else { return };
         let (address, answered) = (peer.address, peer.known);
         self.close_peer(key, CloseReason::ClientVanished, now);
@@ -197,28 +198,28 @@ impl Server {
         self.forget_route(owner);
         if connected {
             if !answered {
-                self.couchdb.dialer.handle_mute(address);
+                self.upstream.dialer.handle_mute(address);
             }
             return self.tell_lost(owner, error, now);
         }
         let error = format!("{address}: {}", error.unwrap_or("the connection was closed"));
-        self.couchdb.dialer.handle_failed(owner, &error, &mut self.couchdb.dial_actions);
+        self.upstream.dialer.handle_failed(owner, &error, &mut self.upstream.dial_actions);
         self.perform_dial_actions(now);
     }
 
-    fn tell_lost(&mut self, owner: Upstream, error: Option<&str>, now: Millis) {
+    fn tell_lost(&mut self, owner: UpstreamId, error: Option<&str>, now: Millis) {
         match owner {
-            Upstream::Feed => {
-                self.metrics.feed_breaks += 1;
+            UpstreamId::Feed => {
+                self.context.metrics.feed_breaks += 1;
                 self.handle_admin_status(AdminUse::Feed, None, now);
-                self.feed.handle_lost(error, now, &mut self.couchdb.feed_actions);
+                self.upstream.feed.handle_lost(error, now, &mut self.upstream.feed_actions);
                 self.perform_feed_actions(now);
             }
-            Upstream::Pool(queue, number) => {
+            UpstreamId::Pool(queue, number) => {
                 if let Some(error) = error {
                     log::debug!("A connection for {} failed: {error}", queue.text());
                 }
-                let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
+                let Requests { pool, actions, .. } = &mut self.upstream.queues[queue as usize];
                 pool.handle_lost(number, now, actions);
                 self.perform_pool_actions(queue, now);
             }
@@ -226,23 +227,23 @@ impl Server {
     }
 
     /// Closes a connection to CouchDB without telling its owner, who wanted it so.
-    fn hang_up(&mut self, owner: Upstream, now: Millis) {
-        self.couchdb.dialer.cancel(owner);
+    fn hang_up(&mut self, owner: UpstreamId, now: Millis) {
+        self.upstream.dialer.cancel(owner);
         if let Some(key) = self.connection_of(owner).take() {
             self.close_peer(key, CloseReason::Served, now);
         }
         self.forget_route(owner);
     }
 
-    fn forget_route(&mut self, owner: Upstream) {
-        if let Upstream::Pool(Queue::LogIns, number) = owner {
-            self.couchdb.forwarding.handle_closed(number);
+    fn forget_route(&mut self, owner: UpstreamId) {
+        if let UpstreamId::Pool(Queue::LogIns, number) = owner {
+            self.upstream.forwarding.handle_closed(number);
         }
     }
 
-    fn send(&mut self, owner: Upstream, request: &[u8], now: Millis) {
+    fn send(&mut self, owner: UpstreamId, request: &[u8], now: Millis) {
         let Some(key) = *self.connection_of(owner) else { return };
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         match peer.connection.write(request) {
             Ok(Flushed::All | Flushed::Blocked) => self.update_interest(key, now),
             Err(error) => self.lost(key, Some(&error), now),
@@ -250,17 +251,17 @@ impl Server {
     }
 
     pub(super) fn perform_feed_actions(&mut self, now: Millis) {
-        for action in std::mem::take(&mut self.couchdb.feed_actions) {
+        for action in std::mem::take(&mut self.upstream.feed_actions) {
             match action {
-                FeedAction::Dial | FeedAction::Send(_) if self.defer_feed(now) => self.hang_up(Upstream::Feed, now),
-                FeedAction::Dial => self.dial(Upstream::Feed, now),
+                FeedAction::Dial | FeedAction::Send(_) if self.defer_feed(now) => self.hang_up(UpstreamId::Feed, now),
+                FeedAction::Dial => self.dial(UpstreamId::Feed, now),
                 FeedAction::Send(request) => {
-                    self.couchdb.admin.handle_sent(AdminUse::Feed);
-                    self.send(Upstream::Feed, &request, now);
+                    self.upstream.admin.handle_sent(AdminUse::Feed);
+                    self.send(UpstreamId::Feed, &request, now);
                 }
                 FeedAction::HangUp => {
                     self.handle_admin_status(AdminUse::Feed, None, now);
-                    self.hang_up(Upstream::Feed, now);
+                    self.hang_up(UpstreamId::Feed, now);
                 }
                 FeedAction::Pinned => self.handle_pinned(),
                 FeedAction::Opened(continuity) => {
@@ -273,11 +274,11 @@ impl Server {
     }
 
     pub(super) fn perform_pool_actions(&mut self, queue: Queue, now: Millis) {
-        for action in std::mem::take(&mut self.couchdb.queues[queue as usize].actions) {
+        for action in std::mem::take(&mut self.upstream.queues[queue as usize].actions) {
             match action {
-                PoolAction::Dial(number) => self.dial(Upstream::Pool(queue, number), now),
-                PoolAction::Send(number, request) => self.send(Upstream::Pool(queue, number), &request, now),
-                PoolAction::HangUp(number) => self.hang_up(Upstream::Pool(queue, number), now),
+                PoolAction::Dial(number) => self.dial(UpstreamId::Pool(queue, number), now),
+                PoolAction::Send(number, request) => self.send(UpstreamId::Pool(queue, number), &request, now),
+                PoolAction::HangUp(number) => self.hang_up(UpstreamId::Pool(queue, number), now),
                 PoolAction::Done(purpose, answer) => self.handle_answer(purpose, answer, now),
             }
         }
@@ -293,11 +294,11 @@ impl Server {
         now: Millis,
     ) -> Option<Key> {
         let admin_use = purpose.admin_use();
-        let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
+        let Requests { pool, actions, .. } = &mut self.upstream.queues[queue as usize];
         let submission = Submission { owner, request, purpose, since: now, repeatable: true };
         let submitted = pool.submit(submission, now, actions).ok();
         if let (Some(_), Some(admin_use)) = (submitted, admin_use) {
-            self.couchdb.admin.handle_sent(admin_use);
+            self.upstream.admin.handle_sent(admin_use);
         }
         submitted
     }
@@ -305,7 +306,7 @@ impl Server {
     /// Gives up what CouchDB did not answer in time.
     pub(super) fn expire_requests(&mut self, now: Millis) {
         for queue in Queue::ALL {
-            let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
+            let Requests { pool, actions, .. } = &mut self.upstream.queues[queue as usize];
             if pool.poll_timeout().is_some_and(|at| at <= now) {
                 pool.handle_timeout(now, actions);
                 self.perform_pool_actions(queue, now);
@@ -316,7 +317,7 @@ impl Server {
     /// CouchDB answered a request, or did not.
     fn handle_answer(&mut self, purpose: Purpose, answer: Result<Answer, NoAnswer>, now: Millis) {
         if let Ok(answer) = &answer {
-            self.feed.handle_reachable(now);
+            self.upstream.feed.handle_reachable(now);
             if !matches!(purpose, Purpose::LogIn(..) | Purpose::Abandoned(..) | Purpose::Check(..)) {
                 self.handle_admin_answer(answer.status, now);
             }
@@ -348,11 +349,11 @@ impl Server {
     /// wait: an end that no further event tells of.
     pub(super) fn read_upstream(&mut self, key: Key, to_end: bool, now: Millis) {
         for _ in 0..READS_A_TURN {
-            let Some(peer) = self.peers.get_mut(key) else { return };
+            let Some(peer) = self.connections.peers.get_mut(key) else { return };
             let Protocol::Upstream { owner, .. } = peer.protocol else { return };
             let stream = peer.connection.stream();
             let short_is_last = stream.short_read_is_last() && !to_end;
-            match stream.read(&mut self.scratch) {
+            match stream.read(&mut self.connections.scratch) {
                 Ok(0) => return self.upstream_lost(key, None, now),
                 Ok(length) => {
                     peer.known = true;
@@ -371,28 +372,29 @@ impl Server {
                 Err(error) => return self.lost(key, Some(&error), now),
             }
         }
-        self.unfinished.push(key);
+        self.connections.unfinished.push(key);
     }
 
     /// Takes the first `length` bytes of the scratch buffer as the next of CouchDB.
-    fn take_upstream(&mut self, owner: Upstream, length: usize, now: Millis) {
-        let scratch = std::mem::take(&mut self.scratch);
+    fn take_upstream(&mut self, owner: UpstreamId, length: usize, now: Millis) {
+        let scratch = std::mem::take(&mut self.connections.scratch);
         match owner {
-            Upstream::Feed => self.take_feed(&scratch[..length], now),
-            Upstream::Pool(queue, number) => {
-                let Requests { pool, actions, .. } = &mut self.couchdb.queues[queue as usize];
+            UpstreamId::Feed => self.take_feed(&scratch[..length], now),
+            UpstreamId::Pool(queue, number) => {
+                let Requests { pool, actions, .. } = &mut self.upstream.queues[queue as usize];
                 pool.handle_bytes(number, &scratch[..length], now, actions);
                 self.perform_pool_actions(queue, now);
             }
         }
-        self.scratch = scratch;
+        self.connections.scratch = scratch;
     }
 
     /// Takes bytes of the feed: every change in them marks its subscribers.
     fn take_feed(&mut self, mut input: &[u8], now: Millis) {
         let merge_window = self.merge_window();
-        let Self { feed, subscriptions, positions, access, metrics, woken, couchdb, merge_timers, .. } = self;
-        let actions = &mut couchdb.feed_actions;
+        let Self { databases, upstream, context: Context { metrics, .. }, .. } = self;
+        let Databases { subscriptions, positions, access, woken, merge_timers, .. } = databases;
+        let Upstream { feed, feed_actions: actions, .. } = upstream;
         let (mut skipped, mut status) = (0, None);
         loop {
             let (used, part) = feed.handle_bytes(input, now, actions);
@@ -451,7 +453,7 @@ impl Server {
         }
         self.perform_feed_actions(now);
         if skipped > 0 {
-            self.metrics.skipped_lines += skipped;
+            self.context.metrics.skipped_lines += skipped;
             self.handle_gap(now, now);
         }
     }

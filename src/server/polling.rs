@@ -4,8 +4,9 @@
 //! A connection is not a session here: any connection may bring the next request, and goes back to
 //! awaiting a request when its answer is written.
 
-use super::http_exchange::{Exchange, HTML, TEXT};
-use super::{Http, Peer, Protocol, Seat, Server, Timer};
+use super::exchange::{Exchange, Parked, Post};
+use super::http_exchange::{HTML, TEXT};
+use super::{Connections, Http, Peer, Protocol, Seat, Server, Sessions, Timer};
 use crate::net::connection::Flushed;
 use crate::state::limits::UNAUTHENTICATED_MESSAGE;
 use crate::state::metrics::CloseReason;
@@ -24,35 +25,6 @@ use crate::wire::{payload, socket_io};
 const UPGRADE_WITHIN: Millis = 10_000;
 /// Most bytes of answers that wait for a client to poll.
 const MAX_OUTGOING: usize = 64 * 1024;
-
-/// A POST whose body comes in.
-#[derive(Debug)]
-pub(super) struct Post {
-    exchange: Exchange,
-    session: Key,
-    format: PostFormat,
-    decoder: BodyDecoder,
-    body: Vec<u8>,
-}
-
-impl Post {
-    /// The session that it is for.
-    pub(super) fn session(&self) -> Key {
-        self.session
-    }
-
-    /// Returns how many bytes of memory hold what has come.
-    pub(super) fn held_bytes(&self) -> usize {
-        self.body.capacity()
-    }
-}
-
-/// A GET that waits for something to tell.
-#[derive(Debug)]
-pub(super) struct Parked {
-    pub(super) exchange: Exchange,
-    pub(super) session: Key,
-}
 
 /// The id under which a session is found.
 pub(super) fn sid_of(key: Key, tag: [u8; TAG]) -> Sid {
@@ -73,10 +45,10 @@ impl Server {
         mut exchange: Exchange,
         now: Millis,
     ) {
-        let Some(address) = self.peers.get(key).map(|peer| peer.address) else { return };
-        let Some(seat) = self.seat(address, self.trusted_proxies.trust(address)) else {
+        let Some(address) = self.connections.peers.get(key).map(|peer| peer.address) else { return };
+        let Some(seat) = self.seat(address, self.connections.trusted_proxies.trust(address)) else {
             // A proxy's connection carries other clients, too.
-            self.metrics.count_close(CloseReason::TooManyOfAddress);
+            self.context.metrics.count_close(CloseReason::TooManyOfAddress);
             return self.respond_answer(key, &exchange, &routes::TOO_MANY_OF_ADDRESS, now);
         };
         if !self.count_opening(key) {
@@ -90,8 +62,8 @@ impl Server {
 
     /// A session does not poll any more: it is no session of its connection and address.
     pub(super) fn leave_polling(&mut self, key: Key) {
-        self.openings.remove(key);
-        if let Some(polling) = self.sessions.get_mut(key).and_then(Session::polling)
+        self.connections.openings.remove(key);
+        if let Some(polling) = self.sessions.table.get_mut(key).and_then(Session::polling)
             && std::mem::take(&mut polling.counts_at_address)
         {
             let client = polling.client;
@@ -105,7 +77,7 @@ impl Server {
         let key = Key { index: number(0), generation: number(4) };
         // The sessions of the other dialect have no id, and nothing random in what would be theirs.
         let named = |session: &&Session| session.dialect() != Dialect::Json && sid_of(key, session.tag) == sid;
-        self.sessions.get(key).filter(named).map(|_| key)
+        self.sessions.table.get(key).filter(named).map(|_| key)
     }
 
     pub(super) fn poll_session(&mut self, key: Key, sid: Sid, mut exchange: Exchange, now: Millis) {
@@ -113,7 +85,7 @@ impl Server {
             return self.respond_refusal(key, &exchange, Refusal::SessionId, now);
         };
         exchange.sid = Some(sid);
-        let polling = self.sessions.get_mut(session).and_then(Session::polling);
+        let polling = self.sessions.table.get_mut(session).and_then(Session::polling);
         match polling {
             None => self.respond_refusal(key, &exchange, Refusal::Request, now),
             Some(Polling { parked: Some(_), .. }) => {
@@ -125,22 +97,22 @@ impl Server {
                 self.note_known(key, session);
                 self.park(key, Parked { exchange, session });
                 // Answered at the end of the turn, if there is something to tell.
-                self.dirty.push(session);
+                self.sessions.dirty.push(session);
             }
         }
     }
 
     /// A connection brought a request of a session: it is known for as long as somebody is logged in there.
     fn note_known(&mut self, key: Key, session: Key) {
-        self.changed.push(Timer::Peer(key));
-        let known = self.sessions.get(session).is_some_and(Session::is_active);
-        if let Some(peer) = self.peers.get_mut(key) {
+        self.connections.changed.push(Timer::Peer(key));
+        let known = self.sessions.table.get(session).is_some_and(Session::is_active);
+        if let Some(peer) = self.connections.peers.get_mut(key) {
             peer.known = known;
         }
     }
 
     fn park(&mut self, key: Key, parked: Parked) {
-        if let Some(peer) = self.peers.get_mut(key) {
+        if let Some(peer) = self.connections.peers.get_mut(key) {
             peer.protocol = Protocol::Http(Http::Parked(Box::new(parked)));
             // Its session sees to the time.
             peer.deadline = Deadline::NEVER;
@@ -149,24 +121,24 @@ impl Server {
 
     /// The first answer to a client that polls: what the session says by itself.
     pub(super) fn answer_opening(&mut self, key: Key, session: Key, exchange: Exchange, now: Millis) {
-        if let Some(polling) = self.sessions.get_mut(session).and_then(Session::polling) {
+        if let Some(polling) = self.sessions.table.get_mut(session).and_then(Session::polling) {
             polling.parked = Some(key);
         }
-        self.changed.push(Timer::Peer(key));
+        self.connections.changed.push(Timer::Peer(key));
         self.park(key, Parked { exchange, session });
         self.arm_session(session, now);
-        self.dirty.push(session);
+        self.sessions.dirty.push(session);
     }
 
     /// Writes what a polling session has to say into the answer to its parked GET, if there is one.
     pub(super) fn flush_polling(&mut self, key: Key, now: Millis) {
         let is_withheld = self.is_withheld(key);
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.table.get_mut(key) else { return };
         let Dialect::SocketIo(version) = session.dialect() else { return };
         let Some(polling) = session.polling() else { return };
         let freed = polling.probed;
         let Some(connection) = polling.parked else { return };
-        if session.outgoing.is_empty() && !self.subscriptions.is_dirty(key.index) && !freed {
+        if session.outgoing.is_empty() && !self.databases.subscriptions.is_dirty(key.index) && !freed {
             return;
         }
         let said = !session.outgoing.is_empty();
@@ -176,11 +148,11 @@ impl Server {
         }
         let mut message = Vec::new();
         while out.len() < MAX_PAYLOAD / 2 && !is_withheld {
-            let Some((database, _)) = self.subscriptions.take_dirty(key.index) else { break };
-            self.metrics.notifications += 1;
+            let Some((database, _)) = self.databases.subscriptions.take_dirty(key.index) else { break };
+            self.context.metrics.notifications += 1;
             session.told = session.told.saturating_add(1);
             message.clear();
-            socket_io::write_change(&mut message, self.subscriptions.name(database));
+            socket_io::write_change(&mut message, self.databases.subscriptions.name(database));
             payload::write_packet(&mut out, &message, version);
         }
         if out.is_empty() {
@@ -188,17 +160,17 @@ impl Server {
         }
         self.answer_parked(connection, 200, &out, now);
         self.note_session(key);
-        if said && self.sessions.get_mut(key).is_some_and(|session| session.handle_flushed(now)) {
+        if said && self.sessions.table.get_mut(key).is_some_and(|session| session.handle_flushed(now)) {
             self.arm_session(key, now);
         }
     }
 
     /// Answers a parked GET; its connection awaits the next request.
     fn answer_parked(&mut self, connection: Key, status: u16, content: &[u8], now: Millis) {
-        let Some(peer) = self.peers.get_mut(connection) else { return };
+        let Some(peer) = self.connections.peers.get_mut(connection) else { return };
         let Protocol::Http(http @ Http::Parked(_)) = &mut peer.protocol else { return };
         let Http::Parked(parked) = std::mem::replace(http, Http::Head) else { unreachable!("matched above") };
-        if let Some(polling) = self.sessions.get_mut(parked.session).and_then(Session::polling) {
+        if let Some(polling) = self.sessions.table.get_mut(parked.session).and_then(Session::polling) {
             polling.parked = None;
         }
         let exchange = &parked.exchange;
@@ -214,7 +186,7 @@ impl Server {
     /// Ends a polling session: a parked GET is told. A client that is to come back, and would not after a close
     /// packet, is told by a status.
     pub(super) fn close_polling(&mut self, key: Key, reason: CloseReason, now: Millis) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.table.get_mut(key) else { return };
         let Dialect::SocketIo(version) = session.dialect() else { return };
         let outgoing = session.outgoing.take();
         let Some(polling) = session.polling() else { return };
@@ -227,7 +199,9 @@ impl Server {
         if let Some(connection) = parked {
             let stopping = reason == CloseReason::ShuttingDown;
             let mut close_is_final = false;
-            if let Some(Peer { protocol: Protocol::Http(Http::Parked(parked)), .. }) = self.peers.get_mut(connection) {
+            if let Some(Peer { protocol: Protocol::Http(Http::Parked(parked)), .. }) =
+                self.connections.peers.get_mut(connection)
+            {
                 close_is_final = parked.exchange.close_is_final;
                 parked.exchange.keep_alive &= !stopping;
             }
@@ -258,7 +232,7 @@ impl Server {
         };
         exchange.sid = Some(sid);
         let limit = self.max_post(session) as u64;
-        match self.sessions.get_mut(session).and_then(Session::polling) {
+        match self.sessions.table.get_mut(session).and_then(Session::polling) {
             None => {
                 exchange.keep_alive = false;
                 self.respond_refusal(key, &exchange, Refusal::Request, now);
@@ -274,9 +248,9 @@ impl Server {
             Some(polling) => {
                 polling.posting = Some(key);
                 let post = Post { exchange, session, format, decoder, body: Vec::new() };
-                if let Some(peer) = self.peers.get_mut(key) {
+                if let Some(peer) = self.connections.peers.get_mut(key) {
                     peer.protocol = Protocol::Http(Http::Body(Box::new(post)));
-                    peer.deadline = Deadline::at(now + self.limits.request_within);
+                    peer.deadline = Deadline::at(now + self.context.limits.request_within);
                 }
                 self.arm_peer(key, now);
                 // An empty body has come already.
@@ -287,7 +261,7 @@ impl Server {
 
     /// Returns the longest body of a POST that a session takes now.
     fn max_post(&self, key: Key) -> usize {
-        self.sessions.get(key).map_or(0, |session| session.max_payload(&self.rules))
+        self.sessions.table.get(key).map_or(0, |session| session.max_payload(&self.sessions.rules))
     }
 
     fn refuse_payload(&mut self, key: Key, mut exchange: Exchange, now: Millis) {
@@ -298,7 +272,8 @@ impl Server {
 
     /// Takes bytes of a POST's body; how many were used.
     pub(super) fn handle_body(&mut self, key: Key, bytes: &[u8], now: Millis) -> usize {
-        let Self { peers, sessions, rules, .. } = self;
+        let Self { connections: Connections { peers, .. }, sessions: Sessions { table: sessions, rules, .. }, .. } =
+            self;
         let Some(peer) = peers.get_mut(key) else { return 0 };
         let Protocol::Http(Http::Body(post)) = &mut peer.protocol else { return 0 };
         let limit = sessions.get(post.session).map_or(rules.max_payload, |session| session.max_payload(rules));
@@ -336,10 +311,10 @@ impl Server {
 
     /// The POST is no longer under way.
     fn take_post(&mut self, key: Key) -> Option<Box<Post>> {
-        let peer = self.peers.get_mut(key)?;
+        let peer = self.connections.peers.get_mut(key)?;
         let Protocol::Http(http @ Http::Body(_)) = &mut peer.protocol else { return None };
         let Http::Body(post) = std::mem::replace(http, Http::Head) else { unreachable!("matched above") };
-        if let Some(polling) = self.sessions.get_mut(post.session).and_then(Session::polling) {
+        if let Some(polling) = self.sessions.table.get_mut(post.session).and_then(Session::polling) {
             polling.posting = None;
         }
         Some(post)
@@ -351,7 +326,7 @@ impl Server {
     }
 
     fn finish_post(&mut self, key: Key, post: &Post, now: Millis) {
-        let Some(session) = self.sessions.get(post.session) else {
+        let Some(session) = self.sessions.table.get(post.session) else {
             return self.respond_refusal(key, &post.exchange, Refusal::SessionId, now);
         };
         let Dialect::SocketIo(version) = session.dialect() else { return };
@@ -374,11 +349,11 @@ impl Server {
         self.respond(key, &post.exchange, 200, HTML, b"ok", now);
         self.note_known(key, post.session);
         for packet in packets {
-            let rules = &self.rules;
-            if self.sessions.get_mut(post.session).is_some_and(|session| !session.allows_message(rules, now)) {
+            let rules = &self.sessions.rules;
+            if self.sessions.table.get_mut(post.session).is_some_and(|session| !session.allows_message(rules, now)) {
                 return self.close_session(post.session, CloseReason::TooManyMessages, now);
             }
-            if let Some(session) = self.sessions.get_mut(post.session) {
+            if let Some(session) = self.sessions.table.get_mut(post.session) {
                 session.handle_heard(now);
             }
             self.hand_message(post.session, packet, now);
@@ -389,7 +364,7 @@ impl Server {
             Some(_) => session.outgoing.len() > MAX_OUTGOING,
             None => waited > MAX_OUTGOING,
         };
-        let session = self.sessions.get(post.session).filter(|session| session.websocket().is_none());
+        let session = self.sessions.table.get(post.session).filter(|session| session.websocket().is_none());
         if session.is_some_and(piles_up) {
             self.close_session(post.session, CloseReason::NotReading, now);
         }
@@ -398,7 +373,7 @@ impl Server {
     /// Opens a WebSocket that is to take a session over, when the session is one that can be.
     pub(super) fn begin_upgrade(&mut self, key: Key, sid: Sid, websocket_key: &str, exchange: &Exchange, now: Millis) {
         let session = self.find_session(sid);
-        let polling = session.and_then(|session| self.sessions.get_mut(session)).and_then(Session::polling);
+        let polling = session.and_then(|session| self.sessions.table.get_mut(session)).and_then(Session::polling);
         let (Some(session), refusal) = (session, polling) else {
             return self.respond_refusal(key, exchange, Refusal::SessionId, now);
         };
@@ -407,8 +382,8 @@ impl Server {
             _ => return self.respond_refusal(key, exchange, Refusal::Request, now),
         }
         self.upgrade(key, exchange, websocket_key, None);
-        self.changed.push(Timer::Peer(key));
-        if let Some(peer) = self.peers.get_mut(key) {
+        self.connections.changed.push(Timer::Peer(key));
+        if let Some(peer) = self.connections.peers.get_mut(key) {
             peer.protocol = Protocol::Probing(session, Decoder::default());
             peer.deadline = Deadline::at(now + UPGRADE_WITHIN);
         }
@@ -418,14 +393,14 @@ impl Server {
 
     /// A text on a WebSocket that has not taken over: `2probe`, then `5`.
     pub(super) fn handle_probe(&mut self, key: Key, session: Key, text: &str, now: Millis) {
-        let polling = self.sessions.get_mut(session).and_then(Session::polling);
+        let polling = self.sessions.table.get_mut(session).and_then(Session::polling);
         let Some(polling) = polling.filter(|polling| polling.probing == Some(key)) else {
             return self.close_peer(key, CloseReason::BrokenPacket, now);
         };
         match (text, polling.probed) {
             ("2probe", _) => {
                 polling.probed = true;
-                if let Some(peer) = self.peers.get_mut(key) {
+                if let Some(peer) = self.connections.peers.get_mut(key) {
                     websocket::write_text(peer.connection.queue(), b"3probe");
                 }
                 self.flush_peer(key, now);
@@ -441,10 +416,10 @@ impl Server {
         self.flush_polling(session, now);
         self.delist(Timer::Session(session));
         self.leave_polling(session);
-        if let Some(session) = self.sessions.get_mut(session) {
+        if let Some(session) = self.sessions.table.get_mut(session) {
             session.transport = Transport::WebSocket(key);
         }
-        if let Some(peer) = self.peers.get_mut(key) {
+        if let Some(peer) = self.connections.peers.get_mut(key) {
             peer.deadline = Deadline::NEVER;
         }
         self.carry(key, session, now);
@@ -452,7 +427,7 @@ impl Server {
 
     /// A connection that brought a request of a session is over.
     pub(super) fn forget_connection(&mut self, key: Key, session: Key) {
-        let Some(polling) = self.sessions.get_mut(session).and_then(Session::polling) else { return };
+        let Some(polling) = self.sessions.table.get_mut(session).and_then(Session::polling) else { return };
         for place in [&mut polling.parked, &mut polling.posting, &mut polling.probing] {
             if *place == Some(key) {
                 *place = None;
@@ -467,7 +442,7 @@ impl Server {
     }
 
     pub(super) fn flush_peer(&mut self, key: Key, now: Millis) {
-        let Some(peer) = self.peers.get_mut(key) else { return };
+        let Some(peer) = self.connections.peers.get_mut(key) else { return };
         match peer.connection.flush() {
             Ok(Flushed::All) => {}
             Ok(Flushed::Blocked) => self.update_interest(key, now),

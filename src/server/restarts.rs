@@ -14,11 +14,11 @@ const CLUSTER_MERGE_WINDOW: Millis = 800;
 impl Server {
     /// Asks what is due, while the feed is followed: a CouchDB that refuses the feed is not asked for more.
     pub(super) fn ask_restarts(&mut self, now: Millis) {
-        if !self.feed.is_streaming() || !self.may_ask(AdminUse::LookUp, now) {
+        if !self.upstream.feed.is_streaming() || !self.may_ask(AdminUse::LookUp, now) {
             return;
         }
-        let Some(question) = self.restarts.next_question(now) else { return };
-        let requests = &self.couchdb.requests;
+        let Some(question) = self.databases.restarts.next_question(now) else { return };
+        let requests = &self.upstream.requests;
         let request = match question {
             Question::Membership => requests.membership(),
             Question::Name => requests.node_name(),
@@ -29,11 +29,11 @@ impl Server {
 
     /// CouchDB answered, or did not.
     pub(super) fn handle_restarts(&mut self, answer: Option<&Answer>, now: Millis) {
-        if !self.feed.is_streaming() {
-            self.restarts.handle_broken();
+        if !self.upstream.feed.is_streaming() {
+            self.databases.restarts.handle_broken();
         }
         let reply = answer.map(|answer| Reply { status: answer.status, date: answer.date, body: &answer.body });
-        if let Some(finding) = self.restarts.handle_reply(reply, now) {
+        if let Some(finding) = self.databases.restarts.handle_reply(reply, now) {
             log::debug!("Whether CouchDB restarted: {finding:?}, status {:?}.", answer.map(|answer| answer.status));
             self.handle_finding(finding, now);
         }
@@ -42,15 +42,20 @@ impl Server {
 
     /// For how long changes of a database are merged after the first one, in milliseconds.
     pub(super) fn merge_window(&self) -> Millis {
-        self.merge_window.unwrap_or(if self.restarts.is_cluster() { CLUSTER_MERGE_WINDOW } else { 0 })
+        self.databases.merge_window.unwrap_or(if self.databases.restarts.is_cluster() {
+            CLUSTER_MERGE_WINDOW
+        } else {
+            0
+        })
     }
 
     /// The time is over for which changes of a database were held back.
     pub(super) fn release_held(&mut self, database: DatabaseId, now: Millis) {
-        let Some(kind) = self.subscriptions.release_held(database, now) else { return };
+        let Some(kind) = self.databases.subscriptions.release_held(database, now) else { return };
         // Access to it may have come into doubt meanwhile.
-        if self.access.handle_line(database, kind, true, None, &self.subscriptions) {
-            self.metrics.merged_notifications += self.subscriptions.mark(database, kind, &mut self.woken);
+        if self.databases.access.handle_line(database, kind, true, None, &self.databases.subscriptions) {
+            self.context.metrics.merged_notifications +=
+                self.databases.subscriptions.mark(database, kind, &mut self.databases.woken);
             self.wake();
         }
     }

@@ -14,16 +14,16 @@ const EVICTED_A_TURN: usize = 1_024;
 impl Server {
     /// Has a session reviewed at the end of the turn, or the connection that carries it.
     pub(super) fn note_session(&mut self, key: Key) {
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.sessions.table.get(key) else { return };
         let carrier = session.websocket().map_or(Timer::Session(key), Timer::Peer);
-        self.changed.push(carrier);
+        self.connections.changed.push(carrier);
     }
 
     /// Reviews the clients of which something changed, and evicts those that are too many or hold too much.
     pub fn review_clients(&mut self, now: Millis) {
         self.review_changed();
         for _ in 0..EVICTED_A_TURN {
-            let Some(who) = self.unauthenticated.surplus() else { break };
+            let Some(who) = self.connections.unauthenticated.surplus() else { break };
             self.evict(who, now);
         }
     }
@@ -32,7 +32,7 @@ impl Server {
     pub(super) fn evict_for_memory(&mut self, count: usize, now: Millis) {
         self.review_changed();
         for _ in 0..count {
-            let who = self.unauthenticated.largest().or_else(|| self.unauthenticated.oldest());
+            let who = self.connections.unauthenticated.largest().or_else(|| self.connections.unauthenticated.oldest());
             let Some(who) = who else { break };
             self.evict(who, now);
         }
@@ -41,7 +41,7 @@ impl Server {
     /// Makes room for one connection; false when there is no unauthenticated client to evict.
     pub(super) fn make_room(&mut self, now: Millis) -> bool {
         self.review_changed();
-        let Some(who @ Timer::Peer(key)) = self.unauthenticated.oldest_connection() else { return false };
+        let Some(who @ Timer::Peer(key)) = self.connections.unauthenticated.oldest_connection() else { return false };
         self.evict(who, now);
         // Its place is needed at once: its last bytes are on their way, or they are not.
         self.close_peer(key, CloseReason::MadeWay, now);
@@ -49,29 +49,29 @@ impl Server {
     }
 
     fn review_changed(&mut self) {
-        let mut changed = std::mem::take(&mut self.changed);
+        let mut changed = std::mem::take(&mut self.connections.changed);
         for who in changed.drain(..) {
             self.review(who);
         }
         changed.shrink_to(KEPT_CHANGED);
-        self.changed = changed;
+        self.connections.changed = changed;
     }
 
     fn review(&mut self, who: Timer) {
         let holding = self.holding(who);
         let listed = match who {
-            Timer::Peer(key) => self.peers.get_mut(key).map(|peer| &mut peer.listed),
-            Timer::Session(key) => self.sessions.get_mut(key).map(|session| &mut session.listed),
+            Timer::Peer(key) => self.connections.peers.get_mut(key).map(|peer| &mut peer.listed),
+            Timer::Session(key) => self.sessions.table.get_mut(key).map(|session| &mut session.listed),
         };
         let Some(listed) = listed else { return };
         let was_listed = std::mem::replace(listed, holding.is_some());
         match holding {
-            Some(holding) => self.unauthenticated.set(who, holding),
-            None if was_listed => self.unauthenticated.remove(who),
+            Some(holding) => self.connections.unauthenticated.set(who, holding),
+            None if was_listed => self.connections.unauthenticated.remove(who),
             None => {}
         }
         if let (Timer::Session(key), None) = (who, holding) {
-            self.openings.remove(key);
+            self.connections.openings.remove(key);
         }
     }
 
@@ -79,17 +79,18 @@ impl Server {
     fn holding(&self, who: Timer) -> Option<Holding> {
         match who {
             Timer::Session(key) => {
-                let session = self.sessions.get(key)?;
+                let session = self.sessions.table.get(key)?;
                 let Transport::Polling(polling) = &session.transport else { return None };
                 let (stage, bytes) = (session.stage()?, session.held_bytes());
                 Some(Holding { address: polling.client, kind: Kind::Session, stage, bytes })
             }
             Timer::Peer(key) => {
-                let peer = self.peers.get(key)?;
+                let peer = self.connections.peers.get(key)?;
                 if matches!(peer.seat, Seat::None | Seat::Operator) {
                     return None;
                 }
-                let stage_of = |session: &Key| self.sessions.get(*session).map_or(Some(Stage::Idle), Session::stage);
+                let stage_of =
+                    |session: &Key| self.sessions.table.get(*session).map_or(Some(Stage::Idle), Session::stage);
                 let (stage, more) = match &peer.protocol {
                     Protocol::Http(Http::Head) if peer.known => return None,
                     // Whose request comes next is not known: a proxy's connection carries many clients.
@@ -99,7 +100,7 @@ impl Server {
                     Protocol::Http(Http::Parked(parked)) => (stage_of(&parked.session)?, 0),
                     Protocol::Probing(session, decoder) => (stage_of(session)?, decoder.held_bytes()),
                     Protocol::WebSocket(session, decoder) => {
-                        let of_session = self.sessions.get(*session).map_or(0, Session::held_bytes);
+                        let of_session = self.sessions.table.get(*session).map_or(0, Session::held_bytes);
                         (stage_of(session)?, decoder.held_bytes() + of_session)
                     }
                     Protocol::Lingering { .. } => (Stage::Spare, 0),
@@ -118,7 +119,7 @@ impl Server {
             let Timer::Session(key) = who else { return };
             return self.close_session(key, reason, now);
         };
-        match self.peers.get(key).map(|peer| &peer.protocol) {
+        match self.connections.peers.get(key).map(|peer| &peer.protocol) {
             Some(Protocol::WebSocket(session, _)) => self.close_session(*session, reason, now),
             Some(Protocol::Http(http)) => {
                 match http {
@@ -135,21 +136,21 @@ impl Server {
     /// A client is no unauthenticated one any more.
     pub(super) fn delist(&mut self, who: Timer) {
         let listed = match who {
-            Timer::Peer(key) => self.peers.get_mut(key).map(|peer| &mut peer.listed),
-            Timer::Session(key) => self.sessions.get_mut(key).map(|session| &mut session.listed),
+            Timer::Peer(key) => self.connections.peers.get_mut(key).map(|peer| &mut peer.listed),
+            Timer::Session(key) => self.sessions.table.get_mut(key).map(|session| &mut session.listed),
         };
         if listed.is_some_and(std::mem::take) {
-            self.unauthenticated.remove(who);
+            self.connections.unauthenticated.remove(who);
         }
     }
 
     /// Decides whether a connection may open one more session that polls; counts it if so. A trusted proxy carries many
     /// clients on one connection: there the address of each counts.
     pub(super) fn count_opening(&mut self, connection: Key) -> bool {
-        if self.peers.get(connection).is_some_and(|peer| peer.proxied) {
+        if self.connections.peers.get(connection).is_some_and(|peer| peer.proxied) {
             return true;
         }
-        self.openings.may_open(connection)
+        self.connections.openings.may_open(connection)
     }
 }
 

@@ -28,14 +28,14 @@ pub struct DemoAccount<'a> {
 }
 
 /// The files by their paths.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Site {
     files: Vec<(&'static str, File)>,
     console: bool,
 }
 
 /// A file as it is served.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
     /// The header fields that go with it, but for `ETag`.
     pub fields: &'static [(&'static str, &'static str)],

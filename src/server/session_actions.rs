@@ -3,9 +3,9 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::http_exchange::Exchange;
+use super::exchange::Exchange;
 use super::polling::sid_of;
-use super::{Purpose, Queue, Requests, Server, Timer};
+use super::{Login, Purpose, Queue, Requests, Server, Sessions, Timer};
 use crate::state::departures::Memory;
 use crate::state::login_limits::{Admission, Kind, Outcome, Rejection};
 use crate::state::metrics::CloseReason;
@@ -25,24 +25,11 @@ const LOGINS_A_TURN: usize = 128;
 /// A proxy says that CouchDB did not answer in time.
 const GATEWAY_TIMEOUT: u16 = 504;
 
-/// A login of a session, until CouchDB has answered.
-#[derive(Clone, Debug)]
-pub(super) struct Login {
-    session: Key,
-    /// Where the client is, as CouchDB is told.
-    client: IpAddr,
-    credentials: Credentials,
-    /// When the client began to wait.
-    since: Millis,
-    /// New connections that ended under it.
-    tries: u8,
-}
-
 impl Server {
     pub(super) fn open_json(&mut self, connection: Key, now: Millis) {
-        let mut turn = Turn { now, rules: &self.rules, actions: &mut self.actions };
-        let epoch = self.positions.epoch();
-        let session = self.sessions.insert(Session::open_json(connection, epoch, &mut turn));
+        let mut turn = Turn { now, rules: &self.sessions.rules, actions: &mut self.sessions.actions };
+        let epoch = self.databases.positions.epoch();
+        let session = self.sessions.table.insert(Session::open_json(connection, epoch, &mut turn));
         self.carry(connection, session, now);
     }
 
@@ -56,10 +43,10 @@ impl Server {
         polling: Option<(Exchange, bool)>,
         now: Millis,
     ) {
-        let Some(client) = self.peers.get(connection).map(|peer| peer.address) else { return };
+        let Some(client) = self.connections.peers.get(connection).map(|peer| peer.address) else { return };
         let mut tag = [0; TAG];
         if let Err(error) = crate::net::tls::random_bytes(&mut tag) {
-            let (level, more) = self.randomness_log.level(log::Level::Error, now);
+            let (level, more) = self.sessions.randomness_log.level(log::Level::Error, now);
             log::log!(level, "No session can be opened: {error}{more}");
             return self.close_peer(connection, CloseReason::ShuttingDown, now);
         }
@@ -67,7 +54,7 @@ impl Server {
             None => Transport::WebSocket(connection),
             Some(_) => Transport::Polling(Box::new(Polling::new(client))),
         };
-        let Self { sessions, rules, actions, .. } = self;
+        let Sessions { table: sessions, rules, actions, .. } = &mut self.sessions;
         let opened = sessions.try_insert_with(|key| {
             let opening = Opening { version, sid: sid_of(key, tag), tag, credentials, transport };
             Ok::<_, Infallible>(Session::open_socket_io(opening, &mut Turn { now, rules, actions }))
@@ -76,10 +63,10 @@ impl Server {
         match polling {
             None => self.carry(connection, session, now),
             Some((mut exchange, counts_at_address)) => {
-                if !self.peers.get(connection).is_some_and(|peer| peer.proxied) {
-                    self.openings.insert(session, connection);
+                if !self.connections.peers.get(connection).is_some_and(|peer| peer.proxied) {
+                    self.connections.openings.insert(session, connection);
                 }
-                if let Some(polling) = self.sessions.get_mut(session).and_then(Session::polling) {
+                if let Some(polling) = self.sessions.table.get_mut(session).and_then(Session::polling) {
                     polling.counts_at_address = counts_at_address;
                 }
                 exchange.sid = Some(sid_of(session, tag));
@@ -92,18 +79,18 @@ impl Server {
 
     /// Hands an input to a session, and does what it asks for.
     pub(super) fn with_session(&mut self, key: Key, now: Millis, input: impl FnOnce(&mut Session, &mut Turn<'_>)) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        input(session, &mut Turn { now, rules: &self.rules, actions: &mut self.actions });
+        let Some(session) = self.sessions.table.get_mut(key) else { return };
+        input(session, &mut Turn { now, rules: &self.sessions.rules, actions: &mut self.sessions.actions });
         self.perform(key, now);
-        if self.sessions.get(key).is_some_and(|session| !session.outgoing.is_empty()) {
-            self.dirty.push(key);
+        if self.sessions.table.get(key).is_some_and(|session| !session.outgoing.is_empty()) {
+            self.sessions.dirty.push(key);
         }
         self.note_session(key);
         self.arm_session(key, now);
     }
 
     pub(super) fn session_timeout(&mut self, key: Key, bucket: Millis, now: Millis) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.table.get_mut(key) else { return };
         if session.alarm.fired(bucket) {
             self.with_session(key, now, Session::handle_timeout);
         }
@@ -111,7 +98,7 @@ impl Server {
 
     /// Carries out the actions of the session at hand, in order.
     fn perform(&mut self, key: Key, now: Millis) {
-        let mut actions = std::mem::take(&mut self.actions);
+        let mut actions = std::mem::take(&mut self.sessions.actions);
         for action in actions.drain(..) {
             match action {
                 Action::LogIn(credentials) => self.log_in(key, &credentials, now),
@@ -122,20 +109,20 @@ impl Server {
                 Action::Connect => self.confirm_connect(key),
                 Action::Ping => self.ping(key),
                 Action::Check(credentials) => self.check_session(key, &credentials, now),
-                Action::Reconsider => self.access.reconsider_session(key, &self.subscriptions),
+                Action::Reconsider => self.databases.access.reconsider_session(key, &self.databases.subscriptions),
                 Action::Close(reason) => self.close_session(key, reason, now),
             }
         }
         // Its room is used again, unless carrying an action out made actions of its own.
-        if self.actions.is_empty() {
-            self.actions = actions;
+        if self.sessions.actions.is_empty() {
+            self.sessions.actions = actions;
         }
     }
 
     fn log_in(&mut self, key: Key, credentials: &Credentials, now: Millis) {
         // The client may have connected again: the answer to who it was before is not its any more.
         self.abandon_log_in(key, now);
-        let is_new = self.sessions.get(key).is_some_and(|session| session.stage().is_some());
+        let is_new = self.sessions.table.get(key).is_some_and(|session| session.stage().is_some());
         if is_new && self.memory_rejection().is_some() {
             return self.logged_in(key, credentials, Err(LogInError::Overloaded), now);
         }
@@ -145,7 +132,7 @@ impl Server {
 
     /// Asks CouchDB who this is, unless too many logins failed before.
     fn try_log_in(&mut self, login: Login, now: Millis) {
-        let by_name = self.couchdb.forwarding.counts_by_name();
+        let by_name = self.upstream.forwarding.counts_by_name();
         let kind = match &login.credentials {
             Credentials::Password { username, password } => {
                 if let Err(error) = self.compare_own(login.client, username, password, now) {
@@ -159,11 +146,11 @@ impl Server {
                 return self.logged_in(login.session, &Credentials::Unusable, refusal, now);
             }
         };
-        match self.login_limits.admit(login.client, kind, login.since, || login.clone(), now) {
+        match self.sessions.login_limits.admit(login.client, kind, login.since, || login.clone(), now) {
             Admission::Ask(attempt) => self.ask_log_in(login, attempt, now),
             Admission::Reject(rejection) => self.reject_log_in(&login, rejection, now),
             Admission::Wait(attempt) => {
-                if let Some(session) = self.sessions.get_mut(login.session) {
+                if let Some(session) = self.sessions.table.get_mut(login.session) {
                     session.log_in = Some(PendingLogin::Waits(attempt));
                 }
             }
@@ -173,9 +160,9 @@ impl Server {
     /// Compares a password for the server's own admin here: a wrong one, sent by anybody, would have CouchDB lock the
     /// admin out, and with it this server.
     fn compare_own(&mut self, client: IpAddr, name: &str, password: &Secret, now: Millis) -> Result<(), LogInError> {
-        let Some(is_right) = self.couchdb.requests.is_own_password(name, password.reveal()) else { return Ok(()) };
-        if let Err(wait) = self.login_limits.count_compared(client, is_right, now) {
-            self.metrics.slowed_log_ins += 1;
+        let Some(is_right) = self.upstream.requests.is_own_password(name, password.reveal()) else { return Ok(()) };
+        if let Err(wait) = self.sessions.login_limits.count_compared(client, is_right, now) {
+            self.context.metrics.slowed_log_ins += 1;
             return Err(LogInError::AddressLimit(wait));
         }
         if is_right { Ok(()) } else { Err(LogInError::NotAuthenticated) }
@@ -183,21 +170,21 @@ impl Server {
 
     fn ask_log_in(&mut self, login: Login, attempt: Key, now: Millis) {
         let (key, client, since) = (login.session, login.client, login.since);
-        let request = self.couchdb.requests.log_in(&login.credentials, client).unwrap_or_default();
+        let request = self.upstream.requests.log_in(&login.credentials, client).unwrap_or_default();
         // CouchDB counts a wrong password each time.
         let repeatable = !matches!(login.credentials, Credentials::Password { .. });
         let purpose = Purpose::LogIn(login, attempt);
         let submission = Submission { owner: Owner::at(client), request, purpose, since, repeatable };
-        let Requests { pool, actions, .. } = &mut self.couchdb.queues[Queue::LogIns as usize];
+        let Requests { pool, actions, .. } = &mut self.upstream.queues[Queue::LogIns as usize];
         match pool.submit(submission, now, actions) {
             Ok(ticket) => {
-                if let Some(session) = self.sessions.get_mut(key) {
+                if let Some(session) = self.sessions.table.get_mut(key) {
                     session.log_in = Some(PendingLogin::Queued(ticket));
                 }
                 self.perform_pool_actions(Queue::LogIns, now);
             }
             Err(rejection) => {
-                self.login_limits.finish(attempt, Outcome::NotAsked, now);
+                self.sessions.login_limits.finish(attempt, Outcome::NotAsked, now);
                 let silent = rejection == pool::Rejection::Late && now < since + pool::LONGEST_WAIT;
                 let error = if silent { LogInError::Unavailable } else { LogInError::Overloaded };
                 self.logged_in(key, &Credentials::Unusable, Err(error), now);
@@ -214,7 +201,7 @@ impl Server {
         };
         if let Some(wait) = error.retry_after() {
             log::debug!("A login of {} is rejected: too many wrong passwords, {wait} ms to wait.", login.client);
-            self.metrics.slowed_log_ins += 1;
+            self.context.metrics.slowed_log_ins += 1;
         }
         self.logged_in(login.session, &Credentials::Unusable, Err(error), now);
     }
@@ -222,7 +209,7 @@ impl Server {
     /// Goes on with logins that waited for the answers to others.
     pub(super) fn serve_logins(&mut self, now: Millis) {
         for _ in 0..LOGINS_A_TURN {
-            match self.login_limits.next(now) {
+            match self.sessions.login_limits.next(now) {
                 None => return,
                 Some((login, Ok(attempt))) => self.ask_log_in(login, attempt, now),
                 Some((login, Err(rejection))) => self.reject_log_in(&login, rejection, now),
@@ -233,12 +220,12 @@ impl Server {
     /// Nobody waits for the answer to a session's login any more. One that CouchDB has counts all the same: the password
     /// may be wrong.
     fn abandon_log_in(&mut self, key: Key, now: Millis) {
-        let ticket = match self.sessions.get_mut(key).and_then(|session| session.log_in.take()) {
+        let ticket = match self.sessions.table.get_mut(key).and_then(|session| session.log_in.take()) {
             None => return,
-            Some(PendingLogin::Waits(attempt)) => return self.login_limits.cancel(attempt, now),
+            Some(PendingLogin::Waits(attempt)) => return self.sessions.login_limits.cancel(attempt, now),
             Some(PendingLogin::Queued(ticket)) => ticket,
         };
-        let pool = &mut self.couchdb.queues[Queue::LogIns as usize].pool;
+        let pool = &mut self.upstream.queues[Queue::LogIns as usize].pool;
         let sent = pool.is_sent(ticket);
         let Some(purpose) = pool.purpose(ticket) else { return };
         let Purpose::LogIn(login, attempt) = purpose else { return };
@@ -247,7 +234,7 @@ impl Server {
             *purpose = Purpose::Abandoned(attempt, std::mem::take(&mut login.credentials));
         } else {
             pool.cancel(ticket);
-            self.login_limits.finish(attempt, Outcome::NotAsked, now);
+            self.sessions.login_limits.finish(attempt, Outcome::NotAsked, now);
         }
     }
 
@@ -263,7 +250,7 @@ impl Server {
             login.tries += u8::from(!used);
             if login.tries < MAX_ATTEMPTS {
                 // CouchDB may have counted it, so it comes in again.
-                self.login_limits.finish(attempt, Outcome::Unanswered, now);
+                self.sessions.login_limits.finish(attempt, Outcome::Unanswered, now);
                 return self.try_log_in(login, now);
             }
         }
@@ -286,7 +273,7 @@ impl Server {
             }
             Err(reason) => {
                 // Its time was over while others were being answered, or before it came to the front.
-                let waits = self.couchdb.queues[Queue::LogIns as usize].pool.is_waiting();
+                let waits = self.upstream.queues[Queue::LogIns as usize].pool.is_waiting();
                 let error = if waits { LogInError::Overloaded } else { LogInError::Unavailable };
                 (Err(error), reason != NoAnswer::NotSent)
             }
@@ -298,20 +285,20 @@ impl Server {
             Err(_) if may_count => Outcome::Unanswered,
             Err(_) => Outcome::NotAsked,
         };
-        self.login_limits.finish(attempt, outcome, now);
+        self.sessions.login_limits.finish(attempt, outcome, now);
         result
     }
 
     fn logged_in(&mut self, key: Key, credentials: &Credentials, outcome: Result<Identity, LogInError>, now: Millis) {
         match &outcome {
-            Ok(_) => self.metrics.log_ins += 1,
+            Ok(_) => self.context.metrics.log_ins += 1,
             Err(error) => {
-                self.metrics.failed_log_ins += 1;
-                self.metrics.overloaded_log_ins += u64::from(*error == LogInError::Overloaded);
+                self.context.metrics.failed_log_ins += 1;
+                self.context.metrics.overloaded_log_ins += u64::from(*error == LogInError::Overloaded);
                 log::debug!("A log-in failed: {}", error.name());
             }
         }
-        let retry_after = LOG_IN_AFTER + self.jitter.below(LOG_IN_AFTER);
+        let retry_after = LOG_IN_AFTER + self.context.jitter.below(LOG_IN_AFTER);
         let next_check = outcome.as_ref().ok().and_then(|identity| self.next_check(Some(identity), 0, now));
         self.with_session(key, now, |session, turn| {
             session.handle_log_in(outcome, retry_after, turn);
@@ -324,9 +311,9 @@ impl Server {
 
     /// Where the client of a session is, as CouchDB is told.
     pub(super) fn client_of(&self, key: Key) -> IpAddr {
-        let address = match self.sessions.get(key).map(|session| &session.transport) {
+        let address = match self.sessions.table.get(key).map(|session| &session.transport) {
             Some(Transport::Polling(polling)) => Some(polling.client),
-            Some(Transport::WebSocket(connection)) => self.peers.get(*connection).map(|peer| peer.address),
+            Some(Transport::WebSocket(connection)) => self.connections.peers.get(*connection).map(|peer| peer.address),
             None => None,
         };
         // Of who is gone nobody asks.
@@ -337,16 +324,16 @@ impl Server {
         let mut id = [0; SID_LENGTH];
         // Where the system has no randomness, this id, which nothing is found by, can do without.
         let _ = crate::net::tls::random_bytes(&mut id);
-        if let Some(session) = self.sessions.get_mut(key) {
+        if let Some(session) = self.sessions.table.get_mut(key) {
             session.confirm_connect(Sid(id));
         }
     }
 
     fn ping(&mut self, key: Key) {
-        let connection = self.sessions.get(key).and_then(Session::websocket);
-        if let Some(peer) = connection.and_then(|connection| self.peers.get_mut(connection)) {
+        let connection = self.sessions.table.get(key).and_then(Session::websocket);
+        if let Some(peer) = connection.and_then(|connection| self.connections.peers.get_mut(connection)) {
             websocket::write_ping(peer.connection.queue());
-            self.dirty.push(key);
+            self.sessions.dirty.push(key);
         }
     }
 
@@ -354,13 +341,13 @@ impl Server {
     pub(super) fn close_session(&mut self, key: Key, reason: CloseReason, now: Millis) {
         let memory = self.memory_of(key);
         self.log_session_end(key, "closed", reason, now);
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        self.metrics.count_close(reason);
+        let Some(session) = self.sessions.table.get_mut(key) else { return };
+        self.context.metrics.count_close(reason);
         match session.websocket() {
             None => self.close_polling(key, reason, now),
             Some(connection) => {
                 let outgoing = session.outgoing.take();
-                if let Some(peer) = self.peers.get_mut(connection) {
+                if let Some(peer) = self.connections.peers.get_mut(connection) {
                     let out = peer.connection.queue();
                     for message in messages(&outgoing) {
                         websocket::write_text(out, message);
@@ -378,13 +365,13 @@ impl Server {
         self.delist(Timer::Session(key));
         self.leave_polling(key);
         // What it was about to end is not what broke.
-        let cancelled = self.name_lists.remove(key);
+        let cancelled = self.databases.name_lists.remove(key);
         self.give_up_reserves(&cancelled);
         let memory = memory.filter(|_| !cancelled.leaves);
         if !self.depart(key, memory, now) {
             return;
         }
-        self.user_totals.recount(key, None, 0);
+        self.sessions.user_totals.recount(key, None, 0);
         self.cancel_subscribes(key);
     }
 }
