@@ -91,7 +91,7 @@ pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals, mut notifie
         }
         server.run_unfinished(now);
         server.expire_timers(now);
-        server.send_look_ups(now);
+        server.send_lookups(now);
         server.flush_dirty(now);
         server.see_off(now);
         server.review_clients(now);

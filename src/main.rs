@@ -221,7 +221,7 @@ fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Resu
         rules: Rules {
             ping_interval: config.ping_interval_ms,
             ping_timeout: config.ping_timeout_ms,
-            log_in_within: config.limits.log_in_within,
+            login_timeout: config.limits.login_timeout,
             messages_per_second: config.limits.messages_per_second,
             requests: config.limits.requests,
             max_payload: config.limits.post,

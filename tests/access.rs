@@ -820,13 +820,13 @@ fn a_request_that_ends_while_it_waits_for_positions_leaves_nothing_behind() {
     let (couchdb, howler) = scene();
     let mut other = client_of(&howler, OTHER, OTHER_PASSWORD);
     assert_eq!(subscribe(&mut other, &["theirs"])["errors"], Value::Null);
-    couchdb.set_look_up_delay(Duration::from_secs(1));
+    couchdb.set_lookup_delay(Duration::from_secs(1));
     let names: Vec<String> = (0..50).map(|number| format!("missing-{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut user = client_of(&howler, USER, PASSWORD);
-    let before = (couchdb.counters().look_up_requests, howler.metric("howler_names_stored"));
+    let before = (couchdb.counters().lookup_requests, howler.metric("howler_names_stored"));
     user.send(&json!({"id": 1, "op": "subscribe", "dbs": names}).to_string());
-    assert!(couchdb.wait_for(SOON, |seen| seen.look_up_requests > before.0), "it waits for positions");
+    assert!(couchdb.wait_for(SOON, |seen| seen.lookup_requests > before.0), "it waits for positions");
     drop(user);
     let deadline = Instant::now() + SOON;
     while howler.metric("howler_names_stored") > before.1 {

@@ -29,7 +29,7 @@ struct Target {
     couchdb: StandIn,
     howler: Howler,
     resident: u64,
-    log_ins: u64,
+    logins: u64,
 }
 
 impl Target {
@@ -42,7 +42,7 @@ impl Target {
         command.args(["--couchdb_url", &couchdb.url(), "--admin_port", "0"]).args(options);
         let howler = Howler::launch_command(&mut command);
         assert!(couchdb.wait_for(SOON, |seen| seen.open_feeds > 0), "the server opens its feed");
-        let mut target = Self { couchdb, howler, resident: 0, log_ins: 0 };
+        let mut target = Self { couchdb, howler, resident: 0, logins: 0 };
         // What the first of each kind takes for good is no matter of attacks.
         for _ in 0..3 {
             target.serve();
@@ -68,7 +68,7 @@ impl Target {
         let mut client = Client::subscribed(self.address(), &["served"]);
         self.couchdb.update("served");
         assert_eq!(client.next_change(SOON).as_deref(), Some("served"));
-        self.log_ins += 1;
+        self.logins += 1;
         begun.elapsed()
     }
 
@@ -77,7 +77,7 @@ impl Target {
         let mut client = Client::json(self.address());
         let log_in = json!({"op": "log-in", "username": MALLORY, "password": MALLORYS_PASSWORD});
         assert_eq!(client.ask(log_in)["ok"], true);
-        self.log_ins += 1;
+        self.logins += 1;
         client
     }
 
@@ -92,7 +92,7 @@ impl Target {
             assert!(Instant::now() < deadline, "{attack}: {now} KiB stay of {before}");
             std::thread::sleep(Duration::from_millis(100));
         }
-        assert_eq!(self.howler.metric("howler_log_ins_total"), self.log_ins, "{attack}: nobody else got in");
+        assert_eq!(self.howler.metric("howler_log_ins_total"), self.logins, "{attack}: nobody else got in");
         println!(
             "{attack}: served in {} ms, {} KiB more",
             times.iter().min().expect("some").as_millis(),
@@ -222,7 +222,7 @@ fn oversize_everything() {
     assert_eq!(Http::connect(target.address()).get(&query).status, 200, "a name is what it is");
 
     let poller = Poller::logged_in(target.address());
-    target.log_ins += 1;
+    target.logins += 1;
     let post = |fields: &str, body: &[u8]| {
         let head = format!("POST {} HTTP/1.1\r\nHost: a\r\n{fields}\r\n", poller.target());
         shout(&target, &[head.as_bytes(), body].concat()).split(' ').nth(1).map(str::to_owned)
@@ -269,7 +269,7 @@ fn oversize_everything() {
 fn smuggling_shapes() {
     let mut target = Target::new(&[]);
     let poller = Poller::logged_in(target.address());
-    target.log_ins += 1;
+    target.logins += 1;
     let path = poller.target();
     let inner = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
     for fields in [
@@ -512,12 +512,12 @@ fn forged_cookies_get_nobody_in() {
         assert_eq!(http.ask("GET", "/socket.io/?EIO=3&transport=polling", fields, b"").status, 200);
     }
     for request in target.couchdb.requests() {
-        let is_log_in = request.target.starts_with("/_session");
+        let is_login = request.target.starts_with("/_session");
         let names_admin = request
             .headers
             .iter()
             .any(|(name, value)| name.eq_ignore_ascii_case("authorization") && value.starts_with("Basic "));
-        assert!(!is_log_in || !names_admin, "a log-in is asked for without the admin's name");
+        assert!(!is_login || !names_admin, "a log-in is asked for without the admin's name");
     }
     target.assert_unharmed("forged cookies");
 }

@@ -194,7 +194,7 @@ fn pages_of_origins_that_are_not_listed_are_refused() {
     let couchdb = couchdb();
     let mut howler = Howler::start_with(&couchdb, &["--origins", "http://localhost:1"]);
     let mut browser = Browser::start();
-    let log_ins = couchdb.counters().session_requests;
+    let logins = couchdb.counters().session_requests;
     for (number, (library, mode)) in [
         ("sio2", Polling),
         ("sio2", WebSocket),
@@ -218,7 +218,7 @@ fn pages_of_origins_that_are_not_listed_are_refused() {
     post_octets(&mut browser, "fetch", &howler);
     let answer = browser.expect("fetch", "fetched");
     assert!(answer["error"].as_str().is_some_and(|error| error.contains("Failed to fetch")), "{answer}");
-    assert_eq!(couchdb.counters().session_requests, log_ins, "nobody was logged in");
+    assert_eq!(couchdb.counters().session_requests, logins, "nobody was logged in");
     howler.signal("TERM");
     howler.wait_for_line("Stopping: 0 clients are told.");
     assert!(howler.wait().success());

@@ -409,12 +409,12 @@ impl World {
                 self.couchdb.set_chunking(Chunking::Normal);
             }
             Fault::NoLookups => {
-                self.couchdb.fail_look_ups(a_while.is_multiple_of(2).then_some(503));
-                self.couchdb.set_look_up_delay(Duration::from_millis(a_while));
+                self.couchdb.fail_lookups(a_while.is_multiple_of(2).then_some(503));
+                self.couchdb.set_lookup_delay(Duration::from_millis(a_while));
                 self.resets.fetch_add(1, SeqCst);
                 self.pause(2 * a_while);
-                self.couchdb.fail_look_ups(None);
-                self.couchdb.set_look_up_delay(Duration::ZERO);
+                self.couchdb.fail_lookups(None);
+                self.couchdb.set_lookup_delay(Duration::ZERO);
             }
             Fault::NoUptime => {
                 self.couchdb.refuse_uptime(Some(403));
@@ -638,8 +638,8 @@ impl Actor {
 
     /// One connection, until it breaks or the client leaves.
     fn visit(&mut self, address: SocketAddr) -> Result<(), Gone> {
-        self.device.begin_log_in(address)?;
-        self.device.finish_log_in()?;
+        self.device.begin_login(address)?;
+        self.device.finish_login()?;
         let resets = self.world.resets.load(SeqCst);
         self.subscribe()?;
         let leaves = Instant::now() + Duration::from_millis(100 + self.jitter.below(6_000));

@@ -416,9 +416,9 @@ fn it_stops_in_every_state() {
     let nobody_answers = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let black_hole = format!("http://{}", nobody_answers.local_addr().unwrap());
     let mut apps = Apps::node();
-    let stop = |apps: &mut Apps, name: &str, during_log_in: bool| {
+    let stop = |apps: &mut Apps, name: &str, during_login: bool| {
         apps.done(name, "stop", &json!([]));
-        if during_log_in {
+        if during_login {
             assert_eq!(name_of(&apps.settled(name, "logIn")), "AbortError", "{name}");
         }
         apps.script.take_others(name);

@@ -30,7 +30,7 @@ cargo +nightly fuzz build --target-dir "$target_dir"
 max_len() {
     case $1 in
         request_head | feed_reader) echo 20000 ;;
-        look_up | positions) echo 2048 ;;
+        lookup | positions) echo 2048 ;;
         websocket) echo 2048 ;;
         *) echo 1024 ;;
     esac

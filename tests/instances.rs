@@ -255,10 +255,10 @@ fn group(number: usize) -> String {
 fn connect(address: SocketAddr, numbers: impl Iterator<Item = usize>) -> Vec<Member> {
     let mut members: Vec<Member> = numbers.map(Member::new).collect();
     for member in &mut members {
-        member.device.begin_log_in(address).expect("the instances listen");
+        member.device.begin_login(address).expect("the instances listen");
     }
     for member in &mut members {
-        member.device.finish_log_in().expect("CouchDB is quick");
+        member.device.finish_login().expect("CouchDB is quick");
     }
     for member in &mut members {
         assert_eq!(member.device.subscribe().expect("it is connected").len(), 2, "it knew nothing");

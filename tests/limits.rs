@@ -171,10 +171,10 @@ fn time_for_the_log_in() {
     let howler = start(&couchdb, &["--login_timeout", "1"]);
     let begun = Instant::now();
     let mut client = Client::json(howler.address());
-    assert_closed(&mut client, 4408, "no log-in in time");
+    assert_closed(&mut client, 4408, "no login in time");
     assert!((Duration::from_millis(900)..Duration::from_secs(9)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     let mut fourth = Client::open(howler.address(), "/socket.io/?EIO=4&transport=websocket");
-    assert_closed(&mut fourth, 4408, "no log-in in time");
+    assert_closed(&mut fourth, 4408, "no login in time");
     assert_counted(&howler, "log_in_timeout", 2);
     assert_serves(&howler, &couchdb);
 }
@@ -318,13 +318,13 @@ fn unanswered_requests() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &["--max_requests", "3"]);
     let mut client = Client::logged_in(howler.address());
-    couchdb.set_look_up_delay(Duration::from_secs(3));
+    couchdb.set_lookup_delay(Duration::from_secs(3));
     for number in 0..4 {
         client.request(json!({"op": "subscribe", "dbs": [format!("slow-{number}")]}));
     }
     assert_closed(&mut client, 1008, "too many requests at once");
     assert_counted(&howler, "too_many_requests", 1);
-    couchdb.set_look_up_delay(Duration::ZERO);
+    couchdb.set_lookup_delay(Duration::ZERO);
     couchdb.set_login_delay(Duration::from_secs(3));
     let mut early = Client::json(howler.address());
     early.request(json!({"op": "log-in", "username": USER, "password": PASSWORD}));
@@ -464,18 +464,18 @@ fn long_epochs_and_positions_are_not_kept() {
     let howler = start(&couchdb, &[]);
     let mut client = Client::logged_in(howler.address());
     let before = howler.resident_kib();
-    couchdb.set_look_up_delay(Duration::from_secs(3));
+    couchdb.set_lookup_delay(Duration::from_secs(3));
     let long = "9".repeat(30_000);
     for number in 0..REQUESTS {
         let name = format!("db-{number}");
         client.request(json!({"op": "subscribe", "dbs": {name: long}, "epoch": long}));
     }
-    assert!(couchdb.wait_for(SOON, |seen| seen.look_up_requests > 0), "positions are looked up");
+    assert!(couchdb.wait_for(SOON, |seen| seen.lookup_requests > 0), "positions are looked up");
     client.send_raw(&frame(0x89, b"read")).expect("the server reads");
     while client.receive(SOON) != Received::Pong(b"read".to_vec()) {}
     let held = howler.resident_kib().saturating_sub(before);
     assert!(held < 4 * 1024, "{held} KiB are held");
-    couchdb.set_look_up_delay(Duration::ZERO);
+    couchdb.set_lookup_delay(Duration::ZERO);
     for _ in 0..REQUESTS {
         let answer = client.receive_json(SOON).expect("an answer");
         let names: Vec<&String> = answer["dbs"].as_object().expect("positions").keys().collect();

@@ -34,7 +34,7 @@ fn assert_linear(small: u64, large: u64) {
 fn names_are_withdrawn_in_linear_time() {
     let cost = |count: usize| {
         let couchdb = couchdb();
-        couchdb.set_look_up_delay(Duration::from_secs(4));
+        couchdb.set_lookup_delay(Duration::from_secs(4));
         let howler = Howler::start(&couchdb);
         let mut client = Client::logged_in(howler.address());
         let waiting = client.request(json!({"op": "subscribe", "dbs": names("a", count)}));
@@ -45,7 +45,7 @@ fn names_are_withdrawn_in_linear_time() {
             assert_eq!(client.ask(json!({"op": "unsubscribe", "dbs": others}))["ok"], true);
         }
         let cost = ticks(&howler) - before;
-        couchdb.set_look_up_delay(Duration::ZERO);
+        couchdb.set_lookup_delay(Duration::ZERO);
         assert_eq!(client.answer(waiting)["dbs"].as_object().map(serde_json::Map::len), Some(count));
         cost
     };
@@ -86,7 +86,7 @@ fn lookups_of_other_sessions_wait_for_no_session_with_many() {
     let howler = Howler::start_with(&couchdb, &["--max_message", "1048576"]);
     let mut honest = Client::logged_in(howler.address());
     assert_eq!(honest.ask(json!({"op": "subscribe", "dbs": ["before"]}))["dbs"]["before"], "0.0.0");
-    couchdb.set_look_up_delay(Duration::from_millis(500));
+    couchdb.set_lookup_delay(Duration::from_millis(500));
     let crowd: Vec<Client> = (0..20)
         .map(|number| {
             let mut client = Client::logged_in(howler.address());

@@ -34,7 +34,7 @@ fn sorted(mut names: Vec<String>) -> Vec<String> {
 }
 
 /// What was asked of CouchDB beside log-ins and the feed's own requests.
-fn look_ups(couchdb: &StandIn) -> Vec<RecordedRequest> {
+fn lookups(couchdb: &StandIn) -> Vec<RecordedRequest> {
     couchdb.requests().into_iter().filter(|request| request.target.ends_with("/_all_docs")).collect()
 }
 
@@ -42,7 +42,7 @@ fn look_ups(couchdb: &StandIn) -> Vec<RecordedRequest> {
 fn back_at(howler: &Howler, couchdb: &StandIn, device: &mut Device) -> (Vec<String>, usize) {
     couchdb.forget_requests();
     let told = device.come_back(howler.address()).expect("it is served");
-    (sorted(told), look_ups(couchdb).len())
+    (sorted(told), lookups(couchdb).len())
 }
 
 /// The next thing that a client is told; none is to be nothing.
@@ -172,7 +172,7 @@ fn a_feed_that_a_healthy_couchdb_breaks_tells_nobody_anything() {
         assert_eq!(socket_io.next(), r#"42["change","db-4"]"#);
     }
     hears_nothing(&mut device);
-    assert_eq!(look_ups(&couchdb).len(), 0, "the feed told it all");
+    assert_eq!(lookups(&couchdb).len(), 0, "the feed told it all");
     device.leave();
     assert_eq!(back_at(&howler, &couchdb, &mut device), (vec![], 0));
 }
@@ -308,7 +308,7 @@ fn a_thousand_clients_that_ask_for_the_same_make_one_request() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     couchdb.update("b");
-    couchdb.set_look_up_delay(Duration::from_millis(300));
+    couchdb.set_lookup_delay(Duration::from_millis(300));
     let mut clients: Vec<_> = (0..1_000).map(|_| Client::logged_in(howler.address())).collect();
     let asked: Vec<_> = clients
         .iter_mut()
@@ -319,7 +319,7 @@ fn a_thousand_clients_that_ask_for_the_same_make_one_request() {
         assert_eq!(answer["changed"], json!(["b"]));
         assert_eq!(answer["dbs"], json!({"a": "0.0.0", "b": "1.0.0"}));
     }
-    assert_eq!(couchdb.counters().look_up_requests, 1);
+    assert_eq!(couchdb.counters().lookup_requests, 1);
 }
 
 #[test]
@@ -331,8 +331,8 @@ fn three_thousand_names_are_looked_up_in_a_few_requests() {
     let device = settled(&howler, &names);
     assert_eq!(counts(&device, "db-1499"), "1.0.0");
     assert_eq!(counts(&device, "db-1500"), "0.0.0");
-    let look_ups = look_ups(&couchdb);
-    let sizes: Vec<_> = look_ups
+    let lookups = lookups(&couchdb);
+    let sizes: Vec<_> = lookups
         .iter()
         .map(|request| serde_json::from_slice::<Value>(&request.body).expect("JSON")["keys"].as_array().map(Vec::len))
         .collect();
@@ -343,7 +343,7 @@ fn three_thousand_names_are_looked_up_in_a_few_requests() {
 fn who_unsubscribes_while_its_subscription_waits_is_not_subscribed() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
-    couchdb.set_look_up_delay(A_MOMENT);
+    couchdb.set_lookup_delay(A_MOMENT);
     let mut client = Client::logged_in(howler.address());
     let subscribe = client.request(json!({"op": "subscribe", "dbs": {"a": "9.9.9", "b": "9.9.9"}}));
     let unsubscribe = client.request(json!({"op": "unsubscribe", "dbs": ["a", "c"]}));
@@ -360,7 +360,7 @@ fn who_unsubscribes_while_its_subscription_waits_is_not_subscribed() {
 fn where_couchdb_answers_no_look_up_a_client_is_served_without() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
-    couchdb.fail_look_ups(Some(503));
+    couchdb.fail_lookups(Some(503));
     let mut client = Client::logged_in(howler.address());
     let asked = Instant::now();
     let answer = client.ask(json!({"op": "subscribe", "dbs": {"a": "0.0.0", "b": null}}));
@@ -370,7 +370,7 @@ fn where_couchdb_answers_no_look_up_a_client_is_served_without() {
     couchdb.update("b");
     let change = client.next_event(SOON).expect("a change");
     assert_eq!(change, json!({"event": "change", "db": "b", "kind": "updated"}));
-    couchdb.fail_look_ups(None);
+    couchdb.fail_lookups(None);
     let mut known = Value::Null;
     let deadline = Instant::now() + SOON;
     // It asks again after a while, which may be longer than an answer waits.
@@ -428,7 +428,7 @@ fn a_change_while_a_subscription_waits_is_in_its_answer_or_comes_after_it() {
     let mut client = Client::logged_in(howler.address());
     for round in 0..200 {
         let name = format!("db-{round}");
-        couchdb.set_look_up_delay(Duration::from_millis(round % 4));
+        couchdb.set_lookup_delay(Duration::from_millis(round % 4));
         let id = client.request(json!({"op": "subscribe", "dbs": {&name: "0.0.0"}}));
         thread::sleep(Duration::from_micros(round * 25));
         couchdb.update(&name);

@@ -21,7 +21,7 @@ const UNDISTURBED: usize = 500;
 /// Threads for either: each serves its share of the clients.
 const THREADS: usize = 10;
 /// What a log-in costs CouchDB.
-const LOG_IN_TAKES: Duration = Duration::from_millis(20);
+const LOGIN_TAKES: Duration = Duration::from_millis(20);
 
 #[test]
 fn five_thousand_clients_come_back_and_disturb_nobody() {
@@ -31,7 +31,7 @@ fn five_thousand_clients_come_back_and_disturb_nobody() {
     let second = Howler::start(&couchdb);
     let mut shares = first_visit(first.address());
     let undisturbed = Undisturbed::start(second.address(), &couchdb);
-    couchdb.set_login_delay(LOG_IN_TAKES);
+    couchdb.set_login_delay(LOGIN_TAKES);
     let before = couchdb.counters();
     drop(first);
     // What happens while they are away is told to each when it is back.
@@ -82,10 +82,10 @@ fn first_visit(address: SocketAddr) -> Vec<Vec<Device>> {
             .map(|number| Device::new([format!("storm-{}", number / THREADS % 10), format!("own-{number}")]))
             .collect();
         for device in &mut devices {
-            device.begin_log_in(address).expect("the server listens");
+            device.begin_login(address).expect("the server listens");
         }
         for device in &mut devices {
-            device.finish_log_in().expect("CouchDB is quick");
+            device.finish_login().expect("CouchDB is quick");
         }
         for device in &mut devices {
             assert_eq!(device.subscribe().expect("it is connected").len(), 2, "it knew nothing");
@@ -104,9 +104,9 @@ fn come_back(mut devices: Vec<Device>, address: SocketAddr, refused: &AtomicUsiz
         assert!(Instant::now() < deadline, "{} clients are not back", left.len());
         for which in &left {
             // One that is refused is found out below.
-            let _ = devices[*which].begin_log_in(address);
+            let _ = devices[*which].begin_login(address);
         }
-        let again = left.extract_if(.., |which| devices[*which].finish_log_in().is_err()).collect::<Vec<_>>();
+        let again = left.extract_if(.., |which| devices[*which].finish_login().is_err()).collect::<Vec<_>>();
         refused.fetch_add(again.len(), SeqCst);
         left = again;
     }

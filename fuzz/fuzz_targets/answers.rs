@@ -9,7 +9,7 @@
 #![no_main]
 
 use couchdb_howler::wire::couchdb::{
-    Credentials, Identity, LogInError, Welcome, read_log_in, read_own_roles, read_welcome,
+    Credentials, Identity, LoginError, Welcome, read_login, read_own_roles, read_welcome,
 };
 use couchdb_howler::wire::secret::Secret;
 use couchdb_howler::wire::security::{Security, is_server_admin, is_system};
@@ -34,37 +34,37 @@ fuzz_target!(|data: &[u8]| {
         return assert!(data.trim_ascii_end().ends_with(b"}") || nothing && read_welcome(data) == Welcome::Stranger);
     };
     let anew = value.to_string();
-    check_log_in(data, &anew, &value);
+    check_login(data, &anew, &value);
     check_welcome(data, &anew, &value);
     check_security(data, &anew, &value);
 });
 
 fn check_statuses(body: &[u8]) {
     for (status, error) in [
-        (400, LogInError::NotAuthenticated),
-        (401, LogInError::NotAuthenticated),
-        (404, LogInError::Unavailable),
-        (500, LogInError::Unavailable),
+        (400, LoginError::NotAuthenticated),
+        (401, LoginError::NotAuthenticated),
+        (404, LoginError::Unavailable),
+        (500, LoginError::Unavailable),
     ] {
         let cookie = Some(Secret::new("AuthSession=abc"));
-        assert_eq!(read_log_in(&Credentials::cookie("AuthSession=x"), status, cookie, body), Err(error));
-        let error = if error.is_refusal() { LogInError::BadToken } else { error };
-        assert_eq!(read_log_in(&Credentials::token("a.b.c"), status, None, body), Err(error));
+        assert_eq!(read_login(&Credentials::cookie("AuthSession=x"), status, cookie, body), Err(error));
+        let error = if error.is_refusal() { LoginError::BadToken } else { error };
+        assert_eq!(read_login(&Credentials::token("a.b.c"), status, None, body), Err(error));
     }
 }
 
 /// Only a body that says so locks an account; other answers with this status are not CouchDB's.
 fn check_lockout(body: &[u8]) {
-    let read = read_log_in(&Credentials::cookie("AuthSession=x"), 403, None, body);
-    assert!(matches!(read, Err(LogInError::Locked | LogInError::Unavailable)), "{read:?}");
+    let read = read_login(&Credentials::cookie("AuthSession=x"), 403, None, body);
+    assert!(matches!(read, Err(LoginError::Locked | LoginError::Unavailable)), "{read:?}");
     // A tree takes the last of two fields of one name, where the answer is refused.
-    if let (Err(LogInError::Locked), Ok(value)) = (&read, serde_json::from_slice::<Value>(body)) {
+    if let (Err(LoginError::Locked), Ok(value)) = (&read, serde_json::from_slice::<Value>(body)) {
         let reason = value["reason"].as_str().unwrap_or_default();
         assert!(value["error"] == "forbidden" && reason.starts_with("Account is temporarily locked"), "{value}");
     }
 }
 
-fn check_log_in(data: &[u8], anew: &str, value: &Value) {
+fn check_login(data: &[u8], anew: &str, value: &Value) {
     let naive = session(value);
     for credentials in [
         Credentials::Password { username: "typed".into(), password: Secret::new("p") },
@@ -73,7 +73,7 @@ fn check_log_in(data: &[u8], anew: &str, value: &Value) {
         Credentials::Unusable,
     ] {
         for set in [None, Some("AuthSession=; Version=1"), Some("AuthSession=set; Version=1")] {
-            let read = |body: &[u8]| read_log_in(&credentials, 200, set.map(Secret::new), body);
+            let read = |body: &[u8]| read_login(&credentials, 200, set.map(Secret::new), body);
             let expected = log_in(&credentials, set, naive.clone());
             assert_eq!(read(anew.as_bytes()), expected, "{anew}");
             // A key that is there twice is refused, and is there once in what is written anew.
@@ -92,17 +92,17 @@ fn log_in(
     credentials: &Credentials,
     set: Option<&str>,
     body: Option<(User, Option<User>)>,
-) -> Result<Identity, LogInError> {
-    let ((name, roles), user) = body.ok_or(LogInError::Unavailable)?;
+) -> Result<Identity, LoginError> {
+    let ((name, roles), user) = body.ok_or(LoginError::Unavailable)?;
     let set = set.map(Secret::new);
     let with_password = matches!(credentials, Credentials::Password { .. });
     if with_password {
-        let cookie = set.filter(|set| set.reveal().contains("=set")).ok_or(LogInError::Unavailable)?;
+        let cookie = set.filter(|set| set.reveal().contains("=set")).ok_or(LoginError::Unavailable)?;
         return Ok(Identity { name: named(name).unwrap_or("typed".into()), roles, cookie: Some(cookie) });
     }
     let refused = match credentials {
-        Credentials::Token(_) => LogInError::BadToken,
-        _ => LogInError::NotAuthenticated,
+        Credentials::Token(_) => LoginError::BadToken,
+        _ => LoginError::NotAuthenticated,
     };
     let (name, roles) = user.filter(|_| *credentials != Credentials::Unusable).ok_or(refused)?;
     let name = named(name).ok_or(refused)?;

@@ -364,7 +364,7 @@ impl World {
             count => Revision::parse(&format!("{count}-{count}")).expect("a revision"),
         });
         let subscribed = self.subscriptions.has_subscribers(database);
-        let kinds = self.subscriptions.watch_mut(database).handle_look_up(rows, subscribed, self.now);
+        let kinds = self.subscriptions.watch_mut(database).handle_lookup(rows, subscribed, self.now);
         for kind in kinds.collect::<Vec<_>>() {
             self.tell(database, name, kind, true, None);
         }

@@ -511,7 +511,7 @@ impl World {
     fn land(&mut self, number: usize, body: Option<Vec<u8>>) {
         let Flight { batch, names, .. } = self.flights.remove(number);
         let Self { positions, subscriptions, jitter, woken, now, .. } = self;
-        let found = positions.handle_look_up(batch, body.as_deref(), (*now, jitter), subscriptions, woken);
+        let found = positions.handle_lookup(batch, body.as_deref(), (*now, jitter), subscriptions, woken);
         let whole = body.as_ref().is_some_and(|body| body.ends_with(b"]}"));
         assert_eq!(found, whole);
         for name in names.iter().filter_map(|name| NAMES.iter().copied().find(|it| it == name)) {

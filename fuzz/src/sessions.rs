@@ -42,7 +42,7 @@ use couchdb_howler::state::subscriptions::Subscriptions;
 use couchdb_howler::state::table::Key;
 use couchdb_howler::state::timers::Millis;
 use couchdb_howler::state::unauthenticated::Stage as Known;
-use couchdb_howler::wire::couchdb::{ChangeKind, Credentials, Identity, LogInError, MAX_CREDENTIAL};
+use couchdb_howler::wire::couchdb::{ChangeKind, Credentials, Identity, LoginError, MAX_CREDENTIAL};
 use couchdb_howler::wire::engine_io::{self, SID_LENGTH, Sid, Version};
 use couchdb_howler::wire::howler_v1::{self, Operation};
 use couchdb_howler::wire::names::NameList;
@@ -78,7 +78,7 @@ const LIMITED_FOR: Millis = 4_321;
 /// Most checks of a session that are under way.
 const MAX_CHECKS: usize = 3;
 /// Time for a log-in, or for CONNECT.
-const LOG_IN_WITHIN: Millis = 10_000;
+const LOGIN_WITHIN: Millis = 10_000;
 /// A check this late counts as one that was not answered.
 const CHECK_LATE: Millis = 5_000;
 /// The time of a check is kept in units of this.
@@ -244,7 +244,7 @@ impl World {
                 let times = if message.len() > 1024 { 2 } else { rest.parse().unwrap_or(0) };
                 (0..times.min(MAX_MESSAGES)).for_each(|_| self.say(slot, &message));
             }
-            '=' if client.log_in => self.answer_log_in(slot, rest),
+            '=' if client.log_in => self.answer_login(slot, rest),
             ':' => {
                 let at = self.now + rest.parse::<u16>().map_or(0, Millis::from);
                 if client.session.user().is_some() {
@@ -371,7 +371,7 @@ impl World {
         self.with_session(slot, |session, turn| session.handle_message(text, turn));
     }
 
-    fn answer_log_in(&mut self, slot: u32, how: &str) {
+    fn answer_login(&mut self, slot: u32, how: &str) {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         let credentials = client.credentials.clone();
         let by_token = matches!(credentials, Credentials::Token(_));
@@ -382,12 +382,12 @@ impl World {
         let (user, answer) = match how {
             "o" => identity("one"),
             "u" => identity("another"),
-            "n" => (None, Err(LogInError::NotAuthenticated)),
-            "l" => (None, Err(LogInError::Locked)),
-            "x" => (None, Err(LogInError::Unavailable)),
-            "b" => (None, Err(LogInError::Overloaded)),
-            "a" => (None, Err(LogInError::AddressLimit(LIMITED_FOR))),
-            "m" => (None, Err(LogInError::NameLimit(LIMITED_FOR))),
+            "n" => (None, Err(LoginError::NotAuthenticated)),
+            "l" => (None, Err(LoginError::Locked)),
+            "x" => (None, Err(LoginError::Unavailable)),
+            "b" => (None, Err(LoginError::Overloaded)),
+            "a" => (None, Err(LoginError::AddressLimit(LIMITED_FOR))),
+            "m" => (None, Err(LoginError::NameLimit(LIMITED_FOR))),
             _ => return,
         };
         client.log_in = false;
@@ -403,7 +403,7 @@ impl World {
             }
         }
         self.with_session(slot, |session, turn| {
-            session.handle_log_in(answer, RETRY_AFTER, turn);
+            session.handle_login(answer, RETRY_AFTER, turn);
             session.keep_token(&credentials);
         });
         let Some(client) = self.clients.get_mut(&slot) else { return };
@@ -429,10 +429,10 @@ impl World {
             "u" => user("another", &[], Some(cookie())),
             "r" => user("one", &["other"], Some(cookie())),
             "c" => user("one", &[], Some(Secret::new("AuthSession=new"))),
-            "n" => Err(LogInError::NotAuthenticated),
-            "l" => Err(LogInError::Locked),
-            "x" => Err(LogInError::Unavailable),
-            "b" => Err(LogInError::Overloaded),
+            "n" => Err(LoginError::NotAuthenticated),
+            "l" => Err(LoginError::Locked),
+            "x" => Err(LoginError::Unavailable),
+            "b" => Err(LoginError::Overloaded),
             _ => return,
         };
         let Some((login, attempt)) = client.checks.pop_front() else { return };
@@ -443,14 +443,14 @@ impl World {
         if client.stage == Stage::Active && is_current {
             client.expired = match &answer {
                 Ok(identity) => Some(&*identity.name) != client.user,
-                Err(error) => matches!(error, LogInError::NotAuthenticated | LogInError::Locked),
+                Err(error) => matches!(error, LoginError::NotAuthenticated | LoginError::Locked),
             };
             client.ran_out =
-                client.doubtful && client.by_password && matches!(answer, Err(LogInError::NotAuthenticated));
+                client.doubtful && client.by_password && matches!(answer, Err(LoginError::NotAuthenticated));
             client.expired &= !client.ran_out;
             client.doubtful = match &answer {
                 Ok(_) => client.expired && client.doubtful,
-                Err(error) => client.doubtful || matches!(error, LogInError::Unavailable | LogInError::Overloaded),
+                Err(error) => client.doubtful || matches!(error, LoginError::Unavailable | LoginError::Overloaded),
             };
             let cookie = answer.as_ref().ok().and_then(|identity| identity.cookie.as_ref());
             if let Some(cookie) = cookie.filter(|_| !client.expired) {
@@ -597,10 +597,10 @@ impl World {
         client.session.log_in = client.log_in.then_some(PendingLogin::Queued(key(slot)));
         client.fail_if(unusable || self.unavailable);
         if unusable {
-            self.with_session(slot, |session, turn| session.handle_log_in(Err(credentials.error()), RETRY_AFTER, turn));
+            self.with_session(slot, |session, turn| session.handle_login(Err(credentials.error()), RETRY_AFTER, turn));
         } else if self.unavailable {
             self.with_session(slot, |session, turn| {
-                session.handle_log_in(Err(LogInError::Unavailable), RETRY_AFTER, turn)
+                session.handle_login(Err(LoginError::Unavailable), RETRY_AFTER, turn)
             });
         }
     }
@@ -898,10 +898,10 @@ impl Client {
             }
             Request::LogOut | Request::Other => {}
         }
-        let busy = string(&fields, "message").as_deref() == Some(LogInError::Overloaded.message());
+        let busy = string(&fields, "message").as_deref() == Some(LoginError::Overloaded.message());
         let retry_after = fields.get("retry_after_ms").map(|time| time.get().to_owned());
         // Other errors of this name are about subscriptions.
-        let limits = [LogInError::AddressLimit(0), LogInError::NameLimit(0)].map(LogInError::message);
+        let limits = [LoginError::AddressLimit(0), LoginError::NameLimit(0)].map(LoginError::message);
         let limited = string(&fields, "message").is_some_and(|message| limits.contains(&&*message));
         let expected = busy.then_some(RETRY_AFTER).or(limited.then_some(LIMITED_FOR));
         assert_eq!(retry_after, expected.map(|wait| wait.to_string()), "{text}");
@@ -1036,7 +1036,7 @@ impl Client {
         };
         assert!(now < (self.heard + silence).max(self.pinged + PONG_WITHIN), "silent for too long");
         match self.stage {
-            Stage::Awaiting(since) => assert!(now < since + LOG_IN_WITHIN && self.wanted.is_empty()),
+            Stage::Awaiting(since) => assert!(now < since + LOGIN_WITHIN && self.wanted.is_empty()),
             Stage::Refused | Stage::Ended => assert!(self.wanted.is_empty(), "subscribed in {:?}", self.stage),
             Stage::Active => assert!(self.session.is_active()),
             Stage::LoggingIn => assert!(!self.session.is_active()),

@@ -14,7 +14,7 @@ use crate::wire::nodes;
 use crate::wire::url::CouchUrl;
 
 /// Time for a name to be looked up: silent nameservers are given up after 10 s.
-const LOOK_UP_WITHIN: Duration = Duration::from_secs(12);
+const LOOKUP_WITHIN: Duration = Duration::from_secs(12);
 /// Time for a connection, and for an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// The heartbeat that is asked for of the feed, in milliseconds: something of it comes within two of them.
@@ -106,7 +106,7 @@ fn fail<T>(problem: &str) -> Outcome<T> {
 fn look_up(url: &CouchUrl) -> Outcome<Vec<SocketAddr>> {
     let (host, port) = (url.host.clone(), url.port);
     let advice = "check the host in --couchdb_url, and that this machine (or its container's network) knows it";
-    match within(LOOK_UP_WITHIN, move || resolver::look_up(&host, port)) {
+    match within(LOOKUP_WITHIN, move || resolver::look_up(&host, port)) {
         None => fail(&format!("{} cannot be looked up: no answer in time; {advice}", url.host)),
         Some(Err(error)) => fail(&format!("{}: {error}; {advice}", url.host)),
         Some(Ok(found)) if found.is_empty() => fail(&format!("{} has no address; {advice}", url.host)),

@@ -343,13 +343,13 @@ impl StandIn {
     }
 
     /// Answers every request for `/_global_changes/_all_docs` with this status.
-    pub fn fail_look_ups(&self, status: Option<u16>) {
-        self.shared.change(|state| state.faults.look_up_status = status);
+    pub fn fail_lookups(&self, status: Option<u16>) {
+        self.shared.change(|state| state.faults.lookup_status = status);
     }
 
     /// Answers every request for `/_global_changes/_all_docs` so much later. The answer is of then.
-    pub fn set_look_up_delay(&self, delay: Duration) {
-        self.shared.change(|state| state.faults.look_up_delay = delay);
+    pub fn set_lookup_delay(&self, delay: Duration) {
+        self.shared.change(|state| state.faults.lookup_delay = delay);
     }
 
     /// Answers `GET` and `HEAD` of a database or its `_security` with this status.

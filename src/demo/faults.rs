@@ -71,8 +71,8 @@ pub(super) struct Faults {
     pub(super) access_held: bool,
     /// What `GET /{db}/_security` answers in place of the truth: a status and a body.
     pub(super) security_answers: HashMap<String, (u16, String)>,
-    pub(super) look_up_delay: Duration,
-    pub(super) look_up_status: Option<u16>,
+    pub(super) lookup_delay: Duration,
+    pub(super) lookup_status: Option<u16>,
     pub(super) config_status: Option<u16>,
     /// Answer so many more feed requests with this status.
     pub(super) feed_refusals: Option<(u16, usize)>,

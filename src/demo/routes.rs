@@ -75,14 +75,14 @@ fn fault(shared: &Shared, request: &Request, segments: &[&str], login_delay: Dur
     let is_access = matches!((request.method.as_str(), segments), ("GET" | "HEAD", [_] | [_, "_security"]))
         && !matches!(segments[0], "" | "_membership");
     let is_session = segments == ["_session"];
-    let is_look_up = segments == ["_global_changes", "_all_docs"];
+    let is_lookup = segments == ["_global_changes", "_all_docs"];
     let delay = {
         let mut state = shared.lock();
         if is_session {
             login_delay
-        } else if is_look_up {
-            state.counters.look_up_requests += 1;
-            state.faults.look_up_delay
+        } else if is_lookup {
+            state.counters.lookup_requests += 1;
+            state.faults.lookup_delay
         } else if is_access {
             state.counters.access_requests += 1;
             state.faults.access_delay
@@ -98,8 +98,8 @@ fn fault(shared: &Shared, request: &Request, segments: &[&str], login_delay: Dur
     let mut state = shared.lock();
     if is_session {
         state.faults.login_status
-    } else if is_look_up {
-        state.faults.look_up_status
+    } else if is_lookup {
+        state.faults.lookup_status
     } else if feed_kind(segments).is_some() {
         if request.query("feed").as_deref() == Some("continuous") {
             state.counters.feed_requests += 1;

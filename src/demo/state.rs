@@ -58,7 +58,7 @@ pub struct Counters {
     /// Of them, those for `/_session`.
     pub session_requests: usize,
     /// Of them, those for the revisions of event documents.
-    pub look_up_requests: usize,
+    pub lookup_requests: usize,
     /// Those of them for a database or its `_security`.
     pub access_requests: usize,
     /// Requests being answered now; an open feed is none of them.

@@ -273,10 +273,10 @@ impl Server {
             return;
         }
         let outcome = match answer {
-            Some(answer) => couchdb::read_log_in(credentials, answer.status, answer.auth_cookie, &answer.body),
-            None => Err(couchdb::LogInError::Unavailable),
+            Some(answer) => couchdb::read_login(credentials, answer.status, answer.auth_cookie, &answer.body),
+            None => Err(couchdb::LoginError::Unavailable),
         };
-        if outcome.as_ref().is_err_and(|error| error.is_refusal() || *error == couchdb::LogInError::Locked) {
+        if outcome.as_ref().is_err_and(|error| error.is_refusal() || *error == couchdb::LoginError::Locked) {
             self.context.metrics.ended_sessions += 1;
         }
         let age = self.sessions.table.get(key).map_or(0, |session| session.age(now));

@@ -18,7 +18,7 @@ impl Purpose {
         match self {
             Self::LogIn(..) | Self::Abandoned(..) | Self::Check(..) => None,
             Self::Security(_) => Some(AdminUse::Security),
-            Self::LookUp(_) | Self::Epoch | Self::Restarts | Self::Recording | Self::Admin => Some(AdminUse::LookUp),
+            Self::Lookup(_) | Self::Epoch | Self::Restarts | Self::Recording | Self::Admin => Some(AdminUse::Lookup),
         }
     }
 
@@ -101,8 +101,8 @@ impl Server {
     /// Asks CouchDB whose the credentials are, which nobody has a reason to refuse but for them.
     fn try_credentials(&mut self, now: Millis) {
         let request = self.upstream.requests.own_session();
-        self.ask_couchdb(Queue::LookUps, Owner::Server, request, Purpose::Admin, now);
-        self.perform_pool_actions(Queue::LookUps, now);
+        self.ask_couchdb(Queue::Lookups, Owner::Server, request, Purpose::Admin, now);
+        self.perform_pool_actions(Queue::Lookups, now);
     }
 
     /// The feed is open. Whether CouchDB records changes is asked once all that is more urgent was.
@@ -116,10 +116,10 @@ impl Server {
             return;
         }
         self.upstream.recording_at = None;
-        if self.upstream.feed.is_streaming() && self.may_ask(AdminUse::LookUp, now) {
+        if self.upstream.feed.is_streaming() && self.may_ask(AdminUse::Lookup, now) {
             let request = self.upstream.requests.config(couchdb::GLOBAL_CHANGES_SECTION, couchdb::UPDATE_DB);
-            self.ask_couchdb(Queue::LookUps, Owner::Server, request, Purpose::Recording, now);
-            self.perform_pool_actions(Queue::LookUps, now);
+            self.ask_couchdb(Queue::Lookups, Owner::Server, request, Purpose::Recording, now);
+            self.perform_pool_actions(Queue::Lookups, now);
         }
     }
 

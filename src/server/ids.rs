@@ -19,18 +19,18 @@ pub(super) enum UpstreamId {
 /// A queue of requests to CouchDB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
-    LogIns,
-    LookUps,
+    Logins,
+    Lookups,
     Checks,
 }
 
 impl Queue {
-    pub(super) const ALL: [Self; 3] = [Self::LogIns, Self::LookUps, Self::Checks];
+    pub(super) const ALL: [Self; 3] = [Self::Logins, Self::Lookups, Self::Checks];
 
     pub(super) fn text(self) -> &'static str {
         match self {
-            Self::LogIns => "log-ins",
-            Self::LookUps => "look-ups",
+            Self::Logins => "log-ins",
+            Self::Lookups => "look-ups",
             Self::Checks => "checks",
         }
     }
@@ -38,8 +38,8 @@ impl Queue {
     /// The same as the value of a label.
     pub(super) fn label(self) -> &'static str {
         match self {
-            Self::LogIns => "log_ins",
-            Self::LookUps => "look_ups",
+            Self::Logins => "log_ins",
+            Self::Lookups => "look_ups",
             Self::Checks => "checks",
         }
     }

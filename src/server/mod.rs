@@ -165,7 +165,7 @@ impl Server {
         {
             return Some(0);
         }
-        let may_look_up = self.upstream.feed.is_streaming() && self.upstream.admin.may_ask_soon(AdminUse::LookUp);
+        let may_look_up = self.upstream.feed.is_streaming() && self.upstream.admin.may_ask_soon(AdminUse::Lookup);
         let due = [
             self.upstream.feed.poll_timeout(),
             self.upstream.credentials_file.as_ref().and_then(CredentialsFile::poll_timeout),

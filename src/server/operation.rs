@@ -133,7 +133,7 @@ impl Server {
         let (_, sessions) = self.operation.counted.as_ref().expect("counted above");
         let queues = &self.upstream.queues;
         let mut requests = Queue::ALL.map(|queue| (queue.label(), queues[queue as usize].pool.len()));
-        requests[Queue::LogIns as usize].1 += self.sessions.login_limits.waiting();
+        requests[Queue::Logins as usize].1 += self.sessions.login_limits.waiting();
         let gauges = Gauges {
             started: self.operation.started,
             feed_up: self.upstream.feed.is_ready(now),

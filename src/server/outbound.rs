@@ -159,7 +159,7 @@ impl Server {
     /// Takes note of the way on which a connection reaches CouchDB, before anything is sent on it.
     fn handle_route(&mut self, owner: UpstreamId, local: IpAddr, remote: IpAddr, now: Millis) {
         let login = match owner {
-            UpstreamId::Pool(Queue::LogIns, number) => Some(number),
+            UpstreamId::Pool(Queue::Logins, number) => Some(number),
             _ => None,
         };
         if self.upstream.forwarding.handle_connected(login, local, remote) {
@@ -169,9 +169,9 @@ impl Server {
                  (--couchdb_trusts_forwarded)."
             );
             // Those that wait were let through by address.
-            let Requests { pool, actions, .. } = &mut self.upstream.queues[Queue::LogIns as usize];
+            let Requests { pool, actions, .. } = &mut self.upstream.queues[Queue::Logins as usize];
             pool.reject_waiting(actions);
-            self.perform_pool_actions(Queue::LogIns, now);
+            self.perform_pool_actions(Queue::Logins, now);
         }
     }
 
@@ -236,7 +236,7 @@ impl Server {
     }
 
     fn forget_route(&mut self, owner: UpstreamId) {
-        if let UpstreamId::Pool(Queue::LogIns, number) = owner {
+        if let UpstreamId::Pool(Queue::Logins, number) = owner {
             self.upstream.forwarding.handle_closed(number);
         }
     }
@@ -328,15 +328,15 @@ impl Server {
             _ => answer.and_then(|answer| if answer.is_too_long { Err(NoAnswer::Sent) } else { Ok(answer) }),
         };
         match purpose {
-            Purpose::LogIn(login, attempt) => self.handle_log_in(login, attempt, answer, now),
+            Purpose::LogIn(login, attempt) => self.handle_login(login, attempt, answer, now),
             Purpose::Abandoned(attempt, credentials) => {
-                let _ = self.read_log_in(attempt, &credentials, answer, now);
+                let _ = self.read_login(attempt, &credentials, answer, now);
             }
             Purpose::Security(database) => self.handle_security(database, answer.as_ref().ok(), now),
             Purpose::Check(session, attempt, credentials) => {
                 self.handle_check(session, attempt, &credentials, answer.ok(), now);
             }
-            Purpose::LookUp(batch) => self.handle_look_up(batch, answer.as_ref().ok(), now),
+            Purpose::Lookup(batch) => self.handle_lookup(batch, answer.as_ref().ok(), now),
             Purpose::Epoch => self.handle_epoch(answer.as_ref().ok(), now),
             Purpose::Restarts => self.handle_restarts(answer.as_ref().ok(), now),
             Purpose::Recording => self.handle_recording(answer.as_ref().ok(), now),

@@ -306,30 +306,30 @@ impl Server {
     }
 
     /// At the end of a turn: sends the look-ups that it asked for, all in as few requests as can be.
-    pub fn send_look_ups(&mut self, now: Millis) {
+    pub fn send_lookups(&mut self, now: Millis) {
         self.run_access(now);
         self.work_on_lists(now);
         let dropped = self.databases.positions.sweep(&mut self.databases.subscriptions);
         self.drop_unused(dropped);
         self.databases.positions.linger(now, &mut self.databases.subscriptions);
-        while self.may_ask(AdminUse::LookUp, now)
+        while self.may_ask(AdminUse::Lookup, now)
             && let Some(batch) = self.databases.positions.next_batch(&mut self.databases.subscriptions)
         {
             let names = batch.databases.iter().map(|database| self.databases.subscriptions.name(*database));
             let request = self.upstream.requests.look_up(names);
-            self.context.metrics.look_ups += 1;
-            self.look_up(request, Purpose::LookUp(batch), now);
+            self.context.metrics.lookups += 1;
+            self.look_up(request, Purpose::Lookup(batch), now);
         }
     }
 
     pub(super) fn look_up(&mut self, request: Vec<u8>, purpose: Purpose, now: Millis) {
-        let submitted = self.ask_couchdb(Queue::LookUps, Owner::Server, request, purpose, now);
+        let submitted = self.ask_couchdb(Queue::Lookups, Owner::Server, request, purpose, now);
         debug_assert!(submitted.is_some(), "there are never more than a few");
-        self.perform_pool_actions(Queue::LookUps, now);
+        self.perform_pool_actions(Queue::Lookups, now);
     }
 
     /// CouchDB answered a look-up, or did not.
-    pub(super) fn handle_look_up(&mut self, batch: Batch, answer: Option<&Answer>, now: Millis) {
+    pub(super) fn handle_lookup(&mut self, batch: Batch, answer: Option<&Answer>, now: Millis) {
         let body = answer.filter(|answer| answer.status == 200).map(|answer| &*answer.body);
         // The look-up has kept them, also those that nobody needs any more.
         let looked_up = if self.databases.access.is_restricted() { batch.databases.clone() } else { Vec::new() };
@@ -339,8 +339,8 @@ impl Server {
         let may_tell = |database, kind, subscriptions: &Subscriptions| {
             access.handle_line(database, kind, true, None, subscriptions)
         };
-        if !positions.handle_look_up_if(batch, body, (now, jitter), subscriptions, woken, may_tell) {
-            self.context.metrics.failed_look_ups += 1;
+        if !positions.handle_lookup_if(batch, body, (now, jitter), subscriptions, woken, may_tell) {
+            self.context.metrics.failed_lookups += 1;
             let status = answer.map(|answer| answer.status);
             log::debug!("The positions of databases could not be looked up: status {status:?}.");
         }
@@ -461,7 +461,7 @@ impl Server {
     }
 
     pub(super) fn ask_epoch(&mut self, now: Millis) {
-        if !self.may_ask(AdminUse::LookUp, now) {
+        if !self.may_ask(AdminUse::Lookup, now) {
             self.databases.epoch_retry = Some(now + EPOCH_RETRY);
             return;
         }

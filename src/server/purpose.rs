@@ -18,7 +18,7 @@ pub(super) enum Purpose {
     Security(DatabaseId),
     /// A session, the number of its login, and what that is good with.
     Check(Key, u32, Credentials),
-    LookUp(Batch),
+    Lookup(Batch),
     Epoch,
     Restarts,
     /// Whether CouchDB records changes.

@@ -14,7 +14,7 @@ const CLUSTER_MERGE_WINDOW: Millis = 800;
 impl Server {
     /// Asks what is due, while the feed is followed: a CouchDB that refuses the feed is not asked for more.
     pub(super) fn ask_restarts(&mut self, now: Millis) {
-        if !self.upstream.feed.is_streaming() || !self.may_ask(AdminUse::LookUp, now) {
+        if !self.upstream.feed.is_streaming() || !self.may_ask(AdminUse::Lookup, now) {
             return;
         }
         let Some(question) = self.databases.restarts.next_question(now) else { return };

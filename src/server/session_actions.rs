@@ -13,7 +13,7 @@ use crate::state::pool::{self, Answer, MAX_ATTEMPTS, NoAnswer, Owner, Submission
 use crate::state::session::{Action, Opening, PendingLogin, Polling, Session, TAG, Transport, Turn, messages};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
-use crate::wire::couchdb::{self, Credentials, Identity, LogInError};
+use crate::wire::couchdb::{self, Credentials, Identity, LoginError};
 use crate::wire::engine_io::{SID_LENGTH, Sid, Version};
 use crate::wire::secret::Secret;
 use crate::wire::websocket;
@@ -121,10 +121,10 @@ impl Server {
 
     fn log_in(&mut self, key: Key, credentials: &Credentials, now: Millis) {
         // The client may have connected again: the answer to who it was before is not its any more.
-        self.abandon_log_in(key, now);
+        self.abandon_login(key, now);
         let is_new = self.sessions.table.get(key).is_some_and(|session| session.stage().is_some());
         if is_new && self.memory_rejection().is_some() {
-            return self.logged_in(key, credentials, Err(LogInError::Overloaded), now);
+            return self.logged_in(key, credentials, Err(LoginError::Overloaded), now);
         }
         let (client, credentials) = (self.client_of(key), credentials.clone());
         self.try_log_in(Login { session: key, client, credentials, since: now, tries: 0 }, now);
@@ -147,8 +147,8 @@ impl Server {
             }
         };
         match self.sessions.login_limits.admit(login.client, kind, login.since, || login.clone(), now) {
-            Admission::Ask(attempt) => self.ask_log_in(login, attempt, now),
-            Admission::Reject(rejection) => self.reject_log_in(&login, rejection, now),
+            Admission::Ask(attempt) => self.ask_login(login, attempt, now),
+            Admission::Reject(rejection) => self.reject_login(&login, rejection, now),
             Admission::Wait(attempt) => {
                 if let Some(session) = self.sessions.table.get_mut(login.session) {
                     session.log_in = Some(PendingLogin::Waits(attempt));
@@ -159,49 +159,49 @@ impl Server {
 
     /// Compares a password for the server's own admin here: a wrong one, sent by anybody, would have CouchDB lock the
     /// admin out, and with it this server.
-    fn compare_own(&mut self, client: IpAddr, name: &str, password: &Secret, now: Millis) -> Result<(), LogInError> {
+    fn compare_own(&mut self, client: IpAddr, name: &str, password: &Secret, now: Millis) -> Result<(), LoginError> {
         let Some(is_right) = self.upstream.requests.is_own_password(name, password.reveal()) else { return Ok(()) };
         if let Err(wait) = self.sessions.login_limits.count_compared(client, is_right, now) {
-            self.context.metrics.slowed_log_ins += 1;
-            return Err(LogInError::AddressLimit(wait));
+            self.context.metrics.slowed_logins += 1;
+            return Err(LoginError::AddressLimit(wait));
         }
-        if is_right { Ok(()) } else { Err(LogInError::NotAuthenticated) }
+        if is_right { Ok(()) } else { Err(LoginError::NotAuthenticated) }
     }
 
-    fn ask_log_in(&mut self, login: Login, attempt: Key, now: Millis) {
+    fn ask_login(&mut self, login: Login, attempt: Key, now: Millis) {
         let (key, client, since) = (login.session, login.client, login.since);
         let request = self.upstream.requests.log_in(&login.credentials, client).unwrap_or_default();
         // CouchDB counts a wrong password each time.
         let repeatable = !matches!(login.credentials, Credentials::Password { .. });
         let purpose = Purpose::LogIn(login, attempt);
         let submission = Submission { owner: Owner::at(client), request, purpose, since, repeatable };
-        let Requests { pool, actions, .. } = &mut self.upstream.queues[Queue::LogIns as usize];
+        let Requests { pool, actions, .. } = &mut self.upstream.queues[Queue::Logins as usize];
         match pool.submit(submission, now, actions) {
             Ok(ticket) => {
                 if let Some(session) = self.sessions.table.get_mut(key) {
                     session.log_in = Some(PendingLogin::Queued(ticket));
                 }
-                self.perform_pool_actions(Queue::LogIns, now);
+                self.perform_pool_actions(Queue::Logins, now);
             }
             Err(rejection) => {
                 self.sessions.login_limits.finish(attempt, Outcome::NotAsked, now);
                 let silent = rejection == pool::Rejection::Late && now < since + pool::LONGEST_WAIT;
-                let error = if silent { LogInError::Unavailable } else { LogInError::Overloaded };
+                let error = if silent { LoginError::Unavailable } else { LoginError::Overloaded };
                 self.logged_in(key, &Credentials::Unusable, Err(error), now);
             }
         }
     }
 
-    fn reject_log_in(&mut self, login: &Login, rejection: Rejection, now: Millis) {
+    fn reject_login(&mut self, login: &Login, rejection: Rejection, now: Millis) {
         let error = match rejection {
-            Rejection::Address(wait) => LogInError::AddressLimit(wait),
-            Rejection::Name(wait) => LogInError::NameLimit(wait),
-            Rejection::Unanswered => LogInError::Unavailable,
-            Rejection::Overloaded => LogInError::Overloaded,
+            Rejection::Address(wait) => LoginError::AddressLimit(wait),
+            Rejection::Name(wait) => LoginError::NameLimit(wait),
+            Rejection::Unanswered => LoginError::Unavailable,
+            Rejection::Overloaded => LoginError::Overloaded,
         };
         if let Some(wait) = error.retry_after() {
             log::debug!("A login of {} is rejected: too many wrong passwords, {wait} ms to wait.", login.client);
-            self.context.metrics.slowed_log_ins += 1;
+            self.context.metrics.slowed_logins += 1;
         }
         self.logged_in(login.session, &Credentials::Unusable, Err(error), now);
     }
@@ -211,21 +211,21 @@ impl Server {
         for _ in 0..LOGINS_A_TURN {
             match self.sessions.login_limits.next(now) {
                 None => return,
-                Some((login, Ok(attempt))) => self.ask_log_in(login, attempt, now),
-                Some((login, Err(rejection))) => self.reject_log_in(&login, rejection, now),
+                Some((login, Ok(attempt))) => self.ask_login(login, attempt, now),
+                Some((login, Err(rejection))) => self.reject_login(&login, rejection, now),
             }
         }
     }
 
     /// Nobody waits for the answer to a session's login any more. One that CouchDB has counts all the same: the password
     /// may be wrong.
-    fn abandon_log_in(&mut self, key: Key, now: Millis) {
+    fn abandon_login(&mut self, key: Key, now: Millis) {
         let ticket = match self.sessions.table.get_mut(key).and_then(|session| session.log_in.take()) {
             None => return,
             Some(PendingLogin::Waits(attempt)) => return self.sessions.login_limits.cancel(attempt, now),
             Some(PendingLogin::Queued(ticket)) => ticket,
         };
-        let pool = &mut self.upstream.queues[Queue::LogIns as usize].pool;
+        let pool = &mut self.upstream.queues[Queue::Logins as usize].pool;
         let sent = pool.is_sent(ticket);
         let Some(purpose) = pool.purpose(ticket) else { return };
         let Purpose::LogIn(login, attempt) = purpose else { return };
@@ -239,7 +239,7 @@ impl Server {
     }
 
     /// CouchDB answered a login, or did not.
-    pub(super) fn handle_log_in(
+    pub(super) fn handle_login(
         &mut self,
         mut login: Login,
         attempt: Key,
@@ -254,34 +254,34 @@ impl Server {
                 return self.try_log_in(login, now);
             }
         }
-        let outcome = self.read_log_in(attempt, &login.credentials, answer, now);
+        let outcome = self.read_login(attempt, &login.credentials, answer, now);
         self.logged_in(login.session, &login.credentials, outcome, now);
     }
 
     /// What CouchDB says of credentials.
-    pub(super) fn read_log_in(
+    pub(super) fn read_login(
         &mut self,
         attempt: Key,
         credentials: &Credentials,
         answer: Result<Answer, NoAnswer>,
         now: Millis,
-    ) -> Result<Identity, LogInError> {
+    ) -> Result<Identity, LoginError> {
         let (result, may_count) = match answer {
             Ok(answer) => {
-                let result = couchdb::read_log_in(credentials, answer.status, answer.auth_cookie, &answer.body);
+                let result = couchdb::read_login(credentials, answer.status, answer.auth_cookie, &answer.body);
                 (result, answer.status == GATEWAY_TIMEOUT)
             }
             Err(reason) => {
                 // Its time was over while others were being answered, or before it came to the front.
-                let waits = self.upstream.queues[Queue::LogIns as usize].pool.is_waiting();
-                let error = if waits { LogInError::Overloaded } else { LogInError::Unavailable };
+                let waits = self.upstream.queues[Queue::Logins as usize].pool.is_waiting();
+                let error = if waits { LoginError::Overloaded } else { LoginError::Unavailable };
                 (Err(error), reason != NoAnswer::NotSent)
             }
         };
         let outcome = match &result {
             Ok(_) => Outcome::Right,
-            Err(LogInError::NotAuthenticated | LogInError::BadToken) => Outcome::Wrong,
-            Err(LogInError::Locked) => Outcome::Locked,
+            Err(LoginError::NotAuthenticated | LoginError::BadToken) => Outcome::Wrong,
+            Err(LoginError::Locked) => Outcome::Locked,
             Err(_) if may_count => Outcome::Unanswered,
             Err(_) => Outcome::NotAsked,
         };
@@ -289,19 +289,19 @@ impl Server {
         result
     }
 
-    fn logged_in(&mut self, key: Key, credentials: &Credentials, outcome: Result<Identity, LogInError>, now: Millis) {
+    fn logged_in(&mut self, key: Key, credentials: &Credentials, outcome: Result<Identity, LoginError>, now: Millis) {
         match &outcome {
-            Ok(_) => self.context.metrics.log_ins += 1,
+            Ok(_) => self.context.metrics.logins += 1,
             Err(error) => {
-                self.context.metrics.failed_log_ins += 1;
-                self.context.metrics.overloaded_log_ins += u64::from(*error == LogInError::Overloaded);
+                self.context.metrics.failed_logins += 1;
+                self.context.metrics.overloaded_logins += u64::from(*error == LoginError::Overloaded);
                 log::debug!("A log-in failed: {}", error.name());
             }
         }
         let retry_after = LOG_IN_AFTER + self.context.jitter.below(LOG_IN_AFTER);
         let next_check = outcome.as_ref().ok().and_then(|identity| self.next_check(Some(identity), 0, now));
         self.with_session(key, now, |session, turn| {
-            session.handle_log_in(outcome, retry_after, turn);
+            session.handle_login(outcome, retry_after, turn);
             session.keep_token(credentials);
             if let Some(at) = next_check {
                 session.check_at(at);
@@ -361,7 +361,7 @@ impl Server {
     }
 
     pub(super) fn remove_session(&mut self, key: Key, memory: Option<Memory>, now: Millis) {
-        self.abandon_log_in(key, now);
+        self.abandon_login(key, now);
         self.delist(Timer::Session(key));
         self.leave_polling(key);
         // What it was about to end is not what broke.

@@ -1425,7 +1425,7 @@ mod tests {
         let position = |counts| Position { counts, ..Position::default() };
         let look_up = |scene: &mut Scene, counts: [u32; 3]| {
             let rows = counts.map(|number| crate::wire::positions::Revision { number, mark: number });
-            scene.subscriptions.watch_mut(id).handle_look_up(rows, false, 0).count();
+            scene.subscriptions.watch_mut(id).handle_lookup(rows, false, 0).count();
         };
         look_up(&mut scene, [7, 1, 1]);
         assert_eq!(scene.access.shown(id, &scene.subscriptions), Some(position([7, 1, 1])));

@@ -34,7 +34,7 @@ pub enum AdminUse {
     /// The feed, and what it asks before it is open.
     Feed,
     /// Positions, the epoch and facts about CouchDB.
-    LookUp,
+    Lookup,
     /// The users and roles that may read a database.
     Security,
 }
@@ -107,7 +107,7 @@ impl AdminAccess {
         }
         // One is left for the feed, which never waits.
         let room = (MAX_REFUSALS - 1).saturating_sub(refusals).max(1);
-        let questions = self.under_way[AdminUse::LookUp as usize] + self.under_way[AdminUse::Security as usize];
+        let questions = self.under_way[AdminUse::Lookup as usize] + self.under_way[AdminUse::Security as usize];
         questions < room && self.under_way[what as usize] < MAX_OF_KIND
     }
 
@@ -207,7 +207,7 @@ mod tests {
             sent.push(now);
             let event = access.handle_answer(AdminUse::Feed, Some(401), now + 3);
             assert_eq!(event, (sent.len() == 1).then_some(AdminEvent::Refused(401)), "it is said once");
-            assert!(!access.may_ask(AdminUse::LookUp, now + 3) && !access.may_ask(AdminUse::Security, now + 3));
+            assert!(!access.may_ask(AdminUse::Lookup, now + 3) && !access.may_ask(AdminUse::Security, now + 3));
             assert_eq!(access.may_try(now + 3), Err(access.retry_at().unwrap()));
             now = access.retry_at().unwrap();
         }
@@ -215,7 +215,7 @@ mod tests {
         assert!(sent[3] - sent[0] < 15_000, "a password that is mended soon is noticed soon: {sent:?}");
         access.handle_sent(AdminUse::Feed);
         assert_eq!(access.handle_answer(AdminUse::Feed, Some(200), now), Some(AdminEvent::Accepted));
-        assert!(access.retry_at().is_none() && access.may_ask(AdminUse::LookUp, now));
+        assert!(access.retry_at().is_none() && access.may_ask(AdminUse::Lookup, now));
     }
 
     #[test]
@@ -223,7 +223,7 @@ mod tests {
         let mut access = AdminAccess::default();
         let mut sent = Vec::new();
         for round in 0..20 {
-            for what in [AdminUse::LookUp, AdminUse::Security] {
+            for what in [AdminUse::Lookup, AdminUse::Security] {
                 if access.may_ask(what, round) {
                     access.handle_sent(what);
                     sent.push(what);
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(access.may_try(20), Ok(()));
         access.handle_sent(AdminUse::Feed);
         sent.push(AdminUse::Feed);
-        assert!(sent.len() <= MAX_REFUSALS && sent.contains(&AdminUse::LookUp) && sent.contains(&AdminUse::Security));
+        assert!(sent.len() <= MAX_REFUSALS && sent.contains(&AdminUse::Lookup) && sent.contains(&AdminUse::Security));
         let events: Vec<_> = sent.iter().filter_map(|what| access.handle_answer(*what, Some(401), 30)).collect();
         assert_eq!(events, [AdminEvent::Refused(401)]);
         assert!(access.retry_at().unwrap() > 300_000);
@@ -271,7 +271,7 @@ mod tests {
         }
         access.handle_sent(AdminUse::Security);
         access.handle_credentials();
-        assert!(access.may_try(5).is_ok() && access.may_ask(AdminUse::LookUp, 5));
+        assert!(access.may_try(5).is_ok() && access.may_ask(AdminUse::Lookup, 5));
         // What is refused now was asked with the old ones.
         assert_eq!(access.handle_answer(AdminUse::Security, Some(401), 6), None);
         access.handle_sent(AdminUse::Feed);
@@ -282,19 +282,19 @@ mod tests {
     fn refusals_of_a_question_alone_count_when_others_are_refused_too() {
         let mut access = AdminAccess::default();
         for _ in 0..10 {
-            access.handle_sent(AdminUse::LookUp);
-            access.handle_ambiguous(AdminUse::LookUp);
-            access.handle_sent(AdminUse::LookUp);
-            assert_eq!(access.handle_answer(AdminUse::LookUp, Some(200), 1), None);
-            assert!(!access.is_refused() && access.may_ask(AdminUse::LookUp, 1));
+            access.handle_sent(AdminUse::Lookup);
+            access.handle_ambiguous(AdminUse::Lookup);
+            access.handle_sent(AdminUse::Lookup);
+            assert_eq!(access.handle_answer(AdminUse::Lookup, Some(200), 1), None);
+            assert!(!access.is_refused() && access.may_ask(AdminUse::Lookup, 1));
         }
         // Two of them, and the question that shows what they are about: one try is left.
         for _ in 0..2 {
-            access.handle_sent(AdminUse::LookUp);
-            access.handle_ambiguous(AdminUse::LookUp);
+            access.handle_sent(AdminUse::Lookup);
+            access.handle_ambiguous(AdminUse::Lookup);
         }
-        access.handle_sent(AdminUse::LookUp);
-        assert_eq!(access.handle_answer(AdminUse::LookUp, Some(401), 10), Some(AdminEvent::Refused(401)));
+        access.handle_sent(AdminUse::Lookup);
+        assert_eq!(access.handle_answer(AdminUse::Lookup, Some(401), 10), Some(AdminEvent::Refused(401)));
         let at = access.retry_at().unwrap();
         assert!(at < 20_000);
         access.handle_sent(AdminUse::Feed);

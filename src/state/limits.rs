@@ -15,7 +15,7 @@ pub struct Limits {
     /// What all unauthenticated clients hold together, in bytes; beyond that those that hold some are evicted.
     pub unauthenticated_bytes: usize,
     /// Time for the log-in to be begun, in milliseconds.
-    pub log_in_within: Millis,
+    pub login_timeout: Millis,
     /// Longest head of a request, in bytes.
     pub head: usize,
     /// Time for the head of the first request, TLS handshake included, and again for each body, in milliseconds.
@@ -35,7 +35,7 @@ pub struct Limits {
     /// Requests of a client that are not answered yet.
     pub requests: usize,
     /// Log-ins that wait for their turn.
-    pub log_in_queue: usize,
+    pub login_queue: usize,
     /// Memory of the process beyond which new clients are rejected, in bytes; None for none.
     pub memory: Option<u64>,
     /// How long a client may take nothing of what is written to it, in milliseconds.
@@ -50,7 +50,7 @@ impl Default for Limits {
             per_address: None,
             unauthenticated: 20_000,
             unauthenticated_bytes: 64 * 1024 * 1024,
-            log_in_within: 10_000,
+            login_timeout: 10_000,
             head: 16 * 1024,
             request_within: 10_000,
             post: 1024 * 1024,
@@ -59,7 +59,7 @@ impl Default for Limits {
             subscriptions: 10_000,
             name: LONGEST_NAME,
             requests: 256,
-            log_in_queue: 20_000,
+            login_queue: 20_000,
             slow: 60_000,
             subscriptions_per_user: Some(100_000),
             memory: None,

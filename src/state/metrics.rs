@@ -42,7 +42,7 @@ close_reasons! {
     /// The cookie ran out while CouchDB could not be asked; the client is to log in again by itself.
     SessionExpired => "session expired", close_code::TRY_AGAIN_LATER;
     /// Nobody logged in within the time for it.
-    LogInTimeout => "no log-in in time", close_code::LOG_IN_TIMEOUT;
+    LogInTimeout => "no login in time", close_code::LOGIN_TIMEOUT;
     /// The client was silent for too long.
     PingTimeout => "ping timeout", close_code::NORMAL;
     /// The WebSocket framing was broken.
@@ -140,13 +140,13 @@ counters! {
     /// Connections, sessions, logins and subscriptions rejected because more memory is used than the limit.
     memory_rejections => "howler_memory_rejections_total";
     /// Log-ins that CouchDB confirmed.
-    log_ins => "howler_log_ins_total";
+    logins => "howler_log_ins_total";
     /// Log-ins that failed, for whatever reason.
-    failed_log_ins => "howler_log_ins_failed_total";
+    failed_logins => "howler_log_ins_failed_total";
     /// Log-ins that were not tried, after too many wrong passwords.
-    slowed_log_ins => "howler_log_ins_slowed_total";
+    slowed_logins => "howler_log_ins_slowed_total";
     /// Log-ins that were not tried because too many waited.
-    overloaded_log_ins => "howler_log_ins_overloaded_total";
+    overloaded_logins => "howler_log_ins_overloaded_total";
     /// Requests to subscribe beyond what a client may have.
     refused_subscriptions => "howler_subscriptions_refused_total";
     /// Requests to subscribe beyond what a user may have waiting for its permissions.
@@ -172,9 +172,9 @@ counters! {
     /// Answers of CouchDB that refused the server's own credentials.
     admin_refusals => "howler_couchdb_refusals_total";
     /// Requests for the positions of databases.
-    look_ups => "howler_look_ups_total";
+    lookups => "howler_look_ups_total";
     /// Requests for positions that were not answered, or not with positions.
-    failed_look_ups => "howler_look_ups_failed_total";
+    failed_lookups => "howler_look_ups_failed_total";
     /// Times that all clients were told that changes may have been lost.
     resyncs => "howler_resyncs_total";
     /// Lines of the log that were dropped because standard error did not take them.
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn every_counter_has_a_name_of_its_own_and_a_meaning() {
-        let metrics = Metrics { log_ins: 7, ..Metrics::default() };
+        let metrics = Metrics { logins: 7, ..Metrics::default() };
         let mut names = Vec::new();
         metrics.tell_counters(|name, help, value| {
             assert!(name.starts_with("howler_") && name.ends_with("_total"), "{name}");

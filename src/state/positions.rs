@@ -443,7 +443,7 @@ impl Positions {
 
     /// Takes CouchDB's answer to a batch, None when there is none. `woken` gets the sessions that are to be told of
     /// changes. Returns whether the answer was one; else it is asked again.
-    pub fn handle_look_up(
+    pub fn handle_lookup(
         &mut self,
         batch: Batch,
         body: Option<&[u8]>,
@@ -451,11 +451,11 @@ impl Positions {
         subscriptions: &mut Subscriptions,
         woken: &mut Vec<SessionIndex>,
     ) -> bool {
-        self.handle_look_up_if(batch, body, times, subscriptions, woken, |_, _, _| true)
+        self.handle_lookup_if(batch, body, times, subscriptions, woken, |_, _, _| true)
     }
 
     /// The same where not every change may be told at once: `may_tell` says which, and sees to the others.
-    pub fn handle_look_up_if(
+    pub fn handle_lookup_if(
         &mut self,
         batch: Batch,
         body: Option<&[u8]>,
@@ -488,7 +488,7 @@ impl Positions {
                 continue;
             }
             watch.wanted = false;
-            for kind in watch.handle_look_up(revisions, subscribed, now) {
+            for kind in watch.handle_lookup(revisions, subscribed, now) {
                 if may_tell(database, kind, subscriptions) {
                     subscriptions.mark(database, kind, woken);
                 }

@@ -100,7 +100,7 @@ impl Watch {
 
     /// Takes the answer to a look-up: the kinds of event that subscribers were not told of. `subscribed` says
     /// whether there are any. Those of a database that was never looked up are told by the feed.
-    pub fn handle_look_up(
+    pub fn handle_lookup(
         &mut self,
         revisions: [Revision; 3],
         subscribed: bool,
@@ -177,7 +177,7 @@ mod tests {
     }
 
     fn look_up(watch: &mut Watch, counts: [u32; 3], subscribed: bool) -> Vec<ChangeKind> {
-        watch.handle_look_up(rows(counts), subscribed, 0).collect()
+        watch.handle_lookup(rows(counts), subscribed, 0).collect()
     }
 
     fn text(position: Option<Position>) -> String {
@@ -247,7 +247,7 @@ mod tests {
         look_up(&mut watch, [5, 1, 0], false);
         assert!(!watch.awaits_lines(0), "nobody was there");
         watch.forget();
-        assert!(watch.handle_look_up(rows([5, 1, 0]), true, 60_000).next().is_none());
+        assert!(watch.handle_lookup(rows([5, 1, 0]), true, 60_000).next().is_none());
         assert!(watch.awaits_lines(60_000) && watch.awaits_lines(60_000 + IN_FLIGHT), "they may be on their way");
         assert!(!watch.awaits_lines(60_000 + 2 * IN_FLIGHT));
         assert!(!watch.told_by(60_000 + IN_FLIGHT) && watch.told_by(60_000 + 3 * IN_FLIGHT));

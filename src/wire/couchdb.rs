@@ -449,11 +449,11 @@ impl Credentials {
     }
 
     /// Returns the error for credentials that CouchDB does not accept, or need not be asked for.
-    pub fn error(&self) -> LogInError {
+    pub fn error(&self) -> LoginError {
         match self {
-            Self::TooLong => LogInError::TooLong,
-            Self::Token(_) | Self::UnusableToken => LogInError::BadToken,
-            Self::Password { .. } | Self::Cookie(_) | Self::Unusable => LogInError::NotAuthenticated,
+            Self::TooLong => LoginError::TooLong,
+            Self::Token(_) | Self::UnusableToken => LoginError::BadToken,
+            Self::Password { .. } | Self::Cookie(_) | Self::Unusable => LoginError::NotAuthenticated,
         }
     }
 
@@ -486,7 +486,7 @@ pub struct Identity {
 
 /// Why a log-in failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogInError {
+pub enum LoginError {
     /// CouchDB does not know these credentials.
     NotAuthenticated,
     /// CouchDB does not accept this token.
@@ -505,7 +505,7 @@ pub enum LogInError {
     TooLong,
 }
 
-impl LogInError {
+impl LoginError {
     /// Whether CouchDB does not accept the credentials, whatever they are.
     pub fn is_refusal(self) -> bool {
         matches!(self, Self::NotAuthenticated | Self::BadToken)
@@ -565,26 +565,26 @@ struct UserContext<'a> {
 /// Reads the answer to [`Requests::log_in`]: its status, its `AuthSession` field, its body.
 ///
 /// # Errors
-/// [`LogInError`], for everything that does not name a user.
-pub fn read_log_in(
+/// [`LoginError`], for everything that does not name a user.
+pub fn read_login(
     credentials: &Credentials,
     status: u16,
     set_cookie: Option<Secret>,
     body: &[u8],
-) -> Result<Identity, LogInError> {
+) -> Result<Identity, LoginError> {
     match status {
         200 => {}
         400 | 401 => return Err(credentials.error()),
-        403 if is_lockout(body) => return Err(LogInError::Locked),
+        403 if is_lockout(body) => return Err(LoginError::Locked),
         // Such as a 403 of something in front of CouchDB.
-        _ => return Err(LogInError::Unavailable),
+        _ => return Err(LoginError::Unavailable),
     }
-    let body: SessionBody<'_> = json::parse_object(body).ok_or(LogInError::Unavailable)?;
+    let body: SessionBody<'_> = json::parse_object(body).ok_or(LoginError::Unavailable)?;
     match credentials {
         Credentials::Password { username, .. } => {
             // CouchDB sets an empty cookie where it lets nobody in.
             let cookie =
-                set_cookie.filter(|c| !c.reveal().starts_with("AuthSession=;")).ok_or(LogInError::Unavailable)?;
+                set_cookie.filter(|c| !c.reveal().starts_with("AuthSession=;")).ok_or(LoginError::Unavailable)?;
             let name = named(body.name).unwrap_or_else(|| username.clone());
             Ok(Identity { name, roles: body.roles, cookie: Some(cookie) })
         }
@@ -916,36 +916,36 @@ mod tests {
         let cookie = Credentials::cookie("AuthSession=abc");
         let set = || Some(Secret::new("AuthSession=new; Path=/"));
         let ok = br#"{"ok":true,"name":"myuser","roles":[]}"#;
-        let identity = read_log_in(&password, 200, set(), ok).unwrap();
+        let identity = read_login(&password, 200, set(), ok).unwrap();
         assert_eq!((&*identity.name, cookie_of(&identity)), ("myuser", "AuthSession=new; Path=/"));
-        assert_eq!(read_log_in(&password, 200, None, ok), Err(LogInError::Unavailable));
-        assert_eq!(read_log_in(&password, 200, Some(Secret::new("AuthSession=; x")), ok), Err(LogInError::Unavailable));
-        assert_eq!(read_log_in(&password, 401, set(), b"{}"), Err(LogInError::NotAuthenticated));
+        assert_eq!(read_login(&password, 200, None, ok), Err(LoginError::Unavailable));
+        assert_eq!(read_login(&password, 200, Some(Secret::new("AuthSession=; x")), ok), Err(LoginError::Unavailable));
+        assert_eq!(read_login(&password, 401, set(), b"{}"), Err(LoginError::NotAuthenticated));
         let locked = br#"{"error":"forbidden","reason":"Account is temporarily locked due to multiple authentication failures"}"#;
-        assert_eq!(read_log_in(&password, 403, None, locked), Err(LogInError::Locked));
+        assert_eq!(read_login(&password, 403, None, locked), Err(LoginError::Locked));
         let others: [&[u8]; 4] =
             [b"", b"<html>", b"{}", br#"{"error":"forbidden","reason":"You are not allowed to be here."}"#];
         for body in others {
-            assert_eq!(read_log_in(&password, 403, None, body), Err(LogInError::Unavailable));
+            assert_eq!(read_login(&password, 403, None, body), Err(LoginError::Unavailable));
         }
-        assert_eq!(read_log_in(&password, 500, None, b""), Err(LogInError::Unavailable));
+        assert_eq!(read_login(&password, 500, None, b""), Err(LoginError::Unavailable));
         let good = br#"{"ok":true,"userCtx":{"name":"myuser","roles":[]},"info":{"authenticated":"cookie"}}"#;
         let nobody = br#"{"ok":true,"userCtx":{"name":null,"roles":[]},"info":{}}"#;
-        assert_eq!(cookie_of(&read_log_in(&cookie, 200, None, good).unwrap()), "AuthSession=abc");
-        assert_eq!(cookie_of(&read_log_in(&cookie, 200, set(), good).unwrap()), "AuthSession=new; Path=/");
+        assert_eq!(cookie_of(&read_login(&cookie, 200, None, good).unwrap()), "AuthSession=abc");
+        assert_eq!(cookie_of(&read_login(&cookie, 200, set(), good).unwrap()), "AuthSession=new; Path=/");
         let token = Credentials::token("a.b-c.d_e");
-        assert_eq!(read_log_in(&token, 200, None, good).unwrap().cookie, None);
-        assert_eq!(read_log_in(&token, 200, None, nobody), Err(LogInError::BadToken));
+        assert_eq!(read_login(&token, 200, None, good).unwrap().cookie, None);
+        assert_eq!(read_login(&token, 200, None, nobody), Err(LoginError::BadToken));
         for status in [400, 401] {
-            assert_eq!(read_log_in(&token, status, None, b"{}"), Err(LogInError::BadToken));
+            assert_eq!(read_login(&token, status, None, b"{}"), Err(LoginError::BadToken));
         }
-        assert_eq!(LogInError::BadToken.name(), LogInError::NotAuthenticated.name());
+        assert_eq!(LoginError::BadToken.name(), LoginError::NotAuthenticated.name());
         let roles = br#"{"ok":true,"userCtx":{"name":"u","roles":["a","_admin"]}}"#;
-        assert_eq!(*read_log_in(&cookie, 200, None, roles).unwrap().roles, ["a".into(), "_admin".into()]);
-        assert_eq!(read_log_in(&cookie, 200, None, nobody), Err(LogInError::NotAuthenticated));
-        assert_eq!(read_log_in(&cookie, 200, None, b"<html>"), Err(LogInError::Unavailable));
-        assert_eq!(read_log_in(&cookie, 200, None, br#"[null,{"name":"myuser"}]"#), Err(LogInError::Unavailable));
-        assert_eq!(read_log_in(&cookie, 200, None, ok), Err(LogInError::NotAuthenticated));
+        assert_eq!(*read_login(&cookie, 200, None, roles).unwrap().roles, ["a".into(), "_admin".into()]);
+        assert_eq!(read_login(&cookie, 200, None, nobody), Err(LoginError::NotAuthenticated));
+        assert_eq!(read_login(&cookie, 200, None, b"<html>"), Err(LoginError::Unavailable));
+        assert_eq!(read_login(&cookie, 200, None, br#"[null,{"name":"myuser"}]"#), Err(LoginError::Unavailable));
+        assert_eq!(read_login(&cookie, 200, None, ok), Err(LoginError::NotAuthenticated));
     }
 
     #[test]

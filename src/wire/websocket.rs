@@ -36,7 +36,7 @@ pub mod close_code {
     /// The log-in failed.
     pub const NOT_AUTHENTICATED: u16 = 4401;
     /// Nobody logged in in time.
-    pub const LOG_IN_TIMEOUT: u16 = 4408;
+    pub const LOGIN_TIMEOUT: u16 = 4408;
 }
 
 /// What a client sent.

@@ -65,7 +65,7 @@ impl Device {
     }
 
     /// Connects and asks to be logged in: with the cookie of the last time, or the password.
-    pub fn begin_log_in(&mut self, address: SocketAddr) -> Result<(), Gone> {
+    pub fn begin_login(&mut self, address: SocketAddr) -> Result<(), Gone> {
         self.client = Some(Client::try_open(address, "/howler", "").map_err(Gone)?);
         let request = match &self.cookie {
             Some(cookie) => json!({"id": 1, "op": "log-in", "cookie": cookie}),
@@ -75,7 +75,7 @@ impl Device {
     }
 
     /// Takes the answer to the log-in.
-    pub fn finish_log_in(&mut self) -> Result<(), Gone> {
+    pub fn finish_login(&mut self) -> Result<(), Gone> {
         loop {
             let text = self.receive_answer()?;
             let message = parse(&text);
@@ -123,8 +123,8 @@ impl Device {
 
     /// Connects, logs in and subscribes.
     pub fn come_back(&mut self, address: SocketAddr) -> Result<Vec<String>, Gone> {
-        self.begin_log_in(address)?;
-        self.finish_log_in()?;
+        self.begin_login(address)?;
+        self.finish_login()?;
         self.subscribe()
     }
 

@@ -42,7 +42,7 @@ impl Sessions {
             flushing: Vec::new(),
             frames: Frames::default(),
             user_totals: UserTotals::new(settings.limits.subscriptions_per_user),
-            login_limits: LoginLimits::new(settings.limits.log_in_queue),
+            login_limits: LoginLimits::new(settings.limits.login_queue),
             session_check: settings.session_check,
             cookie_life: None,
             randomness_log: LogThrottle::new(MINUTE),

@@ -29,10 +29,10 @@ use crate::wire::url::CouchUrl;
 const CHECKS: usize = MAX_QUESTIONS;
 /// Connections to CouchDB for look-ups: one for each batch, one for the epoch, and one for when CouchDB started and
 /// other questions.
-const LOOK_UPS: usize = MAX_BATCHES + 2;
+const LOOKUPS: usize = MAX_BATCHES + 2;
 
 /// Connections to CouchDB beside those of log-ins: the feed, checks and look-ups.
-pub const UPSTREAMS: usize = 1 + CHECKS + LOOK_UPS;
+pub const UPSTREAMS: usize = 1 + CHECKS + LOOKUPS;
 
 /// The owner of everything that is asked of CouchDB.
 #[derive(Debug)]
@@ -88,8 +88,8 @@ impl Upstream {
             recording_at: None,
             recording_log: LogThrottle::new(TEN_MINUTES),
             queues: [
-                Requests::new(login_concurrency, pool::MAX_BODY, limits.log_in_queue),
-                Requests::new(LOOK_UPS, MAX_ANSWER, pool::MAX_WAITING),
+                Requests::new(login_concurrency, pool::MAX_BODY, limits.login_queue),
+                Requests::new(LOOKUPS, MAX_ANSWER, pool::MAX_WAITING),
                 Requests::new(CHECKS, MAX_SECURITY, pool::MAX_WAITING),
             ],
             forwarding: Forwarding::new(settings.trusts_forwarded, login_concurrency),

@@ -193,7 +193,7 @@ impl<'a> Run<'a> {
         let body = body.filter(|_| answers);
         let times = (self.now, &mut self.jitter);
         let found =
-            self.positions.handle_look_up(batch, body.as_deref(), times, &mut self.subscriptions, &mut Vec::new());
+            self.positions.handle_lookup(batch, body.as_deref(), times, &mut self.subscriptions, &mut Vec::new());
         assert_eq!(found, answers);
     }
 
@@ -373,7 +373,7 @@ fn nothing_is_kept_for_look_ups_that_are_not_to_be() {
     positions.handle_epoch(None, &mut subscriptions);
     subscriptions.remove_session(0);
     let answer = (0, &mut Jitter::new(7));
-    positions.handle_look_up(batch, None, answer, &mut subscriptions, &mut Vec::new());
+    positions.handle_lookup(batch, None, answer, &mut subscriptions, &mut Vec::new());
     positions.sweep(&mut subscriptions);
     assert!(positions.next_batch(&mut subscriptions).is_none() && !positions.has_work());
     assert_eq!(subscriptions.databases(), 0, "without positions nothing lingers");
@@ -391,7 +391,7 @@ fn lines_from_before_the_epoch_was_known_count_for_nothing() {
     let body = br#"{"rows":[{"key":"updated:a","value":{"rev":"1-b"}},{"key":"created:a","error":"not_found"},
         {"key":"deleted:a","error":"not_found"}]}"#;
     let answer = (0, &mut Jitter::new(7));
-    assert!(positions.handle_look_up(batch, Some(body), answer, &mut subscriptions, &mut Vec::new()));
+    assert!(positions.handle_lookup(batch, Some(body), answer, &mut subscriptions, &mut Vec::new()));
     assert_eq!(subscriptions.known(database).expect("looked up").counts, [1, 0, 0]);
 }
 
@@ -415,7 +415,7 @@ fn a_look_up_that_a_line_without_a_revision_outran_is_asked_again() {
             assert!(subscriptions.watch_mut(database).handle_line(Updated, None, 0));
         }
         let (body, answer, woken) = (body(number), (0, &mut Jitter::new(7)), &mut Vec::new());
-        assert!(positions.handle_look_up(batch, Some(body.as_bytes()), answer, &mut subscriptions, woken));
+        assert!(positions.handle_lookup(batch, Some(body.as_bytes()), answer, &mut subscriptions, woken));
         let position = subscriptions.known(database);
         assert_eq!(position.map(|position| position.counts), known.map(|number| [number, 0, 0]));
     }
@@ -451,7 +451,7 @@ fn a_session_with_few_names_waits_for_no_session_with_many() {
         positions.sweep(&mut subscriptions);
     }
     assert!(positions.wanted.is_empty() && positions.waiting() == 0);
-    positions.handle_look_up(batch, None, (0, &mut Jitter::new(7)), &mut subscriptions, &mut Vec::new());
+    positions.handle_lookup(batch, None, (0, &mut Jitter::new(7)), &mut subscriptions, &mut Vec::new());
     positions.handle_timeout(60_000, &mut subscriptions);
     while positions.next_batch(&mut subscriptions).is_some() {}
     assert_eq!((subscriptions.held(), subscriptions.databases()), (0, 0));

@@ -4,7 +4,7 @@ use super::{Action, Dialect, MAX_STRIKES, Phase, Reply, Session, Transport, Turn
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
-use crate::wire::couchdb::{Identity, LogInError};
+use crate::wire::couchdb::{Identity, LoginError};
 use crate::wire::howler_v1::{self, Operation, RequestId};
 use crate::wire::secret::Secret;
 
@@ -14,7 +14,7 @@ const LOG_IN_FIRST: &str = "log in first";
 impl Session {
     /// Opens a session: the server says hello, and waits for the log-in.
     pub fn open_json(connection: Key, epoch: Option<&str>, turn: &mut Turn<'_>) -> Self {
-        let phase = Phase::Anonymous(turn.now + turn.rules.log_in_within);
+        let phase = Phase::Anonymous(turn.now + turn.rules.login_timeout);
         let mut session = Self::new(Dialect::Json, phase, Transport::WebSocket(connection), turn.now);
         session.say_hello(epoch);
         session
@@ -58,14 +58,14 @@ impl Session {
         match operation {
             Operation::LogIn(credentials) => {
                 self.phase = Phase::LoggingIn(Box::new(reply));
-                self.begin_log_in(credentials, turn);
+                self.begin_login(credentials, turn);
             }
             Operation::Heartbeat => self.answer_ok(&reply),
             Operation::LogOut => {
                 self.answer_ok(&reply);
                 self.close(CloseReason::LoggedOut, turn);
             }
-            _ if !self.is_active() => self.answer_error(&reply, LogInError::NotAuthenticated.name(), LOG_IN_FIRST),
+            _ if !self.is_active() => self.answer_error(&reply, LoginError::NotAuthenticated.name(), LOG_IN_FIRST),
             Operation::Subscribe(positions, epoch) => {
                 let count = positions.len();
                 self.act_on_names(count, Action::Subscribe(reply, positions, epoch.map(Into::into)), turn);
@@ -76,9 +76,9 @@ impl Session {
         }
     }
 
-    pub(super) fn answer_log_in(
+    pub(super) fn answer_login(
         &mut self,
-        answer: Result<Identity, LogInError>,
+        answer: Result<Identity, LoginError>,
         retry_after: Millis,
         turn: &mut Turn<'_>,
     ) {
@@ -97,7 +97,7 @@ impl Session {
             }
             Err(error) => {
                 if let Reply::Json(id) = &*reply {
-                    let retry_after = (error == LogInError::Overloaded).then_some(retry_after);
+                    let retry_after = (error == LoginError::Overloaded).then_some(retry_after);
                     let retry_after = error.retry_after().or(retry_after);
                     self.outgoing
                         .push(|out| howler_v1::write_error(out, id, error.name(), error.message(), retry_after));
@@ -107,7 +107,7 @@ impl Session {
         }
     }
 
-    pub(super) fn end_log_in(&mut self, error: LogInError, turn: &mut Turn<'_>) {
+    pub(super) fn end_login(&mut self, error: LoginError, turn: &mut Turn<'_>) {
         self.outgoing.push(|out| howler_v1::write_not_authenticated(out, error.name(), error.message()));
         self.close(CloseReason::NotAuthenticated, turn);
     }

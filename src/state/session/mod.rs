@@ -33,7 +33,7 @@ use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
 use crate::state::timers::{Alarm, Deadline, Millis, seconds};
 use crate::state::unauthenticated::Stage;
-use crate::wire::couchdb::{Credentials, Identity, LogInError};
+use crate::wire::couchdb::{Credentials, Identity, LoginError};
 use crate::wire::engine_io::Version;
 use crate::wire::howler_v1::{self as json, Refused, RequestId};
 use crate::wire::names::NameList;
@@ -59,7 +59,7 @@ pub struct Rules {
     pub ping_timeout: Option<Millis>,
     /// Time from the opening to the first log-in, or to CONNECT; and from the client's DISCONNECT to the end of the
     /// transport, which is the client's to close.
-    pub log_in_within: Millis,
+    pub login_timeout: Millis,
     /// Messages of a client per second.
     pub messages_per_second: u64,
     /// Requests that are not answered yet.
@@ -76,7 +76,7 @@ impl Default for Rules {
         Self {
             ping_interval: 25_000,
             ping_timeout: None,
-            log_in_within: limits.log_in_within,
+            login_timeout: limits.login_timeout,
             messages_per_second: limits.messages_per_second,
             requests: limits.requests,
             max_payload: limits.post,
@@ -123,7 +123,7 @@ const MAX_STRIKES: u8 = 3;
 /// What a session wants done.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Ask CouchDB who this is; the answer goes to [`Session::handle_log_in`].
+    /// Ask CouchDB who this is; the answer goes to [`Session::handle_login`].
     LogIn(Credentials),
     /// Subscribe to names, each with the position that the client knows, and the epoch that these are of where it
     /// says so; the answer goes to [`Session::answer_subscribed`] or [`Session::answer_error`].
@@ -168,7 +168,7 @@ enum Phase {
     /// CouchDB is asked.
     LoggingIn(Box<Reply>),
     /// Socket.IO: CouchDB's answer waits until CONNECT is old enough.
-    Answering(Box<Result<Identity, LogInError>>),
+    Answering(Box<Result<Identity, LoginError>>),
     /// Logged in.
     Active,
     /// Socket.IO: the refusal was told; DISCONNECT is to follow.
@@ -449,7 +449,7 @@ impl Session {
     }
 
     /// Has CouchDB asked who this is. The answer to whatever was asked for another login is not this one's.
-    fn begin_log_in(&mut self, credentials: Credentials, turn: &mut Turn<'_>) {
+    fn begin_login(&mut self, credentials: Credentials, turn: &mut Turn<'_>) {
         self.attempt = self.attempt.wrapping_add(1);
         turn.actions.push(Action::LogIn(credentials));
     }
@@ -461,7 +461,7 @@ impl Session {
 
     /// Takes CouchDB's answer to [`Action::LogIn`]; when too many log in, the client is asked to come back after so
     /// long.
-    pub fn handle_log_in(&mut self, answer: Result<Identity, LogInError>, retry_after: Millis, turn: &mut Turn<'_>) {
+    pub fn handle_login(&mut self, answer: Result<Identity, LoginError>, retry_after: Millis, turn: &mut Turn<'_>) {
         self.log_in = None;
         if !matches!(self.phase, Phase::LoggingIn(_)) {
             return;
@@ -477,7 +477,7 @@ impl Session {
                 self.phase = Phase::Answering(Box::new(answer));
                 self.advance(turn);
             }
-            Dialect::Json => self.answer_log_in(answer, retry_after, turn),
+            Dialect::Json => self.answer_login(answer, retry_after, turn),
         }
     }
 
@@ -517,7 +517,7 @@ impl Session {
 
     /// Takes CouchDB's answer to [`Action::Check`]. `attempt` is the number of the login that was checked: the answer
     /// says nothing about a later one.
-    pub fn handle_check(&mut self, attempt: u32, answer: Result<Identity, LogInError>, turn: &mut Turn<'_>) {
+    pub fn handle_check(&mut self, attempt: u32, answer: Result<Identity, LoginError>, turn: &mut Turn<'_>) {
         let (true, Some(user)) = (self.is_active() && attempt == self.attempt, &mut self.user) else { return };
         match answer {
             Ok(identity) if *identity.name == *user.name() => {
@@ -534,17 +534,17 @@ impl Session {
                 user.set_credentials(&renewed);
             }
             Err(
-                LogInError::Unavailable
-                | LogInError::Overloaded
-                | LogInError::AddressLimit(_)
-                | LogInError::NameLimit(_),
+                LoginError::Unavailable
+                | LoginError::Overloaded
+                | LoginError::AddressLimit(_)
+                | LoginError::NameLimit(_),
             ) => user.doubt(),
-            Err(LogInError::NotAuthenticated) if user.may_have_run_out() => self.expire(turn),
+            Err(LoginError::NotAuthenticated) if user.may_have_run_out() => self.expire(turn),
             Ok(_)
-            | Err(LogInError::NotAuthenticated | LogInError::BadToken | LogInError::Locked | LogInError::TooLong) => {
-                let error = answer.err().unwrap_or(LogInError::NotAuthenticated);
+            | Err(LoginError::NotAuthenticated | LoginError::BadToken | LoginError::Locked | LoginError::TooLong) => {
+                let error = answer.err().unwrap_or(LoginError::NotAuthenticated);
                 match self.dialect {
-                    Dialect::Json => self.end_log_in(error, turn),
+                    Dialect::Json => self.end_login(error, turn),
                     Dialect::SocketIo(_) => self.refuse(error, turn),
                 }
             }
@@ -734,7 +734,7 @@ impl Session {
 
     /// Answers a request that may succeed after so many milliseconds.
     pub fn answer_unavailable(&mut self, reply: &Reply, message: &str, retry_after: Millis) {
-        let name = LogInError::Unavailable.name();
+        let name = LoginError::Unavailable.name();
         match reply {
             Reply::Json(id) => self.outgoing.push(|out| json::write_error(out, id, name, message, Some(retry_after))),
             _ => self.answer_error(reply, name, message),

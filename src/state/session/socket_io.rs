@@ -3,7 +3,7 @@
 use super::{Action, Awaited, Dialect, Phase, Reply, Session, TAG, Transport, Turn};
 use crate::state::metrics::CloseReason;
 use crate::state::timers::Deadline;
-use crate::wire::couchdb::{Credentials, Identity, LogInError};
+use crate::wire::couchdb::{Credentials, Identity, LoginError};
 use crate::wire::engine_io::{self, Open, Sid, Version};
 use crate::wire::names::NameList;
 use crate::wire::secret::Secret;
@@ -47,7 +47,7 @@ impl Session {
         session.outgoing.push(|out| engine_io::write_open(out, &open));
         if version == Version::V3 {
             session.outgoing.push(|out| socket_io::write_connect(out, None));
-            session.begin_log_in(credentials, turn);
+            session.begin_login(credentials, turn);
         }
         session
     }
@@ -150,7 +150,7 @@ impl Session {
         };
         let credentials = socket_io::parse_auth(auth).unwrap_or(known);
         turn.actions.push(Action::Connect);
-        self.begin_log_in(credentials, turn);
+        self.begin_login(credentials, turn);
         self.clear_from = Deadline::NEVER;
         self.phase = Phase::LoggingIn(Box::new(Reply::Silent));
     }
@@ -190,7 +190,7 @@ impl Session {
         }
     }
 
-    fn authenticate(&mut self, answer: Result<Identity, LogInError>, turn: &mut Turn<'_>) {
+    fn authenticate(&mut self, answer: Result<Identity, LoginError>, turn: &mut Turn<'_>) {
         match answer {
             Ok(identity) => {
                 self.outgoing.push(|out| {
@@ -204,7 +204,7 @@ impl Session {
     }
 
     /// Tells the client that it is not, or no longer, logged in; DISCONNECT follows.
-    pub(super) fn refuse(&mut self, error: LogInError, turn: &mut Turn<'_>) {
+    pub(super) fn refuse(&mut self, error: LoginError, turn: &mut Turn<'_>) {
         self.outgoing.push(|out| socket_io::write_not_authenticated(out, error.name(), error.message()));
         // Whoever was logged in before, it is nobody now.
         turn.actions.push(Action::Leave);
@@ -220,7 +220,7 @@ impl Session {
 }
 
 fn awaiting(turn: &Turn<'_>, otherwise: CloseReason, credentials: Credentials) -> Phase {
-    Phase::Awaiting(Box::new(Awaited { until: turn.now + turn.rules.log_in_within, otherwise, credentials }))
+    Phase::Awaiting(Box::new(Awaited { until: turn.now + turn.rules.login_timeout, otherwise, credentials }))
 }
 
 fn broken(turn: &mut Turn<'_>) {
@@ -252,18 +252,18 @@ mod tests {
         let mut session = Session::open_socket_io(opening, &mut Turn { now: 0, rules, actions });
         session.handle_flushed(0);
         let identity = Identity { name: "u".into(), roles: [].into(), cookie: Some(Secret::new("AuthSession=abc")) };
-        after(&mut session, 100, |session, turn| session.handle_log_in(Ok(identity), 0, turn));
+        after(&mut session, 100, |session, turn| session.handle_login(Ok(identity), 0, turn));
         assert!(session.is_active());
         let asked = after(&mut session, 200, |session, turn| session.handle_message("40", turn));
         assert!(matches!(asked[..], [Action::Connect, Action::LogIn(_)]), "{asked:?}");
         session.handle_flushed(200);
-        let refused = Err(LogInError::NotAuthenticated);
-        assert_eq!(after(&mut session, 300, |session, turn| session.handle_log_in(refused, 0, turn)), [Action::Leave]);
+        let refused = Err(LoginError::NotAuthenticated);
+        assert_eq!(after(&mut session, 300, |session, turn| session.handle_login(refused, 0, turn)), [Action::Leave]);
     }
 
     #[test]
     fn who_is_pinged_late_has_the_whole_time_to_answer() {
-        let rules = Rules { log_in_within: 1_000_000, ..Rules::default() };
+        let rules = Rules { login_timeout: 1_000_000, ..Rules::default() };
         let key = crate::state::table::Key { index: 0, generation: 0 };
         let opening = Opening {
             version: Version::V4,
