@@ -1,4 +1,4 @@
-//! Clients that load the server on purpose, at full rate, while the others are measured.
+//! Clients that load the server on purpose at full rate while other clients are measured.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -15,31 +15,31 @@ use super::frames::masked;
 use super::lines::{self, Lines};
 use super::side::{Side, Took};
 
-/// Attackers at once.
+/// Number of concurrent attackers.
 const ATTACKERS: usize = 2;
-/// Names of a long list: as many as fit into a message.
+/// Names in a long list: as many as fit into one message.
 const MANY: usize = 4_000;
-/// Subscribers of a database that is deleted again and again.
+/// Subscribers of the database that is deleted repeatedly.
 const SUBSCRIBERS: usize = 2_000;
-/// The same where few changes are measured.
+/// Subscribers of that database when few changes are measured.
 const FEW_SUBSCRIBERS: usize = 100;
-/// Longest wait for an answer, or for the server to read.
+/// Longest wait for a reply, or for the server to read.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// What the attackers do.
+/// One kind of attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Attack {
-    /// Polling handshakes, pipelined, without a login.
+    /// Pipelined polling handshakes without a login.
     Handshakes,
-    /// A list is withdrawn again and again while another one waits.
+    /// Unsubscribes from a list repeatedly while another list waits.
     Withdraw,
-    /// Fresh names whose permissions have to be asked for, and are withdrawn at once.
+    /// Subscribes to fresh names, which need permission lookups, and unsubscribes at once.
     Permissions,
-    /// Sessions that break, most of them short, and are remembered.
+    /// Breaks sessions, most of them with a short list, that the server keeps for catching up.
     Breaks,
-    /// Long lists are subscribed to and unsubscribed from.
+    /// Subscribes to long lists and unsubscribes again.
     Lists,
-    /// A database with many subscribers and a long list of members is deleted again and again.
+    /// Repeatedly deletes a database with many subscribers and a long list of members.
     Members,
 }
 
@@ -47,11 +47,11 @@ impl Attack {
     pub const ALL: [Self; 6] =
         [Self::Handshakes, Self::Withdraw, Self::Permissions, Self::Breaks, Self::Lists, Self::Members];
 
-    /// The rows of the report: the 99th percentile and the longest delay.
+    /// Returns the rows of the report: the 99th percentile and the longest delay.
     pub fn rows(self) -> [&'static str; 2] {
         match self {
             Self::Handshakes => ["attack by handshakes, 99 %", "attack by handshakes, longest"],
-            Self::Withdraw => ["attack by withdrawing, 99 %", "attack by withdrawing, longest"],
+            Self::Withdraw => ["attack by unsubscribing, 99 %", "attack by unsubscribing, longest"],
             Self::Permissions => ["attack by permissions, 99 %", "attack by permissions, longest"],
             Self::Breaks => ["attack by broken sessions, 99 %", "attack by broken sessions, longest"],
             Self::Lists => ["attack by long lists, 99 %", "attack by long lists, longest"],
@@ -59,7 +59,7 @@ impl Attack {
         }
     }
 
-    /// Options that the server needs to be open to it.
+    /// Returns the options that expose the server to this attack.
     pub fn options(self) -> Vec<String> {
         let options: &[&str] = match self {
             Self::Permissions | Self::Members => &["--access", "members"],
@@ -69,7 +69,8 @@ impl Attack {
         options.iter().map(|option| (*option).to_owned()).collect()
     }
 
-    /// Attacks over one connection until it ends, or everything is to end; `None` when the connection did.
+    /// Attacks over one connection until `over` is set or the connection ends. Returns `None` if
+    /// the connection ended.
     fn run(self, address: SocketAddr, number: usize, round: usize, over: &AtomicBool) -> Option<()> {
         let mut stream = TcpStream::connect(address).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -102,7 +103,7 @@ impl Attack {
                 let _ = stream.shutdown(std::net::Shutdown::Both);
                 let _ = reader.join();
             }
-            Self::Members => unreachable!("the feed drives it: `delete`"),
+            Self::Members => unreachable!("`delete` drives it through the feed"),
         }
         Some(())
     }
@@ -133,7 +134,7 @@ impl Attack {
 }
 
 impl Side {
-    /// The same as [`Side::pace`] while attackers do what they can.
+    /// Measures like [`Side::pace`] during an attack.
     pub fn attack(&mut self, attack: Attack, changes: usize, per_second: usize) -> Took {
         let (over, address) = (AtomicBool::new(false), self.server.address);
         let crowd = if attack == Attack::Members { crowd(address, changes) } else { Vec::new() };
@@ -163,27 +164,28 @@ impl Side {
     }
 }
 
-/// Subscribers of a database that only its members may read.
+/// Connects subscribers of a database that only its members may read.
 fn crowd(address: SocketAddr, changes: usize) -> Vec<TcpStream> {
     let count = if changes < FEW_SUBSCRIBERS { FEW_SUBSCRIBERS } else { SUBSCRIBERS };
     let subscribers = (0..count).map(|number| {
-        let mut stream = TcpStream::connect(address).expect("the server accepts it");
-        stream.set_read_timeout(Some(10 * PATIENCE)).expect("a socket");
+        let mut stream = TcpStream::connect(address).expect("the server accepts the connection");
+        stream.set_read_timeout(Some(10 * PATIENCE)).expect("the socket is open");
         let user = format!("user-{:05}", USERS + number);
         let log_in = json!({"id": 1, "op": "log-in", "username": user, "password": "zq7"});
         let subscribe = json!({"id": 2, "op": "subscribe", "dbs": [CROWDED]});
         stream.write_all(&Speech::Json.opening(USERS + number)).expect("the server reads");
         for (request, answer) in [(log_in, "\"username\""), (subscribe, "\"changed\"")] {
             stream.write_all(&masked(&request.to_string())).expect("the server reads");
-            wait_for(&mut stream, answer).expect("a member is served");
+            wait_for(&mut stream, answer).expect("the server answers a member");
         }
-        stream.set_nonblocking(true).expect("a socket");
+        stream.set_nonblocking(true).expect("the socket is open");
         stream
     });
     subscribers.collect()
 }
 
-/// Has the database of a crowd deleted again and again; what the subscribers are notified of is read.
+/// Repeatedly reports the crowded database as deleted, and discards the notifications of its
+/// subscribers.
 fn delete(mut crowd: Vec<TcpStream>, feed: &Feed, over: &AtomicBool) {
     let (mut lines, mut buffer) = (Lines::default(), [0; 4096]);
     for number in 1.. {
@@ -204,7 +206,7 @@ fn names(prefix: &str, count: usize) -> Vec<String> {
     (0..count).map(|number| format!("{prefix}{number}")).collect()
 }
 
-/// Reads until a text came; None when it does not.
+/// Reads until the text arrives. Returns `None` if it does not.
 fn wait_for(stream: &mut TcpStream, text: &str) -> Option<()> {
     let (mut all, mut buffer) = (Vec::new(), [0; 4096]);
     while !all.windows(text.len()).any(|window| window == text.as_bytes()) {

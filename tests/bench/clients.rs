@@ -1,4 +1,5 @@
-//! Many clients in one thread: each is a socket in one epoll, a few bytes of state, and no buffer of its own.
+//! Many clients in one thread. Each is a socket in a shared epoll and a few bytes of state, without
+//! a buffer of its own.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,68 +15,69 @@ use rustls::{ClientConfig, ClientConnection};
 use super::dialogue::{Speech, Step, Subscribed, Talk};
 use super::frames::{self, Frame};
 
-/// Longest wait for what is to come.
+/// Longest wait for an expected event.
 const SOON: Duration = Duration::from_secs(60);
 
-/// How often clients ping that have to: every 25 s is expected of them.
+/// Ping interval of Engine.IO 3 clients. The server expects a ping every 25 s.
 const PING_AFTER: Duration = Duration::from_secs(10);
 
-/// What all clients of a fleet have in common.
+/// Properties that all clients of a fleet share.
 #[derive(Clone)]
 pub struct Plan {
     pub address: SocketAddr,
     pub speech: Speech,
     pub subscribed: Subscribed,
     pub tls: Option<Arc<ClientConfig>>,
-    /// Most clients that are on their way at once: less than may wait to be accepted.
+    /// Most clients that connect at once. Must be below the backlog of the server's listener.
     pub window: usize,
 }
 
 impl Plan {
-    /// Towards one address of a server the system looks ever longer for a port that is free here: a few thousand clients go
-    /// to each of several loopback addresses.
+    /// Returns the address that a client connects to. The more connections go to one address, the
+    /// longer the kernel searches for a free local port, so every 2,000 clients use another
+    /// loopback address.
     fn address_for(&self, number: usize) -> SocketAddr {
         const OF_ONE_ADDRESS: usize = 2_000;
-        let last = u8::try_from(1 + number / OF_ONE_ADDRESS % 250).expect("below 256");
+        let last = u8::try_from(1 + number / OF_ONE_ADDRESS % 250).expect("the number is below 256");
         SocketAddr::new(Ipv4Addr::new(127, 0, 0, last).into(), self.address.port())
     }
 }
 
-/// The clients.
+/// A set of clients.
 pub struct Fleet {
     poll: Poll,
     events: Events,
     buffer: Box<[u8]>,
     clients: Vec<Client>,
     plan: Plan,
-    /// When all clients pinged last.
+    /// Time of the last ping of all clients.
     pinged: Instant,
     pub tally: Tally,
 }
 
-/// What was received.
+/// Counts of received messages.
 #[derive(Default)]
 pub struct Tally {
-    /// Clients that are subscribed.
+    /// Number of subscribed clients.
     pub ready: usize,
-    /// Notifications.
+    /// Number of notifications.
     pub told: u64,
-    /// Pings, each of which was answered.
+    /// Number of pings. Each was answered.
     pub pings: u64,
-    /// Reads that gave something.
+    /// Number of reads that returned data.
     pub reads: u64,
     pub first: Option<Instant>,
     pub last: Option<Instant>,
     pub stopwatch: Option<Stopwatch>,
-    /// The last revision that each client is to be told of, and how many were.
+    /// The last revision that each client must receive, and the number of clients that received it.
     pub expected: Vec<u32>,
     pub arrived: usize,
 }
 
-/// Takes the time from when the feed told of a client's database until the client was told.
+/// Measures the time from a line of the feed about a client's database to the notification.
 pub struct Stopwatch {
     pub start: Instant,
-    /// By number of the client, in nanoseconds since the start.
+    /// Time of the line for each client, in nanoseconds since `start`.
     pub sent: Arc<[AtomicU64]>,
     pub nanoseconds: Vec<u64>,
 }
@@ -84,16 +86,16 @@ struct Client {
     socket: TcpStream,
     tls: Option<Box<ClientConnection>>,
     talk: Talk,
-    /// The response to the upgrade has come.
+    /// Whether the response to the upgrade has arrived.
     upgraded: bool,
-    /// What came of a message that is not all there.
+    /// The beginning of an incomplete message.
     begun: Vec<u8>,
 }
 
 impl Fleet {
     pub fn new(plan: Plan) -> Self {
         Self {
-            poll: Poll::new().expect("epoll is there"),
+            poll: Poll::new().expect("epoll is available"),
             events: Events::with_capacity(1024),
             buffer: vec![0; 64 * 1024].into(),
             clients: Vec::new(),
@@ -103,7 +105,7 @@ impl Fleet {
         }
     }
 
-    /// Connects so many clients and sees them through until they are subscribed.
+    /// Connects `count` clients and runs them until all are subscribed.
     pub fn connect(&mut self, count: usize) {
         let deadline = Instant::now() + SOON * 4;
         while self.tally.ready < count {
@@ -122,12 +124,12 @@ impl Fleet {
     fn open(&mut self) {
         let number = self.clients.len();
         let socket = std::net::TcpStream::connect(self.plan.address_for(number)).expect("the server listens");
-        socket.set_nodelay(true).and_then(|()| socket.set_nonblocking(true)).expect("a fresh socket");
+        socket.set_nodelay(true).and_then(|()| socket.set_nonblocking(true)).expect("the socket is new");
         let mut socket = TcpStream::from_std(socket);
-        self.poll.registry().register(&mut socket, Token(number), Interest::READABLE).expect("a fresh socket");
+        self.poll.registry().register(&mut socket, Token(number), Interest::READABLE).expect("the socket is new");
         let tls = self.plan.tls.as_ref().map(|config| {
-            let name = ServerName::try_from("localhost").expect("a name");
-            Box::new(ClientConnection::new(Arc::clone(config), name).expect("a session"))
+            let name = ServerName::try_from("localhost").expect("the name is valid");
+            Box::new(ClientConnection::new(Arc::clone(config), name).expect("the TLS client starts"))
         });
         let upgraded = !self.plan.speech.upgrades();
         let mut client = Client { socket, tls, talk: Talk::default(), upgraded, begun: Vec::new() };
@@ -135,21 +137,21 @@ impl Fleet {
         self.clients.push(client);
     }
 
-    /// Receives until something holds.
+    /// Receives until the condition holds.
     pub fn run_until(&mut self, what: &str, mut holds: impl FnMut(&Tally) -> bool) {
         let deadline = Instant::now() + SOON;
         while !holds(&self.tally) {
             self.turn(Some(Duration::from_millis(100)));
             assert!(
                 Instant::now() < deadline,
-                "{what} did not come: {} notifications, {} arrived",
+                "timeout waiting for {what}: {} notifications, {} clients have the last revision",
                 self.tally.told,
                 self.tally.arrived
             );
         }
     }
 
-    /// Receives for so long, whatever comes.
+    /// Receives for a fixed time.
     pub fn run_for(&mut self, time: Duration) {
         let end = Instant::now() + time;
         loop {
@@ -162,7 +164,8 @@ impl Fleet {
         }
     }
 
-    /// Keeps sessions alive whose clients are to ping; never while something is measured.
+    /// Pings for Engine.IO 3 clients, whose sessions would end otherwise. Not called during a
+    /// measurement.
     pub fn ping(&mut self) {
         if self.plan.speech == Speech::SocketIo3 && self.pinged.elapsed() > PING_AFTER {
             self.pinged = Instant::now();
@@ -175,7 +178,7 @@ impl Fleet {
     fn turn(&mut self, timeout: Option<Duration>) {
         match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() == ErrorKind::Interrupted => return,
-            polled => polled.expect("epoll is there"),
+            polled => polled.expect("epoll is available"),
         }
         for event in &self.events {
             let number = event.token().0;
@@ -194,7 +197,7 @@ impl Fleet {
 }
 
 impl Client {
-    /// Plain bytes; None when there are no more.
+    /// Reads decrypted bytes. Returns `None` if there are no more.
     fn read(&mut self, buffer: &mut [u8]) -> Option<usize> {
         let Some(tls) = &mut self.tls else { return would_block(self.socket.read(buffer)) };
         loop {
@@ -211,10 +214,10 @@ impl Client {
         }
     }
 
-    /// Sends a few bytes, for which there always is room.
+    /// Sends a few bytes. The socket always has room for them.
     fn send(&mut self, bytes: &[u8]) {
         let Some(tls) = &mut self.tls else { return self.socket.write_all(bytes).expect("the server reads") };
-        tls.writer().write_all(bytes).expect("there is room");
+        tls.writer().write_all(bytes).expect("the buffer has room");
         while tls.wants_write() {
             tls.write_tls(&mut self.socket).expect("the server reads");
         }
@@ -237,7 +240,7 @@ impl Client {
         }
     }
 
-    /// Takes the messages that are all there; how long they are.
+    /// Handles the complete messages. Returns their length in bytes.
     fn digest(&mut self, bytes: &[u8], number: usize, plan: &Plan, tally: &mut Tally) -> usize {
         let mut used = 0;
         while used < bytes.len() {
@@ -259,7 +262,7 @@ impl Client {
                         tally.pings += 1;
                         self.send(&frames::pong());
                     }
-                    Frame::Close => panic!("the server sent client {number} away"),
+                    Frame::Close => panic!("the server closed the connection of client {number}"),
                 }
             }
         }
@@ -276,7 +279,7 @@ impl Client {
                 tally.ready += 1;
             }
             Step::Change => tally.handle_change(number, message),
-            Step::Wrong => panic!("client {number} was told: {}", String::from_utf8_lossy(message)),
+            Step::Wrong => panic!("client {number} received: {}", String::from_utf8_lossy(message)),
         }
     }
 }
@@ -288,7 +291,7 @@ impl Tally {
         self.first.get_or_insert(now);
         self.last = Some(now);
         if let Some(stopwatch) = &mut self.stopwatch {
-            let since_start = u64::try_from((now - stopwatch.start).as_nanos()).expect("not that long");
+            let since_start = u64::try_from((now - stopwatch.start).as_nanos()).expect("the run is short enough");
             stopwatch.nanoseconds.push(since_start - stopwatch.sent[number].load(Ordering::Acquire));
         }
         if let Some(expected) = self.expected.get(number)
@@ -299,22 +302,22 @@ impl Tally {
     }
 }
 
-/// The number of updates in the position of a notification: `…"position":"32.1.0"}`.
+/// Returns the number of updates in the position of a notification: `…"position":"32.1.0"}`.
 fn revision(message: &[u8]) -> u32 {
     let text = std::str::from_utf8(message).expect("text is UTF-8");
-    let position = text.rsplit('"').nth(1).expect("a position comes last");
-    position.split('.').next().and_then(|number| number.parse().ok()).expect("a number comes first")
+    let position = text.rsplit('"').nth(1).expect("the last field is the position");
+    position.split('.').next().and_then(|number| number.parse().ok()).expect("a position starts with a number")
 }
 
 fn would_block(read: std::io::Result<usize>) -> Option<usize> {
     match read {
         Ok(read) => Some(read),
         Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-        Err(error) => panic!("a connection is lost: {error}"),
+        Err(error) => panic!("a connection failed: {error}"),
     }
 }
 
-/// The first response of HTTP in the bytes: how long it is, and its body; None while it is not all there.
+/// Parses the first HTTP response. Returns its length and its body, or `None` if it is incomplete.
 fn response(bytes: &[u8], upgrade: bool) -> Option<(usize, &[u8])> {
     let mut fields = [httparse::EMPTY_HEADER; 32];
     let mut head = httparse::Response::new(&mut fields);
@@ -325,7 +328,9 @@ fn response(bytes: &[u8], upgrade: bool) -> Option<(usize, &[u8])> {
         return Some((start, b""));
     }
     let length = head.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length"));
-    let length = std::str::from_utf8(length.expect("a length").value).ok().and_then(|length| length.parse().ok());
+    let length = std::str::from_utf8(length.expect("the response has a length").value)
+        .ok()
+        .and_then(|length| length.parse().ok());
     let end = start + length.unwrap_or(0);
     Some((end, bytes.get(start..end)?))
 }

@@ -1,5 +1,5 @@
-//! A CouchDB that costs next to nothing: one thread answers whatever the server asks, and the stream of the
-//! changes feed is written to by who has changes, with prepared bytes, as fast as they are taken.
+//! A stand-in for CouchDB that costs next to nothing. One thread answers all requests. Senders
+//! write prepared bytes into the changes feed as fast as the server reads them.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -12,22 +12,22 @@ use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
 use serde_json::{Value, json};
 
-/// A database that many may read, each by name.
+/// A database whose many members are listed by name.
 pub const CROWDED: &str = "crowded";
-/// Members of that database, the first of them this user.
+/// Number of members of that database. The first is user [`USERS`].
 const MEMBERS: usize = 3_700;
-/// Numbers of users that no measured client has.
+/// First user number that no measured client has.
 pub const USERS: usize = 90_000;
-/// How often the feed shows that it is alive.
+/// Interval of the heartbeats in the feed.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// The stand-in; its threads live as long as the process.
+/// The stand-in. Its threads live as long as the process.
 pub struct CouchDb {
     address: SocketAddr,
     feed: Arc<Feed>,
 }
 
-/// The stream that the server follows.
+/// The changes feed that the server follows.
 #[derive(Default)]
 pub struct Feed {
     stream: Mutex<Option<TcpStream>>,
@@ -36,8 +36,8 @@ pub struct Feed {
 
 impl CouchDb {
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
-        let address = listener.local_addr().expect("it is bound");
+        let listener = TcpListener::bind("127.0.0.1:0".parse().expect("the address is valid")).expect("a port is free");
+        let address = listener.local_addr().expect("the listener is bound");
         let feed = Arc::new(Feed::default());
         let answering = Arc::clone(&feed);
         thread::spawn(move || answer_all(listener, &answering));
@@ -55,54 +55,55 @@ impl CouchDb {
         format!("http://admin:zq7-bench@{}", self.address)
     }
 
-    /// Waits until somebody follows the feed.
+    /// Waits until the server follows the feed.
     pub fn wait_for_feed(&self) {
-        let stream = self.feed.stream.lock().expect("nobody panicked");
+        let stream = self.feed.stream.lock().expect("no other thread panicked");
         let within = Duration::from_secs(20);
         let waited = self.feed.opened.wait_timeout_while(stream, within, |stream| stream.is_none());
-        assert!(waited.expect("nobody panicked").0.is_some(), "nobody follows the feed");
+        assert!(waited.expect("no other thread panicked").0.is_some(), "the server does not follow the feed");
     }
 
-    /// Writes chunks of lines into the feed; returns when all are handed to the system.
+    /// Writes chunks of lines into the feed. Returns once the kernel has taken all bytes.
     pub fn push(&self, chunks: &[u8]) {
         self.feed.push(chunks);
     }
 
-    /// The feed alone, for another thread that writes into it.
+    /// Returns the feed, for another thread that writes to it.
     pub fn feed(&self) -> Arc<Feed> {
         Arc::clone(&self.feed)
     }
 }
 
 impl Feed {
-    /// Writes chunks of lines; returns when all are handed to the system.
+    /// Writes chunks of lines. Returns once the kernel has taken all bytes.
     pub fn push(&self, chunks: &[u8]) {
-        if let Some(stream) = self.stream.lock().expect("nobody panicked").as_mut() {
-            // A server that was stopped is no fault of the stand-in.
+        if let Some(stream) = self.stream.lock().expect("no other thread panicked").as_mut() {
+            // The write fails when the server has stopped, which is not an error here.
             let _ = stream.write_all(chunks);
         }
     }
 }
 
-/// A connection of the server, and what came of a request that is not all there.
+/// A connection of the server, and the beginning of an incomplete request.
 struct Connection {
     socket: mio::net::TcpStream,
     begun: Vec<u8>,
 }
 
-/// Answers until the process ends.
+/// Answers requests until the process ends.
 fn answer_all(mut listener: TcpListener, feed: &Feed) {
     const LISTENER: Token = Token(0);
-    let mut poll = Poll::new().expect("epoll is there");
-    poll.registry().register(&mut listener, LISTENER, Interest::READABLE).expect("a fresh socket");
+    let mut poll = Poll::new().expect("epoll is available");
+    poll.registry().register(&mut listener, LISTENER, Interest::READABLE).expect("the socket is new");
     let mut connections: HashMap<Token, Connection> = HashMap::new();
     let mut events = Events::with_capacity(64);
     for token in 1.. {
-        // Each turn accepts at most one; who waits beside it is there in the next one, which does not wait then.
+        // Each turn accepts at most one connection. After that it polls without waiting, so that
+        // the next turn accepts the next one.
         let accepted = match listener.accept() {
             Ok((mut socket, _)) => {
                 let _ = socket.set_nodelay(true);
-                poll.registry().register(&mut socket, Token(token), Interest::READABLE).expect("a fresh socket");
+                poll.registry().register(&mut socket, Token(token), Interest::READABLE).expect("the socket is new");
                 connections.insert(Token(token), Connection { socket, begun: Vec::new() });
                 true
             }
@@ -110,7 +111,7 @@ fn answer_all(mut listener: TcpListener, feed: &Feed) {
         };
         match poll.poll(&mut events, accepted.then_some(Duration::ZERO)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            polled => polled.expect("epoll is there"),
+            polled => polled.expect("epoll is available"),
         }
         for event in &events {
             let Some(mut connection) = connections.remove(&event.token()) else { continue };
@@ -118,10 +119,10 @@ fn answer_all(mut listener: TcpListener, feed: &Feed) {
                 Served::Stays => drop(connections.insert(event.token(), connection)),
                 Served::Ended => {}
                 Served::Follows => {
-                    poll.registry().deregister(&mut connection.socket).expect("it was registered");
+                    poll.registry().deregister(&mut connection.socket).expect("the socket is registered");
                     let stream = TcpStream::from(connection.socket);
-                    stream.set_nonblocking(false).expect("a socket");
-                    *feed.stream.lock().expect("nobody panicked") = Some(stream);
+                    stream.set_nonblocking(false).expect("the socket is open");
+                    *feed.stream.lock().expect("no other thread panicked") = Some(stream);
                     feed.opened.notify_all();
                 }
             }
@@ -132,12 +133,12 @@ fn answer_all(mut listener: TcpListener, feed: &Feed) {
 enum Served {
     Stays,
     Ended,
-    /// From here on it is the feed.
+    /// The connection has become the feed.
     Follows,
 }
 
 impl Connection {
-    /// Answers what has come.
+    /// Answers the requests that have arrived.
     fn serve(&mut self) -> Served {
         let mut bytes = [0; 16 * 1024];
         loop {
@@ -161,7 +162,8 @@ impl Connection {
     }
 }
 
-/// Answers to look-ups may be longer than what the system takes at once; the server reads them meanwhile.
+/// Writes all bytes. Replies to lookups may be longer than the socket buffer; the server reads them
+/// meanwhile.
 fn write_all(socket: &mut mio::net::TcpStream, mut bytes: &[u8]) -> std::io::Result<()> {
     while !bytes.is_empty() {
         match socket.write(bytes) {
@@ -175,20 +177,25 @@ fn write_all(socket: &mut mio::net::TcpStream, mut bytes: &[u8]) -> std::io::Res
 
 struct Answer {
     bytes: Vec<u8>,
-    /// From here on the connection is the feed.
+    /// Whether the connection becomes the feed after this reply.
     follows: bool,
 }
 
-/// The answer to the first request in the buffer, and how long that is; None while it is not all there.
+/// Returns the length of the first request in the buffer and the reply to it, or `None` if the
+/// request is incomplete.
 fn request(buffer: &[u8]) -> Option<(usize, Answer)> {
     let mut fields = [httparse::EMPTY_HEADER; 32];
     let mut head = httparse::Request::new(&mut fields);
     let httparse::Status::Complete(start) = head.parse(buffer).expect("the server speaks HTTP") else { return None };
     let field = |name: &str| head.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name));
-    let length = field("content-length").map_or("0", |field| std::str::from_utf8(field.value).expect("a number"));
-    let end = start + length.parse::<usize>().expect("a number");
+    let length =
+        field("content-length").map_or("0", |field| std::str::from_utf8(field.value).expect("the length is a number"));
+    let end = start + length.parse::<usize>().expect("the length is a number");
     let body = buffer.get(start..end)?;
-    Some((end, answer(head.method.expect("complete"), head.path.expect("complete"), body)))
+    Some((
+        end,
+        answer(head.method.expect("the request is complete"), head.path.expect("the request is complete"), body),
+    ))
 }
 
 fn answer(method: &str, path: &str, body: &[u8]) -> Answer {
@@ -206,10 +213,11 @@ fn answer(method: &str, path: &str, body: &[u8]) -> Answer {
             let names: Vec<String> = (0..MEMBERS).map(|number| format!("user-{:05}", USERS + number)).collect();
             json!({"admins": {"names": [], "roles": []}, "members": {"names": names, "roles": []}})
         }
-        // Everyone may read.
+        // All users may read all other databases.
         ("GET", path) if path.ends_with("/_security") => json!({}),
         ("POST", "/_session") => {
-            let name = serde_json::from_slice::<HashMap<String, Value>>(body).expect("JSON")["name"].clone();
+            let name =
+                serde_json::from_slice::<HashMap<String, Value>>(body).expect("the body is JSON")["name"].clone();
             json!({"ok": true, "name": name, "roles": []})
         }
         _ => json!({"error": "not_found", "reason": "missing"}),
@@ -229,9 +237,9 @@ fn answer(method: &str, path: &str, body: &[u8]) -> Answer {
     Answer { bytes: (head + &body).into(), follows: false }
 }
 
-/// Every database was updated once, and made at some time that nobody remembers.
+/// Returns positions: each database was updated once, and its creation was not recorded.
 fn rows(body: &[u8]) -> Value {
-    let asked: HashMap<String, Vec<String>> = serde_json::from_slice(body).expect("JSON");
+    let asked: HashMap<String, Vec<String>> = serde_json::from_slice(body).expect("the body is JSON");
     let rows = asked["keys"].iter().map(|key| {
         if key.starts_with("updated:") {
             json!({"id": key, "key": key, "value": {"rev": "1-967a00dff5e02add41819138abb3284d"}})

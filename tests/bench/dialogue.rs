@@ -1,4 +1,4 @@
-//! What a client says until it is subscribed, in each of the protocols.
+//! The messages of a client until it is subscribed, in each protocol.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -6,51 +6,51 @@ use serde_json::{Value, json};
 use super::frames::masked;
 use super::lines;
 
-/// How a client speaks.
+/// The protocol of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Speech {
     /// `howler.v1`.
     Json,
     /// Socket.IO over a WebSocket, Engine.IO 4.
     SocketIo4,
-    /// The same with Engine.IO 3, as servers of socket.io 2 speak it.
+    /// Socket.IO over a WebSocket, Engine.IO 3, as spoken by socket.io 2.
     SocketIo3,
     /// Socket.IO over polling, Engine.IO 3.
     Polling,
-    /// To the yardstick.
+    /// The protocol of the yardstick.
     Bare,
 }
 
-/// What a client subscribes to.
+/// The databases that a client subscribes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Subscribed {
-    /// One database that all have.
+    /// One database for all clients.
     Shared,
-    /// One that nobody else has.
+    /// One database for each client.
     Own,
-    /// So many.
+    /// This number of databases.
     Many(usize),
 }
 
-/// How far a client has come.
+/// Progress of a client towards its subscription.
 #[derive(Default)]
 pub struct Talk {
     stage: u8,
     sid: Box<str>,
 }
 
-/// What follows from what the server said.
+/// The next step of a client after a message.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     Wait,
     Send(Vec<u8>),
-    /// It is subscribed.
+    /// The client is subscribed.
     Ready,
-    /// The same, once this was sent.
+    /// The client is subscribed once these bytes are sent.
     SendAndReady(Vec<u8>),
-    /// It was told of a change.
+    /// The message was a notification.
     Change,
-    /// The server should not have said that.
+    /// The message was unexpected.
     Wrong,
 }
 
@@ -65,17 +65,17 @@ impl Subscribed {
 }
 
 impl Speech {
-    /// Whether a message is a whole answer of HTTP; else messages are frames of a WebSocket.
+    /// Returns whether each message is an HTTP response. Otherwise messages are WebSocket frames.
     pub fn polls(self) -> bool {
         self == Self::Polling
     }
 
-    /// Whether a response of HTTP comes before the first frame.
+    /// Returns whether an HTTP response precedes the first frame.
     pub fn upgrades(self) -> bool {
         matches!(self, Self::Json | Self::SocketIo3 | Self::SocketIo4)
     }
 
-    /// What a client sends first.
+    /// Returns the first bytes that a client sends.
     pub fn opening(self, number: usize) -> Vec<u8> {
         let credentials = format!("username=user-{number:05}&password=zq7-{number:05}");
         let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -90,7 +90,7 @@ impl Speech {
         request("GET", &target, fields, "")
     }
 
-    /// What a client answers.
+    /// Returns the next step of a client after a message.
     pub fn hear(self, talk: &mut Talk, number: usize, subscribed: Subscribed, message: &[u8]) -> Step {
         match self {
             Self::Bare => hear_bare(talk, message),
@@ -163,7 +163,7 @@ fn hear_polling(talk: &mut Talk, number: usize, subscribed: Subscribed, body: &[
     let body = String::from_utf8_lossy(body);
     if talk.stage == 0 {
         let Some((_, rest)) = body.split_once("\"sid\":\"") else { return Step::Wrong };
-        talk.sid = rest.split('"').next().expect("split gives one").into();
+        talk.sid = rest.split('"').next().expect("split returns at least one item").into();
     }
     let target = format!("/socket.io/?EIO=3&transport=polling&sid={}", talk.sid);
     let poll = request("GET", &target, "", "");

@@ -1,16 +1,16 @@
-//! Frames of WebSockets, as far as a client of the benchmark needs them.
+//! The subset of WebSocket framing that the benchmark needs.
 
-/// A text frame of a client, masked with zeros.
+/// Returns a text frame of a client, masked with zeros.
 pub fn masked(text: &str) -> Vec<u8> {
     frame(0x81, text.as_bytes(), true)
 }
 
-/// The answer to a ping.
+/// Returns a pong frame of a client.
 pub fn pong() -> Vec<u8> {
     frame(0x8a, b"", true)
 }
 
-/// A text frame of a server.
+/// Returns a text frame of a server.
 pub fn plain(text: &[u8]) -> Vec<u8> {
     frame(0x81, text, false)
 }
@@ -32,14 +32,15 @@ fn frame(first: u8, payload: &[u8], masked: bool) -> Vec<u8> {
     out
 }
 
-/// What a server said.
+/// A frame of a server.
 pub enum Frame<'a> {
     Text(&'a [u8]),
     Ping,
     Close,
 }
 
-/// The first frame of a server in the bytes, and how long it is; None while it is not all there.
+/// Parses the first frame of a server. Returns its length and content, or `None` if it is
+/// incomplete.
 pub fn first(bytes: &[u8]) -> Option<(usize, Frame<'_>)> {
     let (&[kind, length], rest) = bytes.split_first_chunk::<2>()?;
     let (length, rest) = match length {
@@ -47,7 +48,7 @@ pub fn first(bytes: &[u8]) -> Option<(usize, Frame<'_>)> {
             let (length, rest) = rest.split_first_chunk::<2>()?;
             (usize::from(u16::from_be_bytes(*length)), rest)
         }
-        127 => panic!("no message is that long"),
+        127 => panic!("the frame is too long for the benchmark"),
         short => (usize::from(short), rest),
     };
     let payload = rest.get(..length)?;
@@ -56,7 +57,7 @@ pub fn first(bytes: &[u8]) -> Option<(usize, Frame<'_>)> {
         0x81 => Frame::Text(payload),
         0x89 => Frame::Ping,
         0x88 => Frame::Close,
-        other => panic!("a frame that nobody should send: {other:x}"),
+        other => panic!("unexpected frame type: {other:x}"),
     };
     Some((used, frame))
 }

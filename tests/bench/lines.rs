@@ -1,13 +1,13 @@
-//! Names of databases, and the lines that CouchDB writes into its changes feed about them.
+//! Names of databases, and the lines about them in the changes feed.
 
 use std::fmt::Write as _;
 
-/// The database that every client watches where all watch the same.
+/// The database that all clients share.
 pub const SHARED: &str = "everyone";
-/// Most bytes of lines that CouchDB puts into one chunk when there are more.
+/// Size in bytes at which CouchDB ends a chunk of lines.
 const CHUNK: usize = 1_490;
 
-/// The database of one client alone, named as CouchDB names the databases of its users.
+/// Returns the name of one client's database, as CouchDB names user databases.
 pub fn own(number: usize) -> String {
     let mut name = "userdb-".to_owned();
     for byte in format!("user-{number:05}").bytes() {
@@ -16,7 +16,7 @@ pub fn own(number: usize) -> String {
     name
 }
 
-/// One of many databases of one client.
+/// Returns the name of one of many databases of one client.
 pub fn one_of_many(number: usize) -> String {
     format!("project-{number:04}")
 }
@@ -28,12 +28,12 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// One line, as long as those of a small cluster are.
+    /// Writes the line of an update, as long as those of a small cluster.
     pub fn write(&mut self, out: &mut String, database: &str, revision: u32) {
         self.write_kind(out, "updated", database, revision);
     }
 
-    /// The same of any kind of event.
+    /// Writes the line of any kind of event.
     pub fn write_kind(&mut self, out: &mut String, kind: &str, database: &str, revision: u32) {
         const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
         self.written += 1;
@@ -48,7 +48,7 @@ impl Lines {
     }
 }
 
-/// Lines in chunks of HTTP, cut as CouchDB cuts them.
+/// Encodes lines in HTTP chunks of the size that CouchDB uses.
 pub fn chunked(lines: &str) -> Vec<u8> {
     let mut out = String::with_capacity(lines.len() + lines.len() / 100 + 32);
     let mut chunk = 0..0;

@@ -1,15 +1,17 @@
-//! The benchmark: what a notification, a log-in, a line of the feed and an idle connection cost, beside what the least
-//! that a server could do costs on the same machine in the same minute.
+//! Benchmark of a notification, a login, a line of the feed and an idle connection. A yardstick,
+//! which does the least that a server could do, runs on the same machine at the same time.
 //!
 //! ```text
 //!  this process ──orders──▶ side: clients ◀──▶ server      ◀── stand-in for CouchDB (in the side)
 //!               ──orders──▶ side: clients ◀──▶ yardstick   ◀── lines of the side
 //! ```
 //!
-//! Times of processors are those of the server's process alone, by the scheduler's count. What is compared is measured in
-//! turns, and the median is taken, so that a ratio holds on a machine that is not alone with it.
+//! CPU times are those of the server process alone, as counted by the scheduler. Server and
+//! yardstick are measured in turns and the medians compared, so that a ratio holds on a machine
+//! with other load.
 //!
-//! `cargo test` runs this, too: a benchmark that nobody runs stops working. It then looks at counts, never at times.
+//! `cargo test` also runs this program so that it keeps working. It then checks counts, never
+//! times.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock and sleeps")]
 #![allow(unreachable_pub, missing_docs, reason = "one crate that nobody links to")]
@@ -45,7 +47,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("side") => {
-            side::run(serde_json::from_str(&arguments[1]).expect("setups are ours"));
+            side::run(serde_json::from_str(&arguments[1]).expect("the parent wrote the setup"));
             return ExitCode::SUCCESS;
         }
         Some("yardstick") => yardstick::run(),

@@ -1,4 +1,5 @@
-//! What a side does when it is told to: each order, from the first byte into the feed to the last notification.
+//! The measurements of a side, one for each order: from the first byte written to the feed to the
+//! last notification.
 
 use std::io::Read as _;
 use std::process::{Child, Command, Stdio};
@@ -12,9 +13,9 @@ use super::lines;
 use super::process::Usage;
 use super::side::{Side, Took};
 
-/// Lines that are prepared, and written again and again.
+/// Number of prepared lines, which are written repeatedly.
 const PREPARED_LINES: usize = 20_000;
-/// Changes of neighbours in time are of clients far apart.
+/// Distance between the clients of consecutive changes.
 const STRIDE: usize = 7_919;
 
 impl Side {
@@ -26,8 +27,8 @@ impl Side {
             (self.fleet.tally.first, self.fleet.tally.last) = (None, None);
             let sent = Instant::now();
             Self::push(&self.couchdb, &mut self.wire, &line);
-            self.fleet.run_until("a change that all are told of", |tally| tally.told >= round * clients);
-            let after = |at: Option<Instant>| (at.expect("somebody was told") - sent).as_secs_f64() * 1e3;
+            self.fleet.run_until("a change that all clients are notified of", |tally| tally.told >= round * clients);
+            let after = |at: Option<Instant>| (at.expect("a client was notified") - sent).as_secs_f64() * 1e3;
             took.first_ms.push(after(self.fleet.tally.first));
             took.last_ms.push(after(self.fleet.tally.last));
         }
@@ -54,16 +55,16 @@ impl Side {
         let (fleet, couchdb, wire) = (&mut self.fleet, &self.couchdb, &mut self.wire);
         thread::scope(|scope| {
             scope.spawn(|| {
-                let interval = Duration::from_secs(1) / u32::try_from(per_second).expect("not that many");
+                let interval = Duration::from_secs(1) / u32::try_from(per_second).expect("the rate is small enough");
                 for (change, (number, line)) in (0..).zip(whose.iter().zip(&prepared)) {
                     thread::sleep((start + interval * change).saturating_duration_since(Instant::now()));
                     sent[*number].store(start.elapsed().as_nanos() as u64, Ordering::Release);
                     Self::push(couchdb, wire, line);
                 }
             });
-            fleet.run_until("a change of one client", |tally| tally.told >= changes as u64);
+            fleet.run_until("all changes of single clients", |tally| tally.told >= changes as u64);
         });
-        let stopwatch = self.fleet.tally.stopwatch.take().expect("set above");
+        let stopwatch = self.fleet.tally.stopwatch.take().expect("the stopwatch is set above");
         Took { latencies: stopwatch.nanoseconds, ..Took::default() }
     }
 
@@ -83,7 +84,8 @@ impl Side {
         Took { seconds, ..Took::default() }
     }
 
-    /// The writes are counted by strace, where that is installed and allowed.
+    /// Measures one change of each database of one client. Counts the writes of the server if
+    /// strace is installed and permitted.
     pub fn many(&mut self, databases: usize) -> Took {
         let trace = Trace::start(self.server.id());
         self.own[0] += 1;
@@ -95,7 +97,7 @@ impl Side {
         let (fleet, couchdb) = (&mut self.fleet, &self.couchdb);
         thread::scope(|scope| {
             scope.spawn(|| couchdb.push(&lines));
-            fleet.run_until("each database of one client", |tally| tally.told >= databases as u64);
+            fleet.run_until("all databases of one client", |tally| tally.told >= databases as u64);
         });
         Took { writes: trace.and_then(Trace::finish), ..Took::default() }
     }
@@ -123,13 +125,13 @@ impl Side {
     }
 }
 
-/// Counts the writes of a process.
+/// Counts the writes of a process with strace.
 struct Trace {
     child: Child,
 }
 
 impl Trace {
-    /// None where it cannot be.
+    /// Attaches strace to a process. Returns `None` if that fails.
     fn start(process: u32) -> Option<Self> {
         let mut command = Command::new("strace");
         command.args(["-f", "-c", "-e", "trace=write,writev,sendto,sendmsg", "-p", &process.to_string()]);
@@ -139,7 +141,7 @@ impl Trace {
             let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the server runs");
             let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:")).map(str::trim);
             if tracer.is_some_and(|tracer| tracer != "0") {
-                // It is stopped for a moment, once it is its turn to run, and then goes on waiting.
+                // strace stops the process once the scheduler runs it, then lets it wait again.
                 thread::sleep(Duration::from_millis(300));
                 return Some(Self { child });
             }
@@ -150,15 +152,15 @@ impl Trace {
         None
     }
 
-    /// How many there were; None where it saw none, for it came too late then.
+    /// Returns the number of writes, or `None` if there were none because strace attached too late.
     fn finish(mut self) -> Option<u64> {
         let status = Command::new("kill").args(["-s", "INT", &self.child.id().to_string()]).status();
         assert!(status.expect("kill runs").success());
         let mut summary = String::new();
-        let mut stderr = self.child.stderr.take().expect("piped");
-        stderr.read_to_string(&mut summary).expect("it prints text");
+        let mut stderr = self.child.stderr.take().expect("stderr is piped");
+        stderr.read_to_string(&mut summary).expect("strace prints text");
         let _ = self.child.wait();
-        // % time, seconds, usecs/call, calls, errors where there are any, syscall
+        // Columns: % time, seconds, usecs/call, calls, errors (if any), syscall.
         let writes = |row: &&str| ["write", "writev", "sendto", "sendmsg"].iter().any(|call| row.ends_with(call));
         let calls = |row: &str| row.split_whitespace().nth(3)?.parse::<u64>().ok();
         Some(summary.lines().filter(writes).filter_map(calls).sum()).filter(|calls| *calls > 0)

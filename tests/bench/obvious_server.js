@@ -1,7 +1,7 @@
-// The same job in the obvious way, on Node.js and socket.io 2: a room for each database. It is what the benchmark
-// compares with (`cargo bench -- --node`), and does no more than that needs.
+// The same service in the obvious way, on Node.js and socket.io 2: one room per database. It serves
+// only as a comparison for the benchmark (`cargo bench -- --node`).
 //
-//   node obvious_server.js http://admin:password@host:port
+//     node obvious_server.js http://admin:password@host:port
 'use strict'
 
 const http = require('http')

@@ -1,26 +1,26 @@
-//! The command line: `cargo bench -- --help` shows it.
+//! The command line, see `cargo bench -- --help`.
 
 use std::path::{Path, PathBuf};
 
 use lexopt::prelude::{Long, Value, ValueExt};
 
-/// What `--help` prints.
+/// The output of `--help`.
 const HELP: &str = "\
 cargo bench [-- OPTIONS]
 
   --clients LIST   numbers of clients (1000,5000,15000)
   --only LIST      some of: notify, latency, burst, memory, storm, tls, idle, feed, many, start, attack
-  --json FILE      write all figures into a file, too
+  --json FILE      also write all figures to a file
   --binary PATH    measure another build of the server
-  --node           measure a server on socket.io 2 beside it (tests/clients/install.sh)
-  --quick          a few seconds, for a look at whether all of it works
-  --help           this text";
+  --node           also measure a server on socket.io 2 (tests/clients/install.sh)
+  --quick          run for a few seconds, only to check that all parts work
+  --help           print this text";
 
-/// The parts, by name.
+/// The names of all parts.
 pub const PARTS: [&str; 11] =
     ["notify", "latency", "burst", "memory", "storm", "tls", "idle", "feed", "many", "start", "attack"];
 
-/// What was asked for.
+/// The parsed command line.
 pub struct Options {
     pub clients: Vec<usize>,
     pub only: Vec<String>,
@@ -28,12 +28,16 @@ pub struct Options {
     pub binary: PathBuf,
     pub node: bool,
     pub quick: bool,
-    /// This is a run of other tests.
+    /// Whether the filters of `cargo test` exclude the benchmark.
     pub left_out: bool,
 }
 
 impl Options {
-    /// Reads the command line; the error is a text, also that of `--help`.
+    /// Parses the command line.
+    ///
+    /// # Errors
+    ///
+    /// Returns the text to print, also for `--help`.
     pub fn parse(mut arguments: lexopt::Parser) -> Result<Self, String> {
         let mut options = Self {
             clients: Vec::new(),
@@ -55,10 +59,10 @@ impl Options {
                 Long("quick") => options.quick = true,
                 Long("bench") => benched = true,
                 Long("help") => return Err(HELP.to_owned()),
-                // Those of a test run, which are for the harness that this is not.
+                // `cargo test` passes these to every harness; they have no meaning here.
                 Long("nocapture" | "no-capture" | "exact" | "show-output" | "include-ignored") => {}
                 Long("test-threads" | "skip" | "color" | "format") => drop(value(&mut arguments)?),
-                // `cargo test parser` is for the tests of that name.
+                // A filter of `cargo test`.
                 Value(name) if !benched => filters.push(name.to_string_lossy().into_owned()),
                 other => return Err(other.unexpected().to_string()),
             }
@@ -67,7 +71,8 @@ impl Options {
         if options.node && !library.is_dir() {
             return Err("--node needs socket.io, which tests/clients/install.sh installs".to_owned());
         }
-        // cargo says `--bench` where it benches. In a test run all is to be tried, and nothing needs to be exact.
+        // cargo passes `--bench` for `cargo bench` only. A test run tries all parts without exact
+        // results.
         options.quick |= !benched;
         options.left_out = !filters.is_empty() && !filters.iter().any(|filter| "bench".contains(&**filter));
         if options.clients.is_empty() {

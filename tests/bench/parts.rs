@@ -1,4 +1,5 @@
-//! The parts of the benchmark: who is set up for each figure, and what is made of what was measured.
+//! The parts of the benchmark: the setup for each figure, and its calculation from the
+//! measurements.
 
 use super::attacks::Attack;
 use super::dialogue::{Speech, Subscribed};
@@ -10,11 +11,11 @@ use super::report::{Report, median, quantile};
 use super::server::Target;
 use super::side::{Order, Setup, Took};
 
-/// How much of each is done.
+/// The amount of work of each part.
 struct Sizes {
-    /// What is compared is measured in so many turns.
+    /// Number of measurements of each compared figure.
     turns: usize,
-    /// Notifications of each turn, about.
+    /// Approximate number of notifications in each turn.
     notifications: usize,
     paced_changes: usize,
     per_second: usize,
@@ -52,18 +53,18 @@ const QUICK: Sizes = Sizes {
     attacked_changes: 50,
 };
 
-/// Changes while the server is attacked; each client has one every half second at most.
+/// Changes per second during an attack. Each client has at most one every half second.
 const ATTACKED_PER_SECOND: usize = 100;
 
-/// The figures that there always are, for each number of clients.
+/// Figures that every run reports for each number of clients.
 const FOR_EACH: [&str; 19] = [
     NOTIFY,
     "… ÷ a bare write loop's",
     "… in user mode",
     "… in the kernel",
     "… of a bare write loop",
-    "first told after",
-    "last told after",
+    "first client notified after",
+    "last client notified after",
     "latency, median",
     "latency, 99 %",
     "latency, 99.9 %",
@@ -75,10 +76,10 @@ const FOR_EACH: [&str; 19] = [
     "memory, Socket.IO",
     "memory, Socket.IO polling",
     STORM,
-    "log-ins",
+    "logins",
 ];
 
-/// Those that are taken once.
+/// Figures that every run reports once.
 const ONCE: [&str; 7] = [
     "memory, TLS",
     "unsubscribed line",
@@ -100,7 +101,7 @@ struct Bench<'a> {
     report: Report,
 }
 
-/// Measures what was asked for.
+/// Runs the requested parts.
 pub fn run(options: &Options) -> Report {
     let sizes = if options.quick { &QUICK } else { &FULL };
     let mut bench = Bench { options, sizes, report: Report::default() };
@@ -113,7 +114,7 @@ pub fn run(options: &Options) -> Report {
     bench.report
 }
 
-/// Fails where a figure is missing.
+/// Panics if a figure is missing.
 pub fn assert_complete(report: &Report, options: &Options) {
     let count = |name: &str| report.names().find(|(of, _)| *of == name).map_or(0, |(_, count)| count);
     for name in FOR_EACH {
@@ -157,7 +158,7 @@ impl Bench<'_> {
                 let per_client = own.started.connect_ns as f64 / clients as f64 / 1e3;
                 self.report.add(STORM, "µs CPU", AtMost(80.0), clients, per_client);
                 self.report.add(
-                    "log-ins",
+                    "logins",
                     "/s",
                     AtLeast(8_000.0),
                     clients,
@@ -187,7 +188,7 @@ impl Bench<'_> {
         }
     }
 
-    /// The same clients at this server and at the obvious one.
+    /// Measures the same clients with this server and with the obvious one.
     fn beside_node(&mut self, clients: usize) {
         let setup = Setup {
             target: Target::Howler(self.options.binary.clone()),
@@ -216,7 +217,7 @@ impl Bench<'_> {
         for _ in 0..self.sizes.turns {
             for (place, side) in [&mut ours, &mut theirs].into_iter().enumerate() {
                 let took = side.order(&Order::FanOut { rounds });
-                assert_eq!(took.told, notifications, "each client is told once of each change");
+                assert_eq!(took.told, notifications, "each client is notified once of each change");
                 costs[place].push(took.ns as f64 / notifications as f64 / 1e3);
                 last[place].extend(took.last_ms);
             }
@@ -225,15 +226,15 @@ impl Bench<'_> {
         self.report.add("Socket.IO beside Node.js: notification", "µs CPU", Goal::None, clients, ours);
         self.report.add("… Node.js: notification", "µs CPU", Goal::None, clients, theirs);
         let [ours, theirs] = last.map(median);
-        self.report.add("Socket.IO beside Node.js: last told after", "ms", Goal::None, clients, ours);
-        self.report.add("… Node.js: last told after", "ms", Goal::None, clients, theirs);
+        self.report.add("Socket.IO beside Node.js: last client notified after", "ms", Goal::None, clients, ours);
+        self.report.add("… Node.js: last client notified after", "ms", Goal::None, clients, theirs);
     }
 
     fn memory(&mut self, name: &'static str, goal: Goal, clients: usize, side: &Remote) {
         self.report.add(name, "bytes", goal, clients, side.started.resident_bytes as f64 / clients as f64);
     }
 
-    /// Everybody is told of the same change.
+    /// Measures one change that all clients are notified of.
     fn notify(&mut self, clients: usize, server: &mut Remote, yardstick: &mut Remote) {
         let rounds = (self.sizes.notifications / clients).max(2) as u64;
         let notifications = rounds * clients as u64;
@@ -242,7 +243,7 @@ impl Bench<'_> {
         for _ in 0..self.sizes.turns {
             let pair = [&mut *server, &mut *yardstick].map(|side| {
                 let took = side.order(&Order::FanOut { rounds });
-                assert_eq!(took.told, notifications, "each client is told once of each change");
+                assert_eq!(took.told, notifications, "each client is notified once of each change");
                 took
             });
             let [ours, theirs] = pair;
@@ -262,19 +263,19 @@ impl Bench<'_> {
         self.report.add("… ÷ a bare write loop's", "", AtMost(1.05), clients, median(ratios));
         self.report.add("… in user mode", "µs CPU", Goal::None, clients, in_user_mode);
         self.report.add("… in the kernel", "µs CPU", Goal::None, clients, cost - in_user_mode);
-        self.report.add("first told after", "ms", Goal::None, clients, median(first));
-        self.report.add("last told after", "ms", Goal::None, clients, median(last));
-        self.report.add("last told after, bare write loop", "ms", Goal::None, clients, median(bare_last));
+        self.report.add("first client notified after", "ms", Goal::None, clients, median(first));
+        self.report.add("last client notified after", "ms", Goal::None, clients, median(last));
+        self.report.add("last client notified after, bare write loop", "ms", Goal::None, clients, median(bare_last));
     }
 
-    /// Changes come one by one, each for one client.
+    /// Measures single changes, each for one client.
     fn latency(&mut self, clients: usize, server: &mut Remote, yardstick: &mut Remote) {
         let order = Order::Pace { changes: self.sizes.paced_changes, per_second: self.sizes.per_second };
         let (mut ours, mut bare) = (Vec::new(), Vec::new());
         for _ in 0..self.sizes.turns.div_ceil(2) {
             for (side, all) in [(&mut *server, &mut ours), (&mut *yardstick, &mut bare)] {
                 let took = side.order(&order);
-                assert_eq!(took.told, self.sizes.paced_changes as u64, "each change is told to its client");
+                assert_eq!(took.told, self.sizes.paced_changes as u64, "each client is notified of its changes");
                 all.extend(took.latencies.iter().map(|ns| *ns as f64 / 1e6));
             }
         }
@@ -287,7 +288,7 @@ impl Bench<'_> {
         self.report.add("latency of a bare loop, 99.9 %", "ms", Goal::None, clients, of(&bare, 0.999));
     }
 
-    /// Four changes for three clients, all at once.
+    /// Measures a burst of four changes for every three clients.
     fn burst(&mut self, clients: usize, server: &mut Remote, yardstick: &mut Remote) {
         let changes = clients * 4 / 3;
         let (mut costs, mut bare, mut seconds, mut told) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -295,20 +296,24 @@ impl Bench<'_> {
             let [ours, theirs] = [&mut *server, &mut *yardstick].map(|side| side.order(&Order::Burst { changes }));
             told.push(ours.told as f64 / changes as f64);
             let once_or_more = clients as u64..=changes as u64;
-            assert!(once_or_more.contains(&ours.told), "{} told of {changes}: of each last change at least", ours.told);
-            assert_eq!(theirs.told, changes as u64, "it knows nothing of what was told before");
+            assert!(
+                once_or_more.contains(&ours.told),
+                "{} notifications of {changes} changes; each client gets the last one",
+                ours.told
+            );
+            assert_eq!(theirs.told, changes as u64, "the yardstick does not coalesce");
             costs.push(ours.ns as f64 / changes as f64 / 1e3);
             bare.push(theirs.ns as f64 / changes as f64 / 1e3);
             seconds.push(ours.seconds * 1e3);
         }
         self.report.add(BURST, "µs CPU", AtMost(5.0), clients, median(costs));
-        self.report.add("… notifications that it takes", "", Goal::None, clients, median(told));
+        self.report.add("… notifications per change", "", Goal::None, clients, median(told));
         self.report.add("… of a bare write loop, in a burst", "µs CPU", Goal::None, clients, median(bare));
-        self.report.add("a burst, all told after", "ms", Goal::None, clients, median(seconds));
+        self.report.add("a burst, all clients notified after", "ms", Goal::None, clients, median(seconds));
     }
 }
 
-/// What the number of clients has no part in.
+/// Parts that do not depend on the number of clients.
 impl Bench<'_> {
     fn once(&mut self) {
         if self.options.wants("tls") {
@@ -319,7 +324,7 @@ impl Bench<'_> {
             let per_client = side.started.connect_ns as f64 / clients as f64 / 1e3;
             self.report.add_once("connect, log in, subscribe, TLS", "µs CPU", Goal::None, per_client);
         }
-        // A ping comes after 25 s, which is no look at whether all of it works.
+        // Pings come every 25 s, too long for a quick run.
         if self.options.wants("idle") && !self.options.quick {
             self.idle();
         }
@@ -337,7 +342,7 @@ impl Bench<'_> {
         }
     }
 
-    /// How late notifications of undisturbed clients are while others attack.
+    /// Measures the latency of other clients' notifications during each attack.
     fn attacks(&mut self) {
         let (clients, changes) = (self.sizes.attacked_clients, self.sizes.attacked_changes);
         for attack in Attack::ALL {
@@ -350,7 +355,7 @@ impl Bench<'_> {
                 options: attack.options(),
             };
             let took = Remote::start(&setup).order(&Order::Attack { attack, changes, per_second: ATTACKED_PER_SECOND });
-            assert_eq!(took.told, changes as u64, "each change is told to its client");
+            assert_eq!(took.told, changes as u64, "each client is notified of its changes");
             let latencies = took.latencies.iter().map(|ns| *ns as f64 / 1e6);
             let [most, longest] = attack.rows();
             self.report.add_once(most, "ms", AtMost(5.0), quantile(latencies.clone(), 0.99));
@@ -359,11 +364,11 @@ impl Bench<'_> {
     }
 
     fn idle(&mut self) {
-        let clients = self.options.clients.iter().copied().max().expect("there are some");
+        let clients = self.options.clients.iter().copied().max().expect("there is at least one number of clients");
         let mut side = self.start(Speech::Json, Subscribed::Own, clients, false);
         let ns = side.order(&Order::Rest { pings: 1 }).ns as f64;
         self.report.add(
-            "ping of an idle client, and its answer",
+            "ping of an idle client and its reply",
             "µs CPU",
             Goal::None,
             clients,
@@ -377,7 +382,11 @@ impl Bench<'_> {
         let mut took = Vec::new();
         for _ in 0..self.sizes.turns.min(5) {
             took.push(side.order(&Order::Feed { lines }));
-            assert_eq!(took.last().expect("pushed").told, 1, "the change behind all lines is told");
+            assert_eq!(
+                took.last().expect("an item was pushed").told,
+                1,
+                "the client is notified of the change after all lines"
+            );
         }
         let ns = median(took.iter().map(|took| took.ns as f64 / lines as f64));
         let share = |took: &Took| took.user as f64 / (took.user + took.system).max(1) as f64;
@@ -391,11 +400,11 @@ impl Bench<'_> {
     fn many(&mut self) {
         let databases = self.sizes.databases_of_one;
         let mut side = self.start(Speech::Json, Subscribed::Many(databases), 1, false);
-        // Tried again where strace came too late.
+        // Retry if strace attached too late.
         let mut took = Took::default();
         for _ in 0..3 {
             took = side.order(&Order::Many { databases });
-            assert_eq!(took.told, databases as u64, "each database is told once");
+            assert_eq!(took.told, databases as u64, "the client is notified once of each database");
             if took.writes.is_some() {
                 break;
             }
@@ -403,7 +412,7 @@ impl Bench<'_> {
         if let Some(writes) = took.writes {
             self.report.add_once("writes, 1,000 databases of one client", "", AtMost(20.0), writes as f64);
         } else {
-            eprintln!("  the writes of the server could not be counted: is strace there, and allowed?");
+            eprintln!("  cannot count the writes of the server: is strace installed and permitted?");
         }
         self.report.add_once("reads, 1,000 databases of one client", "", Goal::None, took.reads as f64);
     }
@@ -417,7 +426,7 @@ impl Bench<'_> {
         }
         self.report.add_once("start to listening", "ms", AtMost(5.0), median(milliseconds));
         self.report.add_once("memory at the start", "bytes", AtMost(3e6), median(bytes));
-        let size = std::fs::metadata(&self.options.binary).expect("the binary is there").len();
+        let size = std::fs::metadata(&self.options.binary).expect("the binary exists").len();
         self.report.add_once("binary", "bytes", AtMost(3e6), size as f64);
     }
 }

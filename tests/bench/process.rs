@@ -1,21 +1,21 @@
-//! What the system says of a process: the time that it used, and the memory that it holds.
+//! CPU time and memory of a process, read from `/proc`.
 
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-/// Time of processors that a process has used.
+/// CPU time of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Exactly, in nanoseconds, by the scheduler's own count.
+    /// Exact time in nanoseconds, as counted by the scheduler.
     pub ns: u64,
-    /// How much of it in the process itself and in the kernel, in ticks: only good for the shares of either.
+    /// Times in user mode and in the kernel, in ticks: precise enough only for their ratio.
     pub user: u64,
     pub system: u64,
 }
 
 impl Usage {
-    /// What a process has used, once it rests.
+    /// Waits until a process is idle, and returns its CPU time.
     pub fn at_rest(process: u32) -> Self {
         let mut before = Self::of(process);
         loop {
@@ -28,12 +28,13 @@ impl Usage {
         }
     }
 
-    /// What all threads of a process have used. The scheduler counts a thread that runs no further than its last tick.
+    /// Returns the CPU time of all threads of a process. The scheduler counts running threads only
+    /// up to their last tick.
     pub fn of(process: u32) -> Self {
         let folder = format!("/proc/{process}");
         let stat = std::fs::read_to_string(format!("{folder}/stat")).expect("the process runs");
-        let fields: Vec<&str> = stat.rsplit(") ").next().expect("a name in parentheses").split(' ').collect();
-        let ticks = |field: usize| fields[field - 3].parse::<u64>().expect("a number");
+        let fields: Vec<&str> = stat.rsplit(") ").next().expect("the name is in parentheses").split(' ').collect();
+        let ticks = |field: usize| fields[field - 3].parse::<u64>().expect("the field is a number");
         let tasks = std::fs::read_dir(format!("{folder}/task")).expect("the process runs");
         let ns = tasks.flatten().map(|task| run_time(&task.path())).sum();
         Self { ns, user: ticks(14), system: ticks(15) }
@@ -53,14 +54,15 @@ impl std::ops::AddAssign for Usage {
 }
 
 fn run_time(task: &Path) -> u64 {
-    let text = std::fs::read_to_string(task.join("schedstat")).expect("the kernel counts the time of threads");
-    text.split(' ').next().and_then(|ns| ns.parse().ok()).expect("a number")
+    let text = std::fs::read_to_string(task.join("schedstat")).expect("the kernel has schedstat");
+    text.split(' ').next().and_then(|ns| ns.parse().ok()).expect("the field is a number")
 }
 
-/// What the kernel holds for sockets and all else, and for how many sockets of TCP, on the whole machine.
+/// Kernel memory and the number of TCP sockets on the whole machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
-    /// Memory in small pieces (`Slab`), in bytes: sockets, their files, their places in an epoll.
+    /// Memory of the slab allocator (`Slab`) in bytes: sockets, their files and their entries in
+    /// epoll.
     bytes: f64,
     sockets: f64,
 }
@@ -72,22 +74,23 @@ impl Kernel {
         Self { bytes: kib * 1024.0, sockets: number("/proc/net/sockstat", "TCP:", 7) }
     }
 
-    /// Bytes for each socket that is more than before, whoever has it. A connection within the machine has two.
+    /// Returns the kernel memory in bytes per socket added since `before`, by any process. A local
+    /// connection has two sockets.
     pub fn of_a_socket_since(self, before: Self) -> f64 {
         (self.bytes - before.bytes) / (self.sockets - before.sockets).max(1.0)
     }
 }
 
-/// A field behind the name of a line.
+/// Returns a field of the line that starts with `line`.
 fn number(file: &str, line: &str, field: usize) -> f64 {
-    let text = std::fs::read_to_string(file).expect("Linux has it");
-    let fields = text.lines().find_map(|one| one.strip_prefix(line)).expect("Linux says so");
-    fields.split_whitespace().nth(field).and_then(|number| number.parse().ok()).expect("a number")
+    let text = std::fs::read_to_string(file).expect("the file exists on Linux");
+    let fields = text.lines().find_map(|one| one.strip_prefix(line)).expect("Linux reports this line");
+    fields.split_whitespace().nth(field).and_then(|number| number.parse().ok()).expect("the field is a number")
 }
 
-/// Resident memory of a process in bytes.
+/// Returns the resident memory of a process in bytes.
 pub fn resident(process: u32) -> u64 {
     let rollup = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup")).expect("the process runs");
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).expect("Linux says so");
-    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).expect("Linux reports this line");
+    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).expect("the field is a number") * 1024
 }

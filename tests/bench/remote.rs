@@ -1,4 +1,4 @@
-//! A side of a comparison, as seen by who orders it about.
+//! A side of a comparison, as seen by the process that sends its orders.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -7,7 +7,8 @@ use serde::de::DeserializeOwned;
 
 use super::side::{Order, Setup, Started, Took};
 
-/// A side in a process of its own, so that each has its own descriptors; it ends when this is dropped.
+/// A side in a process of its own, with file descriptors of its own. Dropping the value ends the
+/// process.
 pub struct Remote {
     child: Child,
     answers: BufReader<ChildStdout>,
@@ -16,19 +17,19 @@ pub struct Remote {
 
 impl Remote {
     pub fn start(setup: &Setup) -> Self {
-        let setup = serde_json::to_string(setup).expect("plain data");
-        let mut command = Command::new(std::env::current_exe().expect("it runs"));
+        let setup = serde_json::to_string(setup).expect("the value is plain data");
+        let mut command = Command::new(std::env::current_exe().expect("the path of this binary is known"));
         let piped = command.args(["side", &setup]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = piped.spawn().expect("the benchmark starts itself");
-        let mut answers = BufReader::new(child.stdout.take().expect("piped"));
+        let mut answers = BufReader::new(child.stdout.take().expect("the stream is piped"));
         let started = read(&mut answers);
         Self { child, answers, started }
     }
 
-    /// Has an order carried out.
+    /// Sends an order and waits for its result.
     pub fn order(&mut self, order: &Order) -> Took {
-        let line = serde_json::to_string(order).expect("plain data") + "\n";
-        self.child.stdin.as_mut().expect("piped").write_all(line.as_bytes()).expect("the side reads");
+        let line = serde_json::to_string(order).expect("the value is plain data") + "\n";
+        self.child.stdin.as_mut().expect("the stream is piped").write_all(line.as_bytes()).expect("the side reads");
         read(&mut self.answers)
     }
 }
@@ -41,7 +42,7 @@ fn read<T: DeserializeOwned>(answers: &mut BufReader<ChildStdout>) -> T {
 
 impl Drop for Remote {
     fn drop(&mut self) {
-        // The end of its orders ends it, and its server with it.
+        // The side and its server exit at the end of its standard input.
         drop(self.child.stdin.take());
         let _ = self.child.wait();
     }

@@ -1,23 +1,23 @@
-//! The figures, the table of them, and what they ought to be.
+//! The figures, their table, and their goals.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-/// What a figure ought to be.
+/// The goal of a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Goal {
     AtMost(f64),
     AtLeast(f64),
-    /// It is there for comparison.
+    /// The figure is for comparison only.
     None,
 }
 
-/// The number of clients of figures that have nothing to do with it.
+/// The number of clients of figures that do not depend on it.
 const ONCE: usize = 0;
 
-/// One figure, for each number of clients for which it was taken.
+/// One figure, with a value for each number of clients.
 struct Row {
     name: &'static str,
     unit: &'static str,
@@ -25,19 +25,19 @@ struct Row {
     values: Vec<(usize, f64)>,
 }
 
-/// All figures, in the order in which they are shown.
+/// All figures in the order of the table.
 #[derive(Default)]
 pub struct Report {
     rows: Vec<Row>,
 }
 
 impl Report {
-    /// Adds a figure that has nothing to do with the number of clients.
+    /// Adds a figure that does not depend on the number of clients.
     pub fn add_once(&mut self, name: &'static str, unit: &'static str, goal: Goal, value: f64) {
         self.add(name, unit, goal, ONCE, value);
     }
 
-    /// Adds a figure. Its goal is held against the one of the most clients.
+    /// Adds a value of a figure. The goal applies to the value for the most clients.
     pub fn add(&mut self, name: &'static str, unit: &'static str, goal: Goal, clients: usize, value: f64) {
         eprintln!("  {name}: {} {unit}", short(value));
         match self.rows.iter_mut().find(|row| row.name == name) {
@@ -46,12 +46,13 @@ impl Report {
         }
     }
 
-    /// Names of figures that are there, each with the number of its values.
+    /// Returns the names of all figures, each with the number of its values.
     pub fn names(&self) -> impl Iterator<Item = (&'static str, usize)> {
         self.rows.iter().map(|row| (row.name, row.values.len()))
     }
 
-    /// A table in Markdown: a column for each number of clients, and how a figure grows from the least to the most.
+    /// Returns a Markdown table with a column for each number of clients, the growth from the
+    /// fewest to the most, and the goal.
     pub fn table(&self) -> String {
         let mut columns: Vec<usize> =
             self.rows.iter().flat_map(|row| &row.values).map(|(clients, _)| *clients).collect();
@@ -75,7 +76,7 @@ impl Report {
         out
     }
 
-    /// Writes all figures into a file.
+    /// Writes all figures to a file as JSON.
     pub fn write_json(&self, path: &Path) -> Result<(), String> {
         let rows: Vec<Value> = self.rows.iter().map(Row::json).collect();
         std::fs::write(path, format!("{:#}\n", json!({ "figures": rows })))
@@ -85,7 +86,7 @@ impl Report {
 
 impl Row {
     fn last(&self) -> f64 {
-        self.values.iter().max_by_key(|(clients, _)| *clients).expect("a row has a value").1
+        self.values.iter().max_by_key(|(clients, _)| *clients).expect("a row has at least one value").1
     }
 
     fn met(&self) -> Option<bool> {
@@ -109,7 +110,7 @@ impl Row {
     }
 
     fn growth(&self) -> String {
-        let first = self.values.iter().min_by_key(|(clients, _)| *clients).expect("a row has a value").1;
+        let first = self.values.iter().min_by_key(|(clients, _)| *clients).expect("a row has at least one value").1;
         if self.values.len() < 2 || first == 0.0 { String::new() } else { format!("× {:.2}", self.last() / first) }
     }
 
@@ -120,7 +121,7 @@ impl Row {
     }
 }
 
-/// Three digits that count, or all in front of the point.
+/// Formats a number with three significant digits, or with all digits before the point.
 fn short(value: f64) -> String {
     let digits = if value.abs() >= 100.0 {
         0
@@ -130,7 +131,7 @@ fn short(value: f64) -> String {
         2
     };
     let text = format!("{value:.digits$}");
-    // Thousands are set off by commas.
+    // Group thousands with commas.
     let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
     let mut grouped = String::new();
     for (place, digit) in whole.chars().enumerate() {
@@ -142,15 +143,15 @@ fn short(value: f64) -> String {
     grouped + rest
 }
 
-/// The value in the middle.
+/// Returns the median.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     quantile(values, 0.5)
 }
 
-/// The value that a share of all is not above.
+/// Returns the quantile for a share between 0 and 1.
 pub fn quantile(values: impl IntoIterator<Item = f64>, share: f64) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
-    let last = values.len().checked_sub(1).expect("something was measured");
+    let last = values.len().checked_sub(1).expect("there is at least one value");
     values[(last as f64 * share).round() as usize]
 }

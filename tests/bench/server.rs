@@ -1,4 +1,5 @@
-//! What is measured, as a child process: the server, the yardstick, or the obvious server on Node.js.
+//! The measured program as a child process: the server, the yardstick, or the obvious server on
+//! Node.js.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,22 +13,22 @@ use serde::{Deserialize, Serialize};
 
 use super::couchdb::CouchDb;
 
-/// What is measured.
+/// The measured program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Target {
-    /// The server: this binary.
+    /// This binary of couchdb-howler.
     Howler(PathBuf),
     Yardstick,
     Node,
 }
 
-/// A running server; it is killed when this is dropped.
+/// A running server. Dropping the value kills the process.
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
-    /// From before it was started until it said that it listens.
+    /// Time from just before the start until the server logged that it listens.
     pub listened_after: Duration,
-    /// What clients trust, where it speaks TLS.
+    /// The configuration of TLS clients, if the server speaks TLS.
     pub tls: Option<Arc<ClientConfig>>,
 }
 
@@ -41,7 +42,7 @@ impl Server {
                 command
             }
             Target::Yardstick => {
-                let mut command = Command::new(std::env::current_exe().expect("it runs"));
+                let mut command = Command::new(std::env::current_exe().expect("the path of this binary is known"));
                 command.arg("yardstick");
                 command
             }
@@ -59,13 +60,14 @@ impl Server {
         }
         let began = Instant::now();
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the server starts");
-        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
-        let line = lines.find(|line| line.contains(" listens on ")).expect("it says where it listens");
+        let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines().map_while(Result::ok);
+        let line = lines.find(|line| line.contains(" listens on ")).expect("the server logs where it listens");
         let listened_after = began.elapsed();
-        let address = line.split(" listens on ").nth(1).and_then(|rest| rest.split(' ').next()).expect("an address");
-        let mut address: SocketAddr = address.parse().expect("an address");
+        let address =
+            line.split(" listens on ").nth(1).and_then(|rest| rest.split(' ').next()).expect("the address is valid");
+        let mut address: SocketAddr = address.parse().expect("the address is valid");
         address.set_ip(Ipv4Addr::LOCALHOST.into());
-        // Of what it says later the reader is told what is amiss.
+        // Print the warnings and errors that the server logs later.
         std::thread::spawn(move || {
             lines.filter(|line| !line.contains(" INFO ")).for_each(|line| eprintln!("{line}"));
         });
@@ -84,7 +86,7 @@ impl Drop for Server {
     }
 }
 
-/// A certificate for `localhost` in files that are removed with it.
+/// A certificate for `localhost`. Dropping the value removes its files.
 struct Identity {
     folder: PathBuf,
     trusted: Arc<ClientConfig>,
@@ -93,15 +95,15 @@ struct Identity {
 impl Identity {
     fn new() -> Self {
         let folder = std::env::temp_dir().join(format!("howler-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("the temporary folder can be written");
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-        std::fs::write(folder.join("cert.pem"), made.cert.pem()).expect("the folder can be written");
-        std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).expect("the folder can be written");
+        std::fs::create_dir_all(&folder).expect("the temporary folder is writable");
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("the certificate is generated");
+        std::fs::write(folder.join("cert.pem"), made.cert.pem()).expect("the folder is writable");
+        std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).expect("the folder is writable");
         let mut roots = RootCertStore::empty();
-        roots.add(made.cert.der().clone()).expect("it is its own root");
+        roots.add(made.cert.der().clone()).expect("the certificate is its own root");
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .expect("ring speaks them")
+            .expect("ring supports the versions")
             .with_root_certificates(roots)
             .with_no_client_auth();
         Self { folder, trusted: Arc::new(config) }

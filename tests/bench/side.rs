@@ -1,5 +1,6 @@
-//! One side of a comparison, as a process of its own: a server, the stand-in that it follows, and its clients.
-//! It takes orders as lines of JSON from its standard input and answers each with one line.
+//! One side of a comparison, in a process of its own: a server, its stand-in for CouchDB, and its
+//! clients. It reads orders as lines of JSON from its standard input and answers each with one
+//! line.
 
 use std::fmt::Write as _;
 use std::io::{BufRead as _, Write as _};
@@ -18,10 +19,10 @@ use super::lines::{self, Lines};
 use super::process::{self, Kernel, Usage};
 use super::server::{Server, Target};
 
-/// A time in which all that follows from what was done has happened.
+/// Time within which all effects of earlier steps have happened.
 const A_MOMENT: Duration = Duration::from_millis(500);
 
-/// What is set up.
+/// The setup of a side.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Setup {
     pub target: Target,
@@ -33,83 +34,85 @@ pub struct Setup {
     pub options: Vec<String>,
 }
 
-/// What can be ordered.
+/// One measurement.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Order {
-    /// One change after the other of the database that all have; each is awaited by all.
+    /// Changes of the shared database. Each round waits until all clients are notified.
     FanOut { rounds: u64 },
-    /// Changes at a steady pace, each of the database of one client.
+    /// Changes at a steady pace, each of one client's database.
     Pace { changes: usize, per_second: usize },
-    /// The same while the server is attacked.
+    /// The same during an attack.
     Attack { attack: Attack, changes: usize, per_second: usize },
-    /// Changes of all databases of single clients at once.
+    /// Changes of all clients' own databases at once.
     Burst { changes: usize },
-    /// One change of each database of the one client, at once.
+    /// One change of each database of a single client, all at once.
     Many { databases: usize },
-    /// Nothing, until each client was pinged so often.
+    /// No changes until each client has received `pings` pings.
     Rest { pings: u64 },
-    /// Lines of databases that nobody watches, as fast as they are taken.
+    /// Lines about databases without subscribers, as fast as the server reads them.
     Feed { lines: usize },
 }
 
-/// How setting up went.
+/// Measurements of the setup.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Started {
     pub listened_after_ms: f64,
-    /// Resident bytes once it listened, and once it followed the feed, with no client yet.
+    /// Resident bytes when the server listened, and when it followed the feed before any client
+    /// came.
     pub listening_bytes: u64,
     pub empty_bytes: u64,
-    /// Bytes that all clients together added.
+    /// Resident bytes that all clients together added.
     pub resident_bytes: u64,
-    /// Bytes that the kernel added for each socket; a client has one, and the server one for it.
+    /// Kernel bytes added per socket. A connection has one at the client and one at the server.
     pub socket_bytes: f64,
-    /// What connecting took.
+    /// CPU time and duration of connecting all clients.
     pub connect_ns: u64,
     pub connect_seconds: f64,
 }
 
-/// What an order took.
+/// The result of an order.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Took {
     pub ns: u64,
     pub user: u64,
     pub system: u64,
     pub seconds: f64,
-    /// Notifications received.
+    /// Number of notifications received.
     pub told: u64,
-    /// Reads in which they came.
+    /// Number of reads that returned data.
     pub reads: u64,
-    /// Writes of the server, where they could be counted.
+    /// Number of writes of the server, if they could be counted.
     pub writes: Option<u64>,
-    /// From the feed's write to the first and the last notification of each round, in milliseconds.
+    /// Time from the write to the feed to the first and last notification of each round, in
+    /// milliseconds.
     pub first_ms: Vec<f64>,
     pub last_ms: Vec<f64>,
-    /// Of each notification, in nanoseconds.
+    /// Latency of each notification, in nanoseconds.
     pub latencies: Vec<u64>,
 }
 
-/// The side.
+/// A server, its clients, and the source of its changes.
 pub struct Side {
     pub server: Server,
     pub setup: Setup,
     pub fleet: Fleet,
     pub couchdb: CouchDb,
-    /// To the yardstick, in place of a feed.
+    /// The connection that carries lines to the yardstick in place of a feed.
     pub wire: Option<TcpStream>,
     pub lines: Lines,
-    /// The revision of the shared database, then of the database of each client.
+    /// The revisions of the shared database and of each client's database.
     pub shared: u32,
     pub own: Vec<u32>,
 }
 
-/// Runs until the orders end.
+/// Carries out orders until the standard input ends.
 pub fn run(setup: Setup) {
     let (mut side, started) = Side::start(setup);
     answer(&started);
     let (sender, orders) = mpsc::channel();
     thread::spawn(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            let order: Order = serde_json::from_str(&line).expect("orders are ours");
+            let order: Order = serde_json::from_str(&line).expect("the parent wrote the order");
             if sender.send(order).is_err() {
                 return;
             }
@@ -131,9 +134,9 @@ pub fn run(setup: Setup) {
 }
 
 fn answer(value: &impl Serialize) {
-    let line = serde_json::to_string(value).expect("plain data");
+    let line = serde_json::to_string(value).expect("the value is plain data");
     let mut out = std::io::stdout();
-    writeln!(out, "{line}").and_then(|()| out.flush()).expect("the benchmark reads");
+    writeln!(out, "{line}").and_then(|()| out.flush()).expect("the parent reads");
 }
 
 impl Side {
@@ -143,8 +146,8 @@ impl Side {
         let listening = process::resident(server.id());
         let mut wire = None;
         if setup.target == Target::Yardstick {
-            let mut stream = TcpStream::connect(server.address).expect("it listens");
-            stream.set_nodelay(true).and_then(|()| stream.write_all(b"feed\n")).expect("it reads");
+            let mut stream = TcpStream::connect(server.address).expect("the yardstick listens");
+            stream.set_nodelay(true).and_then(|()| stream.write_all(b"feed\n")).expect("the yardstick reads");
             wire = Some(stream);
         } else {
             couchdb.wait_for_feed();
@@ -182,7 +185,7 @@ impl Side {
     fn carry_out(&mut self, order: &Order) -> Took {
         self.fleet.tally.told = 0;
         self.fleet.tally.reads = 0;
-        // Pings come at any time: the server is never at rest for long.
+        // Pings come at any time, so the server never idles for long.
         if let Order::Rest { pings } = *order {
             return self.rest(pings);
         }
@@ -194,7 +197,7 @@ impl Side {
             Order::Attack { attack, changes, per_second } => self.attack(attack, changes, per_second),
             Order::Burst { changes } => self.burst(changes),
             Order::Many { databases } => self.many(databases),
-            Order::Rest { .. } => unreachable!("done above"),
+            Order::Rest { .. } => unreachable!("handled above"),
             Order::Feed { lines } => self.feed(lines),
         };
         if took.seconds == 0.0 {
@@ -202,16 +205,17 @@ impl Side {
         }
         let used = Usage::at_rest(self.server.id()).since(before);
         (took.ns, took.user, took.system) = (used.ns, used.user, used.system);
-        // Whatever comes now is one too many; the caller knows how many there should be.
+        // Count surplus notifications, too. The caller knows the right number.
         self.fleet.run_for(Duration::from_millis(50));
         (took.told, took.reads) = (self.fleet.tally.told, self.fleet.tally.reads);
         took
     }
 }
 
-/// Telling the server of changes.
+/// Sending changes to the server.
 impl Side {
-    /// A line for each of these: the number of a client for its database, None for the one that all have.
+    /// Returns a line for each item: the number of a client for its own database, `None` for the
+    /// shared one.
     pub fn write_lines(&mut self, changed: impl Iterator<Item = Option<usize>>) -> Vec<u8> {
         let mut text = String::new();
         for who in changed {
@@ -231,7 +235,7 @@ impl Side {
         if self.wire.is_some() { text.into() } else { lines::chunked(&text) }
     }
 
-    /// Hands bytes to the server; returns once the system took them all.
+    /// Sends bytes to the server. Returns once the kernel has taken all of them.
     pub fn push(couchdb: &CouchDb, wire: &mut Option<TcpStream>, bytes: &[u8]) {
         match wire {
             Some(wire) => wire.write_all(bytes).expect("the yardstick reads"),

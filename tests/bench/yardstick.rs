@@ -1,8 +1,9 @@
-//! The yardstick: the least that a server could do. It reads a line from one socket and writes its text to those
-//! who are meant, one write each, in one loop over epoll; nothing is parsed, kept, or checked.
+//! The yardstick: the least that a server could do. An epoll loop reads lines from one socket and
+//! writes their text to the named clients with one write each. It parses, stores and checks
+//! nothing.
 //!
-//! A client says its number and is told `ready`; who says `feed` is the one whose lines are passed on:
-//! `* text` to all, `17 text` to one.
+//! A client sends its number and receives `ready`. The sender of `feed` supplies the lines: `*
+//! text` for all clients, `17 text` for one.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 
@@ -15,28 +16,28 @@ const LISTENER: Token = Token(usize::MAX - 1);
 
 struct Loop {
     poll: Poll,
-    /// In the order in which they came; the token is the place.
+    /// Sockets in the order of their arrival. The token is the index.
     sockets: Vec<TcpStream>,
-    /// Number of a client → its socket.
+    /// Number of a client → index of its socket.
     clients: Vec<usize>,
     feed: Option<usize>,
-    /// A line of the feed of which the end has not come yet.
+    /// The beginning of an incomplete line of the feed.
     begun: Vec<u8>,
 }
 
-/// Runs until it is killed.
+/// Runs until the process is killed.
 pub fn run() -> ! {
-    let mut listener = TcpListener::bind("0.0.0.0:0".parse().expect("an address")).expect("a free port");
-    let poll = Poll::new().expect("epoll is there");
-    poll.registry().register(&mut listener, LISTENER, Interest::READABLE).expect("a fresh socket");
-    eprintln!("yardstick listens on {} (http);", listener.local_addr().expect("it is bound"));
+    let mut listener = TcpListener::bind("0.0.0.0:0".parse().expect("the address is valid")).expect("a port is free");
+    let poll = Poll::new().expect("epoll is available");
+    poll.registry().register(&mut listener, LISTENER, Interest::READABLE).expect("the socket is new");
+    eprintln!("yardstick listens on {} (http);", listener.local_addr().expect("the listener is bound"));
     let mut this = Loop { poll, sockets: Vec::new(), clients: Vec::new(), feed: None, begun: Vec::new() };
     let mut events = Events::with_capacity(1024);
     let mut buffer = vec![0; 64 * 1024];
     loop {
         match this.poll.poll(&mut events, None) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            polled => polled.expect("epoll is there"),
+            polled => polled.expect("epoll is available"),
         }
         for event in &events {
             match event.token() {
@@ -52,7 +53,7 @@ impl Loop {
         while let Ok((mut socket, _)) = listener.accept() {
             let _ = socket.set_nodelay(true);
             let token = Token(self.sockets.len());
-            self.poll.registry().register(&mut socket, token, Interest::READABLE).expect("a fresh socket");
+            self.poll.registry().register(&mut socket, token, Interest::READABLE).expect("the socket is new");
             self.sockets.push(socket);
         }
     }
@@ -64,7 +65,7 @@ impl Loop {
                 Ok(read) if self.feed == Some(place) => self.pass_on(&buffer[..read]),
                 Ok(read) => self.greet(place, std::str::from_utf8(&buffer[..read]).expect("clients send text")),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) => panic!("a client is lost: {error}"),
+                Err(error) => panic!("a connection failed: {error}"),
             }
         }
     }
@@ -73,7 +74,7 @@ impl Loop {
         if line == "feed\n" {
             self.feed = Some(place);
         } else {
-            let number: usize = line.trim_end().parse().expect("a number in one piece");
+            let number: usize = line.trim_end().parse().expect("one read returns the whole number");
             if self.clients.len() <= number {
                 self.clients.resize(number + 1, usize::MAX);
             }
@@ -96,7 +97,7 @@ impl Loop {
     }
 
     fn tell(&mut self, line: &[u8]) {
-        let space = memchr::memchr(b' ', line).expect("a line names who is meant");
+        let space = memchr::memchr(b' ', line).expect("a line starts with its recipient");
         let frame = frames::plain(&line[space + 1..]);
         if &line[..space] == b"*" {
             for place in 0..self.sockets.len() {
@@ -106,7 +107,7 @@ impl Loop {
             }
         } else {
             let number = std::str::from_utf8(&line[..space]).ok().and_then(|number| number.parse::<usize>().ok());
-            self.write(self.clients[number.expect("a number")], &frame);
+            self.write(self.clients[number.expect("the recipient is a number")], &frame);
         }
     }
 
