@@ -1,5 +1,5 @@
-//! The name of CouchDB: which nameservers are asked, what comes of their answers, and that every
-//! address is tried.
+//! The host name of CouchDB: which nameservers are asked, how their answers are used, and that
+//! every address is tried.
 
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,13 +13,13 @@ use crate::support::howler::{Howler, assert_no_secret};
 use crate::support::tls::{Authority, TlsProxy, tls_url};
 use crate::support::{SOON, couchdb};
 
-/// A root folder in which these nameservers are asked.
+/// Creates a root folder whose `resolv.conf` lists these nameservers.
 fn root(servers: &[&NameServer], rest: &str) -> Root {
     let lines: Vec<String> = servers.iter().map(|server| format!("nameserver {}\n", server.ip)).collect();
     Root::new(&(lines.concat() + rest), "127.0.0.1 localhost\n")
 }
 
-/// What `check` says of a host name.
+/// Returns what `check` reports about a host name.
 fn look_up(root: &Root, name: &str) -> String {
     let url = format!("http://admin:zq7-secret@{name}:9");
     let output = root.command().args(["check", "--host", "127.0.0.1", "--port", "0", "-u", &url]).output();
@@ -29,21 +29,21 @@ fn look_up(root: &Root, name: &str) -> String {
     line.unwrap_or_else(|| panic!("{output}"))
 }
 
-/// The URL of a stand-in by another host and port.
+/// Returns the URL of a stand-in with another host and port.
 fn url_of(couchdb: &StandIn, host: &str, port: u16) -> String {
     couchdb.url().replace(&couchdb.address().to_string(), &format!("{host}:{port}"))
 }
 
-/// Expects that a server follows a stand-in and logs clients in.
+/// Asserts that a server follows a stand-in and logs clients in.
 fn follows(howler: &Howler, couchdb: &StandIn) {
-    assert!(couchdb.wait_for_feeds(1, SOON), "the feed opens:\n{}", howler.output());
+    assert!(couchdb.wait_for_feeds(1, SOON), "the feed is not open:\n{}", howler.output());
     let mut client = Client::subscribed(howler.address(), &["db"]);
     couchdb.update("db");
     assert_eq!(client.next_change(SOON).as_deref(), Some("db"));
 }
 
 #[test]
-fn what_one_family_comes_to_does_not_touch_the_other() {
+fn an_error_for_one_address_family_does_not_affect_the_other() {
     let server = NameServer::start();
     let root = root(&[&server], "options timeout:1 attempts:1\n");
     let bad = [
@@ -69,7 +69,7 @@ fn what_one_family_comes_to_does_not_touch_the_other() {
 }
 
 #[test]
-fn a_server_follows_by_a_name_that_has_no_ipv6_address() {
+fn a_name_without_an_ipv6_address_is_followed() {
     let (couchdb, server) = (couchdb(), NameServer::start());
     server.answer("couch.test", A, addresses(&["127.0.0.1"]));
     for bad in [Answer::Code(NXDOMAIN), Answer::Code(SERVFAIL), Answer::Code(REFUSED)] {
@@ -84,7 +84,7 @@ fn a_server_follows_by_a_name_that_has_no_ipv6_address() {
 }
 
 #[test]
-fn all_addresses_are_found_and_both_families_take_turns() {
+fn all_addresses_are_found_and_both_families_alternate() {
     let server = NameServer::start();
     let root = root(&[&server], "");
     server.answer("couch.test", A, addresses(&["10.0.0.1", "10.0.0.2", "10.0.0.1"]));
@@ -110,7 +110,7 @@ fn a_name_that_is_not_found_says_why() {
     silent.answer("silent.test", AAAA, Answer::Silence);
     let said = look_up(&root(&[&silent], "options timeout:1\nsearch a.test b.test\n"), "silent.test");
     assert!(said.contains(&format!("no nameserver answers ({})", silent.ip)), "{said}");
-    assert!(silent.asked().len() <= 4, "who is silent is not asked for other names: {:?}", silent.asked());
+    assert!(silent.asked().len() <= 4, "a silent nameserver is not asked for other names: {:?}", silent.asked());
     assert!(look_up(&one, "a..test").contains("no such name"));
 }
 
@@ -124,11 +124,11 @@ fn further_nameservers_are_asked_when_one_does_not_answer() {
         first.answer("couch.test", AAAA, bad.clone());
         assert_eq!(look_up(&both, "couch.test"), "couch.test is 127.0.0.1", "{bad:?}");
     }
-    // Nobody is at the first one.
+    // Nothing listens at the first address.
     let gone = NameServer::start().ip;
     let conf = format!("nameserver {gone}\nnameserver {}\n", second.ip);
     assert_eq!(look_up(&Root::new(&conf, ""), "couch.test"), "couch.test is 127.0.0.1");
-    // That there is no such name is an answer.
+    // NXDOMAIN is an answer: the second nameserver is not asked.
     let before = second.asked().len();
     assert!(look_up(&both, "nowhere.test").contains("no such name"));
     assert_eq!(second.asked().len(), before);
@@ -160,7 +160,7 @@ fn short_names_are_searched_in_domains() {
 }
 
 #[test]
-fn what_does_not_fit_is_asked_for_over_tcp() {
+fn truncated_answers_are_retried_over_tcp() {
     let server = NameServer::start();
     let many: Vec<IpAddr> = (1..=12).map(|number| [10, 0, 0, number].into()).collect();
     server.answer("couch.test", A, Answer::Truncated(many));
@@ -176,7 +176,7 @@ fn what_does_not_fit_is_asked_for_over_tcp() {
 }
 
 #[test]
-fn nameservers_have_ipv6_addresses_too() {
+fn nameservers_may_have_ipv6_addresses() {
     let server = NameServer::start_at("::1".parse().expect("an address"));
     server.answer("couch.test", A, addresses(&["127.0.0.1"]));
     assert_eq!(look_up(&root(&[&server], ""), "couch.test"), "couch.test is 127.0.0.1");
@@ -184,7 +184,7 @@ fn nameservers_have_ipv6_addresses_too() {
 }
 
 #[test]
-fn nameservers_take_turns_when_asked_to() {
+fn the_rotate_option_alternates_nameservers() {
     let (first, second) = (NameServer::start(), NameServer::start());
     for server in [&first, &second] {
         server.answer("couch.test", A, addresses(&["127.0.0.1"]));
@@ -211,7 +211,7 @@ fn the_hosts_file_comes_first_with_aliases_and_both_families() {
 }
 
 #[test]
-fn a_name_that_moves_is_followed_by_the_next_connection() {
+fn the_next_connection_uses_a_changed_address() {
     let (couchdb, server) = (couchdb(), NameServer::start());
     let old = Forwarder::start("127.0.11.1:0", couchdb.address());
     let port = old.address.port();
@@ -221,7 +221,7 @@ fn a_name_that_moves_is_followed_by_the_next_connection() {
     let howler = Howler::launch_command(root.command().args(["--couchdb_url", &url_of(&couchdb, "couch.test", port)]));
     follows(&howler, &couchdb);
     assert_eq!(new.connections.load(Ordering::Acquire), 0);
-    // The old address goes on answering: it is somebody else's now.
+    // The old address still answers, as if it now belonged to another server.
     server.answer("couch.test", A, addresses(&["127.0.11.2"]));
     let before = old.connections.load(Ordering::Acquire);
     old.cut();
@@ -243,7 +243,7 @@ fn every_address_is_tried_by_feed_and_logins() {
 }
 
 #[test]
-fn an_address_that_ends_each_connection_is_tried_last() {
+fn an_address_that_closes_each_connection_is_tried_last() {
     let couchdb = couchdb();
     let good = Forwarder::start("127.0.15.2:0", couchdb.address());
     let closes = TcpListener::bind(("127.0.15.1", good.address.port())).expect("the port is free");
@@ -255,7 +255,7 @@ fn an_address_that_ends_each_connection_is_tried_last() {
 }
 
 #[test]
-fn an_address_without_a_good_certificate_is_one_that_failed() {
+fn an_address_without_a_valid_certificate_is_skipped() {
     let (couchdb, authority, stranger) = (couchdb(), Authority::new(), Authority::new());
     let good = TlsProxy::start_at(&couchdb, authority.server(&["couch.test"]), [127, 0, 13, 4].into(), false);
     let at = |last: u8| SocketAddr::from(([127, 0, 13, last], good.port()));
@@ -263,7 +263,7 @@ fn an_address_without_a_good_certificate_is_one_that_failed() {
     let _plain = Forwarder::start(&at(2).to_string(), couchdb.address());
     let hosts: Vec<String> = (1..=4).map(|last| format!("{} couch.test\n", at(last).ip())).collect();
     let root = Root::new("", &hosts.concat());
-    root.write("ca.pem", &std::fs::read_to_string(authority.file()).expect("it is there"));
+    root.write("ca.pem", &std::fs::read_to_string(authority.file()).expect("the file exists"));
     let url = tls_url(&couchdb, &format!("couch.test:{}", good.port()));
     let options = ["--couchdb_url", &url, "--ca_file", "/ca.pem"];
     let howler = Howler::launch_command(root.command().args(options));
@@ -272,7 +272,7 @@ fn an_address_without_a_good_certificate_is_one_that_failed() {
     let output = root.command().args(["check", "--host", "127.0.0.1", "--port", "0"]).args(options).output();
     let output = String::from_utf8(output.expect("chroot runs").stdout).expect("text");
     assert!(output.contains("ok      feed: "), "{output}");
-    // When none is good, what is wrong is said of each, and once.
+    // When no address works, the log names the problem of each, once.
     drop((howler, good));
     let howler = Howler::launch_command(root.command().args(options));
     howler.wait_for_lines("Next try in", 3);
@@ -282,23 +282,23 @@ fn an_address_without_a_good_certificate_is_one_that_failed() {
 }
 
 #[test]
-fn an_address_that_says_nothing_is_given_up_for_the_next() {
+fn a_silent_address_is_skipped() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let good = TlsProxy::start_at(&couchdb, authority.server(&["couch.test"]), [127, 0, 14, 2].into(), false);
     let _silent = TcpListener::bind(("127.0.14.1", good.port())).expect("the port is free");
     let root = Root::new("", "127.0.14.1 couch.test\n127.0.14.2 couch.test\n");
-    root.write("ca.pem", &std::fs::read_to_string(authority.file()).expect("it is there"));
+    root.write("ca.pem", &std::fs::read_to_string(authority.file()).expect("the file exists"));
     let url = tls_url(&couchdb, &format!("couch.test:{}", good.port()));
     let howler = Howler::launch_command(root.command().args(["--couchdb_url", &url, "--ca_file", "/ca.pem"]));
     follows(&howler, &couchdb);
 }
 
 #[test]
-fn addresses_have_zones() {
+fn ipv6_addresses_may_have_zones() {
     let couchdb = couchdb();
     let mut hosts = vec!["[::1%25lo]".to_owned(), "[::1%251]".to_owned()];
-    // The address of a link, where this machine has one.
-    let interfaces = std::fs::read_to_string("/proc/net/if_inet6").expect("there is IPv6");
+    // The link-local address of this machine, if it has one.
+    let interfaces = std::fs::read_to_string("/proc/net/if_inet6").expect("the machine has IPv6");
     let link = interfaces.lines().find(|line| line.starts_with("fe80")).map(|line| {
         let number = u128::from_str_radix(&line[..32], 16).expect("an address");
         (std::net::Ipv6Addr::from(number), line.split_whitespace().last().expect("a name").to_owned())
@@ -312,7 +312,7 @@ fn addresses_have_zones() {
         let howler = Howler::launch(&["--couchdb_url", &url]);
         follows(&howler, &couchdb);
         let shown = couchdb.requests().iter().all(|request| !request.header("Host").unwrap_or("%").contains('%'));
-        assert!(shown, "no zone is sent");
+        assert!(shown, "the Host header has no zone");
         howler.wait_for_line(&format!("CouchDB is at http://{host}"));
         drop(howler);
         assert!(couchdb.wait_for_feeds(0, SOON));
@@ -321,7 +321,7 @@ fn addresses_have_zones() {
     howler.wait_for_line("there is no interface \"nowhere0\"");
 }
 
-/// Passes connections on to a server from an address of choice, and counts them.
+/// Forwards connections from a chosen address to a server and counts them.
 struct Forwarder {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
@@ -332,7 +332,7 @@ struct Forwarder {
 impl Forwarder {
     fn start(listen: &str, to: SocketAddr) -> Self {
         let listener = TcpListener::bind(listen).expect("the address is free");
-        let address = listener.local_addr().expect("it listens");
+        let address = listener.local_addr().expect("the listener is bound");
         let (connections, ends, stopped) =
             (Arc::<AtomicUsize>::default(), Arc::default(), Arc::<AtomicBool>::default());
         let forwarder = Self { address, connections, ends, stopped };
@@ -354,14 +354,14 @@ impl Forwarder {
                 };
                 copy(&client, &server);
                 copy(&server, &client);
-                ends.lock().expect("no test holds it").extend([client, server]);
+                ends.lock().expect("the lock is not poisoned").extend([client, server]);
             }
         });
         forwarder
     }
 
     fn cut(&self) {
-        for end in self.ends.lock().expect("no test holds it").drain(..) {
+        for end in self.ends.lock().expect("the lock is not poisoned").drain(..) {
             let _ = end.shutdown(Shutdown::Both);
         }
     }
@@ -369,7 +369,7 @@ impl Forwarder {
     fn wait_for_connections(&self, count: usize) {
         let deadline = std::time::Instant::now() + SOON;
         while self.connections.load(Ordering::Acquire) < count {
-            assert!(std::time::Instant::now() < deadline, "the new address is not connected to");
+            assert!(std::time::Instant::now() < deadline, "no connection to the new address");
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
     }

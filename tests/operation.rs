@@ -1,4 +1,4 @@
-//! Health, readiness and metrics, beside all else and on a port of their own.
+//! Health, readiness and metrics, on the ports of clients and on a port of their own.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ fn get(target: impl Into<Target>, path: &str) -> Answer {
     Http::connect(target).get(path)
 }
 
-/// Asks until the answer is as it should be; the machine may be slow.
+/// Repeats a request until the response is as expected; the machine may be slow.
 fn wait_until(target: impl Into<Target>, path: &str, is_right: impl Fn(&Answer) -> bool) -> Answer {
     let (mut http, deadline) = (Http::connect(target), Instant::now() + SOON);
     loop {
@@ -27,31 +27,31 @@ fn wait_until(target: impl Into<Target>, path: &str, is_right: impl Fn(&Answer) 
             return answer;
         }
         assert!(Instant::now() < deadline, "{path} stays {answer:?}\n{}", answer.text());
-        // Not to take the machine from those who are waited for.
+        // Leaves the processor to the processes that this test waits for.
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// The value of a sample, its labels included.
+/// Returns the value of a sample, which is named with its labels.
 fn sample(page: &str, name: &str) -> u64 {
     let mut values = page.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let value = values.next().unwrap_or_else(|| panic!("no {name} in\n{page}"));
-    assert_eq!(values.next(), None, "{name} stands twice");
+    assert_eq!(values.next(), None, "{name} appears twice");
     value.parse().unwrap_or_else(|_| panic!("{name} is {value}"))
 }
 
-/// Waits until a sample has a value; all samples then.
+/// Waits until a sample has a value and returns the page of metrics.
 fn wait_for_sample(address: SocketAddr, name: &str, value: u64) -> String {
     let answer = wait_until(address, "/metrics", |answer| sample(answer.text(), name) == value);
     answer.text().to_owned()
 }
 
 #[test]
-fn answers_beside_all_else_and_never_to_pages_of_others() {
+fn operator_paths_share_the_port_and_allow_no_origin() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     wait_until(howler.address(), "/readyz", |answer| answer.status == 200);
-    // One connection for all: each answer leaves it in order.
+    // One connection for all requests: each response leaves it usable.
     let mut http = Http::connect(howler.address());
     for (path, content_type, start) in [
         ("/healthz", "text/plain; charset=utf-8", "ok\n"),
@@ -65,7 +65,7 @@ fn answers_beside_all_else_and_never_to_pages_of_others() {
         assert_eq!(answer.field("Cache-Control"), Some("no-store"), "{path}");
         let head = http.ask("HEAD", path, "", b"");
         assert_eq!(head.status, 200, "{path}");
-        let length: usize = head.field("Content-Length").expect("it is told").parse().expect("a number");
+        let length: usize = head.field("Content-Length").expect("there is a length").parse().expect("a number");
         assert!(length >= start.len(), "{path}");
         for method in ["POST", "OPTIONS", "DELETE"] {
             let answer = http.ask(method, path, "", b"");
@@ -77,7 +77,7 @@ fn answers_beside_all_else_and_never_to_pages_of_others() {
 }
 
 #[test]
-fn answers_over_tls() {
+fn operator_paths_are_served_over_tls() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let identity = Identity::new(&authority);
     let howler = Howler::start_with(&couchdb, &identity.options());
@@ -93,7 +93,7 @@ fn readiness_follows_the_feed() {
     let howler = Howler::launch(&["--couchdb_url", &couchdb.url()]);
     let answer = get(howler.address(), "/readyz");
     assert_eq!((answer.status, answer.text().contains("is not open yet")), (503, true), "{}", answer.text());
-    assert_eq!(get(howler.address(), "/healthz").status, 200, "it lives all the same");
+    assert_eq!(get(howler.address(), "/healthz").status, 200, "the server is healthy");
     wait_for_sample(howler.address(), "howler_feed_up", 0);
     couchdb.accept_again().expect("its port is still free");
     wait_until(howler.address(), "/readyz", |answer| (answer.status, answer.text()) == (200, "ready\n"));
@@ -101,13 +101,13 @@ fn readiness_follows_the_feed() {
     couchdb.refuse();
     let down = wait_until(howler.address(), "/readyz", |answer| answer.status == 503);
     assert!(down.text().contains("is down") && down.text().lines().count() == 1, "{}", down.text());
-    assert!(!down.text().contains(&couchdb.address().to_string()), "where CouchDB is is nobody's business");
+    assert!(!down.text().contains(&couchdb.address().to_string()), "the address of CouchDB is not disclosed");
     let page = wait_for_sample(howler.address(), "howler_feed_up", 0);
     assert!(sample(&page, "howler_feed_breaks_total") >= 1);
 }
 
 #[test]
-fn counters_and_gauges_move() {
+fn counters_and_gauges_change() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let at = howler.address();
@@ -147,7 +147,7 @@ fn counters_and_gauges_move() {
     assert!(matches!(json.receive_close(SOON).1, Received::Close(..)));
     let page = wait_for_sample(at, "howler_closes_total{reason=\"logged_out\"}", 1);
     assert_eq!(sample(&page, "howler_subscriptions"), 1);
-    // Sessions alone: connections that only asked for this page count as closed, too.
+    // Look at sessions only: connections that only fetched this page count as closed, too.
     let session = "howler_sessions{dialect=\"engine_io_3\",transport=\"websocket\"}";
     let vanished = "howler_closes_total{reason=\"client_vanished\"}";
     let before_end = sample(&page, vanished);
@@ -155,12 +155,12 @@ fn counters_and_gauges_move() {
     let page = wait_for_sample(at, session, 0);
     assert!(sample(&page, vanished) > before_end);
     assert!(sample(&page, "howler_connections_accepted_total") > sample(&before, "howler_connections_accepted_total"));
-    assert!(sample(&page, "howler_connections") >= 1, "the one that asks");
+    assert!(sample(&page, "howler_connections") >= 1, "the connection of this request");
     drop(poller);
 }
 
 #[test]
-fn no_secret_and_no_name_is_in_the_metrics() {
+fn metrics_contain_no_secrets_and_no_names() {
     let couchdb = couchdb();
     couchdb.add_user("zq7-sparrow", PASSWORD, &[]);
     let howler = Howler::start(&couchdb);
@@ -175,7 +175,7 @@ fn no_secret_and_no_name_is_in_the_metrics() {
 }
 
 #[test]
-fn promtool_finds_nothing_to_improve() {
+fn promtool_accepts_the_metrics() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let page = get(howler.address(), "/metrics");
@@ -186,21 +186,21 @@ fn promtool_finds_nothing_to_improve() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("promtool is installed (Debian package prometheus)");
-    promtool.stdin.take().expect("piped").write_all(&page.body).expect("it reads");
-    let output = promtool.wait_with_output().expect("it ends");
+    promtool.stdin.take().expect("piped").write_all(&page.body).expect("promtool reads its input");
+    let output = promtool.wait_with_output().expect("promtool ends");
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.trim().is_empty(), "{said}\n{}", page.text());
 }
 
 #[test]
-fn a_port_of_its_own_serves_nothing_else_and_the_others_not_that() {
+fn the_admin_port_serves_operator_paths_only_and_other_ports_none() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let identity = Identity::new(&authority);
     let options = [&identity.options()[..], &["--admin_port", "0"]].concat();
     let howler = Howler::start_with(&couchdb, &options);
-    let admin = howler.admin_address().expect("it has one");
+    let admin = howler.admin_address().expect("there is an admin port");
     let clients = Target::tls(howler.tls_address(), authority.client(rustls::ALL_VERSIONS));
-    // Plain HTTP, whatever clients speak.
+    // Plain HTTP, even where clients use TLS.
     wait_until(admin, "/readyz", |answer| answer.status == 200);
     assert_eq!(get(admin, "/healthz").text(), "ok\n");
     for path in ["/healthz", "/readyz", "/metrics"] {
@@ -211,26 +211,27 @@ fn a_port_of_its_own_serves_nothing_else_and_the_others_not_that() {
         assert_eq!(answer.status, 404, "{path}");
         assert!(answer.text().contains("/metrics") && answer.text().contains("--port"), "{path}: {}", answer.text());
     }
-    assert!(Client::try_open(admin, "/howler", "").is_err(), "no client comes in there");
+    assert!(Client::try_open(admin, "/howler", "").is_err(), "the admin port accepts no clients");
 }
 
 #[test]
-fn operators_are_nobodys_clients() {
+fn operators_do_not_count_as_clients() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--admin_port", "0"]);
-    let admin = howler.admin_address().expect("it has one");
+    let admin = howler.admin_address().expect("there is an admin port");
     let mut first = Http::connect(admin);
     let page = first.get("/metrics").text().to_owned();
     let gone = |page: &str| sample(page, "howler_closes_total{reason=\"served\"}");
     assert_eq!((sample(&page, "howler_connections"), sample(&page, "howler_connections_accepted_total")), (0, 0));
-    // Closed after its answer, at its end, for nonsense: none of them counts.
+    // Connections that close after a response, at their end or after a bad request do not count.
     let mut closing = Http::connect(admin);
     assert_eq!(closing.ask("GET", "/healthz", "Connection: close\r\n", b"").status, 200);
     let mut nonsense = Http::connect(admin);
     nonsense.send_raw("\x01\x02\r\n\r\n");
     assert_eq!(nonsense.answer().status, 400);
     drop(Http::connect(admin));
-    // More than there may be: those that asked least recently give way, and the one that is in use stays.
+    // Above the limit of connections, those that were idle longest are evicted, and the one in use
+    // stays.
     let idle: Vec<Http> = (0..200)
         .map(|number| {
             let mut one = Http::connect(admin);
@@ -253,14 +254,14 @@ fn operators_are_nobodys_clients() {
 }
 
 #[test]
-fn operators_are_answered_until_the_end() {
+fn operators_are_served_until_the_server_ends() {
     let couchdb = couchdb();
     let mut howler = Howler::start_with(&couchdb, &["--admin_port", "0"]);
-    let admin = howler.admin_address().expect("it has one");
+    let admin = howler.admin_address().expect("there is an admin port");
     let mut kept = Http::connect(admin);
     wait_until(admin, "/readyz", |answer| answer.status == 200);
     assert_eq!(kept.get("/readyz").status, 200);
-    // It never closes its side, and holds the server up for a while.
+    // This client never closes its side, and so delays the shutdown.
     let silent = Client::logged_in(howler.address());
     howler.signal("TERM");
     howler.wait_for_line("Stopping");
@@ -268,9 +269,9 @@ fn operators_are_answered_until_the_end() {
         assert_eq!((answer.status, answer.text()), (503, "not ready: the server is stopping\n"));
     }
     assert_eq!(get(admin, "/healthz").status, 200);
-    // Clients are seen off one after the other; this one has its turn.
+    // The drain closes clients one after the other, this one included.
     wait_for_sample(admin, "howler_closes_total{reason=\"shutting_down\"}", 1);
-    // Operators do not hold it up.
+    // Connections of operators do not delay the shutdown.
     let _idle = Http::connect(admin);
     drop(silent);
     assert_eq!(howler.wait().code(), Some(0));

@@ -1,4 +1,4 @@
-//! Engine.IO 3 over HTTP long polling, request by request, and the move to a WebSocket.
+//! Engine.IO 3 over HTTP long polling, request by request, and the upgrade to a WebSocket.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,8 +10,8 @@ use crate::support::tls::{Authority, Identity};
 use crate::support::wire::Target;
 use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
 
-/// What an event must keep from the packet before it. Measured from before that packet was asked for: how late
-/// it is read here says nothing of the server.
+/// Least time between an event and the packet before it. Tests measure from before they request
+/// that packet, because the time at which they read it proves nothing about the server.
 const DISTANCE: Duration = Duration::from_millis(25);
 
 fn handshake() -> String {
@@ -23,12 +23,13 @@ fn change(name: &str) -> String {
 }
 
 #[test]
-fn a_session_as_recorded() {
+fn a_session_follows_the_recorded_exchange() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     for round in 0..5 {
         let mut polls = Http::connect(howler.address());
-        // From before the 40 was written: how late it is read here says nothing of the server.
+        // Measured from before the server wrote the 40: the time at which the test reads it proves
+        // nothing about the server.
         let connected = Instant::now();
         let answer = polls.get(&handshake());
         assert_eq!((answer.status, answer.field("Content-Type")), (200, Some("text/plain; charset=UTF-8")));
@@ -38,7 +39,7 @@ fn a_session_as_recorded() {
         let sid = open.strip_prefix("0{\"sid\":\"").and_then(|rest| rest.split('"').next()).unwrap();
         let expected =
             format!(r#"0{{"sid":"{sid}","upgrades":["websocket"],"pingInterval":25000,"pingTimeout":5000}}"#);
-        assert_eq!((open, rest), (&*expected, "2:40"), "the event is never with the 40");
+        assert_eq!((open, rest), (&*expected, "2:40"), "the event is never in the response with the 40");
         assert_eq!(answer.field("Set-Cookie"), Some(&*format!("io={sid}; Path=/; HttpOnly; SameSite=Lax")));
 
         let target = format!("/socket.io/?EIO=3&transport=polling&t=Q89igtP&b64=1&sid={sid}");
@@ -54,7 +55,7 @@ fn a_session_as_recorded() {
         assert!(answer.field("Set-Cookie").is_some());
         assert_eq!(polls.get(&target).text(), "7:430[{}]");
         polls.send("GET", &target, "", b"");
-        assert!(polls.is_silent(Duration::from_millis(50)), "parked");
+        assert!(polls.is_silent(Duration::from_millis(50)), "the poll is parked");
         couchdb.update("b");
         assert_eq!(polls.answer().text(), "16:42[\"change\",\"b\"]");
         assert_eq!(posts.post(&target, "1:2").text(), "ok");
@@ -65,7 +66,7 @@ fn a_session_as_recorded() {
 }
 
 #[test]
-fn refusals_keep_their_distance_in_polls_of_their_own() {
+fn a_refused_login_arrives_in_polls_that_are_apart_in_time() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let began = Instant::now();
@@ -74,10 +75,10 @@ fn refusals_keep_their_distance_in_polls_of_their_own() {
     let refusal = poller.poll();
     assert!(refusal.len() == 1 && refusal[0].starts_with("42[\"not-authenticated\",{\"error\":true"), "{refusal:?}");
     assert!(began.elapsed() >= DISTANCE);
-    // However late it polls: the next answer holds the disconnect alone.
+    // However late the client polls, the next response holds only the disconnect.
     assert_eq!(poller.poll(), ["41"]);
     assert!(began.elapsed() >= 2 * DISTANCE);
-    assert_eq!(poller.poll(), ["1"], "and then the transport is closed");
+    assert_eq!(poller.poll(), ["1"], "the transport is closed after the disconnect");
     assert!(!poller.is_known());
 }
 
@@ -92,7 +93,7 @@ fn log_out_is_acknowledged_with_the_disconnect() {
     assert_eq!(poller.finish_poll(), ["435[{}]", "41"]);
     assert_eq!(poller.poll(), ["1"]);
     assert!(!poller.is_known());
-    // A client's own end.
+    // The client ends the session.
     for end in ["1", "41"] {
         let mut poller = Poller::subscribed(howler.address(), &["db"]);
         poller.start_poll();
@@ -102,13 +103,13 @@ fn log_out_is_acknowledged_with_the_disconnect() {
             assert!(!poller.is_known());
         } else {
             couchdb.update("db");
-            assert!(poller.polls.is_silent(A_MOMENT), "no change after it");
+            assert!(poller.polls.is_silent(A_MOMENT), "no change after the disconnect");
         }
     }
 }
 
 #[test]
-fn lengths_are_counted_as_javascript_does() {
+fn lengths_count_utf_16_units() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let names = ["grün", "smile\u{1f600}", "plain"];
@@ -128,7 +129,7 @@ fn lengths_are_counted_as_javascript_does() {
 }
 
 #[test]
-fn binary_framing_is_understood() {
+fn binary_framing_is_decoded() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut poller = Poller::logged_in(howler.address());
@@ -142,7 +143,7 @@ fn binary_framing_is_understood() {
     assert_eq!(poller.poll(), ["431[{}]", r#"432[{"ok":true}]"#, "3"]);
     couchdb.update("dbü");
     assert_eq!(poller.poll(), [change("dbü")]);
-    // Text in octets is no framing, and binary packets are of no use.
+    // Text framing in a binary body is an error, and so is a binary packet.
     for broken in [&b"1:2"[..], b"\x01\x02\xff\x04\x01", b"\x00\x01\xff2\x01\x02\xff\x04\x01", b"\x00\x02\xff2", b""] {
         let mut poller = Poller::logged_in(howler.address());
         let target = poller.target();
@@ -182,7 +183,8 @@ fn a_post_that_cannot_be_decoded_closes_the_session() {
         assert_eq!(poller.finish_poll(), ["1"], "{broken:?}");
         assert!(!poller.is_known());
     }
-    // A payload that is whole, of a packet that is broken: taken, then the session closes.
+    // A well-formed payload with a malformed packet: the server accepts it, then closes the
+    // session.
     let mut poller = Poller::logged_in(howler.address());
     poller.start_poll();
     poller.send(&["42{}"]);
@@ -190,7 +192,7 @@ fn a_post_that_cannot_be_decoded_closes_the_session() {
 }
 
 #[test]
-fn bodies_have_a_limit_and_may_be_chunked() {
+fn bodies_are_limited_and_may_be_chunked() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--max_post", "65536"]);
     let mut poller = Poller::logged_in(howler.address());
@@ -200,7 +202,7 @@ fn bodies_have_a_limit_and_may_be_chunked() {
     assert_eq!(longest.len(), 64 * 1024);
     assert_eq!(poller.post(&longest).status, 200);
     assert_eq!(poller.post(longest.clone() + "1:2").status, 413);
-    assert!(poller.posts.ends(), "what follows such a body is not looked at");
+    assert!(poller.posts.ends(), "the server ignores what follows such a body");
 
     let chunked = "Transfer-Encoding: chunked\r\n";
     let head = format!("POST {target} HTTP/1.1\r\nHost: a\r\n{chunked}\r\n");
@@ -215,7 +217,7 @@ fn bodies_have_a_limit_and_may_be_chunked() {
     posts.send_raw(head.clone() + "10001\r\n" + &"x".repeat(0x10001));
     assert_eq!(posts.answer().status, 413);
     assert!(posts.ends());
-    assert!(poller.is_known(), "the session goes on");
+    assert!(poller.is_known(), "the session continues");
     let mut posts = Http::connect(howler.address());
     posts.send_raw(head + "x\r\n");
     assert_eq!(posts.answer().refusal(), Some(3));
@@ -223,7 +225,7 @@ fn bodies_have_a_limit_and_may_be_chunked() {
 }
 
 #[test]
-fn two_requests_of_a_kind_close_the_session() {
+fn two_concurrent_polls_or_posts_close_the_session() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut poller = Poller::logged_in(howler.address());
@@ -246,12 +248,12 @@ fn two_requests_of_a_kind_close_the_session() {
     assert!(second.ends());
     assert_eq!(poller.polls.answer().text(), "1:1");
     poller.posts.send_raw(last);
-    assert_eq!(poller.posts.answer().refusal(), Some(1), "the session is gone");
+    assert_eq!(poller.posts.answer().refusal(), Some(1), "the session has ended");
     assert!(!poller.is_known());
 }
 
 #[test]
-fn refusals_have_their_codes() {
+fn rejected_requests_have_the_codes_of_engine_io() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let _json = Client::logged_in(howler.address());
@@ -259,10 +261,10 @@ fn refusals_have_their_codes() {
     let mut ended = Poller::logged_in(howler.address());
     ended.send(&["1"]);
     let sid = &live.sid;
-    // Where the session is found is in the sid's first bytes; the others cannot be guessed.
+    // The first bytes of a sid locate the session; the rest cannot be guessed.
     let mut forged = vec![sid_with(sid, |bytes| bytes[19] ^= 1), sid_with(sid, |bytes| bytes[8] ^= 1)];
     forged.push(sid_with(sid, |bytes| bytes[3] ^= 1));
-    // A session of the other dialect has no id, not even one without anything random in it.
+    // A session of the other dialect has no id, not even one without random bytes.
     forged.extend((0..8).map(|index| {
         sid_with(sid, |bytes| {
             bytes[3] = index;
@@ -299,10 +301,10 @@ fn refusals_have_their_codes() {
         expect("GET", &format!("EIO={version}&transport=polling"), body);
     }
     live.send(&["2"]);
-    assert_eq!(live.next(), "3", "none of these harmed the session");
+    assert_eq!(live.next(), "3", "none of these affected the session");
 }
 
-/// An id with some of its bytes changed.
+/// Returns an id with some of its bytes changed.
 fn sid_with(sid: &str, change: impl Fn(&mut [u8])) -> String {
     let mut bytes = data_encoding::BASE64URL_NOPAD.decode(sid.as_bytes()).expect("ids are base64");
     change(&mut bytes);
@@ -310,13 +312,13 @@ fn sid_with(sid: &str, change: impl Fn(&mut [u8])) -> String {
 }
 
 #[test]
-fn paths_and_methods() {
+fn only_socket_io_paths_and_known_methods_are_served() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut connection = Http::connect(howler.address());
     let bare = connection.get(&handshake().replace("/?", "?"));
-    assert!(bare.status == 200 && bare.text().ends_with("2:40"), "without the slash too");
-    assert_eq!(connection.get("/socket.io/?transport=polling").status, 200, "no EIO is 3");
+    assert!(bare.status == 200 && bare.text().ends_with("2:40"), "the slash is optional");
+    assert_eq!(connection.get("/socket.io/?transport=polling").status, 200, "EIO defaults to 3");
     for path in ["/nothing", "/socket.io/x?transport=polling", "/socket.iox", "/engine.io/?EIO=3&transport=polling"] {
         let answer = connection.get(path);
         assert_eq!((answer.status, answer.field("Access-Control-Allow-Origin")), (404, Some("*")), "{path}");
@@ -333,12 +335,11 @@ fn paths_and_methods() {
 }
 
 #[test]
-fn connections_are_kept_and_closed_as_asked() {
+fn connections_are_kept_or_closed_as_requested() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut poller = Poller::logged_in(howler.address());
     let target = poller.target();
-    // All on one connection.
     let mut one = Http::connect(howler.address());
     for _ in 0..3 {
         let answer = one.post(&target, "1:2");
@@ -355,7 +356,7 @@ fn connections_are_kept_and_closed_as_asked() {
     poller.send(&["2"]);
     assert_eq!(parked.answer().text(), "1:3");
     assert!(parked.ends());
-    // HTTP/1.0 closes unless asked to keep.
+    // HTTP/1.0 closes the connection unless the client asks to keep it.
     for (field, kept) in [("", false), ("Connection: keep-alive\r\n", true)] {
         let mut old = Http::connect(howler.address());
         old.send_raw(format!("POST {target} HTTP/1.0\r\n{field}Content-Length: 3\r\n\r\n1:2"));
@@ -373,13 +374,13 @@ fn connections_are_kept_and_closed_as_asked() {
 }
 
 #[test]
-fn requests_may_come_early() {
+fn requests_may_be_pipelined() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut poller = Poller::subscribed(howler.address(), &["db"]);
     let (get, post) = (request("GET", &poller.target(), "", b""), request("POST", &poller.target(), "", b"1:2"));
     let mut one = Http::connect(howler.address());
-    // Two posts in one write, and in any two parts.
+    // Two posts in one write, and split in two at any byte.
     let twice = [&*post, &*post].concat();
     for at in (0..twice.len()).step_by(7) {
         one.send_raw(&twice[..at]);
@@ -388,14 +389,15 @@ fn requests_may_come_early() {
         let packets = [poller.next(), poller.next()];
         assert_eq!(packets, ["3", "3"]);
     }
-    // A poll and a post behind it: the post waits for the poll's answer, and is then served at once.
+    // A post behind a poll waits for the response to the poll; the server answers it directly after
+    // that.
     one.send_raw([&*get, &*post].concat());
     assert!(one.is_silent(Duration::from_millis(50)));
     couchdb.update("db");
     assert_eq!(one.answer().text(), format!("{}:{}", change("db").len(), change("db")));
     assert_eq!(one.answer().text(), "ok");
     assert_eq!(poller.next(), "3");
-    // The post comes while the poll is parked already, in parts, and another poll behind it.
+    // The post arrives in parts while the poll is parked, with another poll behind it.
     one.send_raw(&get);
     assert!(one.is_silent(Duration::from_millis(20)));
     let (start, end) = post.split_at(post.len() / 2);
@@ -406,7 +408,8 @@ fn requests_may_come_early() {
     one.send_raw([end, &*get].concat());
     assert_eq!(one.answer().text(), "ok");
     assert_eq!(one.answer().text(), "1:3");
-    // Two polls in one write are not in flight at once: the second is looked at after the first.
+    // Two polls in one write are not concurrent: the server reads the second after it answered the
+    // first.
     one.send_raw([&*get, &*get].concat());
     for _ in 0..2 {
         assert!(one.is_silent(Duration::from_millis(20)));
@@ -416,11 +419,11 @@ fn requests_may_come_early() {
 }
 
 #[test]
-fn a_poll_that_is_given_up_loses_nothing() {
+fn an_abandoned_poll_loses_nothing() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut poller = Poller::subscribed(howler.address(), &["a", "b"]);
-    // One connection for all its questions, so that none of theirs ends.
+    // One connection for all these requests, so that it does not add to the counted ends.
     let mut operator = Http::connect(howler.address());
     let mut ends = || -> u64 {
         let page = operator.get("/metrics");
@@ -432,7 +435,7 @@ fn a_poll_that_is_given_up_loses_nothing() {
         *connection = Http::connect(howler.address());
         let deadline = Instant::now() + SOON;
         while ends() == before {
-            assert!(Instant::now() < deadline, "the server sees the end");
+            assert!(Instant::now() < deadline, "the server did not notice the end");
             std::thread::sleep(Duration::from_millis(5));
         }
     };
@@ -446,7 +449,7 @@ fn a_poll_that_is_given_up_loses_nothing() {
         changes.sort();
         assert_eq!(changes, [change("a"), change("b")]);
     }
-    // A post that is given up half sent leaves the way free for another.
+    // A post that the client gave up half sent does not block another.
     let post = request("POST", &poller.target(), "", b"1:2");
     poller.posts.send_raw(&post[..post.len() - 1]);
     assert!(poller.posts.is_silent(Duration::from_millis(20)));
@@ -456,14 +459,14 @@ fn a_poll_that_is_given_up_loses_nothing() {
 }
 
 #[test]
-fn a_session_that_does_not_poll_ends_and_holds_little() {
+fn a_session_that_does_not_poll_ends_and_keeps_each_database_once() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--ping_interval", "300", "--ping_timeout", "700"]);
     let mut poller = Poller::subscribed(howler.address(), &["a", "b"]);
     for _ in 0..100 {
         couchdb.update_many(&["a", "b", "a"]);
     }
-    // One that pings lives on without polling, and finds each of its databases once.
+    // A session that pings lives on without polling, and then receives each database once.
     let began = Instant::now();
     while began.elapsed() < Duration::from_millis(1300) {
         poller.send(&["6"]);
@@ -472,20 +475,20 @@ fn a_session_that_does_not_poll_ends_and_holds_little() {
     let mut changes = poller.poll();
     changes.sort();
     assert_eq!(changes, [change("a"), change("b")]);
-    // Polls are no sign of life: the one that is parked is told.
+    // Polls do not keep a session alive: the parked poll receives the close.
     let began = Instant::now();
     poller.start_poll();
     assert_eq!(poller.finish_poll(), ["1"]);
     assert!(began.elapsed() < Duration::from_secs(5) && began.elapsed() > Duration::from_millis(200));
     assert!(!poller.is_known());
-    // One that does nothing ends unnoticed.
+    // A session without any request ends without a response.
     let poller = Poller::subscribed(howler.address(), &["a"]);
     howler.wait_for_lines("closed: ping timeout", 2);
     assert!(!poller.is_known());
 }
 
 #[test]
-fn answers_that_nobody_polls_for_are_bounded() {
+fn replies_that_are_not_polled_for_are_limited() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut poller = Poller::logged_in(howler.address());
@@ -498,18 +501,18 @@ fn answers_that_nobody_polls_for_are_bounded() {
             break answer;
         }
         posts += 1;
-        assert!(posts < 100, "it takes for ever");
+        assert!(posts < 100, "no post is rejected");
         if answer.field("Connection") == Some("close") {
             poller.posts = Http::connect(howler.address());
         }
     };
-    assert_eq!(refused.refusal(), Some(1), "closed");
-    assert!(posts > 3, "a burst is fine: {posts}");
+    assert_eq!(refused.refusal(), Some(1), "the session is closed");
+    assert!(posts > 3, "a burst is allowed: {posts}");
     assert!(howler.resident_kib() < 64 * 1024);
 }
 
 #[test]
-fn jsonp() {
+fn jsonp_wraps_packets_and_decodes_forms() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut polls = Http::connect(howler.address());
@@ -525,7 +528,7 @@ fn jsonp() {
     let target = format!("/socket.io/?EIO=3&transport=polling&sid={sid}");
     let answer = polls.get(&format!("{target}&j=1"));
     assert!(unwrap(answer.text(), 1).contains(":42[\"authenticated\","));
-    // A name with a line end is `\n` in JSON, which the form escapes once more.
+    // A line end in a name is `\n` in JSON, which the form escapes once more.
     let packet = r#"421["subscribe",["a\nb","c"]]"#;
     let escaped = format!("{}:{packet}", packet.len()).replace("\\n", "\\\\n");
     let form = escaped.bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>().concat();
@@ -537,14 +540,14 @@ fn jsonp() {
     assert_eq!(answer.text(), "___eio[3](\"7:431[{}]\");");
     couchdb.update("c");
     assert_eq!(polls.get(&format!("{target}&j=4")).text(), r#"___eio[4]("16:42[\"change\",\"c\"]");"#);
-    // Who posts no field `d` posts nothing that can be decoded.
+    // A form without the field `d` cannot be decoded.
     let answer = posts.ask("POST", &format!("{target}&j=5"), fields, b"e=1%3A2");
     assert_eq!(answer.refusal(), Some(3));
     assert_eq!(polls.get(&format!("{target}&j=6")).refusal(), Some(1));
 }
 
 #[test]
-fn cors() {
+fn cors_headers_allow_the_origin_of_the_request() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut poller = Poller::logged_in(howler.address());
@@ -580,7 +583,7 @@ fn cors() {
 }
 
 #[test]
-fn origins_that_are_not_listed_are_refused() {
+fn unlisted_origins_are_rejected() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--origins", "https://app.example.com,http://localhost:8080"]);
     let address = howler.address();
@@ -601,7 +604,7 @@ fn origins_that_are_not_listed_are_refused() {
         assert!(refused.starts_with("HTTP/1.1 403 "), "{refused}");
     }
     poller.send(&["2"]);
-    assert_eq!(poller.next(), "3", "without an Origin it passes, and was not harmed");
+    assert_eq!(poller.next(), "3", "requests without an Origin pass, and the session is unaffected");
     for origin in ["https://app.example.com", "http://localhost:8080"] {
         let field = format!("Origin: {origin}\r\n");
         let answer = Http::connect(address).ask("GET", &handshake(), &field, b"");
@@ -614,22 +617,22 @@ fn origins_that_are_not_listed_are_refused() {
 }
 
 #[test]
-fn a_websocket_takes_over() {
+fn a_websocket_takes_over_the_session() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut poller = Poller::subscribed(howler.address(), &["db"]);
     poller.start_poll();
     let mut websocket = Client::open(howler.address(), &poller.websocket_target());
-    assert_eq!(websocket.receive_text(Duration::from_millis(50)), None, "nothing but the answer to a probe");
+    assert_eq!(websocket.receive_text(Duration::from_millis(50)), None, "nothing is sent before the probe");
     websocket.send("2probe");
     assert_eq!(websocket.receive_text(SOON).as_deref(), Some("3probe"));
-    assert_eq!(poller.polls.answer().text(), "1:6", "the parked poll is freed");
-    // While the client has not taken over, the session polls on.
+    assert_eq!(poller.polls.answer().text(), "1:6", "the parked poll is answered");
+    // Until the client completes the upgrade, the session stays on polling.
     poller.send(&[r#"421["heartbeat",null]"#]);
     assert_eq!(poller.poll(), [r#"431[{"ok":true}]"#]);
     poller.send(&["2"]);
     websocket.send("5");
-    assert_eq!(websocket.receive_text(SOON).as_deref(), Some("3"), "what was not polled for comes here");
+    assert_eq!(websocket.receive_text(SOON).as_deref(), Some("3"), "packets that were not polled for arrive here");
     couchdb.update("db");
     assert_eq!(websocket.receive_text(SOON), Some(change("db")));
     for method in ["GET", "POST"] {
@@ -647,7 +650,7 @@ fn a_websocket_takes_over() {
 }
 
 #[test]
-fn an_upgrade_at_once_keeps_the_order_of_the_first_packets() {
+fn an_immediate_upgrade_keeps_the_order_of_the_first_packets() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     for _ in 0..5 {
@@ -666,7 +669,7 @@ fn an_upgrade_at_once_keeps_the_order_of_the_first_packets() {
 }
 
 #[test]
-fn nothing_is_lost_while_a_websocket_takes_over() {
+fn nothing_is_lost_during_an_upgrade() {
     const CHANGES: usize = 300;
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
@@ -687,7 +690,7 @@ fn nothing_is_lost_while_a_websocket_takes_over() {
             }
             let mut websocket = Client::open(howler.address(), &poller.websocket_target());
             poller.start_poll();
-            // Sooner or later, and with a poll parked or not.
+            // Vary the time, with and without a parked poll.
             std::thread::sleep(Duration::from_millis(u64::from(round) * 7));
             websocket.send("2probe");
             assert_eq!(websocket.receive_text(SOON).as_deref(), Some("3probe"));
@@ -716,7 +719,7 @@ fn nothing_is_lost_while_a_websocket_takes_over() {
 }
 
 #[test]
-fn a_post_that_is_under_way_during_the_upgrade_is_carried_out() {
+fn a_post_in_flight_during_the_upgrade_is_processed() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut poller = Poller::logged_in(howler.address());
@@ -739,7 +742,7 @@ fn a_post_that_is_under_way_during_the_upgrade_is_carried_out() {
 }
 
 #[test]
-fn upgrades_that_fail_leave_the_session_alone() {
+fn failed_upgrades_do_not_affect_the_session() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let address = howler.address();
@@ -749,7 +752,7 @@ fn upgrades_that_fail_leave_the_session_alone() {
         couchdb.update("db");
         assert_eq!(poller.finish_poll(), [change("db")]);
     };
-    // Something else than a probe, or a takeover without one.
+    // Another packet instead of a probe, or the upgrade packet without a probe.
     for other in [&b"5"[..], b"2", b"4", br#"421["log-out",null]"#, b"", b"3probe"] {
         let mut websocket = Client::open(address, &poller.websocket_target());
         websocket.send_raw(&frame(0x81, other)).unwrap();
@@ -757,27 +760,28 @@ fn upgrades_that_fail_leave_the_session_alone() {
         assert_eq!(texts, Vec::<String>::new(), "{other:?}");
         goes_on(&mut poller);
     }
-    // Frames that no session would be left alone for.
+    // Frames that would close an upgraded session.
     for bytes in [frame(0x82, b"2probe"), frame(0x88, b"\x03\xe8"), b"\xff\xff".to_vec(), frame(0x81, b"\xff")] {
         let mut websocket = Client::open(address, &poller.websocket_target());
         websocket.send_raw(&bytes).unwrap();
         assert!(matches!(websocket.receive_close(SOON).1, Received::Close(..) | Received::End));
         goes_on(&mut poller);
     }
-    // Something else than the takeover after the probe.
+    // Another packet instead of the upgrade packet after the probe.
     let mut websocket = Client::open(address, &poller.websocket_target());
     websocket.send("2probe");
     assert_eq!(websocket.receive_text(SOON).as_deref(), Some("3probe"));
     websocket.send("2");
     websocket.receive_close(SOON);
     goes_on(&mut poller);
-    // Lost while probing; a second one is refused as long as the first is there, and taken after it.
+    // A second WebSocket is rejected while the first is probing, and accepted after the first is
+    // lost.
     let mut first = Client::open(address, &poller.websocket_target());
     first.send("2probe");
     assert_eq!(first.receive_text(SOON).as_deref(), Some("3probe"));
     let second = Client::try_open(address, &poller.websocket_target(), "").err().expect("refused");
     assert!(second.starts_with("HTTP/1.1 400 ") && second.contains("\"code\":3"), "{second}");
-    assert_eq!(poller.poll(), ["6"], "polls are freed");
+    assert_eq!(poller.poll(), ["6"], "polls are answered");
     drop(first);
     let deadline = Instant::now() + SOON;
     let mut websocket = loop {
@@ -792,7 +796,7 @@ fn upgrades_that_fail_leave_the_session_alone() {
     websocket.send("5");
     couchdb.update("db");
     assert_eq!(websocket.receive_text(SOON), Some(change("db")));
-    // A session that ends while a WebSocket is to take it over ends that too.
+    // A session that ends during an upgrade also closes the WebSocket.
     let mut poller = Poller::logged_in(address);
     let mut websocket = Client::open(address, &poller.websocket_target());
     poller.send(&["1"]);
@@ -802,7 +806,7 @@ fn upgrades_that_fail_leave_the_session_alone() {
 }
 
 #[test]
-fn an_upgrade_that_is_not_completed_is_given_up() {
+fn an_incomplete_upgrade_times_out() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut poller = Poller::subscribed(howler.address(), &["db"]);
@@ -818,13 +822,13 @@ fn an_upgrade_that_is_not_completed_is_given_up() {
     }
     for (poller, name) in [(&mut poller, "db"), (&mut other, "other")] {
         poller.start_poll();
-        assert!(poller.polls.is_silent(Duration::from_millis(50)), "parked again");
+        assert!(poller.polls.is_silent(Duration::from_millis(50)), "the poll is parked again");
         couchdb.update(name);
         assert_eq!(poller.finish_poll(), [change(name)]);
     }
 }
 
-/// The attributes of the cookie that names a session, behind its value.
+/// Returns the attributes of the session cookie, without its name and value.
 fn cookie_attributes(howler: &Howler, target: impl Into<Target>, fields: &str) -> String {
     let mut http = Http::connect(target);
     let answer = http.ask("GET", "/socket.io/?EIO=4&transport=polling", fields, b"");
@@ -835,7 +839,7 @@ fn cookie_attributes(howler: &Howler, target: impl Into<Target>, fields: &str) -
 }
 
 #[test]
-fn the_cookie_is_kept_to_its_site_and_to_tls() {
+fn the_session_cookie_is_limited_to_its_site_and_to_tls() {
     let couchdb = couchdb();
     let proxied = "X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: https\r\n";
     for (option, plain, secure) in [

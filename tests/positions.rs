@@ -1,5 +1,5 @@
-//! What a client that was away is told when it comes back, what it costs CouchDB, and what clients are told when
-//! changes may have been lost.
+//! Positions: what a client receives when it returns, how many requests that costs CouchDB, and
+//! which notifications clients get when changes may have been lost.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -14,10 +14,11 @@ use crate::support::howler::{Howler, lasting_port};
 use crate::support::http::Poller;
 use crate::support::{A_MOMENT, SOON, couchdb};
 
-/// Longest time of a `subscribe` to its answer when positions are not to be had: five seconds, on a busy machine.
+/// Longest time to the reply to `subscribe` when positions cannot be looked up: five seconds, plus
+/// room for a busy machine.
 const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(9);
 
-/// After so long, what was said has arrived.
+/// Time after which the server assumes that a sent message has arrived.
 const OUT_OF_FLIGHT: Duration = Duration::from_secs(12);
 
 fn names(count: usize) -> Vec<String> {
@@ -33,44 +34,45 @@ fn sorted(mut names: Vec<String>) -> Vec<String> {
     names
 }
 
-/// What was asked of CouchDB beside log-ins and the feed's own requests.
+/// Returns the lookups that CouchDB received.
 fn lookups(couchdb: &StandIn) -> Vec<RecordedRequest> {
     couchdb.requests().into_iter().filter(|request| request.target.ends_with("/_all_docs")).collect()
 }
 
-/// A client comes back: what it is told, after how many look-ups.
+/// Reconnects a client; returns the databases that it is notified of and the number of lookups.
 fn back_at(howler: &Howler, couchdb: &StandIn, device: &mut Device) -> (Vec<String>, usize) {
     couchdb.forget_requests();
-    let told = device.come_back(howler.address()).expect("it is served");
+    let told = device.come_back(howler.address()).expect("the server replies");
     (sorted(told), lookups(couchdb).len())
 }
 
-/// The next thing that a client is told; none is to be nothing.
+/// Returns the next notification of a client.
 fn next(device: &mut Device) -> Told {
-    device.next(SOON).expect("it is connected")
+    device.next(SOON).expect("the client is connected")
 }
 
-/// What a device knows of a database, without what marks off losses.
+/// Returns the counters of a database's position as a device knows it, without the part that marks
+/// losses.
 fn counts<'a>(device: &'a Device, name: &str) -> &'a str {
-    let position = device.known[name].as_deref().expect("it knows a position");
+    let position = device.known[name].as_deref().expect("the position is known");
     position.split(['-', '@']).next().expect("there is a first part")
 }
 
 fn hears_nothing(device: &mut Device) {
-    assert_eq!(device.next(A_MOMENT).expect("it is connected"), Told::Nothing);
+    assert_eq!(device.next(A_MOMENT).expect("the client is connected"), Told::Nothing);
 }
 
-/// A client at a server that knows where all of its databases stand.
+/// Connects a client to a server that knows the position of each of its databases.
 fn settled(howler: &Howler, names: &[String]) -> Device {
     let mut device = Device::new(names.to_vec());
-    let told = device.come_back(howler.address()).expect("it is served");
-    assert_eq!(told.len(), names.len(), "it knew nothing");
+    let told = device.come_back(howler.address()).expect("the server replies");
+    assert_eq!(told.len(), names.len(), "the client knew no positions");
     assert!(device.known.values().all(Option::is_some), "all positions are known");
     assert!(device.epoch.is_some());
     device
 }
 
-/// CouchDB goes away, its servers miss it, and it is back.
+/// Stops CouchDB until the servers notice, then restarts it.
 fn couchdb_restarts(couchdb: &StandIn, howlers: &[&Howler]) {
     const REFUSED: &str = "The changes feed is not connected: 127.0.0.1: Connection refused";
     let before: Vec<_> = howlers.iter().map(|howler| howler.count_lines(REFUSED)).collect();
@@ -79,12 +81,12 @@ fn couchdb_restarts(couchdb: &StandIn, howlers: &[&Howler]) {
         howler.wait_for_lines(REFUSED, before + 1);
     }
     couchdb.lose_next_events(false);
-    couchdb.restart(true).expect("the port is the stand-in's");
+    couchdb.restart(true).expect("the port of the stand-in is free");
     assert!(couchdb.wait_for_feeds(howlers.len(), SOON));
 }
 
 #[test]
-fn a_client_that_was_away_is_told_what_changed_after_one_request() {
+fn a_returning_client_learns_what_changed_after_one_lookup() {
     let couchdb = couchdb();
     let names = names(1_000);
     let ports = [lasting_port(), lasting_port()];
@@ -104,7 +106,7 @@ fn a_client_that_was_away_is_told_what_changed_after_one_request() {
         couchdb.update(&moved[5]);
         let (told, requests) = back_at(&howlers[place], &couchdb, &mut device);
         assert_eq!(told, moved, "server {place}, restarted: {restarted}");
-        // The first still knew.
+        // The first server still knew the positions.
         let most = usize::from(place == 1 || restarted);
         assert!(requests <= 1 && requests == most, "{requests} requests, server {place}, restarted: {restarted}");
         let own = |request: &RecordedRequest| {
@@ -112,16 +114,17 @@ fn a_client_that_was_away_is_told_what_changed_after_one_request() {
             let restarts = target == "/_membership" || target.starts_with("/_node/");
             restarts || target == "/_session" || target == "/_global_changes" || target.contains("_changes?")
         };
-        assert_eq!(couchdb.requests().iter().filter(|request| !own(request)).count(), requests, "and nothing else");
+        assert_eq!(couchdb.requests().iter().filter(|request| !own(request)).count(), requests, "no other requests");
         couchdb.update(&names[1]);
-        // The lines of what it was told of may come behind, where the server had not read them.
+        // Feed lines of changes that the reply covered may follow if the server had not read them
+        // yet.
         while next(&mut device) != Told::Change(names[1].clone()) {}
         hears_nothing(&mut device);
     }
 }
 
 #[test]
-fn another_epoch_counts_as_a_change_of_everything() {
+fn another_epoch_counts_every_database_as_changed() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut device = settled(&howler, &names(3));
@@ -132,7 +135,7 @@ fn another_epoch_counts_as_a_change_of_everything() {
     assert_eq!(ask(Value::Null)["changed"], json!([]));
     assert_eq!(ask(json!("17"))["changed"], json!(["db-1"]));
     assert_eq!(ask(json!(""))["changed"], json!(["db-1"]));
-    // A position that is none, and one that nobody knows: nothing is said of it but where it stands.
+    // For a malformed position and for an unknown one the reply only gives the current position.
     let answer = client.ask(json!({"op": "subscribe", "dbs": {"db-1": "nonsense", "db-2": null}}));
     assert_eq!(answer["changed"], json!(["db-1"]));
     assert_eq!(answer["dbs"], json!({"db-1": "0.0.0", "db-2": "0.0.0"}));
@@ -142,21 +145,21 @@ fn another_epoch_counts_as_a_change_of_everything() {
 }
 
 #[test]
-fn a_server_that_has_just_started_compares_when_it_knows_the_epoch() {
+fn a_new_server_compares_positions_once_it_knows_the_epoch() {
     let couchdb = couchdb();
     let port = lasting_port();
     let howler = Howler::start_on(port, &couchdb, &[]);
     let mut device = settled(&howler, &names(20));
     drop(howler);
     couchdb.update("db-7");
-    // `GET /_global_changes` tells the epoch.
+    // The server reads the epoch from `GET /_global_changes`.
     couchdb.set_access_delay(Duration::from_secs(1));
     let howler = Howler::start_on(port, &couchdb, &[]);
     assert_eq!(back_at(&howler, &couchdb, &mut device), (vec!["db-7".to_owned()], 1));
 }
 
 #[test]
-fn a_feed_that_a_healthy_couchdb_breaks_tells_nobody_anything() {
+fn a_broken_feed_of_a_healthy_couchdb_notifies_no_client() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut device = settled(&howler, &names(5));
@@ -172,14 +175,14 @@ fn a_feed_that_a_healthy_couchdb_breaks_tells_nobody_anything() {
         assert_eq!(socket_io.next(), r#"42["change","db-4"]"#);
     }
     hears_nothing(&mut device);
-    assert_eq!(lookups(&couchdb).len(), 0, "the feed told it all");
+    assert_eq!(lookups(&couchdb).len(), 0, "the feed reported all changes");
     device.leave();
     assert_eq!(back_at(&howler, &couchdb, &mut device), (vec![], 0));
 }
 
 #[test]
-fn when_couchdb_restarted_everybody_is_told_whether_there_or_not() {
-    // Whether it says that it restarted, or that is a guess.
+fn a_restart_of_couchdb_notifies_connected_and_returning_clients() {
+    // CouchDB reports its start time, or the server has to guess.
     for says in [true, false] {
         everybody_is_told_of_a_restart(says);
     }
@@ -193,14 +196,14 @@ fn everybody_is_told_of_a_restart(says: bool) {
     let (mut there, mut away) = (settled(&howler, &names), settled(&howler, &names));
     let mut socket_io = Poller::subscribed(howler.address(), &["db-0", "db-2"]);
     away.leave();
-    // An event that CouchDB never tells of.
+    // An event that CouchDB never sends.
     couchdb.lose_next_events(true);
     couchdb.update("db-2");
     couchdb_restarts(&couchdb, &[&howler]);
     assert_eq!(next(&mut there), Told::Everything);
     let told: BTreeSet<_> = (0..2).map(|_| socket_io.next()).collect();
     assert_eq!(told, [r#"42["change","db-0"]"#, r#"42["change","db-2"]"#].map(str::to_owned).into());
-    // Where nothing has happened for certain since, positions from before are not good any more.
+    // Without a certain event since the restart, positions from before it are no longer valid.
     couchdb.update("db-3");
     assert_eq!(next(&mut there), Told::Change("db-3".to_owned()));
     let (told, _) = back_at(&howler, &couchdb, &mut away);
@@ -209,12 +212,12 @@ fn everybody_is_told_of_a_restart(says: bool) {
     let marked = |name: &str| away.known[name].as_deref().is_some_and(|position| position.contains(['-', '@']));
     assert_eq!([marked("db-3"), marked("db-2")], [says, true], "{:?}", away.known);
     away.leave();
-    assert_eq!(back_at(&howler, &couchdb, &mut away), (vec![], 0), "told once");
+    assert_eq!(back_at(&howler, &couchdb, &mut away), (vec![], 0), "the client is notified once");
     hears_nothing(&mut there);
 }
 
 #[test]
-fn when_changes_are_recorded_anew_positions_are_too() {
+fn a_recreated_global_changes_database_resets_positions() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--create_global_changes"]);
     couchdb.update("db-1");
@@ -224,19 +227,19 @@ fn when_changes_are_recorded_anew_positions_are_too() {
     away.leave();
     assert!(couchdb.delete_database("_global_changes"));
     howler.wait_for_line("is not the database that it was");
-    // The word that changes were not recorded, the new epoch, and that it is another one: in any number of messages.
+    // The resync, the new epoch, and the change of epoch may come in any number of messages.
     assert_eq!(next(&mut there), Told::Everything);
     while there.epoch == epoch {
         next(&mut there);
     }
     couchdb.update("db-1");
     while next(&mut there) != Told::Change("db-1".to_owned()) {}
-    assert_eq!(sorted(away.come_back(howler.address()).expect("it is served")), names);
+    assert_eq!(sorted(away.come_back(howler.address()).expect("the server replies")), names);
     assert_eq!((away.epoch, &away.known["db-1"]), (there.epoch, &there.known["db-1"]));
 }
 
 #[test]
-fn when_the_sequence_is_refused_only_what_moved_is_told() {
+fn after_a_refused_sequence_only_changed_databases_are_notified() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut device = settled(&howler, &names(50));
@@ -248,21 +251,21 @@ fn when_the_sequence_is_refused_only_what_moved_is_told() {
     let told: BTreeSet<_> = (0..2).map(|_| format!("{:?}", next(&mut device))).collect();
     assert_eq!(told, [r#"Change("db-7")"#, r#"Change("db-9")"#].map(str::to_owned).into());
     assert_eq!(socket_io.next(), r#"42["change","db-7"]"#);
-    assert_eq!(couchdb.counters().pin_requests, 2, "the feed starts from then on");
+    assert_eq!(couchdb.counters().pin_requests, 2, "the feed starts at the current sequence");
     hears_nothing(&mut device);
     couchdb.update("db-1");
     assert_eq!(socket_io.next(), r#"42["change","db-1"]"#);
     assert_eq!(next(&mut device), Told::Change("db-1".to_owned()));
 }
 
-/// Waits until a server knows where databases stand.
+/// Waits until a server knows the positions of databases.
 fn howler_knows(howler: &Howler, names: &[&str]) {
     let answer = Client::logged_in(howler.address()).ask(json!({"op": "subscribe", "dbs": names}));
     assert!(names.iter().all(|name| answer["dbs"][name].is_string()), "{answer}");
 }
 
 #[test]
-fn the_operator_says_when_clients_sync_anew() {
+fn the_resync_option_decides_when_clients_resync() {
     for (policy, restart, cut) in [("off", false, false), ("lost", true, false), ("always", true, true)] {
         let couchdb = couchdb();
         let howler = Howler::start_with(&couchdb, &["--resync", policy]);
@@ -286,7 +289,7 @@ fn the_operator_says_when_clients_sync_anew() {
 }
 
 #[test]
-fn what_a_line_said_that_could_not_be_read_shows_in_the_positions() {
+fn changes_in_unreadable_lines_are_found_by_position() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut device = settled(&howler, &names(10));
@@ -294,7 +297,7 @@ fn what_a_line_said_that_could_not_be_read_shows_in_the_positions() {
     couchdb.update_many(&["db-3"]);
     assert_eq!(next(&mut device), Told::Change("db-3".to_owned()), "{}", howler.output());
     howler.assert_told("Skipped a line of the changes feed that is over 65536 bytes.", 1);
-    // Once it is read again, and then passed over.
+    // The server reads the line once more, then skips it.
     couchdb.break_next_feed(FeedFault::SpoilNextLine);
     couchdb.break_feed(FeedFault::SpoilNextLine);
     couchdb.update("db-5");
@@ -304,7 +307,7 @@ fn what_a_line_said_that_could_not_be_read_shows_in_the_positions() {
 }
 
 #[test]
-fn a_thousand_clients_that_ask_for_the_same_make_one_request() {
+fn the_same_lookup_of_a_thousand_clients_is_one_request() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     couchdb.update("b");
@@ -340,7 +343,7 @@ fn three_thousand_names_are_looked_up_in_a_few_requests() {
 }
 
 #[test]
-fn who_unsubscribes_while_its_subscription_waits_is_not_subscribed() {
+fn unsubscribe_cancels_a_waiting_subscription() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     couchdb.set_lookup_delay(A_MOMENT);
@@ -357,7 +360,7 @@ fn who_unsubscribes_while_its_subscription_waits_is_not_subscribed() {
 }
 
 #[test]
-fn where_couchdb_answers_no_look_up_a_client_is_served_without() {
+fn failed_lookups_leave_clients_without_positions() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     couchdb.fail_lookups(Some(503));
@@ -366,14 +369,14 @@ fn where_couchdb_answers_no_look_up_a_client_is_served_without() {
     let answer = client.ask(json!({"op": "subscribe", "dbs": {"a": "0.0.0", "b": null}}));
     assert!(asked.elapsed() < SUBSCRIBED_WITHIN, "{:?}", asked.elapsed());
     assert_eq!(answer["dbs"], json!({"a": null, "b": null}));
-    assert_eq!(answer["changed"], json!(["a"]), "what is not known counts as changed");
+    assert_eq!(answer["changed"], json!(["a"]), "an unknown position counts as changed");
     couchdb.update("b");
     let change = client.next_event(SOON).expect("a change");
     assert_eq!(change, json!({"event": "change", "db": "b", "kind": "updated"}));
     couchdb.fail_lookups(None);
     let mut known = Value::Null;
     let deadline = Instant::now() + SOON;
-    // It asks again after a while, which may be longer than an answer waits.
+    // The server retries the lookup after a while, which may be longer than a reply waits.
     while !known["dbs"]["a"].is_string() || !known["dbs"]["b"].is_string() {
         assert!(Instant::now() < deadline, "{known}");
         known = client.ask(json!({"op": "subscribe", "dbs": {"a": "0.0.0", "b": "1.0.0"}}));
@@ -381,11 +384,11 @@ fn where_couchdb_answers_no_look_up_a_client_is_served_without() {
     assert_eq!((&known["dbs"], &known["changed"]), (&json!({"a": "0.0.0", "b": "1.0.0"}), &json!([])));
     couchdb.update("b");
     assert_eq!(client.next_event(SOON).expect("a change")["position"], "2.0.0");
-    assert_eq!(client.next_change(A_MOMENT), None, "nothing twice");
+    assert_eq!(client.next_change(A_MOMENT), None, "no change is sent twice");
 }
 
 #[test]
-fn socket_io_clients_are_told_what_they_missed_where_that_is_remembered() {
+fn socket_io_clients_catch_up_if_sessions_are_remembered() {
     let subscribe = r#"421["subscribe",["a","b","c"]]"#;
     let come = |howler: &Howler| {
         let mut client = Client::socket_io_logged_in(howler.address());
@@ -400,7 +403,8 @@ fn socket_io_clients_are_told_what_they_missed_where_that_is_remembered() {
         couchdb.update_many(&["a", "b"]);
         let mut client = come(&howler);
         howler_knows(&howler, &["a", "b", "c"]);
-        // What is said just before a connection breaks may not arrive: it has to be heard of later than that.
+        // A notification sent just before a connection breaks may not arrive, so the client has to
+        // send something later than that.
         let until = Instant::now() + if remembers { OUT_OF_FLIGHT } else { Duration::ZERO };
         while Instant::now() < until {
             assert_eq!(client.receive_text(A_MOMENT), None);
@@ -416,13 +420,17 @@ fn socket_io_clients_are_told_what_they_missed_where_that_is_remembered() {
             assert_eq!(client.receive_text(SOON).as_deref(), Some(r#"42["change","b"]"#));
         }
         couchdb.update("c");
-        assert_eq!(client.receive_text(SOON).as_deref(), Some(r#"42["change","c"]"#), "not a: it did not move");
+        assert_eq!(
+            client.receive_text(SOON).as_deref(),
+            Some(r#"42["change","c"]"#),
+            "no notification of a, which did not change"
+        );
         assert_eq!(client.receive_text(A_MOMENT), None);
     }
 }
 
 #[test]
-fn a_change_while_a_subscription_waits_is_in_its_answer_or_comes_after_it() {
+fn a_change_while_a_subscription_waits_is_in_the_reply_or_follows_it() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut client = Client::logged_in(howler.address());

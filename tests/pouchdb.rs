@@ -1,6 +1,6 @@
-//! PouchDB on both sides. A PouchDB Server takes the place of CouchDB, and shows that the feed and the log-ins need
-//! nothing that only one of them has. And the recipe of the manual runs word for word in Chromium, with the
-//! bundle of `pouchdb` that apps load.
+//! PouchDB on both sides. A PouchDB Server takes the place of CouchDB, which shows that the feed
+//! and logins need nothing that only CouchDB has. The recipe of the manual runs unchanged in
+//! Chromium, with the `pouchdb` bundle that apps load.
 
 use std::process::Command;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use crate::support::howler::{BINARY, Howler, lasting_port};
 use crate::support::script::Script;
 use crate::support::{A_MOMENT, ADMIN, ADMIN_PASSWORD, PASSWORD, SOON, USER};
 
-/// A PouchDB Server with a `_global_changes` database that is written as CouchDB would.
+/// A PouchDB Server with a `_global_changes` database that is written as CouchDB does.
 struct Server {
     script: Script,
     port: u64,
@@ -23,33 +23,33 @@ impl Server {
     fn start() -> Self {
         let mut script = Script::node("pouchdb_server.js", &[ADMIN, ADMIN_PASSWORD, USER, PASSWORD]);
         let ready = script.wait_until_ready("pouchdb");
-        println!("PouchDB Server {}", ready["version"].as_str().expect("its version"));
+        println!("PouchDB Server {}", ready["version"].as_str().expect("a version"));
         Self { script, port: ready["port"].as_u64().expect("a port") }
     }
 
-    /// Where pages find it.
+    /// Returns the URL for pages.
     fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// A server that follows it, on a port that is given (0 for any).
+    /// Starts a howler that follows this server, on a given port (0 for any).
     fn howler(&mut self, port: u16) -> Howler {
         self.howler_with(port, &[])
     }
 
-    /// The same with further options.
+    /// Starts a howler with further options.
     fn howler_with(&mut self, port: u16, further: &[&str]) -> Howler {
         let mut password = String::new();
         percent_encode(ADMIN_PASSWORD, &mut password);
         let url = format!("http://{ADMIN}:{password}@127.0.0.1:{}", self.port);
-        // The head of PouchDB Server's feed comes with the first heartbeat.
+        // PouchDB Server sends the head of the feed with the first heartbeat.
         let options = ["--couchdb_url", &url, "--feed_heartbeat", "200"];
         let howler = Howler::launch_command_on(port, Command::new(BINARY).args(options).args(further));
         self.wait_for_feed();
         howler
     }
 
-    /// Waits until the feed is opened; its request.
+    /// Waits until the feed is opened and returns its request line.
     fn wait_for_feed(&mut self) -> String {
         loop {
             let request = self.script.expect("pouchdb", "request");
@@ -91,17 +91,17 @@ impl Server {
         }
     }
 
-    /// Waits until a page's question of what changed is open.
+    /// Waits until a page's request for changes is open.
     fn wait_for_pull(&mut self, database: &str) {
         let deadline = Instant::now() + SOON;
         let start = format!("GET /{database}/_changes");
         while !self.requests().open.iter().any(|line| line.starts_with(&start)) {
-            assert!(Instant::now() < deadline, "nobody asks what changed in {database}");
+            assert!(Instant::now() < deadline, "no page asks for the changes of {database}");
             std::thread::sleep(A_MOMENT / 10);
         }
     }
 
-    /// The requests of pages that came since the last time.
+    /// Returns the requests of pages since the last call.
     fn requests(&mut self) -> Requests {
         let requests = self.ask(&json!({"do": "requests"}));
         let lines = |which: &str| {
@@ -111,7 +111,7 @@ impl Server {
         Requests { done: lines("done"), open: lines("open") }
     }
 
-    /// Waits until no page asks anything any more; what was asked until then.
+    /// Waits until pages send no more requests and returns those sent until then.
     fn settle(&mut self) -> Vec<String> {
         let deadline = Instant::now() + SOON;
         let mut all = Vec::new();
@@ -123,7 +123,7 @@ impl Server {
             if quiet {
                 return all;
             }
-            assert!(Instant::now() < deadline, "pages ask without end: {all:?}, {:?}", requests.open);
+            assert!(Instant::now() < deadline, "pages do not stop sending requests: {all:?}, {:?}", requests.open);
         }
     }
 }
@@ -134,7 +134,7 @@ struct Requests {
 }
 
 #[test]
-fn pouchdb_server_is_followed() {
+fn the_feed_of_pouchdb_server_is_followed() {
     let mut server = Server::start();
     let howler = server.howler(0);
     let mut client = Client::subscribed(howler.address(), &["garden"]);
@@ -144,14 +144,14 @@ fn pouchdb_server_is_followed() {
         server.write("garden", "rose", number);
         assert_change(&mut client, "garden", "updated");
     }
-    // Its sequences are numbers, and go back as they came.
+    // The sequences of PouchDB Server are numbers, and the server sends them back unchanged.
     server.ask(&json!({"do": "cut"}));
     let feed = server.wait_for_feed();
-    let since = feed.rsplit_once("since=").expect("where it resumes").1;
+    let since = feed.rsplit_once("since=").expect("the sequence").1;
     assert!(since.parse::<u32>().is_ok_and(|since| since > 3), "{feed}");
     server.write("garden", "rose", 4);
     assert_change(&mut client, "garden", "updated");
-    // What happened between two feeds is told by the second.
+    // The second feed reports what happened between the two.
     server.ask(&json!({"do": "hold"}));
     server.ask(&json!({"do": "write", "db": "garden", "doc": {"_id": "lily"}}));
     server.ask(&json!({"do": "cut"}));
@@ -160,18 +160,18 @@ fn pouchdb_server_is_followed() {
     server.delete("garden");
     assert_change(&mut client, "garden", "deleted");
     howler.assert_told("Following the changes feed of CouchDB.", 2);
-    assert_eq!(howler.count_told("WARN"), 1, "the first cut alone:\n{}", howler.output());
+    assert_eq!(howler.count_told("WARN"), 1, "only the first cut is logged:\n{}", howler.output());
 }
 
 fn assert_change(client: &mut Client, database: &str, kind: &str) {
-    let event = client.receive_json(SOON).expect("a change is told");
+    let event = client.receive_json(SOON).expect("a notification of the change");
     assert_eq!(event["event"], "change", "{event}");
     assert_eq!(event["db"], database);
     assert_eq!(event["kind"], kind);
 }
 
 #[test]
-fn positions_come_from_the_revisions_of_pouchdb_server() {
+fn positions_are_read_from_revisions_of_pouchdb_server() {
     let mut server = Server::start();
     let howler = server.howler(0);
     server.create("garden");
@@ -181,7 +181,7 @@ fn positions_come_from_the_revisions_of_pouchdb_server() {
         let answer = client.ask(json!({"op": "subscribe", "dbs": ["garden"]}));
         let position = answer["dbs"]["garden"].clone();
         assert!(position.is_string(), "{answer}");
-        // The event documents are written a beat after what they tell of.
+        // The server writes event documents shortly after the change.
         if position.as_str().is_some_and(|position| position.starts_with("1.1.")) {
             break position;
         }
@@ -191,11 +191,11 @@ fn positions_come_from_the_revisions_of_pouchdb_server() {
     let answer = again.ask(json!({"op": "subscribe", "dbs": {"garden": known}}));
     assert_eq!(answer["changed"], json!([]), "{answer}");
     server.write("garden", "rose", 2);
-    let position = again.receive_json(SOON).expect("a change is told")["position"].clone();
+    let position = again.receive_json(SOON).expect("a notification of the change")["position"].clone();
     assert_ne!(position, known);
     let answer = Client::logged_in(howler.address()).ask(json!({"op": "subscribe", "dbs": {"garden": known}}));
     assert_eq!(answer["changed"], json!(["garden"]), "{answer}");
-    // The same by another instance, which has seen nothing of it.
+    // The same at another instance, which has not seen the changes.
     let other = server.howler(0);
     let answer = Client::logged_in(other.address()).ask(json!({"op": "subscribe", "dbs": {"garden": position}}));
     assert_eq!(answer["changed"], json!([]), "{answer}");
@@ -211,7 +211,7 @@ fn users_of_pouchdb_server_log_in() {
     let answer = client.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}));
     assert_eq!(answer["username"], USER, "{answer}");
     let cookie = answer["cookie"].as_str().expect("a cookie").to_owned();
-    assert!(cookie.starts_with("AuthSession="), "as PouchDB Server gave it");
+    assert!(cookie.starts_with("AuthSession="), "the cookie is that of PouchDB Server");
     let mut again = Client::json(howler.address());
     let answer = again.ask(json!({"op": "log-in", "cookie": cookie}));
     assert_eq!(answer["username"], USER, "{answer}");
@@ -232,16 +232,16 @@ fn users_of_pouchdb_server_log_in() {
     percent_encode(&cookie, &mut encoded);
     let mut by_cookie = Client::socket_io(howler.address(), &format!("cookie={encoded}"));
     for start in ["0{", "40", "42[\"authenticated\",{\"cookie\":\"AuthSession="] {
-        let text = by_cookie.receive_text(SOON).expect("the log-in goes on");
+        let text = by_cookie.receive_text(SOON).expect("the login continues");
         assert!(text.starts_with(start), "{start}: {text}");
     }
     let mut refused = Client::socket_io(howler.address(), &format!("username={USER}&password=zq7-wrong"));
     for start in ["0{", "40", "42[\"not-authenticated\"", "41"] {
-        let text = refused.receive_text(SOON).expect("the refusal is told");
+        let text = refused.receive_text(SOON).expect("a reply to the login");
         assert!(text.starts_with(start), "{start}: {text}");
     }
 
-    // All of them hear of the same change.
+    // All of them are notified of the same change.
     for client in [&mut client, &mut again] {
         assert_eq!(client.ask(json!({"op": "subscribe", "dbs": ["garden"]}))["ok"], true);
     }
@@ -268,7 +268,7 @@ impl Browser {
     fn start() -> Self {
         let mut script = Script::node("pouchdb_page.js", &[env!("CARGO_TARGET_TMPDIR")]);
         let ready = script.wait_until_ready("browser");
-        println!("Chromium {}", ready["version"].as_str().expect("its version"));
+        println!("Chromium {}", ready["version"].as_str().expect("a version"));
         Self { script, recipe: recipe() }
     }
 
@@ -277,7 +277,7 @@ impl Browser {
         self.script.expect_ack(command["as"].as_str().unwrap_or("browser"), command["do"].as_str().expect("a command"));
     }
 
-    /// Opens the app, in the profile of its last page if it had one.
+    /// Opens the app, in the profile of its previous page if there was one.
     fn open(&mut self, page: &str, howler: u16, couchdb: &str, names: &[&str]) {
         let howler = format!("http://127.0.0.1:{howler}");
         let options = json!({
@@ -305,23 +305,23 @@ impl Browser {
         self.ask(&json!({"do": "close", "as": page}));
     }
 
-    /// Ends the browser in order, so that it leaves nothing behind.
+    /// Closes the browser in order, so that it leaves no files behind.
     fn end(mut self) {
         self.ask(&json!({"do": "end"}));
     }
 }
 
-/// Returns the recipe of the manual, word for word.
+/// Returns the recipe of the manual unchanged.
 fn recipe() -> String {
     let page = include_str!("../src/manual/pouchdb.md");
     let block = page.split("\n```js\n").nth(1).expect("a block of JavaScript");
-    let recipe = block.split("\n```\n").next().expect("the part before its end");
+    let recipe = block.split("\n```\n").next().expect("the block before its end");
     assert!(recipe.lines().count() <= 40, "the recipe fits a screen");
     recipe.to_owned()
 }
 
 #[test]
-fn the_recipe_of_the_manual_replicates_what_changed() {
+fn the_recipe_of_the_manual_replicates_changed_databases() {
     let mut server = Server::start();
     server.create("garden");
     server.create("kitchen");
@@ -329,30 +329,34 @@ fn the_recipe_of_the_manual_replicates_what_changed() {
     let howler = server.howler(0);
     let mut browser = Browser::start();
     browser.open("app", howler.port(), &server.url(), &["garden", "kitchen"]);
-    // What was there before.
+    // The document existed before the page opened.
     browser.wait_for("app", "garden", "rose", 1);
-    // What is written there is pulled, what is written here is pushed.
+    // Changes at the server are pulled, local changes are pushed.
     server.write("garden", "rose", 2);
     browser.wait_for("app", "garden", "rose", 2);
     browser.write("app", "kitchen", "soup", 1);
     server.wait_for("kitchen", "soup", 1);
 
-    // Between changes nothing is asked, and nothing stays open: until howler tells of a change it is not known.
+    // Between changes the page sends no requests and keeps none open: it learns of a change only
+    // from howler.
     server.settle();
     server.ask(&json!({"do": "hold"}));
     server.write("garden", "rose", 3);
     std::thread::sleep(A_MOMENT);
     let requests = server.requests();
-    assert_eq!((requests.done, requests.open), (vec![], vec![]), "before howler tells of the change");
+    assert_eq!((requests.done, requests.open), (vec![], vec![]), "before howler notifies the page of the change");
     server.ask(&json!({"do": "release"}));
     browser.wait_for("app", "garden", "rose", 3);
     let requests = server.settle();
-    assert!(requests.iter().all(|line| !line.contains("kitchen")), "that did not change: {requests:#?}");
+    assert!(
+        requests.iter().all(|line| !line.contains("kitchen")),
+        "requests for a database that did not change: {requests:#?}"
+    );
     browser.end();
 }
 
 #[test]
-fn the_recipe_of_the_readme_catches_up() {
+fn the_recipe_of_the_manual_catches_up() {
     let mut server = Server::start();
     server.create("garden");
     server.create("kitchen");
@@ -364,7 +368,7 @@ fn the_recipe_of_the_readme_catches_up() {
     browser.wait_for("app", "garden", "rose", 1);
     server.settle();
 
-    // What changed while howler was down.
+    // A change while howler is down.
     drop(howler);
     browser.script.expect("app", "disconnect");
     server.write("garden", "rose", 2);
@@ -373,14 +377,14 @@ fn the_recipe_of_the_readme_catches_up() {
     browser.wait_for("app", "garden", "rose", 2);
     assert_pulled_alone(&server.settle(), "garden");
 
-    // What changed while the page was closed.
+    // A change while the page is closed.
     browser.close("app");
     server.write("garden", "rose", 3);
     browser.open("app", port, &server.url(), &["garden", "kitchen"]);
     browser.wait_for("app", "garden", "rose", 3);
     assert_pulled_alone(&server.settle(), "garden");
 
-    // What changed while there was no network, on both sides.
+    // Changes on both sides while there is no network.
     browser.ask(&json!({"do": "network", "as": "app", "offline": true}));
     server.write("garden", "rose", 4);
     browser.write("app", "kitchen", "soup", 1);
@@ -391,7 +395,7 @@ fn the_recipe_of_the_readme_catches_up() {
 }
 
 #[test]
-fn the_recipe_of_the_manual_replicates_a_database_once_at_a_time() {
+fn the_recipe_of_the_manual_runs_one_replication_per_database() {
     let mut server = Server::start();
     server.create("garden");
     let howler = server.howler(0);
@@ -402,12 +406,12 @@ fn the_recipe_of_the_manual_replicates_a_database_once_at_a_time() {
     server.settle();
     browser.script.take_others("app");
 
-    // A pull has begun, and waits for the server.
+    // A pull has begun and waits for the server.
     server.ask(&json!({"do": "stall"}));
     server.write("garden", "rose", 2);
     browser.script.expect("app", "change");
     server.wait_for_pull("garden");
-    // More changes come, and something to push.
+    // More changes arrive, and there is something to push.
     for number in 3..5 {
         server.write("garden", "rose", number);
         browser.script.expect("app", "change");
@@ -421,15 +425,16 @@ fn the_recipe_of_the_manual_replicates_a_database_once_at_a_time() {
     server.ask(&json!({"do": "resume"}));
     browser.wait_for("app", "garden", "rose", 4);
     server.wait_for("garden", "lily", 1);
-    // A run that finds something asks again whether that was all. The first does; both changes meanwhile make one run
-    // more, which finds nothing; what was pushed is a change, too, and found by the third.
+    // A run that finds changes asks again whether there are more. The first run does that; both
+    // changes during it cause one more run, which finds nothing. The pushed document is a change,
+    // too, and the third run finds it.
     let requests = server.settle();
     assert_eq!(count_pulls(&requests), 2 + 1 + 2, "{requests:#?}");
     browser.end();
 }
 
 #[test]
-fn the_recipe_of_the_readme_heeds_a_resync() {
+fn the_recipe_of_the_manual_obeys_a_resync() {
     let mut server = Server::start();
     server.create("garden");
     let howler = server.howler_with(0, &["--resync", "always"]);
@@ -437,7 +442,7 @@ fn the_recipe_of_the_readme_heeds_a_resync() {
     browser.open("app", howler.port(), &server.url(), &["garden"]);
     server.write("garden", "rose", 1);
     browser.wait_for("app", "garden", "rose", 1);
-    // The event is lost with the feed.
+    // The feed is cut before it sends the event.
     server.ask(&json!({"do": "hold"}));
     server.write("garden", "rose", 2);
     server.ask(&json!({"do": "cut"}));
@@ -446,7 +451,7 @@ fn the_recipe_of_the_readme_heeds_a_resync() {
     browser.end();
 }
 
-/// Expects that a page pulled from that database, and from no other.
+/// Asserts that a page pulled from this database only.
 fn assert_pulled_alone(requests: &[String], database: &str) {
     let start = format!("GET /{database}/");
     let of_it: Vec<String> = requests.iter().filter(|line| line.starts_with(&start)).cloned().collect();
@@ -454,7 +459,7 @@ fn assert_pulled_alone(requests: &[String], database: &str) {
     assert_eq!(count_pulls(requests), count_pulls(&of_it), "{requests:#?}");
 }
 
-/// How often a page asked what changed in a database.
+/// Counts how often a page asked for the changes of a database.
 fn count_pulls(requests: &[String]) -> usize {
     requests.iter().filter(|line| line.starts_with("GET ") && line.contains("/_changes")).count()
 }

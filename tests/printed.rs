@@ -1,4 +1,5 @@
-//! What is printed for other programs: completions for shells, tried by those shells, and the manual page.
+//! Output for other programs: shell completions, which the tests run in those shells, and the
+//! manual page.
 
 use std::process::{Command, Stdio};
 
@@ -12,7 +13,7 @@ fn printed(option: &str, value: &[&str]) -> String {
     ended.stdout
 }
 
-/// What a program says to a script, which has to succeed without complaint.
+/// Runs a program that must succeed without any message on stderr; returns its output.
 fn said(program: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(program);
     command.args(arguments).env("HOWLER", BINARY).env("LC_ALL", "C.UTF-8").stdin(Stdio::null());
@@ -22,7 +23,7 @@ fn said(program: &str, arguments: &[&str]) -> String {
     stdout
 }
 
-/// What a shell offers for the last of the words.
+/// Returns the completions that a shell offers for the last word.
 type Offers = fn(words: &[&str]) -> Vec<String>;
 
 fn bash(words: &[&str]) -> Vec<String> {
@@ -34,7 +35,7 @@ fn bash(words: &[&str]) -> Vec<String> {
 fn fish(words: &[&str]) -> Vec<String> {
     let script = "$HOWLER --print_completions fish | source; complete -C \"couchdb-howler $argv\"";
     let output = said("fish", &["--no-config", "-c", script, "--", &words.join(" ")]);
-    // What is offered, and behind a tab what it is for.
+    // Each line is a completion, a tab and its description.
     lines(&output).iter().map(|line| line.split('\t').next().unwrap_or_default().to_owned()).collect()
 }
 
@@ -63,19 +64,19 @@ fn shells_offer_options_words_and_files() {
         assert!(has(&offered, &["error", "warn", "info", "debug"]), "{name}: {offered:?}");
         let offered = offers(&["--tls_cert", begun.to_str().unwrap()]);
         assert_eq!(offered, [file.to_str().unwrap()], "{name}");
-        assert_eq!(offers(&["--port", ""]), [] as [&str; 0], "{name}: only the user knows");
-        // A switch takes nothing: the next option follows.
+        assert_eq!(offers(&["--port", ""]), [] as [&str; 0], "{name}: a port has no completions");
+        // A switch takes no value: the next word is an option again.
         let offered = offers(&["--demo", "--no_c"]);
         assert!(offered.iter().any(|one| one.starts_with("--no_console")), "{name}: {offered:?}");
     }
-    // As bash splits it, and with dashes.
+    // Bash passes `=` as a word of its own; dashes and underscores are interchangeable.
     assert!(has(&bash(&["--feed", "=", "db"]), &["db_updates"]));
     assert!(has(&bash(&["--log-format", ""]), &["text", "json"]));
     std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]
-fn every_option_and_command_is_in_all_of_them() {
+fn every_option_and_command_is_in_all_completions() {
     for shell in ["bash", "zsh", "fish"] {
         let script = printed("--print_completions", &[shell]);
         for row in OPTIONS {
@@ -89,13 +90,13 @@ fn every_option_and_command_is_in_all_of_them() {
 }
 
 #[test]
-fn shells_read_their_completions_without_complaint() {
+fn shells_parse_their_completions_without_errors() {
     let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("printed-{}", std::process::id()));
     for shell in ["bash", "zsh", "fish"] {
         std::fs::write(&file, printed("--print_completions", &[shell])).unwrap();
         assert_eq!(said(shell, &["-n", file.to_str().unwrap()]), "", "{shell}");
     }
-    // Read by source, they are those of the command.
+    // When sourced, the completions belong to the command.
     let script = "autoload -Uz compinit; compinit -D -u; source \"$1\"; print -r -- $_comps[couchdb-howler]";
     std::fs::write(&file, printed("--print_completions", &["zsh"])).unwrap();
     assert_eq!(said("zsh", &["-f", "-c", script, "zsh", file.to_str().unwrap()]), "_couchdb_howler\n");
@@ -103,7 +104,7 @@ fn shells_read_their_completions_without_complaint() {
 }
 
 #[test]
-fn the_manual_page_has_everything_and_groff_no_complaint() {
+fn the_manual_page_is_complete_and_passes_groff() {
     let file =
         std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("couchdb-howler-{}.1", std::process::id()));
     std::fs::write(&file, printed("--print_man", &[])).unwrap();

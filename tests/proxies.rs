@@ -1,4 +1,4 @@
-//! Two servers behind a proxy that runs with the file for it in `tests/deploy`: HAProxy, nginx, Caddy.
+//! Two servers behind a proxy that runs with its file from `tests/deploy`: HAProxy, nginx, Caddy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -14,7 +14,7 @@ use crate::support::howler::Howler;
 use crate::support::script::Script;
 use crate::support::{PASSWORD, SOON, USER, couchdb};
 
-/// A running proxy. It is killed when this is dropped.
+/// A running proxy, killed on drop.
 struct Proxy {
     child: Child,
     port: u16,
@@ -74,7 +74,7 @@ impl Proxy {
         let mut proxy = Self { child, port, tls_port };
         let began = Instant::now();
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            let ended = proxy.child.try_wait().expect("it is our child");
+            let ended = proxy.child.try_wait().expect("the proxy is a child process");
             let listens_late = ended.is_some() || began.elapsed() > SOON;
             assert!(!listens_late, "{program} does not listen, see {}", log_name.display());
             std::thread::sleep(Duration::from_millis(10));
@@ -98,7 +98,7 @@ impl Drop for Proxy {
     }
 }
 
-/// A file of `tests/deploy` with this machine's ports and paths in place of those for users.
+/// A file of `tests/deploy` with the ports and paths of this test in place of those for users.
 struct Configuration {
     text: String,
     path: PathBuf,
@@ -107,7 +107,7 @@ struct Configuration {
 impl Configuration {
     fn new(name: &str, port: u16) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy").join(name);
-        let text = std::fs::read_to_string(path).expect("the file is there");
+        let text = std::fs::read_to_string(path).expect("the file exists");
         Self { text, path: file(name, port) }
     }
 
@@ -122,7 +122,7 @@ impl Configuration {
             .replace("10.0.0.2:3000", &second.address().to_string())
     }
 
-    /// Writes it and returns the file's name.
+    /// Writes the file and returns its name.
     fn write(self) -> String {
         std::fs::write(&self.path, self.text).expect("the target folder can be written");
         self.path.to_str().expect("a name in UTF-8").to_owned()
@@ -138,7 +138,7 @@ fn free_port() -> u16 {
     socket.expect("a port is free").port()
 }
 
-/// A certificate and its key in one file, as HAProxy wants them; the file's name.
+/// Writes a certificate and its key to one file, as HAProxy requires; returns the file's name.
 fn write_certificate(file: &Path) -> String {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate can be made");
     std::fs::write(file, made.cert.pem() + &made.signing_key.serialize_pem())
@@ -146,13 +146,13 @@ fn write_certificate(file: &Path) -> String {
     file.to_str().expect("a name in UTF-8").to_owned()
 }
 
-/// Debian keeps servers where only root looks.
+/// Debian installs servers in a folder that only root's PATH has.
 fn path_of(program: &str) -> PathBuf {
     let in_sbin = Path::new("/usr/sbin").join(program);
     if in_sbin.exists() { in_sbin } else { program.into() }
 }
 
-/// How many clients a server has when it stops.
+/// Stops a server and returns the number of its clients.
 fn stop(mut howler: Howler) -> usize {
     howler.signal("TERM");
     let line = howler.wait_for_line("Stopping: ");
@@ -163,11 +163,11 @@ fn stop(mut howler: Howler) -> usize {
 }
 
 const CLIENTS: usize = 200;
-/// Clients that have an address each.
+/// Number of clients that each have their own address.
 const ADDRESSES: usize = 40;
 
 #[test]
-fn two_hundred_default_clients_are_shared_and_move_when_an_instance_stops() {
+fn haproxy_distributes_clients_and_moves_them_when_an_instance_stops() {
     let couchdb = couchdb();
     let first = Howler::start(&couchdb);
     let second = Howler::start(&couchdb);
@@ -199,14 +199,14 @@ fn two_hundred_default_clients_are_shared_and_move_when_an_instance_stops() {
     println!("upgraded after {:?}", began.elapsed());
     expect_change(&mut fleet);
     for name in &names {
-        // No request went to the wrong instance: that would have ended the session.
+        // A request to the wrong instance would have ended the session.
         assert_eq!(fleet.take_others(name), Vec::<Value>::new(), "{name}");
     }
 
     let moving = stop(first);
     println!("{moving} clients of {CLIENTS} were at the first instance");
     assert!((CLIENTS / 4..=CLIENTS * 3 / 4).contains(&moving), "{moving}");
-    // They find the second; those that are there already notice nothing.
+    // These clients move to the second instance; those already there notice nothing.
     let mut seen = BTreeMap::<String, usize>::new();
     let mut moved = BTreeSet::new();
     while moved.len() < moving {
@@ -230,12 +230,12 @@ fn two_hundred_default_clients_are_shared_and_move_when_an_instance_stops() {
 }
 
 #[test]
-fn clients_of_many_addresses_are_shared_by_nginx_and_move_when_an_instance_stops() {
+fn nginx_distributes_addresses_and_moves_them_when_an_instance_stops() {
     clients_are_shared_by_address(Proxy::nginx);
 }
 
 #[test]
-fn clients_of_many_addresses_are_shared_by_caddy_and_move_when_an_instance_stops() {
+fn caddy_distributes_addresses_and_moves_them_when_an_instance_stops() {
     clients_are_shared_by_address(Proxy::caddy);
 }
 
@@ -283,12 +283,12 @@ fn clients_are_shared_by_address(start: fn(&Howler, &Howler) -> Proxy) {
 }
 
 #[test]
-fn pages_are_served_through_it_with_cookies_and_without() {
+fn haproxy_serves_pages_with_and_without_cookies() {
     serve_pages(Proxy::url, "HTTP/1.1");
 }
 
 #[test]
-fn pages_are_served_through_it_over_http_2() {
+fn haproxy_serves_pages_over_http_2() {
     serve_pages(Proxy::tls_url, "HTTP/2.0");
 }
 
@@ -298,7 +298,7 @@ fn serve_pages(url: fn(&Proxy) -> String, version: &str) {
     let second = Howler::start(&couchdb);
     let proxy = Proxy::haproxy(&first, &second);
     let mut browser = Browser::start();
-    // Several of each, so that both instances get some.
+    // Several pages of each kind, so that both instances get some.
     for round in 0..2 {
         for (library, options) in [
             ("sio2", json!({"withCredentials": true})),
