@@ -1,5 +1,5 @@
-//! Clients from the registries, against the real binary: every library and version in every mode of its
-//! transport does what an app does. `tests/clients/install.sh` installs them.
+//! Clients from the package registries, against the real binary. Every library and version does in
+//! every mode of its transport what an app does. `tests/clients/install.sh` installs them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,11 +31,11 @@ enum Library {
 enum Mode {
     Polling,
     WebSocket,
-    /// What the library does when it is not told: polling, then an upgrade.
+    /// The library's default: polling, then an upgrade.
     Default,
 }
 
-/// Where the credentials stand.
+/// Where the client sends its credentials.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Given {
     /// In the query of the handshake (Socket.IO) or in the request (howler.v1).
@@ -90,7 +90,7 @@ impl Row {
         self.script_trusting(None)
     }
 
-    /// A script that trusts the authority whose certificate is in a file.
+    /// Starts a script that trusts the authority whose certificate is in a file.
     fn script_trusting(self, authority: Option<&str>) -> Script {
         let mut script = self.start_script(authority);
         script.wait_until_ready("script");
@@ -117,14 +117,15 @@ impl Row {
         }
     }
 
-    /// Tells the script to make a client and to connect it; nothing is waited for.
+    /// Makes the script create a client and connect it; does not wait for anything.
     fn connect(self, script: &mut Script, client: &str, howler: &Howler, credentials: &Value) {
         let url = howler.url();
         let place = if self.2 == InAuth { "auth" } else { "query" };
         script.tell(&json!({"do": "connect", "as": client, "url": url, place: credentials}));
     }
 
-    /// The same, and waits until the client is authenticated over the transport that it is to have; its cookie.
+    /// Connects a client and waits until it is authenticated over the expected transport; returns
+    /// its cookie.
     fn log_in(self, script: &mut Script, client: &str, howler: &Howler, credentials: &Value) -> String {
         self.connect(script, client, howler, credentials);
         self.expect_authenticated(script, client)
@@ -149,13 +150,13 @@ impl Row {
         matches!(self.0, Ws | Websockets)
     }
 
-    /// What answers `subscribe` and the like.
+    /// Asserts that a reply to `subscribe`, `unsubscribe` or `log-out` is a success.
     fn assert_plain_ack(self, ack: &Value) {
         if self.is_howler_v1() { assert_eq!(ack["ok"], true) } else { assert_eq!(*ack, json!({})) }
     }
 
-    /// The reason of a disconnect that the server wanted, where the library tells it. It is what keeps
-    /// the library from connecting again.
+    /// Asserts that a disconnect has the reason of one by the server, if the library reports a
+    /// reason. This reason keeps the library from reconnecting.
     fn assert_disconnected(self, event: &Value, code: &str) {
         let reason = event["reason"].as_str().unwrap_or_default();
         match self.0 {
@@ -176,9 +177,9 @@ fn for_every_row(scenario: fn(Row, &mut Script)) {
     for_rows(ROWS, &|row| scenario(row, &mut row.script()));
 }
 
-/// Runs a scenario with some rows, a few at a time; fails naming every row that failed.
+/// Runs a scenario with some rows, a few at a time; the panic names every row that failed.
 fn for_rows(rows: &[Row], scenario: &(impl Fn(Row) + Sync)) {
-    // One test at a time: the interpreters that run at once are no more because tests do.
+    // One test at a time limits the interpreters that run concurrently.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let at_once = std::thread::available_parallelism().map_or(2, usize::from) * 2;
@@ -197,18 +198,18 @@ fn for_rows(rows: &[Row], scenario: &(impl Fn(Row) + Sync)) {
     };
     let failed: Vec<String> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().flat_map(|worker| worker.join().expect("its panics were caught")).collect()
+        workers.into_iter().flat_map(|worker| worker.join().expect("the worker catches panics")).collect()
     });
-    assert!(failed.is_empty(), "failed, see above: {failed:#?}");
+    assert!(failed.is_empty(), "failed rows: {failed:#?}");
 }
 
 #[test]
-fn every_client_logs_in_and_hears_each_change_once() {
+fn every_client_logs_in_and_receives_each_change_once() {
     for_every_row(|row, script| {
         let couchdb = couchdb();
         let howler = Howler::start(&couchdb);
         let cookie = row.log_in(script, "app", &howler, &password());
-        assert!(cookie.ends_with("HttpOnly"), "as CouchDB gave it: {cookie}");
+        assert!(cookie.ends_with("HttpOnly"), "the cookie is that of CouchDB: {cookie}");
 
         script.tell(&json!({"do": "subscribe", "as": "app", "dbs": ["a/b", "plus+db", "plain", "end"]}));
         row.assert_plain_ack(&script.expect_ack("app", "subscribe"));
@@ -222,16 +223,16 @@ fn every_client_logs_in_and_hears_each_change_once() {
         row.assert_plain_ack(&script.expect_ack("app", "unsubscribe"));
         couchdb.update("plain");
         couchdb.update("end");
-        assert_eq!(script.expect("app", "change")["db"], "end", "and not the one given up");
+        assert_eq!(script.expect("app", "change")["db"], "end", "no change of the unsubscribed database");
         script.tell(&json!({"do": "heartbeat", "as": "app"}));
         assert_eq!(script.expect_ack("app", "heartbeat"), json!({"ok": true}));
 
-        // The cookie logs in, as it came and as the bare pair.
+        // The cookie logs in as received and as the bare pair.
         let pair = cookie.split(';').next().expect("a pair");
         row.log_in(script, "whole", &howler, &json!({"cookie": cookie}));
         row.log_in(script, "pair", &howler, &json!({"cookie": pair}));
 
-        // What was changed twice, or told twice, would have come by now.
+        // A duplicate notification would have arrived by now.
         assert_eq!(script.take_others("app"), [] as [Value; 0]);
         script.tell(&json!({"do": "log-out", "as": "app"}));
         row.assert_plain_ack(&script.expect_ack("app", "log-out"));
@@ -240,7 +241,7 @@ fn every_client_logs_in_and_hears_each_change_once() {
 }
 
 #[test]
-fn every_client_is_told_why_it_is_refused() {
+fn every_client_receives_the_reason_of_a_refused_login() {
     for_every_row(|row, script| {
         let couchdb = couchdb();
         let howler = Howler::start(&couchdb);
@@ -261,11 +262,11 @@ fn every_client_is_told_why_it_is_refused() {
 }
 
 #[test]
-fn every_client_comes_back_after_a_restart() {
+fn every_client_reconnects_after_a_restart() {
     for_every_row(|row, script| {
         let couchdb = couchdb();
         let port = lasting_port();
-        // The transport's own heartbeat runs all the while, at both ends.
+        // The transport's heartbeat runs all the time, in both directions.
         let options: &[&str] = &["--ping_interval", "250", "--ping_timeout", "15000"];
         let mut howler = Howler::start_on(port, &couchdb, options);
         let cookie = row.log_in(script, "app", &howler, &password());
@@ -276,15 +277,15 @@ fn every_client_comes_back_after_a_restart() {
             howler.wait();
             script.expect("app", "disconnect");
             howler = Howler::start_on(port, &couchdb, options);
-            // Some apps open a second connection meanwhile, with the cookie they were given.
+            // Some apps open a second connection meanwhile, with the cookie that they received.
             let second = format!("second-{round}");
             row.log_in(script, &second, &howler, &json!({"cookie": cookie}));
-            // By itself; the app subscribes again when it is authenticated.
+            // The library reconnects by itself; the app subscribes again when it is authenticated.
             row.expect_authenticated(script, "app");
             row.assert_plain_ack(&script.expect_ack("app", "subscribe"));
             couchdb.update("db");
             assert_eq!(script.expect("app", "change")["db"], "db");
-            // Not every library tells of an end that the app asked for.
+            // Not every library reports an end that the app requested.
             script.tell(&json!({"do": "disconnect", "as": second}));
         }
         if matches!(row.0, SocketIoClient(_)) {
@@ -296,11 +297,11 @@ fn every_client_comes_back_after_a_restart() {
         assert_eq!(script.expect_ack("app", "heartbeat"), json!({"ok": true}));
         let mut others = script.take_others("app");
         others.retain(|event| !["alive", "connect_error"].map(Value::from).contains(&event["event"]));
-        assert_eq!(others, [] as [Value; 0], "the connection stood, and each change came once");
+        assert_eq!(others, [] as [Value; 0], "the connection stayed, and each change arrived once");
     });
 }
 
-/// Every library, as it is when it is not told how to connect, and the newest in every mode.
+/// Tests every library with its default transport, and the newest one in every mode.
 #[test]
 fn every_client_is_served_over_tls() {
     let mut rows = ROWS.to_vec();
@@ -318,7 +319,7 @@ fn every_client_is_served_over_tls() {
             couchdb.update("db");
             assert_eq!(script.expect("app", "change")["db"], "db");
         }
-        // A certificate that is renewed breaks nothing, and who connects then is served as well.
+        // A renewed certificate breaks no connection, and new clients are served.
         howler.signal("HUP");
         howler.wait_for_line("SIGHUP: new connections");
         row.log_in(script, "second", &howler, &json!({"cookie": cookie}));
@@ -332,7 +333,7 @@ fn every_client_is_served_over_tls() {
 }
 
 #[test]
-fn a_client_that_does_not_know_the_authority_stays_out() {
+fn a_client_that_does_not_trust_the_authority_does_not_connect() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let identity = Identity::new(&authority);
     let howler = Howler::start_with(&couchdb, &identity.options());
@@ -345,16 +346,16 @@ fn a_client_that_does_not_know_the_authority_stays_out() {
     howler.wait_for_lines("No TLS with 127.0.0.1: ", 2);
 }
 
-/// Logs in as apps with an old client do, which wait for `connect` through a promise before they listen for the answer
-/// to the log-in: what comes before the promise is settled is lost to them, and they hang. The app computes for
-/// `busy_ms` at a time, and so reads all that came meanwhile in one go.
+/// Logs in as apps with an old client do. They await `connect` through a promise before they listen
+/// for the answer to the login. They lose every packet that arrives before the promise settles, and
+/// hang. The app computes for `busy_ms` at a time, and so reads all packets of that time at once.
 fn logins(mode: Mode, parts: u64, count: u64, busy_ms: u64) {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut script = Row(SocketIoClient(2), mode, Plainly).script();
     let url = format!("http://{}", howler.address());
     let (mut authenticated, mut hung) = (0, 0);
-    // In parts, so that some that take long are not taken for a script that says nothing.
+    // In parts, so that slow logins do not look like a script that hangs.
     for _ in 0..parts {
         script.tell(&json!({
             "do": "logins", "as": "all", "url": url, "query": password(),
@@ -364,22 +365,22 @@ fn logins(mode: Mode, parts: u64, count: u64, busy_ms: u64) {
         authenticated += part["authenticated"].as_u64().expect("a number");
         hung += part["hung"].as_u64().expect("a number");
     }
-    println!("{} log-ins, {mode:?}, {busy_ms} ms busy: {hung} hung", parts * count);
+    println!("{} logins, {mode:?}, {busy_ms} ms busy: {hung} hung", parts * count);
     assert_eq!((authenticated, hung), (parts * count, 0), "(authenticated, hung)");
 }
 
 #[test]
-fn five_hundred_logins_in_a_row_hang_never() {
+fn five_hundred_consecutive_logins_never_hang() {
     logins(WebSocket, 5, 100, 0);
 }
 
 #[test]
-fn logins_of_a_busy_app_hang_never() {
+fn logins_of_a_busy_app_never_hang() {
     logins(WebSocket, 3, 10, 100);
 }
 
 #[test]
-fn five_hundred_logins_in_a_row_hang_never_with_an_upgrade() {
+fn five_hundred_consecutive_logins_with_an_upgrade_never_hang() {
     logins(Default, 5, 100, 0);
     logins(Default, 3, 10, 100);
 }

@@ -1,4 +1,5 @@
-//! Restarts of CouchDB: what it loses then is told, and nothing is told of those that lost nothing.
+//! Restarts of CouchDB: clients are notified of changes that may have been lost, and not if none
+//! were lost.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,10 @@ use crate::support::http::Poller;
 use crate::support::proxy::Proxy;
 use crate::support::{A_MOMENT, SOON, couchdb_with};
 
-/// What CouchDB has by default between a write and its event.
+/// CouchDB's default delay between a write and its event.
 const TICK: Duration = Duration::from_millis(500);
 
-/// A CouchDB of so many nodes that records events at its tick.
+/// Starts a CouchDB with a number of nodes that records events at its tick.
 fn ticking(nodes: usize) -> StandIn {
     couchdb_with(Options { tick: TICK, nodes, ..Options::default() })
 }
@@ -28,10 +29,14 @@ fn refs(names: &[String]) -> Vec<&str> {
     names.iter().map(String::as_str).collect()
 }
 
-/// A client that knows the position of each of its databases.
+/// Connects a client and looks up the position of each of its databases.
 fn settled(howler: &Howler) -> Device {
     let mut device = Device::new(names());
-    assert_eq!(device.come_back(howler.address()).expect("it is served").len(), 60, "it knew nothing");
+    assert_eq!(
+        device.come_back(howler.address()).expect("the server replies").len(),
+        60,
+        "the client knew no positions"
+    );
     assert!(device.known.values().all(|known| known.as_ref().is_some_and(|it| it.contains('@'))), "{:?}", device.known);
     device
 }
@@ -39,33 +44,33 @@ fn settled(howler: &Howler) -> Device {
 /// Returns the number of databases a client is notified of when it returns.
 fn told_at_return(device: &mut Device, howler: &Howler) -> usize {
     device.leave();
-    device.come_back(howler.address()).expect("it is served").len()
+    device.come_back(howler.address()).expect("the server replies").len()
 }
 
 fn resyncs(howler: &Howler) -> u64 {
     howler.metric("howler_resyncs_total")
 }
 
-/// Waits until a server has compared the starts of CouchDB's nodes so often, all told.
+/// Waits until a server has compared the start times of CouchDB's nodes `count` times in total.
 fn wait_for_readings(howler: &Howler, count: usize) {
     howler.wait_for_lines("Whether CouchDB restarted: ", count);
 }
 
-/// How often a server has compared the starts of CouchDB's nodes.
+/// Returns how often a server has compared the start times of CouchDB's nodes.
 fn readings(howler: &Howler) -> usize {
     howler.count_lines("Whether CouchDB restarted: ")
 }
 
-/// Waits until a client was told that everything may have changed; what it was told before.
+/// Waits until a client receives a resync; skips the notifications before it.
 fn wait_for_everything(device: &mut Device) {
     let deadline = Instant::now() + SOON;
-    while device.next(SOON).expect("it is connected") != Told::Everything {
+    while device.next(SOON).expect("the client is connected") != Told::Everything {
         assert!(Instant::now() < deadline, "no resync");
     }
 }
 
 #[test]
-fn a_restart_that_a_proxy_hides_loses_nothing() {
+fn a_restart_behind_a_retrying_proxy_resyncs_clients() {
     let couchdb = ticking(1);
     let proxy = Proxy::retrying(couchdb.address());
     let howlers = [0, 1].map(|_| Howler::launch(&["--couchdb_url", &proxy.url_of(&couchdb)]));
@@ -76,23 +81,23 @@ fn a_restart_that_a_proxy_hides_loses_nothing() {
     let mut socket_io = Poller::subscribed(howlers[0].address(), &["db-7"]);
     for round in 0..2 {
         couchdb.update_many(&refs(&names()));
-        couchdb.restart(true).expect("its port is free");
+        couchdb.restart(true).expect("the port is free");
         for (place, device) in there.iter_mut().enumerate() {
             wait_for_everything(device);
             let howler = &howlers[place];
-            assert_eq!(howler.count_lines("Connection refused"), 0, "the proxy hides it: {}", howler.output());
+            assert_eq!(howler.count_lines("Connection refused"), 0, "the proxy hides the restart: {}", howler.output());
             assert_eq!(resyncs(howler), round + 1, "{}", howler.output());
         }
         assert_eq!(socket_io.next(), r#"42["change","db-7"]"#);
     }
     for (place, device) in away.iter_mut().enumerate() {
         assert_eq!(told_at_return(device, &howlers[1 - place]), 60);
-        assert_eq!(told_at_return(device, &howlers[place]), 0, "once");
+        assert_eq!(told_at_return(device, &howlers[place]), 0, "the client is notified once");
     }
 }
 
 #[test]
-fn a_client_that_comes_back_after_both_restarted_is_told_once() {
+fn a_client_that_returns_after_both_restarted_is_notified_once() {
     for signal in ["KILL", "TERM"] {
         let couchdb = ticking(1);
         let ports = [lasting_port(), lasting_port()];
@@ -103,7 +108,7 @@ fn a_client_that_comes_back_after_both_restarted_is_told_once() {
             howler.signal(signal);
             howler.wait();
         }
-        couchdb.restart(true).expect("its port is free");
+        couchdb.restart(true).expect("the port is free");
         let howlers = ports.map(|port| Howler::start_on(port, &couchdb, &[]));
         for (number, device) in devices.iter_mut().enumerate() {
             let returns = [0, 1, 1, 0].map(|place| told_at_return(device, &howlers[(number + place) % 2]));
@@ -114,7 +119,7 @@ fn a_client_that_comes_back_after_both_restarted_is_told_once() {
 }
 
 #[test]
-fn couchdb_that_was_cut_off_and_did_not_restart_lost_nothing() {
+fn a_network_outage_without_a_restart_causes_no_resync() {
     let couchdb = ticking(1);
     let howler = Howler::start(&couchdb);
     let (mut there, mut away) = (settled(&howler), settled(&howler));
@@ -122,16 +127,16 @@ fn couchdb_that_was_cut_off_and_did_not_restart_lost_nothing() {
     let read = readings(&howler);
     couchdb.refuse();
     howler.wait_for_line("The changes feed is not connected: ");
-    couchdb.accept_again().expect("its port is free");
+    couchdb.accept_again().expect("the port is free");
     wait_for_readings(&howler, read + 1);
     couchdb.update("db-3");
-    assert_eq!(there.next(SOON).expect("it is connected"), Told::Change("db-3".to_owned()));
+    assert_eq!(there.next(SOON).expect("the client is connected"), Told::Change("db-3".to_owned()));
     assert_eq!((resyncs(&howler), told_at_return(&mut away, &howler)), (0, 1));
     assert_eq!(told_at_return(&mut there, &howler), 0);
 }
 
 #[test]
-fn a_clock_that_is_set_forward_tells_clients_once_in_vain() {
+fn a_clock_set_forward_causes_one_needless_resync() {
     let couchdb = ticking(1);
     let howler = Howler::start(&couchdb);
     let mut device = settled(&howler);
@@ -142,12 +147,12 @@ fn a_clock_that_is_set_forward_tells_clients_once_in_vain() {
     let read = readings(&howler);
     couchdb.break_feed(couchdb_howler::demo::FeedFault::CleanEnd);
     wait_for_readings(&howler, read + 1);
-    assert_eq!(resyncs(&howler), 1, "a clock that is set back is no restart");
-    assert_eq!(told_at_return(&mut device, &howler), 0, "its positions are from before that");
+    assert_eq!(resyncs(&howler), 1, "a clock set back is not a restart");
+    assert_eq!(told_at_return(&mut device, &howler), 0, "the positions are older than the resync");
 }
 
 #[test]
-fn a_restart_is_noticed_with_the_feed_that_has_no_positions() {
+fn a_restart_is_noticed_with_the_db_updates_feed() {
     let couchdb = ticking(1);
     let proxy = Proxy::retrying(couchdb.address());
     let howler = Howler::launch(&["--couchdb_url", &proxy.url_of(&couchdb), "--feed", "db_updates"]);
@@ -155,12 +160,12 @@ fn a_restart_is_noticed_with_the_feed_that_has_no_positions() {
     howler.wait_for_line("Whether CouchDB restarted: First");
     let mut client = Client::subscribed(howler.address(), &["a"]);
     couchdb.update("a");
-    couchdb.restart(true).expect("its port is free");
+    couchdb.restart(true).expect("the port is free");
     assert_eq!(client.wait_for_resync(), [""; 0]);
 }
 
 #[test]
-fn socket_io_clients_are_told_of_a_restart_while_they_were_away() {
+fn returning_socket_io_clients_are_notified_of_a_restart() {
     let couchdb = ticking(1);
     let howler = Howler::start_with(&couchdb, &["--catch_up_sessions", "60"]);
     let come = |subscribe: &str| {
@@ -171,7 +176,7 @@ fn socket_io_clients_are_told_of_a_restart_while_they_were_away() {
     };
     let subscribe = r#"421["subscribe",["a","b"]]"#;
     let mut client = come(subscribe);
-    // It has to be heard of later than what was said may be under way.
+    // The client has to send something after the notifications in flight have surely arrived.
     let until = Instant::now() + Duration::from_secs(12);
     while Instant::now() < until {
         assert_eq!(client.receive_text(A_MOMENT), None);
@@ -182,26 +187,26 @@ fn socket_io_clients_are_told_of_a_restart_while_they_were_away() {
     howler.wait_for_line("Session of 127.0.0.1 ended");
     let read = readings(&howler);
     couchdb.update("b");
-    couchdb.restart(true).expect("its port is free");
+    couchdb.restart(true).expect("the port is free");
     wait_for_readings(&howler, read + 1);
     let mut client = come(subscribe);
-    let told = [0; 2].map(|_| client.receive_text(SOON).expect("it is told"));
+    let told = [0; 2].map(|_| client.receive_text(SOON).expect("a notification"));
     assert_eq!(told, [r#"42["change","a"]"#, r#"42["change","b"]"#]);
     assert_eq!(client.receive_text(A_MOMENT), None);
 }
 
 #[test]
-fn where_couchdb_does_not_say_when_it_started_being_away_counts() {
+fn without_a_start_time_an_outage_counts_as_a_restart() {
     for status in [401, 403, 404] {
         let couchdb = ticking(1);
         couchdb.refuse_uptime(Some(status));
         let howler = Howler::start(&couchdb);
         let mut device = Device::new(names());
-        device.come_back(howler.address()).expect("it is served");
+        device.come_back(howler.address()).expect("the server replies");
         assert!(device.known.values().flatten().all(|position| !position.contains('@')));
         couchdb.refuse();
         howler.wait_for_line("The changes feed is not connected: ");
-        couchdb.accept_again().expect("its port is free");
+        couchdb.accept_again().expect("the port is free");
         wait_for_everything(&mut device);
         assert_eq!(told_at_return(&mut device, &howler), 60);
         assert_eq!(told_at_return(&mut device, &howler), 0);
@@ -209,7 +214,7 @@ fn where_couchdb_does_not_say_when_it_started_being_away_counts() {
 }
 
 #[test]
-fn a_position_without_a_start_counts_by_its_numbers() {
+fn a_position_without_a_start_time_is_compared_by_its_counters() {
     let couchdb = ticking(1);
     let howler = Howler::start(&couchdb);
     let mut client = Client::logged_in(howler.address());
@@ -221,7 +226,7 @@ fn a_position_without_a_start_counts_by_its_numbers() {
 }
 
 #[test]
-fn of_a_cluster_one_node_that_restarts_loses_nothing_and_all_of_them_do() {
+fn a_restart_of_one_node_loses_nothing_and_one_of_all_nodes_does() {
     let couchdb = ticking(3);
     let howlers = [Howler::start(&couchdb), Howler::start(&couchdb)];
     let mut there = settled(&howlers[0]);
@@ -229,18 +234,18 @@ fn of_a_cluster_one_node_that_restarts_loses_nothing_and_all_of_them_do() {
     away.leave();
     for node in [0, 1, 2, 1] {
         let read = howlers.each_ref().map(readings);
-        couchdb.restart_node(node).expect("its port is free");
+        couchdb.restart_node(node).expect("the port is free");
         for (howler, read) in howlers.iter().zip(read) {
             wait_for_readings(howler, read + 1);
             assert_eq!(resyncs(howler), 0, "{}", howler.output());
         }
     }
-    assert_eq!(there.next(A_MOMENT).expect("it is connected"), Told::Nothing);
+    assert_eq!(there.next(A_MOMENT).expect("the client is connected"), Told::Nothing);
     assert_eq!(told_at_return(&mut there, &howlers[1]), 0);
-    // A node that is down vouches for nothing.
+    // A node that is down does not prove that it kept its events.
     couchdb.set_node_up(2, false);
     couchdb.update_many(&refs(&names()));
-    couchdb.restart(true).expect("its port is free");
+    couchdb.restart(true).expect("the port is free");
     wait_for_everything(&mut there);
     assert_eq!(
         howlers.each_ref().map(|howler| {
@@ -254,18 +259,18 @@ fn of_a_cluster_one_node_that_restarts_loses_nothing_and_all_of_them_do() {
 }
 
 #[test]
-fn one_node_that_restarts_changes_no_position() {
+fn a_restart_of_one_node_changes_no_position() {
     let couchdb = ticking(3);
     let port = lasting_port();
     let howler = Howler::start_on(port, &couchdb, &[]);
     let mut device = settled(&howler);
     drop(howler);
-    couchdb.restart_node(0).expect("its port is free");
-    // This one has never seen the node as it was.
+    couchdb.restart_node(0).expect("the port is free");
+    // This server has never seen the start time of that node before its restart.
     let howler = Howler::start_on(port, &couchdb, &[]);
     assert_eq!(told_at_return(&mut device, &howler), 0);
     drop(howler);
-    couchdb.restart(true).expect("its port is free");
+    couchdb.restart(true).expect("the port is free");
     let howler = Howler::start_on(port, &couchdb, &[]);
     assert_eq!([0; 2].map(|_| told_at_return(&mut device, &howler)), [60, 0]);
 }

@@ -1,4 +1,4 @@
-//! The files that browsers are given, the client library and the console, as HTTP serves them.
+//! The files that browsers load over HTTP: the client library and the console.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -22,7 +22,7 @@ fn fetch(howler: &Howler, method: &str, target: &str, fields: &str) -> Answer {
 }
 
 #[test]
-fn files_are_served_whole_and_with_care() {
+fn files_have_their_types_and_security_headers() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut http = Http::connect(howler.address());
@@ -34,7 +34,7 @@ fn files_are_served_whole_and_with_care() {
         assert_eq!(answer.field("Referrer-Policy"), Some("no-referrer"), "{path}");
         assert_eq!(answer.field("Connection"), Some("keep-alive"), "{path}");
         assert_eq!(answer.field("Set-Cookie"), None, "{path}");
-        // Of any origin, and never with credentials.
+        // The library is open to any origin, but never with credentials.
         let shared = LIBRARY.iter().any(|(library, _)| *library == path);
         let answer = http.ask("GET", path, "Origin: https://app.example.com\r\n", b"");
         assert_eq!(answer.field("Access-Control-Allow-Origin"), shared.then_some("*"), "{path}");
@@ -43,23 +43,23 @@ fn files_are_served_whole_and_with_care() {
         let name = if path == "/" { "index.html" } else { &path[1..] };
         let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/web").join(name);
         let content = std::fs::read_to_string(file).unwrap().replace("<!-- demo -->", "");
-        assert!(answer.text() == content, "{path} is the file");
+        assert!(answer.text() == content, "{path} differs from the file");
 
         let head = http.ask("HEAD", path, "", b"");
         assert_eq!((head.status, head.field("Content-Length")), (200, answer.field("Content-Length")), "{path}");
         assert_eq!(head.field("ETag"), answer.field("ETag"), "{path}");
     }
-    assert_eq!(http.get("/howler.js?v=1").status, 200, "a query tells caches apart");
+    assert_eq!(http.get("/howler.js?v=1").status, 200, "a query is ignored");
     assert_eq!(http.get("/index.html").status, 404);
     assert_eq!(http.get("/howler.js").field("X-TypeScript-Types"), Some("./howler.d.ts"));
 }
 
 #[test]
-fn the_page_may_do_nothing_but_its_own() {
+fn the_content_security_policy_allows_own_resources_only() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let page = fetch(&howler, "GET", "/", "");
-    let policy = page.field("Content-Security-Policy").expect("there is one");
+    let policy = page.field("Content-Security-Policy").expect("the header is present");
     let directives: Vec<&str> = policy.split(';').map(str::trim).collect();
     for directive in [
         "default-src 'none'",
@@ -77,7 +77,7 @@ fn the_page_may_do_nothing_but_its_own() {
     for inline in ["<style", " style=", "<script>", " onclick=", " onsubmit=", "javascript:"] {
         assert!(!page.text().contains(inline), "{inline}");
     }
-    assert!(!page.text().contains("howler-demo"), "it is no demo");
+    assert!(!page.text().contains("howler-demo"), "the page has no demo");
 }
 
 #[test]
@@ -86,15 +86,15 @@ fn a_file_is_sent_again_only_when_it_changed() {
     let howler = Howler::start(&couchdb);
     let mut http = Http::connect(howler.address());
     for (path, _) in [LIBRARY, CONSOLE].concat() {
-        let tag = http.get(path).field("ETag").expect("there is one").to_owned();
-        assert!(tag.starts_with('"') && tag.ends_with('"'), "strong: {tag}");
+        let tag = http.get(path).field("ETag").expect("the header is present").to_owned();
+        assert!(tag.starts_with('"') && tag.ends_with('"'), "the tag is strong: {tag}");
         let length = http.get(path).body.len().to_string();
         for known in [tag.clone(), format!("W/{tag}"), format!("\"other\", {tag}"), "*".to_owned()] {
-            // On one connection: had a body come, the next answer would be it.
+            // All on one connection: a body would be read as the next response.
             let answer = http.ask("GET", path, &format!("If-None-Match: {known}\r\n"), b"");
             assert_eq!((answer.status, answer.body.len()), (304, 0), "{path} {known}");
             assert_eq!(answer.field("ETag"), Some(&*tag), "{path}");
-            assert_eq!(answer.field("Content-Length"), Some(&*length), "that of the file, or none");
+            assert_eq!(answer.field("Content-Length"), Some(&*length), "the length is that of the file");
         }
         for other in ["\"other\"", "", &tag[1..]] {
             let answer = http.ask("GET", path, &format!("If-None-Match: {other}\r\n"), b"");
@@ -106,7 +106,7 @@ fn a_file_is_sent_again_only_when_it_changed() {
 }
 
 #[test]
-fn files_are_read_and_nothing_else() {
+fn files_accept_get_and_head_only() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     for (path, _) in [LIBRARY, CONSOLE].concat() {
@@ -114,7 +114,7 @@ fn files_are_read_and_nothing_else() {
             let answer = fetch(&howler, method, path, "");
             assert_eq!((answer.status, answer.field("Allow")), (405, Some("GET, HEAD")), "{method} {path}");
         }
-        // What is posted is not taken for the next request.
+        // The server does not read a posted body as the next request.
         let mut http = Http::connect(howler.address());
         assert_eq!(http.post(path, "GET / HTTP/1.1\r\n\r\n").status, 405);
         assert!(http.ends());
@@ -137,23 +137,23 @@ fn the_console_can_be_turned_off() {
     let howler = Howler::launch(&["--demo", "--no-console"]);
     howler.wait_for_line("Ctrl-C stops the server.");
     assert_eq!(fetch(&howler, "GET", "/", "").status, 404);
-    assert!(!howler.output().contains("http://localhost"), "no page is recommended:\n{}", howler.output());
+    assert!(!howler.output().contains("http://localhost"), "a page is recommended:\n{}", howler.output());
 }
 
 #[test]
-fn the_consoles_own_origin_need_not_be_listed() {
+fn the_origin_of_the_console_need_not_be_listed() {
     let couchdb = couchdb();
     let own = |howler: &Howler| format!("Origin: http://{}\r\n", howler.address());
     let howler = Howler::start_with(&couchdb, &["--origins", "https://app.example.com"]);
     assert!(Client::try_open(howler.address(), "/howler", &own(&howler)).is_ok());
     for other in ["Origin: https://evil.example.com\r\n", "Origin: null\r\n"] {
-        let refused = Client::try_open(howler.address(), "/howler", other).err().expect("it is refused");
+        let refused = Client::try_open(howler.address(), "/howler", other).err().expect("the handshake is rejected");
         assert!(refused.starts_with("HTTP/1.1 403 "), "{refused}");
     }
-    // The console speaks nothing else.
+    // The console uses no other protocol.
     let answer = fetch(&howler, "GET", "/socket.io/?EIO=3&transport=polling", &own(&howler));
     assert_eq!(answer.status, 403);
-    // Files hold no session.
+    // Files belong to no session.
     assert_eq!(fetch(&howler, "GET", "/howler.js", "Origin: https://evil.example.com\r\n").status, 200);
 
     let howler = Howler::start_with(&couchdb, &["--no_console", "--origins", "https://app.example.com"]);
@@ -161,7 +161,7 @@ fn the_consoles_own_origin_need_not_be_listed() {
 }
 
 #[test]
-fn who_asks_for_a_file_and_does_not_read_it_costs_little() {
+fn a_client_that_requests_files_and_does_not_read_costs_little() {
     const STRANGERS: usize = 300;
     const TO_COUCHDB: usize = 8;
     let couchdb = couchdb();
@@ -177,14 +177,15 @@ fn who_asks_for_a_file_and_does_not_read_it_costs_little() {
             stranger
         })
         .collect();
-    // Its answer comes behind those to the requests of the strangers, which were there before.
+    // The server answers this request after those of the slow clients, which it received before.
     assert_eq!(fetch(&howler, "GET", "/", "").status, 200);
     let grown = howler.resident_kib().saturating_sub(before);
-    println!("{STRANGERS} strangers that asked {} times each and read nothing: {grown} KiB", all.len() / one.len());
-    // The requests that wait, 60 KiB of each, and no answer in full.
+    println!("{STRANGERS} clients that sent {} requests each and read nothing: {grown} KiB", all.len() / one.len());
+    // Each slow client costs its waiting requests (60 KiB), but no complete response.
     assert!(grown < 100 * STRANGERS as u64, "{grown} KiB");
     drop(strangers);
-    // The server may have opened a few more connections to CouchDB meanwhile, and keeps them for a while.
+    // Meanwhile the server may have opened a few more connections to CouchDB, which it keeps for a
+    // while.
     let deadline = Instant::now() + SOON;
     while howler.descriptors() > descriptors + TO_COUCHDB {
         assert!(Instant::now() < deadline, "{} of {descriptors}", howler.descriptors());
@@ -193,8 +194,9 @@ fn who_asks_for_a_file_and_does_not_read_it_costs_little() {
 }
 
 #[test]
-fn a_slow_reader_gets_every_answer_whole_and_in_order() {
-    // More than the buffers of any system take, so that most requests wait until answers were read.
+fn a_slow_reader_gets_every_response_complete_and_in_order() {
+    // More than the buffers of any system take, so that most requests wait until responses are
+    // read.
     const ROUNDS: usize = 400;
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
@@ -207,16 +209,20 @@ fn a_slow_reader_gets_every_answer_whole_and_in_order() {
     let (mut buffer, mut bytes, mut answers) = (Vec::new(), vec![0; 1_000], 0);
     socket.set_read_timeout(Some(SOON)).unwrap();
     while answers < ROUNDS * paths.len() {
-        let read = socket.read(&mut bytes).expect("answers go on");
-        assert!(read > 0, "the connection ended after {answers} answers");
+        let read = socket.read(&mut bytes).expect("more responses follow");
+        assert!(read > 0, "the connection ended after {answers} responses");
         buffer.extend_from_slice(&bytes[..read]);
         while let Some(end) = buffer.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4) {
             let body = &expected[answers % paths.len()];
             if buffer.len() < end + body.len() {
                 break;
             }
-            assert!(buffer.starts_with(b"HTTP/1.1 200 OK\r\n"), "answer {answers}");
-            assert!(&buffer[end..end + body.len()] == body, "answer {answers} is not {}", paths[answers % paths.len()]);
+            assert!(buffer.starts_with(b"HTTP/1.1 200 OK\r\n"), "response {answers}");
+            assert!(
+                &buffer[end..end + body.len()] == body,
+                "response {answers} is not {}",
+                paths[answers % paths.len()]
+            );
             buffer.drain(..end + body.len());
             answers += 1;
         }

@@ -1,4 +1,4 @@
-//! Clients that do not take what they are told: what they cost, and when the server has had enough of them.
+//! Clients that do not read their notifications: what they cost, and when the server closes them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -14,15 +14,16 @@ use crate::support::{SOON, couchdb};
 
 const DATABASES: usize = 1_000;
 const ROUNDS: usize = 100;
-/// So many clients stop reading, so that what each costs shows among what else a process does with its memory.
+/// Number of clients that stop reading: enough for their cost to show in the memory of the process.
 const CLIENTS: u64 = 4;
-/// What one may cost, in KiB.
+/// Limit for the cost of one client, in KiB.
 const MOST: u64 = 64;
-/// What is read at once from CouchDB, by a buffer that is there for all, in KiB: it is resident as far as it was ever used.
+/// Size of the shared buffer for reading from CouchDB, in KiB. It stays resident as far as it was
+/// ever used.
 const ONCE: u64 = 256;
-/// Told last.
+/// Database that changes last.
 const END: &str = "the-end";
-/// Room for names in one message.
+/// Number of names in one message.
 const NAMES_AT_ONCE: usize = 200;
 
 #[derive(Clone, Copy, Debug)]
@@ -67,16 +68,17 @@ impl Connected {
         }
     }
 
-    /// The next database that it is told of, with its position where the protocol has that.
+    /// Returns the database of the next notification, with its position if the protocol has
+    /// positions.
     fn next(&mut self) -> (String, Option<String>) {
         let text = match self {
             Self::Json(client) => {
-                let event = client.next_event(SOON).expect("it is told");
+                let event = client.next_event(SOON).expect("a notification");
                 assert_eq!(event["event"], "change");
                 let text = |field: &str| event[field].as_str().map(str::to_owned);
                 return (text("db").expect("a name"), text("position"));
             }
-            Self::SocketIo(client) => client.receive_text(SOON).expect("it is told"),
+            Self::SocketIo(client) => client.receive_text(SOON).expect("a notification"),
             Self::Polling(client) => client.next(),
         };
         let event: Value = serde_json::from_str(text.strip_prefix("42").expect("an event")).expect("JSON");
@@ -115,28 +117,31 @@ fn stops_reading(kind: Kind) {
             told.insert(name, position);
             notifications += 1;
         }
-        assert_eq!(told.len(), DATABASES + 1, "every database was told");
+        assert_eq!(told.len(), DATABASES + 1, "every database is notified");
         let last = format!("{}.0.0", ROUNDS + 3);
         let stale =
             told.iter().find(|(name, position)| *name != END && position.as_ref().is_some_and(|at| *at != last));
-        assert_eq!(stale, None, "each where it stands");
+        assert_eq!(stale, None, "each notification has the last position");
     }
     println!(
         "{kind:?}: {CLIENTS} clients did not read while {} changes passed: the server grew by {grown} KiB for all of them; \
-         then each was told of all, in {} notifications",
+         then each received all of them, in {} notifications",
         ROUNDS * DATABASES,
         notifications / CLIENTS,
     );
-    assert!(notifications < CLIENTS * (ROUNDS * DATABASES) as u64 / 2, "they were blocked, else this proves nothing");
-    assert!(grown < ONCE + CLIENTS * MOST, "what a client does not read is not kept for it: {grown} KiB");
+    assert!(
+        notifications < CLIENTS * (ROUNDS * DATABASES) as u64 / 2,
+        "the clients were not blocked, so this proves nothing"
+    );
+    assert!(grown < ONCE + CLIENTS * MOST, "the server keeps what clients do not read: {grown} KiB");
 }
 
-/// Each database changes, and these clients read that.
+/// Updates each database once; these clients read the notifications.
 fn round<'a>(couchdb: &StandIn, names: &[&str], clients: &mut impl Iterator<Item = &'a mut Connected>) {
     couchdb.update_many(names);
     for client in clients {
         let told: BTreeSet<_> = names.iter().map(|_| client.next().0).collect();
-        assert_eq!(told.len(), names.len(), "each once");
+        assert_eq!(told.len(), names.len(), "each database once");
     }
 }
 
@@ -156,7 +161,7 @@ fn a_client_that_stops_polling_costs_little_and_misses_nothing() {
 }
 
 #[test]
-fn who_reads_nothing_is_closed_and_who_reads_slowly_is_not() {
+fn a_client_that_reads_nothing_is_closed_and_a_slow_one_is_not() {
     const READS_NOTHING: &str = "ended: reads nothing";
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--slow_timeout", "2"]);
@@ -164,15 +169,15 @@ fn who_reads_nothing_is_closed_and_who_reads_slowly_is_not() {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let open = |kind| Connected::subscribed(kind, howler.address(), &names);
     let deaf = [open(Kind::Json), open(Kind::SocketIo)];
-    let Connected::Json(mut slow) = open(Kind::Json) else { unreachable!("as asked for") };
+    let Connected::Json(mut slow) = open(Kind::Json) else { unreachable!("the client has the requested kind") };
     let deadline = Instant::now() + 3 * SOON;
     let mut closed_at = None;
-    // It reads on for longer than the others were let do nothing.
+    // The slow client reads on for longer than the others could stay silent.
     while closed_at.is_none_or(|at: Instant| at.elapsed() < Duration::from_secs(4)) {
-        assert!(Instant::now() < deadline, "nobody is closed:\n{}", howler.output());
+        assert!(Instant::now() < deadline, "no client is closed:\n{}", howler.output());
         couchdb.update_many(&names);
         for _ in 0..DATABASES / 2 {
-            assert!(slow.next_change(SOON).is_some(), "it is told, if late");
+            assert!(slow.next_change(SOON).is_some(), "the slow client is still notified");
         }
         std::thread::sleep(Duration::from_millis(20));
         if closed_at.is_none() && howler.count_lines(READS_NOTHING) == deaf.len() {
@@ -183,7 +188,7 @@ fn who_reads_nothing_is_closed_and_who_reads_slowly_is_not() {
     assert_eq!(howler.metric("howler_closes_total{reason=\"slow_reader\"}"), deaf.len() as u64);
     for deaf in deaf {
         let (Connected::Json(mut client) | Connected::SocketIo(mut client)) = deaf else { continue };
-        assert_eq!(client.receive_close(SOON).1, Received::End, "after what lay in the buffers of the system");
+        assert_eq!(client.receive_close(SOON).1, Received::End, "the connection ends after the buffered bytes");
     }
     assert_eq!(slow.ask(json!({"op": "heartbeat"}))["ok"], true);
 }

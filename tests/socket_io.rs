@@ -11,11 +11,12 @@ fn credentials() -> String {
 }
 
 #[test]
-fn the_order_of_events_and_the_distance_of_the_first() {
+fn authenticated_follows_the_connect_packet_at_a_distance() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     for round in 0..10 {
-        // From before the 40 was written: how late it is read here says nothing of the server.
+        // Measured from before the server wrote the 40: the time at which the test reads it proves
+        // nothing about the server.
         let connected = Instant::now();
         let mut client = Client::socket_io(howler.address(), &credentials());
         let open = client.receive_text(SOON).unwrap();
@@ -33,7 +34,7 @@ fn the_order_of_events_and_the_distance_of_the_first() {
 }
 
 #[test]
-fn the_authentication_waits_until_connect_was_read() {
+fn authenticated_waits_until_the_client_has_read_the_connect_packet() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     for answering in [true, false] {
@@ -42,13 +43,13 @@ fn the_authentication_waits_until_connect_was_read() {
         assert_eq!(client.receive(SOON), Received::Text("40".into()));
         let connected = Instant::now();
         assert_eq!(client.receive(SOON), Received::Ping);
-        // A client that is busy for a while: what comes now it would read together with the packet before.
+        // A busy client would read the next packet together with the one before.
         assert_eq!(client.receive(A_MOMENT), Received::Nothing);
         if answering {
             client.send_raw(&frame(0x8a, b"")).unwrap();
         }
         assert!(matches!(client.receive(SOON), Received::Text(text) if text.starts_with("42[\"authenticated\"")));
-        // One that never answers is not left without it.
+        // A client that never sends a pong is authenticated later.
         assert_eq!(connected.elapsed() < Duration::from_millis(1_900), answering, "{:?}", connected.elapsed());
     }
 }
@@ -72,7 +73,7 @@ fn events_are_acknowledged() {
         let answer = client.receive_text(SOON).unwrap();
         assert!(answer.starts_with(r#"435[{"error":true,"errorName":"TypeError","errorMessage":""#), "{answer}");
     }
-    // Without an id carried out silently; an unknown event is ignored.
+    // Events without an id are processed without a reply; unknown events are ignored.
     client.send(r#"42["subscribe",["silent"]]"#);
     client.send(r#"42["subscribe",5]"#);
     client.send(r#"426["dance",1]"#);
@@ -89,7 +90,7 @@ fn events_are_acknowledged() {
 }
 
 #[test]
-fn events_before_the_log_in_wait_for_it() {
+fn events_before_the_login_wait_for_it() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     couchdb.set_login_delay(A_MOMENT);
@@ -102,7 +103,7 @@ fn events_before_the_log_in_wait_for_it() {
 }
 
 #[test]
-fn refusals_are_told_and_closed() {
+fn a_refused_login_is_reported_and_closed() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     for (query, error) in [
@@ -121,7 +122,7 @@ fn refusals_are_told_and_closed() {
         assert!(texts[2].starts_with(&expected), "{query}: {texts:?}");
         assert_eq!((&*texts[1], &*texts[3]), ("40", "41"));
         assert!(matches!(close, Received::Close(4401, _)), "{close:?}");
-        assert!(began.elapsed() >= Duration::from_millis(45), "40, the refusal and 41 keep their distance");
+        assert!(began.elapsed() >= Duration::from_millis(45), "40, the refusal and 41 are apart in time");
     }
 }
 
@@ -135,12 +136,12 @@ fn log_out_is_acknowledged_with_the_disconnect() {
     client.send(r#"425["log-out",null]"#);
     couchdb.update("db");
     let (texts, close) = client.receive_close(SOON);
-    assert_eq!(texts, ["435[{}]", "41"], "and no change after it");
+    assert_eq!(texts, ["435[{}]", "41"], "no change after the disconnect");
     assert!(matches!(close, Received::Close(1000, _)), "{close:?}");
 }
 
 #[test]
-fn connect_again_authenticates_again_and_other_namespaces_are_refused() {
+fn a_second_connect_authenticates_again_and_other_namespaces_are_rejected() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut client = Client::socket_io_logged_in(howler.address());
@@ -156,10 +157,11 @@ fn connect_again_authenticates_again_and_other_namespaces_are_refused() {
 }
 
 #[test]
-fn a_log_in_that_was_given_up_does_not_answer_for_the_next() {
+fn an_abandoned_login_does_not_answer_the_next_one() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
-    // Of more wrong passwords, whose answers may come behind those of the right ones, the account would be locked.
+    // More wrong passwords would lock the account, as their responses may arrive after those of the
+    // correct ones.
     for _ in 0..3 {
         let mut client = Client::socket_io(howler.address(), &credentials());
         client.send("41");
@@ -185,7 +187,7 @@ fn a_broken_packet_closes_the_session_and_a_disconnect_ends_it() {
     client.send("41");
     assert_eq!(client.receive_text(SOON).as_deref(), Some("431[{}]"));
     couchdb.update("db");
-    assert!(matches!(client.receive(SOON), Received::Close(1000, _)), "no change after it");
+    assert!(matches!(client.receive(SOON), Received::Close(1000, _)), "no change after the disconnect");
     let mut client = Client::socket_io_logged_in(howler.address());
     client.send("1");
     assert!(matches!(client.receive(SOON), Received::Close(1000, _)));

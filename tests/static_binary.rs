@@ -1,4 +1,4 @@
-//! The static build, alone in an empty root folder, as in an image of nothing else.
+//! The static build, alone in an empty root folder as in a minimal container image.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,7 @@ use crate::support::howler::{Howler, static_binary};
 use crate::support::tls::{Authority, TlsProxy};
 use crate::support::{SOON, couchdb};
 
-/// A folder with the binary and nothing else but the files given.
+/// A root folder that holds the binary and the files of the test only.
 struct Root(PathBuf);
 
 impl Root {
@@ -34,13 +34,13 @@ impl Drop for Root {
 }
 
 #[test]
-fn it_runs_alone_over_https_by_name() {
+fn the_static_binary_needs_no_other_files() {
     let couchdb = couchdb();
     let authority = Authority::new();
     let proxy = TlsProxy::start(&couchdb, authority.server(&["localhost"]));
     let root = Root::new("https");
     std::fs::copy(authority.file(), root.0.join("ca.pem")).unwrap();
-    // There is no hosts file and no resolver's configuration in there: `localhost` is known all the same.
+    // The folder has neither a hosts file nor `resolv.conf`; `localhost` resolves without them.
     let url = proxy.url(&couchdb, "localhost");
     let howler = Howler::launch_command(root.command().args(["--couchdb_url", &url, "--ca_file", "/ca.pem"]));
     assert!(couchdb.wait_for_feeds(1, SOON), "{}", howler.output());
@@ -51,7 +51,7 @@ fn it_runs_alone_over_https_by_name() {
     println!("static binary: {size} bytes, {} KiB resident with one client", howler.resident_kib());
     assert!(size <= 3_200_000, "{size} bytes");
 
-    // With a hosts file, any name.
+    // With a hosts file, any name resolves.
     drop((client, howler));
     assert!(couchdb.wait_for_feeds(0, SOON));
     std::fs::create_dir(root.0.join("etc")).unwrap();
@@ -63,7 +63,7 @@ fn it_runs_alone_over_https_by_name() {
 }
 
 #[test]
-fn it_starts_quickly() {
+fn the_start_time_of_the_static_binary_is_printed() {
     let couchdb = couchdb();
     let root = Root::new("start");
     let mut times: Vec<_> = (0..11)
@@ -76,6 +76,6 @@ fn it_starts_quickly() {
         })
         .collect();
     times.sort();
-    // A figure, not a check: machines are shared.
+    // The time is printed and not checked, because machines are shared.
     println!("from the start of chroot to the line that names the port: median {:.1} ms", times[5].as_secs_f64() * 1e3);
 }

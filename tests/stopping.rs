@@ -1,4 +1,4 @@
-//! Signals, and the clients' last words.
+//! Signals, and how the server closes its clients.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::support::http::{Http, Poller};
 use crate::support::{SOON, couchdb};
 
 #[test]
-fn clients_are_told_and_the_server_ends() {
+fn a_signal_closes_clients_and_ends_the_server() {
     for signal in ["INT", "TERM"] {
         let couchdb = couchdb();
         let mut howler = Howler::start(&couchdb);
@@ -26,7 +26,7 @@ fn clients_are_told_and_the_server_ends() {
         assert!(goodbye["retry_after_ms"].as_u64().unwrap() >= 1000);
         assert_eq!(close, Received::Close(1001, "shutting down".into()));
         assert!(matches!(socket_io.receive(SOON), Received::Close(1001, _)));
-        // `silent` never closes its side: it cannot hold the server up for long.
+        // `silent` never closes its side, which must not delay the server for long.
         assert_eq!(howler.wait().code(), Some(0));
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         drop(silent);
@@ -34,7 +34,7 @@ fn clients_are_told_and_the_server_ends() {
 }
 
 #[test]
-fn a_second_signal_ends_at_once() {
+fn a_second_signal_ends_the_server_immediately() {
     let couchdb = couchdb();
     let mut howler = Howler::start(&couchdb);
     let _silent = Client::logged_in(howler.address());
@@ -46,7 +46,7 @@ fn a_second_signal_ends_at_once() {
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
 }
 
-/// So many clients that the last of them has two seconds to go when the first is closed.
+/// Number of clients: enough for the drain to take two seconds.
 const MANY: usize = 400;
 
 fn crowd(howler: &Howler) -> Vec<Client> {
@@ -54,7 +54,7 @@ fn crowd(howler: &Howler) -> Vec<Client> {
 }
 
 #[test]
-fn many_are_seen_off_one_after_the_other_and_told_of_changes_meanwhile() {
+fn a_drain_spreads_the_closes_and_still_sends_changes() {
     let couchdb = couchdb();
     let mut howler = Howler::start(&couchdb);
     let mut clients = crowd(&howler);
@@ -71,7 +71,7 @@ fn many_are_seen_off_one_after_the_other_and_told_of_changes_meanwhile() {
         assert_eq!(goodbye["event"], "goodbye", "{texts:?}");
         waits.push(goodbye["retry_after_ms"].as_u64().unwrap());
         if closed.len() == MANY {
-            assert!(texts[0].contains("\"change\""), "the last is told of the change: {texts:?}");
+            assert!(texts[0].contains("\"change\""), "the last client receives the change: {texts:?}");
         }
     }
     let took = closed[MANY - 1] - closed[0];
@@ -85,7 +85,7 @@ fn many_are_seen_off_one_after_the_other_and_told_of_changes_meanwhile() {
 }
 
 #[test]
-fn who_polls_goes_on_until_its_turn_and_nobody_new_is_let_in() {
+fn a_drain_serves_pollers_until_their_close_and_rejects_new_clients() {
     let couchdb = couchdb();
     let mut howler = Howler::start(&couchdb);
     let crowd = crowd(&howler);
@@ -95,25 +95,25 @@ fn who_polls_goes_on_until_its_turn_and_nobody_new_is_let_in() {
     assert_eq!((newcomer.get("/howler.js").status, reader.get("/howler.js").status), (200, 200));
     howler.signal("TERM");
     howler.wait_for_line("Stopping");
-    assert!(TcpStream::connect(howler.address()).is_err(), "nobody is accepted any more");
+    assert!(TcpStream::connect(howler.address()).is_err(), "no more connections are accepted");
     let refused = newcomer.get("/socket.io/?EIO=4&transport=polling");
     assert_eq!((refused.status, refused.field("Retry-After")), (503, Some("1")), "{refused:?}");
     let file = reader.get("/howler.js");
     assert_eq!((file.status, file.field("Connection")), (200, Some("close")));
     couchdb.update("db");
     assert_eq!(poller.finish_poll(), [r#"42["change","db"]"#]);
-    // On the connection that it has.
+    // The server closes the session on the connection that the client already has.
     assert_eq!(poller.poll(), ["1"]);
     drop(crowd);
     assert_eq!(howler.wait().code(), Some(0));
 }
 
 #[test]
-fn nobody_is_waited_for_longer_than_asked() {
+fn a_drain_takes_no_longer_than_its_timeout() {
     for (timeout, within) in [("0", 2), ("1", 3)] {
         let couchdb = couchdb();
         let mut howler = Howler::start_with(&couchdb, &["--drain_timeout", timeout]);
-        // None of them reads or closes anything.
+        // None of the clients reads or closes anything.
         let silent = crowd(&howler);
         let began = Instant::now();
         howler.signal("TERM");

@@ -1,4 +1,5 @@
-//! Everybody comes back at once: a server is killed and started again, and CouchDB takes its time for log-ins.
+//! All clients reconnect at once: a server is killed and started again while logins at CouchDB are
+//! slow.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -16,15 +17,15 @@ use crate::support::http::Http;
 use crate::support::{PASSWORD, SOON, USER, couchdb};
 
 const CLIENTS: usize = 5_000;
-/// Clients of a second server, which is left alone.
+/// Clients of a second server, which is not restarted.
 const UNDISTURBED: usize = 500;
-/// Threads for either: each serves its share of the clients.
+/// Threads for each of the two groups; each thread serves its share of the clients.
 const THREADS: usize = 10;
-/// What a log-in costs CouchDB.
+/// Time that a login takes CouchDB.
 const LOGIN_TAKES: Duration = Duration::from_millis(20);
 
 #[test]
-fn five_thousand_clients_come_back_and_disturb_nobody() {
+fn five_thousand_reconnecting_clients_do_not_disturb_others() {
     let couchdb = Arc::new(couchdb());
     let port = lasting_port();
     let first = Howler::start_on(port, &couchdb, &[]);
@@ -34,7 +35,7 @@ fn five_thousand_clients_come_back_and_disturb_nobody() {
     couchdb.set_login_delay(LOGIN_TAKES);
     let before = couchdb.counters();
     drop(first);
-    // What happens while they are away is told to each when it is back.
+    // Each client learns of this change when it is back.
     couchdb.update("storm-3");
     let began = Instant::now();
     let first = Howler::start_on(port, &couchdb, &[]);
@@ -46,13 +47,13 @@ fn five_thousand_clients_come_back_and_disturb_nobody() {
             thread::spawn(move || come_back(share, address, &refused))
         })
         .collect();
-    let told: usize = threads.into_iter().map(|thread| thread.join().expect("all come back").1).sum();
+    let told: usize = threads.into_iter().map(|thread| thread.join().expect("all clients reconnect").1).sum();
     let took = began.elapsed();
     let after = couchdb.counters();
     let (latencies, rounds) = undisturbed.finish();
     let p99 = latencies[latencies.len() * 99 / 100];
     println!(
-        "storm: {CLIENTS} clients were back after {:.1} s ({} log-ins refused and tried again); {} log-ins at CouchDB, at most \
+        "storm: {CLIENTS} clients were back after {:.1} s ({} logins rejected and retried); {} logins at CouchDB, at most \
          {} at once, {} requests of any kind at once; {rounds} notifications to each of {UNDISTURBED} undisturbed clients: \
          p50 {:.1} ms, p99 {:.1} ms, slowest {:.1} ms",
         took.as_secs_f64(),
@@ -64,17 +65,18 @@ fn five_thousand_clients_come_back_and_disturb_nobody() {
         milliseconds(p99),
         milliseconds(latencies[latencies.len() - 1]),
     );
-    assert_eq!(told, CLIENTS / 10, "those who have the database that changed are told, and nobody else");
-    assert!(after.peak_sessions_in_flight <= 16, "two servers with eight log-ins each");
-    assert!(after.session_requests - before.session_requests >= CLIENTS, "each was asked for");
-    assert!(p99 < Duration::from_secs(2), "the others are served meanwhile: {p99:?}");
+    assert_eq!(told, CLIENTS / 10, "only subscribers of the changed database are notified");
+    assert!(after.peak_sessions_in_flight <= 16, "two servers with eight logins each");
+    assert!(after.session_requests - before.session_requests >= CLIENTS, "CouchDB checks each login");
+    assert!(p99 < Duration::from_secs(2), "notifications of other clients are late: {p99:?}");
 }
 
 fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1_000.0
 }
 
-/// All clients connect for the first time; each has one of ten databases, and one of its own.
+/// Connects all clients for the first time; each has one of ten shared databases and one of its
+/// own.
 fn first_visit(address: SocketAddr) -> Vec<Vec<Device>> {
     let visit = move |share: usize| {
         let numbers = (0..CLIENTS).filter(|number| number % THREADS == share);
@@ -88,7 +90,7 @@ fn first_visit(address: SocketAddr) -> Vec<Vec<Device>> {
             device.finish_login().expect("CouchDB is quick");
         }
         for device in &mut devices {
-            assert_eq!(device.subscribe().expect("it is connected").len(), 2, "it knew nothing");
+            assert_eq!(device.subscribe().expect("the client is connected").len(), 2, "the client knew no positions");
         }
         devices
     };
@@ -96,25 +98,26 @@ fn first_visit(address: SocketAddr) -> Vec<Vec<Device>> {
     threads.into_iter().map(|thread| thread.join().expect("all log in")).collect()
 }
 
-/// A share of the clients connects all at once; who is refused tries again. With how many changes they were told.
+/// Connects a share of the clients at once and retries rejected logins. Returns the clients and the
+/// number of changes that they were notified of.
 fn come_back(mut devices: Vec<Device>, address: SocketAddr, refused: &AtomicUsize) -> (Vec<Device>, usize) {
     let mut left: Vec<usize> = (0..devices.len()).collect();
     let deadline = Instant::now() + 6 * SOON;
     while !left.is_empty() {
         assert!(Instant::now() < deadline, "{} clients are not back", left.len());
         for which in &left {
-            // One that is refused is found out below.
+            // A rejected client is found below.
             let _ = devices[*which].begin_login(address);
         }
         let again = left.extract_if(.., |which| devices[*which].finish_login().is_err()).collect::<Vec<_>>();
         refused.fetch_add(again.len(), SeqCst);
         left = again;
     }
-    let told = devices.iter_mut().map(|device| device.subscribe().expect("it is logged in").len()).sum();
+    let told = devices.iter_mut().map(|device| device.subscribe().expect("the client is logged in").len()).sum();
     (devices, told)
 }
 
-/// Clients that nothing happens to, and how long after a change each was told of it.
+/// Clients of the second server, and the latency of each of their notifications.
 struct Undisturbed {
     over: Arc<AtomicBool>,
     writer: thread::JoinHandle<usize>,
@@ -122,7 +125,8 @@ struct Undisturbed {
 }
 
 impl Undisturbed {
-    /// When the change was written that readers wait for; each change has a database of its own, in turn.
+    /// Connects the clients, then starts to write changes. Readers compute latencies from the time
+    /// of the last write to each of the databases, which change in turn.
     fn start(address: SocketAddr, couchdb: &Arc<StandIn>) -> Self {
         const PULSES: usize = 50;
         let over = Arc::new(AtomicBool::new(false));
@@ -132,7 +136,7 @@ impl Undisturbed {
             .map(|_| {
                 let mut devices: Vec<_> = (0..UNDISTURBED / THREADS).map(|_| Device::new(names.clone())).collect();
                 for device in &mut devices {
-                    device.come_back(address).expect("it is served");
+                    device.come_back(address).expect("the server replies");
                 }
                 let (over, written) = (Arc::clone(&over), Arc::clone(&written));
                 thread::spawn(move || listen(&mut devices, &over, &written))
@@ -143,7 +147,7 @@ impl Undisturbed {
             let mut round = 0;
             while !stop.load(SeqCst) {
                 let which = round % PULSES;
-                written.lock().expect("nobody panics with it")[which] = Instant::now();
+                written.lock().expect("the lock is not poisoned")[which] = Instant::now();
                 couchdb.update(&names[which]);
                 round += 1;
                 thread::sleep(Duration::from_millis(50));
@@ -153,14 +157,14 @@ impl Undisturbed {
         Self { over, writer, readers }
     }
 
-    /// All latencies, the shortest first, and how many changes there were.
+    /// Returns all latencies in ascending order and the number of changes.
     fn finish(self) -> (Vec<Duration>, usize) {
         self.over.store(true, SeqCst);
-        let rounds = self.writer.join().expect("it only writes");
+        let rounds = self.writer.join().expect("the writer does not panic");
         let mut latencies = Vec::new();
         for reader in self.readers {
             let its = reader.join().expect("the clients stay connected");
-            assert_eq!(its.len(), rounds * UNDISTURBED / THREADS, "each was told of each change");
+            assert_eq!(its.len(), rounds * UNDISTURBED / THREADS, "each client is notified of each change");
             latencies.extend(its);
         }
         latencies.sort_unstable();
@@ -168,19 +172,19 @@ impl Undisturbed {
     }
 }
 
-/// Reads what each client is told, until all was said and nothing comes any more.
+/// Reads the notifications of the clients until the writer has stopped and no more arrive.
 fn listen(devices: &mut [Device], over: &AtomicBool, written: &Mutex<Vec<Instant>>) -> Vec<Duration> {
     let mut latencies = Vec::new();
     loop {
         let ends = over.load(SeqCst);
         let before = latencies.len();
         for device in &mut *devices {
-            // Nothing is waited for but the first of a pulse.
+            // Wait only for the first notification of a change.
             let within = if latencies.len() == before { Duration::from_millis(20) } else { Duration::from_millis(1) };
             match device.next(within) {
                 Ok(Told::Change(name)) => {
                     let which: usize = name["pulse-".len()..].parse().expect("a number");
-                    latencies.push(written.lock().expect("nobody panics with it")[which].elapsed());
+                    latencies.push(written.lock().expect("the lock is not poisoned")[which].elapsed());
                 }
                 Ok(Told::Nothing) => {}
                 other => panic!("an undisturbed client is disturbed: {other:?}"),
@@ -193,8 +197,9 @@ fn listen(devices: &mut [Device], over: &AtomicBool, written: &Mutex<Vec<Instant
 }
 
 #[test]
-fn who_comes_when_too_many_wait_is_told_when_to_come_again() {
-    // A session that polls logs in with its first request, and any number of them fit into one connection of a proxy.
+fn a_login_above_the_limit_of_waiting_logins_is_rejected_with_a_retry_time() {
+    // A polling session logs in with its first request, and one connection of a proxy carries any
+    // number of them.
     const WAITING: usize = 20_000;
     const CONNECTIONS: usize = 20;
     let couchdb = couchdb();
@@ -215,8 +220,8 @@ fn who_comes_when_too_many_wait_is_told_when_to_come_again() {
             })
         })
         .collect();
-    let polls: Vec<_> = threads.into_iter().map(|thread| thread.join().expect("all are opened")).collect();
-    // One or two are at CouchDB and not waiting.
+    let polls: Vec<_> = threads.into_iter().map(|thread| thread.join().expect("all sessions are open")).collect();
+    // One or two logins are at CouchDB and do not wait.
     let (mut waiting, mut refusal) = (Vec::new(), None);
     while refusal.is_none() && waiting.len() < 10 {
         let mut client = Client::json(howler.address());
@@ -226,7 +231,7 @@ fn who_comes_when_too_many_wait_is_told_when_to_come_again() {
             None => waiting.push(client),
         }
     }
-    let (mut client, answer) = refusal.expect("one is refused at last");
+    let (mut client, answer) = refusal.expect("a login is rejected");
     assert_eq!((&answer["id"], &answer["error"]), (&json!(1), &json!("ServiceUnavailableError")), "{answer}");
     let again = answer["retry_after_ms"].as_u64().expect("a time");
     assert!((5_000..10_000).contains(&again), "{again}");

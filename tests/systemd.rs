@@ -1,4 +1,4 @@
-//! What systemd is told, and the sockets that it hands over. The tests play systemd.
+//! Notifications to systemd, and sockets from it. The tests play the part of systemd.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::linux::net::SocketAddrExt as _;
@@ -15,7 +15,7 @@ use crate::support::wire::Target;
 use crate::support::{SOON, couchdb};
 use couchdb_howler::demo::StandIn;
 
-/// A socket that is told how the server is.
+/// A socket that receives the server's notifications.
 struct Listening(UnixDatagram);
 
 impl Listening {
@@ -28,14 +28,14 @@ impl Listening {
         Self(socket)
     }
 
-    /// The next datagram.
+    /// Returns the next datagram.
     fn next(&self) -> String {
         let mut buffer = [0; 4096];
-        let length = self.0.recv(&mut buffer).expect("the server tells something");
+        let length = self.0.recv(&mut buffer).expect("a notification of the server");
         String::from_utf8(buffer[..length].to_vec()).unwrap()
     }
 
-    /// The next that has a line.
+    /// Returns the next datagram that contains a line.
     fn wait_for(&self, line: &str) -> String {
         loop {
             let told = self.next();
@@ -46,7 +46,7 @@ impl Listening {
     }
 }
 
-/// A folder of its own in which sockets may be: their paths are short.
+/// Creates a folder with a short path, because the paths of sockets are limited.
 fn folder() -> PathBuf {
     use std::sync::atomic::{AtomicUsize, Ordering};
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
@@ -56,7 +56,7 @@ fn folder() -> PathBuf {
     folder
 }
 
-/// The server with an environment.
+/// Starts the server with an environment.
 fn started(couchdb: &StandIn, environment: &[(&str, &str)]) -> Howler {
     let mut command = Command::new(BINARY);
     command.args(["--couchdb_url", &couchdb.url()]).env_clear().envs(environment.iter().copied());
@@ -64,7 +64,7 @@ fn started(couchdb: &StandIn, environment: &[(&str, &str)]) -> Howler {
 }
 
 #[test]
-fn it_is_told_of_start_and_stop() {
+fn systemd_is_notified_of_start_and_stop() {
     let couchdb = couchdb();
     let folder = folder();
     let path = folder.join("notify");
@@ -78,7 +78,7 @@ fn it_is_told_of_start_and_stop() {
         let mut howler = started(&couchdb, &[("NOTIFY_SOCKET", &name)]);
         let ready = listening.next();
         assert!(ready.starts_with("READY=1\nSTATUS="), "{ready}");
-        // What is said is true.
+        // The server is ready as it says.
         let _client = Client::logged_in(howler.address());
         howler.signal("TERM");
         let stopping = listening.next();
@@ -89,7 +89,7 @@ fn it_is_told_of_start_and_stop() {
 }
 
 #[test]
-fn the_watchdog_is_fed_while_the_loop_turns() {
+fn the_watchdog_is_notified_while_the_event_loop_runs() {
     let couchdb = couchdb();
     let folder = folder();
     let path = folder.join("notify");
@@ -104,17 +104,17 @@ fn the_watchdog_is_fed_while_the_loop_turns() {
         listening.wait_for("WATCHDOG=1");
     }
     assert!(began.elapsed() > Duration::from_millis(300), "not more often than every 200 ms: {:?}", began.elapsed());
-    // A server that hangs is found by its silence.
+    // A hung server sends no watchdog notification.
     howler.signal("STOP");
     listening.0.set_read_timeout(Some(Duration::from_millis(800))).unwrap();
     let silent = || listening.0.recv(&mut [0; 4096]).is_err();
-    assert!(silent() || silent(), "one may have been under way");
+    assert!(silent() || silent(), "no more notifications after one in flight");
     howler.signal("CONT");
     listening.0.set_read_timeout(Some(SOON)).unwrap();
     listening.wait_for("WATCHDOG=1");
     drop((client, howler));
 
-    // It is another process that is watched.
+    // systemd watches another process.
     let howler = started(&couchdb, &[notify, ("WATCHDOG_USEC", "100000"), ("WATCHDOG_PID", "1")]);
     listening.wait_for("READY=1");
     listening.0.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
@@ -123,8 +123,8 @@ fn the_watchdog_is_fed_while_the_loop_turns() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// Hands sockets over as systemd does: by numbers from 3 on, and with the number of the process. A C in place of a
-/// listening socket stands for one that is connected.
+/// Passes sockets as systemd does: by descriptors from 3 on, and with the id of the process. A C
+/// instead of an L passes a connected socket.
 const LAUNCHER: &str = "\
 import os, socket, sys
 listening = []
@@ -146,7 +146,7 @@ os.environ['LISTEN_PID'] = str(os.getpid() + int(os.environ.get('ANOTHER', '0'))
 os.execv(sys.argv[2], sys.argv[2:])
 ";
 
-/// The server behind the launcher.
+/// Returns a command that starts the server through the launcher.
 fn handed(sockets: &str, environment: &[(&str, &str)], couchdb: &StandIn, options: &[&str]) -> Command {
     let mut command = Command::new("python3");
     command.args(["-c", LAUNCHER, sockets, BINARY, "--couchdb_url", &couchdb.url()]).args(options);
@@ -154,7 +154,7 @@ fn handed(sockets: &str, environment: &[(&str, &str)], couchdb: &StandIn, option
     command
 }
 
-/// Where the launcher's sockets listen.
+/// Returns the addresses of the launcher's sockets.
 fn handed_over(howler: &Howler) -> Vec<SocketAddr> {
     let line = howler.wait_for_line("handed over: ");
     let ports = line.trim_start_matches("handed over: ").split(' ');
@@ -162,9 +162,9 @@ fn handed_over(howler: &Howler) -> Vec<SocketAddr> {
 }
 
 #[test]
-fn a_socket_that_is_handed_over_takes_the_place_of_the_port() {
+fn a_passed_socket_replaces_the_port() {
     let couchdb = couchdb();
-    // Nobody else can listen there: the server must not try.
+    // The port is taken, so the server must not try to listen there.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let howler = Howler::launch_command_on(port, &mut handed("L", &[], &couchdb, &[]));
@@ -176,7 +176,7 @@ fn a_socket_that_is_handed_over_takes_the_place_of_the_port() {
 }
 
 #[test]
-fn two_sockets_are_for_plain_http_and_for_tls() {
+fn two_sockets_serve_plain_http_and_tls() {
     let couchdb = couchdb();
     let authority = Authority::new();
     let identity = Identity::new(&authority);
@@ -189,7 +189,8 @@ fn two_sockets_are_for_plain_http_and_for_tls() {
         let tls = Target::tls(places[https], authority.client(&[&rustls::version::TLS13]));
         assert_eq!(Http::connect(&tls).get("/howler.js").status, 200);
     }
-    // One alone is for TLS where nothing else is spoken; and beside the port of plain HTTP where that is.
+    // A single socket is for TLS if plain HTTP is off, or if its name is `https` beside a port
+    // of plain HTTP.
     let howler = Howler::launch_command(&mut handed("L", &[], &couchdb, &identity.options()));
     assert_eq!(howler.tls_address(), handed_over(&howler)[0]);
     let options = [&identity.options()[..], &["--tls_port", "0"]].concat();
@@ -199,7 +200,7 @@ fn two_sockets_are_for_plain_http_and_for_tls() {
 }
 
 #[test]
-fn a_socket_is_for_operators_by_its_name() {
+fn a_socket_named_admin_serves_operators() {
     let couchdb = couchdb();
     let howler = Howler::launch_command(&mut handed("LL", &[("LISTEN_FDNAMES", "admin:http")], &couchdb, &[]));
     let places = handed_over(&howler);
@@ -209,14 +210,14 @@ fn a_socket_is_for_operators_by_its_name() {
 }
 
 #[test]
-fn sockets_meant_for_another_process_are_left_alone() {
+fn sockets_for_another_process_are_ignored() {
     let couchdb = couchdb();
     let howler = Howler::launch_command(&mut handed("L", &[("ANOTHER", "1")], &couchdb, &[]));
     assert_ne!(howler.address(), handed_over(&howler)[0]);
 }
 
 #[test]
-fn sockets_of_no_use_are_named() {
+fn unusable_sockets_are_reported() {
     let couchdb = couchdb();
     for (sockets, names, words) in [
         ("LL", "", &["HTTPS", "--tls_cert"][..]),
@@ -225,7 +226,7 @@ fn sockets_of_no_use_are_named() {
         ("C", "", &["socket 1", "connected", "Accept="]),
     ] {
         let command = handed(sockets, &[("LISTEN_FDNAMES", names)], &couchdb, &["--port", "0"]);
-        // A server that goes on where it should end is ended.
+        // `timeout` ends a server that runs on where it should fail.
         let ended = Command::new("timeout")
             .args(["--foreground", "60"])
             .arg(command.get_program())

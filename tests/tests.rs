@@ -1,10 +1,10 @@
-//! The tests that run the real binary: one module a subject, and `support` with what they share.
+//! Tests that run the real binary: one module per subject, and `support` with shared code.
 //!
-//! What each server prints is searched for passwords and cookies when it ends, and kept in a file below the
-//! target folder, which `tests/run.sh` searches once more.
+//! When a server ends, `support` searches its output for passwords and cookies. It keeps the output
+//! in a file below the target folder, which `tests/run.sh` searches again.
 
-#![allow(clippy::disallowed_methods, reason = "tests measure time and look names up as they like")]
-#![allow(unreachable_pub, missing_docs, reason = "one crate that nobody links to")]
+#![allow(clippy::disallowed_methods, reason = "tests may measure time and resolve names")]
+#![allow(unreachable_pub, missing_docs, reason = "no other crate links to the tests")]
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! CouchDB over TLS: who is trusted, and that a cut is never taken for an end.
+//! CouchDB over TLS: which certificates are trusted, and that a cut is never taken for an end.
 
 use std::net::{Ipv6Addr, TcpListener};
 use std::time::Instant;
@@ -12,13 +12,14 @@ use crate::support::howler::Howler;
 use crate::support::tls::{Authority, TlsProxy, tls_url};
 use crate::support::{ANSWERED_WITHIN, PASSWORD, SOON, USER, couchdb, couchdb_with};
 
-/// Names and addresses of this machine, as certificates hold them.
+/// Names and addresses of this machine, as written in certificates.
 const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
-/// A server that follows `couchdb` at a URL, and a client of it that is told of `db` and `during`.
+/// Starts a server that follows `couchdb` at a URL, and a client that subscribes to `db` and
+/// `during`.
 fn follow(couchdb: &StandIn, url: &str, authority: &Authority) -> (Client, Howler) {
     let howler = Howler::launch(&["--couchdb_url", url, "--ca_file", authority.file()]);
-    assert!(couchdb.wait_for_feeds(1, SOON), "the feed opens:\n{}", howler.output());
+    assert!(couchdb.wait_for_feeds(1, SOON), "the feed is not open:\n{}", howler.output());
     let client = Client::subscribed(howler.address(), &["db", "during"]);
     (client, howler)
 }
@@ -29,7 +30,7 @@ fn is_told(couchdb: &StandIn, client: &mut Client, database: &str) {
 }
 
 #[test]
-fn follows_and_logs_in_by_name_by_address_and_below_a_path() {
+fn the_feed_and_logins_work_by_name_by_address_and_below_a_path() {
     let authority = Authority::new();
     for (host, listen, prefix) in
         [("localhost", "127.0.0.1", ""), ("127.0.0.1", "127.0.0.1", "/couch/db"), ("[::1]", "::1", "")]
@@ -48,7 +49,7 @@ fn follows_and_logs_in_by_name_by_address_and_below_a_path() {
 }
 
 #[test]
-fn speaks_both_versions_of_tls_also_when_they_come_byte_by_byte() {
+fn both_versions_of_tls_work_whole_and_byte_by_byte() {
     let authority = Authority::new();
     for version in [&TLS12, &TLS13] {
         for byte_by_byte in [false, true] {
@@ -63,7 +64,7 @@ fn speaks_both_versions_of_tls_also_when_they_come_byte_by_byte() {
 }
 
 #[test]
-fn many_changes_at_once_come_through_tls() {
+fn a_thousand_concurrent_changes_arrive_over_tls() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let proxy = TlsProxy::start(&couchdb, authority.server(&NAMES));
     let (mut client, _howler) = follow(&couchdb, &proxy.url(&couchdb, "localhost"), &authority);
@@ -76,24 +77,25 @@ fn many_changes_at_once_come_through_tls() {
     assert_eq!(told.len(), names.len());
 }
 
-/// Long requests are written before the handshake of their connection is over: no part of them may stay behind.
+/// Tests requests that are written before the handshake of their connection is complete: all of
+/// their bytes must arrive.
 #[test]
-fn long_requests_wait_for_the_handshake_as_a_whole() {
+fn long_requests_before_the_end_of_the_handshake_are_sent_completely() {
     for version in [&TLS12, &TLS13] {
         let (couchdb, authority) = (couchdb(), Authority::new());
         let config = authority.server_with(&NAMES, false, &[version]);
         let proxy = TlsProxy::start_at(&couchdb, config, [127, 0, 0, 1].into(), false);
         let (_, howler) = follow(&couchdb, &proxy.url(&couchdb, "localhost"), &authority);
         let mut clients: Vec<Client> = (0..4).map(|_| Client::logged_in(howler.address())).collect();
-        // Each asks for the positions of 240 databases, under three names each: over 160 KB. All at once, so that
-        // there are new connections for them.
+        // Each client asks for the positions of 240 databases with three keys each: over 160 KB.
+        // They do so concurrently, which takes new connections.
         let names =
             |client| (0..240).map(|number| format!("{}-{client}-{number}", "n".repeat(220))).collect::<Vec<_>>();
         let asked = clients.iter_mut().enumerate();
         let asked: Vec<u64> = asked.map(|(i, one)| one.request(json!({"op": "subscribe", "dbs": names(i)}))).collect();
         for (i, (client, id)) in clients.iter_mut().zip(asked).enumerate() {
             client.answer(id);
-            // A slow machine answers without positions first.
+            // On a slow machine the first reply may have no positions.
             let deadline = Instant::now() + SOON;
             while client.ask(json!({"op": "subscribe", "dbs": names(i)}))["dbs"][&names(i)[0]] != "0.0.0" {
                 assert!(Instant::now() < deadline, "{version:?}, client {i}:\n{}", howler.output());
@@ -104,7 +106,7 @@ fn long_requests_wait_for_the_handshake_as_a_whole() {
 }
 
 #[test]
-fn a_cut_without_close_notify_is_a_cut() {
+fn an_end_without_close_notify_is_logged_as_a_cut() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let proxy = TlsProxy::start(&couchdb, authority.server(&NAMES));
     let (mut client, howler) = follow(&couchdb, &proxy.url(&couchdb, "localhost"), &authority);
@@ -118,7 +120,7 @@ fn a_cut_without_close_notify_is_a_cut() {
 }
 
 #[test]
-fn close_notify_is_an_end() {
+fn close_notify_is_logged_as_an_end() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let proxy = TlsProxy::start(&couchdb, authority.server(&NAMES));
     let (mut client, howler) = follow(&couchdb, &proxy.url(&couchdb, "localhost"), &authority);
@@ -130,7 +132,7 @@ fn close_notify_is_an_end() {
     howler.assert_told("WARN", 1);
 }
 
-/// Expects that a server does not follow, says why once, and serves on.
+/// Asserts that a server does not follow, logs the reason once, and continues to serve.
 fn is_refused(url: &str, ca_file: &str, line: &str) {
     let howler = Howler::launch(&["--couchdb_url", url, "--ca_file", ca_file]);
     howler.wait_for_lines("Next try in", 3);
@@ -140,7 +142,7 @@ fn is_refused(url: &str, ca_file: &str, line: &str) {
 }
 
 #[test]
-fn a_wrong_certificate_is_refused_and_named() {
+fn an_invalid_certificate_is_rejected_and_its_problem_logged() {
     let (couchdb, authority, stranger) = (couchdb(), Authority::new(), Authority::new());
     for (config, line) in [
         (stranger.server(&NAMES), "from an unknown authority: --ca_file"),
@@ -150,25 +152,25 @@ fn a_wrong_certificate_is_refused_and_named() {
         let proxy = TlsProxy::start(&couchdb, config);
         is_refused(&proxy.url(&couchdb, "localhost"), authority.file(), line);
     }
-    assert_eq!(couchdb.counters().requests, 0, "nothing was said to a stranger");
+    assert_eq!(couchdb.counters().requests, 0, "no request is sent over an untrusted connection");
 }
 
 #[test]
-fn a_peer_that_speaks_no_tls_is_named() {
+fn a_mismatch_of_http_and_https_is_logged() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let url = tls_url(&couchdb, &couchdb.address().to_string());
     is_refused(&url, authority.file(), "speaks no TLS: check https in --couchdb_url");
-    // And the other way around.
+    // Plain HTTP to a TLS port.
     let proxy = TlsProxy::start(&couchdb, authority.server(&NAMES));
     let url = proxy.url(&couchdb, "localhost").replacen("https:", "http:", 1);
     is_refused(&url, authority.file(), "the answer is not HTTP/1.1");
 }
 
 #[test]
-fn a_port_that_says_nothing_does_not_hold_log_ins() {
+fn a_silent_port_does_not_block_logins() {
     let authority = Authority::new();
     let silent = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).expect("a port is free");
-    let url = format!("https://admin:zq7-admin@{}", silent.local_addr().expect("it listens"));
+    let url = format!("https://admin:zq7-admin@{}", silent.local_addr().expect("the listener is bound"));
     let howler = Howler::launch(&["--couchdb_url", &url, "--ca_file", authority.file()]);
     let mut client = Client::json(howler.address());
     let started = Instant::now();

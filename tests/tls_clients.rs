@@ -1,5 +1,5 @@
-//! TLS for clients: both versions, real clients, certificates that change while the server runs, and peers that speak
-//! it badly, slowly, or to the wrong port.
+//! TLS for clients: both versions, real clients, certificates that change while the server runs,
+//! and peers that send malformed records, stall, or connect to the wrong port.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -18,7 +18,7 @@ use crate::support::tls::{Authority, Identity};
 use crate::support::wire::Target;
 use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
 
-/// A server with a certificate, and all that clients of it need.
+/// A server with a certificate, and what its clients need.
 struct Served {
     authority: Authority,
     identity: Identity,
@@ -27,12 +27,12 @@ struct Served {
 }
 
 impl Served {
-    /// TLS on the only port.
+    /// Starts a server with TLS on its only port.
     fn start() -> Self {
         Self::start_with(&[])
     }
 
-    /// A plain port, and TLS beside it.
+    /// Starts a server with a plain port and one for TLS.
     fn with_both_ports() -> Self {
         Self::start_with(&["--tls_port", "0"])
     }
@@ -42,7 +42,7 @@ impl Served {
         let identity = Identity::new(&authority);
         let howler = Howler::start_with(&couchdb, &[&identity.options(), options].concat());
         let served = Self { authority, identity, couchdb, howler };
-        // The connection to CouchDB that log-ins go by stays from here on.
+        // From now on the server keeps its connection to CouchDB for logins.
         Client::logged_in(served.target());
         served
     }
@@ -60,7 +60,7 @@ impl Served {
     }
 }
 
-/// Runs a program to its end with something to read; it must be installed.
+/// Runs an installed program with some input until it ends.
 fn run_program(program: &str, arguments: &[&str], input: &[u8]) -> Output {
     let mut child = Command::new(program)
         .args(arguments)
@@ -69,9 +69,9 @@ fn run_program(program: &str, arguments: &[&str], input: &[u8]) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|error| panic!("{program} does not start: {error}"));
-    // It may have ended without reading.
+    // The program may end without reading.
     let _ = child.stdin.take().expect("piped").write_all(input);
-    child.wait_with_output().expect("it ends")
+    child.wait_with_output().expect("the program ends")
 }
 
 fn curl(authority: &Authority, arguments: &[&str]) -> Output {
@@ -79,7 +79,7 @@ fn curl(authority: &Authority, arguments: &[&str]) -> Output {
     run_program("curl", &[&trust, arguments].concat(), b"")
 }
 
-/// What `openssl s_client` prints of a connection that it makes.
+/// Returns what `openssl s_client` prints about a connection.
 fn s_client(served: &Served, options: &[&str]) -> String {
     let connect = format!("localhost:{}", served.address().port());
     let arguments = ["s_client", "-connect", &connect, "-CAfile", served.authority.file()];
@@ -92,7 +92,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn curl_is_served_over_both_versions_and_over_one_connection() {
+fn curl_works_with_both_versions_and_reuses_its_connection() {
     let served = Served::start();
     let url = served.url() + "/howler.js";
     for versions in [&["--tlsv1.2", "--tls-max", "1.2"][..], &["--tlsv1.3"]] {
@@ -106,19 +106,19 @@ fn curl_is_served_over_both_versions_and_over_one_connection() {
     let output = curl(&served.authority, &["-v", "-o", "/dev/null", &url]);
     assert!(text(&output.stderr).contains("ALPN: server accepted http/1.1"), "{}", text(&output.stderr));
     let stranger = curl(&Authority::new(), &[&url]);
-    assert_eq!(stranger.status.code(), Some(60), "the authority is not known: {}", text(&stranger.stderr));
+    assert_eq!(stranger.status.code(), Some(60), "curl rejects the unknown authority: {}", text(&stranger.stderr));
     served.howler.wait_for_line("the client does not trust the certificate in --tls_cert");
 }
 
 #[test]
-fn openssl_sees_the_versions_the_protocol_and_the_chain() {
+fn openssl_accepts_the_versions_the_protocol_and_the_chain() {
     let served = Served::start();
     for (option, version) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
         let output = s_client(&served, &[option, "-alpn", "http/1.1", "-verify_return_error"]);
         for line in [&format!("New, {version}"), "ALPN protocol: http/1.1", "Verify return code: 0 (ok)"] {
             assert!(output.contains(line), "{version}, {line}: {output}");
         }
-        // Who offers no protocol is served too.
+        // A client that offers no protocol is served, too.
         let output = s_client(&served, &[option]);
         assert!(output.contains("No ALPN negotiated") && output.contains(&format!("New, {version}")), "{output}");
     }
@@ -128,11 +128,15 @@ fn openssl_sees_the_versions_the_protocol_and_the_chain() {
     let other = s_client(&served, &["-alpn", "h2"]);
     assert!(other.contains("alert no application protocol"), "{other}");
     served.howler.wait_for_line("something else than HTTP/1.1 (ALPN)");
-    assert_eq!(served.howler.count_told("WARN") + served.howler.count_told("ERROR"), 0, "strangers are no trouble");
+    assert_eq!(
+        served.howler.count_told("WARN") + served.howler.count_told("ERROR"),
+        0,
+        "failed handshakes are not logged as warnings"
+    );
 }
 
 #[test]
-fn every_dialect_is_spoken_over_both_versions_also_when_they_come_byte_by_byte() {
+fn every_dialect_works_over_both_versions_whole_and_byte_by_byte() {
     let served = Served::start();
     for version in [&TLS12, &TLS13] {
         let whole = Target::tls(served.address(), served.authority.client(&[version]));
@@ -151,12 +155,12 @@ fn every_dialect_is_spoken_over_both_versions_also_when_they_come_byte_by_byte()
 }
 
 #[test]
-fn both_ports_carry_sessions_of_one_server() {
+fn both_ports_share_the_sessions_of_the_server() {
     let served = Served::with_both_ports();
     assert_ne!(served.howler.address(), served.address());
     let mut plain = Client::subscribed(served.howler.address(), &["db"]);
     let mut secure = Client::subscribed(served.target(), &["db"]);
-    // A session that polls may use either.
+    // A polling session may use both ports.
     let mut poller = Poller::subscribed(served.target(), &["db"]);
     poller.posts = Http::connect(served.howler.address());
     poller.send(&["421[\"heartbeat\",null]"]);
@@ -168,7 +172,7 @@ fn both_ports_carry_sessions_of_one_server() {
 }
 
 #[test]
-fn who_comes_again_goes_on_with_the_session_of_tls() {
+fn returning_clients_resume_their_tls_session() {
     let served = Served::start();
     for version in [&TLS12, &TLS13] {
         let target = Target::tls(served.address(), served.authority.client(&[version]));
@@ -180,7 +184,7 @@ fn who_comes_again_goes_on_with_the_session_of_tls() {
     }
 }
 
-/// Two hundred clients of all dialects, and what each waits for.
+/// Two hundred clients of all dialects, with the notification that each expects.
 struct Crowd {
     clients: Vec<(Client, &'static str)>,
     pollers: Vec<Poller>,
@@ -196,7 +200,7 @@ impl Crowd {
             assert_eq!(client.receive_text(SOON).as_deref(), Some("430[{}]"));
             clients.push((client, "42[\"change\",\"db\"]"));
         }
-        // Each of them holds two connections.
+        // Each poller holds two connections.
         let pollers = (0..20).map(|_| Poller::subscribed(target, &["db"])).collect();
         Self { clients, pollers }
     }
@@ -205,7 +209,7 @@ impl Crowd {
         self.pollers.iter_mut().for_each(Poller::start_poll);
     }
 
-    /// Each is told of one change, over the connection that it has.
+    /// Asserts that each client receives a change on its existing connection.
     fn is_told(&mut self, couchdb: &StandIn) {
         couchdb.update("db");
         for (client, expected) in &mut self.clients {
@@ -219,7 +223,7 @@ impl Crowd {
         }
     }
 
-    /// Nothing else came, and nothing ended.
+    /// Asserts that clients receive nothing and stay connected.
     fn is_quiet(&mut self) {
         std::thread::sleep(A_MOMENT);
         for (client, _) in &mut self.clients {
@@ -228,16 +232,16 @@ impl Crowd {
     }
 }
 
-/// The certificate that a new connection is shown.
+/// Returns the certificate that the server presents on a new connection.
 fn shown(served: &Served) -> Vec<u8> {
     let mut wire = served.target().connect().expect("the certificate is good");
     let chain = wire.session().peer_certificates().expect("the handshake is over");
-    assert_eq!(chain.len(), 2, "its own and the deputy's");
+    assert_eq!(chain.len(), 2, "the chain has the server's and the intermediate certificate");
     chain[0].to_vec()
 }
 
 #[test]
-fn a_certificate_is_renewed_under_two_hundred_connections() {
+fn a_renewed_certificate_keeps_two_hundred_connections() {
     let mut served = Served::with_both_ports();
     let target = served.target();
     let mut crowd = Crowd::gather(&target);
@@ -246,7 +250,7 @@ fn a_certificate_is_renewed_under_two_hundred_connections() {
     assert_eq!(first, served.identity.current.as_ref());
 
     served.identity.renew(&served.authority);
-    assert_eq!(shown(&served), first, "not before it is asked for");
+    assert_eq!(shown(&served), first, "the certificate changes only after SIGHUP");
     served.howler.signal("HUP");
     served.howler.wait_for_line("SIGHUP: new connections are shown the certificate in");
     let second = shown(&served);
@@ -254,7 +258,7 @@ fn a_certificate_is_renewed_under_two_hundred_connections() {
     assert_eq!(second, served.identity.current.as_ref());
     crowd.is_told(&served.couchdb);
 
-    // What cannot be used changes nothing.
+    // Unusable files change nothing.
     let (certificate, key) = (served.identity.certificate.clone(), served.identity.key.clone());
     let other = Identity::new(&served.authority);
     let not_its_key = "it is not the key of the first certificate";
@@ -284,12 +288,12 @@ fn a_certificate_is_renewed_under_two_hundred_connections() {
     crowd.start_polls();
     crowd.is_told(&served.couchdb);
     crowd.is_quiet();
-    assert_eq!(served.howler.count_lines("Session of "), 1, "nobody was dropped but the first, who left");
+    assert_eq!(served.howler.count_lines("Session of "), 1, "only the first client, which left, has ended");
     assert_eq!(served.howler.count_told("ERROR"), 5);
 }
 
 #[test]
-fn without_a_certificate_the_signal_changes_nothing() {
+fn sighup_without_a_certificate_changes_nothing() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut client = Client::subscribed(howler.address(), &["db"]);
@@ -300,7 +304,7 @@ fn without_a_certificate_the_signal_changes_nothing() {
 }
 
 #[test]
-fn every_kind_of_key_that_openssl_makes_is_read() {
+fn every_kind_of_key_from_openssl_is_accepted() {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("keys-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let file = |name: &str| folder.join(name).to_str().expect("UTF-8").to_owned();
@@ -313,7 +317,7 @@ fn every_kind_of_key_that_openssl_makes_is_read() {
     for (make, begin) in [
         ("genrsa -traditional -out", "BEGIN RSA PRIVATE KEY"),
         ("genpkey -algorithm RSA -out", "BEGIN PRIVATE KEY"),
-        // With its parameters in a section in front.
+        // The file starts with a section of parameters.
         ("ecparam -genkey -name prime256v1 -out", "BEGIN EC PRIVATE KEY"),
         ("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out", "BEGIN PRIVATE KEY"),
         ("genpkey -algorithm ED25519 -out", "BEGIN PRIVATE KEY"),
@@ -333,7 +337,7 @@ fn every_kind_of_key_that_openssl_makes_is_read() {
 }
 
 #[test]
-fn files_that_cannot_be_used_are_named_at_the_start() {
+fn unusable_files_are_reported_at_the_start() {
     let authority = Authority::new();
     let (good, other) = (Identity::new(&authority), Identity::new(&authority));
     let encrypted = format!("{}.encrypted", good.key);
@@ -360,15 +364,15 @@ fn files_that_cannot_be_used_are_named_at_the_start() {
 }
 
 #[test]
-fn who_speaks_to_the_wrong_port_is_told() {
+fn the_wrong_port_answers_with_a_hint() {
     let served = Served::with_both_ports();
     let (plain, tls) = (served.howler.address(), served.address());
     for _ in 0..3 {
-        // No TLS where it is spoken.
+        // Plain HTTP to the port of TLS.
         let answer = Http::connect(tls).get("/");
         assert_eq!((answer.status, answer.field("Connection")), (400, Some("close")));
         assert!(answer.text().contains("not plain HTTP: use https:// and wss://"), "{}", answer.text());
-        // TLS where it is not.
+        // TLS to the plain port.
         let mut http = Http::connect(plain);
         http.send_raw(CLIENT_HELLO);
         let answer = http.answer();
@@ -379,24 +383,24 @@ fn who_speaks_to_the_wrong_port_is_told() {
     }
     served.howler.wait_for_line("speaks plain HTTP to the port of TLS: it has to use https:// or wss://.");
     served.howler.wait_for_line(&format!("it has to use http:// or ws://; TLS is spoken on port {}.", tls.port()));
-    assert_eq!(served.howler.count_told("WARN"), 2, "once for each, whatever strangers do: {}", served.howler.output());
+    assert_eq!(served.howler.count_told("WARN"), 2, "each hint is logged once: {}", served.howler.output());
 
-    // What real clients make of it.
+    // Messages that real clients show.
     let output = curl(&served.authority, &[&format!("http://localhost:{}/", tls.port())]);
     assert!(text(&output.stdout).starts_with("This port speaks HTTPS"), "{}", text(&output.stderr));
     let output = curl(&served.authority, &[&format!("https://localhost:{}/", plain.port())]);
     assert!(text(&output.stderr).contains("wrong version number"), "{}", text(&output.stderr));
-    // Nothing of it is left.
+    // The server is unaffected.
     let mut client = Client::subscribed(served.target(), &["db"]);
     served.couchdb.update("db");
     assert_eq!(client.next_change(SOON).as_deref(), Some("db"));
 }
 
-/// The start of what a client of TLS says first: a record, a message of 508 bytes in it, and version 1.2.
+/// Start of a ClientHello: a record, a message of 508 bytes, version 1.2.
 const CLIENT_HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
 
 #[test]
-fn a_handshake_that_does_not_go_on_is_given_up() {
+fn a_stalled_handshake_times_out() {
     let served = Served::start();
     let before = idle_descriptors(&served.howler);
     let began = Instant::now();
@@ -405,28 +409,28 @@ fn a_handshake_that_does_not_go_on_is_given_up() {
         .cycle()
         .take(30)
         .map(|said| {
-            let mut socket = TcpStream::connect(served.address()).expect("it listens");
-            socket.write_all(said).expect("it reads");
+            let mut socket = TcpStream::connect(served.address()).expect("the server listens");
+            socket.write_all(said).expect("the server reads");
             socket
         })
         .collect();
-    // The others are served meanwhile.
+    // Other clients are served meanwhile.
     let mut client = Client::subscribed(served.target(), &["db"]);
     served.couchdb.update("db");
     assert_eq!(client.next_change(SOON).as_deref(), Some("db"));
     for mut socket in stalled {
         socket.set_read_timeout(Some(SOON)).unwrap();
-        // What could not be a mistake of the network is not answered: there is nobody to tell.
+        // The server does not answer an incomplete handshake.
         let mut rest = Vec::new();
         let _ = socket.read_to_end(&mut rest);
         assert!(rest.is_empty(), "{rest:?}");
     }
-    assert!(began.elapsed() >= Duration::from_secs(9), "not too early: {:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_secs(9), "closed too early: {:?}", began.elapsed());
     drop(client);
     wait_for_descriptors(&served.howler, before);
 }
 
-/// Descriptors when nobody is connected any more.
+/// Returns the number of descriptors when no client is connected any more.
 fn idle_descriptors(howler: &Howler) -> usize {
     howler.wait_for_line("Session of 127.0.0.1 ended");
     let mut last = howler.descriptors();
@@ -448,21 +452,21 @@ fn wait_for_descriptors(howler: &Howler, count: usize) {
 }
 
 #[test]
-fn nonsense_ends_in_an_alert() {
+fn malformed_records_get_an_alert() {
     let served = Served::start();
     let before = idle_descriptors(&served.howler);
     for said in [
-        // A record that is too long; one with nothing in it; a hello that is not whole.
+        // A record that is too long, an empty one, an incomplete ClientHello.
         &b"\x16\x03\x01\xff\xff0123456789"[..],
         b"\x16\x03\x01\x00\x00",
         b"\x16\x03\x01\x00\x08\x01\x00\x00\x02\x03\x03\x03\x03",
     ] {
-        let mut socket = TcpStream::connect(served.address()).expect("it listens");
+        let mut socket = TcpStream::connect(served.address()).expect("the server listens");
         socket.set_read_timeout(Some(SOON)).unwrap();
-        socket.write_all(said).expect("it reads");
+        socket.write_all(said).expect("the server reads");
         let mut answer = Vec::new();
         socket.read_to_end(&mut answer).expect("an end, not a reset");
-        assert!(matches!(*answer, [0x15, _, _, 0, 2, 2, _]), "a fatal alert: {answer:?} to {said:?}");
+        assert!(matches!(*answer, [0x15, _, _, 0, 2, 2, _]), "no fatal alert: {answer:?} to {said:?}");
     }
     served.howler.wait_for_lines("No TLS with 127.0.0.1: ", 3);
     wait_for_descriptors(&served.howler, before);
@@ -470,7 +474,7 @@ fn nonsense_ends_in_an_alert() {
 }
 
 #[test]
-fn nonsense_after_the_handshake_ends_that_connection_alone() {
+fn a_malformed_record_after_the_handshake_ends_only_that_connection() {
     let served = Served::start();
     let mut other = Client::subscribed(served.target(), &["db"]);
     let mut http = Http::connect(served.target());
@@ -483,7 +487,7 @@ fn nonsense_after_the_handshake_ends_that_connection_alone() {
 }
 
 #[test]
-fn keys_may_be_renewed_at_any_time() {
+fn traffic_keys_may_be_updated_at_any_time() {
     let served = Served::start();
     let target = Target::tls(served.address(), served.authority.client(&[&TLS13]));
     let mut http = Http::connect(&target);
@@ -495,29 +499,29 @@ fn keys_may_be_renewed_at_any_time() {
 }
 
 #[test]
-fn an_end_is_said_and_heard() {
+fn both_sides_send_close_notify() {
     let served = Served::start();
     let before = idle_descriptors(&served.howler);
-    // The server's: what came before it is whole, or reading fails.
+    // The server's end: reading fails if the bytes before it are incomplete.
     let mut http = Http::connect(served.target());
     http.send_raw(request("GET", "/howler.js", "Connection: close\r\n", b""));
     let answer = http.answer();
     assert_eq!(answer.status, 200);
-    assert_eq!(http.wire.read(&mut [0; 100]).expect("close_notify came"), 0);
+    assert_eq!(http.wire.read(&mut [0; 100]).expect("close_notify arrives"), 0);
     drop(http);
-    // The client's is answered by the server's.
+    // The server answers the client's `close_notify` with its own.
     let mut http = Http::connect(served.target());
     assert_eq!(http.get("/howler.js").status, 200);
     http.wire.session().send_close_notify();
     http.wire.flush_session();
-    assert_eq!(http.wire.read(&mut [0; 100]).expect("close_notify came"), 0);
+    assert_eq!(http.wire.read(&mut [0; 100]).expect("close_notify arrives"), 0);
     drop(http);
-    // A client that is cut off ends its session, and leaves nothing.
+    // A client that is cut off ends its session and leaves nothing behind.
     let mut client = Client::subscribed(served.target(), &["db"]);
     client.socket().shutdown(Shutdown::Both).unwrap();
     assert!(matches!(client.receive(SOON), Received::End));
     served.howler.wait_for_lines("Session of 127.0.0.1 ended: connection lost.", 2);
-    // The end of the server.
+    // Shutdown.
     wait_for_descriptors(&served.howler, before);
     let mut client = Client::subscribed(served.target(), &["db"]);
     let mut howler = served.howler;
@@ -530,21 +534,21 @@ fn an_end_is_said_and_heard() {
 }
 
 #[test]
-fn large_answers_reach_a_slow_reader_whole() {
+fn large_responses_reach_a_slow_reader_completely() {
     let served = Served::start();
     let expected = Http::connect(served.target()).get("/howler.js").body;
     let mut http = Http::connect(served.target());
-    // More than all buffers of the system between hold.
+    // More than all buffers of the system hold.
     let count = 400;
     let requests = request("GET", "/howler.js", "", b"").repeat(count);
     http.send_raw(&requests);
-    // It reads nothing for a while, and the others do not notice.
+    // This client reads nothing for a while, which does not affect others.
     let mut client = Client::subscribed(served.target(), &["db"]);
     served.couchdb.update("db");
     assert_eq!(client.next_change(SOON).as_deref(), Some("db"));
     for number in 0..count {
         let answer = http.answer();
-        assert!(answer.body == expected, "answer {number} is not whole");
+        assert!(answer.body == expected, "response {number} is incomplete");
     }
 }
 
@@ -563,11 +567,11 @@ fn a_client_that_does_not_read_misses_nothing() {
     let mut told: Vec<String> = names.iter().map(|_| client.next_change(SOON).expect("a change")).collect();
     told.sort();
     told.dedup();
-    assert_eq!(told.len(), names.len(), "each once");
+    assert_eq!(told.len(), names.len(), "each database once");
 }
 
 #[test]
-fn three_hundred_clients_are_told_once_each() {
+fn three_hundred_clients_receive_each_change_once() {
     let served = Served::start();
     let target = served.target();
     let mut clients: Vec<Client> = (0..300).map(|_| Client::subscribed(&target, &["db"])).collect();
@@ -586,10 +590,10 @@ fn three_hundred_clients_are_told_once_each() {
 #[test]
 fn an_idle_connection_costs_little() {
     for version in [&TLS12, &TLS13] {
-        // A server of its own: what others have left is free for these.
+        // Each version gets a fresh server, as a used one has free memory that hides the cost.
         let served = Served::start();
         let target = Target::tls(served.address(), served.authority.client(&[version]));
-        // What the first ones cost is not theirs alone.
+        // The first clients also pay for what all share.
         let mut clients: Vec<Client> = (0..100).map(|_| Client::subscribed(&target, &["db"])).collect();
         let before = served.howler.resident_kib();
         clients.extend((0..600).map(|_| Client::subscribed(&target, &["db"])));
@@ -601,13 +605,13 @@ fn an_idle_connection_costs_little() {
 }
 
 #[test]
-fn polling_and_websockets_get_in_by_the_query_or_the_auth_object() {
+fn a_polling_session_logs_in_by_the_auth_object_and_upgrades_over_tls() {
     let served = Served::start();
     let mut poller = Poller::open(served.target(), 4, "");
     poller.send(&[&format!("40{}", json!({"username": USER, "password": PASSWORD}))]);
     let packets: Vec<String> = (0..3).map(|_| poller.next()).collect();
     assert!(packets[2].starts_with("42[\"authenticated\""), "{packets:?}");
-    // The upgrade comes over a second connection of TLS.
+    // The upgrade uses a second TLS connection.
     let mut websocket = Client::open(served.target(), &poller.websocket_target());
     websocket.send("2probe");
     assert_eq!(websocket.receive_text(SOON).as_deref(), Some("3probe"));
@@ -619,9 +623,9 @@ fn polling_and_websockets_get_in_by_the_query_or_the_auth_object() {
 #[test]
 fn the_example_of_the_manual_works() {
     let page = include_str!("../src/manual/deploying.md");
-    let (_, section) = page.split_once("## TLS\n").expect("it has the section");
+    let (_, section) = page.split_once("## TLS\n").expect("the page has the section");
     let (_, script) = section.split_once("```sh\n").expect("the example");
-    let (script, _) = script.split_once("```").expect("its end");
+    let (script, _) = script.split_once("```").expect("the end of the example");
     let script = script.replace("\\\n", " ");
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("readme-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -641,7 +645,7 @@ fn the_example_of_the_manual_works() {
         let output = Command::new("sh").args(["-c", &line]).current_dir(&folder).output().expect("a shell");
         assert!(output.status.success(), "{line}: {}", text(&output.stderr));
         if running.is_some() {
-            assert!(text(&output.stdout).contains("howler"), "the file came");
+            assert!(text(&output.stdout).contains("howler"), "the file is served");
         }
     }
     assert!(running.is_some(), "{script}");

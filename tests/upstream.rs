@@ -1,4 +1,5 @@
-//! Connections to CouchDB, and what stands in between: connections that died silently, cookies that run out, long heads.
+//! Connections to CouchDB and proxies between: silently broken connections, expired cookies, long
+//! heads.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use crate::support::http::Poller;
 use crate::support::proxy::Proxy;
 use crate::support::{PASSWORD, SOON, USER, couchdb, couchdb_with};
 
-/// Puts header lines behind the status line of each response.
+/// Inserts header lines after the status line of each response.
 fn with_fields(bytes: Vec<u8>, fields: &str) -> Vec<u8> {
     match bytes.windows(2).position(|two| two == b"\r\n") {
         Some(end) if bytes.starts_with(b"HTTP/1.1 ") => {
@@ -30,14 +31,14 @@ fn clients_log_in_behind_a_proxy_with_long_heads() {
     let couchdb = couchdb();
     let proxy = Proxy::rewriting(couchdb.address(), long_field);
     let howler = Howler::launch(&["--couchdb_url", &proxy.url_of(&couchdb)]);
-    assert!(couchdb.wait_for_feeds(1, SOON), "the feed opens");
+    assert!(couchdb.wait_for_feeds(1, SOON), "the feed is not open");
     let mut client = Client::subscribed(howler.address(), &["garden"]);
     couchdb.update("garden");
     assert_eq!(client.next_change(SOON).as_deref(), Some("garden"));
 }
 
 #[test]
-fn a_bad_token_has_its_own_message() {
+fn an_invalid_token_has_its_own_message() {
     let couchdb = couchdb();
     couchdb.add_token("good.token", USER, &[]);
     couchdb.add_token("old.token", USER, &[]);
@@ -53,13 +54,13 @@ fn a_bad_token_has_its_own_message() {
     let mut client = Client::json(howler.address());
     let answer = client.ask(json!({"op": "log-in", "cookie": "AuthSession=abc"}));
     assert!(answer["message"].as_str().is_some_and(|message| message.contains("cookie")), "{answer}");
-    // The handshake of Socket.IO carries a token, too.
+    // A handshake of Socket.IO may carry a token, too.
     let mut client = Client::socket_io(howler.address(), "token=no.such.token");
-    let refusal = (0..3).filter_map(|_| client.receive_text(SOON)).last().expect("it is refused");
+    let refusal = (0..3).filter_map(|_| client.receive_text(SOON)).last().expect("the login is refused");
     assert!(refusal.contains("not-authenticated") && refusal.contains("token"), "{refusal}");
 }
 
-/// Logs eight users in at once.
+/// Logs eight users in concurrently.
 fn log_in_eight(couchdb: &StandIn, howler: &Howler) -> Vec<Client> {
     let mut clients: Vec<_> = (0..8).map(|_| Client::json(howler.address())).collect();
     let log_in = |(number, client): (usize, &mut Client)| {
@@ -75,7 +76,7 @@ fn log_in_eight(couchdb: &StandIn, howler: &Howler) -> Vec<Client> {
     clients
 }
 
-/// Has the server open all of its connections for logins, and leaves them idle.
+/// Makes the server open all of its connections for logins, and leaves them idle.
 fn fill_pool(couchdb: &StandIn, howler: &Howler) -> Vec<Client> {
     couchdb.set_login_delay(Duration::from_millis(300));
     let clients = log_in_eight(couchdb, howler);
@@ -84,7 +85,7 @@ fn fill_pool(couchdb: &StandIn, howler: &Howler) -> Vec<Client> {
     clients
 }
 
-/// Logs in, and expects that it takes less than what a request without an answer may take.
+/// Logs in and asserts that this takes less than the timeout of a request.
 fn logs_in_soon(howler: &Howler) -> Client {
     let start = Instant::now();
     let client = Client::logged_in(howler.address());
@@ -94,7 +95,7 @@ fn logs_in_soon(howler: &Howler) -> Client {
 }
 
 #[test]
-fn logins_succeed_soon_after_all_connections_died_silently() {
+fn logins_succeed_soon_after_all_connections_broke_silently() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--feed_heartbeat", "500"]);
     let mut clients = fill_pool(&couchdb, &howler);
@@ -103,12 +104,12 @@ fn logins_succeed_soon_after_all_connections_died_silently() {
     couchdb.update("garden");
     log_in_eight(&couchdb, &howler);
     logs_in_soon(&howler);
-    // The feed is opened again after three heartbeats, from where it was.
+    // After three heartbeats the server opens the feed again at its last sequence.
     assert_eq!(clients[0].next_change(SOON).as_deref(), Some("garden"));
 }
 
 #[test]
-fn logins_succeed_soon_when_a_proxy_forgets_connections() {
+fn logins_succeed_soon_after_a_proxy_dropped_connections() {
     let couchdb = couchdb();
     let proxy = Proxy::start(couchdb.address());
     let howler = Howler::launch(&["--couchdb_url", &proxy.url_of(&couchdb)]);
@@ -119,7 +120,7 @@ fn logins_succeed_soon_when_a_proxy_forgets_connections() {
 }
 
 #[test]
-fn subscriptions_and_checks_survive_connections_that_died_silently() {
+fn subscriptions_and_checks_survive_silently_broken_connections() {
     let couchdb = couchdb();
     couchdb.create_database_for("garden", &[USER]);
     couchdb.create_database_for("meadow", &[USER]);
@@ -129,12 +130,12 @@ fn subscriptions_and_checks_survive_connections_that_died_silently() {
     let before = couchdb.counters().session_requests;
     let answer = client.ask(json!({"op": "subscribe", "dbs": ["meadow"]}));
     assert!(answer["ok"] == true && answer["dbs"]["meadow"].is_string(), "{answer}");
-    assert!(couchdb.wait_for(SOON, |seen| seen.session_requests > before + 1), "the user is checked");
+    assert!(couchdb.wait_for(SOON, |seen| seen.session_requests > before + 1), "the user is not checked");
     assert_eq!(client.ask(json!({"op": "heartbeat"}))["ok"], true);
 }
 
 #[test]
-fn connections_are_closed_that_nobody_needs() {
+fn idle_connections_to_couchdb_are_closed() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let _clients = fill_pool(&couchdb, &howler);
@@ -143,45 +144,46 @@ fn connections_are_closed_that_nobody_needs() {
     logs_in_soon(&howler);
 }
 
-/// The kernel watches the connections to CouchDB: `02` is its timer for keepalive (proc(5), `/proc/net/tcp`).
+/// Tests that the kernel probes the connections to CouchDB. `02` is its keepalive timer (proc(5),
+/// `/proc/net/tcp`).
 #[test]
-fn the_system_watches_connections_to_couchdb() {
+fn connections_to_couchdb_have_keepalive() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let _client = Client::logged_in(howler.address());
-    let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", howler.id())).expect("Linux has it");
+    let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", howler.id())).expect("Linux has the file");
     let remote = format!("0100007F:{:04X}", couchdb.address().port());
     let timers: Vec<&str> = table
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>())
         .filter(|fields| fields.get(2).is_some_and(|peer| *peer == remote) && fields[3] == "01")
-        .map(|fields| table[table.find(fields[5]).expect("it is in there")..].split(':').next().expect("a timer"))
+        .map(|fields| table[table.find(fields[5]).expect("a field")..].split(':').next().expect("a timer"))
         .collect();
     assert!(timers.len() >= 2 && timers.iter().all(|timer| *timer == "02"), "{timers:?} in\n{table}");
 }
 
 #[test]
-fn an_answer_to_subscribe_always_has_positions() {
+fn a_reply_to_subscribe_always_has_positions() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--feed", "db_updates"]);
     let answer = Client::logged_in(howler.address()).ask(json!({"op": "subscribe", "dbs": ["garden", "meadow"]}));
     assert_eq!((&answer["ok"], &answer["dbs"]), (&json!(true), &json!({"garden": null, "meadow": null})), "{answer}");
 }
 
-/// A stand-in whose cookies live for so many seconds.
+/// Starts a stand-in whose cookies live for a number of seconds.
 fn short_lived(seconds: u64) -> StandIn {
     couchdb_with(Options { cookie_life: Duration::from_secs(seconds), ..Options::default() })
 }
 
 #[test]
-fn a_session_is_checked_before_half_of_its_cookie_is_over() {
+fn a_session_is_checked_before_half_of_the_life_of_its_cookie() {
     let couchdb = short_lived(4);
     let howler = Howler::start(&couchdb);
     let mut client = Client::subscribed(howler.address(), &["garden"]);
     let mut old = Client::socket_io_logged_in(howler.address());
     old.send("421[\"subscribe\",[\"garden\"]]");
     assert_eq!(old.receive_text(SOON).as_deref(), Some("431[{}]"));
-    // Far beyond the life of the first cookie.
+    // Far longer than the life of the first cookie.
     let mut cookies = 0;
     let end = Instant::now() + Duration::from_secs(10);
     while Instant::now() < end {
@@ -203,7 +205,8 @@ fn a_cookie_of_unknown_age_is_checked_in_time() {
     let mut client = Client::json(first.address());
     let cookie = client.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}))["cookie"].clone();
     drop(first);
-    // A new server does not know how long cookies live, and this one is too young to be renewed.
+    // A new server does not know how long cookies live, and CouchDB does not renew one that is this
+    // fresh.
     let howler = Howler::start(&couchdb);
     let mut client = Client::json(howler.address());
     assert_eq!(client.ask(json!({"op": "log-in", "cookie": cookie}))["ok"], true);
@@ -215,7 +218,7 @@ fn a_cookie_of_unknown_age_is_checked_in_time() {
     assert_eq!(client.ask(json!({"op": "heartbeat"}))["ok"], true);
 }
 
-/// A CouchDB that cannot be asked until the cookies that are out have run out.
+/// Fails logins at CouchDB until all existing cookies have expired.
 fn outlasts_cookies(couchdb: &StandIn, life: Duration) {
     couchdb.fail_logins(Some(503));
     std::thread::sleep(life + Duration::from_millis(500));
@@ -223,7 +226,7 @@ fn outlasts_cookies(couchdb: &StandIn, life: Duration) {
 }
 
 #[test]
-fn sessions_whose_cookie_ran_out_meanwhile_are_closed_without_a_refusal() {
+fn sessions_with_an_expired_cookie_and_a_password_are_closed_without_a_refusal() {
     let couchdb = short_lived(3);
     let howler = Howler::start(&couchdb);
     let mut old = Client::socket_io_logged_in(howler.address());
@@ -231,22 +234,22 @@ fn sessions_whose_cookie_ran_out_meanwhile_are_closed_without_a_refusal() {
     let mut json_client = Client::logged_in(howler.address());
     poller.start_poll();
     outlasts_cookies(&couchdb, Duration::from_secs(3));
-    // No refusal and no DISCONNECT: after either the client does not connect again by itself.
+    // Neither a refusal nor a DISCONNECT: after either the client does not reconnect by itself.
     let closed = Received::Close(1013, "session expired".into());
     assert_eq!(old.receive_close(SOON), (vec![], closed.clone()));
     assert_eq!(poller.finish_poll(), ["1"]);
     let (texts, end) = json_client.receive_close(SOON);
     let goodbye = texts.last().map(|text| serde_json::from_str::<serde_json::Value>(text).expect("JSON"));
-    let goodbye = goodbye.expect("the client is told");
+    let goodbye = goodbye.expect("a goodbye");
     assert_eq!((&goodbye["event"], &goodbye["reason"]), (&json!("goodbye"), &json!("session-expired")), "{goodbye}");
     assert!(goodbye["retry_after_ms"].is_u64() && end == closed, "{goodbye} {end:?}");
     assert_eq!(howler.metric("howler_closes_total{reason=\"session_expired\"}"), 3);
-    // They log in again by themselves, as they did at first.
+    // Clients log in again with the credentials that they used first.
     Client::socket_io_logged_in(howler.address());
 }
 
 #[test]
-fn sessions_that_have_nothing_but_a_cookie_are_refused_when_it_ran_out() {
+fn sessions_with_only_an_expired_cookie_are_refused() {
     let couchdb = short_lived(3);
     let howler = Howler::start(&couchdb);
     let mut client = Client::json(howler.address());
@@ -257,24 +260,24 @@ fn sessions_that_have_nothing_but_a_cookie_are_refused_when_it_ran_out() {
         assert!(old.receive_text(SOON).is_some_and(|text| text.starts_with(start)), "{start}");
     }
     outlasts_cookies(&couchdb, Duration::from_secs(3));
-    let told = old.receive_text(SOON).expect("it is refused");
+    let told = old.receive_text(SOON).expect("the login is refused");
     assert!(told.starts_with("42[\"not-authenticated\""), "{told}");
 }
 
 #[test]
-fn users_who_are_gone_are_refused_also_behind_an_outage() {
+fn sessions_of_removed_users_are_refused() {
     let couchdb = short_lived(20);
     let howler = Howler::start_with(&couchdb, &["--session_check", "1"]);
     let mut old = Client::socket_io_logged_in(howler.address());
     couchdb.remove_user(USER);
-    let told = old.receive_text(SOON).expect("it is refused");
+    let told = old.receive_text(SOON).expect("the login is refused");
     assert!(told.starts_with("42[\"not-authenticated\""), "{told}");
 }
 
 #[test]
-fn a_silent_feed_points_to_the_check() {
+fn a_silent_feed_is_logged_with_a_hint_at_the_check_command() {
     let couchdb = couchdb();
-    // As behind a proxy that holds the body of the feed back.
+    // As behind a proxy that buffers the body of the feed.
     couchdb.break_next_feed(FeedFault::Silence);
     let howler = Howler::start_with(&couchdb, &["--feed_heartbeat", "300"]);
     let line = howler.wait_for_line("was silent for");

@@ -1,4 +1,4 @@
-//! What stands between CouchDB and the server, and writes sloppy header lines.
+//! A proxy between CouchDB and the server that writes malformed header lines.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,10 +7,10 @@ use crate::support::client::Client;
 use crate::support::howler::Howler;
 use crate::support::{SOON, couchdb};
 
-/// Starts a proxy that puts lines behind the status line of each response.
+/// Starts a proxy that inserts lines after the status line of each response.
 fn sloppy_proxy(to: SocketAddr, lines: &str) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-    let address = listener.local_addr().expect("it listens");
+    let address = listener.local_addr().expect("the listener is bound");
     let lines = lines.to_owned();
     std::thread::spawn(move || {
         for client in listener.incoming().map_while(Result::ok) {
@@ -23,7 +23,7 @@ fn sloppy_proxy(to: SocketAddr, lines: &str) -> SocketAddr {
             let (lines, mut server, mut client) = (lines.clone(), server, client);
             std::thread::spawn(move || {
                 let mut buffer = vec![0; 65_536];
-                // The stand-in writes a head at once.
+                // The stand-in writes a head in one piece.
                 while let Ok(read @ 1..) = server.read(&mut buffer) {
                     let text = String::from_utf8_lossy(&buffer[..read]);
                     let mut parts = text.split_inclusive("HTTP/1.1 ");
@@ -43,7 +43,7 @@ fn sloppy_proxy(to: SocketAddr, lines: &str) -> SocketAddr {
 }
 
 #[test]
-fn logins_and_feed_pass_what_curl_passes() {
+fn malformed_header_lines_that_curl_accepts_do_not_break_logins_or_the_feed() {
     for lines in [
         "X-Proxy : a\r\n".to_owned(),
         "no colon\r\n: no name\r\nX Y: a\r\n".to_owned(),

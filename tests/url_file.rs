@@ -1,4 +1,5 @@
-//! The file that holds the URL of CouchDB: how it may be written, and that it is read again.
+//! The file that holds the URL of CouchDB: how it may be written, and when the server reads it
+//! again.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,11 +13,11 @@ use crate::support::client::Client;
 use crate::support::howler::{BINARY, Howler};
 use crate::support::{ADMIN, SOON, couchdb};
 
-/// The password that takes the place of the first one, and the same in the file.
+/// The password that replaces the first one, plain and as written in the URL.
 const NEW_PASSWORD: &str = "zq7-rotated%";
 const NEW_IN_URL: &str = "zq7-rotated%25";
 
-/// A file that holds a URL; it is removed with it.
+/// A file that holds a URL, removed on drop.
 struct UrlFile(PathBuf);
 
 impl UrlFile {
@@ -28,23 +29,23 @@ impl UrlFile {
         file
     }
 
-    /// Puts another file in its place at once, as tools that rotate secrets do.
+    /// Replaces the file atomically, as tools that rotate secrets do.
     fn write(&self, content: &str) {
         let new = self.0.with_extension("new");
         std::fs::write(&new, content).expect("the target folder can be written");
-        std::fs::rename(new, &self.0).expect("it can be renamed");
+        std::fs::rename(new, &self.0).expect("the file can be renamed");
     }
 
     fn launch(&self) -> Howler {
         Howler::launch_command(Command::new(BINARY).env("HOWLER_COUCHDB_URL_FILE", &self.0))
     }
 
-    /// A server that follows a stand-in by a file.
+    /// Starts a server that reads the URL of a stand-in from a file.
     fn follow(couchdb: &StandIn) -> (Self, Howler) {
         let file = Self::new(&couchdb.url());
         let howler = file.launch();
         assert!(couchdb.wait_for_feeds(1, SOON), "{}", howler.output());
-        // All that it asks at the start is answered with the first password.
+        // The server sends its first requests with the old password.
         assert!(couchdb.wait_for_request(SOON, |request| request.target == "/_global_changes").is_some());
         assert!(couchdb.wait_for(SOON, |seen| seen.in_flight == 0));
         (file, howler)
@@ -57,12 +58,12 @@ impl Drop for UrlFile {
     }
 }
 
-/// The URL with the other password.
+/// Returns the URL with the new password.
 fn new_url(couchdb: &StandIn) -> String {
     format!("http://{ADMIN}:{NEW_IN_URL}@{}\n", couchdb.address())
 }
 
-/// Expects that the feed and a lookup work.
+/// Asserts that the feed and a lookup work.
 fn works(howler: &Howler, couchdb: &StandIn, database: &str) {
     let deadline = Instant::now() + SOON;
     let mut client = Client::logged_in(howler.address());
@@ -75,7 +76,7 @@ fn works(howler: &Howler, couchdb: &StandIn, database: &str) {
 }
 
 #[test]
-fn a_mark_in_front_and_white_space_behind_do_not_count() {
+fn a_byte_order_mark_and_trailing_white_space_are_ignored() {
     for (mark, end) in [("\u{feff}", ""), ("", "\r\n"), ("\u{feff}", " \t\r\n\r\n"), ("", "\n\n  ")] {
         let couchdb = couchdb();
         let file = UrlFile::new(&format!("{mark}{}{end}", couchdb.url()));
@@ -110,7 +111,7 @@ fn a_rotated_password_is_used_after_sighup() {
 }
 
 #[test]
-fn a_rotated_password_is_used_once_the_old_one_is_refused_to_the_feed() {
+fn a_rotated_password_is_used_after_the_feed_got_401() {
     let couchdb = couchdb();
     let (file, howler) = UrlFile::follow(&couchdb);
     file.write(&new_url(&couchdb));
@@ -121,7 +122,7 @@ fn a_rotated_password_is_used_once_the_old_one_is_refused_to_the_feed() {
 }
 
 #[test]
-fn a_rotated_password_is_used_once_the_old_one_is_refused_to_a_lookup() {
+fn a_rotated_password_is_used_after_a_lookup_got_401() {
     let couchdb = couchdb();
     let (file, howler) = UrlFile::follow(&couchdb);
     file.write(&new_url(&couchdb));
@@ -129,26 +130,26 @@ fn a_rotated_password_is_used_once_the_old_one_is_refused_to_a_lookup() {
     let feeds = couchdb.counters().feed_requests;
     works(&howler, &couchdb, "db");
     howler.wait_for_line("Using the credentials for CouchDB that the file");
-    assert_eq!(couchdb.counters().feed_requests, feeds, "the feed goes on");
+    assert_eq!(couchdb.counters().feed_requests, feeds, "the feed stays open");
 }
 
 #[test]
-fn a_file_that_is_written_after_the_refusal_is_read_too() {
+fn a_file_written_after_the_401_is_read() {
     let couchdb = couchdb();
     let (file, howler) = UrlFile::follow(&couchdb);
     assert!(couchdb.change_password(ADMIN, NEW_PASSWORD));
     couchdb.break_feed(FeedFault::Cut);
     howler.wait_for_line("(401)");
-    // So that no further try locks the account.
+    // Prevents more attempts, which would lock the account.
     couchdb.refuse();
     file.write(&new_url(&couchdb));
     howler.wait_for_line("Using the credentials for CouchDB that the file");
-    couchdb.accept_again().expect("its port is free");
+    couchdb.accept_again().expect("the port is free");
     works(&howler, &couchdb, "db");
 }
 
 #[test]
-fn a_wrong_password_of_a_user_has_nothing_read() {
+fn a_wrong_password_of_a_user_does_not_reload_the_file() {
     let couchdb = couchdb();
     let (file, howler) = UrlFile::follow(&couchdb);
     file.write("zq7-nonsense");
@@ -160,7 +161,7 @@ fn a_wrong_password_of_a_user_has_nothing_read() {
 }
 
 #[test]
-fn a_file_that_is_of_no_use_changes_nothing_and_is_not_shown() {
+fn an_unusable_file_changes_nothing_and_is_not_logged() {
     let couchdb = couchdb();
     let (file, howler) = UrlFile::follow(&couchdb);
     let elsewhere = new_url(&couchdb).replace(&couchdb.address().to_string(), "db.example:1");
@@ -179,7 +180,7 @@ fn a_file_that_is_of_no_use_changes_nothing_and_is_not_shown() {
         let line = howler.wait_for_lines("cannot be used, and the old URL stays in use", number + 1);
         assert!(line.contains(problem) && line.contains("ERROR"), "{content:?}: {line}");
     }
-    std::fs::remove_file(&file.0).expect("it is there");
+    std::fs::remove_file(&file.0).expect("the file exists");
     howler.signal("HUP");
     let line = howler.wait_for_lines("cannot be used, and the old URL stays in use", 6);
     assert!(line.contains("No such file"), "{line}");
@@ -187,15 +188,15 @@ fn a_file_that_is_of_no_use_changes_nothing_and_is_not_shown() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_at_once_holds_nobody() {
+fn a_file_that_blocks_reading_does_not_block_the_server() {
     let couchdb = couchdb();
     let (file, howler) = UrlFile::follow(&couchdb);
-    std::fs::remove_file(&file.0).expect("it is there");
+    std::fs::remove_file(&file.0).expect("the file exists");
     assert!(Command::new("mkfifo").arg(&file.0).status().expect("mkfifo runs").success());
     howler.signal("HUP");
     works(&howler, &couchdb, "db");
     assert!(couchdb.change_password(ADMIN, NEW_PASSWORD));
-    std::fs::write(&file.0, new_url(&couchdb)).expect("it is read by now");
+    std::fs::write(&file.0, new_url(&couchdb)).expect("the file is open for reading");
     howler.wait_for_line("Using the credentials for CouchDB that the file");
     works(&howler, &couchdb, "db2");
 }
