@@ -26,7 +26,7 @@
 //!
 //! Imports point down only; `tests/layers.rs` reads the sources and fails on one that does not.
 //! [`manual`] is the manual for users and operators.
-//! [`demo`] stands beside: a stand-in for CouchDB, for `--demo` and for the tests.
+//! [`demo`] stands beside: a small CouchDB for `--demo`.
 
 pub mod check;
 pub mod config;

@@ -87,12 +87,12 @@ fn run(config: &Config) -> Result<(), String> {
         .map_err(|error| format!("the log cannot be started: {error}"))?;
     let Ports { doors, clients: addresses, admin } = open_doors(config)?;
     let demo = if config.demo {
-        Some(demo::start_demo().map_err(|error| format!("the stand-in CouchDB cannot be started: {error}"))?)
+        Some(Demo::start().map_err(|error| format!("the CouchDB of the demo cannot be started: {error}"))?)
     } else {
         None
     };
     let couchdb_url = match &demo {
-        Some(demo) => CouchUrl::parse(&demo.url()).expect("the stand-in has a valid URL"),
+        Some(demo) => CouchUrl::parse(&demo.url()).expect("the demo has a valid URL"),
         None => config.couchdb_url.clone().expect("checked: a URL is there without --demo"),
     };
     let signals = catch_signals().map_err(|error| format!("signals cannot be caught: {error}"))?;
@@ -286,7 +286,7 @@ fn invitation(demo: &Demo, address: SocketAddr, scheme: &str, console: bool) -> 
         if console { format!("Look at them: open {scheme}://{authority}/ in a browser.\n\n") } else { String::new() };
     format!(
         r#"
-This is a demo: a stand-in CouchDB runs beside the server, and its databases change all the time.
+This is a demo: a small CouchDB runs inside the server, and its databases change all the time.
 
 {page}  user {user}, password {password}, databases {}
 
@@ -301,7 +301,7 @@ and type
   {{"op":"log-in","username":"{user}","password":"{password}"}}
   {{"op":"subscribe","dbs":[{list}]}}
 
-Ctrl-C stops the server.
+Press Ctrl+C to stop the demo.
 
 "#,
         databases.join(", "),

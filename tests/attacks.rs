@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use couchdb_howler::demo::StandIn;
+use crate::support::couchdb::StandIn;
 use serde_json::json;
 
 use crate::support::client::{Client, Received, frame};

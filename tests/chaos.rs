@@ -53,7 +53,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use couchdb_howler::demo::{Chunking, FeedFault, Options, SinceRefusal, StandIn};
+use crate::support::couchdb::{Chunking, FeedFault, Options, SinceRefusal, StandIn};
 use couchdb_howler::state::jitter::Jitter;
 
 use crate::support::device::{Device, Gone, Told};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use couchdb_howler::demo::{Options, StandIn};
+use crate::support::couchdb::{Options, StandIn};
 
 use crate::support::howler::{Ended, Howler, run};
 use crate::support::tls::{Authority, Identity, TlsProxy, tls_url};

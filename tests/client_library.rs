@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use couchdb_howler::demo::Options;
+use crate::support::couchdb::Options;
 use serde_json::{Value, json};
 
 use crate::support::howler::{Howler, lasting_port};
@@ -146,7 +146,7 @@ fn quick() -> Value {
 }
 
 /// Expects that CouchDB is asked about nobody for a moment: nothing is tried again.
-fn assert_idle(apps: &mut Apps, name: &str, couchdb: &couchdb_howler::demo::StandIn) {
+fn assert_idle(apps: &mut Apps, name: &str, couchdb: &crate::support::couchdb::StandIn) {
     let before = couchdb.counters().session_requests;
     assert!(!couchdb.wait_for(A_MOMENT, |seen| seen.session_requests > before), "nobody logs in");
     assert!(!apps.is_connected(name));

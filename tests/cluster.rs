@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use couchdb_howler::demo::{Options, StandIn};
+use crate::support::couchdb::{Options, StandIn};
 use serde_json::{Value, json};
 
 use crate::support::client::Client;

@@ -95,7 +95,7 @@ fn the_url_comes_from_option_environment_or_file() {
 #[test]
 fn the_demo_runs_with_nothing_else() {
     let howler = Howler::launch(&["--demo"]);
-    howler.wait_for_line("Ctrl-C stops the server.");
+    howler.wait_for_line("Press Ctrl+C to stop the demo.");
     let output = howler.output();
     assert!(output.contains(&format!("websocat ws://localhost:{}/howler", howler.port())), "{output}");
     let mut client = Client::json(howler.address());

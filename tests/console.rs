@@ -426,7 +426,7 @@ fn the_demo_is_one_click_from_live_data() {
 #[test]
 fn nobody_is_kept_out() {
     let howler = Howler::launch(&["--demo"]);
-    howler.wait_for_line("Ctrl-C stops the server.");
+    howler.wait_for_line("Press Ctrl+C to stop the demo.");
     let mut browser = Browser::start();
     for (screen, width, height) in [("desktop", 1280, 860), ("phone", 390, 844), ("narrow", 320, 640)] {
         for scheme in ["light", "dark"] {

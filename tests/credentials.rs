@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use couchdb_howler::demo::StandIn;
+use crate::support::couchdb::StandIn;
 use serde_json::json;
 
 use crate::support::client::Client;
@@ -149,7 +149,7 @@ fn a_couchdb_that_records_nothing_is_warned_of() {
         let couchdb = crate::support::couchdb();
         couchdb.fail_config(Some(status));
         let howler = Howler::start(&couchdb);
-        let asked = |request: &couchdb_howler::demo::RecordedRequest| request.target.contains("update_db");
+        let asked = |request: &crate::support::couchdb::RecordedRequest| request.target.contains("update_db");
         assert!(couchdb.wait_for_request(SOON, asked).is_some());
         let mut client = Client::subscribed(howler.address(), &["garden"]);
         couchdb.update("garden");

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use couchdb_howler::demo::{Chunking, FeedFault, Options, RecordedRequest, SinceRefusal, StandIn};
+use crate::support::couchdb::{Chunking, FeedFault, Options, RecordedRequest, SinceRefusal, StandIn};
 use serde_json::json;
 
 use crate::support::client::Client;

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use couchdb_howler::demo::StandIn;
+use crate::support::couchdb::StandIn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::support::howler::{BINARY, assert_no_secret};

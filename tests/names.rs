@@ -5,7 +5,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use couchdb_howler::demo::StandIn;
+use crate::support::couchdb::StandIn;
 
 use crate::support::client::Client;
 use crate::support::dns::{A, AAAA, Answer, Asked, NODATA, NXDOMAIN, NameServer, REFUSED, Root, SERVFAIL, addresses};

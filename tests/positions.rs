@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use couchdb_howler::demo::{FeedFault, RecordedRequest, StandIn};
+use crate::support::couchdb::{FeedFault, RecordedRequest, StandIn};
 use serde_json::{Value, json};
 
 use crate::support::client::Client;

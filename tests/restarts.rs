@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use couchdb_howler::demo::{Options, StandIn};
+use crate::support::couchdb::{Options, StandIn};
 use serde_json::{Value, json};
 
 use crate::support::client::Client;
@@ -141,11 +141,11 @@ fn a_clock_set_forward_causes_one_needless_resync() {
     let howler = Howler::start(&couchdb);
     let mut device = settled(&howler);
     couchdb.set_clock_error(30);
-    couchdb.break_feed(couchdb_howler::demo::FeedFault::CleanEnd);
+    couchdb.break_feed(crate::support::couchdb::FeedFault::CleanEnd);
     wait_for_everything(&mut device);
     couchdb.set_clock_error(0);
     let read = readings(&howler);
-    couchdb.break_feed(couchdb_howler::demo::FeedFault::CleanEnd);
+    couchdb.break_feed(crate::support::couchdb::FeedFault::CleanEnd);
     wait_for_readings(&howler, read + 1);
     assert_eq!(resyncs(&howler), 1, "a clock set back is not a restart");
     assert_eq!(told_at_return(&mut device, &howler), 0, "the positions are older than the resync");

@@ -135,7 +135,7 @@ fn the_console_can_be_turned_off() {
         assert_eq!(fetch(&howler, "GET", path, "").status, 200, "{path}");
     }
     let howler = Howler::launch(&["--demo", "--no-console"]);
-    howler.wait_for_line("Ctrl-C stops the server.");
+    howler.wait_for_line("Press Ctrl+C to stop the demo.");
     assert_eq!(fetch(&howler, "GET", "/", "").status, 404);
     assert!(!howler.output().contains("http://localhost"), "a page is recommended:\n{}", howler.output());
 }

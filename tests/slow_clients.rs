@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use couchdb_howler::demo::StandIn;
+use crate::support::couchdb::StandIn;
 use serde_json::{Value, json};
 
 use crate::support::client::{Client, Received};

@@ -8,12 +8,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::client::Client;
+use crate::support::couchdb::StandIn;
 use crate::support::howler::{BINARY, Howler};
 use crate::support::http::Http;
 use crate::support::tls::{Authority, Identity};
 use crate::support::wire::Target;
 use crate::support::{SOON, couchdb};
-use couchdb_howler::demo::StandIn;
 
 /// A socket that receives the server's notifications.
 struct Listening(UnixDatagram);

@@ -3,7 +3,7 @@
 use std::net::{Ipv6Addr, TcpListener};
 use std::time::Instant;
 
-use couchdb_howler::demo::{FeedFault, Options, StandIn};
+use crate::support::couchdb::{FeedFault, Options, StandIn};
 use rustls::version::{TLS12, TLS13};
 use serde_json::json;
 

@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use couchdb_howler::demo::StandIn;
+use crate::support::couchdb::StandIn;
 use rustls::HandshakeKind;
 use rustls::version::{TLS12, TLS13};
 use serde_json::json;

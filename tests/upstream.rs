@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use couchdb_howler::demo::{FeedFault, Options, StandIn};
+use crate::support::couchdb::{FeedFault, Options, StandIn};
 use serde_json::json;
 
 use crate::support::client::{Client, Received};

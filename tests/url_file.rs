@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use couchdb_howler::demo::{FeedFault, StandIn};
+use crate::support::couchdb::{FeedFault, StandIn};
 use serde_json::json;
 
 use crate::support::client::Client;

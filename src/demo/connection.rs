@@ -1,161 +1,84 @@
-//! One connection: reads requests, one after the other, and writes what `routes` answers.
+//! A connection of this server to the CouchDB of the demo, in a thread of its own.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 
-use super::feed::{self, FeedEnd};
-use super::http::{self, BODY_LIMIT, Framing, HEAD_LIMIT, Request, Response};
-use super::routes::{self, Answer};
-use super::state::Shared;
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
 
-/// Serves a connection until it ends. Whether the close is FIN or RST is settled here; the caller
-/// closes.
-pub(super) fn serve(shared: &Shared, stream: &TcpStream, number: u64, peer: SocketAddr) {
-    let mut reader = Reader { stream, peer, number, bytes: Vec::new(), held_back: false };
+use super::couchdb::{CouchDb, Feed, Reply, Request};
+use crate::wire::http::{self, Answer};
+
+/// Longest head of a request, in bytes.
+const HEAD_LIMIT: u64 = 16 * 1024;
+/// Longest body of a request, in bytes.
+const BODY_LIMIT: usize = 4 * 1024 * 1024;
+/// The date of HTTP (RFC 9110 section 5.6.7).
+const DATE: &[BorrowedFormatItem<'_>] =
+    format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
+
+/// Serves one request after the other until the peer closes the connection.
+///
+/// # Errors
+/// If the connection breaks, or if a request is no text or too long.
+pub(super) fn serve(stream: &TcpStream, couchdb: &CouchDb) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream);
+    while let Some(head) = read_head(&mut reader)? {
+        let mut request = Request::parse(&head, b"");
+        if request.content_length > BODY_LIMIT {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut body = vec![0; request.content_length];
+        reader.read_exact(&mut body)?;
+        request.body = &body;
+        let now = OffsetDateTime::now_utc();
+        match couchdb.reply(&request, u64::try_from(now.unix_timestamp()).unwrap_or(0)) {
+            Reply::Json(status, cookie, body) => write_reply(stream, now, status, cookie.as_deref(), &body)?,
+            Reply::Feed(feed) => return serve_feed(stream, couchdb, feed),
+        }
+    }
+    Ok(())
+}
+
+/// Reads the head of a request with the empty line at its end; None if the peer closed the connection.
+fn read_head(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<String>> {
+    let mut head = String::new();
+    let mut reader = reader.take(HEAD_LIMIT);
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head)? == 0 {
+            return Ok(None);
+        }
+    }
+    Ok(Some(head))
+}
+
+fn write_reply(
+    mut stream: &TcpStream,
+    now: OffsetDateTime,
+    status: u16,
+    cookie: Option<&str>,
+    body: &str,
+) -> io::Result<()> {
+    let date = now.format(DATE).expect("a time has all that the format names");
+    let mut fields = vec![("Content-Type", "application/json"), ("Date", &*date)];
+    fields.extend(cookie.map(|cookie| ("Set-Cookie", cookie)));
+    let mut bytes = Vec::new();
+    let answer = Answer { status, fields: &fields, body: body.as_bytes(), head_only: false, keep_alive: true };
+    http::write_response(&mut bytes, &answer);
+    stream.write_all(&bytes)
+}
+
+/// Sends events and heartbeats until the peer closes the connection.
+fn serve_feed(mut stream: &TcpStream, couchdb: &CouchDb, mut feed: Feed) -> io::Result<()> {
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n\n\r\n";
+    stream.write_all(head.as_bytes())?;
     loop {
-        let request = match reader.next_request() {
-            Ok(Some(request)) => request,
-            Ok(None) => break,
-            Err(error) => {
-                reader.refuse(shared, &error);
-                break;
-            }
-        };
-        if shared.lock().is_silent(number) {
-            continue;
-        }
-        match exchange(shared, reader.stream, &request) {
-            Ok(FeedEnd::KeepAlive) if request.keeps_alive() => {}
-            Ok(FeedEnd::Reset) => return,
-            Ok(FeedEnd::KeepAlive | FeedEnd::Close) | Err(_) => break,
-        }
+        let databases = couchdb.databases.wait_for_events(feed.since, feed.heartbeat);
+        let lines = feed.next_lines(&databases);
+        drop(databases);
+        let chunk = if lines.is_empty() { "\n" } else { &lines };
+        stream.write_all(format!("{:x}\r\n{chunk}\r\n", chunk.len()).as_bytes())?;
     }
-    reader.end();
-}
-
-fn exchange(shared: &Shared, stream: &TcpStream, request: &Request) -> io::Result<FeedEnd> {
-    let at = shared.clock.elapsed();
-    // In one step: a test that has seen the request may end the delay for those behind it.
-    let login_delay = shared.observe(|state| {
-        state.record(request, at);
-        state.faults.login_delay
-    });
-    let answer = routes::answer(shared, request, login_delay);
-    // Before it is written: whoever has the answer must not find the request still in flight.
-    shared.observe(|state| state.finish(request));
-    match answer {
-        Answer::Response(_) if request.path().ends_with("/_session") && shared.lock().faults.lose_login_answers => {
-            Ok(FeedEnd::Close)
-        }
-        Answer::Response(response) => {
-            let bytes = response.to_bytes(request, shared.clock.now());
-            if !shared.lock().is_silent(request.connection) {
-                (&mut &*stream).write_all(&bytes)?;
-            }
-            Ok(FeedEnd::KeepAlive)
-        }
-        Answer::Close => Ok(FeedEnd::Close),
-        Answer::Feed(feed) => Ok(feed::run(shared, stream, request, *feed)),
-    }
-}
-
-/// The reading side of a connection.
-struct Reader<'a> {
-    stream: &'a TcpStream,
-    peer: SocketAddr,
-    number: u64,
-    bytes: Vec<u8>,
-    /// The last of `bytes` was looked at but not taken from the socket. Linux answers the close of
-    /// a socket with unread bytes with RST, and this is the only way to one without unsafe code:
-    /// so the last byte of a request for a feed stays unread for as long as the feed runs.
-    held_back: bool,
-}
-
-impl Reader<'_> {
-    /// The next request; none if the peer is done.
-    fn next_request(&mut self) -> io::Result<Option<Request>> {
-        let (used, mut request, framing) = loop {
-            match http::parse_head(&self.bytes, self.peer, self.number).map_err(invalid)? {
-                Some(found) => break found,
-                None if !self.fill()? => return Ok(None),
-                None => {}
-            }
-        };
-        self.bytes.drain(..used);
-        if request.header("expect").is_some() {
-            (&mut &*self.stream).write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
-        }
-        request.body = loop {
-            let found = match framing {
-                Framing::Length(length) if self.bytes.len() >= length => Some((length, self.bytes[..length].to_vec())),
-                Framing::Length(_) => None,
-                Framing::Chunked => http::parse_chunked(&self.bytes).map_err(invalid)?,
-            };
-            match found {
-                Some((used, body)) => {
-                    self.bytes.drain(..used);
-                    break body;
-                }
-                None if self.bytes.len() > BODY_LIMIT * 2 => return Err(invalid("body too long")),
-                None if !self.fill()? => return Ok(None),
-                None => {}
-            }
-        };
-        Ok(Some(request))
-    }
-
-    /// Reads more; false at the end.
-    fn fill(&mut self) -> io::Result<bool> {
-        self.take_held_back();
-        let mut buffer = [0; 16 * 1024];
-        let seen = self.stream.peek(&mut buffer)?;
-        if seen == 0 {
-            return Ok(false);
-        }
-        self.bytes.extend_from_slice(&buffer[..seen]);
-        self.held_back = self.bytes.ends_with(b"\r\n\r\n")
-            && self.bytes.len() <= HEAD_LIMIT
-            && contains(&self.bytes, b"feed=continuous");
-        let take = seen - usize::from(self.held_back);
-        (&mut &*self.stream).read_exact(&mut buffer[..take])?;
-        Ok(true)
-    }
-
-    fn take_held_back(&mut self) {
-        if std::mem::take(&mut self.held_back) {
-            let _ = (&mut &*self.stream).read_exact(&mut [0]);
-        }
-    }
-
-    /// Says what was wrong with the bytes, if there is still someone to say it to.
-    fn refuse(&self, shared: &Shared, error: &io::Error) {
-        if error.kind() != io::ErrorKind::InvalidData {
-            return;
-        }
-        let request = Request {
-            method: "GET".to_owned(),
-            target: "/".to_owned(),
-            minor_version: 1,
-            headers: vec![("Connection".to_owned(), "close".to_owned())],
-            body: Vec::new(),
-            peer: self.peer,
-            connection: self.number,
-        };
-        let response = Response::error(400, "bad_request", &error.to_string());
-        let _ = (&mut &*self.stream).write_all(&response.to_bytes(&request, shared.clock.now()));
-    }
-
-    /// Ends the connection in order, with FIN.
-    fn end(mut self) {
-        let _ = self.stream.shutdown(Shutdown::Write);
-        self.take_held_back();
-    }
-}
-
-fn invalid(reason: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, reason)
-}
-
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|window| window == needle)
 }

@@ -1,510 +1,360 @@
-//! The handle of a stand-in: starts it, feeds it, breaks it, and tells what it saw.
+//! The CouchDB of the demo: replies to the requests that this server makes. Touches no socket and no clock.
 
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde::Deserialize;
 
-use super::faults::{Chunking, FeedFault, SinceRefusal};
-use super::global_changes::GlobalChanges;
-use super::listener::Listener;
-use super::state::{Counters, OrderKind, RecordedRequest, Shared, State};
+use super::databases::{Databases, Event, SharedDatabases};
+use crate::wire::{json, url};
 
-/// How long the end of all connections, or a port that is still taken, is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Name of the user who may log in to the demo.
+pub const USER: &str = "demo";
+/// Password of [`USER`].
+pub const PASSWORD: &str = "demo";
+const ADMIN: &str = "admin";
+const NODE: &str = "couchdb@127.0.0.1";
 
-/// How a stand-in starts.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Where it listens; port 0 takes any.
-    pub address: SocketAddr,
-    /// Name and password of the server admin.
-    pub admin: (String, String),
-    /// Events of one tick appear together, one line for each event document, in any order. Zero
-    /// makes every event a line of its own, at once.
-    pub tick: Duration,
-    /// How long a session cookie is good.
-    pub cookie_life: Duration,
-    /// How long a name is locked for a peer after five wrong passwords, and within which time of the first these count;
-    /// none switches that off.
-    pub lockout: Option<Duration>,
-    /// Whether requests without a good login are refused altogether.
-    pub require_valid_user: bool,
-    /// Whether `_global_changes` is there from the start.
-    pub global_changes: bool,
-    /// How many nodes there are; two or more are a cluster, on which a write makes one to four lines.
-    pub nodes: usize,
-    /// Everything is served below this path, such as `/couch`; empty for none.
-    pub path_prefix: String,
+/// The part of every revision and sequence that this server must not look into.
+const OPAQUE: &str = "967a00dff5e02add41819138abb3284d";
+/// Pause between heartbeats of a feed whose reader names none.
+const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(60);
+
+/// A request, as far as the demo reads it.
+#[derive(Debug, Default)]
+pub(super) struct Request<'a> {
+    pub(super) method: &'a str,
+    pub(super) target: &'a str,
+    pub(super) authorization: &'a str,
+    pub(super) cookie: &'a str,
+    pub(super) body: &'a [u8],
+    pub(super) content_length: usize,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            admin: ("admin".to_owned(), "password".to_owned()),
-            tick: Duration::ZERO,
-            cookie_life: Duration::from_secs(600),
-            lockout: Some(Duration::from_secs(300)),
-            require_valid_user: false,
-            global_changes: true,
-            nodes: 1,
-            path_prefix: String::new(),
+impl<'a> Request<'a> {
+    /// Reads a request. The head is without the empty line at its end.
+    pub(super) fn parse(head: &'a str, body: &'a [u8]) -> Self {
+        let mut lines = head.lines();
+        let mut first = lines.next().unwrap_or_default().split(' ');
+        let (method, target) = (first.next().unwrap_or_default(), first.next().unwrap_or_default());
+        let mut request = Self { method, target, body, ..Self::default() };
+        for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
+            match name {
+                "Authorization" => request.authorization = value,
+                "Cookie" => request.cookie = value,
+                "Content-Length" => request.content_length = value.parse().unwrap_or(usize::MAX),
+                _ => {}
+            }
         }
+        request
     }
 }
 
-/// A running stand-in. Dropping it ends all of its threads and connections.
+/// The reply to a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// A status, the value of `Set-Cookie`, and JSON.
+    Json(u16, Option<String>, String),
+    /// The feed from here on.
+    Feed(Feed),
+}
+
+/// A continuous feed that a reader asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Feed {
+    pub(super) kind: FeedKind,
+    /// Position of the last event that the reader has.
+    pub(super) since: u64,
+    /// Pause after which an empty line shows that the feed is alive.
+    pub(super) heartbeat: Duration,
+}
+
+/// The two feeds of CouchDB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FeedKind {
+    /// `/_global_changes/_changes`
+    GlobalChanges,
+    /// `/_db_updates`
+    DbUpdates,
+}
+
+/// A CouchDB with an admin, one user, and databases that this user may read.
 #[derive(Debug)]
-pub struct StandIn {
-    shared: Arc<Shared>,
-    listener: Arc<Listener>,
-    address: SocketAddr,
-    admin: (String, String),
-    threads: Vec<JoinHandle<()>>,
+pub(super) struct CouchDb {
+    pub(super) databases: SharedDatabases,
+    /// Password of the admin, and cookie of the user.
+    secret: String,
+    /// Time of the start, in seconds since 1970.
+    started: u64,
 }
 
-impl StandIn {
-    /// Starts to listen and to serve.
-    ///
-    /// # Errors
-    /// When the address cannot be listened on, or a thread cannot be started.
-    pub fn start(options: &Options) -> io::Result<Self> {
-        let shared = Arc::new(Shared::new(options));
-        let (poll, listener) = Listener::new()?;
-        let listener = Arc::new(listener);
-        let address = listener.open(options.address)?;
-        let mut stand_in = Self { shared, listener, address, admin: options.admin.clone(), threads: Vec::new() };
-        let (listener, shared) = stand_in.parts();
-        stand_in.spawn("stand-in-listener", move || listener.run(poll, &shared))?;
-        if !options.tick.is_zero() {
-            let (_, shared) = stand_in.parts();
-            stand_in.spawn("stand-in-tick", move || shared.tick())?;
+impl CouchDb {
+    /// `random` is not to be known to others, `now` is in seconds since 1970.
+    pub(super) fn new(databases: &[&str], random: u64, now: u64) -> Self {
+        Self { databases: SharedDatabases::new(databases), secret: format!("{random:016x}"), started: now }
+    }
+
+    /// Returns the URL with the name and password of the admin.
+    pub(super) fn url(&self, address: SocketAddr) -> String {
+        format!("http://{ADMIN}:{}@{address}", self.secret)
+    }
+
+    /// Replies to a request at a time, in seconds since 1970.
+    pub(super) fn reply(&self, request: &Request<'_>, now: u64) -> Reply {
+        let (path, query) = request.target.split_once('?').unwrap_or((request.target, ""));
+        let user = self.identify(request);
+        if path == "/_session" {
+            return if request.method == "POST" { self.log_in(request.body) } else { session(user) };
         }
-        if options.nodes > 1 {
-            let (_, shared) = stand_in.parts();
-            stand_in.spawn("stand-in-echoes", move || shared.echo())?;
+        if user != Some(ADMIN) {
+            return error(401, "unauthorized", "You are not a server admin.");
         }
-        Ok(stand_in)
-    }
-
-    fn parts(&self) -> (Arc<Listener>, Arc<Shared>) {
-        (Arc::clone(&self.listener), Arc::clone(&self.shared))
-    }
-
-    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(work)?;
-        self.threads.push(thread);
-        Ok(())
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Its URL with the admin's name and password, and the path prefix if there is one.
-    pub fn url(&self) -> String {
-        let escaped = |text: &str| {
-            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-            let escape = |byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-            text.bytes().map(escape).collect::<String>()
-        };
-        let (name, password) = &self.admin;
-        let prefix = &self.shared.path_prefix;
-        format!("http://{}:{}@{}{prefix}", escaped(name), escaped(password), self.address)
-    }
-
-    // Accounts
-
-    /// Adds a user; one of that name is replaced, which ends its cookies.
-    pub fn add_user(&self, name: &str, password: &str, roles: &[&str]) {
-        self.shared.change(|state| state.accounts.add_user(name, password, roles));
-    }
-
-    /// Removes a user, which ends its cookies; false if there was none.
-    pub fn remove_user(&self, name: &str) -> bool {
-        self.shared.change(|state| state.accounts.remove_user(name))
-    }
-
-    /// Changes a password, which ends the user's cookies; false if there is no such user.
-    pub fn change_password(&self, name: &str, password: &str) -> bool {
-        self.shared.change(|state| state.accounts.change_password(name, password))
-    }
-
-    /// How often five wrong passwords locked a name for a peer.
-    pub fn lockouts(&self) -> usize {
-        self.shared.lock().accounts.lockouts
-    }
-
-    /// Gives cookies another life, those too that are out.
-    pub fn set_cookie_life(&self, life: Duration) {
-        self.shared.change(|state| state.accounts.set_cookie_life(life));
-    }
-
-    /// Accepts `Authorization: Bearer <token>` as this user, who need not have a password.
-    pub fn add_token(&self, token: &str, name: &str, roles: &[&str]) {
-        self.shared.change(|state| state.accounts.add_token(token, name, roles));
-    }
-
-    /// From now on the token is one that expired; false if it was none.
-    pub fn expire_token(&self, token: &str) -> bool {
-        self.shared.change(|state| state.accounts.expire_token(token))
-    }
-
-    /// Whether requests without a good login are refused altogether.
-    pub fn set_require_valid_user(&self, required: bool) {
-        self.shared.change(|state| state.require_valid_user = required);
-    }
-
-    // Databases and events
-
-    /// Makes a database that admits admins only, or `_global_changes`; false if it is there.
-    pub fn create_database(&self, name: &str) -> bool {
-        self.shared.change(|state| state.create_database(name))
-    }
-
-    /// Makes a database that these users may read, or everyone if there are none; false if it is
-    /// there.
-    pub fn create_database_for(&self, name: &str, users: &[&str]) -> bool {
-        let security = json!({
-            "admins": {"names": [], "roles": []},
-            "members": {"names": users, "roles": []},
-        });
-        // In one step: who hears of the database must find it readable.
-        self.shared.change(|state| {
-            let created = state.create_database(name);
-            if created && let Some(database) = state.databases.get_mut(name) {
-                database.security = security;
+        let databases = self.databases.lock();
+        match path {
+            "/_global_changes/_changes" => feed(FeedKind::GlobalChanges, query, &databases),
+            "/_db_updates" => feed(FeedKind::DbUpdates, query, &databases),
+            "/_global_changes/_all_docs" => revisions(request.body, &databases),
+            // Counts start again with the process, so this has to differ.
+            "/_global_changes" => {
+                ok(format!(r#"{{"db_name":"_global_changes","instance_start_time":"{}"}}"#, self.started))
             }
-            created
-        })
-    }
-
-    /// Deletes a database, or `_global_changes`; false if it is not there.
-    pub fn delete_database(&self, name: &str) -> bool {
-        self.shared.change(|state| state.delete_database(name))
-    }
-
-    /// Says who may read a database; false if it is not there.
-    pub fn set_security(&self, name: &str, security: Value) -> bool {
-        self.shared.change(|state| {
-            let database = state.databases.get_mut(name);
-            database.is_some_and(|database| {
-                database.security = security;
-                true
-            })
-        })
-    }
-
-    /// Fires `updated:<name>`, whether or not there is such a database.
-    pub fn update(&self, name: &str) {
-        self.update_many(&[name]);
-    }
-
-    /// Fires `updated:<name>` for each, all in one chunk, however many there are.
-    pub fn update_many(&self, names: &[&str]) {
-        let ids = names.iter().map(|name| format!("updated:{name}"));
-        self.shared.change(|state| state.fire(ids));
-    }
-
-    /// Writes a document of any id to `_global_changes`, such as `_design/views` or one without a
-    /// colon.
-    pub fn write_event_document(&self, id: &str) {
-        self.shared.change(|state| state.fire([id]));
-    }
-
-    /// The count of an event document's revisions, such as that of `updated:garden`; none if there
-    /// is no such document.
-    pub fn revision(&self, id: &str) -> Option<u32> {
-        self.shared.lock().global.as_ref()?.revision(id)
-    }
-
-    /// The position after all events so far; none without `_global_changes`.
-    pub fn last_seq(&self) -> Option<String> {
-        let state = self.shared.lock();
-        state.global.as_ref().map(GlobalChanges::last_seq)
-    }
-
-    /// From now on events are lost for good, or no more.
-    pub fn lose_next_events(&self, losing: bool) {
-        self.shared.change(|state| state.faults.losing = losing);
-    }
-
-    /// Sends a line to all open feeds as a chunk; its line feed is added.
-    pub fn inject_line(&self, raw: &[u8]) {
-        let line = [raw, b"\n"].concat();
-        self.order(&OrderKind::Line(line.into()));
-    }
-
-    /// Sends bytes to all open feeds as they are, outside of any chunk.
-    pub fn inject_raw(&self, raw: &[u8]) {
-        self.order(&OrderKind::Raw(raw.into()));
-    }
-
-    fn order(&self, what: &OrderKind) {
-        self.shared.change(|state| state.order_all(what));
-    }
-
-    /// Sets a value of the configuration, or takes it out.
-    pub fn set_config(&self, section: &str, key: &str, value: Option<&str>) {
-        let place = (section.to_owned(), key.to_owned());
-        self.shared.change(|state| match value {
-            Some(value) => drop(state.config.insert(place, value.to_owned())),
-            None => drop(state.config.remove(&place)),
-        });
-    }
-
-    // Faults
-
-    /// Makes all connections that there are die without a word, as when a firewall forgets them: they stay open, and
-    /// nothing is answered on them. New ones work.
-    pub fn silence_connections(&self) {
-        self.shared.change(State::silence_links);
-    }
-
-    /// Answers every request for a value of the configuration with this status, as hosted offerings do.
-    pub fn fail_config(&self, status: Option<u16>) {
-        self.shared.change(|state| state.faults.config_status = status);
-    }
-
-    /// Breaks all open feeds.
-    pub fn break_feed(&self, fault: FeedFault) {
-        self.order(&OrderKind::Break(fault));
-    }
-
-    /// Breaks a feed that is not open yet, right after its start. Further calls are for the feeds
-    /// after it.
-    pub fn break_next_feed(&self, fault: FeedFault) {
-        self.shared.change(|state| state.faults.next_feeds.push_back(fault));
-    }
-
-    /// Answers the next so many feed requests, at once or continuous, with this status; a count of
-    /// 0 ends that.
-    pub fn fail_feed(&self, status: u16, count: usize) {
-        let refusals = (count > 0).then_some((status, count));
-        self.shared.change(|state| state.faults.feed_refusals = refusals);
-    }
-
-    /// Refuses continuous feeds from here on, but for those that start where one was pinned since; None ends that.
-    pub fn refuse_since(&self, refusal: Option<SinceRefusal>) {
-        self.shared.change(|state| {
-            state.faults.since_refusal = refusal;
-            state.faults.pinned.clear();
-        });
-    }
-
-    /// Ends feeds cleanly after each batch of lines, as a node in maintenance mode does, or no more.
-    pub fn set_maintenance(&self, maintenance: bool) {
-        self.shared.change(|state| state.faults.maintenance = maintenance);
-    }
-
-    /// Refuses to say which nodes there are and when they started, as hosted offerings do.
-    pub fn refuse_uptime(&self, status: Option<u16>) {
-        self.shared.change(|state| state.nodes.refusal = status);
-    }
-
-    /// Sets the clock of CouchDB wrong by so many seconds.
-    pub fn set_clock_error(&self, seconds: i64) {
-        self.shared.change(|state| state.nodes.clock_error = seconds);
-    }
-
-    /// Makes each write on a cluster so many lines; None: as a real one does.
-    pub fn set_lines_of_writes(&self, lines: Option<u64>) {
-        self.shared.change(|state| state.nodes.lines_of_writes = lines);
-    }
-
-    /// Takes a node of a cluster away, or brings it back as it was.
-    pub fn set_node_up(&self, number: usize, is_up: bool) {
-        self.shared.change(|state| state.nodes.all[number].is_up = is_up);
-    }
-
-    /// Answers every request for `/_session` with this status.
-    pub fn fail_logins(&self, status: Option<u16>) {
-        self.shared.change(|state| state.faults.login_status = status);
-    }
-
-    /// Carries every request for `/_session` out and ends the connection without an answer, or no more.
-    pub fn lose_login_answers(&self, lost: bool) {
-        self.shared.change(|state| state.faults.lose_login_answers = lost);
-    }
-
-    /// Answers every request for `/_session` with 403 and a body that is not CouchDB's, as something in front of it does.
-    pub fn forbid_logins(&self, forbidden: bool) {
-        self.shared.change(|state| state.faults.forbid_logins = forbidden);
-    }
-
-    /// Answers every request for `/_session` so much later.
-    pub fn set_login_delay(&self, delay: Duration) {
-        self.shared.change(|state| state.faults.login_delay = delay);
-    }
-
-    /// Answers every request for `/_global_changes/_all_docs` with this status.
-    pub fn fail_lookups(&self, status: Option<u16>) {
-        self.shared.change(|state| state.faults.lookup_status = status);
-    }
-
-    /// Answers every request for `/_global_changes/_all_docs` so much later. The answer is of then.
-    pub fn set_lookup_delay(&self, delay: Duration) {
-        self.shared.change(|state| state.faults.lookup_delay = delay);
-    }
-
-    /// Answers `GET` and `HEAD` of a database or its `_security` with this status.
-    pub fn fail_access(&self, status: Option<u16>) {
-        self.shared.change(|state| state.faults.access_status = status);
-    }
-
-    /// Answers `GET` and `HEAD` of a database or its `_security` so much later.
-    pub fn set_access_delay(&self, delay: Duration) {
-        self.shared.change(|state| state.faults.access_delay = delay);
-    }
-
-    /// Holds the answers to `GET` and `HEAD` of a database or its `_security` back, or gives them out. The answers
-    /// are of then.
-    pub fn hold_access(&self, held: bool) {
-        self.shared.change(|state| state.faults.access_held = held);
-    }
-
-    /// Answers `GET /{name}/_security` with this status and body, whatever is stored, or with the truth again.
-    pub fn answer_security(&self, name: &str, answer: Option<(u16, &str)>) {
-        self.shared.change(|state| {
-            let answers = &mut state.faults.security_answers;
-            match answer {
-                Some((status, body)) => answers.insert(name.to_owned(), (status, body.to_owned())),
-                None => answers.remove(name),
-            };
-        });
-    }
-
-    /// Cuts what feeds send from now on in another way.
-    pub fn set_chunking(&self, chunking: Chunking) {
-        self.shared.change(|state| state.faults.chunking = chunking);
-    }
-
-    /// Stops listening and ends all connections: from here on connects are refused.
-    pub fn refuse(&self) {
-        self.listener.close();
-        self.shared.change(State::close_links);
-        self.shared.wait_until(PATIENCE, |state| state.counters.open_connections == 0 || state.stopping);
-    }
-
-    /// Listens again, on the same port, and ends a pause.
-    ///
-    /// # Errors
-    /// When somebody else took the port meanwhile and keeps it.
-    pub fn accept_again(&self) -> io::Result<()> {
-        self.listener.pause(false);
-        let until = self.shared.clock.now() + PATIENCE;
-        loop {
-            match self.listener.open(self.address) {
-                Err(error) if self.shared.clock.now() > until => return Err(error),
-                // An outgoing connection of anyone may have the port for a moment.
-                Err(_) => {
-                    self.shared.wait_until(PATIENCE / 100, |_| false);
+            "/_membership" => ok(format!(r#"{{"all_nodes":["{NODE}"],"cluster_nodes":["{NODE}"]}}"#)),
+            "/_node/_local" => ok(format!(r#"{{"name":"{NODE}"}}"#)),
+            "/_node/_local/_system" => ok(format!(r#"{{"uptime":{}}}"#, now.saturating_sub(self.started))),
+            _ => match path.strip_suffix("/_security").and_then(|path| url::percent_decode(path.get(1..)?, false)) {
+                Some(name) if databases.contains(&name) => {
+                    ok(format!(r#"{{"members":{{"names":["{USER}"],"roles":[]}}}}"#))
                 }
-                Ok(_) => return Ok(()),
-            }
+                Some(_) => error(404, "not_found", "Database does not exist."),
+                // This includes values of the configuration: all of them have their defaults.
+                None => error(404, "not_found", "missing"),
+            },
         }
     }
 
-    /// Accepts nothing, although connects succeed: a black hole, until `accept_again`.
-    pub fn pause_accepting(&self) {
-        self.listener.pause(true);
+    /// Returns the name of the user who sent a request; None without valid credentials.
+    fn identify(&self, request: &Request<'_>) -> Option<&'static str> {
+        let basic = data_encoding::BASE64.encode(format!("{ADMIN}:{}", self.secret).as_bytes());
+        if request.cookie.strip_prefix("AuthSession=") == Some(&*self.secret) {
+            Some(USER)
+        } else if request.authorization.strip_prefix("Basic ") == Some(&*basic) {
+            Some(ADMIN)
+        } else {
+            None
+        }
     }
 
-    /// Restarts one node of a cluster: all connections end, as if they led to it, and no event is lost, because the
-    /// other nodes record them too.
-    ///
-    /// # Errors
-    /// When the port cannot be listened on again.
-    pub fn restart_node(&self, number: usize) -> io::Result<()> {
-        self.refuse();
-        let now = self.shared.clock.now();
-        self.shared.change(|state| state.nodes.restart(Some(number), now));
-        self.accept_again()
-    }
-
-    /// Stops and starts again, all nodes of it: feeds are cut without the zero chunk, and connects are refused for
-    /// a moment. The events of the tick that was not over are lost for good if that is wished.
-    ///
-    /// # Errors
-    /// When the port cannot be listened on again.
-    pub fn restart(&self, lose_events: bool) -> io::Result<()> {
-        self.refuse();
-        let now = self.shared.clock.now();
-        self.shared.change(|state| {
-            if lose_events {
-                state.lose_pending_events();
-            } else {
-                state.flush_events();
+    fn log_in(&self, body: &[u8]) -> Reply {
+        match json::parse_object::<Login<'_>>(body) {
+            Some(login) if (&*login.name, &*login.password) == (USER, PASSWORD) => {
+                let cookie = format!("AuthSession={}; Version=1; Path=/; HttpOnly", self.secret);
+                Reply::Json(200, Some(cookie), format!(r#"{{"ok":true,"name":"{USER}","roles":[]}}"#))
             }
-            state.nodes.restart(None, now);
-            state.accounts.forget_failures();
-        });
-        self.accept_again()
-    }
-
-    // What it saw
-
-    /// All requests so far, oldest first (the last 100,000).
-    pub fn requests(&self) -> Vec<RecordedRequest> {
-        self.shared.lock().requests.iter().cloned().collect()
-    }
-
-    /// Forgets the requests so far; the counters stay.
-    pub fn forget_requests(&self) {
-        self.shared.lock().requests.clear();
-    }
-
-    /// What was counted so far.
-    pub fn counters(&self) -> Counters {
-        self.shared.lock().counters
-    }
-
-    /// Continuous feeds that are open now.
-    pub fn open_feeds(&self) -> usize {
-        self.counters().open_feeds
-    }
-
-    /// Waits until exactly so many continuous feeds are open; false if the time ran out.
-    pub fn wait_for_feeds(&self, feeds: usize, timeout: Duration) -> bool {
-        self.wait_for(timeout, |counters| counters.open_feeds == feeds)
-    }
-
-    /// Waits until the counters are as wished; false if the time ran out.
-    pub fn wait_for(&self, timeout: Duration, condition: impl Fn(&Counters) -> bool) -> bool {
-        self.shared.wait_until(timeout, |state| condition(&state.counters))
-    }
-
-    /// Waits until such a request came in, and returns the first; none if the time ran out.
-    pub fn wait_for_request(
-        &self,
-        timeout: Duration,
-        condition: impl Fn(&RecordedRequest) -> bool,
-    ) -> Option<RecordedRequest> {
-        let mut found = None;
-        self.shared.wait_until(timeout, |state| {
-            found = state.requests.iter().find(|seen| condition(seen)).cloned();
-            found.is_some()
-        });
-        found
+            _ => error(401, "unauthorized", "Name or password is incorrect."),
+        }
     }
 }
 
-impl Drop for StandIn {
-    fn drop(&mut self) {
-        self.listener.close();
-        self.shared.change(|state| {
-            state.stopping = true;
-            state.close_links();
-        });
-        self.listener.wake();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
+#[derive(Deserialize)]
+struct Login<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    #[serde(borrow)]
+    password: Cow<'a, str>,
+}
+
+/// Replies to the question who the sender of a request is.
+fn session(user: Option<&str>) -> Reply {
+    let name = user.map_or_else(|| "null".to_owned(), |name| format!("\"{name}\""));
+    let roles = if user == Some(ADMIN) { "\"_admin\"" } else { "" };
+    ok(format!(r#"{{"ok":true,"userCtx":{{"name":{name},"roles":[{roles}]}}}}"#))
+}
+
+fn feed(kind: FeedKind, query: &str, databases: &Databases) -> Reply {
+    let parameter = |name| url::query_pairs(query).find(|(key, _)| key == name).map(|(_, value)| value);
+    let since = match parameter("since").as_deref() {
+        Some("now") => databases.last_seq(),
+        since => since.and_then(|seq| seq.split_once('-')?.0.parse().ok()).unwrap_or(0),
+    };
+    if parameter("feed").as_deref() != Some("continuous") {
+        return ok(format!(r#"{{"results":[],"last_seq":"{since}-{OPAQUE}","pending":0}}"#));
+    }
+    let heartbeat = parameter("heartbeat").and_then(|milliseconds| milliseconds.parse().ok());
+    Reply::Feed(Feed { kind, since, heartbeat: heartbeat.map_or(DEFAULT_HEARTBEAT, Duration::from_millis) })
+}
+
+impl Feed {
+    /// Returns the lines of all events that the reader does not have yet; empty if there are none.
+    pub(super) fn next_lines(&mut self, databases: &Databases) -> String {
+        let mut lines = String::new();
+        for (id, Event { count, seq }) in databases.events_since(self.since) {
+            let _ = match (self.kind, id.split_once(':')) {
+                (FeedKind::DbUpdates, Some((kind, name))) => {
+                    writeln!(lines, r#"{{"db_name":"{name}","type":"{kind}","seq":"{seq}-{OPAQUE}"}}"#)
+                }
+                _ => writeln!(
+                    lines,
+                    r#"{{"seq":"{seq}-{OPAQUE}","id":"{id}","changes":[{{"rev":"{count}-{OPAQUE}"}}]}}"#
+                ),
+            };
         }
-        self.shared.wait_until(PATIENCE, |state| state.counters.open_connections == 0);
+        self.since = databases.last_seq();
+        lines
+    }
+}
+
+#[derive(Deserialize)]
+struct Keys<'a> {
+    #[serde(borrow)]
+    keys: Vec<Cow<'a, str>>,
+}
+
+/// Replies with the revisions of event documents.
+fn revisions(body: &[u8], databases: &Databases) -> Reply {
+    let Some(Keys { keys }) = json::parse_object(body) else {
+        return error(400, "bad_request", "`keys` body member must be an array.");
+    };
+    let mut rows = String::new();
+    for id in keys {
+        let separator = if rows.is_empty() { "" } else { "," };
+        let mut key = Vec::new();
+        json::write_string(&mut key, &id);
+        let key = String::from_utf8_lossy(&key);
+        let _ = match databases.event(&id) {
+            Some(Event { count, .. }) => {
+                write!(rows, r#"{separator}{{"id":{key},"key":{key},"value":{{"rev":"{count}-{OPAQUE}"}}}}"#)
+            }
+            None => write!(rows, r#"{separator}{{"key":{key},"error":"not_found"}}"#),
+        };
+    }
+    ok(format!(r#"{{"rows":[{rows}]}}"#))
+}
+
+fn ok(body: String) -> Reply {
+    Reply::Json(200, None, body)
+}
+
+fn error(status: u16, error: &str, reason: &str) -> Reply {
+    Reply::Json(status, None, format!(r#"{{"error":"{error}","reason":"{reason}"}}"#))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+    use crate::wire::couchdb::{Credentials, FeedSource, Requests, parse_last_seq, read_login};
+    use crate::wire::secret::Secret;
+    use crate::wire::url::CouchUrl;
+    use crate::wire::{nodes, positions};
+
+    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn couchdb() -> CouchDb {
+        CouchDb::new(&["music/jazz", "a+b"], 1, 100)
+    }
+
+    /// Requests of this server's own admin.
+    fn requests(couchdb: &CouchDb) -> Requests {
+        Requests::new(&CouchUrl::parse(&couchdb.url((Ipv4Addr::LOCALHOST, 80).into())).unwrap())
+    }
+
+    /// Passes a request as it is written for the wire.
+    fn ask(couchdb: &CouchDb, request: &[u8]) -> Reply {
+        let text = std::str::from_utf8(request).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        couchdb.reply(&Request::parse(head, body.as_bytes()), 107)
+    }
+
+    fn json_of(reply: Reply) -> (u16, Option<Secret>, String) {
+        match reply {
+            Reply::Json(status, cookie, body) => (status, cookie.map(Secret::new), body),
+            Reply::Feed(feed) => panic!("{feed:?}"),
+        }
+    }
+
+    #[test]
+    fn the_user_logs_in_with_password_and_cookie() {
+        let couchdb = couchdb();
+        let log_in = |credentials: &Credentials| {
+            let request = requests(&couchdb).log_in(credentials, CLIENT).unwrap();
+            let (status, cookie, body) = json_of(ask(&couchdb, &request));
+            read_login(credentials, status, cookie, body.as_bytes())
+        };
+        let password = |password| Credentials::password(USER.into(), password);
+        let identity = log_in(&password(PASSWORD.into())).unwrap();
+        assert_eq!(&*identity.name, USER);
+        let cookie = identity.cookie.unwrap();
+        assert_eq!(&*log_in(&Credentials::cookie(cookie.reveal())).unwrap().name, USER);
+        for wrong in
+            [password("x".into()), password("".into()), Credentials::cookie("AuthSession=1"), Credentials::token("t")]
+        {
+            assert_eq!(log_in(&wrong).err(), Some(wrong.error()));
+        }
+    }
+
+    #[test]
+    fn a_feed_starts_after_the_position_of_its_reader() {
+        let couchdb = couchdb();
+        let source = FeedSource::GlobalChanges;
+        let (status, _, pin) = json_of(ask(&couchdb, &requests(&couchdb).pin(source)));
+        let pin = parse_last_seq(pin.as_bytes()).unwrap();
+        assert_eq!((status, &*pin), (200, &*format!("2-{OPAQUE}")));
+        couchdb.databases.change(|databases| databases.update("music/jazz"));
+        let Reply::Feed(mut feed) = ask(&couchdb, &requests(&couchdb).stream(source, &pin, 500)) else { panic!() };
+        assert_eq!(feed.heartbeat, Duration::from_millis(500));
+        let line = format!(
+            "{{\"seq\":\"3-{OPAQUE}\",\"id\":\"updated:music/jazz\",\"changes\":[{{\"rev\":\"1-{OPAQUE}\"}}]}}\n"
+        );
+        assert_eq!(feed.next_lines(&couchdb.databases.lock()), line);
+        assert_eq!(feed.next_lines(&couchdb.databases.lock()), "");
+        let Reply::Feed(mut feed) = ask(&couchdb, &requests(&couchdb).stream(FeedSource::DbUpdates, &pin, 500)) else {
+            panic!()
+        };
+        let line = format!("{{\"db_name\":\"music/jazz\",\"type\":\"updated\",\"seq\":\"3-{OPAQUE}\"}}\n");
+        assert_eq!(feed.next_lines(&couchdb.databases.lock()), line);
+    }
+
+    #[test]
+    fn revisions_are_those_of_the_feed() {
+        let couchdb = couchdb();
+        couchdb.databases.change(|databases| databases.update("a+b"));
+        couchdb.databases.change(|databases| databases.update("a+b"));
+        let names = ["a+b", "no\"ne"];
+        let (_, _, body) = json_of(ask(&couchdb, &requests(&couchdb).look_up(names.into_iter())));
+        let rows = positions::read_rows(body.as_bytes(), names.into_iter()).unwrap();
+        let numbers = rows.iter().map(|row| row.map(|revision| revision.number));
+        assert!(numbers.eq([[2, 1, 0], [0; 3]]), "{rows:?}");
+    }
+
+    #[test]
+    fn the_admin_reads_members_and_the_node() {
+        let couchdb = couchdb();
+        let requests = requests(&couchdb);
+        let ask = |request: Vec<u8>| json_of(ask(&couchdb, &request));
+        for name in ["music/jazz", "a+b"] {
+            let (status, _, body) = ask(requests.security(name));
+            assert_eq!((status, &*body), (200, r#"{"members":{"names":["demo"],"roles":[]}}"#), "{name}");
+        }
+        for request in [requests.security("none"), requests.config("global_changes", "update_db")] {
+            assert_eq!(ask(request).0, 404);
+        }
+        let (_, _, body) = ask(requests.epoch());
+        assert_eq!(positions::read_epoch(body.as_bytes()), Some(Some("100".into())));
+        assert_eq!(nodes::read_membership(ask(requests.membership()).2.as_bytes()), Some(vec![NODE.into()]));
+        assert_eq!(nodes::read_node_name(ask(requests.node_name()).2.as_bytes()), Some(NODE.into()));
+        assert_eq!(nodes::read_uptime(ask(requests.system(None)).2.as_bytes()), Some(7));
+    }
+
+    #[test]
+    fn others_read_nothing() {
+        for (target, authorization) in
+            [("/_db_updates", ""), ("/music%2Fjazz/_security", "Basic eA=="), ("", ""), ("/", "")]
+        {
+            let request = Request { method: "GET", target, authorization, ..Request::default() };
+            assert_eq!(json_of(couchdb().reply(&request, 107)).0, 401, "{target}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use couchdb_howler::demo::StandIn;
+use crate::support::couchdb::StandIn;
 
 use super::http::Http;
 use super::{SECRET_MARK, SOON};

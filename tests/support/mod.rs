@@ -2,6 +2,7 @@
 //! scripts that drive other clients.
 
 pub mod client;
+pub mod couchdb;
 pub mod device;
 pub mod dns;
 pub mod howler;
@@ -14,7 +15,7 @@ pub mod http;
 
 use std::time::Duration;
 
-use couchdb_howler::demo::{Options, StandIn};
+use couchdb::{Options, StandIn};
 
 /// The server admin of every stand-in. The password has characters that must be escaped in a URL,
 /// and is found by a search of the output whether escaped or not.

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 
 use super::accounts::Accounts;
 use super::clock::Clock;
-use super::couchdb::Options;
 use super::faults::{Faults, FeedFault};
 use super::global_changes::GlobalChanges;
 use super::http::Request;
 use super::nodes::Nodes;
+use super::stand_in::Options;
 
 /// Requests that are remembered; the oldest are forgotten first.
 const RECORDED_LIMIT: usize = 100_000;

@@ -138,11 +138,6 @@ impl Accounts {
         self.tokens.get_mut(token).is_some_and(|token| !std::mem::replace(&mut token.expired, true))
     }
 
-    /// Gives cookies another life, those too that are out.
-    pub(super) fn set_cookie_life(&mut self, life: Duration) {
-        self.cookie_life = life;
-    }
-
     /// A restarted CouchDB remembers no wrong passwords.
     pub(super) fn forget_failures(&mut self) {
         self.failures.clear();
