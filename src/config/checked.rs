@@ -17,6 +17,9 @@ use crate::state::routes::{Origins, SameSite};
 use crate::wire::couchdb::FeedSource;
 use crate::wire::url::CouchUrl;
 
+/// `--login_timeout` of the demo unless it is given: time to type a login by hand, in milliseconds.
+const DEMO_LOGIN_TIMEOUT_MS: u64 = 60_000;
+
 impl Typed {
     pub(super) fn check(&self) -> Result<Config, ConfigError> {
         let demo = self.switch("demo")?;
@@ -55,7 +58,7 @@ impl Typed {
                 _ => Policy::Lost,
             },
             merge_window_ms: self.merge_window()?,
-            limits: self.limits()?,
+            limits: self.limits(demo)?,
             catch_up_sessions_s: self.number("catch_up_sessions")?,
             access: match self.choice("access")? {
                 "members" => access::Policy::Members,
@@ -78,7 +81,7 @@ impl Typed {
         })
     }
 
-    fn limits(&self) -> Result<Limits, ConfigError> {
+    fn limits(&self, demo: bool) -> Result<Limits, ConfigError> {
         let unless_0 = |count: usize| Some(count).filter(|count| *count > 0);
         let milliseconds = |name| Ok::<_, ConfigError>(self.number(name)? * 1_000);
         Ok(Limits {
@@ -86,7 +89,10 @@ impl Typed {
             per_address: unless_0(self.count("max_connections_per_address")?),
             unauthenticated: self.count("max_newcomers")?,
             unauthenticated_bytes: self.mebibytes("max_unauthenticated_memory")?,
-            login_timeout: milliseconds("login_timeout")?,
+            login_timeout: match self.find_filled("login_timeout").1.source {
+                Source::Default if demo => DEMO_LOGIN_TIMEOUT_MS,
+                _ => milliseconds("login_timeout")?,
+            },
             head: self.count("max_head")?,
             request_within: milliseconds("request_timeout")?,
             post: self.count("max_post")?,

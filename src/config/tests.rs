@@ -95,7 +95,15 @@ fn defaults() {
         demo: false,
     };
     assert_eq!(with_url("").config(), expected);
-    assert_eq!(args("--demo").config(), Config { couchdb_url: None, demo: true, ..expected });
+    let limits = Limits { login_timeout: 60_000, ..expected.limits.clone() };
+    assert_eq!(args("--demo").config(), Config { couchdb_url: None, demo: true, limits, ..expected });
+}
+
+#[test]
+fn the_demo_leaves_a_minute_to_log_in_by_hand() {
+    assert_eq!(args("--demo").config().limits.login_timeout, 60_000);
+    assert_eq!(args("--demo --login_timeout 10").config().limits.login_timeout, 10_000);
+    assert_eq!(with_url("--demo=no").config().limits.login_timeout, 10_000);
 }
 
 #[test]
