@@ -1,0 +1,513 @@
+//! The one changes feed: what to ask CouchDB next, what its lines mean, and when it counts as broken.
+//!
+//! ```text
+//!    ┌─▶ Waiting ──▶ Dialing ──▶ Asking: (make _global_changes) ─▶ pin ─▶ stream ──▶ Streaming
+//!    │  (backoff)                    │  where to start is known: stream at once         │
+//!    └───────────────────────────────┴──────────── any break ───────────────────────────┘
+//! ```
+//!
+//! A feed that was opened with `since=now` and breaks before its first line has nothing to resume
+//! from. So the sequence to start from is asked for first (pinned), and every stream names one.
+
+mod output;
+mod phase;
+mod problem;
+mod problem_log;
+mod sequence;
+
+pub use output::{Continuity, FeedAction, FeedPart, Told};
+use phase::{Phase, Question};
+use problem::Problem;
+use problem_log::{FeedLog, LogCause};
+use sequence::ResumePoint;
+
+use crate::state::jitter::{Backoff, Jitter};
+use crate::state::timers::Millis;
+use crate::wire::couchdb::{self, FeedLine, FeedSource, Requests};
+use crate::wire::http::Response;
+use crate::wire::lines::{Line, LineReader, MAX_LINE};
+use crate::wire::response::{Part, ResponseReader};
+
+/// In place of a sequence: from what comes next.
+const NOW: &str = "now";
+/// So many heartbeats without a byte, and the feed counts as dead.
+const MISSED_HEARTBEATS: u64 = 3;
+/// Time for CouchDB to answer a question that is no stream, in milliseconds.
+const ANSWER_WITHIN: Millis = 10_000;
+/// When CouchDB turns out to be there, the feed is dialed after at most so long, in milliseconds.
+const REDIAL_AFTER: Millis = 100;
+/// A stream that stood for so long was a success, also when nothing changed meanwhile.
+const STEADY_AFTER: Millis = 5_000;
+/// After so many tries in a row that opened no stream, the start may be what CouchDB does not take: it is pinned again,
+/// if that works.
+const MAX_STREAM_TRIES: u32 = 10;
+/// A feed that CouchDB ended in order counts as open for so long, in milliseconds: it is opened again at once.
+const READY_AFTER_END: Millis = 5_000;
+/// Ends in order that follow each other within this time are logged once, in milliseconds. A node in maintenance mode
+/// ends the feed after every batch of lines.
+const ENDS_TOLD_EVERY: Millis = 60_000;
+/// Longest body of an answer that is no stream, in bytes. It holds a sequence.
+const MAX_ANSWER: usize = 4 * MAX_LINE;
+
+/// How to follow the feed.
+#[derive(Clone, Debug)]
+pub struct FeedSettings {
+    /// Which of the two.
+    pub source: FeedSource,
+    /// How often CouchDB is to show that it is alive, in milliseconds; positive.
+    pub heartbeat: Millis,
+    /// Whether to make `_global_changes` where it is missing.
+    pub create: bool,
+}
+
+/// The feed.
+#[derive(Debug)]
+pub struct Feed {
+    settings: FeedSettings,
+    requests: Requests,
+    phase: Phase,
+    /// Where to resume.
+    since: ResumePoint,
+    reader: ResponseReader,
+    lines: LineReader,
+    /// The body of an answer that is no stream.
+    answer: Vec<u8>,
+    backoff: Backoff,
+    jitter: Jitter,
+    log: FeedLog,
+    /// Where a broken line was met, so that the same one does not stop the feed for ever.
+    broken_at: Option<String>,
+    /// Tries in a row that opened no stream, for no reason that a new start could not mend.
+    tries: u32,
+    /// Whether the start was refused since the last stream.
+    refused: bool,
+    /// When CouchDB ended the last stream in order, if nothing else went wrong since.
+    ended_at: Option<Millis>,
+    /// Whether `_global_changes` was found missing and is to be made.
+    must_create: bool,
+    /// The worst since the last stream; None before the first.
+    continuity: Option<Continuity>,
+    /// When the last stream that broke gave its last byte.
+    followed_until: Millis,
+    /// The status of an answer that was not taken yet.
+    status: Option<u16>,
+}
+
+impl Feed {
+    /// A feed that dials as soon as its first timeout is handled.
+    pub fn new(settings: FeedSettings, requests: Requests, jitter: Jitter) -> Self {
+        Self {
+            settings,
+            requests,
+            phase: Phase::Waiting { until: 0 },
+            since: ResumePoint::default(),
+            reader: ResponseReader::new(),
+            lines: LineReader::default(),
+            answer: Vec::new(),
+            backoff: Backoff::default(),
+            jitter,
+            log: FeedLog::default(),
+            broken_at: None,
+            tries: 0,
+            refused: false,
+            ended_at: None,
+            must_create: false,
+            continuity: None,
+            followed_until: 0,
+            status: None,
+        }
+    }
+
+    /// Asks with other credentials from now on. What CouchDB refused is tried again at once.
+    pub fn handle_credentials(&mut self, requests: Requests, now: Millis) {
+        self.requests = requests;
+        if let Phase::Waiting { until } = &mut self.phase {
+            *until = (*until).min(now);
+        }
+        if matches!(self.log.problem(), Some(Problem::Unauthorized | Problem::Locked)) {
+            self.backoff.reset();
+        }
+    }
+
+    /// Takes the status of an answer that has come since the last call.
+    pub fn take_status(&mut self) -> Option<u16> {
+        self.status.take()
+    }
+
+    /// Waits for a moment before CouchDB is connected to again; what was begun is given up.
+    pub fn wait_until(&mut self, at: Millis) {
+        self.phase = Phase::Waiting { until: at };
+    }
+
+    /// Until when changes were followed before the feed broke last; all that had happened by then, but for what was on
+    /// its way, has come.
+    pub fn followed_until(&self) -> Millis {
+        self.followed_until
+    }
+
+    /// Whether changes are being followed right now.
+    pub fn is_streaming(&self) -> bool {
+        matches!(self.phase, Phase::Streaming { .. })
+    }
+
+    /// Returns whether changes are being followed, or will be in a moment: CouchDB has just ended the stream in order.
+    pub fn is_ready(&self, now: Millis) -> bool {
+        self.is_streaming() || self.ended_at.is_some_and(|at| now < at + READY_AFTER_END)
+    }
+
+    /// When [`Feed::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        match self.phase {
+            Phase::Waiting { until } => Some(until),
+            Phase::Dialing => None,
+            Phase::Asking { deadline, .. } | Phase::Streaming { deadline, .. } => Some(deadline),
+        }
+    }
+
+    /// Does what the time asks for.
+    pub fn handle_timeout(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
+        if self.poll_timeout().is_none_or(|at| now < at) {
+            return;
+        }
+        match self.phase {
+            Phase::Waiting { .. } => {
+                self.phase = Phase::Dialing;
+                actions.push(FeedAction::Dial);
+            }
+            Phase::Asking { question: Question::Pin, .. }
+                if self.settings.source == FeedSource::DbUpdates && self.since.get().is_none() =>
+            {
+                self.start_from_now(now, actions);
+            }
+            Phase::Asking { question, .. } => self.fail(Problem::Silent(self.patience_for(question)), now, actions),
+            _ => self.fail(Problem::Silent(self.patience()), now, actions),
+        }
+    }
+
+    /// The connection stands: asks what is to be asked first.
+    pub fn handle_connected(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
+        let question = match self.since.get() {
+            _ if self.must_create => Question::Create,
+            None => Question::Pin,
+            Some(_) if self.tries >= MAX_STREAM_TRIES => Question::Pin,
+            Some(_) => Question::Stream,
+        };
+        self.ask(question, now, actions);
+    }
+
+    /// The connection could not be made, or broke; `error` says how, None for an end without a word.
+    pub fn handle_lost(&mut self, error: Option<&str>, now: Millis, actions: &mut Vec<FeedAction>) {
+        let at_end = error.is_none() && self.reader.ends_with_connection();
+        match (&self.phase, error) {
+            (Phase::Waiting { .. }, _) => {}
+            (Phase::Dialing, _) => {
+                self.worsen(Continuity::Doubtful);
+                self.fail(Problem::Connection(error.unwrap_or("the connection was closed").to_owned()), now, actions);
+            }
+            (Phase::Asking { .. }, None) if at_end => self.handle_answer(now, actions),
+            (Phase::Streaming { .. }, None) if at_end => self.fail(Problem::Ended, now, actions),
+            (_, None) => self.fail(Problem::Cut, now, actions),
+            (_, Some(error)) => self.fail(Problem::Connection(error.to_owned()), now, actions),
+        }
+    }
+
+    /// Takes the next part off what the connection gave; how many bytes were used, and the part.
+    pub fn handle_bytes<'a>(
+        &mut self,
+        input: &'a [u8],
+        now: Millis,
+        actions: &mut Vec<FeedAction>,
+    ) -> (usize, FeedPart<'a>) {
+        if matches!(self.phase, Phase::Waiting { .. } | Phase::Dialing) {
+            return (input.len(), FeedPart::Done);
+        }
+        let (used, part) = match self.reader.next(input) {
+            Ok(step) => step,
+            Err(error) => {
+                self.fail(Problem::Framing(error.to_string()), now, actions);
+                return (input.len(), FeedPart::Done);
+            }
+        };
+        let patience = self.patience();
+        if let Phase::Streaming { deadline, .. } = &mut self.phase {
+            *deadline = now + patience;
+        }
+        let part = match part {
+            Part::NeedMore => FeedPart::Done,
+            Part::Head(head) => {
+                self.handle_head(head, now, actions);
+                FeedPart::Nothing
+            }
+            Part::Data(data) if self.is_streaming() => FeedPart::Content(data),
+            Part::Data(data) => {
+                if self.answer.len() + data.len() <= MAX_ANSWER {
+                    self.answer.extend_from_slice(data);
+                }
+                FeedPart::Nothing
+            }
+            Part::End if self.is_streaming() => {
+                self.fail(Problem::Ended, now, actions);
+                FeedPart::Done
+            }
+            Part::End => {
+                self.handle_answer(now, actions);
+                FeedPart::Done
+            }
+        };
+        (used, part)
+    }
+
+    /// Takes the line of the stream's content that begins at a place in it; how many bytes were used, and what it says.
+    /// To be called for the whole of the content, until [`Told::Done`] or a broken line that is not passed over.
+    pub fn next_line<'a>(&'a mut self, content: &'a [u8], place: usize, now: Millis) -> (usize, Told<'a>) {
+        let Phase::Streaming { since: started, .. } = self.phase else {
+            return (content.len() - place, Told::Done);
+        };
+        let (used, line) = self.lines.next(&content[place..]);
+        let line = match line {
+            Line::NeedMore => {
+                self.since.settle(content);
+                return (used, Told::Done);
+            }
+            Line::Complete(line) => line,
+            Line::TooLong => {
+                if let Some(more) = self.log.pass(LogCause::LongLine, now) {
+                    log::warn!("Skipped a line of the changes feed that is over {MAX_LINE} bytes{more}.");
+                }
+                return (used, Told::Skipped);
+            }
+        };
+        let parsed = couchdb::parse_feed_line(line);
+        if matches!(parsed, Some(FeedLine::Change { .. })) || now >= started + STEADY_AFTER {
+            self.backoff.reset();
+            self.log.clear_problem();
+        }
+        if parsed.is_some() {
+            self.log.announce();
+        }
+        let (told, seq) = match parsed {
+            Some(FeedLine::Change { database, kind, revision, seq }) => (Told::Change(database, kind, revision), seq),
+            Some(FeedLine::Other { seq }) => (Told::Nothing, seq),
+            Some(FeedLine::LastSeq { seq }) => (Told::Nothing, Some(seq)),
+            Some(FeedLine::Heartbeat) => (Told::Nothing, None),
+            None => {
+                self.since.settle(content);
+                (Told::Broken, None)
+            }
+        };
+        if let Some(seq) = seq {
+            self.since.advance(&seq, content);
+        }
+        (used, told)
+    }
+
+    /// Handles [`Told::Broken`]: the feed is read again from the last complete line. When that ends at the
+    /// same line, it is passed over; true then.
+    pub fn handle_broken_line(&mut self, now: Millis, actions: &mut Vec<FeedAction>) -> bool {
+        if self.broken_at.is_some() && self.broken_at.as_deref() == self.since.get() {
+            if let Some(more) = self.log.pass(LogCause::BrokenLine, now) {
+                log::warn!("Skipped a line of the changes feed that is no JSON, twice{more}.");
+            }
+            return true;
+        }
+        self.broken_at = self.since.get().map(str::to_owned);
+        self.fail(Problem::BrokenLine, now, actions);
+        false
+    }
+
+    fn handle_head(&mut self, head: Response, now: Millis, actions: &mut Vec<FeedAction>) {
+        let deadline = now + self.patience();
+        let Phase::Asking { question, head: known, .. } = &mut self.phase else { return };
+        self.status = Some(head.status);
+        if *question == Question::Stream && head.status == 200 {
+            self.lines = LineReader::default();
+            (self.tries, self.refused) = (0, false);
+            self.phase = Phase::Streaming { since: now, deadline };
+            let continuity = self.continuity.replace(Continuity::Whole);
+            actions.push(FeedAction::Opened(continuity.unwrap_or(Continuity::Whole)));
+        } else {
+            *known = Some(head);
+        }
+    }
+
+    /// Handles a whole answer that is no stream.
+    fn handle_answer(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
+        let Phase::Asking { question, head: Some(head), .. } = &self.phase else {
+            return self.fail(Problem::Cut, now, actions);
+        };
+        let (question, status, keep_alive) = (*question, head.status, head.keep_alive);
+        match (question, status) {
+            (Question::Create, 201 | 202 | 412) => {
+                self.must_create = false;
+                if status != 412 {
+                    // Just made: whatever is in it by now is news.
+                    self.since.replace("0");
+                }
+                let question = if self.since.get().is_none() { Question::Pin } else { Question::Stream };
+                self.go_on(question, keep_alive, now, actions);
+            }
+            (Question::Pin, 200) => match couchdb::parse_last_seq(&self.answer) {
+                Some(seq) => {
+                    self.replace_start(&seq);
+                    actions.push(FeedAction::Pinned);
+                    self.go_on(Question::Stream, keep_alive, now, actions);
+                }
+                None if self.settings.source == FeedSource::DbUpdates => self.start_from_now(now, actions),
+                None => self.fail(Problem::NoSequence, now, actions),
+            },
+            (_, 404) => self.handle_missing(question, keep_alive, now, actions),
+            // Besides: what is gone, and a sequence that makes the request too long for what stands before CouchDB.
+            (Question::Stream, 400 | 410 | 413 | 414 | 422 | 431) => {
+                self.handle_start_refused(status, keep_alive, now, actions);
+            }
+            (Question::Pin, 400 | 405 | 501) if self.settings.source == FeedSource::DbUpdates => {
+                self.start_from_now(now, actions);
+            }
+            (_, 401) => {
+                actions.push(FeedAction::Refused);
+                self.fail(Problem::Unauthorized, now, actions);
+            }
+            (_, 403) => self.fail(Problem::Locked, now, actions),
+            _ => {
+                if matches!(status, 502..=504) {
+                    // What stands before CouchDB answers for it while it is away.
+                    self.worsen(Continuity::Doubtful);
+                }
+                self.fail(Problem::Status(status), now, actions);
+            }
+        }
+    }
+
+    /// There is no `_global_changes`: it is made where that is wanted.
+    fn handle_missing(&mut self, question: Question, keep_alive: bool, now: Millis, actions: &mut Vec<FeedAction>) {
+        self.worsen(Continuity::Unrecorded);
+        self.must_create = self.settings.create;
+        if self.must_create && question != Question::Create {
+            if let Some(more) = self.log.pass(LogCause::Creation, now) {
+                log::warn!("CouchDB has no _global_changes database: making it{more}.");
+            }
+            return self.go_on(Question::Create, keep_alive, now, actions);
+        }
+        self.fail(Problem::Missing(self.settings.create), now, actions);
+    }
+
+    /// CouchDB does not stream from the start.
+    fn handle_start_refused(&mut self, status: u16, keep_alive: bool, now: Millis, actions: &mut Vec<FeedAction>) {
+        self.since.clear();
+        self.worsen(Continuity::Gap);
+        if std::mem::replace(&mut self.refused, true) {
+            // The start that was pinned because of that, too.
+            return self.fail(Problem::SinceRefused(status), now, actions);
+        }
+        self.log.handle_problem(Problem::SinceRefused(status), 0, now);
+        self.go_on(Question::Pin, keep_alive, now, actions);
+    }
+
+    fn worsen(&mut self, continuity: Continuity) {
+        // What happened before the first stream is no loss: nobody was told that this server knows.
+        self.continuity = self.continuity.map(|worst| worst.max(continuity));
+    }
+
+    /// CouchDB could not be connected to by somebody else. When nothing is followed, it may be back before the feed would
+    /// have noticed.
+    pub fn handle_unreachable(&mut self) {
+        if !self.is_streaming() {
+            self.worsen(Continuity::Doubtful);
+        }
+    }
+
+    /// CouchDB has just answered somebody else: what could not be connected is tried again soon.
+    pub fn handle_reachable(&mut self, now: Millis) {
+        if let Phase::Waiting { until } = &mut self.phase
+            && matches!(self.log.problem(), Some(Problem::Connection(_)))
+        {
+            *until = (*until).min(now + self.jitter.around(REDIAL_AFTER));
+        }
+    }
+
+    /// Some hosts of `_db_updates` do not tell where it stands: it is opened without a pin then.
+    fn start_from_now(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
+        self.replace_start(NOW);
+        actions.push(FeedAction::Pinned);
+        self.go_on(Question::Stream, false, now, actions);
+    }
+
+    /// Where to start was pinned; what is between that and where the feed broke is missed, if it was open before.
+    fn replace_start(&mut self, seq: &str) {
+        if self.since.replace(seq).is_some() {
+            log::warn!(
+                "CouchDB did not open the changes feed where it broke in {MAX_STREAM_TRIES} tries: following it from \
+                 now on; changes may have been missed."
+            );
+            self.worsen(Continuity::Gap);
+        }
+        self.tries = 0;
+    }
+
+    /// Asks on the same connection where CouchDB keeps it open, else on a new one.
+    fn go_on(&mut self, question: Question, keep_alive: bool, now: Millis, actions: &mut Vec<FeedAction>) {
+        if keep_alive {
+            return self.ask(question, now, actions);
+        }
+        self.phase = Phase::Dialing;
+        actions.extend([FeedAction::HangUp, FeedAction::Dial]);
+    }
+
+    fn ask(&mut self, question: Question, now: Millis, actions: &mut Vec<FeedAction>) {
+        let FeedSettings { source, heartbeat, .. } = self.settings;
+        let request = match question {
+            Question::Create => self.requests.create_global_changes(),
+            Question::Pin => self.requests.pin(source),
+            Question::Stream => self.requests.stream(source, self.since.get().unwrap_or(NOW), heartbeat),
+        };
+        let patience = self.patience_for(question);
+        self.reader = ResponseReader::new();
+        self.answer = Vec::new();
+        self.phase = Phase::Asking { question, deadline: now + patience, head: None };
+        actions.push(FeedAction::Send(request));
+    }
+
+    fn patience(&self) -> Millis {
+        self.settings.heartbeat * MISSED_HEARTBEATS
+    }
+
+    fn patience_for(&self, question: Question) -> Millis {
+        // The head of `_db_updates` is held back until its first heartbeat.
+        if question == Question::Stream { self.patience() } else { ANSWER_WITHIN.min(self.patience()) }
+    }
+
+    /// The feed broke: it is tried again after the backoff.
+    fn fail(&mut self, problem: Problem, now: Millis, actions: &mut Vec<FeedAction>) {
+        if let Phase::Streaming { deadline, .. } = self.phase {
+            self.followed_until = deadline.saturating_sub(self.patience());
+        }
+        if self.since.get() == Some(NOW) {
+            // There is nothing to resume from.
+            self.worsen(Continuity::Gap);
+        }
+        match self.phase {
+            Phase::Asking { question: Question::Stream, .. } if problem.may_be_the_start() => self.tries += 1,
+            // The start was not at fault, or not alone: it is tried in turn with a new one.
+            Phase::Asking { question: Question::Pin, .. } if self.since.get().is_some() => {
+                self.tries = self.tries.saturating_sub(1);
+            }
+            _ => {}
+        }
+        let is_end = problem == Problem::Ended;
+        let ends_again = is_end && self.ended_at.is_some_and(|at| now < at + ENDS_TOLD_EVERY);
+        self.ended_at = is_end.then_some(now);
+        let wait = self.backoff.wait(&mut self.jitter);
+        if ends_again {
+            log::debug!("{problem} Next try in {wait} ms.");
+        } else {
+            self.log.handle_problem(problem, wait, now);
+        }
+        self.phase = Phase::Waiting { until: now + wait };
+        self.reader = ResponseReader::new();
+        self.answer = Vec::new();
+        actions.push(FeedAction::HangUp);
+    }
+}
+
+#[cfg(test)]
+mod tests;

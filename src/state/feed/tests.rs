@@ -1,0 +1,688 @@
+use std::cell::Cell;
+
+use super::*;
+use crate::state::log_throttle::MINUTE;
+use crate::wire::url::CouchUrl;
+
+const HEARTBEAT: Millis = 1000;
+const PINNED: &[u8] =
+    b"HTTP/1.1 200 OK\r\nContent-Length: 43\r\n\r\n{\"results\":[],\"last_seq\":\"7-a\",\"pending\":0}";
+const OPENED: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n\n\r\n";
+const MISSING: &[u8] = b"HTTP/1.1 404 Object Not Found\r\nContent-Length: 2\r\n\r\n{}";
+const MADE: &[u8] = b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}";
+
+const PIN: &str = "GET /_global_changes/_changes?since=now&limit=1";
+
+fn refusal(status: u16) -> Vec<u8> {
+    format!("HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}").into_bytes()
+}
+
+thread_local! {
+    static LOGGED: Cell<Vec<(log::Level, String)>> = const { Cell::new(Vec::new()) };
+}
+
+/// Keeps what the thread of each test logs.
+struct Capture;
+
+impl log::Log for Capture {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let mut lines = LOGGED.take();
+        lines.push((record.level(), record.args().to_string()));
+        LOGGED.set(lines);
+    }
+
+    fn flush(&self) {}
+}
+
+/// What an operator was told since the last call.
+fn told() -> Vec<String> {
+    let lines = LOGGED.take().into_iter();
+    lines.filter(|(level, _)| *level < log::Level::Debug).map(|(_, text)| text).collect()
+}
+
+/// A feed with a clock of its own, driven as the server drives it.
+struct Rig {
+    feed: Feed,
+    now: Millis,
+    actions: Vec<FeedAction>,
+    changes: Vec<String>,
+    opened: Vec<Continuity>,
+    pins: usize,
+}
+
+impl Rig {
+    fn new(source: FeedSource, create: bool) -> Self {
+        let _ = log::set_logger(&Capture);
+        log::set_max_level(log::LevelFilter::Trace);
+        let url = CouchUrl::parse("http://admin:secret@db.example:5984").expect("a URL");
+        let settings = FeedSettings { source, heartbeat: HEARTBEAT, create };
+        let feed = Feed::new(settings, Requests::new(&url), Jitter::new(1));
+        Self { feed, now: 0, actions: Vec::new(), changes: Vec::new(), opened: Vec::new(), pins: 0 }
+    }
+
+    /// A feed that streams from `7-a`.
+    fn streaming() -> Self {
+        let mut rig = Self::new(FeedSource::GlobalChanges, false);
+        rig.dial();
+        rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+        rig.give(PINNED);
+        rig.asks("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
+        rig.give(OPENED);
+        assert!(rig.feed.is_streaming());
+        told();
+        rig
+    }
+
+    /// Waits for the backoff; how long that was.
+    fn dial(&mut self) -> Millis {
+        let due = self.feed.poll_timeout().expect("it will dial");
+        if due > 0 {
+            self.feed.handle_timeout(due - 1, &mut self.actions);
+            assert_eq!(self.actions, [], "not before its time");
+        }
+        self.feed.handle_timeout(due, &mut self.actions);
+        assert_eq!(self.actions.drain(..).collect::<Vec<_>>(), [FeedAction::Dial]);
+        assert_eq!(self.feed.poll_timeout(), None, "the connection has its own time limit");
+        due - std::mem::replace(&mut self.now, due)
+    }
+
+    fn connect(&mut self, request: &str) {
+        self.feed.handle_connected(self.now, &mut self.actions);
+        self.asks(request);
+    }
+
+    /// Expects one request and nothing else.
+    fn asks(&mut self, request: &str) {
+        let actions: Vec<_> = self.actions.drain(..).collect();
+        let [FeedAction::Send(bytes)] = &actions[..] else { panic!("not one request: {actions:?}") };
+        let text = String::from_utf8_lossy(bytes);
+        assert!(text.starts_with(&format!("{request} HTTP/1.1\r\n")), "{text}");
+    }
+
+    fn hangs_up(&mut self) {
+        self.actions.retain(|action| *action != FeedAction::Refused);
+        assert_eq!(self.actions.drain(..).collect::<Vec<_>>(), [FeedAction::HangUp]);
+        assert!(!self.feed.is_streaming());
+    }
+
+    fn give(&mut self, mut input: &[u8]) {
+        loop {
+            let (used, part) = self.feed.handle_bytes(input, self.now, &mut self.actions);
+            self.actions.retain(|action| match action {
+                FeedAction::Opened(continuity) => {
+                    self.opened.push(*continuity);
+                    false
+                }
+                FeedAction::Pinned => {
+                    self.pins += 1;
+                    false
+                }
+                _ => true,
+            });
+            input = &input[used..];
+            let content = match part {
+                FeedPart::Done => return,
+                FeedPart::Nothing => continue,
+                FeedPart::Content(content) => content,
+            };
+            let mut place = 0;
+            loop {
+                let (used, told) = self.feed.next_line(content, place, self.now);
+                place += used;
+                match told {
+                    Told::Change(name, kind, _) => self.changes.push(format!("{kind:?} {name}")),
+                    Told::Nothing | Told::Skipped => {}
+                    Told::Done => break,
+                    Told::Broken => {
+                        if !self.feed.handle_broken_line(self.now, &mut self.actions) {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives lines as one chunk.
+    fn give_lines(&mut self, lines: &str) {
+        self.give(&chunk(lines));
+    }
+}
+
+fn chunk(content: &str) -> Vec<u8> {
+    format!("{:x}\r\n{content}\r\n", content.len()).into_bytes()
+}
+
+fn line(seq: &str, id: &str) -> String {
+    format!("{{\"seq\":\"{seq}\",\"id\":\"{id}\",\"changes\":[{{\"rev\":\"1-9\"}}]}}\n")
+}
+
+#[test]
+fn pins_streams_and_resumes_behind_the_last_line() {
+    let mut rig = Rig::streaming();
+    rig.give_lines(&(line("8-b", "updated:a") + &line("9-c", "updated:_dbs")));
+    assert_eq!(rig.changes, ["Updated a"]);
+    rig.feed.handle_lost(None, rig.now, &mut rig.actions);
+    rig.hangs_up();
+    let wait = rig.dial();
+    assert!((50..=100).contains(&wait), "{wait}");
+    rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=9-c");
+    assert_eq!(told(), ["CouchDB cut the changes feed: resuming it."]);
+}
+
+#[test]
+fn a_stream_that_breaks_before_its_first_line_is_opened_again_where_it_was_pinned() {
+    let mut rig = Rig::streaming();
+    for _ in 0..3 {
+        rig.feed.handle_lost(None, rig.now, &mut rig.actions);
+        rig.hangs_up();
+        rig.dial();
+        rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
+    }
+}
+
+#[test]
+fn asks_on_a_new_connection_where_couchdb_closes_the_old_one() {
+    let mut rig = Rig::new(FeedSource::GlobalChanges, false);
+    rig.dial();
+    rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+    rig.give(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"last_seq\":\"7-a\"}");
+    assert_eq!(rig.actions, [], "the end of the connection ends the answer");
+    rig.feed.handle_lost(None, rig.now, &mut rig.actions);
+    let done = [FeedAction::Pinned, FeedAction::HangUp, FeedAction::Dial];
+    assert_eq!(rig.actions.drain(..).collect::<Vec<_>>(), done);
+    rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
+    // A cut is no such end.
+    let mut rig = Rig::new(FeedSource::GlobalChanges, false);
+    rig.dial();
+    rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+    rig.give(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"last_seq\":\"7-a\"}");
+    rig.feed.handle_lost(Some("reset"), rig.now, &mut rig.actions);
+    rig.hangs_up();
+    rig.dial();
+    rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+}
+
+#[test]
+fn makes_global_changes_and_takes_all_that_is_in_it_for_news() {
+    let mut rig = Rig::new(FeedSource::GlobalChanges, true);
+    rig.dial();
+    rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+    rig.give(MISSING);
+    rig.asks("PUT /_global_changes");
+    rig.give(MADE);
+    rig.asks("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=0");
+}
+
+#[test]
+fn resumes_in_global_changes_that_somebody_else_made_meanwhile() {
+    let mut rig = Rig::streaming();
+    rig.feed.settings.create = true;
+    rig.give(b"0\r\n\r\n");
+    rig.hangs_up();
+    rig.dial();
+    rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
+    rig.give(MISSING);
+    rig.asks("PUT /_global_changes");
+    // What was written to the new one up to here is behind the old position, and before a pin.
+    rig.give(b"HTTP/1.1 412 Precondition Failed\r\nContent-Length: 2\r\n\r\n{}");
+    rig.asks("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
+    // Without a position there is nothing to resume.
+    let mut rig = Rig::new(FeedSource::GlobalChanges, true);
+    rig.dial();
+    rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+    rig.give(MISSING);
+    rig.asks("PUT /_global_changes");
+    rig.give(b"HTTP/1.1 412 Precondition Failed\r\nContent-Length: 2\r\n\r\n{}");
+    rig.asks("GET /_global_changes/_changes?since=now&limit=1");
+}
+
+#[test]
+fn goes_on_trying_to_make_it() {
+    let mut rig = Rig::new(FeedSource::GlobalChanges, true);
+    rig.dial();
+    rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+    rig.give(MISSING);
+    rig.asks("PUT /_global_changes");
+    rig.give(MISSING);
+    rig.hangs_up();
+    rig.dial();
+    rig.connect("PUT /_global_changes");
+    rig.feed.handle_lost(Some("reset"), rig.now, &mut rig.actions);
+    rig.hangs_up();
+    rig.dial();
+    rig.connect("PUT /_global_changes");
+    rig.give(MADE);
+    rig.asks("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=0");
+}
+
+#[test]
+fn a_sequence_that_is_refused_is_pinned_again_at_once() {
+    for status in [400, 410, 413, 414, 422, 431] {
+        let mut rig = Rig::streaming();
+        rig.give(b"0\r\n\r\n");
+        rig.hangs_up();
+        rig.dial();
+        rig.connect(STREAM);
+        rig.give(&refusal(status));
+        rig.asks(PIN);
+        rig.give(PINNED);
+        rig.asks(STREAM);
+        // A start that was just pinned and is refused, too, is no reason to hurry.
+        rig.give(&refusal(status));
+        rig.hangs_up();
+        assert!(rig.dial() > 0);
+        rig.connect(PIN);
+        rig.give(PINNED);
+        rig.asks(STREAM);
+        rig.give(OPENED);
+        assert_eq!(rig.opened.last(), Some(&Continuity::Gap), "{status}");
+    }
+}
+
+#[test]
+fn a_start_that_opens_no_stream_in_ten_tries_is_pinned_again_if_that_works() {
+    let answers: [Option<Vec<u8>>; 3] = [Some(refusal(500)), Some(refusal(302)), None];
+    for answer in &answers {
+        let mut rig = Rig::streaming();
+        rig.feed.handle_lost(None, rig.now, &mut rig.actions);
+        rig.hangs_up();
+        let fail = |rig: &mut Rig, question: &str| {
+            rig.dial();
+            rig.connect(question);
+            match answer {
+                Some(answer) => rig.give(answer),
+                None => rig.feed.handle_lost(None, rig.now, &mut rig.actions),
+            }
+            rig.hangs_up();
+        };
+        for _ in 0..MAX_STREAM_TRIES {
+            fail(&mut rig, STREAM);
+        }
+        // CouchDB answers nothing: the start is kept, and tried in turn with a new one.
+        fail(&mut rig, PIN);
+        fail(&mut rig, STREAM);
+        rig.dial();
+        rig.connect(PIN);
+        rig.give(&String::from_utf8_lossy(PINNED).replace("7-a", "9-c").into_bytes());
+        rig.asks("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=9-c");
+        rig.give(OPENED);
+        assert_eq!(rig.opened.last(), Some(&Continuity::Gap));
+    }
+}
+
+#[test]
+fn a_stream_that_ends_after_every_line_is_quiet_and_ready() {
+    let mut rig = Rig::streaming();
+    told();
+    for number in 0..200 {
+        let seq = format!("{number}-x");
+        rig.give_lines(&line(&seq, "updated:a"));
+        rig.give_lines(&format!("{{\"last_seq\":\"{seq}\",\"pending\":0}}\n"));
+        rig.give(b"0\r\n\r\n");
+        rig.hangs_up();
+        assert!(rig.feed.is_ready(rig.now));
+        assert!(rig.dial() <= 100);
+        assert!(rig.feed.is_ready(rig.now));
+        rig.connect(&format!("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since={seq}"));
+        rig.give(OPENED);
+        rig.now += 400;
+    }
+    assert_eq!(told(), ["CouchDB ended the changes feed: resuming it.", "Following the changes feed of CouchDB.",]);
+    rig.give(b"0\r\n\r\n");
+    rig.hangs_up();
+    rig.dial();
+    rig.feed.handle_lost(Some("connection refused"), rig.now, &mut rig.actions);
+    assert!(!rig.feed.is_ready(rig.now), "something else is wrong");
+}
+
+#[test]
+fn db_updates_that_cannot_be_pinned_start_from_now() {
+    let refusals: [&[u8]; 3] = [
+        b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 405 Method Not Allowed\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
+    ];
+    for refusal in refusals.map(Some).into_iter().chain([None]) {
+        let mut rig = Rig::new(FeedSource::DbUpdates, false);
+        rig.dial();
+        rig.connect("GET /_db_updates?since=now&limit=1");
+        match refusal {
+            Some(refusal) => rig.give(refusal),
+            None => rig.feed.handle_timeout(3 * HEARTBEAT, &mut rig.actions),
+        }
+        rig.actions.retain(|action| *action != FeedAction::Pinned);
+        assert_eq!(rig.actions.drain(..).collect::<Vec<_>>(), [FeedAction::HangUp, FeedAction::Dial]);
+        rig.connect("GET /_db_updates?feed=continuous&heartbeat=1000&since=now");
+    }
+}
+
+#[test]
+fn three_missed_heartbeats_mean_dead() {
+    let mut rig = Rig::streaming();
+    let opened = rig.now;
+    rig.now += 2 * HEARTBEAT;
+    rig.give(&chunk("\n")[..1]);
+    assert_eq!(rig.feed.poll_timeout(), Some(opened + 5 * HEARTBEAT), "any byte is a sign of life");
+    rig.now = opened + 5 * HEARTBEAT - 1;
+    rig.feed.handle_timeout(rig.now, &mut rig.actions);
+    assert!(rig.feed.is_streaming() && rig.actions.is_empty());
+    rig.feed.handle_timeout(rig.now + 1, &mut rig.actions);
+    rig.hangs_up();
+    assert_silent_for(3_000);
+}
+
+/// Expects one line about a silence, and that it says what helps against a proxy.
+fn assert_silent_for(milliseconds: Millis) {
+    let lines = told();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].starts_with(&format!("CouchDB was silent for {milliseconds} ms: ")), "{lines:?}");
+    assert!(lines[0].contains("couchdb-howler check") && lines[0].contains("proxy"), "{lines:?}");
+}
+
+#[test]
+fn a_question_without_an_answer_has_its_own_time() {
+    let mut rig = Rig::new(FeedSource::GlobalChanges, false);
+    rig.feed.settings.heartbeat = 10_000;
+    rig.dial();
+    rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+    assert_eq!(rig.feed.poll_timeout(), Some(ANSWER_WITHIN));
+    rig.feed.handle_timeout(ANSWER_WITHIN, &mut rig.actions);
+    rig.hangs_up();
+    assert_silent_for(10_000);
+}
+
+#[test]
+fn backoff_grows_until_a_change_comes_or_the_stream_stands() {
+    let mut rig = Rig::streaming();
+    let mut spans = Vec::new();
+    for _ in 0..10 {
+        rig.feed.handle_lost(None, rig.now, &mut rig.actions);
+        rig.hangs_up();
+        spans.push(rig.dial());
+        rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
+        rig.give(OPENED);
+    }
+    let longest = [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000];
+    assert!(spans.iter().zip(longest).all(|(span, most)| (most / 2..=most).contains(span)), "{spans:?}");
+    assert_eq!(told(), ["CouchDB cut the changes feed: resuming it.", "Following the changes feed of CouchDB."]);
+    for proof in [line("8-b", "updated:a"), "\n".to_owned()] {
+        rig.now += if proof == "\n" { STEADY_AFTER } else { 1 };
+        rig.give_lines(&proof);
+        rig.feed.handle_lost(None, rig.now, &mut rig.actions);
+        rig.hangs_up();
+        let wait = rig.dial();
+        assert!((50..=100).contains(&wait), "{proof:?}: {wait}");
+        rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=8-b");
+        rig.give(OPENED);
+        assert!(told().is_empty(), "one line of a kind and minute");
+    }
+    rig.now += MINUTE;
+    rig.give_lines(&line("9-c", "updated:a"));
+    rig.feed.handle_lost(None, rig.now, &mut rig.actions);
+    rig.hangs_up();
+    rig.dial();
+    rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=9-c");
+    rig.give(OPENED);
+    let cut = "CouchDB cut the changes feed: resuming it. (2 more in the last 2 minutes)";
+    assert_eq!(told(), [cut, "Following the changes feed of CouchDB."]);
+}
+
+#[test]
+fn each_refusal_is_told_once_in_words_that_help() {
+    for (status, words) in [
+        (404, "make it with PUT /_global_changes, or start with --create_global_changes."),
+        (500, "with status 500"),
+        (302, "with status 302"),
+    ] {
+        let mut rig = Rig::new(FeedSource::GlobalChanges, false);
+        for _ in 0..4 {
+            rig.dial();
+            rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+            rig.give(format!("HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}").as_bytes());
+            rig.hangs_up();
+        }
+        let lines = told();
+        assert!(lines.len() == 1 && lines[0].contains(words) && !lines[0].contains("  "), "{lines:?}");
+    }
+}
+
+#[test]
+fn a_refusal_of_another_kind_is_told_too() {
+    let mut rig = Rig::new(FeedSource::GlobalChanges, false);
+    for error in [Some("refused"), Some("refused"), None, Some("refused")] {
+        rig.dial();
+        rig.feed.handle_lost(error, rig.now, &mut rig.actions);
+        rig.hangs_up();
+    }
+    assert_eq!(told().len(), 1, "one line of a kind and minute");
+    rig.dial();
+    rig.now += MINUTE;
+    rig.feed.handle_lost(Some("refused"), rig.now, &mut rig.actions);
+    rig.hangs_up();
+    assert_eq!(told().len(), 1, "what was suppressed is logged when its minute is over");
+    rig.dial();
+    rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+    rig.give(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nwelcome");
+    rig.hangs_up();
+    assert!(told()[0].contains("is no CouchDB (no last_seq)"));
+}
+
+#[test]
+fn what_comes_after_the_end_is_nobodys() {
+    let mut rig = Rig::streaming();
+    rig.feed.handle_lost(None, rig.now, &mut rig.actions);
+    rig.hangs_up();
+    rig.give(&chunk(&line("8-b", "updated:a")));
+    rig.feed.handle_lost(Some("late"), rig.now, &mut rig.actions);
+    assert!(rig.actions.is_empty() && rig.changes.is_empty());
+}
+
+#[test]
+fn every_split_of_an_exchange_gives_the_same() {
+    let lines = [
+        chunk(&line("8-b", "created:a/b")),
+        chunk("\n"),
+        chunk(&(line("9-c", "updated:plus+db") + &line("5-d", "_design/x"))),
+        // A line that ends in another chunk than it starts in.
+        chunk(&line("6-e", "deleted:a/b")[..20]),
+        chunk(&line("6-e", "deleted:a/b")[20..]),
+    ];
+    let end: &[u8] = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\n{}";
+    let stream = [OPENED, &lines.concat(), end].concat();
+    for at in 0..=PINNED.len() {
+        let mut rig = Rig::new(FeedSource::GlobalChanges, false);
+        rig.dial();
+        rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+        rig.give(&PINNED[..at]);
+        rig.give(&PINNED[at..]);
+        rig.asks("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
+    }
+    let check = |parts: &[&[u8]]| {
+        let mut rig = Rig::new(FeedSource::GlobalChanges, false);
+        rig.dial();
+        rig.connect("GET /_global_changes/_changes?since=now&limit=1");
+        rig.give(PINNED);
+        rig.asks("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
+        for part in parts {
+            rig.give(part);
+        }
+        rig.hangs_up();
+        assert_eq!(rig.changes, ["Created a/b", "Updated plus+db", "Deleted a/b"]);
+        rig.dial();
+        rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=6-e");
+    };
+    for a in 0..=stream.len() {
+        for b in (a..=stream.len()).step_by(7) {
+            check(&[&stream[..a], &stream[a..b], &stream[b..]]);
+        }
+    }
+    check(&stream.chunks(1).collect::<Vec<_>>());
+}
+
+/// What is said of the stream that opens behind some trouble.
+fn continuity_after(trouble: impl FnOnce(&mut Rig)) -> Continuity {
+    let mut rig = Rig::streaming();
+    assert_eq!((&rig.opened[..], rig.pins), (&[Continuity::Whole][..], 1), "nothing was followed before");
+    trouble(&mut rig);
+    rig.give(OPENED);
+    rig.opened[1]
+}
+
+const STREAM: &str = "GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a";
+
+#[test]
+fn says_what_may_be_missing_between_two_streams() {
+    let cut = |rig: &mut Rig| {
+        rig.feed.handle_lost(None, rig.now, &mut rig.actions);
+        rig.hangs_up();
+        rig.dial();
+    };
+    let refused = |rig: &mut Rig| {
+        rig.feed.handle_lost(Some("connection refused"), rig.now, &mut rig.actions);
+        rig.hangs_up();
+        rig.dial();
+    };
+    let since_refused = |rig: &mut Rig| {
+        rig.connect(STREAM);
+        rig.give(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\n{}");
+        rig.asks(PIN);
+        rig.give(PINNED);
+        rig.asks(STREAM);
+    };
+    let whole = continuity_after(|rig| {
+        cut(rig);
+        rig.connect(STREAM);
+    });
+    assert_eq!(whole, Continuity::Whole);
+    let away = continuity_after(|rig| {
+        cut(rig);
+        refused(rig);
+        rig.connect(STREAM);
+    });
+    assert_eq!(away, Continuity::Doubtful);
+    let missed_by_others = continuity_after(|rig| {
+        rig.feed.handle_unreachable();
+        cut(rig);
+        rig.feed.handle_unreachable();
+        rig.connect(STREAM);
+    });
+    assert_eq!(missed_by_others, Continuity::Doubtful);
+    let only_busy = continuity_after(|rig| {
+        rig.feed.handle_unreachable();
+        cut(rig);
+        rig.connect(STREAM);
+    });
+    assert_eq!(only_busy, Continuity::Whole, "it answered the feed meanwhile");
+    let gateway = continuity_after(|rig| {
+        cut(rig);
+        rig.connect(STREAM);
+        rig.give(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 2\r\n\r\n{}");
+        rig.hangs_up();
+        rig.dial();
+        rig.connect(STREAM);
+    });
+    assert_eq!(gateway, Continuity::Doubtful);
+    let gap = continuity_after(|rig| {
+        cut(rig);
+        since_refused(rig);
+    });
+    assert_eq!(gap, Continuity::Gap);
+    let worst = continuity_after(|rig| {
+        cut(rig);
+        refused(rig);
+        since_refused(rig);
+    });
+    assert_eq!(worst, Continuity::Doubtful, "the worse of the two");
+    let missing = continuity_after(|rig| {
+        cut(rig);
+        rig.connect(STREAM);
+        rig.give(MISSING);
+        rig.hangs_up();
+        rig.dial();
+        rig.connect(STREAM);
+    });
+    assert_eq!(missing, Continuity::Unrecorded);
+}
+
+#[test]
+fn a_feed_that_cannot_be_pinned_may_miss_something_when_it_breaks_early() {
+    let mut rig = Rig::new(FeedSource::DbUpdates, false);
+    rig.dial();
+    rig.connect("GET /_db_updates?since=now&limit=1");
+    rig.give(b"HTTP/1.1 501 Not Implemented\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}");
+    rig.actions.clear();
+    for _ in 0..2 {
+        rig.connect("GET /_db_updates?feed=continuous&heartbeat=1000&since=now");
+        rig.give(OPENED);
+        rig.feed.handle_lost(None, rig.now, &mut rig.actions);
+        rig.hangs_up();
+        rig.dial();
+    }
+    assert_eq!(rig.opened, [Continuity::Whole, Continuity::Gap]);
+}
+
+#[test]
+fn dials_soon_when_couchdb_turns_out_to_be_there() {
+    let mut rig = Rig::streaming();
+    for _ in 0..10 {
+        rig.feed.handle_lost(Some("connection refused"), rig.now, &mut rig.actions);
+        rig.hangs_up();
+        if rig.feed.poll_timeout().is_some_and(|at| at > rig.now + 10_000) {
+            break;
+        }
+        rig.dial();
+    }
+    assert!(rig.feed.poll_timeout().expect("it waits") > rig.now + 10_000);
+    rig.feed.handle_reachable(rig.now);
+    assert!(rig.feed.poll_timeout().expect("it waits") <= rig.now + REDIAL_AFTER);
+}
+
+#[test]
+fn a_broken_line_is_read_again_once() {
+    let mut rig = Rig::streaming();
+    rig.give_lines(&(line("8-b", "updated:a") + "{\"seq\":\"9-c\",\"id\n" + &line("9-c", "updated:lost?")));
+    rig.hangs_up();
+    rig.dial();
+    rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=8-b");
+    rig.give(OPENED);
+    rig.give_lines(&("{\"seq\":\"9-c\",\"id\n".to_owned() + &line("9-c", "updated:found")));
+    assert!(rig.feed.is_streaming());
+    assert_eq!(rig.changes, ["Updated a", "Updated found"]);
+}
+
+#[test]
+fn a_feed_of_broken_lines_logs_one_line_per_minute() {
+    let mut rig = Rig::streaming();
+    let broken = chunk(&"no JSON {\n".repeat(1_000));
+    let mut lines = Vec::new();
+    for _ in 0..20 {
+        rig.give(&broken);
+        if !rig.feed.is_streaming() {
+            rig.hangs_up();
+            rig.dial();
+            rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
+            rig.give(OPENED);
+        }
+        lines.append(&mut told());
+    }
+    let twice = "Skipped a line of the changes feed that is no JSON, twice.";
+    let announced = "Following the changes feed of CouchDB.";
+    assert_eq!(lines, ["A line of the changes feed is no JSON: reading it again.", announced, twice]);
+    rig.now += MINUTE;
+    rig.give(&broken);
+    let lines = told();
+    assert!(lines.len() == 1 && lines[0].contains("18,999 more in the last minute"), "{lines:?}");
+}
+
+#[test]
+fn a_line_that_is_too_long_is_passed_over() {
+    let mut rig = Rig::streaming();
+    rig.give_lines(&("x".repeat(MAX_LINE + 1) + "\n" + &line("8-b", "updated:a")));
+    assert_eq!(rig.changes, ["Updated a"]);
+    assert_eq!(told(), ["Skipped a line of the changes feed that is over 65536 bytes."]);
+}
