@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::pool::network;
+use super::network::network;
 
 /// The addresses that have connections, where there is a limit to count for.
 #[derive(Debug)]

@@ -21,6 +21,7 @@ pub mod merge_window;
 pub mod metrics;
 pub mod name_lists;
 pub mod openings;
+pub mod network;
 pub mod operation;
 pub mod pace;
 pub mod pool;

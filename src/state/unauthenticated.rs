@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use super::pool::network;
+use super::network::network;
 
 /// What is known of a client that is not logged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
