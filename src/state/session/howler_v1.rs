@@ -1,6 +1,10 @@
 //! The `howler.v1` side of a session.
 
-use super::{Action, Dialect, MAX_STRIKES, Phase, Reply, Session, Transport, Turn};
+use super::Session;
+use super::action::{Action, Reply, Turn};
+use super::phase::Phase;
+use super::rules::Dialect;
+use super::transport::Transport;
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
@@ -8,6 +12,8 @@ use crate::wire::couchdb::{Identity, LoginError};
 use crate::wire::howler_v1::{self, Operation, RequestId};
 use crate::wire::secret::Secret;
 
+/// So many malformed requests in a row end a `howler.v1` session.
+const MAX_STRIKES: u8 = 3;
 /// The error of a request that needs a log-in.
 const LOG_IN_FIRST: &str = "log in first";
 

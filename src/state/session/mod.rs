@@ -17,88 +17,36 @@
 //! The machine knows no transport: what it says is put into its [`Outgoing`], one message each; the
 //! server frames and writes them. What is to be done elsewhere is returned as [`Action`]s.
 
+mod action;
+mod answers;
+mod held;
 mod howler_v1;
 mod outgoing;
+mod phase;
+mod rules;
 mod socket_io;
+mod timeouts;
+mod transport;
 mod user;
 
+pub use action::{Action, Reply, Turn};
+use held::Held;
 pub use outgoing::{Outgoing, messages};
-pub use socket_io::Opening;
+use phase::Phase;
+pub use rules::{Dialect, Rules};
+pub use transport::{Opening, Polling, TAG, Transport};
 use user::User;
 
-use std::net::IpAddr;
-
-use crate::state::limits::{Limits, Throttle, UNAUTHENTICATED_MESSAGE};
+use crate::state::limits::{Throttle, UNAUTHENTICATED_MESSAGE};
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
 use crate::state::timers::{Alarm, Deadline, Millis, seconds};
 use crate::state::unauthenticated::Stage;
 use crate::wire::couchdb::{Credentials, Identity, LoginError};
 use crate::wire::engine_io::Version;
-use crate::wire::howler_v1::{self as json, Refused, RequestId};
-use crate::wire::names::NameList;
-use crate::wire::positions::Position;
+use crate::wire::howler_v1 as json;
 use crate::wire::security::Refusal;
 
-/// What a session speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dialect {
-    /// Socket.IO over a version of Engine.IO.
-    SocketIo(Version),
-    /// `howler.v1`.
-    Json,
-}
-
-/// The limits of sessions; times in milliseconds.
-#[derive(Clone, Copy, Debug)]
-pub struct Rules {
-    /// Engine.IO: pings come this often.
-    pub ping_interval: Millis,
-    /// Engine.IO: and they, or their answers, may be late by this much. None for the default of each
-    /// version.
-    pub ping_timeout: Option<Millis>,
-    /// Time from the opening to the first log-in, or to CONNECT; and from the client's DISCONNECT to the end of the
-    /// transport, which is the client's to close.
-    pub login_timeout: Millis,
-    /// Messages of a client per second.
-    pub messages_per_second: u64,
-    /// Requests that are not answered yet.
-    pub requests: usize,
-    /// Longest body of a POST, in bytes.
-    pub max_payload: usize,
-    /// Longest message, and most bytes of messages that wait for the end of a login.
-    pub max_message: usize,
-}
-
-impl Default for Rules {
-    fn default() -> Self {
-        let limits = Limits::default();
-        Self {
-            ping_interval: 25_000,
-            ping_timeout: None,
-            login_timeout: limits.login_timeout,
-            messages_per_second: limits.messages_per_second,
-            requests: limits.requests,
-            max_payload: limits.post,
-            max_message: limits.message,
-        }
-    }
-}
-
-impl Rules {
-    /// How late a ping (version 3) or its answer (version 4) may be.
-    pub fn ping_timeout(&self, version: Version) -> Millis {
-        self.ping_timeout.unwrap_or(match version {
-            Version::V3 => 5_000,
-            Version::V4 => 20_000,
-        })
-    }
-}
-
-/// `howler.v1`: a connection that was silent for this long is pinged.
-const JSON_PING_AFTER: Millis = 25_000;
-/// `howler.v1`: and dropped when it stays silent for this long.
-const JSON_PONG_WITHIN: Millis = 20_000;
 /// Socket.IO: time between CONNECT and the authentication event, and between a refusal and
 /// DISCONNECT. Clients miss an event that comes together with the packet before it. A millisecond
 /// over the 25 that were measured, since the clock counts whole ones.
@@ -110,74 +58,9 @@ const SPACING: Millis = 26;
 const RECEIPT_WITHIN: Millis = 2_000;
 /// Time in which a client that was told to disconnect may close the transport by itself.
 const GRACE: Millis = 500;
-/// So many refused `subscribe` in a row end a session: whoever sends them does not listen.
-const MAX_REFUSALS: u8 = 16;
-/// A check this late, in milliseconds, may come after the end of the cookie: the server stood still.
-const CHECK_LATE: Millis = 5_000;
 /// `howler.v1`: a client whose session expired may connect again after this long, in milliseconds. Checks are spread in
 /// time, and so are their ends.
 const RECONNECT_AFTER: Millis = 100;
-/// So many malformed requests in a row end a `howler.v1` session.
-const MAX_STRIKES: u8 = 3;
-
-/// What a session wants done.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Ask CouchDB who this is; the answer goes to [`Session::handle_login`].
-    LogIn(Credentials),
-    /// Subscribe to names, each with the position that the client knows, and the epoch that these are of where it
-    /// says so; the answer goes to [`Session::answer_subscribed`] or [`Session::answer_error`].
-    Subscribe(Reply, NameList, Option<Box<str>>),
-    /// Unsubscribe from names; the answer goes to [`Session::answer_ok`].
-    Unsubscribe(Reply, NameList),
-    /// Hand this message, which was put aside, to [`Session::handle_message`] again, once all actions
-    /// before this one are carried out.
-    Resume(Box<str>),
-    /// End all subscriptions.
-    Leave,
-    /// Confirm CONNECT with an id of its own: [`Session::confirm_connect`].
-    Connect,
-    /// Ask the client whether it is there: a WebSocket ping.
-    Ping,
-    /// Ask CouchDB whether the user is still logged in; the answer goes to [`Session::handle_check`].
-    Check(Credentials),
-    /// The user's roles are others: what it may read is to be decided anew.
-    Reconsider,
-    /// Write what is outgoing, then close the transport.
-    Close(CloseReason),
-}
-
-/// How a request wants to be answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply {
-    /// Not at all: a Socket.IO event without an id.
-    Silent,
-    /// By a Socket.IO acknowledgement.
-    Ack(u64),
-    /// By a `howler.v1` answer.
-    Json(RequestId),
-}
-
-/// Where a session stands.
-#[derive(Debug)]
-enum Phase {
-    /// `howler.v1`: nobody has logged in; until then.
-    Anonymous(Millis),
-    /// Socket.IO: the client's CONNECT is awaited.
-    Awaiting(Box<Awaited>),
-    /// CouchDB is asked.
-    LoggingIn(Box<Reply>),
-    /// Socket.IO: CouchDB's answer waits until CONNECT is old enough.
-    Answering(Box<Result<Identity, LoginError>>),
-    /// Logged in.
-    Active,
-    /// Socket.IO: the refusal was told; DISCONNECT is to follow.
-    Refused,
-    /// The session is over. Socket.IO: DISCONNECT was said by either side, and the client may close
-    /// the transport by itself.
-    Ended(CloseReason),
-}
-
 /// A session.
 #[derive(Debug)]
 pub struct Session {
@@ -231,69 +114,6 @@ pub enum PendingLogin {
     Waits(Key),
     /// Its key in the queue of requests.
     Queued(Key),
-}
-
-/// Bytes of a session's id that are random.
-pub const TAG: usize = 12;
-
-/// What carries a session.
-#[derive(Debug)]
-pub enum Transport {
-    /// A WebSocket, on this connection.
-    WebSocket(Key),
-    /// Requests on any number of connections.
-    Polling(Box<Polling>),
-}
-
-/// The requests of a session that polls.
-#[derive(Debug)]
-pub struct Polling {
-    /// Where the client is, as CouchDB is told.
-    pub client: IpAddr,
-    /// The connection whose GET waits for something to tell.
-    pub parked: Option<Key>,
-    /// The connection whose POST is coming in.
-    pub posting: Option<Key>,
-    /// The WebSocket that is to take over.
-    pub probing: Option<Key>,
-    /// Whether it has probed: parked GETs are freed from then on.
-    pub probed: bool,
-    /// Whether it counts as a connection of its client's address.
-    pub counts_at_address: bool,
-}
-
-impl Polling {
-    /// The requests of a client at an address; there are none yet.
-    pub fn new(client: IpAddr) -> Self {
-        Self { client, parked: None, posting: None, probing: None, probed: false, counts_at_address: false }
-    }
-}
-
-/// A CONNECT that is due.
-#[derive(Debug)]
-struct Awaited {
-    until: Millis,
-    /// Why the session ends when it does not come.
-    otherwise: CloseReason,
-    /// Who logs in, when CONNECT does not say.
-    credentials: Credentials,
-}
-
-#[derive(Debug, Default)]
-struct Held {
-    messages: Vec<Box<str>>,
-    bytes: usize,
-}
-
-/// What every input comes with.
-#[derive(Debug)]
-pub struct Turn<'a> {
-    /// The time.
-    pub now: Millis,
-    /// The limits.
-    pub rules: &'a Rules,
-    /// What is to be done, in order.
-    pub actions: &'a mut Vec<Action>,
 }
 
 impl Session {
@@ -390,7 +210,7 @@ impl Session {
             Phase::Awaiting(awaited) => awaited.credentials.len(),
             _ => 0,
         };
-        self.outgoing.len() + self.held.as_ref().map_or(0, |held| held.bytes) + credentials
+        self.outgoing.len() + self.held.as_ref().map_or(0, |held| held.bytes()) + credentials
     }
 
     /// Returns the longest message that it takes now, in bytes. A client may subscribe to everything at once while its
@@ -593,86 +413,12 @@ impl Session {
         self.clear_from.moment().map(|at| if self.unconfirmed { at + RECEIPT_WITHIN } else { at })
     }
 
-    /// Until when the client may be silent: a ping, or the end, is due then.
-    fn silent_until(&self, rules: &Rules) -> Millis {
-        let late = Millis::from(self.late);
-        match self.dialect {
-            Dialect::SocketIo(Version::V4) if !self.pinged => self.heard + rules.ping_interval,
-            Dialect::SocketIo(version) => self.heard + rules.ping_interval + late + rules.ping_timeout(version),
-            Dialect::Json if self.pinged => self.heard + JSON_PING_AFTER + late + JSON_PONG_WITHIN,
-            Dialect::Json => self.heard + JSON_PING_AFTER,
-        }
-    }
-
-    /// When [`Session::handle_timeout`] is due.
-    pub fn poll_timeout(&self, rules: &Rules) -> Millis {
-        let silence = self.silent_until(rules);
-        match self.phase {
-            Phase::Anonymous(until) => silence.min(until),
-            Phase::Awaiting(ref awaited) => silence.min(awaited.until),
-            Phase::Answering(_) | Phase::Refused | Phase::Ended(_) => silence.min(self.next_from().unwrap_or(silence)),
-            Phase::Active => silence.min(self.user.as_ref().and_then(User::check_at).unwrap_or(silence)),
-            Phase::LoggingIn(_) => silence,
-        }
-    }
-
-    /// Does what the time asks for.
-    pub fn handle_timeout(&mut self, turn: &mut Turn<'_>) {
-        if turn.now < self.poll_timeout(turn.rules) {
-            return;
-        }
-        self.advance(turn);
-        match (&self.phase, self.dialect) {
-            (Phase::Anonymous(until), _) if *until <= turn.now => {
-                return turn.actions.push(Action::Close(CloseReason::LogInTimeout));
-            }
-            (Phase::Awaiting(awaited), _) if awaited.until <= turn.now => {
-                return turn.actions.push(Action::Close(awaited.otherwise));
-            }
-            (Phase::Ended(reason), _) if self.next_from().is_some_and(|at| at <= turn.now) => {
-                return turn.actions.push(Action::Close(*reason));
-            }
-            (Phase::Active, _) => {
-                if let Some(user) = &mut self.user
-                    && let Some(at) = user.check_at()
-                    && at <= turn.now
-                {
-                    if at + CHECK_LATE <= turn.now {
-                        user.doubt();
-                    }
-                    user.set_check_at(None);
-                    turn.actions.push(Action::Check(user.credentials()));
-                }
-            }
-            _ => {}
-        }
-        let due = self.silent_until(turn.rules);
-        if turn.now < due {
-            return;
-        }
-        let late = u32::try_from(turn.now - due).unwrap_or(u32::MAX);
-        match self.dialect {
-            Dialect::Json if !self.pinged => {
-                (self.pinged, self.late) = (true, late);
-                turn.actions.push(Action::Ping);
-            }
-            Dialect::SocketIo(Version::V4) if !self.pinged => {
-                (self.pinged, self.late) = (true, late);
-                self.outgoing.push(|out| out.push(b'2'));
-            }
-            _ => turn.actions.push(Action::Close(CloseReason::PingTimeout)),
-        }
-    }
-
     /// Puts a message aside until the log-in is over.
     fn hold(&mut self, text: &str, turn: &mut Turn<'_>) {
         if matches!(&self.phase, Phase::Answering(answer) if answer.is_err()) {
             return;
         }
-        let held = self.held.get_or_insert_default();
-        held.bytes += text.len();
-        held.messages.push(text.into());
-        if held.bytes > turn.rules.max_message || held.messages.len() > turn.rules.requests {
+        if !self.held.get_or_insert_default().push(text, turn.rules) {
             self.held = None;
             turn.actions.push(Action::Close(CloseReason::TooMuchHeld));
         }
@@ -681,88 +427,9 @@ impl Session {
     /// Has what was put aside carried out, one message after the other, so that the answers come in
     /// order. A message in it may start another log-in; what follows is put aside again.
     fn release(&mut self, turn: &mut Turn<'_>) {
-        let held = self.held.take().into_iter().flat_map(|held| held.messages);
+        let held = self.held.take().into_iter().flat_map(|held| held.into_messages());
         turn.actions.extend(held.map(Action::Resume));
     }
-
-    /// Answers a request that needs no more than a yes.
-    pub fn answer_ok(&mut self, reply: &Reply) {
-        match reply {
-            Reply::Silent => {}
-            Reply::Ack(id) => self.outgoing.push(|out| socket_io::ack(out, *id, "{}")),
-            Reply::Json(id) => self.outgoing.push(|out| json::write_ok(out, id)),
-        }
-    }
-
-    /// Answers `subscribe`: where the databases stand, if that is ever known, and those whose position is not
-    /// the one that was given. The epoch is told to who came before it was known, and which databases the user may
-    /// not read.
-    pub fn answer_subscribed(
-        &mut self,
-        reply: &Reply,
-        positions: Option<&[(&str, Option<Position>)]>,
-        changed: &[&str],
-        epoch: Option<&str>,
-        refused: &[Refused],
-    ) {
-        self.refusals = 0;
-        let Reply::Json(id) = reply else {
-            if refused.is_empty() {
-                return self.answer_ok(reply);
-            }
-            return self.answer_error(reply, "ForbiddenError", &refusals(refused));
-        };
-        let news = epoch.filter(|_| !self.knows_epoch);
-        self.knows_epoch |= news.is_some();
-        self.outgoing.push(|out| json::write_subscribed(out, id, positions, changed, news, refused));
-    }
-
-    /// Answers `subscribe` when none of the databases may be read.
-    pub fn answer_forbidden(&mut self, reply: &Reply, refused: &[Refused]) {
-        match reply {
-            Reply::Json(id) => self.outgoing.push(|out| json::write_forbidden(out, id, refused)),
-            _ => self.answer_subscribed(reply, None, &[], None, refused),
-        }
-    }
-
-    /// Answers a `subscribe` beyond what a client may have; whether it has been told often enough.
-    pub fn answer_limit(&mut self, reply: &Reply, message: &str) -> bool {
-        self.answer_error(reply, "LimitError", message);
-        self.refusals = self.refusals.saturating_add(1);
-        self.refusals >= MAX_REFUSALS
-    }
-
-    /// Answers a request that may succeed after so many milliseconds.
-    pub fn answer_unavailable(&mut self, reply: &Reply, message: &str, retry_after: Millis) {
-        let name = LoginError::Unavailable.name();
-        match reply {
-            Reply::Json(id) => self.outgoing.push(|out| json::write_error(out, id, name, message, Some(retry_after))),
-            _ => self.answer_error(reply, name, message),
-        }
-    }
-
-    /// Answers a request that is refused.
-    pub fn answer_error(&mut self, reply: &Reply, name: &str, message: &str) {
-        match reply {
-            Reply::Silent => {}
-            Reply::Ack(id) => self.outgoing.push(|out| socket_io::error_ack(out, *id, name, message)),
-            Reply::Json(id) => self.outgoing.push(|out| json::write_error(out, id, name, message, None)),
-        }
-    }
-}
-
-/// Returns why databases are not subscribed to, in the words of a Socket.IO acknowledgement.
-fn refusals(refused: &[Refused]) -> String {
-    let of = |why: Refusal| refused.iter().filter(move |(_, one)| *one == why).map(|(name, _)| &**name);
-    let forbidden: Vec<&str> = of(Refusal::NotReader).collect();
-    let mut texts = Vec::new();
-    if !forbidden.is_empty() {
-        texts.push(format!("You may not read {}.", forbidden.join(", ")));
-    }
-    for why in [Refusal::TooLarge, Refusal::NoRoom] {
-        texts.extend(of(why).map(|name| format!("{name}: {}.", why.message())));
-    }
-    texts.join(" ")
 }
 
 #[cfg(test)]

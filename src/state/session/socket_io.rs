@@ -1,6 +1,10 @@
 //! The Socket.IO side of a session, over Engine.IO 3 and 4.
 
-use super::{Action, Awaited, Dialect, Phase, Reply, Session, TAG, Transport, Turn};
+use super::Session;
+use super::action::{Action, Reply, Turn};
+use super::phase::{Awaited, Phase};
+use super::rules::Dialect;
+use super::transport::{Opening, Transport};
 use crate::state::metrics::CloseReason;
 use crate::state::timers::Deadline;
 use crate::wire::couchdb::{Credentials, Identity, LoginError};
@@ -8,22 +12,6 @@ use crate::wire::engine_io::{self, Open, Sid, Version};
 use crate::wire::names::NameList;
 use crate::wire::secret::Secret;
 use crate::wire::socket_io::{self, Event, PacketKind};
-pub(super) use crate::wire::socket_io::{write_ack as ack, write_error_ack as error_ack};
-
-/// How a session begins.
-#[derive(Debug)]
-pub struct Opening {
-    /// The version of Engine.IO.
-    pub version: Version,
-    /// The session's id.
-    pub sid: Sid,
-    /// What of the id is random.
-    pub tag: [u8; TAG],
-    /// What the handshake's query carried.
-    pub credentials: Credentials,
-    /// What carries the session.
-    pub transport: Transport,
-}
 
 /// What an acknowledgement says of an argument that is none.
 const NAMES_EXPECTED: &str = "expected an array of non-empty strings";
@@ -114,7 +102,7 @@ impl Session {
             Event::Unsubscribe(names) => self.with_names(names, reply, turn, Action::Unsubscribe),
             Event::Heartbeat => {
                 if let Reply::Ack(id) = reply {
-                    self.outgoing.push(|out| ack(out, id, "{\"ok\":true}"));
+                    self.outgoing.push(|out| socket_io::write_ack(out, id, "{\"ok\":true}"));
                 }
             }
             Event::LogOut => {
@@ -231,7 +219,8 @@ fn broken(turn: &mut Turn<'_>) {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use super::super::{Polling, Rules};
+    use super::super::rules::Rules;
+    use super::super::transport::{Polling, TAG};
     use super::*;
     use crate::state::timers::Millis;
 

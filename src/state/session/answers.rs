@@ -1,0 +1,94 @@
+//! Answers to the requests of a session.
+
+use super::Session;
+use super::action::Reply;
+use crate::state::timers::Millis;
+use crate::wire::couchdb::LogInError;
+use crate::wire::howler_v1::{self as json, Refused};
+use crate::wire::positions::Position;
+use crate::wire::security::Refusal;
+use crate::wire::socket_io;
+
+/// So many refused `subscribe` in a row end a session: whoever sends them does not listen.
+const MAX_REFUSALS: u8 = 16;
+
+impl Session {
+    /// Answers a request that needs no more than a yes.
+    pub fn answer_ok(&mut self, reply: &Reply) {
+        match reply {
+            Reply::Silent => {}
+            Reply::Ack(id) => self.outgoing.push(|out| socket_io::write_ack(out, *id, "{}")),
+            Reply::Json(id) => self.outgoing.push(|out| json::write_ok(out, id)),
+        }
+    }
+
+    /// Answers `subscribe`: where the databases stand, if that is ever known, and those whose position is not
+    /// the one that was given. The epoch is told to who came before it was known, and which databases the user may
+    /// not read.
+    pub fn answer_subscribed(
+        &mut self,
+        reply: &Reply,
+        positions: Option<&[(&str, Option<Position>)]>,
+        changed: &[&str],
+        epoch: Option<&str>,
+        refused: &[Refused],
+    ) {
+        self.refusals = 0;
+        let Reply::Json(id) = reply else {
+            if refused.is_empty() {
+                return self.answer_ok(reply);
+            }
+            return self.answer_error(reply, "ForbiddenError", &refusals(refused));
+        };
+        let news = epoch.filter(|_| !self.knows_epoch);
+        self.knows_epoch |= news.is_some();
+        self.outgoing.push(|out| json::write_subscribed(out, id, positions, changed, news, refused));
+    }
+
+    /// Answers `subscribe` when none of the databases may be read.
+    pub fn answer_forbidden(&mut self, reply: &Reply, refused: &[Refused]) {
+        match reply {
+            Reply::Json(id) => self.outgoing.push(|out| json::write_forbidden(out, id, refused)),
+            _ => self.answer_subscribed(reply, None, &[], None, refused),
+        }
+    }
+
+    /// Answers a `subscribe` beyond what a client may have; whether it has been told often enough.
+    pub fn answer_limit(&mut self, reply: &Reply, message: &str) -> bool {
+        self.answer_error(reply, "LimitError", message);
+        self.refusals = self.refusals.saturating_add(1);
+        self.refusals >= MAX_REFUSALS
+    }
+
+    /// Answers a request that may succeed after so many milliseconds.
+    pub fn answer_unavailable(&mut self, reply: &Reply, message: &str, retry_after: Millis) {
+        let name = LogInError::Unavailable.name();
+        match reply {
+            Reply::Json(id) => self.outgoing.push(|out| json::write_error(out, id, name, message, Some(retry_after))),
+            _ => self.answer_error(reply, name, message),
+        }
+    }
+
+    /// Answers a request that is refused.
+    pub fn answer_error(&mut self, reply: &Reply, name: &str, message: &str) {
+        match reply {
+            Reply::Silent => {}
+            Reply::Ack(id) => self.outgoing.push(|out| socket_io::write_error_ack(out, *id, name, message)),
+            Reply::Json(id) => self.outgoing.push(|out| json::write_error(out, id, name, message, None)),
+        }
+    }
+}
+
+/// Returns why databases are not subscribed to, in the words of a Socket.IO acknowledgement.
+fn refusals(refused: &[Refused]) -> String {
+    let of = |why: Refusal| refused.iter().filter(move |(_, one)| *one == why).map(|(name, _)| &**name);
+    let forbidden: Vec<&str> = of(Refusal::NotReader).collect();
+    let mut texts = Vec::new();
+    if !forbidden.is_empty() {
+        texts.push(format!("You may not read {}.", forbidden.join(", ")));
+    }
+    for why in [Refusal::TooLarge, Refusal::NoRoom] {
+        texts.extend(of(why).map(|name| format!("{name}: {}.", why.message())));
+    }
+    texts.join(" ")
+}

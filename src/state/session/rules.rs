@@ -1,0 +1,60 @@
+//! The limits of sessions.
+
+use crate::state::limits::Limits;
+use crate::state::timers::Millis;
+use crate::wire::engine_io::Version;
+
+/// What a session speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// Socket.IO over a version of Engine.IO.
+    SocketIo(Version),
+    /// `howler.v1`.
+    Json,
+}
+
+/// The limits of sessions; times in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Engine.IO: pings come this often.
+    pub ping_interval: Millis,
+    /// Engine.IO: and they, or their answers, may be late by this much. None for the default of each
+    /// version.
+    pub ping_timeout: Option<Millis>,
+    /// Time from the opening to the first log-in, or to CONNECT; and from the client's DISCONNECT to the end of the
+    /// transport, which is the client's to close.
+    pub log_in_within: Millis,
+    /// Messages of a client per second.
+    pub messages_per_second: u64,
+    /// Requests that are not answered yet.
+    pub requests: usize,
+    /// Longest body of a POST, in bytes.
+    pub max_payload: usize,
+    /// Longest message, and most bytes of messages that wait for the end of a login.
+    pub max_message: usize,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        let limits = Limits::default();
+        Self {
+            ping_interval: 25_000,
+            ping_timeout: None,
+            log_in_within: limits.log_in_within,
+            messages_per_second: limits.messages_per_second,
+            requests: limits.requests,
+            max_payload: limits.post,
+            max_message: limits.message,
+        }
+    }
+}
+
+impl Rules {
+    /// How late a ping (version 3) or its answer (version 4) may be.
+    pub fn ping_timeout(&self, version: Version) -> Millis {
+        self.ping_timeout.unwrap_or(match version {
+            Version::V3 => 5_000,
+            Version::V4 => 20_000,
+        })
+    }
+}
