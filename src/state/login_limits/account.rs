@@ -2,8 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::Hash;
-use super::history::{History, Secret};
+use super::history::{Hash, History, Secret};
 use crate::state::fair_queue::FairQueue;
 use crate::state::table::Key;
 use crate::state::timers::Millis;

@@ -5,7 +5,8 @@ use std::num::NonZeroU32;
 
 use hashbrown::HashTable;
 
-use super::Hash;
+/// A hash that is keyed at random in each process. A password is kept as nothing else.
+pub(super) type Hash = u64;
 
 /// Entries of a generation. Two of them are kept.
 const GENERATION: usize = 250_000;

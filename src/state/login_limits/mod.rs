@@ -15,20 +15,25 @@
 //! The limits know no sockets and no sessions: `W` is what the caller needs to go on with a login that waited.
 
 mod account;
+mod attempt;
 mod budget;
 mod history;
 #[cfg(test)]
 mod model;
+mod outcome;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 
 use account::{Account, Class, Decision};
+use attempt::{Attempt, Password, Step};
 use budget::{Budget, COMPARED, Place};
-use history::{History, Secret};
+use history::{Hash, History, Secret};
+pub use outcome::{Admission, Kind, Outcome, Rejection};
 
-use crate::state::pool::{LONGEST_WAIT, network};
+use crate::state::network::network;
+use crate::state::pool::LONGEST_WAIT;
 use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
 
@@ -37,99 +42,6 @@ use crate::state::timers::Millis;
 const MAX_ACCOUNTS: usize = 200_000;
 /// Addresses and sites that have failures. The oldest are forgotten first.
 const MAX_BUDGETS: usize = 200_000;
-
-/// A hash that is keyed at random in each process. A password is kept as nothing else.
-type Hash = u64;
-
-/// Credentials, as far as they matter here.
-#[derive(Clone, Copy, Debug)]
-pub enum Kind<'a> {
-    /// A user name and a password.
-    Password {
-        /// The name.
-        name: &'a str,
-        /// The password.
-        password: &'a str,
-        /// Whether CouchDB counts wrong passwords for the name alone, whatever address the client has.
-        by_name: bool,
-    },
-    /// A cookie or a token. A wrong one locks no account.
-    Cookie,
-}
-
-/// What becomes of a login.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
-    /// CouchDB is to be asked; the outcome goes to [`LoginLimits::finish`].
-    Ask(Key),
-    /// The login waits, and comes out of [`LoginLimits::next`].
-    Wait(Key),
-    /// The login fails.
-    Reject(Rejection),
-}
-
-/// Why a login fails without a question to CouchDB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rejection {
-    /// Too many logins from the address failed; the next one may come after so many milliseconds.
-    Address(Millis),
-    /// Too many logins under the name failed, from any address; the next one may come after so many milliseconds.
-    Name(Millis),
-    /// CouchDB did not answer the logins before, each of which it may have counted as a failure.
-    Unanswered,
-    /// Too many logins wait, or this one did for too long.
-    Overloaded,
-}
-
-/// The outcome of a login that CouchDB was to be asked about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The credentials are right.
-    Right,
-    /// The credentials are wrong.
-    Wrong,
-    /// The account is locked. CouchDB counts no failure.
-    Locked,
-    /// No answer came: CouchDB may have counted a failure, or may yet.
-    Unanswered,
-    /// CouchDB did not see the credentials.
-    NotAsked,
-}
-
-/// A login that waits or that CouchDB is asked about.
-#[derive(Debug)]
-struct Attempt<W> {
-    /// What the caller needs to go on; None when CouchDB is asked.
-    waiting: Option<W>,
-    address: IpAddr,
-    password: Option<Password>,
-    /// Whether the limits of the address and the site do not apply.
-    exempt: bool,
-    /// How many steps it has passed: it counts at each of them.
-    passed: usize,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Password {
-    account: Hash,
-    by_name: bool,
-    name: Hash,
-    /// The name and the address together.
-    pair: Hash,
-    secret: Secret,
-    class: Class,
-    /// Whether the password was compared with the right one, and is another.
-    differs: bool,
-    /// After so many milliseconds it can be compared, as it cannot now.
-    compared_in: Option<Millis>,
-}
-
-/// A step on the way to CouchDB.
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    Account(Hash),
-    Budget(Place),
-}
 
 /// How far a login comes.
 enum Progress {
@@ -563,47 +475,6 @@ impl<W> LoginLimits<W> {
 
 /// Entries that are forgotten in one go: amortized, those of the past are always gone.
 const FORGOTTEN_AT_ONCE: usize = 1_000;
-
-impl<W> Attempt<W> {
-    /// Returns a step of its way.
-    fn step(&self, number: usize) -> Option<Step> {
-        let Some(password) = self.password else {
-            return (number == 0).then_some(Step::Budget(Place::Cookies(self.address)));
-        };
-        match number {
-            0 => Some(Step::Account(password.account)),
-            _ if self.exempt => None,
-            _ => Place::of_passwords(self.address).nth(number - 1).map(Step::Budget),
-        }
-    }
-
-    /// Decides which logins it goes before, and whether the failures of others at its address matter.
-    fn classify(&mut self, history: &History, budgets: &HashMap<Place, Budget>, now: Millis) {
-        let Some(password) = &mut self.password else { return };
-        let is_good = history.is_good(password.pair);
-        self.exempt = is_good;
-        password.class = if is_good { Class::Known } else { Class::Stranger };
-        password.differs = false;
-        password.compared_in = None;
-        let Some(right) = history.right_password(password.name).filter(|_| is_good || password.by_name) else { return };
-        // A client that may have a password compared could try many.
-        let places = Place::of_passwords(self.address).filter_map(|place| budgets.get(&place));
-        password.compared_in = places.filter_map(|budget| budget.wait_for(COMPARED, now)).max();
-        if password.compared_in.is_none() {
-            match (right == password.secret, is_good) {
-                (true, true) => password.class = Class::Proven,
-                (true, false) => password.class = Class::Roaming,
-                (false, _) => password.differs = true,
-            }
-        }
-    }
-}
-
-impl Password {
-    fn new_account(&self) -> Account {
-        Account::new(self.name, self.by_name)
-    }
-}
 
 #[cfg(test)]
 mod tests;

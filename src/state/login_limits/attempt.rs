@@ -1,0 +1,85 @@
+//! A login on its way through the limits.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use super::account::{Account, Class};
+use super::budget::{Budget, COMPARED, Place};
+use super::history::{Hash, History, Secret};
+use crate::state::timers::Millis;
+
+/// A login that waits or that CouchDB is asked about.
+#[derive(Debug)]
+pub(super) struct Attempt<W> {
+    /// What the caller needs to go on; None when CouchDB is asked.
+    pub(super) waiting: Option<W>,
+    pub(super) address: IpAddr,
+    pub(super) password: Option<Password>,
+    /// Whether the limits of the address and the site do not apply.
+    pub(super) exempt: bool,
+    /// How many steps it has passed: it counts at each of them.
+    pub(super) passed: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Password {
+    pub(super) account: Hash,
+    pub(super) by_name: bool,
+    pub(super) name: Hash,
+    /// The name and the address together.
+    pub(super) pair: Hash,
+    pub(super) secret: Secret,
+    pub(super) class: Class,
+    /// Whether the password was compared with the right one, and is another.
+    pub(super) differs: bool,
+    /// After so many milliseconds it can be compared, as it cannot now.
+    pub(super) compared_in: Option<Millis>,
+}
+
+/// A step on the way to CouchDB.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step {
+    Account(Hash),
+    Budget(Place),
+}
+
+impl<W> Attempt<W> {
+    /// Returns a step of its way.
+    pub(super) fn step(&self, number: usize) -> Option<Step> {
+        let Some(password) = self.password else {
+            return (number == 0).then_some(Step::Budget(Place::Cookies(self.address)));
+        };
+        match number {
+            0 => Some(Step::Account(password.account)),
+            _ if self.exempt => None,
+            _ => Place::of_passwords(self.address).nth(number - 1).map(Step::Budget),
+        }
+    }
+
+    /// Decides which logins it goes before, and whether the failures of others at its address matter.
+    pub(super) fn classify(&mut self, history: &History, budgets: &HashMap<Place, Budget>, now: Millis) {
+        let Some(password) = &mut self.password else { return };
+        let is_good = history.is_good(password.pair);
+        self.exempt = is_good;
+        password.class = if is_good { Class::Known } else { Class::Stranger };
+        password.differs = false;
+        password.compared_in = None;
+        let Some(right) = history.right_password(password.name).filter(|_| is_good || password.by_name) else { return };
+        // A client that may have a password compared could try many.
+        let places = Place::of_passwords(self.address).filter_map(|place| budgets.get(&place));
+        password.compared_in = places.filter_map(|budget| budget.wait_for(COMPARED, now)).max();
+        if password.compared_in.is_none() {
+            match (right == password.secret, is_good) {
+                (true, true) => password.class = Class::Proven,
+                (true, false) => password.class = Class::Roaming,
+                (false, _) => password.differs = true,
+            }
+        }
+    }
+}
+
+impl Password {
+    pub(super) fn new_account(&self) -> Account {
+        Account::new(self.name, self.by_name)
+    }
+}
