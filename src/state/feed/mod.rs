@@ -1,13 +1,15 @@
-//! The one changes feed: what to ask CouchDB next, what its lines mean, and when it counts as broken.
+//! The changes feed: which request to send to CouchDB next, what its lines mean, and when it counts
+//! as broken.
 //!
 //! ```text
-//!    ┌─▶ Waiting ──▶ Dialing ──▶ Asking: (make _global_changes) ─▶ pin ─▶ stream ──▶ Streaming
-//!    │  (backoff)                    │  where to start is known: stream at once         │
-//!    └───────────────────────────────┴──────────── any break ───────────────────────────┘
+//!    ┌─▶ Waiting ──▶ Dialing ──▶ Requesting: (create _global_changes) ─▶ pin ─▶ stream ──▶ Streaming
+//!    │  (backoff)                    │  the start is known: stream at once                │
+//!    └───────────────────────────────┴──────────── any break ─────────────────────────────┘
 //! ```
 //!
 //! A feed that was opened with `since=now` and breaks before its first line has nothing to resume
-//! from. So the sequence to start from is asked for first (pinned), and every stream names one.
+//! from. So the feed first asks for the sequence to start from (the pin), and every stream names
+//! one.
 
 mod output;
 mod phase;
@@ -28,73 +30,75 @@ use crate::wire::http::Response;
 use crate::wire::lines::{Line, LineReader, MAX_LINE};
 use crate::wire::response::{Part, ResponseReader};
 
-/// In place of a sequence: from what comes next.
+/// The value of `since` that stands for the current end of the feed.
 const NOW: &str = "now";
-/// So many heartbeats without a byte, and the feed counts as dead.
+/// Heartbeats without a byte after which the feed counts as dead.
 const MISSED_HEARTBEATS: u64 = 3;
-/// Time for CouchDB to answer a question that is no stream, in milliseconds.
+/// Time for CouchDB to answer a request other than the stream, in milliseconds.
 const ANSWER_WITHIN: Millis = 10_000;
-/// When CouchDB turns out to be there, the feed is dialed after at most so long, in milliseconds.
+/// Longest time to the next dial once another connection has reached CouchDB, in milliseconds.
 const REDIAL_AFTER: Millis = 100;
-/// A stream that stood for so long was a success, also when nothing changed meanwhile.
+/// Time after which a stream counts as a success even without a change, in milliseconds.
 const STEADY_AFTER: Millis = 5_000;
-/// After so many tries in a row that opened no stream, the start may be what CouchDB does not take: it is pinned again,
-/// if that works.
+/// Consecutive attempts without a stream after which the feed pins a new start, in case CouchDB
+/// does not accept the old one.
 const MAX_STREAM_TRIES: u32 = 10;
-/// A feed that CouchDB ended in order counts as open for so long, in milliseconds: it is opened again at once.
+/// Time for which a feed that CouchDB ended in order still counts as open, in milliseconds. It is
+/// reopened at once.
 const READY_AFTER_END: Millis = 5_000;
-/// Ends in order that follow each other within this time are logged once, in milliseconds. A node in maintenance mode
+/// Period within which orderly ends are logged once, in milliseconds. A node in maintenance mode
 /// ends the feed after every batch of lines.
 const ENDS_TOLD_EVERY: Millis = 60_000;
-/// Longest body of an answer that is no stream, in bytes. It holds a sequence.
+/// Longest body of a reply other than the stream, in bytes. It holds a sequence.
 const MAX_ANSWER: usize = 4 * MAX_LINE;
 
 /// How to follow the feed.
 #[derive(Clone, Debug)]
 pub struct FeedSettings {
-    /// Which of the two.
+    /// Endpoint of the feed.
     pub source: FeedSource,
-    /// How often CouchDB is to show that it is alive, in milliseconds; positive.
+    /// Interval of CouchDB's heartbeats, in milliseconds; positive.
     pub heartbeat: Millis,
-    /// Whether to make `_global_changes` where it is missing.
+    /// Whether to create `_global_changes` if it is missing.
     pub create: bool,
 }
 
-/// The feed.
+/// State machine of the feed.
 #[derive(Debug)]
 pub struct Feed {
     settings: FeedSettings,
     requests: Requests,
     phase: Phase,
-    /// Where to resume.
+    /// Sequence from which to resume.
     since: ResumePoint,
     reader: ResponseReader,
     lines: LineReader,
-    /// The body of an answer that is no stream.
+    /// Body of a reply other than the stream.
     answer: Vec<u8>,
     backoff: Backoff,
     jitter: Jitter,
     log: FeedLog,
-    /// Where a broken line was met, so that the same one does not stop the feed for ever.
+    /// Sequence before the last malformed line: the same line must not stop the feed twice.
     broken_at: Option<String>,
-    /// Tries in a row that opened no stream, for no reason that a new start could not mend.
+    /// Consecutive attempts without a stream for a reason that a new start may solve.
     tries: u32,
-    /// Whether the start was refused since the last stream.
+    /// Whether CouchDB has refused the start since the last stream.
     refused: bool,
-    /// When CouchDB ended the last stream in order, if nothing else went wrong since.
+    /// Time at which CouchDB ended the last stream in order, unless something else has failed
+    /// since.
     ended_at: Option<Millis>,
-    /// Whether `_global_changes` was found missing and is to be made.
+    /// Whether `_global_changes` is missing and has to be created.
     must_create: bool,
-    /// The worst since the last stream; None before the first.
+    /// Worst continuity since the last stream; None before the first stream.
     continuity: Option<Continuity>,
-    /// When the last stream that broke gave its last byte.
+    /// Time of the last byte of the last stream that broke.
     followed_until: Millis,
-    /// The status of an answer that was not taken yet.
+    /// Status of the last reply, until [`Feed::take_status`].
     status: Option<u16>,
 }
 
 impl Feed {
-    /// A feed that dials as soon as its first timeout is handled.
+    /// Creates a feed that dials when its first timeout is handled.
     pub fn new(settings: FeedSettings, requests: Requests, jitter: Jitter) -> Self {
         Self {
             settings,
@@ -118,7 +122,7 @@ impl Feed {
         }
     }
 
-    /// Asks with other credentials from now on. What CouchDB refused is tried again at once.
+    /// Uses other credentials from now on. A refused request is retried at once.
     pub fn handle_credentials(&mut self, requests: Requests, now: Millis) {
         self.requests = requests;
         if let Phase::Waiting { until } = &mut self.phase {
@@ -129,33 +133,34 @@ impl Feed {
         }
     }
 
-    /// Takes the status of an answer that has come since the last call.
+    /// Takes the status of a reply that has arrived since the last call.
     pub fn take_status(&mut self) -> Option<u16> {
         self.status.take()
     }
 
-    /// Waits for a moment before CouchDB is connected to again; what was begun is given up.
+    /// Drops the current attempt and waits until `at` before the next dial.
     pub fn wait_until(&mut self, at: Millis) {
         self.phase = Phase::Waiting { until: at };
     }
 
-    /// Until when changes were followed before the feed broke last; all that had happened by then, but for what was on
-    /// its way, has come.
+    /// Returns the time until which changes were followed before the feed broke last. All earlier
+    /// changes have arrived, except for those that were in flight.
     pub fn followed_until(&self) -> Millis {
         self.followed_until
     }
 
-    /// Whether changes are being followed right now.
+    /// Returns whether changes are being followed.
     pub fn is_streaming(&self) -> bool {
         matches!(self.phase, Phase::Streaming { .. })
     }
 
-    /// Returns whether changes are being followed, or will be in a moment: CouchDB has just ended the stream in order.
+    /// Returns whether changes are being followed, or will be in a moment because CouchDB has just
+    /// ended the stream in order.
     pub fn is_ready(&self, now: Millis) -> bool {
         self.is_streaming() || self.ended_at.is_some_and(|at| now < at + READY_AFTER_END)
     }
 
-    /// When [`Feed::handle_timeout`] is due.
+    /// Returns when [`Feed::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Millis> {
         match self.phase {
             Phase::Waiting { until } => Some(until),
@@ -164,7 +169,7 @@ impl Feed {
         }
     }
 
-    /// Does what the time asks for.
+    /// Handles a timeout: dials, or ends a wait that took too long.
     pub fn handle_timeout(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
         if self.poll_timeout().is_none_or(|at| now < at) {
             return;
@@ -184,7 +189,7 @@ impl Feed {
         }
     }
 
-    /// The connection stands: asks what is to be asked first.
+    /// Handles the connection: sends the first request.
     pub fn handle_connected(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
         let question = match self.since.get() {
             _ if self.must_create => Question::Create,
@@ -195,7 +200,7 @@ impl Feed {
         self.ask(question, now, actions);
     }
 
-    /// The connection could not be made, or broke; `error` says how, None for an end without a word.
+    /// Handles a connection that could not be made or broke. `error` is None if the peer closed it.
     pub fn handle_lost(&mut self, error: Option<&str>, now: Millis, actions: &mut Vec<FeedAction>) {
         let at_end = error.is_none() && self.reader.ends_with_connection();
         match (&self.phase, error) {
@@ -211,7 +216,7 @@ impl Feed {
         }
     }
 
-    /// Takes the next part off what the connection gave; how many bytes were used, and the part.
+    /// Takes the next part of the received bytes. Returns the number of bytes used and the part.
     pub fn handle_bytes<'a>(
         &mut self,
         input: &'a [u8],
@@ -257,8 +262,11 @@ impl Feed {
         (used, part)
     }
 
-    /// Takes the line of the stream's content that begins at a place in it; how many bytes were used, and what it says.
-    /// To be called for the whole of the content, until [`Told::Done`] or a broken line that is not passed over.
+    /// Takes the line of the stream's content that begins at `place`. Returns the number of bytes
+    /// used and what the line says.
+    ///
+    /// The caller goes through the whole content, until [`Told::Done`] or a malformed line that is
+    /// not skipped.
     pub fn next_line<'a>(&'a mut self, content: &'a [u8], place: usize, now: Millis) -> (usize, Told<'a>) {
         let Phase::Streaming { since: started, .. } = self.phase else {
             return (content.len() - place, Told::Done);
@@ -301,8 +309,8 @@ impl Feed {
         (used, told)
     }
 
-    /// Handles [`Told::Broken`]: the feed is read again from the last complete line. When that ends at the
-    /// same line, it is passed over; true then.
+    /// Handles [`Told::Broken`]: the feed is read again from the last complete line. Returns true
+    /// if it fails at the same line again, which is then skipped.
     pub fn handle_broken_line(&mut self, now: Millis, actions: &mut Vec<FeedAction>) -> bool {
         if self.broken_at.is_some() && self.broken_at.as_deref() == self.since.get() {
             if let Some(more) = self.log.pass(LogCause::BrokenLine, now) {
@@ -330,7 +338,7 @@ impl Feed {
         }
     }
 
-    /// Handles a whole answer that is no stream.
+    /// Handles a complete reply other than the stream.
     fn handle_answer(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
         let Phase::Asking { question, head: Some(head), .. } = &self.phase else {
             return self.fail(Problem::Cut, now, actions);
@@ -340,7 +348,7 @@ impl Feed {
             (Question::Create, 201 | 202 | 412) => {
                 self.must_create = false;
                 if status != 412 {
-                    // Just made: whatever is in it by now is news.
+                    // The database is new, so its whole content is news.
                     self.since.replace("0");
                 }
                 let question = if self.since.get().is_none() { Question::Pin } else { Question::Stream };
@@ -356,7 +364,8 @@ impl Feed {
                 None => self.fail(Problem::NoSequence, now, actions),
             },
             (_, 404) => self.handle_missing(question, keep_alive, now, actions),
-            // Besides: what is gone, and a sequence that makes the request too long for what stands before CouchDB.
+            // Also statuses for an expired start, and for a sequence that makes the request too
+            // long for a proxy.
             (Question::Stream, 400 | 410 | 413 | 414 | 422 | 431) => {
                 self.handle_start_refused(status, keep_alive, now, actions);
             }
@@ -370,7 +379,7 @@ impl Feed {
             (_, 403) => self.fail(Problem::Locked, now, actions),
             _ => {
                 if matches!(status, 502..=504) {
-                    // What stands before CouchDB answers for it while it is away.
+                    // A proxy answers for CouchDB while CouchDB is away.
                     self.worsen(Continuity::Doubtful);
                 }
                 self.fail(Problem::Status(status), now, actions);
@@ -378,7 +387,7 @@ impl Feed {
         }
     }
 
-    /// There is no `_global_changes`: it is made where that is wanted.
+    /// Handles a missing `_global_changes`: creates it if the settings say so.
     fn handle_missing(&mut self, question: Question, keep_alive: bool, now: Millis, actions: &mut Vec<FeedAction>) {
         self.worsen(Continuity::Unrecorded);
         self.must_create = self.settings.create;
@@ -391,12 +400,12 @@ impl Feed {
         self.fail(Problem::Missing(self.settings.create), now, actions);
     }
 
-    /// CouchDB does not stream from the start.
+    /// Handles a start that CouchDB refuses.
     fn handle_start_refused(&mut self, status: u16, keep_alive: bool, now: Millis, actions: &mut Vec<FeedAction>) {
         self.since.clear();
         self.worsen(Continuity::Gap);
         if std::mem::replace(&mut self.refused, true) {
-            // The start that was pinned because of that, too.
+            // CouchDB has also refused the start that replaced the first one.
             return self.fail(Problem::SinceRefused(status), now, actions);
         }
         self.log.handle_problem(Problem::SinceRefused(status), 0, now);
@@ -404,19 +413,19 @@ impl Feed {
     }
 
     fn worsen(&mut self, continuity: Continuity) {
-        // What happened before the first stream is no loss: nobody was told that this server knows.
+        // Changes before the first stream are no loss: no client was connected yet.
         self.continuity = self.continuity.map(|worst| worst.max(continuity));
     }
 
-    /// CouchDB could not be connected to by somebody else. When nothing is followed, it may be back before the feed would
-    /// have noticed.
+    /// Handles a failed dial of another connection. While nothing is followed, CouchDB may have
+    /// been away without the feed having noticed.
     pub fn handle_unreachable(&mut self) {
         if !self.is_streaming() {
             self.worsen(Continuity::Doubtful);
         }
     }
 
-    /// CouchDB has just answered somebody else: what could not be connected is tried again soon.
+    /// Handles a reply of CouchDB on another connection: a feed that could not connect dials soon.
     pub fn handle_reachable(&mut self, now: Millis) {
         if let Phase::Waiting { until } = &mut self.phase
             && matches!(self.log.problem(), Some(Problem::Connection(_)))
@@ -425,14 +434,16 @@ impl Feed {
         }
     }
 
-    /// Some hosts of `_db_updates` do not tell where it stands: it is opened without a pin then.
+    /// Starts the stream without a pin, for hosts of `_db_updates` that do not report their
+    /// sequence.
     fn start_from_now(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
         self.replace_start(NOW);
         actions.push(FeedAction::Pinned);
         self.go_on(Question::Stream, false, now, actions);
     }
 
-    /// Where to start was pinned; what is between that and where the feed broke is missed, if it was open before.
+    /// Replaces the start by a pinned sequence. If there was one, the changes in between are
+    /// missed.
     fn replace_start(&mut self, seq: &str) {
         if self.since.replace(seq).is_some() {
             log::warn!(
@@ -444,7 +455,7 @@ impl Feed {
         self.tries = 0;
     }
 
-    /// Asks on the same connection where CouchDB keeps it open, else on a new one.
+    /// Sends the next request, on the same connection if CouchDB keeps it open.
     fn go_on(&mut self, question: Question, keep_alive: bool, now: Millis, actions: &mut Vec<FeedAction>) {
         if keep_alive {
             return self.ask(question, now, actions);
@@ -472,22 +483,23 @@ impl Feed {
     }
 
     fn patience_for(&self, question: Question) -> Millis {
-        // The head of `_db_updates` is held back until its first heartbeat.
+        // CouchDB holds back the head of `_db_updates` until its first heartbeat.
         if question == Question::Stream { self.patience() } else { ANSWER_WITHIN.min(self.patience()) }
     }
 
-    /// The feed broke: it is tried again after the backoff.
+    /// Handles a break: the feed waits for the backoff and dials again.
     fn fail(&mut self, problem: Problem, now: Millis, actions: &mut Vec<FeedAction>) {
         if let Phase::Streaming { deadline, .. } = self.phase {
             self.followed_until = deadline.saturating_sub(self.patience());
         }
         if self.since.get() == Some(NOW) {
-            // There is nothing to resume from.
+            // There is no sequence to resume from.
             self.worsen(Continuity::Gap);
         }
         match self.phase {
             Phase::Asking { question: Question::Stream, .. } if problem.may_be_the_start() => self.tries += 1,
-            // The start was not at fault, or not alone: it is tried in turn with a new one.
+            // The start is not at fault, or not alone, so the attempts alternate between it and a
+            // new one.
             Phase::Asking { question: Question::Pin, .. } if self.since.get().is_some() => {
                 self.tries = self.tries.saturating_sub(1);
             }

@@ -1,62 +1,64 @@
-//! What the feed wants done, and what it says of the stream.
+//! Actions of the feed, and what it reads from the stream.
 
 use std::borrow::Cow;
 
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::positions::Revision;
 
-/// What the feed wants done.
+/// Request of the feed to its owner.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FeedAction {
-    /// Connect to CouchDB; the answer is [`super::Feed::handle_connected`] or [`super::Feed::handle_lost`].
+    /// Connect to CouchDB. The outcome goes to [`super::Feed::handle_connected`] or
+    /// [`super::Feed::handle_lost`].
     Dial,
-    /// Write this to the connection.
+    /// Write these bytes to the connection.
     Send(Vec<u8>),
-    /// Give the connection up.
+    /// Close the connection.
     HangUp,
-    /// From here on no change is missed, since the start of the next stream is known.
+    /// The start of the next stream is known: no later change is missed.
     Pinned,
-    /// Changes are being followed; what may have happened since they were before.
+    /// Changes are being followed, with this continuity to the stream before.
     Opened(Continuity),
-    /// CouchDB refused the credentials (401).
+    /// CouchDB has refused the credentials (401).
     Refused,
 }
 
-/// What lies between a stream of changes and the one before, from the best to the worst.
+/// Completeness of the changes between two streams, from the best to the worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Continuity {
-    /// Every change that CouchDB recorded comes in one of the two.
+    /// Every change that CouchDB recorded comes in one of the two streams.
     Whole,
-    /// There is a gap: this one starts from now. Positions tell what changed in it.
+    /// There is a gap: the stream starts from now. Positions show what changed in the gap.
     Gap,
-    /// CouchDB was away: what changed in the last half second before it stopped may not be recorded.
+    /// CouchDB was away, and may not have recorded the changes of the last half second before it
+    /// stopped.
     Doubtful,
-    /// `_global_changes` was missing meanwhile: changes were not recorded.
+    /// `_global_changes` was missing, so CouchDB recorded no changes.
     Unrecorded,
 }
 
-/// What the next bytes of the connection are.
+/// Part of the bytes that the connection received.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FeedPart<'a> {
     /// Lines, or parts of them, for [`super::Feed::next_line`].
     Content(&'a [u8]),
-    /// Nothing for anybody else.
+    /// Bytes that concern only the feed.
     Nothing,
-    /// All input was used, or the connection is of no use any more.
+    /// All bytes are used, or the connection is of no further use.
     Done,
 }
 
-/// What a line says.
+/// Content of a line.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Told<'a> {
-    /// A database changed.
+    /// A change of a database.
     Change(Cow<'a, str>, ChangeKind, Option<Revision>),
-    /// Nothing for anybody else.
+    /// A line that concerns only the feed.
     Nothing,
-    /// A line was passed over: it was too long.
+    /// A line that was skipped because it is too long.
     Skipped,
-    /// A line is no JSON: for [`super::Feed::handle_broken_line`].
+    /// A line that is not JSON, for [`super::Feed::handle_broken_line`].
     Broken,
-    /// The content is used up, or the connection is of no use any more.
+    /// The content is used up, or the connection is of no further use.
     Done,
 }

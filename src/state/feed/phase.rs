@@ -1,4 +1,4 @@
-//! How far the feed has come.
+//! Phases of the feed.
 
 use crate::state::timers::Millis;
 use crate::wire::http::Response;

@@ -1,10 +1,10 @@
-//! Why the feed is interrupted.
+//! Problems that interrupt the feed.
 
 use std::fmt;
 
 use crate::state::timers::Millis;
 
-/// What went wrong, in words that tell the operator what to do.
+/// Reason for an interruption. Displays as a log line that says what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Problem {
     Connection(String),
@@ -22,18 +22,19 @@ pub(super) enum Problem {
 }
 
 impl Problem {
-    /// What goes away by itself is a warning; what an operator must mend is an error.
+    /// Returns the log level: error for problems that an operator must solve, else warning or
+    /// lower.
     pub(super) fn level(&self) -> log::Level {
         match self {
             Self::Missing(_) => log::Level::Error,
             Self::Ended => log::Level::Info,
-            // The owner of the credentials logs these, whoever notices first.
+            // The owner of the credentials logs these, whichever request fails first.
             Self::Unauthorized | Self::Locked => log::Level::Debug,
             _ => log::Level::Warn,
         }
     }
 
-    /// Whether another start of the stream might help.
+    /// Returns whether another start of the stream might help.
     pub(super) fn may_be_the_start(&self) -> bool {
         !matches!(self, Self::Unauthorized | Self::Locked | Self::Missing(_) | Self::SinceRefused(_))
     }

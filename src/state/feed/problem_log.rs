@@ -1,4 +1,4 @@
-//! What the feed logs: each cause has a throttle of its own, and a problem that goes on is logged once.
+//! Log of the feed: each cause is throttled on its own, and a lasting problem is logged once.
 
 use std::mem::{Discriminant, discriminant};
 
@@ -6,7 +6,7 @@ use super::problem::Problem;
 use crate::state::log_throttle::{LogThrottles, MINUTE, Suppressed};
 use crate::state::timers::Millis;
 
-/// What a log line is about. Each has a throttle of its own.
+/// Cause of a log line. Each has a throttle of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LogCause {
     LongLine,
@@ -15,15 +15,15 @@ pub(super) enum LogCause {
     Problem(Discriminant<Problem>),
 }
 
-/// The log of the feed.
+/// Throttles of the feed's log lines, and the last problem.
 #[derive(Debug)]
 pub(super) struct FeedLog {
     throttles: LogThrottles<LogCause>,
-    /// The last problem; None once the feed proved itself, with a change or by standing for a while.
+    /// Last problem; None after a change, or after a stream that lasted.
     problem: Option<Problem>,
     /// Whether the last problem was logged, and not suppressed by its throttle.
     is_logged: bool,
-    /// Whether it was logged that the feed is followed, since there was something else to log.
+    /// Whether the log says that the feed is followed.
     announced: bool,
 }
 
@@ -39,24 +39,25 @@ impl FeedLog {
         self.problem.as_ref()
     }
 
-    /// Forgets the last problem: the feed proved itself.
+    /// Forgets the last problem: the feed works.
     pub(super) fn clear_problem(&mut self) {
         self.problem = None;
     }
 
-    /// Logs that the feed is followed, once.
+    /// Logs once that the feed is followed.
     pub(super) fn announce(&mut self) {
         if !std::mem::replace(&mut self.announced, true) {
             log::info!("Following the changes feed of CouchDB.");
         }
     }
 
-    /// Decides about one line of a cause: returns what to append to it, or `None` if it is to be suppressed.
+    /// Decides about one line of a cause: returns what to append to it, or `None` to suppress it.
     pub(super) fn pass(&mut self, cause: LogCause, now: Millis) -> Option<Suppressed> {
         self.throttles.of(cause).pass(now)
     }
 
-    /// Logs a problem unless it was logged already, or another one of its kind shortly before.
+    /// Logs a problem unless it was logged already, or another one of its kind was logged shortly
+    /// before.
     pub(super) fn handle_problem(&mut self, problem: Problem, wait: Millis, now: Millis) {
         let again = self.is_logged && self.problem.as_ref() == Some(&problem);
         let due = if again { None } else { self.pass(LogCause::Problem(discriminant(&problem)), now) };

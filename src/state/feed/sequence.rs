@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-/// The sequence; none until the start was pinned.
+/// Sequence of the last line; none until the start is pinned.
 #[derive(Debug, Default)]
 pub(super) struct ResumePoint {
     since: Option<String>,
-    /// Where in the content that is being read a newer one stands: of many lines that come at once the last one's is
-    /// copied.
+    /// Range of a newer sequence in the current content. Of many lines in one piece, only the last
+    /// sequence is copied.
     newer: Option<Range<usize>>,
 }
 
@@ -17,7 +17,7 @@ impl ResumePoint {
         self.since.as_deref()
     }
 
-    /// Replaces the sequence, and returns the one before.
+    /// Replaces the sequence and returns the one before.
     pub(super) fn replace(&mut self, seq: &str) -> Option<String> {
         self.since.replace(seq.to_owned())
     }
@@ -27,7 +27,7 @@ impl ResumePoint {
         self.since = None;
     }
 
-    /// Takes the sequence of a line in the content that is being read.
+    /// Takes the sequence of a line in the current content.
     pub(super) fn advance(&mut self, seq: &str, content: &[u8]) {
         self.newer = range_in(content, seq);
         if self.newer.is_none() {
@@ -35,7 +35,7 @@ impl ResumePoint {
         }
     }
 
-    /// Copies the newest sequence out of the content, which is read to its end.
+    /// Copies the newest sequence out of the content, at its end.
     pub(super) fn settle(&mut self, content: &[u8]) {
         let newer = self.newer.take().and_then(|range| content.get(range));
         if let Some(seq) = newer.and_then(|seq| std::str::from_utf8(seq).ok()) {
@@ -43,7 +43,7 @@ impl ResumePoint {
         }
     }
 
-    /// Replaces the sequence without allocating where it fits.
+    /// Replaces the sequence, without an allocation if it fits.
     fn copy(&mut self, seq: &str) {
         let kept = self.since.get_or_insert_default();
         kept.clear();
@@ -51,7 +51,7 @@ impl ResumePoint {
     }
 }
 
-/// Returns where in the content a text stands; None where it is somewhere else.
+/// Returns the range of a text in the content; None if the text is stored elsewhere.
 fn range_in(content: &[u8], text: &str) -> Option<Range<usize>> {
     let start = text.as_ptr().addr().checked_sub(content.as_ptr().addr())?;
     let end = start.checked_add(text.len())?;

@@ -21,7 +21,7 @@ thread_local! {
     static LOGGED: Cell<Vec<(log::Level, String)>> = const { Cell::new(Vec::new()) };
 }
 
-/// Keeps what the thread of each test logs.
+/// Keeps the log lines of each test's thread.
 struct Capture;
 
 impl log::Log for Capture {
@@ -38,7 +38,7 @@ impl log::Log for Capture {
     fn flush(&self) {}
 }
 
-/// What an operator was told since the last call.
+/// Returns the lines that were logged for operators since the last call.
 fn told() -> Vec<String> {
     let lines = LOGGED.take().into_iter();
     lines.filter(|(level, _)| *level < log::Level::Debug).map(|(_, text)| text).collect()
@@ -64,7 +64,7 @@ impl Rig {
         Self { feed, now: 0, actions: Vec::new(), changes: Vec::new(), opened: Vec::new(), pins: 0 }
     }
 
-    /// A feed that streams from `7-a`.
+    /// Creates a feed that streams from `7-a`.
     fn streaming() -> Self {
         let mut rig = Self::new(FeedSource::GlobalChanges, false);
         rig.dial();
@@ -77,9 +77,9 @@ impl Rig {
         rig
     }
 
-    /// Waits for the backoff; how long that was.
+    /// Waits for the backoff; returns how long it took.
     fn dial(&mut self) -> Millis {
-        let due = self.feed.poll_timeout().expect("it will dial");
+        let due = self.feed.poll_timeout().expect("the feed will dial");
         if due > 0 {
             self.feed.handle_timeout(due - 1, &mut self.actions);
             assert_eq!(self.actions, [], "not before its time");
@@ -147,7 +147,7 @@ impl Rig {
         }
     }
 
-    /// Gives lines as one chunk.
+    /// Feeds lines as one chunk.
     fn give_lines(&mut self, lines: &str) {
         self.give(&chunk(lines));
     }
@@ -175,7 +175,7 @@ fn pins_streams_and_resumes_behind_the_last_line() {
 }
 
 #[test]
-fn a_stream_that_breaks_before_its_first_line_is_opened_again_where_it_was_pinned() {
+fn a_stream_that_breaks_before_its_first_line_restarts_at_the_pin() {
     let mut rig = Rig::streaming();
     for _ in 0..3 {
         rig.feed.handle_lost(None, rig.now, &mut rig.actions);
@@ -186,7 +186,7 @@ fn a_stream_that_breaks_before_its_first_line_is_opened_again_where_it_was_pinne
 }
 
 #[test]
-fn asks_on_a_new_connection_where_couchdb_closes_the_old_one() {
+fn requests_use_a_new_connection_when_couchdb_closes_the_old_one() {
     let mut rig = Rig::new(FeedSource::GlobalChanges, false);
     rig.dial();
     rig.connect("GET /_global_changes/_changes?since=now&limit=1");
@@ -196,7 +196,7 @@ fn asks_on_a_new_connection_where_couchdb_closes_the_old_one() {
     let done = [FeedAction::Pinned, FeedAction::HangUp, FeedAction::Dial];
     assert_eq!(rig.actions.drain(..).collect::<Vec<_>>(), done);
     rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
-    // A cut is no such end.
+    // A cut connection is no orderly end.
     let mut rig = Rig::new(FeedSource::GlobalChanges, false);
     rig.dial();
     rig.connect("GET /_global_changes/_changes?since=now&limit=1");
@@ -208,7 +208,7 @@ fn asks_on_a_new_connection_where_couchdb_closes_the_old_one() {
 }
 
 #[test]
-fn makes_global_changes_and_takes_all_that_is_in_it_for_news() {
+fn creates_global_changes_and_streams_it_from_the_start() {
     let mut rig = Rig::new(FeedSource::GlobalChanges, true);
     rig.dial();
     rig.connect("GET /_global_changes/_changes?since=now&limit=1");
@@ -219,7 +219,7 @@ fn makes_global_changes_and_takes_all_that_is_in_it_for_news() {
 }
 
 #[test]
-fn resumes_in_global_changes_that_somebody_else_made_meanwhile() {
+fn resumes_in_global_changes_that_another_client_created() {
     let mut rig = Rig::streaming();
     rig.feed.settings.create = true;
     rig.give(b"0\r\n\r\n");
@@ -228,10 +228,10 @@ fn resumes_in_global_changes_that_somebody_else_made_meanwhile() {
     rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
     rig.give(MISSING);
     rig.asks("PUT /_global_changes");
-    // What was written to the new one up to here is behind the old position, and before a pin.
+    // Changes up to here come after the old sequence in the new database, and before a pin.
     rig.give(b"HTTP/1.1 412 Precondition Failed\r\nContent-Length: 2\r\n\r\n{}");
     rig.asks("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
-    // Without a position there is nothing to resume.
+    // Without a sequence there is nothing to resume.
     let mut rig = Rig::new(FeedSource::GlobalChanges, true);
     rig.dial();
     rig.connect("GET /_global_changes/_changes?since=now&limit=1");
@@ -242,7 +242,7 @@ fn resumes_in_global_changes_that_somebody_else_made_meanwhile() {
 }
 
 #[test]
-fn goes_on_trying_to_make_it() {
+fn retries_the_creation_of_global_changes() {
     let mut rig = Rig::new(FeedSource::GlobalChanges, true);
     rig.dial();
     rig.connect("GET /_global_changes/_changes?since=now&limit=1");
@@ -261,7 +261,7 @@ fn goes_on_trying_to_make_it() {
 }
 
 #[test]
-fn a_sequence_that_is_refused_is_pinned_again_at_once() {
+fn a_refused_sequence_is_replaced_by_a_new_pin_at_once() {
     for status in [400, 410, 413, 414, 422, 431] {
         let mut rig = Rig::streaming();
         rig.give(b"0\r\n\r\n");
@@ -272,7 +272,7 @@ fn a_sequence_that_is_refused_is_pinned_again_at_once() {
         rig.asks(PIN);
         rig.give(PINNED);
         rig.asks(STREAM);
-        // A start that was just pinned and is refused, too, is no reason to hurry.
+        // A new pin that CouchDB refuses as well is no reason to hurry.
         rig.give(&refusal(status));
         rig.hangs_up();
         assert!(rig.dial() > 0);
@@ -285,7 +285,7 @@ fn a_sequence_that_is_refused_is_pinned_again_at_once() {
 }
 
 #[test]
-fn a_start_that_opens_no_stream_in_ten_tries_is_pinned_again_if_that_works() {
+fn a_start_without_a_stream_in_ten_attempts_is_replaced_by_a_new_pin() {
     let answers: [Option<Vec<u8>>; 3] = [Some(refusal(500)), Some(refusal(302)), None];
     for answer in &answers {
         let mut rig = Rig::streaming();
@@ -303,7 +303,7 @@ fn a_start_that_opens_no_stream_in_ten_tries_is_pinned_again_if_that_works() {
         for _ in 0..MAX_STREAM_TRIES {
             fail(&mut rig, STREAM);
         }
-        // CouchDB answers nothing: the start is kept, and tried in turn with a new one.
+        // CouchDB does not answer: the start is kept, and the attempts alternate with a new one.
         fail(&mut rig, PIN);
         fail(&mut rig, STREAM);
         rig.dial();
@@ -316,7 +316,7 @@ fn a_start_that_opens_no_stream_in_ten_tries_is_pinned_again_if_that_works() {
 }
 
 #[test]
-fn a_stream_that_ends_after_every_line_is_quiet_and_ready() {
+fn a_stream_that_ends_after_every_line_stays_ready_and_logs_little() {
     let mut rig = Rig::streaming();
     told();
     for number in 0..200 {
@@ -337,7 +337,7 @@ fn a_stream_that_ends_after_every_line_is_quiet_and_ready() {
     rig.hangs_up();
     rig.dial();
     rig.feed.handle_lost(Some("connection refused"), rig.now, &mut rig.actions);
-    assert!(!rig.feed.is_ready(rig.now), "something else is wrong");
+    assert!(!rig.feed.is_ready(rig.now), "another problem followed");
 }
 
 #[test]
@@ -362,7 +362,7 @@ fn db_updates_that_cannot_be_pinned_start_from_now() {
 }
 
 #[test]
-fn three_missed_heartbeats_mean_dead() {
+fn a_stream_is_dead_after_three_missed_heartbeats() {
     let mut rig = Rig::streaming();
     let opened = rig.now;
     rig.now += 2 * HEARTBEAT;
@@ -376,7 +376,7 @@ fn three_missed_heartbeats_mean_dead() {
     assert_silent_for(3_000);
 }
 
-/// Expects one line about a silence, and that it says what helps against a proxy.
+/// Expects one line about a silent CouchDB, with advice about proxies.
 fn assert_silent_for(milliseconds: Millis) {
     let lines = told();
     assert_eq!(lines.len(), 1, "{lines:?}");
@@ -385,7 +385,7 @@ fn assert_silent_for(milliseconds: Millis) {
 }
 
 #[test]
-fn a_question_without_an_answer_has_its_own_time() {
+fn requests_other_than_the_stream_have_a_timeout_of_their_own() {
     let mut rig = Rig::new(FeedSource::GlobalChanges, false);
     rig.feed.settings.heartbeat = 10_000;
     rig.dial();
@@ -397,7 +397,7 @@ fn a_question_without_an_answer_has_its_own_time() {
 }
 
 #[test]
-fn backoff_grows_until_a_change_comes_or_the_stream_stands() {
+fn backoff_grows_until_a_change_comes_or_the_stream_is_stable() {
     let mut rig = Rig::streaming();
     let mut spans = Vec::new();
     for _ in 0..10 {
@@ -419,7 +419,7 @@ fn backoff_grows_until_a_change_comes_or_the_stream_stands() {
         assert!((50..=100).contains(&wait), "{proof:?}: {wait}");
         rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=8-b");
         rig.give(OPENED);
-        assert!(told().is_empty(), "one line of a kind and minute");
+        assert!(told().is_empty(), "one line per kind and minute");
     }
     rig.now += MINUTE;
     rig.give_lines(&line("9-c", "updated:a"));
@@ -433,7 +433,7 @@ fn backoff_grows_until_a_change_comes_or_the_stream_stands() {
 }
 
 #[test]
-fn each_refusal_is_told_once_in_words_that_help() {
+fn each_error_status_is_logged_once_with_advice() {
     for (status, words) in [
         (404, "make it with PUT /_global_changes, or start with --create_global_changes."),
         (500, "with status 500"),
@@ -452,19 +452,19 @@ fn each_refusal_is_told_once_in_words_that_help() {
 }
 
 #[test]
-fn a_refusal_of_another_kind_is_told_too() {
+fn a_problem_of_another_kind_is_logged_too() {
     let mut rig = Rig::new(FeedSource::GlobalChanges, false);
     for error in [Some("refused"), Some("refused"), None, Some("refused")] {
         rig.dial();
         rig.feed.handle_lost(error, rig.now, &mut rig.actions);
         rig.hangs_up();
     }
-    assert_eq!(told().len(), 1, "one line of a kind and minute");
+    assert_eq!(told().len(), 1, "one line per kind and minute");
     rig.dial();
     rig.now += MINUTE;
     rig.feed.handle_lost(Some("refused"), rig.now, &mut rig.actions);
     rig.hangs_up();
-    assert_eq!(told().len(), 1, "what was suppressed is logged when its minute is over");
+    assert_eq!(told().len(), 1, "a suppressed problem is logged after its minute");
     rig.dial();
     rig.connect("GET /_global_changes/_changes?since=now&limit=1");
     rig.give(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nwelcome");
@@ -473,7 +473,7 @@ fn a_refusal_of_another_kind_is_told_too() {
 }
 
 #[test]
-fn what_comes_after_the_end_is_nobodys() {
+fn bytes_after_the_end_are_ignored() {
     let mut rig = Rig::streaming();
     rig.feed.handle_lost(None, rig.now, &mut rig.actions);
     rig.hangs_up();
@@ -483,7 +483,7 @@ fn what_comes_after_the_end_is_nobodys() {
 }
 
 #[test]
-fn every_split_of_an_exchange_gives_the_same() {
+fn every_split_of_an_exchange_gives_the_same_changes() {
     let lines = [
         chunk(&line("8-b", "created:a/b")),
         chunk("\n"),
@@ -524,10 +524,10 @@ fn every_split_of_an_exchange_gives_the_same() {
     check(&stream.chunks(1).collect::<Vec<_>>());
 }
 
-/// What is said of the stream that opens behind some trouble.
+/// Returns the continuity of the stream that opens after some trouble.
 fn continuity_after(trouble: impl FnOnce(&mut Rig)) -> Continuity {
     let mut rig = Rig::streaming();
-    assert_eq!((&rig.opened[..], rig.pins), (&[Continuity::Whole][..], 1), "nothing was followed before");
+    assert_eq!((&rig.opened[..], rig.pins), (&[Continuity::Whole][..], 1), "the first stream has no gap");
     trouble(&mut rig);
     rig.give(OPENED);
     rig.opened[1]
@@ -536,7 +536,7 @@ fn continuity_after(trouble: impl FnOnce(&mut Rig)) -> Continuity {
 const STREAM: &str = "GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a";
 
 #[test]
-fn says_what_may_be_missing_between_two_streams() {
+fn reports_the_continuity_between_two_streams() {
     let cut = |rig: &mut Rig| {
         rig.feed.handle_lost(None, rig.now, &mut rig.actions);
         rig.hangs_up();
@@ -577,7 +577,7 @@ fn says_what_may_be_missing_between_two_streams() {
         cut(rig);
         rig.connect(STREAM);
     });
-    assert_eq!(only_busy, Continuity::Whole, "it answered the feed meanwhile");
+    assert_eq!(only_busy, Continuity::Whole, "CouchDB answered the feed meanwhile");
     let gateway = continuity_after(|rig| {
         cut(rig);
         rig.connect(STREAM);
@@ -610,7 +610,7 @@ fn says_what_may_be_missing_between_two_streams() {
 }
 
 #[test]
-fn a_feed_that_cannot_be_pinned_may_miss_something_when_it_breaks_early() {
+fn a_feed_without_a_pin_reports_a_gap_when_it_breaks_early() {
     let mut rig = Rig::new(FeedSource::DbUpdates, false);
     rig.dial();
     rig.connect("GET /_db_updates?since=now&limit=1");
@@ -627,7 +627,7 @@ fn a_feed_that_cannot_be_pinned_may_miss_something_when_it_breaks_early() {
 }
 
 #[test]
-fn dials_soon_when_couchdb_turns_out_to_be_there() {
+fn dials_soon_after_another_connection_reached_couchdb() {
     let mut rig = Rig::streaming();
     for _ in 0..10 {
         rig.feed.handle_lost(Some("connection refused"), rig.now, &mut rig.actions);
@@ -643,7 +643,7 @@ fn dials_soon_when_couchdb_turns_out_to_be_there() {
 }
 
 #[test]
-fn a_broken_line_is_read_again_once() {
+fn a_malformed_line_is_read_again_once() {
     let mut rig = Rig::streaming();
     rig.give_lines(&(line("8-b", "updated:a") + "{\"seq\":\"9-c\",\"id\n" + &line("9-c", "updated:lost?")));
     rig.hangs_up();
@@ -656,7 +656,7 @@ fn a_broken_line_is_read_again_once() {
 }
 
 #[test]
-fn a_feed_of_broken_lines_logs_one_line_per_minute() {
+fn a_feed_of_malformed_lines_logs_one_line_per_minute() {
     let mut rig = Rig::streaming();
     let broken = chunk(&"no JSON {\n".repeat(1_000));
     let mut lines = Vec::new();
@@ -680,7 +680,7 @@ fn a_feed_of_broken_lines_logs_one_line_per_minute() {
 }
 
 #[test]
-fn a_line_that_is_too_long_is_passed_over() {
+fn a_line_that_is_too_long_is_skipped() {
     let mut rig = Rig::streaming();
     rig.give_lines(&("x".repeat(MAX_LINE + 1) + "\n" + &line("8-b", "updated:a")));
     assert_eq!(rig.changes, ["Updated a"]);

@@ -1,4 +1,5 @@
-//! An account as CouchDB counts wrong passwords for it: the failures of the last minutes, and the logins that wait.
+//! An account as CouchDB counts wrong passwords for it: its recent failures, and the logins that
+//! wait.
 
 use std::net::IpAddr;
 
@@ -9,28 +10,29 @@ use crate::state::timers::Millis;
 
 /// Most failures in any [`WINDOW`]. CouchDB locks an account at the fifth.
 pub(super) const MAX_FAILURES: usize = 4;
-/// How long a failure counts, in milliseconds. CouchDB's window begins with a failure and takes 300 s. One second more
-/// covers clocks that differ.
+/// Time for which a failure counts, in milliseconds. CouchDB's window begins with a failure and
+/// takes 300 s; one more second covers different clocks.
 const WINDOW: Millis = 301_000;
-/// How much later than it was given up CouchDB may still carry a login out, in milliseconds.
+/// Longest delay with which CouchDB may still execute a login that was given up, in milliseconds.
 const LATE: Millis = 30_000;
-/// Most failures that are remembered of one account.
+/// Most failures that are remembered per account.
 const MAX_REMEMBERED: usize = 8;
 
-/// Most logins under way with a password that was right while they waited.
+/// Most logins in flight with a password that has proved right while they waited.
 const MAX_FREED: usize = 16;
 const CLASSES: usize = 6;
 
-/// The logins of an account, those first that are more likely to be right.
+/// Priority of a login of an account; logins that are more likely to be right come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
     /// CouchDB did not answer a login that this one waited for.
     Unanswered,
     /// The password was right in a login that this one waited for.
     Freed,
-    /// The password is the one that was right last, and the address has logged in under the name before.
+    /// The password is the last right one, and the address has logged in under the name before.
     Proven,
-    /// The password is the one that was right last. It may have changed since, and others may know the old one.
+    /// The password is the last right one. It may have changed since, and others may know the old
+    /// one.
     Roaming,
     /// Another password, from an address that has logged in under the name before.
     Known,
@@ -42,19 +44,20 @@ impl Class {
     const ALL: [Self; CLASSES] =
         [Self::Unanswered, Self::Freed, Self::Proven, Self::Roaming, Self::Known, Self::Stranger];
 
-    /// Returns whether the password is the one that was right last.
+    /// Returns whether the password is the last right one.
     fn has_password(self) -> bool {
         matches!(self, Self::Freed | Self::Proven | Self::Roaming)
     }
 }
 
-/// What becomes of a login at its account.
+/// Decision about a login at its account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
     Ask,
-    /// Logins are under way that may fail.
+    /// Logins are in flight that may fail.
     Wait,
-    /// The failures of the last minutes are too many, for so long; None when CouchDB did not answer some of them.
+    /// There are too many recent failures, for this many milliseconds. None if CouchDB did not
+    /// answer some of these logins.
     Reject(Option<Millis>),
 }
 
@@ -62,21 +65,21 @@ pub(super) enum Decision {
 struct Failure {
     at: Millis,
     password: Secret,
-    /// Whether CouchDB said so.
+    /// Whether CouchDB reported it.
     certain: bool,
 }
 
-/// The account.
+/// Failures and logins of one account.
 #[derive(Debug)]
 pub(super) struct Account {
     name: Hash,
     by_name: bool,
     failures: Vec<Failure>,
-    /// Logins that CouchDB is asked about, or that have passed on their way there.
+    /// Logins that have passed the account and have no outcome yet.
     pub(super) asked: usize,
-    /// Those that wait, by class; each class serves addresses in turn.
+    /// Waiting logins by priority; each queue serves addresses in turn.
     waiting: Option<Box<[FairQueue<IpAddr, Key>; CLASSES]>>,
-    /// Whether it is in the list of those to be looked at.
+    /// Whether the account is in the list of ready steps.
     pub(super) woken: bool,
 }
 
@@ -85,14 +88,14 @@ impl Account {
         Self { name, by_name, failures: Vec::new(), asked: 0, waiting: None, woken: false }
     }
 
-    /// Decides about a login of a class.
+    /// Decides about a login of a priority.
     pub(super) fn decide(&self, class: Class, history: &History, now: Millis) -> Decision {
         if class == Class::Unanswered {
             return Decision::Reject(None);
         }
         let limit = self.limit(class, history);
         let right = history.right_password(self.name).filter(|_| class.has_password());
-        // An answer that was lost most likely was the one that this password gets otherwise.
+        // A login whose reply was lost most likely had the usual outcome of its password.
         let is_own = |failure: &Failure| !failure.certain && Some(failure.password) == right;
         let live = || self.failures.iter().filter(move |failure| now < failure.at + WINDOW);
         let count = live().filter(|failure| !is_own(failure)).count();
@@ -108,13 +111,13 @@ impl Account {
             return if self.asked < MAX_FREED { Decision::Ask } else { Decision::Wait };
         }
         let one_by_one = self.asked > 0 && live().any(is_own);
-        // While CouchDB is silent, one failure is kept back for when it answers again.
+        // While CouchDB is silent, one failure is reserved for the time when it answers again.
         let is_last = self.asked > 0 && count + self.asked + 1 >= MAX_FAILURES;
         if count + self.asked >= limit || one_by_one || is_last { Decision::Wait } else { Decision::Ask }
     }
 
-    /// Returns how many failures there may be for a login of a class to be asked about. What is kept back for others
-    /// ensures that those who know the password get in, whatever passwords are tried by those who do not.
+    /// Returns how many failures are allowed for a login of a priority. The reserved rest ensures
+    /// that users who know the password get in, whatever passwords other clients try.
     fn limit(&self, class: Class, history: &History) -> usize {
         let known = history.knows(self.name);
         let proven = usize::from(history.right_password(self.name).is_some());
@@ -125,7 +128,7 @@ impl Account {
         }
     }
 
-    /// Takes note of a failure; returns when it counts no more.
+    /// Adds a failure. Returns the time at which it no longer counts.
     pub(super) fn fail(&mut self, password: Secret, certain: bool, now: Millis) -> Millis {
         self.failures.retain(|failure| now < failure.at + WINDOW);
         if self.failures.len() >= MAX_REMEMBERED {
@@ -136,12 +139,12 @@ impl Account {
         at + WINDOW
     }
 
-    /// A password is right: logins with it that were not answered did not fail.
+    /// Forgets unanswered logins with a password that has proved right.
     pub(super) fn forgive(&mut self, password: Secret) {
         self.failures.retain(|failure| failure.certain || failure.password != password);
     }
 
-    /// Has a login wait for its turn.
+    /// Queues a login.
     pub(super) fn wait(&mut self, class: Class, address: IpAddr, key: Key) {
         self.waiting.get_or_insert_default()[class as usize].push(address, key);
     }
@@ -150,7 +153,7 @@ impl Account {
         self.waiting.as_ref().is_some_and(|queues| !queues[class as usize].is_empty())
     }
 
-    /// Takes out the next login that may go on, or has to be rejected.
+    /// Takes the next login that may proceed or has to be rejected.
     pub(super) fn pop(&mut self, history: &History, now: Millis) -> Option<(Class, Key)> {
         let class = Class::ALL
             .into_iter()
@@ -163,7 +166,7 @@ impl Account {
         key.map(|key| (class, key))
     }
 
-    /// Lets those go on that waited with the password that was right.
+    /// Moves logins with the right password to the front.
     pub(super) fn free(&mut self) {
         let Some(queues) = &mut self.waiting else { return };
         for class in [Class::Proven, Class::Roaming] {
@@ -173,7 +176,8 @@ impl Account {
         }
     }
 
-    /// Rejects all that wait: they have waited as long as the login that CouchDB did not answer.
+    /// Marks all waiting logins for rejection: they have waited as long as the login that CouchDB
+    /// did not answer.
     pub(super) fn give_up(&mut self) {
         let Some(queues) = &mut self.waiting else { return };
         for class in Class::ALL.into_iter().filter(|class| *class != Class::Unanswered) {
@@ -183,7 +187,7 @@ impl Account {
         }
     }
 
-    /// Takes out all logins that wait, in their order.
+    /// Takes all waiting logins, in their order.
     pub(super) fn take_waiting(&mut self) -> impl Iterator<Item = Key> + use<> {
         let queues = self.waiting.take().map(|queues| *queues).into_iter().flatten();
         queues.flat_map(|mut queue| std::iter::from_fn(move || queue.pop())).map(|(_, key)| key)
@@ -193,7 +197,7 @@ impl Account {
         self.waiting.is_some() && !self.woken
     }
 
-    /// Returns whether nothing is to be remembered of it.
+    /// Returns whether the account has nothing to remember.
     pub(super) fn is_over(&mut self, now: Millis) -> bool {
         self.failures.retain(|failure| now < failure.at + WINDOW);
         self.asked == 0 && self.waiting.is_none() && self.failures.is_empty()

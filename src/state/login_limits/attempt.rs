@@ -8,16 +8,16 @@ use super::budget::{Budget, COMPARED, Place};
 use super::history::{Hash, History, Secret};
 use crate::state::timers::Millis;
 
-/// A login that waits or that CouchDB is asked about.
+/// A login that waits or is in flight.
 #[derive(Debug)]
 pub(super) struct Attempt<W> {
-    /// What the caller needs to go on; None when CouchDB is asked.
+    /// The caller's data, for a login that waits; None once it is in flight.
     pub(super) waiting: Option<W>,
     pub(super) address: IpAddr,
     pub(super) password: Option<Password>,
     /// Whether the limits of the address and the site do not apply.
     pub(super) exempt: bool,
-    /// How many steps it has passed: it counts at each of them.
+    /// Number of steps that it has passed. It counts at each of them.
     pub(super) passed: usize,
 }
 
@@ -26,13 +26,14 @@ pub(super) struct Password {
     pub(super) account: Hash,
     pub(super) by_name: bool,
     pub(super) name: Hash,
-    /// The name and the address together.
+    /// Hash of the name and the address together.
     pub(super) pair: Hash,
     pub(super) secret: Secret,
     pub(super) class: Class,
-    /// Whether the password was compared with the right one, and is another.
+    /// Whether it differs from the last right password.
     pub(super) differs: bool,
-    /// After so many milliseconds it can be compared, as it cannot now.
+    /// Time until it can be compared with the last right password, in milliseconds; None if that is
+    /// possible now.
     pub(super) compared_in: Option<Millis>,
 }
 
@@ -44,7 +45,7 @@ pub(super) enum Step {
 }
 
 impl<W> Attempt<W> {
-    /// Returns a step of its way.
+    /// Returns a step by its number.
     pub(super) fn step(&self, number: usize) -> Option<Step> {
         let Some(password) = self.password else {
             return (number == 0).then_some(Step::Budget(Place::Cookies(self.address)));
@@ -56,7 +57,7 @@ impl<W> Attempt<W> {
         }
     }
 
-    /// Decides which logins it goes before, and whether the failures of others at its address matter.
+    /// Sets the priority, and whether the failures of other clients at the address matter.
     pub(super) fn classify(&mut self, history: &History, budgets: &HashMap<Place, Budget>, now: Millis) {
         let Some(password) = &mut self.password else { return };
         let is_good = history.is_good(password.pair);
@@ -65,7 +66,7 @@ impl<W> Attempt<W> {
         password.differs = false;
         password.compared_in = None;
         let Some(right) = history.right_password(password.name).filter(|_| is_good || password.by_name) else { return };
-        // A client that may have a password compared could try many.
+        // Comparing without a limit would allow a client to try many passwords.
         let places = Place::of_passwords(self.address).filter_map(|place| budgets.get(&place));
         password.compared_in = places.filter_map(|budget| budget.wait_for(COMPARED, now)).max();
         if password.compared_in.is_none() {

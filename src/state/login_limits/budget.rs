@@ -1,4 +1,5 @@
-//! What an address may fail at: a bucket that fills by itself, and the logins that wait until those before are answered.
+//! Failures that an address is allowed: a token bucket, and the logins that wait for the outcome of
+//! earlier ones.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -6,29 +7,29 @@ use std::net::IpAddr;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 
-/// What failures count for.
+/// Key of a budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Place {
-    /// Passwords from an address (IPv6: a network of 64 bits).
+    /// Passwords from an address (IPv6: a /64 network).
     Address(IpAddr),
-    /// Passwords from a network of 48 bits, which one customer of a provider may have.
+    /// Passwords from a /48 network, which one customer of a provider may have.
     Site(u64),
     /// Cookies and tokens from an address.
     Cookies(IpAddr),
 }
 
-/// How many failures there may be at once, and after how many milliseconds one more.
+/// Most failures at once, and the time until one more is allowed, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
     burst: u64,
     interval: Millis,
 }
 
-/// What a password costs that is compared here and not asked of CouchDB.
+/// Cost of a password that is compared here instead of at CouchDB.
 pub(super) const COMPARED: u64 = 5;
 
 impl Place {
-    /// Returns what wrong passwords from an address count for.
+    /// Returns the keys for wrong passwords from an address.
     pub(super) fn of_passwords(address: IpAddr) -> impl Iterator<Item = Self> {
         let site = match address {
             IpAddr::V6(six) => Some(Self::Site(u64::try_from(six.to_bits() >> 80).expect("48 bits"))),
@@ -37,7 +38,7 @@ impl Place {
         std::iter::once(Self::Address(address)).chain(site)
     }
 
-    /// Each is full again after a minute at most.
+    /// Returns the rate. Each budget is full again after at most a minute.
     fn rate(self) -> Rate {
         match self {
             Self::Address(_) => Rate { burst: 30, interval: 2_000 },
@@ -47,18 +48,18 @@ impl Place {
     }
 }
 
-/// A budget.
+/// Token bucket of failures.
 #[derive(Debug)]
 pub(super) struct Budget {
     rate: Rate,
-    /// When all of it has come back.
+    /// Time at which the bucket is full again.
     full_at: Millis,
-    /// Logins that CouchDB is asked about, or that have passed on their way there.
+    /// Logins that have passed the budget and have no outcome yet.
     pub(super) asked: u64,
     waiting: VecDeque<Key>,
-    /// Whether it is in the list of those to be looked at.
+    /// Whether the budget is in the list of ready steps.
     pub(super) woken: bool,
-    /// Whether it is in the list of those to be forgotten.
+    /// Whether the budget is in the list of budgets to forget.
     listed: bool,
 }
 
@@ -68,37 +69,39 @@ impl Budget {
         Self { rate, full_at: 0, asked: 0, waiting: VecDeque::new(), woken: false, listed: false }
     }
 
-    /// Returns how many failures have not come back.
+    /// Returns the number of failures that still count.
     fn taken(&self, now: Millis) -> u64 {
         self.full_at.saturating_sub(now).div_ceil(self.rate.interval)
     }
 
-    /// Returns how long until one more failure is allowed, where that is not now.
+    /// Returns the time until one more failure is allowed, in milliseconds; None if it is allowed
+    /// now.
     pub(super) fn wait(&self, now: Millis) -> Option<Millis> {
         self.wait_for(1, now)
     }
 
-    /// Returns how long until so many more failures are allowed, where that is not now.
+    /// Returns the time until `cost` more failures are allowed, in milliseconds; None if they are
+    /// allowed now.
     pub(super) fn wait_for(&self, cost: u64, now: Millis) -> Option<Millis> {
         let Rate { burst, interval } = self.rate;
         let taken = self.full_at.saturating_sub(now);
         (self.taken(now) + cost > burst).then(|| taken.saturating_sub((burst - cost) * interval).max(1))
     }
 
-    /// Returns whether all of it is taken if those under way fail.
+    /// Returns whether the bucket is empty if all logins in flight fail.
     pub(super) fn is_taken(&self, now: Millis) -> bool {
         self.taken(now) + self.asked >= self.rate.burst
     }
 
-    /// Takes from it; the debt never grows beyond what comes back within a minute. Returns when the budget may be
-    /// forgotten, if that is to be noted.
+    /// Charges failures; the debt is at most what comes back within a minute. Returns when the
+    /// budget may be forgotten, for a budget that is not in the list yet.
     pub(super) fn charge(&mut self, cost: u64, now: Millis) -> Option<Millis> {
         let Rate { burst, interval } = self.rate;
         self.full_at = (self.full_at.max(now) + cost * interval).min(now + burst * interval);
         (!std::mem::replace(&mut self.listed, true)).then_some(self.full_at)
     }
 
-    /// Has a login wait for its turn.
+    /// Queues a login.
     pub(super) fn queue(&mut self, key: Key) {
         self.waiting.push_back(key);
     }
@@ -107,7 +110,7 @@ impl Budget {
         !self.waiting.is_empty()
     }
 
-    /// Takes out the next login that may go on, or has to be rejected.
+    /// Takes the next login that may proceed or has to be rejected.
     pub(super) fn pop(&mut self, now: Millis) -> Option<Key> {
         if self.is_taken(now) && self.wait(now).is_none() {
             return None;
@@ -119,7 +122,7 @@ impl Budget {
         self.has_waiting() && !self.woken
     }
 
-    /// Returns when to look again whether it may be forgotten.
+    /// Returns when to check again whether the budget may be forgotten.
     pub(super) fn ends_later(&self, now: Millis) -> Option<Millis> {
         (now < self.full_at).then_some(self.full_at)
     }
@@ -132,7 +135,7 @@ impl Budget {
         self.asked == 0 && self.waiting.is_empty()
     }
 
-    /// Returns whether nothing is to be remembered of it, and no list has it.
+    /// Returns whether the budget has nothing to remember and is in no list.
     pub(super) fn is_over(&self, now: Millis) -> bool {
         self.is_idle() && !self.listed && self.full_at <= now
     }

@@ -1,59 +1,60 @@
-//! Who logged in before: what tells those who know a password from those who guess.
+//! Past logins, which distinguish users who know a password from clients that guess.
 
 use std::mem::take;
 use std::num::NonZeroU32;
 
 use hashbrown::HashTable;
 
-/// A hash that is keyed at random in each process. A password is kept as nothing else.
+/// A hash with a random key per process. Passwords are stored in no other form.
 pub(super) type Hash = u64;
 
-/// Entries of a generation. Two of them are kept.
+/// Entries of a generation. The table keeps two generations.
 const GENERATION: usize = 250_000;
 
-/// What is remembered of right passwords.
+/// Memory of right passwords.
 ///
-/// There is an entry of both kinds for each user, and for longer than its session: so keys and passwords are kept in
-/// part. That another name has the same 40 bits among 500,000 entries happens once in two million lookups, and nobody
-/// can look for it: the hashes are keyed.
+/// Each user has an entry of both kinds, for longer than its session lasts, so keys and passwords
+/// are stored in part. Two names share the 40 bits among 500,000 entries once in two million
+/// lookups. No client can search for such a name, since the hashes have a random key.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    /// Names and addresses together from which a login was right.
+    /// Pairs of name and address with a successful login.
     good: Recent,
-    /// Names under which a login was right, with the password; 0 when that has become wrong.
+    /// Names with a successful login, each with the password; 0 once that password is wrong.
     names: Recent,
 }
 
-/// What is kept of a password.
+/// The stored part of a password's hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Secret(NonZeroU32);
 
 impl Secret {
-    /// Keeps a part of the hash of a name and a password.
+    /// Creates the part from the hash of a name and a password.
     pub(super) fn new(hash: Hash) -> Self {
-        // A division leaves out one value, which means that there is no password.
-        let kept = u32::try_from(hash % VALUE).expect("it has 24 bits");
+        // The remainder leaves out one value, which stands for no password.
+        let kept = u32::try_from(hash % VALUE).expect("the remainder has 24 bits");
         Self(NonZeroU32::MIN.saturating_add(kept))
     }
 }
 
 impl History {
-    /// Returns whether somebody has logged in under a name from an address.
+    /// Returns whether a login under this name succeeded from this address.
     pub(super) fn is_good(&self, pair: Hash) -> bool {
         self.good.find(pair).is_some()
     }
 
-    /// Returns whether somebody has logged in under a name.
+    /// Returns whether a login under this name succeeded.
     pub(super) fn knows(&self, name: Hash) -> bool {
         self.names.find(name).is_some()
     }
 
-    /// Returns the password that was right last, unless it was refused since. Two numbers are compared in constant time.
+    /// Returns the last right password, unless CouchDB has refused it since. Comparing two numbers
+    /// takes constant time.
     pub(super) fn right_password(&self, name: Hash) -> Option<Secret> {
         self.names.find(name).and_then(NonZeroU32::new).map(Secret)
     }
 
-    /// Takes note of a right password; returns whether anything is different.
+    /// Stores a right password. Returns whether that changes anything.
     pub(super) fn handle_right(&mut self, pair: Hash, name: Hash, password: Secret) -> bool {
         let is_same = self.is_good(pair) && self.right_password(name) == Some(password);
         self.good.insert(pair, 0);
@@ -61,7 +62,7 @@ impl History {
         !is_same
     }
 
-    /// Takes note of a wrong password; returns whether it was the right one before.
+    /// Notes a wrong password. Returns whether it was the right one before.
     pub(super) fn handle_wrong(&mut self, name: Hash, password: Secret) -> bool {
         let was_right = self.right_password(name) == Some(password);
         if was_right {
@@ -71,8 +72,8 @@ impl History {
     }
 }
 
-/// A table that forgets the entries that were written longest ago when it is full. An entry is 40 bits of its key, and
-/// 24 of its value behind them.
+/// A table that drops its oldest generation of entries when it is full. An entry holds 40 bits of
+/// its key and 24 bits of its value.
 #[derive(Debug, Default)]
 struct Recent {
     now: HashTable<u64>,
@@ -83,7 +84,7 @@ impl Recent {
     fn find(&self, key: Hash) -> Option<u32> {
         let is_its = |entry: &u64| part(*entry) == part(key);
         let entry = self.now.find(part(key), is_its).or_else(|| self.before.find(part(key), is_its))?;
-        Some(u32::try_from(entry & VALUE).expect("it has 24 bits"))
+        Some(u32::try_from(entry & VALUE).expect("the remainder has 24 bits"))
     }
 
     fn insert(&mut self, key: Hash, value: u32) {
@@ -99,12 +100,13 @@ impl Recent {
     }
 }
 
-/// How many bits of an entry are its value.
+/// Bits of an entry that hold its value.
 const VALUE_BITS: u32 = 24;
-/// The bits of an entry that are its value.
+/// Mask of these bits.
 const VALUE: u64 = (1 << VALUE_BITS) - 1;
 
-/// Returns the part of a key that is kept, spread over all bits: the table looks at the highest and the lowest.
+/// Returns the stored part of a key, spread over all bits, since the table looks at the highest and
+/// the lowest ones.
 fn part(key: Hash) -> u64 {
     let key = key >> VALUE_BITS;
     key << VALUE_BITS | key & VALUE
@@ -114,13 +116,13 @@ fn part(key: Hash) -> u64 {
 mod tests {
     use super::*;
 
-    /// A hash as a keyed function would make it of a number.
+    /// Returns a hash like that of a keyed function.
     fn hash(number: usize) -> Hash {
         (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
     #[test]
-    fn what_is_old_is_forgotten_and_what_is_written_is_there() {
+    fn old_generations_are_dropped_and_new_entries_are_kept() {
         let mut recent = Recent::default();
         for number in 0..=2 * GENERATION {
             recent.insert(hash(number), 1);
@@ -131,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_right_until_it_was_refused() {
+    fn a_password_is_right_until_couchdb_refuses_it() {
         let mut history = History::default();
         let [pair, name] = [1, 2].map(hash);
         let [right, other] = [0, VALUE - 1].map(Secret::new);

@@ -1,18 +1,19 @@
-//! Limits failed logins before they reach CouchDB, which locks an account for minutes after five wrong passwords.
-//! No client is to lock out another one, nor to try passwords without end.
+//! Limits failed logins before they reach CouchDB, which locks an account for minutes after five
+//! wrong passwords. No client can lock out another one, or try passwords without end.
 //!
 //! ```text
 //!  login with a password ─▶ account ─▶ address ─▶ site (IPv6) ─▶ CouchDB
 //!  login with a cookie or token ─────▶ cookies of the address ─▶ CouchDB
 //!
-//!  at each step:  failures use the limit up             ──▶ rejected
-//!                 failures and logins under way do so   ──▶ waits for the answers to those
+//!  at each step:  failures exceed the limit                 ──▶ reject
+//!                 failures and logins in flight would do so ──▶ wait for the outcome of those
 //! ```
 //!
-//! An account is what CouchDB counts wrong passwords for: a name and an address, or a name alone where CouchDB takes all
-//! clients for one. A login under way counts as a failure at every step until CouchDB answers.
+//! CouchDB counts wrong passwords per account. An account is a name and an address, or a name alone
+//! where all clients have the same address for CouchDB. A login in flight counts as a failure at
+//! every step until CouchDB answers.
 //!
-//! The limits know no sockets and no sessions: `W` is what the caller needs to go on with a login that waited.
+//! The limits know no sockets and no sessions: `W` is the caller's data for a login that waits.
 
 mod account;
 mod attempt;
@@ -37,20 +38,20 @@ use crate::state::pool::LONGEST_WAIT;
 use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
 
-/// Accounts that have failures or logins under way. Beyond that, CouchDB is busy with guesses of a thousand addresses, and
-/// forgetting some of them would let others lock accounts.
+/// Most accounts with failures or logins in flight. Beyond that, a thousand addresses guess at
+/// once, and forgetting accounts would let clients lock them.
 const MAX_ACCOUNTS: usize = 200_000;
-/// Addresses and sites that have failures. The oldest are forgotten first.
+/// Most addresses and sites with failures. The oldest are forgotten first.
 const MAX_BUDGETS: usize = 200_000;
 
-/// How far a login comes.
+/// Outcome of taking a login through its steps.
 enum Progress {
     Ask,
     Wait,
     Reject(Rejection),
 }
 
-/// The limits.
+/// Limits of logins. `W` is the caller's data for a login that waits.
 #[derive(Debug)]
 pub struct LoginLimits<W> {
     hasher: RandomState,
@@ -58,21 +59,21 @@ pub struct LoginLimits<W> {
     budgets: HashMap<Place, Budget>,
     history: History,
     attempts: Table<Attempt<W>>,
-    /// Steps at which a login may have to be let through or rejected.
+    /// Steps at which a login may have to proceed or be rejected.
     woken: VecDeque<Step>,
-    /// Logins that wait, the oldest first; those that wait no more are in here still.
+    /// Waiting logins, the oldest first, including some that no longer wait.
     order: VecDeque<(Millis, Key)>,
-    /// When accounts may be forgotten, and budgets.
+    /// Times at which accounts and budgets may be forgotten.
     account_ends: VecDeque<(Millis, Hash)>,
     budget_ends: VecDeque<(Millis, Place)>,
-    /// How many logins of an address wait, and in total.
+    /// Number of waiting logins, per address and in total.
     waiting_of: HashMap<IpAddr, usize>,
     waiting: usize,
     max_waiting: usize,
 }
 
 impl<W> LoginLimits<W> {
-    /// Creates limits under which so many logins may wait for the answers to others.
+    /// Creates limits under which at most `max_waiting` logins wait for the outcome of others.
     pub fn new(max_waiting: usize) -> Self {
         Self {
             hasher: RandomState::new(),
@@ -90,8 +91,9 @@ impl<W> LoginLimits<W> {
         }
     }
 
-    /// Decides whether CouchDB may be asked about credentials. `waiting` comes back from [`LoginLimits::next`] when the
-    /// login has to wait; `since` is when the client began to.
+    /// Decides whether CouchDB may be asked about credentials. If the login has to wait,
+    /// [`LoginLimits::next`] returns `waiting`. `since` is the time at which the client began to
+    /// wait.
     pub fn admit(
         &mut self,
         address: IpAddr,
@@ -135,7 +137,7 @@ impl<W> LoginLimits<W> {
         }
     }
 
-    /// Takes the outcome of a login that was to be asked.
+    /// Handles the outcome of an admitted login.
     pub fn finish(&mut self, key: Key, outcome: Outcome, now: Millis) {
         let Some(attempt) = self.leave(key, now) else { return };
         let failed = matches!(outcome, Outcome::Wrong | Outcome::Locked);
@@ -176,16 +178,16 @@ impl<W> LoginLimits<W> {
         self.forget_account(password.account, now);
     }
 
-    /// Forgets a login that waits.
+    /// Cancels a login.
     pub fn cancel(&mut self, key: Key, now: Millis) {
         self.leave(key, now);
     }
 
-    /// Counts a password that the caller itself compared with the right one.
+    /// Counts a password that the caller has compared with the right one.
     ///
     /// # Errors
-    /// Too many logins from the address failed, and the next one may come after so many milliseconds: the client must
-    /// not learn whether the password is right.
+    /// Too many logins from the address have failed, and the next one may come after so many
+    /// milliseconds. The client must not learn whether the password is right.
     pub fn count_compared(&mut self, address: IpAddr, right: bool, now: Millis) -> Result<(), Millis> {
         self.forget(now);
         let address = network(address);
@@ -199,7 +201,8 @@ impl<W> LoginLimits<W> {
         Ok(())
     }
 
-    /// Takes the next login out of those that waited: CouchDB may be asked about it, or it has to be rejected.
+    /// Takes the next login out of the waiting ones. CouchDB may be asked about it, or it is
+    /// rejected.
     pub fn next(&mut self, now: Millis) -> Option<(W, Result<Key, Rejection>)> {
         while let Some(&(since, key)) = self.order.front() {
             let waits = self.attempts.get(key).is_some_and(|attempt| attempt.waiting.is_some());
@@ -238,7 +241,7 @@ impl<W> LoginLimits<W> {
         if self.woken.is_empty() { self.order.front().map(|(since, _)| since + LONGEST_WAIT) } else { Some(0) }
     }
 
-    /// Returns how many logins wait.
+    /// Returns the number of waiting logins.
     pub fn waiting(&self) -> usize {
         self.waiting
     }
@@ -258,10 +261,11 @@ impl<W> LoginLimits<W> {
         }
     }
 
-    /// Takes a login through its steps, as far as it goes. `called` says that its turn has come at the first of them.
+    /// Takes a login through its steps as far as possible. `called` says that it is its turn at the
+    /// first of them.
     fn advance(&mut self, key: Key, mut called: bool, now: Millis) -> Progress {
         let Self { accounts, budgets, history, attempts, .. } = self;
-        let attempt = attempts.get_mut(key).expect("the caller has seen it");
+        let attempt = attempts.get_mut(key).expect("the caller has found the attempt");
         while let Some(step) = attempt.step(attempt.passed) {
             match step {
                 Step::Account(id) => {
@@ -277,7 +281,7 @@ impl<W> LoginLimits<W> {
                         Decision::Reject(wait) => {
                             let (address, differs) = (attempt.address, password.differs);
                             if differs {
-                                // Guessing here is not to cost less than guessing at CouchDB.
+                                // Guessing here must not cost less than guessing at CouchDB.
                                 self.charge_failure(address, COMPARED, now);
                             }
                             let wait = wait.map(|wait| password.compared_in.map_or(wait, |sooner| wait.min(sooner)));
@@ -307,7 +311,7 @@ impl<W> LoginLimits<W> {
         Progress::Ask
     }
 
-    /// Returns the login whose turn it is at a step, if one may go on or has to be rejected.
+    /// Returns the next login of a step that may proceed or has to be rejected.
     fn next_at(&mut self, step: Step, now: Millis) -> Option<Key> {
         let Self { accounts, budgets, history, attempts, .. } = self;
         let waits = |key: &Key| attempts.get(*key).is_some_and(|attempt| attempt.waiting.is_some());
@@ -327,7 +331,7 @@ impl<W> LoginLimits<W> {
         }
     }
 
-    /// Takes a login out: it counts at no step any more.
+    /// Removes a login from all its steps.
     fn leave(&mut self, key: Key, now: Millis) -> Option<Attempt<W>> {
         let waiting = self.take_waiting(key);
         let attempt = self.attempts.remove(key)?;
@@ -348,7 +352,7 @@ impl<W> LoginLimits<W> {
             self.forget_step(step, now);
         }
         if let (Some(_), Some(step)) = (&waiting, attempt.step(attempt.passed)) {
-            // Those behind it may have waited for it alone.
+            // Logins behind it may have waited for this one alone.
             self.wake(step);
         }
         if let Some(step) = attempt.step(attempt.passed) {
@@ -370,7 +374,7 @@ impl<W> LoginLimits<W> {
         Some(waiting)
     }
 
-    /// Has a step looked at by [`LoginLimits::next`], where logins wait at it.
+    /// Marks a step as ready for [`LoginLimits::next`] if logins wait at it.
     fn wake(&mut self, step: Step) {
         let waited_at = match step {
             Step::Account(id) => self.accounts.get(&id).is_some_and(Account::is_to_be_woken),
@@ -397,7 +401,7 @@ impl<W> LoginLimits<W> {
         }
     }
 
-    /// Puts those who wait for an account in the order that their passwords and addresses give them now.
+    /// Queues the waiting logins of an account again by their current priorities.
     fn reclassify(&mut self, id: Hash, now: Millis) {
         let Some(account) = self.accounts.get_mut(&id) else { return };
         for key in account.take_waiting() {
@@ -412,7 +416,7 @@ impl<W> LoginLimits<W> {
         self.wake(Step::Account(id));
     }
 
-    /// Takes from the budgets for passwords of an address.
+    /// Charges failures to the password budgets of an address.
     fn charge_failure(&mut self, address: IpAddr, cost: u64, now: Millis) {
         for place in Place::of_passwords(address) {
             self.charge(place, cost, now);
@@ -443,7 +447,7 @@ impl<W> LoginLimits<W> {
         }
     }
 
-    /// Forgets failures that count no more.
+    /// Forgets failures that no longer count.
     fn forget(&mut self, now: Millis) {
         for _ in 0..FORGOTTEN_AT_ONCE {
             let Some(&(at, id)) = self.account_ends.front() else { break };
@@ -473,7 +477,7 @@ impl<W> LoginLimits<W> {
     }
 }
 
-/// Entries that are forgotten in one go: amortized, those of the past are always gone.
+/// Most entries that are forgotten per call. Amortized, none of the past remains.
 const FORGOTTEN_AT_ONCE: usize = 1_000;
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
-//! The limits beside a naive model of how CouchDB locks accounts, with clients, addresses and a clock at random.
+//! Random test of the limits against a naive model of how CouchDB locks accounts.
 
 use std::collections::HashMap;
 
 use super::*;
 use crate::state::jitter::Jitter;
 
-/// CouchDB: five wrong passwords for a name from a peer within 300 s of the first lock it for 300 s.
+/// Model of CouchDB: five wrong passwords for a name from one peer within 300 s of the first lock
+/// it for 300 s.
 #[derive(Default)]
 struct CouchDb {
     passwords: HashMap<usize, u64>,
@@ -32,14 +33,14 @@ impl CouchDb {
     }
 }
 
-/// A login that CouchDB has.
+/// A login that was sent to CouchDB.
 struct UnderWay {
     key: Key,
     login: Login,
-    /// When CouchDB works on it, and when the answer is there.
+    /// Times at which CouchDB processes and answers it.
     worked_on: Millis,
     answered: Millis,
-    /// What CouchDB says, once it has.
+    /// Outcome, once CouchDB has processed it.
     outcome: Option<Outcome>,
     lost: bool,
 }
@@ -52,21 +53,21 @@ struct Login {
     password: u64,
 }
 
-/// Somebody who wants to log in, and tries again when told to.
+/// A client that logs in, and tries again after a rejection.
 struct Client {
     login: Login,
-    /// Since when, and when it tries next; None while a login is under way.
+    /// Start of the wait, and time of the next try; None while a login is in progress.
     since: Millis,
     next: Option<Millis>,
     honest: bool,
-    /// When the password was changed.
+    /// Time of the last change of the password.
     changed: Millis,
 }
 
 const NAMES: usize = 4;
-/// Longest time to a login because of wrong passwords of others.
+/// Longest delay of a login because of wrong passwords of other clients.
 const MINUTE: Millis = 60_000;
-/// Most time that CouchDB takes in the model.
+/// Longest processing time of CouchDB in the model.
 const LONGEST_ANSWER: Millis = 4_000;
 
 struct World {
@@ -81,7 +82,7 @@ struct World {
 }
 
 impl World {
-    /// Attackers are everywhere but at the addresses of the honest clients, one for each name.
+    /// Creates one honest client per name, and attackers at all other addresses.
     fn new(seed: u64, by_name: bool) -> Self {
         let mut random = Jitter::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut clients = Vec::new();
@@ -124,10 +125,10 @@ impl World {
 
     fn try_log_in(&mut self, number: usize) {
         let client = &mut self.clients[number];
-        // Nobody else is to blame for a client that comes later than it might.
+        // A client that tries later than it might does not count that time.
         client.since += self.now - client.next.take().unwrap_or(self.now);
         if !client.honest {
-            // Some guess, some send the same all the time, some have an old password.
+            // Some attackers guess, some repeat one password, some use an old one.
             client.login.password = match self.random.below(3) {
                 0 => 1_000 + self.random.below(1_000),
                 1 => 1_000,
@@ -147,7 +148,8 @@ impl World {
     fn ask(&mut self, key: Key, login: Login) {
         let worked_on = self.now + self.random.below(LONGEST_ANSWER / 2);
         let answered = worked_on + self.random.below(LONGEST_ANSWER / 2);
-        // Only guesses get no answer now and then: those who know a password, or an old one, would wait because of that.
+        // Only guesses lose their reply now and then: users with a right or an old password would
+        // wait because of it.
         let lost = (1_000..u64::MAX).contains(&login.password) && self.random.below(10) == 0;
         self.under_way.push(UnderWay { key, login, worked_on, answered, outcome: None, lost });
     }
@@ -163,7 +165,7 @@ impl World {
         assert!(!client.honest || waited + wait <= MINUTE, "{login:?} waits for {waited} + {wait} ms: {rejection:?}");
     }
 
-    /// CouchDB works on what it has, in the order of time, and answers.
+    /// Lets CouchDB process and answer logins, in the order of time.
     fn answer(&mut self) {
         self.under_way.sort_by_key(|it| it.worked_on);
         for it in &mut self.under_way {
@@ -176,7 +178,7 @@ impl World {
         for number in (0..self.under_way.len()).rev() {
             if self.under_way[number].answered <= self.now {
                 let UnderWay { key, login, outcome, lost, .. } = self.under_way.swap_remove(number);
-                let outcome = outcome.expect("answered after it was worked on");
+                let outcome = outcome.expect("CouchDB processes a login before it answers");
                 self.limits.finish(key, if lost { Outcome::Unanswered } else { outcome }, self.now);
                 self.handle_outcome(login, outcome);
             }
@@ -205,7 +207,7 @@ impl World {
         }
     }
 
-    /// The user of an account changes the password.
+    /// Changes the password of an honest client.
     fn change_password(&mut self) {
         let client = usize::try_from(self.random.below(NAMES as u64)).expect("small");
         let Client { login, next: Some(_), changed, .. } = &mut self.clients[client] else { return };
@@ -237,6 +239,6 @@ fn no_address_is_locked_and_no_client_waits_for_a_minute_because_of_others() {
 }
 
 #[test]
-fn no_name_is_locked_and_who_was_here_before_waits_for_less_than_a_minute() {
+fn no_name_is_locked_and_known_clients_wait_for_less_than_a_minute() {
     run(true);
 }

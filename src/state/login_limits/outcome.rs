@@ -1,49 +1,52 @@
-//! What the limits are asked, and what they decide.
+//! Inputs and decisions of the login limits.
 
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 
-/// Credentials, as far as they matter here.
+/// Credentials, as far as the limits need them.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind<'a> {
     /// A user name and a password.
     Password {
-        /// The name.
+        /// User name.
         name: &'a str,
-        /// The password.
+        /// Password.
         password: &'a str,
-        /// Whether CouchDB counts wrong passwords for the name alone, whatever address the client has.
+        /// Whether CouchDB counts wrong passwords for the name alone, whatever the client's
+        /// address.
         by_name: bool,
     },
     /// A cookie or a token. A wrong one locks no account.
     Cookie,
 }
 
-/// What becomes of a login.
+/// Decision about a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// CouchDB is to be asked; the outcome goes to [`super::LoginLimits::finish`].
+    /// Ask CouchDB. The outcome goes to [`super::LoginLimits::finish`].
     Ask(Key),
-    /// The login waits, and comes out of [`super::LoginLimits::next`].
+    /// The login waits, and [`super::LoginLimits::next`] returns it.
     Wait(Key),
     /// The login fails.
     Reject(Rejection),
 }
 
-/// Why a login fails without a question to CouchDB.
+/// Reason for which a login fails without a request to CouchDB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
-    /// Too many logins from the address failed; the next one may come after so many milliseconds.
+    /// Too many logins from the address have failed. The next one may come after so many
+    /// milliseconds.
     Address(Millis),
-    /// Too many logins under the name failed, from any address; the next one may come after so many milliseconds.
+    /// Too many logins under the name have failed, from any address. The next one may come after so
+    /// many milliseconds.
     Name(Millis),
-    /// CouchDB did not answer the logins before, each of which it may have counted as a failure.
+    /// CouchDB did not answer earlier logins, and may have counted each of them as a failure.
     Unanswered,
-    /// Too many logins wait, or this one did for too long.
+    /// Too many logins wait, or this one waited too long.
     Overloaded,
 }
 
-/// The outcome of a login that CouchDB was to be asked about.
+/// Outcome of an admitted login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The credentials are right.
@@ -52,8 +55,8 @@ pub enum Outcome {
     Wrong,
     /// The account is locked. CouchDB counts no failure.
     Locked,
-    /// No answer came: CouchDB may have counted a failure, or may yet.
+    /// No reply came. CouchDB may have counted a failure, or may do so later.
     Unanswered,
-    /// CouchDB did not see the credentials.
+    /// CouchDB did not receive the credentials.
     NotAsked,
 }

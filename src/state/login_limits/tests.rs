@@ -2,7 +2,7 @@ use super::*;
 
 const HERE: &str = "192.0.2.1";
 const THERE: &str = "192.0.2.2";
-/// What CouchDB's window and a second take.
+/// CouchDB's window and one second, in milliseconds.
 const WINDOW: Millis = 301_000;
 
 type Limits = LoginLimits<u32>;
@@ -20,7 +20,7 @@ fn admit(limits: &mut Limits, address: &str, name: &str, password: &str, now: Mi
     admit_as(limits, address, false, name, password, now)
 }
 
-/// Logs in and takes the outcome at once; whether CouchDB was asked.
+/// Logs in with an immediate outcome. Returns whether CouchDB was asked.
 fn ask(limits: &mut Limits, address: &str, name: &str, password: &str, outcome: Outcome, now: Millis) -> bool {
     let admission = admit(limits, address, name, password, now);
     finish(limits, admission, outcome, now)
@@ -37,7 +37,7 @@ fn asked(admissions: &[Admission]) -> Vec<Key> {
     admissions.iter().filter_map(key).collect()
 }
 
-/// All that come out of waiting: how many may go on, and the rejections.
+/// Takes all logins that may proceed or are rejected.
 fn drain(limits: &mut Limits, now: Millis) -> (Vec<Key>, Vec<Rejection>) {
     let (mut keys, mut rejections) = (Vec::new(), Vec::new());
     while let Some((_, verdict)) = limits.next(now) {
@@ -78,7 +78,7 @@ fn at_most_four_wrong_passwords_in_any_five_minutes() {
 }
 
 #[test]
-fn a_rejection_tells_when_the_next_login_may_come() {
+fn a_rejection_contains_the_wait_until_the_next_login() {
     let mut limits = Limits::new(100);
     for now in [0, 10_000, 20_000, 30_000] {
         assert!(ask(&mut limits, HERE, "u", "x", Outcome::Wrong, now));
@@ -91,7 +91,7 @@ fn a_rejection_tells_when_the_next_login_may_come() {
 }
 
 #[test]
-fn logins_under_way_count_for_the_account_also_after_a_right_password() {
+fn logins_in_flight_count_for_the_account_also_after_a_right_password() {
     let mut limits = Limits::new(100);
     assert!(ask(&mut limits, HERE, "u", "p", Outcome::Right, 0));
     let admitted: Vec<_> = (0..50).map(|n| admit(&mut limits, HERE, "u", &format!("x{n}"), 1)).collect();
@@ -102,9 +102,9 @@ fn logins_under_way_count_for_the_account_also_after_a_right_password() {
         limits.finish(key, Outcome::Wrong, 2);
         under_way.extend(drain(&mut limits, 2).0);
     }
-    assert_eq!(count, 3, "one is kept back for the right password");
+    assert_eq!(count, 3, "one is reserved for the right password");
     let Admission::Reject(Rejection::Address(wait)) = admit(&mut limits, HERE, "u", "p", 3) else {
-        panic!("so many guesses are not compared at once")
+        panic!("too many guesses are not compared")
     };
     assert!(wait <= 10_000);
     assert!(ask(&mut limits, HERE, "u", "p", Outcome::Right, 3 + wait));
@@ -112,7 +112,7 @@ fn logins_under_way_count_for_the_account_also_after_a_right_password() {
 }
 
 #[test]
-fn a_storm_of_right_logins_goes_through() {
+fn a_storm_of_right_logins_succeeds() {
     let mut limits = Limits::new(1_000);
     let admitted: Vec<_> = (0..300).map(|_| admit(&mut limits, HERE, "u", "p", 0)).collect();
     let mut under_way = asked(&admitted);
@@ -128,9 +128,9 @@ fn a_storm_of_right_logins_goes_through() {
     assert_empty(&mut limits, 1);
 }
 
-/// Nobody but the user knows the password that was right, so it goes before all guesses that wait.
+/// Only the user knows the password that was right, so it goes before all waiting guesses.
 #[test]
-fn who_knows_the_password_goes_before_those_who_guess() {
+fn clients_with_the_password_go_before_clients_that_guess() {
     let mut limits = Limits::new(1_000);
     let first = admit(&mut limits, HERE, "u", "p", 0);
     let guesses: Vec<_> = (0..50).map(|n| admit(&mut limits, HERE, "u", &format!("x{n}"), 0)).collect();
@@ -159,7 +159,7 @@ fn who_knows_the_password_goes_before_those_who_guess() {
 }
 
 #[test]
-fn a_changed_password_locks_nobody_out_by_those_who_have_the_old_one() {
+fn clients_with_an_old_password_do_not_lock_the_account() {
     let mut limits = Limits::new(1_000);
     assert!(ask(&mut limits, HERE, "u", "old", Outcome::Right, 0));
     let admitted: Vec<_> = (0..300).map(|_| admit(&mut limits, HERE, "u", "old", 1)).collect();
@@ -174,7 +174,7 @@ fn a_changed_password_locks_nobody_out_by_those_who_have_the_old_one() {
 }
 
 #[test]
-fn logins_without_an_answer_count_as_failures_until_the_password_is_right() {
+fn unanswered_logins_count_as_failures_until_the_password_is_right() {
     let mut limits = Limits::new(100);
     for _ in 0..4 {
         assert!(ask(&mut limits, HERE, "u", "p", Outcome::Unanswered, 0));
@@ -185,8 +185,9 @@ fn logins_without_an_answer_count_as_failures_until_the_password_is_right() {
     assert!(!ask(&mut limits, HERE, "u", "p", Outcome::Right, 1), "this address has not logged in");
     let there = at(THERE);
     let account = limits.password(there, "u", "p", false).account;
-    assert!(!limits.accounts.contains_key(&account), "the lost answer was the same one");
-    // Who has logged in by the same password does not wait for minutes after CouchDB was silent; one at a time.
+    assert!(!limits.accounts.contains_key(&account), "the lost reply was the same one");
+    // A client that has logged in with the same password does not wait for minutes after CouchDB
+    // was silent; one at a time.
     for _ in 0..20 {
         assert!(ask(&mut limits, THERE, "u", "p", Outcome::Unanswered, 2));
     }
@@ -197,7 +198,7 @@ fn logins_without_an_answer_count_as_failures_until_the_password_is_right() {
 }
 
 #[test]
-fn logins_that_couchdb_never_saw_do_not_count() {
+fn logins_that_couchdb_did_not_receive_do_not_count() {
     let mut limits = Limits::new(100);
     for _ in 0..100 {
         assert!(ask(&mut limits, HERE, "u", "p", Outcome::NotAsked, 0));
@@ -221,7 +222,7 @@ fn an_address_that_tries_many_names_is_limited_and_served_within_a_minute() {
     assert_eq!((count, rejections, limits.waiting()), (30, 970, 0));
     let now = 2;
     let Admission::Reject(Rejection::Address(wait)) = admit(&mut limits, "2001:db8::2", "v", "p", now) else {
-        panic!("it has the whole network")
+        panic!("both addresses are in one network")
     };
     assert!(wait <= 2_000);
     assert!(ask(&mut limits, "2001:db8:0:1::1", "v", "p", Outcome::Right, now));
@@ -244,9 +245,10 @@ fn a_crowd_behind_one_address_logs_in() {
     assert_empty(&mut limits, 1);
 }
 
-/// Those who logged in before are not kept out by the failures of others at their address, or in their site.
+/// Failures of others at the same address, or in the same site, do not lock out clients that logged
+/// in before.
 #[test]
-fn who_logged_in_before_is_not_kept_out_by_other_names() {
+fn failures_of_other_names_do_not_lock_out_known_clients() {
     let mut limits = Limits::new(100);
     assert!(ask(&mut limits, HERE, "u", "p", Outcome::Right, 0));
     let tried = (0..40).filter(|n| ask(&mut limits, HERE, &format!("n{n}"), "x", Outcome::Wrong, 1)).count();
@@ -258,7 +260,7 @@ fn who_logged_in_before_is_not_kept_out_by_other_names() {
 }
 
 #[test]
-fn a_site_is_limited_and_others_in_it_are_served() {
+fn a_site_is_limited_and_its_known_addresses_are_served() {
     let mut limits = Limits::new(20_000);
     assert!(ask(&mut limits, "2001:db8:0:ffff::1", "u", "p", Outcome::Right, 0));
     let address = |n: u32| format!("2001:db8:0:{n:x}::1");
@@ -267,14 +269,14 @@ fn a_site_is_limited_and_others_in_it_are_served() {
     assert!(ask(&mut limits, "2001:db8:0:fffe::1", "u", "p", Outcome::Right, 0), "it is another address");
     let tried = (1_000..9_000).filter(|n| ask(&mut limits, &address(*n), "u", "x", Outcome::Wrong, 0)).count();
     assert_eq!(tried, 600 - 256);
-    assert!(ask(&mut limits, "2001:db8:0:ffff::1", "u", "p", Outcome::Right, 0), "it was here before");
+    assert!(ask(&mut limits, "2001:db8:0:ffff::1", "u", "p", Outcome::Right, 0), "it has logged in before");
     assert!(ask(&mut limits, "2001:db8:1::1", "u", "p", Outcome::Right, 0), "it is another site");
     assert!(ask(&mut limits, "2001:db8:0:fffd::1", "u", "p", Outcome::Right, 100), "within a minute");
 }
 
-/// CouchDB takes all clients for one.
+/// All clients have the same address for CouchDB.
 #[test]
-fn where_names_are_locked_those_who_were_here_before_get_in() {
+fn known_clients_log_in_where_couchdb_locks_names() {
     let mut limits = Limits::new(100);
     let by_name = |limits: &mut Limits, address: &str, password: &str, outcome, now| {
         let admission = admit_as(limits, address, true, "u", password, now);
@@ -282,11 +284,11 @@ fn where_names_are_locked_those_who_were_here_before_get_in() {
     };
     assert!(by_name(&mut limits, HERE, "p", Outcome::Right, 0));
     let tried = (0..200).filter(|n| by_name(&mut limits, &format!("10.0.0.{n}"), "x", Outcome::Wrong, 1)).count();
-    assert_eq!(tried, 2, "some are kept back");
+    assert_eq!(tried, 2, "some are reserved");
     let rejected = admit_as(&mut limits, THERE, true, "u", "y", 1);
     assert!(matches!(rejected, Admission::Reject(Rejection::Name(_))), "{rejected:?}");
     assert!(by_name(&mut limits, HERE, "p", Outcome::Right, 2));
-    assert!(by_name(&mut limits, THERE, "p", Outcome::Right, 2), "nobody else knows it");
+    assert!(by_name(&mut limits, THERE, "p", Outcome::Right, 2), "no other client knows it");
     assert!(by_name(&mut limits, HERE, "mistyped", Outcome::Wrong, 3));
     assert!(!by_name(&mut limits, HERE, "mistyped again", Outcome::Wrong, 3));
     assert!(by_name(&mut limits, HERE, "p", Outcome::Right, 3));
@@ -297,7 +299,7 @@ fn where_names_are_locked_those_who_were_here_before_get_in() {
     assert_eq!(unknown.count(), 4);
 }
 
-/// Else the hash of the right password would be a way to guess it.
+/// Otherwise the hash of the right password would help to guess it.
 #[test]
 fn comparing_passwords_is_limited_too() {
     let mut limits = Limits::new(100);
@@ -310,12 +312,12 @@ fn comparing_passwords_is_limited_too() {
     let guess = |limits: &mut Limits, n: u32| admit_as(limits, "10.0.0.1", true, "u", &format!("x{n}"), 1);
     (0..100).for_each(|n| assert!(matches!(guess(&mut limits, n), Admission::Reject(_))));
     let right = admit_as(&mut limits, "10.0.0.1", true, "u", "p", 1);
-    assert!(matches!(right, Admission::Reject(_)), "who guesses so often is not told");
+    assert!(matches!(right, Admission::Reject(_)), "a client that guesses so often learns nothing");
     assert!(matches!(admit_as(&mut limits, "10.0.0.2", true, "u", "p", 1), Admission::Ask(_)));
 }
 
 #[test]
-fn cookies_have_limits_of_their_own() {
+fn cookies_have_a_limit_of_their_own() {
     let mut limits = Limits::new(20_000);
     let cookie = |limits: &mut Limits, now| limits.admit(at(HERE), Kind::Cookie, now, || 0, now);
     let forged: Vec<_> = (0..2_000).map(|_| cookie(&mut limits, 0)).collect();
@@ -330,7 +332,7 @@ fn cookies_have_limits_of_their_own() {
 }
 
 #[test]
-fn a_password_that_is_compared_here_counts_for_the_address() {
+fn a_password_that_the_caller_compares_counts_for_the_address() {
     let mut limits = Limits::new(100);
     for _ in 0..30 {
         assert_eq!(limits.count_compared(at(HERE), true, 0), Ok(()));
@@ -360,16 +362,16 @@ fn waiting_is_bounded_in_number_and_in_time() {
 }
 
 #[test]
-fn logins_that_are_given_up_hold_nobody_up() {
+fn cancelled_logins_do_not_delay_others() {
     let mut limits = Limits::new(1_000);
     let asked_first = asked(&(0..3).map(|_| admit(&mut limits, HERE, "u", "x", 0)).collect::<Vec<_>>());
     for _ in 0..100 {
-        let Admission::Wait(key) = admit(&mut limits, HERE, "u", "x", 0) else { panic!("three are under way") };
+        let Admission::Wait(key) = admit(&mut limits, HERE, "u", "x", 0) else { panic!("three are in flight") };
         limits.cancel(key, 0);
     }
     assert!(matches!(admit(&mut limits, HERE, "u", "p", 0), Admission::Wait(_)));
     limits.finish(asked_first[0], Outcome::Wrong, 1);
-    assert_eq!(drain(&mut limits, 1), (Vec::new(), Vec::new()), "two are under way, and one has failed");
+    assert_eq!(drain(&mut limits, 1), (Vec::new(), Vec::new()), "two are in flight, and one has failed");
     limits.finish(asked_first[1], Outcome::NotAsked, 1);
     assert_eq!(drain(&mut limits, 1).0.len(), 1);
     assert_eq!(limits.waiting(), 0);

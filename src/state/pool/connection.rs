@@ -9,13 +9,14 @@ use crate::wire::response::ResponseReader;
 pub(super) enum Connection {
     Closed,
     Dialing,
-    /// It carries no request.
+    /// Open, without a request.
     Idle {
-        /// Whether it has carried an answer.
+        /// Whether it has carried a reply.
         used: bool,
-        /// Since when.
+        /// Start of the idle time.
         since: Millis,
-        /// Whether no request was there for it when its last one was answered. Else it has just proved itself.
+        /// Whether no request was waiting after its last reply. Otherwise the connection has just
+        /// proved that it works.
         rested: bool,
     },
     Busy(Box<Exchange>),
@@ -26,11 +27,12 @@ pub(super) enum Connection {
 pub(super) struct Exchange {
     pub(super) ticket: Key,
     pub(super) sent: Millis,
-    /// Whether the connection had carried an answer before.
+    /// Whether the connection has carried a reply before.
     pub(super) used: bool,
-    /// When the connection is taken for dead unless the answer begins; None for one that is known to live.
+    /// Time at which the connection counts as dead unless the reply has begun; None if it is known
+    /// to work.
     pub(super) suspect_at: Option<Millis>,
-    /// Whether the connection is closed behind the answer.
+    /// Whether the connection is closed after the reply.
     pub(super) is_last: bool,
     pub(super) reader: ResponseReader,
     pub(super) head: Option<Response>,
@@ -38,7 +40,7 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// When the connection is taken for dead.
+    /// Returns when the connection counts as dead.
     pub(super) fn suspicion(&self) -> Millis {
         self.suspect_at.filter(|_| self.reader.is_untouched() && self.head.is_none()).unwrap_or(Millis::MAX)
     }

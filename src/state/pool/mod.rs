@@ -1,14 +1,15 @@
-//! A few keep-alive connections to CouchDB and the queue before them: one request a connection at a time,
-//! so that a storm of clients becomes a line, and CouchDB has as much to do as it can.
+//! Keep-alive connections to CouchDB, and the queue in front of them.
 //!
-//! The queue serves the owners of requests in turn ([`Owner`]): a client that queues much delays only itself.
+//! A connection carries one request at a time, so a storm of clients becomes a queue, and CouchDB
+//! gets as much work as it can do. The queue serves the owners of requests in turn ([`Owner`]): a
+//! client with many requests delays only itself.
 //!
-//! Every request has a deadline. It moves along while CouchDB answers others (a long queue is no
-//! failure), and does not while CouchDB is silent or away.
+//! Every request has a deadline. The deadline moves while CouchDB answers other requests, since a
+//! long queue is no failure. It does not move while CouchDB is silent or away.
 //!
-//! A connection can die without a word while it is idle: what stands in between forgets it, or CouchDB's machine is
-//! gone. So connections are closed when they were idle for [`IDLE_FOR`], and a request that gets no answer on a
-//! connection that was idle before is sent again on a new one after [`SUSPECT_AFTER`].
+//! An idle connection can die unnoticed, when a firewall forgets it or CouchDB's machine is gone.
+//! So the pool closes connections that were idle for [`IDLE_FOR`]. A request without a reply on a
+//! formerly idle connection is sent again on a new one after [`SUSPECT_AFTER`].
 
 mod connection;
 mod request;
@@ -24,45 +25,47 @@ use crate::state::timers::Millis;
 use crate::wire::http::Response;
 use crate::wire::response::{Part, ResponseReader};
 
-/// Most requests that wait; one more is refused at once.
+/// Most waiting requests; the pool rejects further ones.
 pub const MAX_WAITING: usize = 20_000;
-/// A request fails when CouchDB answered none for so long, in milliseconds.
+/// Time without any reply of CouchDB after which a request fails, in milliseconds.
 const NO_ANSWER_FOR: Millis = 4_500;
-/// A request fails when it waited for so long, whatever CouchDB does.
+/// Longest time in the queue, in milliseconds.
 pub const LONGEST_WAIT: Millis = 30_000;
-/// Time from a failed connection to the next try, in milliseconds.
+/// Time from a failed dial to the next one, in milliseconds.
 const REDIAL_AFTER: Millis = 250;
-/// A connection that was idle for so long is closed, in milliseconds: many firewalls forget it after a minute or more.
+/// Idle time after which a connection is closed, in milliseconds. Many firewalls forget connections
+/// after a minute or more.
 pub const IDLE_FOR: Millis = 30_000;
-/// A connection that was idle is taken for dead when it gives no answer for so long, in milliseconds.
+/// Time without a reply after which a formerly idle connection counts as dead, in milliseconds.
 pub const SUSPECT_AFTER: Millis = 1_000;
-/// For so long it is remembered how long answers take, in milliseconds: a slow CouchDB is not a dead connection.
+/// Time for which the slowest reply is remembered, in milliseconds: a slow CouchDB is not a dead
+/// connection.
 const SLOW_FOR: Millis = 60_000;
-/// Longest body of an answer about a session, in bytes.
+/// Longest body of a reply to a session request, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
-/// How often a request is sent over new connections that end without an answer to it.
+/// Most new connections on which a request is sent while each of them ends without a reply.
 pub const MAX_ATTEMPTS: u8 = 2;
-/// The queue keeps fewer cancelled requests than this, or fewer than requests that wait.
+/// Most cancelled requests in the queue, unless more requests wait.
 const MAX_CANCELLED: usize = 1_024;
 
-/// The pool; `P` says what a request is for.
+/// Connections and waiting requests. `P` is the purpose of a request.
 #[derive(Debug)]
 pub struct Pool<P> {
     connections: Vec<Connection>,
-    /// Longest body of an answer, in bytes.
+    /// Longest body of a reply, in bytes.
     max_body: usize,
     max_waiting: usize,
     tickets: Table<Ticket<P>>,
-    /// Tickets that wait; those that were cancelled are in here still.
+    /// Waiting tickets, cancelled ones included.
     waiting: FairQueue<Owner, Key>,
-    /// The tickets in `waiting` that were not cancelled, the oldest first.
+    /// Waiting tickets without the cancelled ones, the oldest first.
     oldest: BTreeSet<(Millis, Key)>,
-    /// How many of them an owner has.
+    /// Number of these per owner.
     counts: HashMap<Owner, usize>,
     last_answer: Millis,
-    /// After a failed connection, not before this.
+    /// Earliest time of the next dial after a failed one.
     redial_from: Millis,
-    /// How long the slowest answer of late took, and when it came.
+    /// Duration of the slowest recent reply, and the time at which it came.
     slowest: (Millis, Millis),
 }
 
@@ -75,12 +78,13 @@ struct Ticket<P> {
     repeatable: bool,
     /// Whether it was sent at least once.
     sent: bool,
-    /// New connections that ended under it.
+    /// New connections that ended without a reply to it.
     attempts: u8,
 }
 
 impl<P> Pool<P> {
-    /// A pool of at most `size` connections, with answers of at most `max_body` bytes, and so many requests that wait.
+    /// Creates a pool of at most `size` connections, `max_body` bytes per reply, and `max_waiting`
+    /// waiting requests.
     pub fn new(size: usize, max_body: usize, max_waiting: usize) -> Self {
         let connections = (0..size.max(1)).map(|_| Connection::Closed).collect();
         Self {
@@ -97,10 +101,11 @@ impl<P> Pool<P> {
         }
     }
 
-    /// Queues a request. The key is good for [`Pool::cancel`].
+    /// Queues a request. The key is for [`Pool::cancel`].
     ///
     /// # Errors
-    /// [`Rejection`]. One owner has at most as many waiting requests as there is room for others.
+    /// [`Rejection`]. An owner may have at most as many waiting requests as there is room left for
+    /// others.
     pub fn submit(
         &mut self,
         submission: Submission<P>,
@@ -127,21 +132,21 @@ impl<P> Pool<P> {
         Ok(key)
     }
 
-    /// Forgets a request: it is not sent if it was not, and its answer is passed over.
+    /// Cancels a request: it is not sent if it was not, and its reply is ignored.
     pub fn cancel(&mut self, key: Key) {
         if let Some(ticket) = self.tickets.remove(key) {
             self.uncount_waiting(ticket.owner, ticket.since, key);
         }
     }
 
-    /// Ends all requests that wait for a connection.
+    /// Fails all requests that wait for a connection.
     pub fn reject_waiting(&mut self, actions: &mut Vec<PoolAction<P>>) {
         while let Some((_, key)) = self.waiting.pop() {
             self.finish(key, None, actions);
         }
     }
 
-    /// Changes the requests that have not been answered: they are sent so from now on.
+    /// Changes the bytes of all requests without a reply, for when they are sent next.
     pub fn for_each_waiting(&mut self, mut change: impl FnMut(&mut Vec<u8>)) {
         let keys: Vec<Key> = self.tickets.keys().collect();
         for key in keys {
@@ -151,32 +156,32 @@ impl<P> Pool<P> {
         }
     }
 
-    /// What a request is for.
+    /// Returns the purpose of a request.
     pub fn purpose(&mut self, ticket: Key) -> Option<&mut P> {
         self.tickets.get_mut(ticket).map(|ticket| &mut ticket.purpose)
     }
 
-    /// Whether a request has been sent and its answer is awaited.
+    /// Returns whether a request was sent and has no reply yet.
     pub fn is_sent(&self, ticket: Key) -> bool {
         self.connections.iter().any(|one| matches!(one, Connection::Busy(exchange) if exchange.ticket == ticket))
     }
 
-    /// How many requests wait or are under way.
+    /// Returns the number of requests that wait or are in flight.
     pub fn len(&self) -> usize {
         self.tickets.len()
     }
 
-    /// Whether there is nothing to do.
+    /// Returns whether no request waits or is in flight.
     pub fn is_empty(&self) -> bool {
         self.tickets.is_empty()
     }
 
-    /// Whether requests wait for a connection.
+    /// Returns whether requests wait for a connection.
     pub fn is_waiting(&self) -> bool {
         !self.oldest.is_empty()
     }
 
-    /// When [`Pool::handle_timeout`] is due.
+    /// Returns when [`Pool::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Millis> {
         let waiting = self.oldest.first().map(|(since, _)| self.deadline(*since).min(self.redial_at()));
         let connections = self.connections.iter().filter_map(|connection| match connection {
@@ -187,7 +192,7 @@ impl<P> Pool<P> {
         connections.chain(waiting).min()
     }
 
-    /// Ends what took too long, and tries again what could not be connected.
+    /// Handles a timeout: fails requests that took too long, and dials again.
     pub fn handle_timeout(&mut self, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         for number in 0..self.connections.len() {
             match &self.connections[number] {
@@ -201,7 +206,7 @@ impl<P> Pool<P> {
                 _ => {}
             }
         }
-        // A deadline never comes before that of an older request.
+        // The deadline of a request is never before that of an older one.
         while let Some(&(since, ticket)) = self.oldest.first()
             && self.deadline(since) <= now
         {
@@ -210,13 +215,13 @@ impl<P> Pool<P> {
         self.pump(now, actions);
     }
 
-    /// A connection stands.
+    /// Handles an established connection.
     pub fn handle_connected(&mut self, number: usize, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         self.connections[number] = Connection::Idle { used: false, since: now, rested: false };
         self.pump(now, actions);
     }
 
-    /// A connection could not be made, or ended.
+    /// Handles a connection that could not be made or has ended.
     pub fn handle_lost(&mut self, number: usize, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         match std::mem::replace(&mut self.connections[number], Connection::Closed) {
             Connection::Closed | Connection::Idle { .. } => {}
@@ -229,11 +234,11 @@ impl<P> Pool<P> {
         self.pump(now, actions);
     }
 
-    /// Takes what a connection gave.
+    /// Handles received bytes.
     pub fn handle_bytes(&mut self, number: usize, mut input: &[u8], now: Millis, actions: &mut Vec<PoolAction<P>>) {
         loop {
             let Connection::Busy(exchange) = &mut self.connections[number] else {
-                // An answer to no question: whose answer the next one is could not be told.
+                // A reply without a request: the next reply could not be matched to its request.
                 if !input.is_empty() {
                     self.hang_up(number, actions);
                 }
@@ -274,13 +279,13 @@ impl<P> Pool<P> {
         }
     }
 
-    /// An answer is complete.
+    /// Handles the end of a reply.
     fn handle_end(&mut self, number: usize, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         let Connection::Busy(exchange) = std::mem::replace(
             &mut self.connections[number],
             Connection::Idle { used: true, since: now, rested: false },
         ) else {
-            unreachable!("called for a busy connection");
+            unreachable!("only called for a busy connection");
         };
         if exchange.is_last || !exchange.head.as_ref().is_some_and(|head| head.keep_alive) {
             self.hang_up(number, actions);
@@ -293,14 +298,14 @@ impl<P> Pool<P> {
         actions.push(PoolAction::HangUp(number));
     }
 
-    /// Gives up a connection that seems to be dead, and all others that have been idle as it had: whatever stands in
-    /// between has forgotten these, too.
+    /// Closes a connection that seems to be dead, together with all idle ones: whatever forgot the
+    /// one has forgotten the others too.
     fn give_up(&mut self, number: usize, actions: &mut Vec<PoolAction<P>>) {
         self.hang_up_idle(actions);
         let given_up = std::mem::replace(&mut self.connections[number], Connection::Closed);
         actions.push(PoolAction::HangUp(number));
         if let Connection::Busy(mut exchange) = given_up {
-            // The request may have arrived all the same.
+            // CouchDB may have received the request nevertheless.
             exchange.used = false;
             self.try_again(&exchange, actions);
         }
@@ -314,7 +319,7 @@ impl<P> Pool<P> {
         }
     }
 
-    /// Makes no further request go over the connections that there are: CouchDB is somewhere else.
+    /// Lets the existing connections carry no further request, because CouchDB has moved.
     pub fn retire_connections(&mut self, actions: &mut Vec<PoolAction<P>>) {
         self.hang_up_idle(actions);
         for connection in &mut self.connections {
@@ -337,8 +342,9 @@ impl<P> Pool<P> {
         self.finish(exchange.ticket, answer, actions);
     }
 
-    /// The connection ended before the answer: the request is sent once more. A connection that had carried
-    /// answers most likely was closed while idle; that does not count, and the next one may be like it.
+    /// Sends a request once more whose connection ended before the reply. A connection that has
+    /// carried replies was most likely closed while idle. That does not count as an attempt, since
+    /// the next connection may be in the same state.
     fn try_again(&mut self, exchange: &Exchange, actions: &mut Vec<PoolAction<P>>) {
         let Some(ticket) = self.tickets.get_mut(exchange.ticket) else { return };
         if !exchange.reader.is_untouched() {
@@ -357,7 +363,7 @@ impl<P> Pool<P> {
         self.count_waiting(owner, since, exchange.ticket);
     }
 
-    /// Ends a request; without an outcome there is no answer.
+    /// Ends a request; `outcome` is None if there is no reply.
     fn finish(&mut self, key: Key, outcome: Option<Result<Answer, NoAnswer>>, actions: &mut Vec<PoolAction<P>>) {
         let Some(ticket) = self.tickets.remove(key) else { return };
         self.uncount_waiting(ticket.owner, ticket.since, key);
@@ -370,7 +376,7 @@ impl<P> Pool<P> {
         *self.counts.entry(owner).or_default() += 1;
     }
 
-    /// Takes a request out of those that wait, if it is one of them.
+    /// Removes a request from the waiting ones, if it is one of them.
     fn uncount_waiting(&mut self, owner: Owner, since: Millis, key: Key) {
         if self.oldest.remove(&(since, key))
             && let Some(count) = self.counts.get_mut(&owner)
@@ -386,27 +392,28 @@ impl<P> Pool<P> {
         (since.max(self.last_answer) + NO_ANSWER_FOR).min(since + LONGEST_WAIT)
     }
 
-    /// When a request that was sent fails. Time that it spent in the queue while CouchDB said nothing counts too.
+    /// Returns when a request that was sent fails. Time in the queue of a silent CouchDB counts
+    /// too.
     fn answer_due(&self, exchange: &Exchange) -> Millis {
         let alone = exchange.sent + NO_ANSWER_FOR;
         self.tickets.get(exchange.ticket).map_or(alone, |ticket| alone.min(self.deadline(ticket.since)))
     }
 
-    /// When there is something to dial for, that cannot be dialed yet.
+    /// Returns when the next dial is allowed, if all connections are closed.
     fn redial_at(&self) -> Millis {
         let closed = self.connections.iter().all(|connection| matches!(connection, Connection::Closed));
         if closed { self.redial_from } else { Millis::MAX }
     }
 
-    /// Sends what waits over connections that are idle, and dials more where there are none.
+    /// Sends waiting requests over idle connections, and dials further ones.
     fn pump(&mut self, now: Millis, actions: &mut Vec<PoolAction<P>>) {
-        // No answer of a slow CouchDB is due sooner than it gave others.
+        // A slow CouchDB gets more time than its slowest recent reply took.
         let slowest = if now < self.slowest.1 + SLOW_FOR { self.slowest.0 } else { 0 };
         let patience = SUSPECT_AFTER.max(2 * slowest);
         for number in 0..self.connections.len() {
             if let Connection::Idle { used, rested, .. } = self.connections[number] {
                 let Some((ticket, request)) = self.next_request() else { break };
-                // One that was idle is as good as closed, whether it has carried an answer or not.
+                // A formerly idle connection may be closed, whether it has carried a reply or not.
                 let (used, suspect_at) = (used || rested, rested.then_some(now + patience));
                 self.connections[number] = Connection::Busy(Box::new(Exchange {
                     ticket,
@@ -438,12 +445,12 @@ impl<P> Pool<P> {
         }
     }
 
-    /// The next request that nobody cancelled.
+    /// Takes the next request that is not cancelled.
     fn next_request(&mut self) -> Option<(Key, Vec<u8>)> {
         while let Some((owner, key)) = self.waiting.pop() {
             let Some(ticket) = self.tickets.get_mut(key) else { continue };
             ticket.sent = true;
-            // One that is not sent again is not kept.
+            // A request that is not repeatable is not kept.
             let request = if ticket.repeatable { ticket.request.clone() } else { std::mem::take(&mut ticket.request) };
             let since = ticket.since;
             self.uncount_waiting(owner, since, key);

@@ -1,4 +1,4 @@
-//! Requests of the pool, from submission to answer.
+//! Requests of the pool, from submission to reply.
 
 use std::net::IpAddr;
 
@@ -6,87 +6,89 @@ use crate::state::network::network;
 use crate::state::timers::Millis;
 use crate::wire::secret::Secret;
 
-/// The client that a request is for. The pool serves owners in turn.
+/// Client on whose behalf a request is made. The pool serves owners in turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
     /// The server itself. A queue that has only this owner is served in the order of submission.
     Server,
-    /// A network, see [`network()`]: for clients that have not logged in.
+    /// A network (see [`network()`]), for clients that have not logged in.
     Network(IpAddr),
-    /// The checks whether sessions are still logged in. Together they are one owner: there is one of each session, and
-    /// other requests are not to wait for all of them.
+    /// The checks whether sessions are still logged in. They are one owner, so that other requests
+    /// do not wait for the check of every session.
     SessionChecks,
 }
 
 impl Owner {
-    /// Returns the owner of a request of a client at an address.
+    /// Returns the owner for a client at an address.
     pub fn at(address: IpAddr) -> Self {
         Self::Network(network(address))
     }
 }
 
-/// A request to be queued.
+/// A request to queue.
 #[derive(Debug)]
 pub struct Submission<P> {
-    /// The client that it is for.
+    /// Client on whose behalf the request is made.
     pub owner: Owner,
-    /// The request as it is written.
+    /// Bytes of the request.
     pub request: Vec<u8>,
-    /// What it is for.
+    /// Purpose of the request, returned with its reply.
     pub purpose: P,
-    /// When the client began to wait for it. Deadlines count from here.
+    /// Time at which the client began to wait. Deadlines count from here.
     pub since: Millis,
-    /// Whether it may be sent again when a connection ends without an answer to it. CouchDB may have carried it out.
+    /// Whether the request may be sent again after a connection ended without a reply. CouchDB may
+    /// have executed it.
     pub repeatable: bool,
 }
 
-/// Why a request is not queued.
+/// Reason for which the pool rejects a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
     /// Too many requests wait, in total or of this owner.
     Full,
-    /// Its deadline is over.
+    /// The deadline has passed.
     Late,
 }
 
-/// Why there is no answer.
+/// Reason for a missing reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoAnswer {
     /// The request was never sent.
     NotSent,
-    /// The request was sent. CouchDB may have carried it out, or may yet.
+    /// The request was sent. CouchDB may have executed it, or may do so later.
     Sent,
-    /// The connection ended before the answer, and the request is not repeatable.
+    /// The connection ended before the reply, and the request is not repeatable.
     Lost {
-        /// Whether the connection had carried answers before. Such a connection most likely was closed while idle.
+        /// Whether the connection had carried replies before. Such a connection was most likely
+        /// closed while idle.
         used: bool,
     },
 }
 
-/// What the pool wants done. `usize` is the number of a connection.
+/// Request of the pool to its owner. The `usize` is the number of a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum PoolAction<P> {
     /// Connect to CouchDB.
     Dial(usize),
-    /// Write this to the connection.
+    /// Write these bytes to the connection.
     Send(usize, Vec<u8>),
-    /// Give the connection up.
+    /// Close the connection.
     HangUp(usize),
-    /// A request is over.
+    /// A request has ended.
     Done(P, Result<Answer, NoAnswer>),
 }
 
-/// A whole answer.
+/// A complete reply.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// The status code.
+    /// Status code.
     pub status: u16,
-    /// The `AuthSession` cookie that was set.
+    /// `AuthSession` cookie, if CouchDB set one.
     pub auth_cookie: Option<Secret>,
-    /// The `Date`, in seconds since 1970.
+    /// `Date`, in seconds since 1970.
     pub date: Option<u64>,
-    /// The body; empty when it is too long.
+    /// Body; empty if it is too long.
     pub body: Vec<u8>,
-    /// Whether the body is longer than the pool takes.
+    /// Whether the body is longer than the pool's limit.
     pub is_too_long: bool,
 }

@@ -35,11 +35,11 @@ fn queues_in_order_over_few_connections() {
     pool.handle_bytes(1, OK, 2, &mut actions);
     assert_eq!(done(&mut actions).len(), 2);
     assert!(pool.is_empty());
-    assert_eq!(pool.poll_timeout(), Some(2 + IDLE_FOR), "there is nothing to do but to close what is idle");
+    assert_eq!(pool.poll_timeout(), Some(2 + IDLE_FOR), "only idle connections are left to close");
 }
 
 #[test]
-fn a_connection_that_ended_under_a_request_is_tried_once_more() {
+fn a_request_is_sent_once_more_when_its_connection_ends() {
     let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
     submit(&mut pool, b'a', 7, 0, &mut actions);
     for attempt in 0..2 {
@@ -52,7 +52,7 @@ fn a_connection_that_ended_under_a_request_is_tried_once_more() {
 }
 
 #[test]
-fn connections_that_went_stale_while_idle_do_not_count_as_tries() {
+fn stale_idle_connections_do_not_count_as_attempts() {
     let (mut pool, mut actions) = (Pool::new(3, MAX_BODY, MAX_WAITING), Vec::new());
     for purpose in 0..3u32 {
         submit(&mut pool, b'a', purpose, 0, &mut actions);
@@ -64,7 +64,7 @@ fn connections_that_went_stale_while_idle_do_not_count_as_tries() {
         pool.handle_bytes(number, OK, 1, &mut actions);
     }
     assert_eq!(done(&mut actions).len(), 3);
-    // Something between here and there forgot all three: each shows it when it is written to.
+    // A firewall has forgotten all three: each fails when it is written to.
     submit(&mut pool, b'b', 7, 100, &mut actions);
     for number in 0..3 {
         assert!(actions.contains(&PoolAction::Send(number, vec![b'b'])), "{number}: {actions:?}");
@@ -74,12 +74,12 @@ fn connections_that_went_stale_while_idle_do_not_count_as_tries() {
         PoolAction::Dial(number) => Some(*number),
         _ => None,
     });
-    pool.handle_connected(dialed.expect("none is left, so one is dialed"), 101, &mut actions);
+    pool.handle_connected(dialed.expect("no connection is left, so one is dialed"), 101, &mut actions);
     pool.handle_bytes(dialed.unwrap(), OK, 102, &mut actions);
     assert_eq!(done(&mut actions), [(7, Some(200))]);
 }
 
-/// A pool all of whose connections have carried an answer and are idle from 1 on.
+/// Creates a pool whose connections have all carried a reply and are idle from time 1 on.
 fn idle_pool(size: usize) -> (Pool<u32>, Vec<PoolAction<u32>>) {
     let (mut pool, mut actions) = (Pool::new(size, MAX_BODY, MAX_WAITING), Vec::new());
     for purpose in 0..u32::try_from(size).unwrap() {
@@ -92,7 +92,7 @@ fn idle_pool(size: usize) -> (Pool<u32>, Vec<PoolAction<u32>>) {
 }
 
 #[test]
-fn connections_that_died_silently_delay_a_request_by_a_second_once() {
+fn dead_idle_connections_delay_a_request_by_one_second_once() {
     let (mut pool, mut actions) = idle_pool(8);
     submit(&mut pool, b'b', 7, 100, &mut actions);
     assert_eq!(actions, [PoolAction::Send(0, vec![b'b'])]);
@@ -100,7 +100,7 @@ fn connections_that_died_silently_delay_a_request_by_a_second_once() {
     assert_eq!(pool.poll_timeout(), Some(100 + SUSPECT_AFTER));
     pool.handle_timeout(100 + SUSPECT_AFTER, &mut actions);
     let hung_up = actions.iter().filter(|action| matches!(action, PoolAction::HangUp(_))).count();
-    assert_eq!((hung_up, actions.last()), (8, Some(&PoolAction::Dial(0))), "none of them is trusted: {actions:?}");
+    assert_eq!((hung_up, actions.last()), (8, Some(&PoolAction::Dial(0))), "all are closed: {actions:?}");
     actions.clear();
     pool.handle_connected(0, 1_101, &mut actions);
     assert_eq!(actions, [PoolAction::Send(0, vec![b'b'])]);
@@ -124,14 +124,14 @@ fn eight_requests_on_eight_dead_connections_wait_together() {
 }
 
 #[test]
-fn connections_that_nobody_needed_in_the_end_die_silently_too() {
+fn connections_that_carried_no_request_can_be_dead_too() {
     let (mut pool, mut actions) = (Pool::new(2, MAX_BODY, MAX_WAITING), Vec::new());
     submit(&mut pool, b'a', 1, 0, &mut actions);
     submit(&mut pool, b'a', 2, 0, &mut actions);
     pool.handle_connected(0, 0, &mut actions);
     pool.handle_bytes(0, OK, 1, &mut actions);
     pool.handle_bytes(0, OK, 2, &mut actions);
-    // Dialed for a request that went over the other one.
+    // It was dialed for a request that went over the other connection.
     pool.handle_connected(1, 3, &mut actions);
     actions.clear();
     submit(&mut pool, b'b', 3, 100, &mut actions);
@@ -145,7 +145,7 @@ fn connections_that_nobody_needed_in_the_end_die_silently_too() {
 #[test]
 fn a_slow_couchdb_is_not_a_dead_connection() {
     let (mut pool, mut actions) = idle_pool(1);
-    // The answer takes 1.5 s on a new connection, too: then that is what answers take.
+    // The reply takes 1.5 s on a new connection too, so CouchDB is slow.
     submit(&mut pool, b'b', 1, 100, &mut actions);
     pool.handle_timeout(1_100, &mut actions);
     pool.handle_connected(0, 1_100, &mut actions);
@@ -153,12 +153,12 @@ fn a_slow_couchdb_is_not_a_dead_connection() {
     assert_eq!(done(&mut actions), [(1, Some(200))]);
     submit(&mut pool, b'c', 2, 3_000, &mut actions);
     assert_eq!(pool.poll_timeout(), Some(6_000));
-    // The first byte shows that it lives.
+    // The first byte shows that the connection works.
     pool.handle_bytes(0, &OK[..1], 5_000, &mut actions);
     assert_eq!(pool.poll_timeout(), Some(7_500));
     pool.handle_bytes(0, &OK[1..], 5_100, &mut actions);
     assert_eq!(done(&mut actions), [(2, Some(200))]);
-    // Where requests follow each other without a pause, the connection has just proved itself.
+    // Without a pause between requests, the connection has just proved that it works.
     let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
     for purpose in 0..2u32 {
         submit(&mut pool, b'a', purpose, 0, &mut actions);
@@ -169,7 +169,7 @@ fn a_slow_couchdb_is_not_a_dead_connection() {
 }
 
 #[test]
-fn connections_are_not_kept_idle_for_long() {
+fn idle_connections_are_closed() {
     let (mut pool, mut actions) = idle_pool(2);
     assert_eq!(pool.poll_timeout(), Some(1 + IDLE_FOR));
     submit(&mut pool, b'b', 7, 100, &mut actions);
@@ -196,7 +196,7 @@ fn retired_connections_carry_no_further_request() {
 }
 
 #[test]
-fn fails_within_five_seconds_when_couchdb_is_away_or_silent() {
+fn requests_fail_within_five_seconds_when_couchdb_is_away_or_silent() {
     let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
     submit(&mut pool, b'a', 1, 1000, &mut actions);
     submit(&mut pool, b'b', 2, 1000, &mut actions);
@@ -212,7 +212,7 @@ fn fails_within_five_seconds_when_couchdb_is_away_or_silent() {
         }
     }
     assert_eq!(done(&mut actions), [(1, None), (2, None)]);
-    // Accepted, and never answered.
+    // CouchDB accepts the connection and never answers.
     submit(&mut pool, b'a', 3, 10_000, &mut actions);
     pool.handle_connected(0, 10_000, &mut actions);
     assert_eq!(pool.poll_timeout(), Some(14_500));
@@ -221,12 +221,12 @@ fn fails_within_five_seconds_when_couchdb_is_away_or_silent() {
 }
 
 #[test]
-fn who_queued_before_a_silent_couchdb_waits_no_longer_than_who_was_sent() {
+fn waiting_requests_fail_as_soon_as_sent_ones_when_couchdb_is_silent() {
     let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
     submit(&mut pool, b'a', 1, 0, &mut actions);
     pool.handle_connected(0, 0, &mut actions);
     submit(&mut pool, b'b', 2, 10, &mut actions);
-    // The first one fails, and the second is sent: a moment before its time is over too.
+    // The first request fails; the second is sent just before its own deadline.
     assert_eq!(pool.poll_timeout(), Some(4500));
     pool.handle_timeout(4500, &mut actions);
     pool.handle_connected(0, 4501, &mut actions);
@@ -237,7 +237,7 @@ fn who_queued_before_a_silent_couchdb_waits_no_longer_than_who_was_sent() {
 }
 
 #[test]
-fn a_long_queue_is_no_failure_while_answers_come() {
+fn requests_in_a_long_queue_do_not_fail_while_replies_come() {
     let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
     for purpose in 0..20u32 {
         submit(&mut pool, b'a', purpose, 0, &mut actions);
@@ -253,7 +253,7 @@ fn a_long_queue_is_no_failure_while_answers_come() {
 }
 
 #[test]
-fn what_is_cancelled_is_neither_sent_nor_told() {
+fn cancelled_requests_are_neither_sent_nor_answered() {
     let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
     let first = submit(&mut pool, b'a', 1, 0, &mut actions);
     let second = submit(&mut pool, b'b', 2, 0, &mut actions);
@@ -270,7 +270,7 @@ fn what_is_cancelled_is_neither_sent_nor_told() {
 }
 
 #[test]
-fn an_answer_that_is_too_long_ends_the_connection_and_says_so() {
+fn a_reply_that_is_too_long_ends_the_connection() {
     let (mut pool, mut actions) = (Pool::new(1, 4, MAX_WAITING), Vec::new());
     for (purpose, length, too_long) in [(1_u32, 4, false), (2, 5, true)] {
         submit(&mut pool, b'a', purpose, 0, &mut actions);
@@ -288,7 +288,7 @@ fn an_answer_that_is_too_long_ends_the_connection_and_says_so() {
 }
 
 #[test]
-fn broken_answers_and_answers_to_nothing_end_the_connection() {
+fn malformed_and_unexpected_replies_end_the_connection() {
     let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
     submit(&mut pool, b'a', 1, 0, &mut actions);
     pool.handle_connected(0, 0, &mut actions);
@@ -327,7 +327,7 @@ fn owners_are_served_in_turn() {
 }
 
 #[test]
-fn an_owner_leaves_room_for_others_and_cancelled_requests_take_none() {
+fn an_owner_leaves_room_for_others_and_cancelled_requests_are_not_counted() {
     let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, 100), Vec::new());
     let mut submit =
         |pool: &mut Pool<u32>, address: &str| pool.submit(queued(at(address), 0, 0, true), 0, &mut actions);
@@ -350,7 +350,7 @@ fn an_owner_leaves_room_for_others_and_cancelled_requests_take_none() {
 }
 
 #[test]
-fn deadlines_hold_whatever_the_turn_and_count_from_the_begin_of_the_wait() {
+fn deadlines_count_from_the_start_of_the_wait_in_any_order() {
     let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
     pool.submit(queued(at("10.0.0.1"), 1, 1_000, true), 1_000, &mut actions).unwrap();
     pool.submit(queued(at("10.0.0.1"), 2, 3_000, true), 3_000, &mut actions).unwrap();
@@ -366,7 +366,7 @@ fn deadlines_hold_whatever_the_turn_and_count_from_the_begin_of_the_wait() {
 }
 
 #[test]
-fn what_is_not_repeatable_is_sent_once() {
+fn requests_that_are_not_repeatable_are_sent_once() {
     let (mut pool, mut actions) = (Pool::new(1, MAX_BODY, MAX_WAITING), Vec::new());
     for (purpose, used) in [(1, false), (2, true)] {
         pool.submit(queued(Owner::Server, purpose, 0, false), 0, &mut actions).unwrap();

@@ -1,4 +1,4 @@
-//! What a session is given, and what it wants done.
+//! Inputs of a session besides the message itself, and the actions that it returns.
 
 use super::rules::Rules;
 use crate::state::metrics::CloseReason;
@@ -7,51 +7,53 @@ use crate::wire::couchdb::Credentials;
 use crate::wire::howler_v1::RequestId;
 use crate::wire::names::NameList;
 
-/// What every input comes with.
+/// Context of an input.
 #[derive(Debug)]
 pub struct Turn<'a> {
-    /// The time.
+    /// Current time.
     pub now: Millis,
-    /// The limits.
+    /// Limits of the session.
     pub rules: &'a Rules,
-    /// What is to be done, in order.
+    /// Actions for the server, in order.
     pub actions: &'a mut Vec<Action>,
 }
 
-/// What a session wants done.
+/// Request of a session to the server.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Ask CouchDB who this is; the answer goes to [`super::Session::handle_log_in`].
+    /// Ask CouchDB to check these credentials. The reply goes to [`super::Session::handle_login`].
     LogIn(Credentials),
-    /// Subscribe to names, each with the position that the client knows, and the epoch that these are of where it
-    /// says so; the answer goes to [`super::Session::answer_subscribed`] or [`super::Session::answer_error`].
+    /// Subscribe to names, each with the position that the client knows, and with the epoch of
+    /// these positions if the client gave one. The reply goes to
+    /// [`super::Session::answer_subscribed`] or [`super::Session::answer_error`].
     Subscribe(Reply, NameList, Option<Box<str>>),
-    /// Unsubscribe from names; the answer goes to [`super::Session::answer_ok`].
+    /// Unsubscribe from names. The reply goes to [`super::Session::answer_ok`].
     Unsubscribe(Reply, NameList),
-    /// Hand this message, which was put aside, to [`super::Session::handle_message`] again, once all actions
-    /// before this one are carried out.
+    /// Pass this deferred message to [`super::Session::handle_message`] again, after all actions
+    /// before this one.
     Resume(Box<str>),
     /// End all subscriptions.
     Leave,
-    /// Confirm CONNECT with an id of its own: [`super::Session::confirm_connect`].
+    /// Confirm CONNECT with a new id: [`super::Session::confirm_connect`].
     Connect,
-    /// Ask the client whether it is there: a WebSocket ping.
+    /// Send a WebSocket ping.
     Ping,
-    /// Ask CouchDB whether the user is still logged in; the answer goes to [`super::Session::handle_check`].
+    /// Ask CouchDB whether the user is still logged in. The reply goes to
+    /// [`super::Session::handle_check`].
     Check(Credentials),
-    /// The user's roles are others: what it may read is to be decided anew.
+    /// The user's roles have changed: decide again what the user may read.
     Reconsider,
-    /// Write what is outgoing, then close the transport.
+    /// Write the outgoing messages, then close the transport.
     Close(CloseReason),
 }
 
-/// How a request wants to be answered.
+/// Form of the reply to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// Not at all: a Socket.IO event without an id.
+    /// No reply: a Socket.IO event without an id.
     Silent,
-    /// By a Socket.IO acknowledgement.
+    /// A Socket.IO acknowledgement.
     Ack(u64),
-    /// By a `howler.v1` answer.
+    /// A `howler.v1` reply.
     Json(RequestId),
 }

@@ -1,4 +1,4 @@
-//! Answers to the requests of a session.
+//! Replies to the requests of a session.
 
 use super::Session;
 use super::action::Reply;
@@ -9,11 +9,12 @@ use crate::wire::positions::Position;
 use crate::wire::security::Refusal;
 use crate::wire::socket_io;
 
-/// So many refused `subscribe` in a row end a session: whoever sends them does not listen.
+/// Consecutive `subscribe` requests over the limit that end a session: such a client ignores the
+/// errors.
 const MAX_REFUSALS: u8 = 16;
 
 impl Session {
-    /// Answers a request that needs no more than a yes.
+    /// Answers a request that has no result.
     pub fn answer_ok(&mut self, reply: &Reply) {
         match reply {
             Reply::Silent => {}
@@ -22,9 +23,9 @@ impl Session {
         }
     }
 
-    /// Answers `subscribe`: where the databases stand, if that is ever known, and those whose position is not
-    /// the one that was given. The epoch is told to who came before it was known, and which databases the user may
-    /// not read.
+    /// Answers `subscribe` with the positions of the databases if there are any, those whose
+    /// position differs from the client's, and those that the user may not read. Clients that
+    /// connected before the epoch was known get it here.
     pub fn answer_subscribed(
         &mut self,
         reply: &Reply,
@@ -45,7 +46,7 @@ impl Session {
         self.outgoing.push(|out| json::write_subscribed(out, id, positions, changed, news, refused));
     }
 
-    /// Answers `subscribe` when none of the databases may be read.
+    /// Answers a `subscribe` none of whose databases the user may read.
     pub fn answer_forbidden(&mut self, reply: &Reply, refused: &[Refused]) {
         match reply {
             Reply::Json(id) => self.outgoing.push(|out| json::write_forbidden(out, id, refused)),
@@ -53,14 +54,15 @@ impl Session {
         }
     }
 
-    /// Answers a `subscribe` beyond what a client may have; whether it has been told often enough.
+    /// Answers a `subscribe` over the limit of a client. Returns whether the session is to end
+    /// because this happened too often.
     pub fn answer_limit(&mut self, reply: &Reply, message: &str) -> bool {
         self.answer_error(reply, "LimitError", message);
         self.refusals = self.refusals.saturating_add(1);
         self.refusals >= MAX_REFUSALS
     }
 
-    /// Answers a request that may succeed after so many milliseconds.
+    /// Answers a request that may succeed after `retry_after` milliseconds.
     pub fn answer_unavailable(&mut self, reply: &Reply, message: &str, retry_after: Millis) {
         let name = LogInError::Unavailable.name();
         match reply {
@@ -69,7 +71,7 @@ impl Session {
         }
     }
 
-    /// Answers a request that is refused.
+    /// Answers a request with an error.
     pub fn answer_error(&mut self, reply: &Reply, name: &str, message: &str) {
         match reply {
             Reply::Silent => {}
@@ -79,7 +81,7 @@ impl Session {
     }
 }
 
-/// Returns why databases are not subscribed to, in the words of a Socket.IO acknowledgement.
+/// Returns the text of a Socket.IO acknowledgement for databases that were not subscribed to.
 fn refusals(refused: &[Refused]) -> String {
     let of = |why: Refusal| refused.iter().filter(move |(_, one)| *one == why).map(|(name, _)| &**name);
     let forbidden: Vec<&str> = of(Refusal::NotReader).collect();

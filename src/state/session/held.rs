@@ -1,8 +1,8 @@
-//! Messages that wait for the end of a log-in.
+//! Messages that wait for the end of a login.
 
 use super::rules::Rules;
 
-/// The messages, in order.
+/// Deferred messages, in order.
 #[derive(Debug, Default)]
 pub(super) struct Held {
     messages: Vec<Box<str>>,
@@ -10,19 +10,19 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Puts a message aside; false when too many wait, or too many bytes.
+    /// Appends a message. Returns false if the messages exceed a limit.
     pub(super) fn push(&mut self, text: &str, rules: &Rules) -> bool {
         self.bytes += text.len();
         self.messages.push(text.into());
         self.bytes <= rules.max_message && self.messages.len() <= rules.requests
     }
 
-    /// Returns the bytes of all messages.
+    /// Returns the total length of the messages, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Takes the messages out.
+    /// Returns the messages.
     pub(super) fn into_messages(self) -> Vec<Box<str>> {
         self.messages
     }

@@ -12,13 +12,13 @@ use crate::wire::couchdb::{Identity, LoginError};
 use crate::wire::howler_v1::{self, Operation, RequestId};
 use crate::wire::secret::Secret;
 
-/// So many malformed requests in a row end a `howler.v1` session.
+/// Consecutive malformed requests that end a session.
 const MAX_STRIKES: u8 = 3;
-/// The error of a request that needs a log-in.
+/// Error message for requests that need a login.
 const LOG_IN_FIRST: &str = "log in first";
 
 impl Session {
-    /// Opens a session: the server says hello, and waits for the log-in.
+    /// Opens a session: the server sends `hello` and waits for the login.
     pub fn open_json(connection: Key, epoch: Option<&str>, turn: &mut Turn<'_>) -> Self {
         let phase = Phase::Anonymous(turn.now + turn.rules.login_timeout);
         let mut session = Self::new(Dialect::Json, phase, Transport::WebSocket(connection), turn.now);
@@ -26,13 +26,13 @@ impl Session {
         session
     }
 
-    /// Tells the client who is here, and the epoch.
+    /// Sends `hello` with the epoch.
     pub fn say_hello(&mut self, epoch: Option<&str>) {
         self.knows_epoch = epoch.is_some();
         self.outgoing.push(|out| howler_v1::write_hello(out, epoch));
     }
 
-    /// Tells the client that changes may have been lost.
+    /// Notifies the client that changes may have been lost.
     pub fn say_resync(&mut self, reason: &str) {
         self.outgoing.push(|out| howler_v1::write_resync(out, reason));
     }
@@ -89,7 +89,7 @@ impl Session {
         turn: &mut Turn<'_>,
     ) {
         let Phase::LoggingIn(reply) = std::mem::replace(&mut self.phase, Phase::Active) else {
-            unreachable!("called in this phase alone");
+            unreachable!("only called in this phase");
         };
         match answer {
             Ok(identity) => {

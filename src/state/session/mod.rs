@@ -1,21 +1,21 @@
-//! One client's session, whichever dialect it speaks: from the log-in to the end.
+//! The session of one client, in either dialect, from the login to the end.
 //!
 //! ```text
-//!            howler.v1            Socket.IO: Awaiting ◀──── DISCONNECT of the client ───┐
-//!            Anonymous                        │ CONNECT (version 3: the server's own)    │
-//!                │ log-in                     ▼                                          │
-//!                └──────────────▶ LoggingIn ◀──────── CONNECT again ─┐                   │
-//!                                     │ CouchDB answered             │                   │
-//!                                     ▼                              │                   │
-//!                                 Answering (Socket.IO: until CONNECT was handled)       │
-//!                               no │     │ yes                       │                   │
-//!                                  ▼     └──────▶ Active ────────────┴───────────────────┘
-//!                               Refused             │ log-out
+//!            howler.v1            Socket.IO: AwaitingConnect ◀── DISCONNECT of the client ──┐
+//!            Anonymous                        │ CONNECT (version 3: the server's own)       │
+//!                │ login                      ▼                                             │
+//!                └──────────────▶ LoggingIn ◀──────── CONNECT again ─┐                      │
+//!                                     │ CouchDB answered             │                      │
+//!                                     ▼                              │                      │
+//!                                 AnswerPending (Socket.IO: until CONNECT was handled)      │
+//!                               no │     │ yes                       │                      │
+//!                                  ▼     └──────▶ Active ────────────┴──────────────────────┘
+//!                               Refused             │ logout
 //!                once handled      └────────────────┴───────▶ Ended ──▶ the transport is closed
 //! ```
 //!
-//! The machine knows no transport: what it says is put into its [`Outgoing`], one message each; the
-//! server frames and writes them. What is to be done elsewhere is returned as [`Action`]s.
+//! The machine knows no transport. It appends its messages to [`Outgoing`], and the server frames
+//! and writes them. It returns [`Action`]s for everything that happens elsewhere.
 
 mod action;
 mod answers;
@@ -48,71 +48,72 @@ use crate::wire::howler_v1 as json;
 use crate::wire::security::Refusal;
 
 /// Socket.IO: time between CONNECT and the authentication event, and between a refusal and
-/// DISCONNECT. Clients miss an event that comes together with the packet before it. A millisecond
-/// over the 25 that were measured, since the clock counts whole ones.
+/// DISCONNECT, in milliseconds. Clients miss an event that arrives together with the packet before
+/// it. The value is one above the measured 25, since the clock counts whole milliseconds.
 const SPACING: Millis = 26;
-/// Socket.IO over a WebSocket: a client that computes, or a machine that is busy, takes longer than any
-/// distance. So a WebSocket ping goes with the packet, and the next waits for the pong, which says that
-/// the packet was read: what comes after it is read in another go. But it waits no longer than this, in
-/// case something on the way swallows pings.
+/// Socket.IO over a WebSocket: longest wait for the pong that confirms a packet, in milliseconds.
+///
+/// A busy client or machine takes longer than any fixed spacing. So a WebSocket ping follows the
+/// packet, and the next packet waits for the pong, which shows that the client has read the first
+/// one. Some proxies swallow pings.
 const RECEIPT_WITHIN: Millis = 2_000;
-/// Time in which a client that was told to disconnect may close the transport by itself.
+/// Time for a client to close the transport by itself after DISCONNECT, in milliseconds.
 const GRACE: Millis = 500;
-/// `howler.v1`: a client whose session expired may connect again after this long, in milliseconds. Checks are spread in
-/// time, and so are their ends.
+/// `howler.v1`: time after which a client whose session expired may connect again, in milliseconds.
+/// The checks of sessions are spread in time, and so are the reconnects.
 const RECONNECT_AFTER: Millis = 100;
-/// A session.
+/// A client's session.
 #[derive(Debug)]
 pub struct Session {
     dialect: Dialect,
     phase: Phase,
-    /// What carries it.
+    /// Connections that carry the session.
     pub transport: Transport,
-    /// What makes the session's id hard to guess.
+    /// Random part of the session's id.
     pub tag: [u8; TAG],
-    /// The entry in the timers.
+    /// Entry in the timers.
     pub alarm: Alarm,
-    /// What the session says and is not written yet.
+    /// Messages that are not written yet.
     pub outgoing: Outgoing,
-    /// When it was opened.
+    /// Time of the opening, in seconds.
     pub opened: u32,
-    /// How many notifications it was told.
+    /// Number of notifications so far.
     pub told: u32,
-    /// The login that is on its way to CouchDB, to be given up when the session ends.
+    /// Login in progress, which the server cancels if the session ends.
     pub log_in: Option<PendingLogin>,
-    /// How many logins it has begun.
+    /// Number of logins that were begun.
     attempt: u32,
     user: Option<User>,
-    /// Messages that wait for the end of the log-in.
+    /// Messages that wait for the end of the login.
     held: Option<Box<Held>>,
-    /// When the client was last heard of.
+    /// Time of the last sign of life of the client.
     heard: Millis,
     throttle: Throttle,
-    /// Socket.IO: the moment from which the next spaced packet may leave; never while the packet
-    /// before it has not left.
+    /// Socket.IO: earliest time of the next spaced packet; never until the packet before it has
+    /// left.
     clear_from: Deadline,
-    /// Socket.IO: whether the client has yet to answer the ping that went with the packet before.
+    /// Socket.IO: whether the pong for the last spaced packet is missing.
     unconfirmed: bool,
-    /// `howler.v1` and Engine.IO 4: whether a ping is out.
+    /// `howler.v1` and Engine.IO 4: whether a ping is unanswered.
     pinged: bool,
-    /// How late that ping was, in milliseconds: the client has its whole time to answer, also when the server stood
-    /// still.
+    /// Delay of that ping, in milliseconds. The client has its whole time to answer even if the
+    /// server was stopped meanwhile.
     late: u32,
     strikes: u8,
-    /// How many subscriptions in a row were refused for being too many.
+    /// Consecutive `subscribe` requests over the limit.
     refusals: u8,
-    /// `howler.v1`: whether the client was told an epoch.
+    /// `howler.v1`: whether the client knows the epoch.
     knows_epoch: bool,
-    /// Whether it is among the unauthenticated clients: the server's own.
+    /// Whether the session is in the server's table of unauthenticated clients.
     pub listed: bool,
 }
 
-/// A login on its way to CouchDB.
+/// A login in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PendingLogin {
-    /// It waits for the answers to others; its key in the login limits.
+    /// It waits for the outcome of other logins; the key in the login limits.
     Waits(Key),
-    /// Its key in the queue of requests.
+    /// It is a request to CouchDB; the key in the pool.
     Queued(Key),
 }
 
@@ -144,27 +145,27 @@ impl Session {
         }
     }
 
-    /// What it speaks.
+    /// Returns the dialect.
     pub fn dialect(&self) -> Dialect {
         self.dialect
     }
 
-    /// Whether it is logged in, and so may be told of changes.
+    /// Returns whether the session is logged in and so may be notified of changes.
     pub fn is_active(&self) -> bool {
         matches!(self.phase, Phase::Active)
     }
 
-    /// The name and the roles of who logged in.
+    /// Returns the name and the roles of the user.
     pub fn user(&self) -> Option<(&str, &[Box<str>])> {
         self.user.as_ref().map(|user| (user.name(), &*user.roles))
     }
 
-    /// The name of who logged in.
+    /// Returns the name of the user.
     pub fn user_name(&self) -> Option<&str> {
         self.user.as_ref().map(User::name)
     }
 
-    /// Takes a text message of the client.
+    /// Handles a text message of the client.
     pub fn handle_message(&mut self, text: &str, turn: &mut Turn<'_>) {
         match self.dialect {
             Dialect::SocketIo(_) => self.handle_engine_packet(text, turn),
@@ -172,8 +173,8 @@ impl Session {
         }
     }
 
-    /// Takes note that something came from the client, be it a pong. In Engine.IO 4 only pongs count: the
-    /// client expects its pings whatever it sends.
+    /// Handles a sign of life of the client, such as a pong. In Engine.IO 4 only the pongs of its
+    /// own count: the client expects pings even while it sends.
     pub fn handle_heard(&mut self, now: Millis) {
         if self.dialect != Dialect::SocketIo(Version::V4) {
             self.heard = now;
@@ -181,30 +182,31 @@ impl Session {
         }
     }
 
-    /// Takes note of a message, or of what is as good as one; whether the client sends no more than it may.
+    /// Counts a message, or the equivalent of one. Returns whether the client is within its message
+    /// rate.
     pub fn allows_message(&mut self, rules: &Rules, now: Millis) -> bool {
         self.throttle.allows(rules.messages_per_second, now)
     }
 
-    /// Hands a list of names on, unless the client sends more than it may.
+    /// Returns the action for a list of names, unless the client exceeds its message rate.
     fn act_on_names(&mut self, names: usize, action: Action, turn: &mut Turn<'_>) {
         let allowed = self.throttle.allows_names(names, turn.rules.messages_per_second, turn.now);
         turn.actions.push(if allowed { action } else { Action::Close(CloseReason::TooManyMessages) });
     }
 
-    /// Returns how far an unauthenticated client has come; None for a session that is logged in.
+    /// Returns the stage of an unauthenticated client; None for a session that is logged in.
     pub fn stage(&self) -> Option<Stage> {
         match &self.phase {
             Phase::Active => None,
             Phase::Answering(answer) if answer.is_ok() => None,
-            // It logs in again, and is whoever it was until CouchDB has answered.
+            // The session keeps its user until CouchDB has answered the new login.
             Phase::LoggingIn(_) if self.user.is_some() => None,
             Phase::LoggingIn(_) => Some(Stage::LoggingIn),
             _ => Some(Stage::Idle),
         }
     }
 
-    /// Returns how many bytes of messages it holds, of the client's and of its own.
+    /// Returns the memory for incoming and outgoing messages, in bytes.
     pub fn held_bytes(&self) -> usize {
         let credentials = match &self.phase {
             Phase::Awaiting(awaited) => awaited.credentials.len(),
@@ -213,13 +215,13 @@ impl Session {
         self.outgoing.len() + self.held.as_ref().map_or(0, |held| held.bytes()) + credentials
     }
 
-    /// Returns the longest message that it takes now, in bytes. A client may subscribe to everything at once while its
-    /// login is under way.
+    /// Returns the longest message that is allowed now, in bytes. During the login a client may
+    /// already subscribe to all its databases.
     pub fn max_message(&self, rules: &Rules) -> usize {
         self.bounded(rules.max_message)
     }
 
-    /// Returns the longest body of a POST that it takes now, in bytes.
+    /// Returns the longest body of a POST that is allowed now, in bytes.
     pub fn max_payload(&self, rules: &Rules) -> usize {
         self.bounded(rules.max_payload)
     }
@@ -231,19 +233,19 @@ impl Session {
         }
     }
 
-    /// When the client was last heard of.
+    /// Returns the time of the last sign of life of the client.
     pub fn heard(&self) -> Millis {
         self.heard
     }
 
-    /// Takes note that the client takes what is written to it, though nothing can be read of it meanwhile: it is not
-    /// silent.
+    /// Handles progress in writing to the client. It counts as a sign of life, since nothing is
+    /// read from the client meanwhile.
     pub fn handle_taking(&mut self, now: Millis) {
         self.heard = now;
         self.pinged = false;
     }
 
-    /// The WebSocket that carries it.
+    /// Returns the WebSocket that carries the session.
     pub fn websocket(&self) -> Option<Key> {
         match self.transport {
             Transport::WebSocket(connection) => Some(connection),
@@ -251,7 +253,7 @@ impl Session {
         }
     }
 
-    /// The requests of a session that polls.
+    /// Returns the requests that carry the session, if it polls.
     pub fn polling(&mut self) -> Option<&mut Polling> {
         match &mut self.transport {
             Transport::WebSocket(_) => None,
@@ -259,29 +261,29 @@ impl Session {
         }
     }
 
-    /// Takes a pong of the client.
+    /// Handles a pong of the client.
     pub fn handle_pong(&mut self, turn: &mut Turn<'_>) {
-        // One that comes before the packet has left belongs to an older ping.
+        // A pong before the packet has left belongs to an older ping.
         if self.unconfirmed && !self.clear_from.is_never() {
             self.unconfirmed = false;
             self.advance(turn);
         }
     }
 
-    /// Has CouchDB asked who this is. The answer to whatever was asked for another login is not this one's.
-    fn begin_login(&mut self, credentials: Credentials, turn: &mut Turn<'_>) {
+    /// Begins a login. Replies to earlier logins are ignored from now on.
+    fn begin_log_in(&mut self, credentials: Credentials, turn: &mut Turn<'_>) {
         self.attempt = self.attempt.wrapping_add(1);
         turn.actions.push(Action::LogIn(credentials));
     }
 
-    /// Returns the number of the login that was begun last.
+    /// Returns the number of the last login.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// Takes CouchDB's answer to [`Action::LogIn`]; when too many log in, the client is asked to come back after so
-    /// long.
-    pub fn handle_login(&mut self, answer: Result<Identity, LoginError>, retry_after: Millis, turn: &mut Turn<'_>) {
+    /// Handles CouchDB's reply to [`Action::Login`]. `retry_after` is the wait for a client that is
+    /// rejected because too many log in, in milliseconds.
+    pub fn handle_log_in(&mut self, answer: Result<Identity, LogInError>, retry_after: Millis, turn: &mut Turn<'_>) {
         self.log_in = None;
         if !matches!(self.phase, Phase::LoggingIn(_)) {
             return;
@@ -301,8 +303,8 @@ impl Session {
         }
     }
 
-    /// Remembers who this is. Another user than before inherits no subscriptions; the same user with other roles keeps
-    /// only those that these roles allow.
+    /// Sets the user. Another user does not inherit subscriptions; the same user with other roles
+    /// keeps those that the roles allow.
     fn take_user(&mut self, identity: &Identity, turn: &mut Turn<'_>) {
         if let Some(user) = &self.user {
             if user.name() != &*identity.name {
@@ -314,7 +316,7 @@ impl Session {
         self.user = Some(User::new(identity));
     }
 
-    /// Takes note of what the user logged in with. Instead of a cookie a token is kept; a password is not.
+    /// Keeps a token of the login, in place of a cookie. A password is not kept.
     pub fn keep_token(&mut self, credentials: &Credentials) {
         match (&mut self.user, credentials) {
             (Some(user), Credentials::Token(_)) => user.set_credentials(credentials),
@@ -323,21 +325,21 @@ impl Session {
         }
     }
 
-    /// How long ago it was opened, in milliseconds; up to a second more than it is.
+    /// Returns the age of the session in milliseconds, up to one second too high.
     pub fn age(&self, now: Millis) -> Millis {
         now.saturating_sub(Millis::from(self.opened) * 1_000)
     }
 
-    /// Has CouchDB asked at a moment whether the user is still logged in.
+    /// Schedules the next check whether the user is still logged in.
     pub fn check_at(&mut self, at: Millis) {
         if let Some(user) = &mut self.user {
             user.set_check_at(Some(at));
         }
     }
 
-    /// Takes CouchDB's answer to [`Action::Check`]. `attempt` is the number of the login that was checked: the answer
-    /// says nothing about a later one.
-    pub fn handle_check(&mut self, attempt: u32, answer: Result<Identity, LoginError>, turn: &mut Turn<'_>) {
+    /// Handles CouchDB's reply to [`Action::Check`]. `attempt` is the number of the login that was
+    /// checked: the reply does not concern a later one.
+    pub fn handle_check(&mut self, attempt: u32, answer: Result<Identity, LogInError>, turn: &mut Turn<'_>) {
         let (true, Some(user)) = (self.is_active() && attempt == self.attempt, &mut self.user) else { return };
         match answer {
             Ok(identity) if *identity.name == *user.name() => {
@@ -371,8 +373,9 @@ impl Session {
         }
     }
 
-    /// Ends a session whose cookie ran out because CouchDB could not be asked to renew it. The client has the password,
-    /// and nothing speaks against it: it is to connect and log in again by itself, which a refusal would keep it from.
+    /// Ends a session whose cookie expired because CouchDB could not renew it. The client still has
+    /// its password, so it may connect and log in again without the user. A refusal would prevent
+    /// that.
     fn expire(&mut self, turn: &mut Turn<'_>) {
         if self.dialect == Dialect::Json {
             self.outgoing.push(|out| json::write_expired(out, RECONNECT_AFTER));
@@ -381,7 +384,8 @@ impl Session {
         turn.actions.push(Action::Close(CloseReason::SessionExpired));
     }
 
-    /// Tells the client that it is not subscribed any more to a database that the user may not read.
+    /// Notifies the client that a subscription has ended because the user may not read the
+    /// database.
     pub fn say_unsubscribed(&mut self, database: &str, why: Refusal) {
         match self.dialect {
             Dialect::Json => self.outgoing.push(|out| json::write_unsubscribed(out, database, why)),
@@ -389,8 +393,8 @@ impl Session {
         }
     }
 
-    /// Whether a WebSocket ping is to go with what is about to be written; its pong tells that the client
-    /// has read that.
+    /// Returns whether a WebSocket ping is to follow the next write. Its pong shows that the client
+    /// has read the packet.
     pub fn asks_receipt(&mut self) -> bool {
         let followed = matches!(self.phase, Phase::LoggingIn(_) | Phase::Answering(_) | Phase::Refused);
         let asks = matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_never() && followed;
@@ -398,7 +402,7 @@ impl Session {
         asks
     }
 
-    /// Takes note that all that was outgoing has been written; whether that sets a deadline.
+    /// Handles the end of a write: nothing is outgoing. Returns whether a deadline was set.
     pub fn handle_flushed(&mut self, now: Millis) -> bool {
         let awaited = matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_never();
         if awaited {
@@ -408,12 +412,12 @@ impl Session {
         awaited
     }
 
-    /// The moment from which the next spaced packet may leave, if the packet before it has.
+    /// Returns the earliest time of the next spaced packet, if the packet before it has left.
     fn next_from(&self) -> Option<Millis> {
         self.clear_from.moment().map(|at| if self.unconfirmed { at + RECEIPT_WITHIN } else { at })
     }
 
-    /// Puts a message aside until the log-in is over.
+    /// Defers a message to the end of the login.
     fn hold(&mut self, text: &str, turn: &mut Turn<'_>) {
         if matches!(&self.phase, Phase::Answering(answer) if answer.is_err()) {
             return;
@@ -424,8 +428,8 @@ impl Session {
         }
     }
 
-    /// Has what was put aside carried out, one message after the other, so that the answers come in
-    /// order. A message in it may start another log-in; what follows is put aside again.
+    /// Resumes the deferred messages one by one, so that the replies keep their order. A message
+    /// may start another login, which defers the rest again.
     fn release(&mut self, turn: &mut Turn<'_>) {
         let held = self.held.take().into_iter().flat_map(|held| held.into_messages());
         turn.actions.extend(held.map(Action::Resume));
@@ -434,12 +438,12 @@ impl Session {
 
 #[cfg(test)]
 impl Session {
-    /// What there is in it, in bytes.
+    /// Returns the sizes of the parts, in bytes.
     pub(crate) fn sizes() -> [(&'static str, usize); 3] {
         [
             ("… of the session: phase", size_of::<Phase>()),
             ("… of the session: transport", size_of::<Transport>()),
-            ("… of the session: who logged in", size_of::<User>()),
+            ("… of the session: user", size_of::<User>()),
         ]
     }
 }

@@ -1,7 +1,9 @@
-//! What a session says, until it is written: messages one behind the other, each with its length in
-//! front, so that every transport can frame them in its own way. Empty, it holds no memory.
+//! Outgoing messages of a session, until they are written.
+//!
+//! Each message has its length in front, so that every transport can frame it in its own way. An
+//! empty list takes no memory.
 
-/// The messages. There is one for each session, and mostly nothing in it.
+/// List of messages. Each session has one, and it is mostly empty.
 #[derive(Debug, Default)]
 pub struct Outgoing(Option<Box<Messages>>);
 
@@ -13,7 +15,7 @@ struct Messages {
 const LENGTH: usize = size_of::<u32>();
 
 impl Outgoing {
-    /// Appends the message that `write` appends to the buffer it is given.
+    /// Appends a message, which `write` appends to the given buffer.
     pub fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let bytes = &mut self.0.get_or_insert_default().bytes;
         let start = bytes.len();
@@ -23,23 +25,23 @@ impl Outgoing {
         bytes[start..start + LENGTH].copy_from_slice(&length.to_ne_bytes());
     }
 
-    /// Whether there is nothing to say.
+    /// Returns whether there is no message.
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Bytes held.
+    /// Returns the length of the buffer, in bytes.
     pub fn len(&self) -> usize {
         self.0.as_ref().map_or(0, |messages| messages.bytes.len())
     }
 
-    /// Takes all messages out; walk them with [`messages`].
+    /// Takes all messages out, for [`messages`].
     pub fn take(&mut self) -> Vec<u8> {
         self.0.take().map_or_else(Vec::new, |messages| messages.bytes)
     }
 }
 
-/// The messages in what [`Outgoing::take`] gave.
+/// Returns the messages in the result of [`Outgoing::take`].
 pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (length, rest) = bytes.split_first_chunk::<LENGTH>()?;

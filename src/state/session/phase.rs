@@ -1,36 +1,36 @@
-//! The phases of a session.
+//! Phases of a session.
 
 use super::action::Reply;
 use crate::state::metrics::CloseReason;
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{Credentials, Identity, LogInError};
 
-/// Where a session stands.
+/// Phase of a session.
 #[derive(Debug)]
 pub(super) enum Phase {
-    /// `howler.v1`: nobody has logged in; until then.
+    /// `howler.v1`: the login has to begin before this time.
     Anonymous(Millis),
-    /// Socket.IO: the client's CONNECT is awaited.
+    /// Socket.IO: CONNECT of the client has to come.
     Awaiting(Box<Awaited>),
-    /// CouchDB is asked.
+    /// CouchDB checks the credentials.
     LoggingIn(Box<Reply>),
-    /// Socket.IO: CouchDB's answer waits until CONNECT is old enough.
+    /// Socket.IO: CouchDB's reply waits until the client has handled CONNECT.
     Answering(Box<Result<Identity, LogInError>>),
     /// Logged in.
     Active,
-    /// Socket.IO: the refusal was told; DISCONNECT is to follow.
+    /// Socket.IO: the refusal is sent; DISCONNECT follows.
     Refused,
-    /// The session is over. Socket.IO: DISCONNECT was said by either side, and the client may close
-    /// the transport by itself.
+    /// The session is over. Socket.IO: one side has sent DISCONNECT, and the client may close the
+    /// transport by itself.
     Ended(CloseReason),
 }
 
-/// A CONNECT that is due.
+/// A CONNECT that has to come.
 #[derive(Debug)]
 pub(super) struct Awaited {
     pub(super) until: Millis,
-    /// Why the session ends when it does not come.
+    /// Reason for the end of the session if it does not come.
     pub(super) otherwise: CloseReason,
-    /// Who logs in, when CONNECT does not say.
+    /// Credentials if CONNECT carries none.
     pub(super) credentials: Credentials,
 }

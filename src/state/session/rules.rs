@@ -1,10 +1,10 @@
-//! The limits of sessions.
+//! Dialects and limits of sessions.
 
 use crate::state::limits::Limits;
 use crate::state::timers::Millis;
 use crate::wire::engine_io::Version;
 
-/// What a session speaks.
+/// Protocol of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     /// Socket.IO over a version of Engine.IO.
@@ -13,24 +13,23 @@ pub enum Dialect {
     Json,
 }
 
-/// The limits of sessions; times in milliseconds.
+/// Limits of sessions; times in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// Engine.IO: pings come this often.
+    /// Engine.IO: interval of pings.
     pub ping_interval: Millis,
-    /// Engine.IO: and they, or their answers, may be late by this much. None for the default of each
-    /// version.
+    /// Engine.IO: longest delay of a ping or its pong. None for the default of each version.
     pub ping_timeout: Option<Millis>,
-    /// Time from the opening to the first log-in, or to CONNECT; and from the client's DISCONNECT to the end of the
-    /// transport, which is the client's to close.
+    /// Time from the opening to the first login, or to CONNECT. Also the time from the client's
+    /// DISCONNECT to the end of the transport, which the client closes.
     pub log_in_within: Millis,
     /// Messages of a client per second.
     pub messages_per_second: u64,
-    /// Requests that are not answered yet.
+    /// Unanswered requests of a client.
     pub requests: usize,
     /// Longest body of a POST, in bytes.
     pub max_payload: usize,
-    /// Longest message, and most bytes of messages that wait for the end of a login.
+    /// Longest message, and most bytes of messages deferred to the end of a login.
     pub max_message: usize,
 }
 
@@ -50,7 +49,7 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// How late a ping (version 3) or its answer (version 4) may be.
+    /// Returns the longest delay of a ping (version 3) or a pong (version 4).
     pub fn ping_timeout(&self, version: Version) -> Millis {
         self.ping_timeout.unwrap_or(match version {
             Version::V3 => 5_000,

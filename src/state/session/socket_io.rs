@@ -13,12 +13,12 @@ use crate::wire::names::NameList;
 use crate::wire::secret::Secret;
 use crate::wire::socket_io::{self, Event, PacketKind};
 
-/// What an acknowledgement says of an argument that is none.
+/// Error message for an argument that is no list of names.
 const NAMES_EXPECTED: &str = "expected an array of non-empty strings";
 
 impl Session {
-    /// Opens a session. In version 3 the server connects the client by itself, and logs in with what the handshake
-    /// carried; in version 4 the client connects.
+    /// Opens a session. In version 3 the server connects the client and logs in with the
+    /// handshake's credentials; in version 4 the client connects.
     pub fn open_socket_io(opening: Opening, turn: &mut Turn<'_>) -> Self {
         let Opening { version, sid, tag, credentials, transport } = opening;
         let phase = match version {
@@ -40,7 +40,7 @@ impl Session {
         session
     }
 
-    /// Tells the client that it is connected, under an id of its own where the version has such.
+    /// Confirms CONNECT, in version 4 with a new id.
     pub fn confirm_connect(&mut self, id: Sid) {
         let id = (self.dialect == Dialect::SocketIo(Version::V4)).then_some(id);
         self.outgoing.push(|out| socket_io::write_connect(out, id));
@@ -66,7 +66,7 @@ impl Session {
         }
     }
 
-    /// `text` is the whole message and `data` the Socket.IO packet in it.
+    /// Handles a Socket.IO packet. `text` is the whole message and `data` the packet in it.
     fn handle_packet(&mut self, text: &str, data: &str, turn: &mut Turn<'_>) {
         let Some(packet) = socket_io::parse_packet(data) else { return broken(turn) };
         match packet.kind {
@@ -91,7 +91,7 @@ impl Session {
         match self.phase {
             Phase::LoggingIn(_) | Phase::Answering(_) => return self.hold(text, turn),
             Phase::Active => {}
-            // Version 4 of Engine.IO: who has not connected may say nothing else.
+            // Engine.IO 4: the first packet of a client has to be CONNECT.
             Phase::Awaiting(_) if self.dialect == Dialect::SocketIo(Version::V4) => return broken(turn),
             Phase::Awaiting(_) | Phase::Anonymous(_) | Phase::Refused | Phase::Ended(_) => return,
         }
@@ -106,7 +106,7 @@ impl Session {
                 }
             }
             Event::LogOut => {
-                // Together, in one write: a client's call in between would wait for ever.
+                // Both in one write: the client would wait for ever for a call in between.
                 self.answer_ok(&reply);
                 self.outgoing.push(|out| out.extend_from_slice(socket_io::DISCONNECT));
                 self.end(CloseReason::LoggedOut, turn);
@@ -128,8 +128,8 @@ impl Session {
         }
     }
 
-    /// CONNECT starts a log-in, with the credentials that it carries or those from before. While one is under way
-    /// anyway, or the session has ended, it changes nothing.
+    /// Starts a login with the credentials of CONNECT, or with the known ones. CONNECT has no
+    /// effect during a login and after the end of the session.
     fn connect(&mut self, auth: &str, turn: &mut Turn<'_>) {
         let known = match (&self.phase, &self.user) {
             (Phase::Awaiting(awaited), _) => awaited.credentials.clone(),
@@ -143,8 +143,8 @@ impl Session {
         self.phase = Phase::LoggingIn(Box::new(Reply::Silent));
     }
 
-    /// The client left. It may connect again; the transport is its to close. Who is not connected cannot leave, and
-    /// gains no time by it.
+    /// Handles DISCONNECT of the client, which may connect again or close the transport. A client
+    /// that is not connected gains no time by it.
     fn disconnect(&mut self, turn: &mut Turn<'_>) {
         if matches!(self.phase, Phase::Awaiting(_) | Phase::Ended(_) | Phase::Refused) {
             return;
@@ -163,7 +163,7 @@ impl Session {
         self.unconfirmed = false;
     }
 
-    /// Says what has waited for its distance to the packet before.
+    /// Sends the packet that waited for its spacing, if it may leave now.
     pub(super) fn advance(&mut self, turn: &mut Turn<'_>) {
         if self.next_from().is_none_or(|at| turn.now < at) {
             return;
@@ -191,17 +191,17 @@ impl Session {
         }
     }
 
-    /// Tells the client that it is not, or no longer, logged in; DISCONNECT follows.
-    pub(super) fn refuse(&mut self, error: LoginError, turn: &mut Turn<'_>) {
+    /// Notifies the client that it is not, or no longer, logged in; DISCONNECT follows.
+    pub(super) fn refuse(&mut self, error: LogInError, turn: &mut Turn<'_>) {
         self.outgoing.push(|out| socket_io::write_not_authenticated(out, error.name(), error.message()));
-        // Whoever was logged in before, it is nobody now.
+        // An earlier login is void too.
         turn.actions.push(Action::Leave);
         self.held = None;
         self.phase = Phase::Refused;
         self.clear_from = Deadline::NEVER;
     }
 
-    /// Tells the client that the user may not read a database any more.
+    /// Notifies the client that the user may no longer read a database.
     pub(super) fn say_forbidden(&mut self, database: &str) {
         self.outgoing.push(|out| socket_io::write_unsubscribed(out, database));
     }
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
     use crate::state::timers::Millis;
 
-    /// What a session wants done after an input at a moment.
+    /// Returns the actions of a session after an input.
     fn after(session: &mut Session, now: Millis, input: impl FnOnce(&mut Session, &mut Turn<'_>)) -> Vec<Action> {
         let mut actions = Vec::new();
         input(session, &mut Turn { now, rules: &Rules::default(), actions: &mut actions });
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_is_refused_on_connecting_again_is_told_of_no_more_changes() {
+    fn a_client_whose_second_login_fails_is_no_longer_notified() {
         let (version, credentials) = (Version::V3, Credentials::cookie("AuthSession=abc"));
         let (sid, tag) = (Sid([0; 20]), [0; TAG]);
         let transport = Transport::Polling(Box::new(Polling::new(Ipv4Addr::LOCALHOST.into())));
@@ -251,8 +251,8 @@ mod tests {
     }
 
     #[test]
-    fn who_is_pinged_late_has_the_whole_time_to_answer() {
-        let rules = Rules { login_timeout: 1_000_000, ..Rules::default() };
+    fn a_client_that_is_pinged_late_has_the_whole_time_to_answer() {
+        let rules = Rules { log_in_within: 1_000_000, ..Rules::default() };
         let key = crate::state::table::Key { index: 0, generation: 0 };
         let opening = Opening {
             version: Version::V4,
@@ -271,7 +271,7 @@ mod tests {
                 let pinged = !session.outgoing.take().is_empty() || actions == [Action::Ping];
                 (pinged, actions == [Action::Close(CloseReason::PingTimeout)], session.poll_timeout(&rules))
             };
-            assert_eq!(timeout(60_000), (true, false, 80_000), "the server stood still");
+            assert_eq!(timeout(60_000), (true, false, 80_000), "the server was stopped meanwhile");
             assert_eq!(timeout(79_999), (false, false, 80_000));
             assert!(timeout(80_000).1);
         }

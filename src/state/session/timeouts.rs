@@ -1,4 +1,4 @@
-//! Deadlines of a session, and the pings that show whether its client is there.
+//! Deadlines of a session, and the pings that detect dead clients.
 
 use super::Session;
 use super::action::{Action, Turn};
@@ -9,15 +9,16 @@ use crate::state::metrics::CloseReason;
 use crate::state::timers::Millis;
 use crate::wire::engine_io::Version;
 
-/// `howler.v1`: a connection that was silent for this long is pinged.
+/// `howler.v1`: silence after which a client is pinged, in milliseconds.
 const JSON_PING_AFTER: Millis = 25_000;
-/// `howler.v1`: and dropped when it stays silent for this long.
+/// `howler.v1`: time for the pong, in milliseconds.
 const JSON_PONG_WITHIN: Millis = 20_000;
-/// A check this late, in milliseconds, may come after the end of the cookie: the server stood still.
+/// Delay of a check after which the cookie may have expired, in milliseconds. Checks are late if
+/// the server was stopped.
 const CHECK_LATE: Millis = 5_000;
 
 impl Session {
-    /// When [`Session::handle_timeout`] is due.
+    /// Returns when [`Session::handle_timeout`] is due.
     pub fn poll_timeout(&self, rules: &Rules) -> Millis {
         let silence = self.silent_until(rules);
         match self.phase {
@@ -29,7 +30,7 @@ impl Session {
         }
     }
 
-    /// Does what the time asks for.
+    /// Handles a timeout.
     pub fn handle_timeout(&mut self, turn: &mut Turn<'_>) {
         if turn.now < self.poll_timeout(turn.rules) {
             return;
@@ -77,7 +78,7 @@ impl Session {
         }
     }
 
-    /// Until when the client may be silent: a ping, or the end, is due then.
+    /// Returns until when the client may be silent. Then a ping, or the close, is due.
     fn silent_until(&self, rules: &Rules) -> Millis {
         let late = Millis::from(self.late);
         match self.dialect {

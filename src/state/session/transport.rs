@@ -1,4 +1,4 @@
-//! What carries a session, and how one over Socket.IO begins.
+//! Transports of sessions.
 
 use std::net::IpAddr;
 
@@ -6,10 +6,10 @@ use crate::state::table::Key;
 use crate::wire::couchdb::Credentials;
 use crate::wire::engine_io::{Sid, Version};
 
-/// Bytes of a session's id that are random.
+/// Length of the random part of a session's id, in bytes.
 pub const TAG: usize = 12;
 
-/// What carries a session.
+/// Connections that carry a session.
 #[derive(Debug)]
 pub enum Transport {
     /// A WebSocket, on this connection.
@@ -18,41 +18,41 @@ pub enum Transport {
     Polling(Box<Polling>),
 }
 
-/// The requests of a session that polls.
+/// Requests of a polling session.
 #[derive(Debug)]
 pub struct Polling {
-    /// Where the client is, as CouchDB is told.
+    /// Address of the client, as CouchDB receives it.
     pub client: IpAddr,
-    /// The connection whose GET waits for something to tell.
+    /// Connection whose GET waits for messages.
     pub parked: Option<Key>,
-    /// The connection whose POST is coming in.
+    /// Connection whose POST is being received.
     pub posting: Option<Key>,
-    /// The WebSocket that is to take over.
+    /// WebSocket that is to take over.
     pub probing: Option<Key>,
-    /// Whether it has probed: parked GETs are freed from then on.
+    /// Whether that WebSocket has probed: from then on a parked GET is answered.
     pub probed: bool,
-    /// Whether it counts as a connection of its client's address.
+    /// Whether the session counts as a connection of the client's address.
     pub counts_at_address: bool,
 }
 
 impl Polling {
-    /// The requests of a client at an address; there are none yet.
+    /// Creates a transport without requests for a client at an address.
     pub fn new(client: IpAddr) -> Self {
         Self { client, parked: None, posting: None, probing: None, probed: false, counts_at_address: false }
     }
 }
 
-/// How a session begins.
+/// Parameters of a new Socket.IO session.
 #[derive(Debug)]
 pub struct Opening {
-    /// The version of Engine.IO.
+    /// Version of Engine.IO.
     pub version: Version,
-    /// The session's id.
+    /// Id of the session.
     pub sid: Sid,
-    /// What of the id is random.
+    /// Random part of the id.
     pub tag: [u8; TAG],
-    /// What the handshake's query carried.
+    /// Credentials in the handshake.
     pub credentials: Credentials,
-    /// What carries the session.
+    /// Transport of the handshake.
     pub transport: Transport,
 }

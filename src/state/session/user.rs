@@ -1,43 +1,45 @@
-//! Who logged in. There is one in each session, so it is small: the name, and what it is still good with, stand in one
-//! text, and the next check is known to a tenth of a second.
+//! The user of a session.
+//!
+//! Each session has one, so it is small: the name and the credentials are stored in one text, and
+//! the next check in tenths of a second.
 
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{Credentials, Identity};
 use crate::wire::secret::Secret;
 
-/// Somebody who is logged in.
+/// A user who is logged in.
 #[derive(Debug)]
 pub(super) struct User {
-    /// The name, and the cookie's value or the token right behind it.
+    /// Name, directly followed by the value of the cookie or the token.
     text: Secret,
-    /// What the user is beside the name.
+    /// Roles of the user.
     pub(super) roles: Box<[Box<str>]>,
-    /// When CouchDB is asked again whether the user is still logged in, in tenths of a second.
+    /// Time of the next check whether the user is still logged in, in tenths of a second.
     check_at: u32,
-    /// How long the name is, in bytes.
+    /// Length of the name, in bytes.
     name_length: u16,
     kind: Kind,
-    /// Whether CouchDB could not be asked since it named the user last.
+    /// Whether the last check got no reply from CouchDB.
     doubtful: bool,
 }
 
-/// The unit of [`User::check_at`], in milliseconds.
+/// Unit of [`User::check_at`], in milliseconds.
 const CHECK_UNIT: Millis = 100;
-/// No check is to come.
+/// Value for no check.
 const NEVER: u32 = u32::MAX;
 
-/// What stands behind the name.
+/// Kind of the text after the name.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Nothing,
     Cookie,
-    /// A cookie that came of a login by password, which the client has still.
+    /// A cookie from a login with a password, which the client still has.
     CookieByPassword,
     Token,
 }
 
 impl User {
-    /// Somebody whom CouchDB has just named.
+    /// Creates the user of a confirmed login.
     pub(super) fn new(identity: &Identity) -> Self {
         let mut user = Self {
             text: Secret::default(),
@@ -53,12 +55,12 @@ impl User {
         user
     }
 
-    /// The name.
+    /// Returns the name.
     pub(super) fn name(&self) -> &str {
         &self.text.reveal()[..self.name_length as usize]
     }
 
-    /// What the user is still good with.
+    /// Returns the credentials for the next check.
     pub(super) fn credentials(&self) -> Credentials {
         let behind = &self.text.reveal()[self.name_length as usize..];
         match self.kind {
@@ -68,47 +70,47 @@ impl User {
         }
     }
 
-    /// Replaces what the user is still good with. A password is not kept.
+    /// Replaces the credentials. A password is not kept.
     pub(super) fn set_credentials(&mut self, credentials: &Credentials) {
         let name: Box<str> = self.name().into();
         self.set(&name, credentials);
     }
 
-    /// When CouchDB is asked again whether the user is still logged in.
+    /// Returns the time of the next check.
     pub(super) fn check_at(&self) -> Option<Millis> {
         (self.check_at != NEVER).then(|| Millis::from(self.check_at) * CHECK_UNIT)
     }
 
-    /// Has CouchDB asked at a moment, or up to a tenth of a second later.
+    /// Schedules the next check, up to a tenth of a second later.
     pub(super) fn set_check_at(&mut self, at: Option<Millis>) {
         self.check_at = at.map_or(NEVER, |at| u32::try_from(at.div_ceil(CHECK_UNIT)).unwrap_or(NEVER));
     }
 
-    /// Takes note that the user logged in with a password.
+    /// Notes that the user logged in with a password.
     pub(super) fn set_by_password(&mut self) {
         if matches!(self.kind, Kind::Cookie) {
             self.kind = Kind::CookieByPassword;
         }
     }
 
-    /// Takes note that CouchDB has named the user again.
+    /// Notes that CouchDB has confirmed the user.
     pub(super) fn confirm(&mut self) {
         self.doubtful = false;
     }
 
-    /// Takes note that CouchDB could not be asked in time.
+    /// Notes that CouchDB could not be asked in time.
     pub(super) fn doubt(&mut self) {
         self.doubtful = true;
     }
 
-    /// Whether a cookie that CouchDB does not accept any more may just have run out, while the client has a password.
+    /// Returns whether a rejected cookie may simply have expired, for a client that has a password.
     pub(super) fn may_have_run_out(&self) -> bool {
         self.doubtful && matches!(self.kind, Kind::CookieByPassword)
     }
 
     fn set(&mut self, name: &str, credentials: &Credentials) {
         let (kind, behind) = match credentials {
-            // What it came of stays.
+            // A renewed cookie keeps its origin.
             Credentials::Cookie(value) if matches!(self.kind, Kind::CookieByPassword) => {
                 (Kind::CookieByPassword, value.reveal())
             }
@@ -120,7 +122,7 @@ impl User {
             | Credentials::UnusableToken => (Kind::Nothing, ""),
         };
         self.kind = kind;
-        self.name_length = u16::try_from(name.len()).expect("answers of CouchDB are shorter");
+        self.name_length = u16::try_from(name.len()).expect("replies of CouchDB are shorter");
         self.text = Secret::new(format!("{name}{behind}"));
     }
 }
@@ -130,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gives_back_what_it_was_given() {
+    fn returns_the_credentials_that_were_set() {
         let roles: Box<[Box<str>]> = ["a".into()].into();
         let cookie = Some(Secret::new("AuthSession=abc; Path=/"));
         let mut user = User::new(&Identity { name: "jürgen".into(), roles: roles.clone(), cookie });
@@ -149,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_whether_a_cookie_may_have_run_out() {
+    fn detects_cookies_that_may_have_expired() {
         let cookie = || Some(Secret::new("AuthSession=abc; Path=/"));
         let mut user = User::new(&Identity { name: "u".into(), roles: [].into(), cookie: cookie() });
         user.doubt();
