@@ -1,11 +1,11 @@
-//! How many connections each address has.
+//! Number of connections per address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::network::network;
 
-/// The addresses that have connections, where there is a limit to count for.
+/// Addresses with connections. Empty without a limit.
 #[derive(Debug)]
 pub struct Addresses {
     limit: Option<usize>,
@@ -13,12 +13,12 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// Nobody yet, and how many connections an address may have.
+    /// Creates an empty table with the limit of one address; None for no limit.
     pub fn new(limit: Option<usize>) -> Self {
         Self { limit, counts: HashMap::new() }
     }
 
-    /// Takes note of one more connection, if the address may have it.
+    /// Counts one more connection of an address. Returns false if the address is at its limit.
     pub fn enter(&mut self, address: IpAddr) -> bool {
         let Some(limit) = self.limit else { return true };
         let count = self.counts.entry(network(address)).or_default();
@@ -27,7 +27,7 @@ impl Addresses {
         allowed
     }
 
-    /// One connection of an address is over.
+    /// Removes one connection of an address.
     pub fn leave(&mut self, address: IpAddr) {
         let address = network(address);
         if let Some(count) = self.counts.get_mut(&address) {
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_has_so_many_connections_and_no_more() {
+    fn connections_of_an_address_are_limited() {
         let address = |text: &str| text.parse().expect("an address");
         let mut addresses = Addresses::new(Some(2));
         let one = address("10.0.0.1");
@@ -53,7 +53,7 @@ mod tests {
         addresses.leave(one);
         assert!(addresses.enter(one) && !addresses.enter(one));
         assert!(addresses.enter(address("2001:db8::1")) && addresses.enter(address("2001:db8::2")));
-        assert!(!addresses.enter(address("2001:db8::3")), "a network is one client's");
+        assert!(!addresses.enter(address("2001:db8::3")), "a /64 network counts as one address");
         for who in [one, one, address("10.0.0.2"), address("2001:db8::9"), address("2001:db8::9")] {
             addresses.leave(who);
         }

@@ -1,37 +1,39 @@
-//! The server's own credentials at CouchDB: whether CouchDB accepts them, and when they may be sent.
+//! Use of the server's own credentials at CouchDB: whether CouchDB accepts them, and when they may
+//! be sent.
 //!
-//! CouchDB locks a name for five minutes after five wrong passwords within 300 s, and the server's own admin is no
-//! exception. So the feed and all other requests that carry these credentials ask here before they are sent, and report
-//! what CouchDB answered.
+//! CouchDB locks a name for five minutes after five wrong passwords within 300 s, even that of the
+//! server's own admin. So the feed and all other requests with these credentials ask this machine
+//! before they are sent, and report the reply.
 //!
 //! ```text
 //!                401 or 403 to any request
-//!   Accepted ──────────────────────────────▶ Refused: no questions; one try after 0.5 s, 2 s, 8 s, then
-//!       ▲                                       │     so that no 300 s see more than four
-//!       └──────────── 200 to a try ─────────────┘
+//!   Accepted ──────────────────────────────▶ Refused: no requests; one attempt after 0.5 s, 2 s, 8 s, then
+//!       ▲                                       │     at most four within any 300 s
+//!       └────────── 200 to an attempt ──────────┘
 //! ```
 //!
-//! Requests that are under way when the password changes are all refused. So there are never more of them than
-//! CouchDB may refuse.
+//! When the password changes, all requests in flight are refused. So there are never more of them
+//! than CouchDB may refuse.
 
 use std::collections::VecDeque;
 use std::fmt;
 
 use crate::state::timers::Millis;
 
-/// Most times that refused credentials are sent in any 300 s.
+/// Most times that refused credentials are sent within 300 s.
 pub const MAX_REFUSALS: usize = 4;
-/// CouchDB counts wrong passwords for this long, in milliseconds; with a second for the way to it.
+/// Time for which CouchDB counts a wrong password, in milliseconds, and one second for the network.
 const WINDOW: Millis = 301_000;
-/// Time from a refusal to the next try, in milliseconds, by the number of refusals within [`WINDOW`].
+/// Time from a refusal to the next attempt, in milliseconds, by the number of refusals within
+/// [`WINDOW`].
 const RETRY_AFTER: [Millis; MAX_REFUSALS] = [500, 2_000, 8_000, 0];
-/// Most questions of one kind that are under way.
+/// Most requests of one kind in flight.
 const MAX_OF_KIND: usize = 2;
 
-/// What the credentials are sent for.
+/// Purpose of a request with the credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdminUse {
-    /// The feed, and what it asks before it is open.
+    /// The feed, and the requests before it is open.
     Feed,
     /// Positions, the epoch and facts about CouchDB.
     Lookup,
@@ -39,17 +41,17 @@ pub enum AdminUse {
     Security,
 }
 
-/// What CouchDB's answer changed.
+/// Change that follows from a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdminEvent {
-    /// CouchDB refuses the credentials from now on, with this status.
+    /// CouchDB has begun to refuse the credentials, with this status.
     Refused(u16),
     /// CouchDB accepts the credentials again.
     Accepted,
 }
 
 impl fmt::Display for AdminEvent {
-    /// Writes what an operator needs to know and to do.
+    /// Writes the log line for operators, with advice.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(403) => f.write_str(
@@ -60,43 +62,44 @@ impl fmt::Display for AdminEvent {
             Self::Refused(status) => write!(
                 f,
                 "CouchDB refuses the server's own requests ({status}): the user in --couchdb_url must be a server admin, \
-                 with the right password. CouchDB may have locked the name for five minutes. The server asks nothing \
-                 else meanwhile, and tries again at most {MAX_REFUSALS} times in 300 s.",
+                 with the right password. CouchDB may have locked the name for five minutes. The server sends no \
+                 other requests meanwhile, and tries again at most {MAX_REFUSALS} times in 300 s.",
             ),
             Self::Accepted => f.write_str("CouchDB accepts the name and the password in --couchdb_url again."),
         }
     }
 }
 
-/// The owner of the server's own credentials.
+/// State of the server's own credentials.
 #[derive(Debug, Default)]
 pub struct AdminAccess {
     is_refused: bool,
-    /// When CouchDB refused them, the earliest first; at most [`MAX_REFUSALS`] and what was under way.
+    /// Times of the refusals, the earliest first; at most [`MAX_REFUSALS`] and the requests in
+    /// flight.
     refusals: VecDeque<Millis>,
-    /// Not before this are refused credentials sent again.
+    /// Earliest time at which refused credentials are sent again.
     retry_at: Millis,
-    /// Requests that were sent and not answered, by use.
+    /// Requests in flight, by use.
     under_way: [usize; 3],
-    /// Requests that carry older credentials and may still be refused.
+    /// Requests in flight with older credentials, which may still be refused.
     outdated: usize,
-    /// Refusals that may be about the question and not about the credentials.
+    /// Refusals that may concern the request instead of the credentials.
     ambiguous: usize,
 }
 
 impl AdminAccess {
-    /// Whether CouchDB refuses the credentials.
+    /// Returns whether CouchDB refuses the credentials.
     pub fn is_refused(&self) -> bool {
         self.is_refused
     }
 
-    /// Whether a question may be sent now. The feed is not a question, see [`Self::may_try`].
+    /// Returns whether a request may be sent now. For the feed see [`Self::may_try`].
     pub fn may_ask(&self, what: AdminUse, now: Millis) -> bool {
         self.has_room(what, self.recent(now))
     }
 
-    /// Whether a question may be sent at some time without an answer to another one before. It need not be looked at
-    /// again before that where not.
+    /// Returns whether a request may be sent later without another reply before. If not, checking
+    /// again makes no sense before that reply.
     pub fn may_ask_soon(&self, what: AdminUse) -> bool {
         self.has_room(what, self.refusals.len())
     }
@@ -105,31 +108,32 @@ impl AdminAccess {
         if self.is_refused {
             return false;
         }
-        // One is left for the feed, which never waits.
+        // One attempt is reserved for the feed, which never waits.
         let room = (MAX_REFUSALS - 1).saturating_sub(refusals).max(1);
         let questions = self.under_way[AdminUse::Lookup as usize] + self.under_way[AdminUse::Security as usize];
         questions < room && self.under_way[what as usize] < MAX_OF_KIND
     }
 
-    /// Whether the feed, or a single question in its place, may send the credentials now.
+    /// Returns whether the feed, or a single request in its place, may send the credentials now.
     ///
     /// # Errors
-    /// The moment from which it may.
+    /// The earliest time at which it may.
     pub fn may_try(&self, now: Millis) -> Result<(), Millis> {
         if self.is_refused && now < self.retry_at { Err(self.retry_at) } else { Ok(()) }
     }
 
-    /// When refused credentials may be tried again; None while they are accepted, or a try is under way.
+    /// Returns when refused credentials may be sent again. None while they are accepted, and during
+    /// an attempt.
     pub fn retry_at(&self) -> Option<Millis> {
         (self.is_refused && self.under_way == [0; 3]).then_some(self.retry_at)
     }
 
-    /// Takes note that a request with the credentials is sent.
+    /// Handles the sending of a request with the credentials.
     pub fn handle_sent(&mut self, what: AdminUse) {
         self.under_way[what as usize] += 1;
     }
 
-    /// Takes the status that answers a request; None when there was no answer. Returns what that changes.
+    /// Handles the status of a reply; None if there was no reply. Returns the change that follows.
     pub fn handle_answer(&mut self, what: AdminUse, status: Option<u16>, now: Millis) -> Option<AdminEvent> {
         let under_way = &mut self.under_way[what as usize];
         if *under_way == 0 {
@@ -145,12 +149,12 @@ impl AdminAccess {
                 self.note_refusal(now);
                 (!std::mem::replace(&mut self.is_refused, true)).then_some(AdminEvent::Refused(status))
             }
-            // CouchDB looks at the password first.
+            // CouchDB checks the password before anything else.
             Some(200..500) => {
                 self.ambiguous = 0;
                 std::mem::replace(&mut self.is_refused, false).then_some(AdminEvent::Accepted)
             }
-            // Whether CouchDB counted a wrong password does not show.
+            // CouchDB may have counted a wrong password.
             _ if self.is_refused => {
                 self.note_refusal(now);
                 None
@@ -159,15 +163,16 @@ impl AdminAccess {
         }
     }
 
-    /// Takes a refusal (401, 403) of a question that hosts and proxies may refuse to anybody. Another question has to
-    /// show whether it is about the credentials; if so, this refusal counts, too.
+    /// Handles a refusal (401, 403) of a request that hosts and proxies may refuse for every user.
+    /// Another request has to show whether it concerns the credentials. If so, this refusal counts
+    /// too.
     pub fn handle_ambiguous(&mut self, what: AdminUse) {
         let under_way = &mut self.under_way[what as usize];
         *under_way = under_way.saturating_sub(1);
         self.ambiguous = (self.ambiguous + 1).min(MAX_REFUSALS);
     }
 
-    /// Other credentials are used from now on: they may be tried at once.
+    /// Handles new credentials, which may be sent at once.
     pub fn handle_credentials(&mut self) {
         let Self { under_way, .. } = std::mem::take(self);
         (self.under_way, self.outdated) = (under_way, under_way.iter().sum());
@@ -192,7 +197,7 @@ impl AdminAccess {
 mod tests {
     use super::*;
 
-    /// Whether any 300 s hold more than four of these moments.
+    /// Returns whether there are more than four of these times within any 300 s.
     fn is_too_much(sent: &[Millis]) -> bool {
         sent.windows(MAX_REFUSALS + 1).any(|some| some[MAX_REFUSALS] - some[0] <= 300_000)
     }
@@ -206,20 +211,20 @@ mod tests {
             access.handle_sent(AdminUse::Feed);
             sent.push(now);
             let event = access.handle_answer(AdminUse::Feed, Some(401), now + 3);
-            assert_eq!(event, (sent.len() == 1).then_some(AdminEvent::Refused(401)), "it is said once");
-            assert!(!access.may_ask(AdminUse::Lookup, now + 3) && !access.may_ask(AdminUse::Security, now + 3));
+            assert_eq!(event, (sent.len() == 1).then_some(AdminEvent::Refused(401)), "it is reported once");
+            assert!(!access.may_ask(AdminUse::LookUp, now + 3) && !access.may_ask(AdminUse::Security, now + 3));
             assert_eq!(access.may_try(now + 3), Err(access.retry_at().unwrap()));
             now = access.retry_at().unwrap();
         }
         assert!(!is_too_much(&sent), "{sent:?}");
-        assert!(sent[3] - sent[0] < 15_000, "a password that is mended soon is noticed soon: {sent:?}");
+        assert!(sent[3] - sent[0] < 15_000, "a corrected password is noticed soon: {sent:?}");
         access.handle_sent(AdminUse::Feed);
         assert_eq!(access.handle_answer(AdminUse::Feed, Some(200), now), Some(AdminEvent::Accepted));
         assert!(access.retry_at().is_none() && access.may_ask(AdminUse::Lookup, now));
     }
 
     #[test]
-    fn what_is_under_way_when_the_password_changes_is_no_more_than_may_be_refused() {
+    fn requests_in_flight_never_exceed_the_permitted_refusals() {
         let mut access = AdminAccess::default();
         let mut sent = Vec::new();
         for round in 0..20 {
@@ -241,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn tries_without_an_answer_count_while_it_is_refused_and_not_before() {
+    fn unanswered_attempts_count_only_while_the_credentials_are_refused() {
         let mut access = AdminAccess::default();
         for now in 0..20 {
             access.handle_sent(AdminUse::Feed);
@@ -263,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn other_credentials_are_tried_at_once() {
+    fn new_credentials_are_sent_at_once() {
         let mut access = AdminAccess::default();
         for now in 0..4 {
             access.handle_sent(AdminUse::Feed);
@@ -271,15 +276,15 @@ mod tests {
         }
         access.handle_sent(AdminUse::Security);
         access.handle_credentials();
-        assert!(access.may_try(5).is_ok() && access.may_ask(AdminUse::Lookup, 5));
-        // What is refused now was asked with the old ones.
+        assert!(access.may_try(5).is_ok() && access.may_ask(AdminUse::LookUp, 5));
+        // The refused request carried the old credentials.
         assert_eq!(access.handle_answer(AdminUse::Security, Some(401), 6), None);
         access.handle_sent(AdminUse::Feed);
         assert_eq!(access.handle_answer(AdminUse::Feed, Some(401), 7), Some(AdminEvent::Refused(401)));
     }
 
     #[test]
-    fn refusals_of_a_question_alone_count_when_others_are_refused_too() {
+    fn ambiguous_refusals_count_once_another_request_is_refused_too() {
         let mut access = AdminAccess::default();
         for _ in 0..10 {
             access.handle_sent(AdminUse::Lookup);
@@ -288,7 +293,7 @@ mod tests {
             assert_eq!(access.handle_answer(AdminUse::Lookup, Some(200), 1), None);
             assert!(!access.is_refused() && access.may_ask(AdminUse::Lookup, 1));
         }
-        // Two of them, and the question that shows what they are about: one try is left.
+        // With two of them and the request that confirms the refusal, one attempt is left.
         for _ in 0..2 {
             access.handle_sent(AdminUse::Lookup);
             access.handle_ambiguous(AdminUse::Lookup);
@@ -303,14 +308,14 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_to_nothing_changes_nothing() {
+    fn a_reply_without_a_request_is_ignored() {
         let mut access = AdminAccess::default();
         assert_eq!(access.handle_answer(AdminUse::Feed, Some(401), 1), None);
         assert!(!access.is_refused());
     }
 
     #[test]
-    fn says_which_option_to_change() {
+    fn the_log_line_names_the_option_to_change() {
         for status in [401, 403] {
             let text = AdminEvent::Refused(status).to_string();
             assert!(text.contains("--couchdb_url") && text.contains(&format!("({status})")) && !text.contains("  "));

@@ -1,10 +1,11 @@
-//! What Socket.IO clients missed: their protocol has no positions, so the server can remember for them, for a while,
-//! how far the databases of a broken session had come.
+//! Memory for Socket.IO clients that reconnect. Their protocol has no positions, so the server
+//! remembers for a while which positions the databases of a broken session had.
 //!
-//! It is remembered by user, since clients come back with nothing else that is theirs: when the same user subscribes
-//! again, from whatever device, what moved since is told. With several sessions of a user the oldest position counts,
-//! and it is kept until its time is over, for another device may come for it too: a change can be told twice, never
-//! not at all.
+//! The key is the user, since a client that reconnects has no other identity. When the same user
+//! subscribes again, from any device, the server notifies it of the databases that have changed
+//! since. Of several sessions of a user the oldest position counts. It is kept until its time is
+//! over, for other devices of the user. So a client may be notified of a change twice, but not zero
+//! times.
 //!
 //! ```text
 //! users: "u" ─▶ databases: a ─▶ position, until when        what is recalled; each is held once
@@ -12,7 +13,8 @@
 //! order: (until, u) (until, v) (until, u) …                 one for each session that broke, oldest first
 //! ```
 //!
-//! Remembering and forgetting take constant time for each subscription, however many sessions of a user break.
+//! Remembering and forgetting take constant time per subscription, however many sessions of a user
+//! break.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -21,25 +23,26 @@ use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
 use crate::wire::positions::Position;
 
-/// Most subscriptions of broken sessions that are remembered, over all users; then the oldest are forgotten.
+/// Most remembered subscriptions of broken sessions, over all users. Beyond that the oldest are
+/// forgotten.
 pub const MAX_REMEMBERED: usize = 500_000;
-/// The same for one user.
+/// Most remembered subscriptions of one user.
 pub const MAX_REMEMBERED_OF_USER: usize = 50_000;
-/// Subscriptions that are forgotten in one turn.
+/// Most subscriptions that are forgotten per turn.
 const FORGOTTEN_A_TURN: usize = 2_000;
 
-/// What broken sessions were told of last.
+/// Positions at which sessions broke.
 #[derive(Debug)]
 pub struct CatchUp {
     keep_for: Millis,
     by_name: HashMap<Box<str>, Key>,
     users: Table<User>,
     order: VecDeque<(Millis, Key)>,
-    /// Notes of all users.
+    /// Number of notes of all users.
     notes: usize,
-    /// Databases of all users.
+    /// Number of databases of all users.
     held: usize,
-    /// Positions that were remembered in an earlier era mean nothing.
+    /// Number of the current era. Positions of earlier ones are void.
     era: u32,
 }
 
@@ -52,15 +55,15 @@ struct User {
 
 #[derive(Debug)]
 struct Remembered {
-    /// None when the client may not have been told of everything, or where that stands is not known.
+    /// Position; None if the client may have missed a notification, or if the position is unknown.
     position: Option<Position>,
     era: u32,
-    /// The time of the latest note.
+    /// Time of the latest note.
     until: Millis,
 }
 
 impl CatchUp {
-    /// Remembers for so many milliseconds; 0 for not at all.
+    /// Creates a memory of `keep_for` milliseconds; 0 turns it off.
     pub fn new(keep_for: Millis) -> Self {
         Self {
             keep_for,
@@ -73,7 +76,7 @@ impl CatchUp {
         }
     }
 
-    /// Whether anything is remembered at all.
+    /// Returns whether the memory is on.
     pub fn is_on(&self) -> bool {
         self.keep_for > 0
     }
@@ -83,12 +86,13 @@ impl CatchUp {
         self.held
     }
 
-    /// Returns the number of subscriptions that are remembered.
+    /// Returns the number of remembered subscriptions.
     pub fn remembered(&self) -> usize {
         self.notes
     }
 
-    /// Remembers databases of a session that broke, each with the position that the client was told of for certain.
+    /// Remembers databases of a broken session, each with the position that the client is sure to
+    /// know.
     pub fn remember(
         &mut self,
         user: &str,
@@ -131,7 +135,8 @@ impl CatchUp {
         key
     }
 
-    /// What is remembered of a database for a user: None when nothing is, `Some(None)` when it counts as changed.
+    /// Returns the position of a database for a user: None if it is not remembered, `Some(None)` if
+    /// it counts as changed.
     pub fn recall(&self, user: &str, database: DatabaseId, now: Millis) -> Option<Option<Position>> {
         let its = self.users.get(*self.by_name.get(user)?)?;
         let remembered = its.databases.get(&database)?;
@@ -139,17 +144,17 @@ impl CatchUp {
         (now < remembered.until).then_some(position)
     }
 
-    /// Positions mean nothing any more: whatever is remembered counts as changed.
+    /// Makes all positions void: every remembered database counts as changed.
     pub fn doubt(&mut self) {
         self.era += 1;
     }
 
-    /// When [`CatchUp::handle_timeout`] is due.
+    /// Returns when [`CatchUp::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Millis> {
         self.order.front().map(|(until, _)| *until)
     }
 
-    /// Forgets what is too old, a turn's share of it.
+    /// Forgets old subscriptions, a limited number per turn.
     pub fn handle_timeout(&mut self, now: Millis, subscriptions: &mut Subscriptions) {
         for _ in 0..FORGOTTEN_A_TURN {
             if !self.forget_one(now, subscriptions) {
@@ -158,14 +163,15 @@ impl CatchUp {
         }
     }
 
-    /// Forgets the oldest note of all when its time is over at a moment; whether there may be another.
+    /// Forgets the oldest note of all if its time is over. Returns whether there may be another.
     fn forget_one(&mut self, now: Millis, subscriptions: &mut Subscriptions) -> bool {
         let Some((until, key)) = self.order.front().copied().filter(|(until, _)| *until <= now) else { return false };
         let oldest = self.users.get(key).and_then(|its| its.notes.front());
         if oldest.is_some_and(|(note, _)| *note <= until) {
             self.forget_oldest(key, subscriptions);
         } else {
-            // Its notes went before, for being too many or with those of an earlier session.
+            // Its notes are already forgotten, because of the limit or with those of an earlier
+            // session.
             self.order.pop_front();
         }
         true
@@ -231,12 +237,12 @@ mod tests {
             catch_up.remember(&user.to_string(), &its, user, &mut s);
             assert!(catch_up.remembered() <= MAX_REMEMBERED);
         }
-        assert_eq!(catch_up.recall("0", names[7], 60), None, "the oldest went first");
+        assert_eq!(catch_up.recall("0", names[7], 60), None, "the oldest is forgotten first");
         assert_eq!(catch_up.recall("59", names[7], 60), Some(Some(at(1))));
         for _ in 0..60 {
             catch_up.remember("59", &its, 60, &mut s);
         }
-        assert_eq!(catch_up.recall("58", names[7], 60), Some(Some(at(1))), "one user takes no room from all others");
+        assert_eq!(catch_up.recall("58", names[7], 60), Some(Some(at(1))), "one user does not displace others");
         assert!(
             catch_up.users.get(catch_up.by_name["59"]).is_some_and(|its| its.notes.len() <= MAX_REMEMBERED_OF_USER)
         );

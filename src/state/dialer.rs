@@ -1,55 +1,54 @@
-//! From a host to a connection: one lookup for all who wait, then address after address.
+//! Connects to a host: one DNS lookup for all waiting owners, then one address after the other.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
-/// What the dialer wants done; `O` is who asked.
+/// Request of the dialer; `O` identifies its user.
 #[derive(Debug, PartialEq, Eq)]
 pub enum DialAction<O> {
-    /// Look the host up; the answer goes to [`Dialer::handle_resolved`].
+    /// Look up the host. The result goes to [`Dialer::handle_resolved`].
     Resolve,
     /// Open a connection to this address.
     Connect(O, SocketAddr),
-    /// No address is left to try.
+    /// All addresses have failed.
     Failed(O, String),
 }
 
-/// The dialer of one host.
+/// Dialer of one host.
 #[derive(Debug)]
 pub struct Dialer<O> {
-    /// The address of a host that is none of a name: no lookup is needed.
+    /// Address of a host given as an IP address, which needs no lookup.
     address: Option<SocketAddr>,
     resolving: bool,
-    /// Who waits for the addresses.
+    /// Owners that wait for the lookup.
     waiting: Vec<O>,
     trying: Vec<Try<O>>,
-    /// Addresses that failed when they were tried last: they come last. Only those that the host
-    /// has.
+    /// Addresses of the host whose last attempt failed; they are tried last.
     failed: Vec<SocketAddr>,
-    /// The address that accepted a connection last and ended it without a word: it comes last, too.
+    /// Address whose last connection ended without a byte; it is tried last too.
     mute: Option<IpAddr>,
 }
 
-/// The user of the dialer that tries addresses.
+/// An owner whose addresses are being tried.
 #[derive(Debug)]
 struct Try<O> {
     owner: O,
-    /// The one that is being tried.
+    /// Address of the current attempt.
     current: Option<SocketAddr>,
-    /// Those that are left.
+    /// Addresses that are left.
     left: VecDeque<SocketAddr>,
-    /// What went wrong, for each address that was tried.
+    /// Error of each failed address.
     errors: Vec<String>,
 }
 
 impl<O: Copy + PartialEq> Dialer<O> {
-    /// A dialer for a DNS name or an IP address.
+    /// Creates a dialer for a DNS name or an IP address.
     pub fn new(host: &str, port: u16) -> Self {
         let address = host.parse().ok().map(|ip| SocketAddr::new(ip, port));
         Self { address, resolving: false, waiting: Vec::new(), trying: Vec::new(), failed: Vec::new(), mute: None }
     }
 
-    /// Dials for `owner`. What it asked for before is forgotten.
+    /// Dials for `owner`, in place of its earlier request.
     pub fn dial(&mut self, owner: O, actions: &mut Vec<DialAction<O>>) {
         self.cancel(owner);
         if let Some(address) = self.address {
@@ -61,13 +60,13 @@ impl<O: Copy + PartialEq> Dialer<O> {
         }
     }
 
-    /// Forgets what `owner` asked for.
+    /// Cancels the request of `owner`.
     pub fn cancel(&mut self, owner: O) {
         self.waiting.retain(|waiting| *waiting != owner);
         self.trying.retain(|one| one.owner != owner);
     }
 
-    /// Takes the answer to [`DialAction::Resolve`].
+    /// Handles the result of [`DialAction::Resolve`].
     pub fn handle_resolved(&mut self, answer: &Result<Vec<SocketAddr>, String>, actions: &mut Vec<DialAction<O>>) {
         self.resolving = false;
         let mut addresses = answer.clone();
@@ -88,14 +87,14 @@ impl<O: Copy + PartialEq> Dialer<O> {
         self.advance(owner, actions);
     }
 
-    /// The connection of `owner` stands.
+    /// Handles the established connection of `owner`.
     pub fn handle_connected(&mut self, owner: O) {
         let current = self.trying.iter().find(|one| one.owner == owner).and_then(|one| one.current);
         self.failed.retain(|failed| Some(*failed) != current);
         self.cancel(owner);
     }
 
-    /// The address that `owner` tried last failed: the next one is tried.
+    /// Handles a failed address of `owner`: tries the next one.
     pub fn handle_failed(&mut self, owner: O, error: &str, actions: &mut Vec<DialAction<O>>) {
         let Some(one) = self.trying.iter_mut().find(|one| one.owner == owner) else { return };
         one.errors.push(error.to_owned());
@@ -107,7 +106,7 @@ impl<O: Copy + PartialEq> Dialer<O> {
         self.advance(owner, actions);
     }
 
-    /// A connection to this address stood, and ended without a word.
+    /// Handles an established connection to this address that ended without a byte.
     pub fn handle_mute(&mut self, address: IpAddr) {
         self.mute = Some(address);
     }
@@ -118,7 +117,8 @@ impl<O: Copy + PartialEq> Dialer<O> {
         if let Some(address) = one.current {
             return actions.push(DialAction::Connect(owner, address));
         }
-        // In an order that does not depend on that of the addresses: it is the same problem then.
+        // The text must not depend on the order of the addresses, so that the log recognizes the
+        // same problem.
         let mut errors = std::mem::take(&mut one.errors);
         errors.sort();
         self.cancel(owner);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_ends_connections_without_a_word_comes_last() {
+    fn an_address_that_closes_silently_is_tried_last() {
         let (mut dialer, mut actions) = (Dialer::new("db.example", 80), Vec::new());
         let [one, two] = addresses(["10.0.0.1:80", "10.0.0.2:80"]);
         for (mute, expected) in [(one, two), (two, one)] {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_last_comes_last_until_it_works_or_is_gone() {
+    fn a_failed_address_is_tried_last_until_it_works_or_is_gone() {
         let (mut dialer, mut actions) = (Dialer::new("db.example", 80), Vec::new());
         let [one, two, three] = addresses(["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]);
         let mut dial = |dialer: &mut Dialer<char>, found: &[SocketAddr]| {
@@ -201,12 +201,12 @@ mod tests {
         dialer.handle_failed('a', "refused", &mut next);
         assert_eq!(next, [DialAction::Connect('a', two)]);
         dialer.handle_connected('a');
-        assert_eq!(dial(&mut dialer, &[one, two, three]), two, "what works is tried first");
+        assert_eq!(dial(&mut dialer, &[one, two, three]), two, "a working address is tried first");
         assert_eq!(dial(&mut dialer, &[one]), one, "the only one there is");
         dialer.handle_connected('a');
         assert_eq!(dial(&mut dialer, &[one, two]), one, "it works again");
         dialer.handle_failed('a', "refused", &mut next);
         assert_eq!(dial(&mut dialer, &[three, two]), three);
-        assert_eq!(dial(&mut dialer, &[one, two]), one, "nothing is known of an address that had gone");
+        assert_eq!(dial(&mut dialer, &[one, two]), one, "an address that had gone is new");
     }
 }

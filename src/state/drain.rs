@@ -1,66 +1,70 @@
-//! The end of the server: clients are seen off one after the other, so that they do not all come back at once.
+//! Shutdown: the server closes its clients one after the other, so that they do not all reconnect
+//! at once.
 //!
 //! ```text
-//! begin            all seen off            over
-//!   │  spread: evenly  │ FAREWELL: the last close │
+//! begin            all closed              over
+//!   │  spread: evenly  │ CLOSE_TIME: last replies │
 //!   ├─────────────────▶├─────────────────────────▶│      never later than the timeout, sooner with few clients
 //! ```
 //!
-//! A client gets its `goodbye` together with its close, not with the signal. Until its turn comes it is told of changes
-//! as ever; told at once, every client that takes `goodbye` for its cue would leave at once, which is what spreading is
-//! to avoid; and one whose server is killed before its turn comes back by its own rules, as after any break.
+//! A client gets its `goodbye` together with its close. Until then it is notified of changes. If
+//! all clients got `goodbye` at once, those that act on it would leave at once, which the spread
+//! avoids. A client that the server has not reached when it is killed reconnects by its own rules,
+//! as after any break.
 
 use crate::state::jitter::Jitter;
 use crate::state::pace::Pace;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 
-/// Few clients are seen off faster: so many milliseconds for each.
+/// Time per client if there are few, in milliseconds.
 const EACH: Millis = 5;
-/// What is left for the last clients to take their close and to answer it, in milliseconds.
+/// Time for the last clients to receive and answer their close, in milliseconds.
 const FAREWELL: Millis = 1_000;
-/// Clients are asked to stay away for this long at least, in milliseconds: so that another server can take the place.
+/// Shortest wait that clients are asked for before they reconnect, in milliseconds, so that another
+/// server can take over.
 const AWAY: Millis = 1_000;
-/// Time over which the clients of one server come back at most, in milliseconds, as far as it is up to the wait that
-/// they are told; a longer drain spreads them further.
+/// Longest time over which the waits spread the reconnects of all clients, in milliseconds. A
+/// longer drain spreads them further.
 const COME_BACK: Millis = 10_000;
 
-/// The clients that are still to be seen off.
+/// The sessions that are being closed.
 #[derive(Debug)]
 pub struct Drain {
     order: Vec<Key>,
     seen_off: usize,
     pace: Pace,
-    /// Over how long clients draw their time to come back.
+    /// Range from which clients draw their wait, in milliseconds.
     wait: Millis,
-    /// When nobody is waited for any more.
+    /// End of the drain.
     until: Millis,
-    /// Whether it was said that every session had its turn.
+    /// Whether [`Drain::next`] has reported that all sessions are closed.
     finished: bool,
 }
 
-/// Whose turn it is.
+/// The sessions and connections that are due.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Leaving<'a> {
-    /// The sessions to see off now.
+    /// Sessions to close now.
     pub sessions: &'a [Key],
-    /// Whether connections without one are to end with them: none is left to wait for. Said once.
+    /// Whether connections without a session are to close too, because no session is left. True
+    /// once.
     pub rest: bool,
 }
 
 impl Drain {
-    /// Sees these sessions off within so many milliseconds.
+    /// Starts to close these sessions within so many milliseconds.
     pub fn begin(sessions: Vec<Key>, within: Millis, now: Millis) -> Self {
         let wanted = sessions.len() as Millis * EACH;
-        // Of little time half is left.
+        // Half of a short time is reserved for the last replies.
         let spread = wanted.min(within.saturating_sub(FAREWELL.min(within.div_ceil(2))));
-        // What the closes do not spread the waits do.
+        // The waits spread the reconnects as far as the closes do not.
         let wait = wanted.min(COME_BACK).saturating_sub(spread).max(AWAY);
         let pace = Pace::new(sessions.len(), spread, now);
         Self { order: sessions, seen_off: 0, pace, wait, until: now + within, finished: false }
     }
 
-    /// Whose turn it is now.
+    /// Returns the sessions that are due.
     pub fn next(&mut self, now: Millis) -> Leaving<'_> {
         let from = self.seen_off;
         self.seen_off += self.pace.take_due(now);
@@ -68,22 +72,22 @@ impl Drain {
         Leaving { sessions: &self.order[from..self.seen_off], rest: all && !std::mem::replace(&mut self.finished, all) }
     }
 
-    /// Whether every session had its turn.
+    /// Returns whether all sessions were closed.
     pub fn all_seen_off(&self) -> bool {
         self.seen_off == self.order.len()
     }
 
-    /// Whether nobody is waited for any more.
+    /// Returns whether the drain has ended.
     pub fn is_over(&self, now: Millis) -> bool {
         self.until <= now
     }
 
-    /// When something is to be done.
+    /// Returns when [`Drain::next`] or the end is due.
     pub fn poll_timeout(&self) -> Millis {
         self.pace.poll_timeout().map_or(self.until, |next| next.min(self.until))
     }
 
-    /// How long a client is asked to stay away, in milliseconds: as spread as the closes are not.
+    /// Returns how long a client is to wait before it reconnects, in milliseconds.
     pub fn retry_after(&self, jitter: &mut Jitter) -> Millis {
         AWAY + jitter.below(self.wait)
     }
@@ -97,7 +101,7 @@ mod tests {
         (0..count).map(|index| Key { index, generation: 0 }).collect()
     }
 
-    /// When the last client is seen off, and when each comes back.
+    /// Returns when the last client is closed, and when each reconnects.
     fn drain(count: u32, within: Millis) -> (Millis, Vec<Millis>) {
         let mut drain = Drain::begin(keys(count), within, 100);
         let (mut now, mut last, mut back) = (100, 0, Vec::new());
@@ -122,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn few_are_seen_off_at_once_and_many_in_all_the_time() {
+    fn few_clients_are_closed_at_once_and_many_over_the_whole_time() {
         for (count, within, from, to) in [
             (0, 10_000, 0, 0),
             (3, 10_000, 0, 40),
@@ -140,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn they_come_back_evenly() {
+    fn clients_reconnect_evenly() {
         for (count, within) in [(20_000, 0), (20_000, 10_000), (20_000, 60_000), (1_000, 2_000)] {
             let (_, back) = drain(count, within);
             assert!(back.iter().all(|at| *at >= AWAY));
@@ -157,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_comes_late_sees_all_off() {
+    fn a_late_event_loop_closes_all_clients() {
         let mut drain = Drain::begin(keys(2_000), 5_000, 0);
         assert_eq!(drain.next(9_000), Leaving { sessions: &keys(2_000), rest: true });
         assert!(drain.all_seen_off() && drain.is_over(9_000));

@@ -1,4 +1,4 @@
-//! A queue that serves its owners in turn: the work that one owner queues delays only that owner.
+//! A queue that serves its owners in turn: the items of one owner delay only that owner.
 //!
 //! ```text
 //! owner a: 1 2 3 4 5 6 …  ─┐
@@ -6,18 +6,18 @@
 //! owner c: 8 9             ─┘
 //! ```
 //!
-//! Every operation takes constant time (amortized), except [`FairQueue::retain`]. An owner without items takes
-//! memory only until its turn has passed.
+//! Every operation takes constant time (amortized), except [`FairQueue::retain`]. An owner without
+//! items takes memory only until its turn has passed.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
-/// The items of several owners, each in its own order.
+/// Items of several owners, each in its own order.
 #[derive(Debug)]
 pub struct FairQueue<O, T> {
-    /// The keys of `items`, each once, the next to be served first.
+    /// Keys of `items`, each once, the next one to serve first.
     turns: VecDeque<O>,
-    /// The items of an owner; empty when they were removed before its turn came.
+    /// Items of each owner; empty if they were removed before its turn.
     items: HashMap<O, VecDeque<T>>,
     len: usize,
 }
@@ -29,19 +29,20 @@ impl<O, T> Default for FairQueue<O, T> {
 }
 
 impl<O: Copy + Eq + Hash, T> FairQueue<O, T> {
-    /// Appends an item to those of its owner.
+    /// Appends an item of an owner.
     pub fn push(&mut self, owner: O, item: T) {
         self.owned(owner).push_back(item);
         self.len += 1;
     }
 
-    /// Puts an item before all others of its owner: one that was taken and could not be served.
+    /// Inserts an item before all others of its owner, for an item that was taken and could not be
+    /// served.
     pub fn push_front(&mut self, owner: O, item: T) {
         self.owned(owner).push_front(item);
         self.len += 1;
     }
 
-    /// Takes the next item of the owner whose turn it is. The owner then waits behind all others.
+    /// Takes the next item of the owner whose turn it is. The owner then moves behind all others.
     pub fn pop(&mut self) -> Option<(O, T)> {
         loop {
             let owner = self.turns.pop_front()?;
@@ -62,13 +63,14 @@ impl<O: Copy + Eq + Hash, T> FairQueue<O, T> {
 
     /// Removes all items of an owner.
     pub fn remove_owner(&mut self, owner: O) -> VecDeque<T> {
-        // The entry stays until its turn: to look for the owner in the order would take linear time.
+        // The entry stays until its turn, since finding the owner in the order would take linear
+        // time.
         let items = self.items.get_mut(&owner).map(std::mem::take).unwrap_or_default();
         self.len -= items.len();
         items
     }
 
-    /// Keeps only the items that `keep` says yes to; takes time in proportion to the whole queue.
+    /// Keeps only the items for which `keep` returns true, in linear time.
     pub fn retain(&mut self, mut keep: impl FnMut(O, &T) -> bool) {
         let Self { turns, items, len } = self;
         items.retain(|owner, items| {
@@ -80,17 +82,17 @@ impl<O: Copy + Eq + Hash, T> FairQueue<O, T> {
         self.give_back();
     }
 
-    /// Returns how many items wait.
+    /// Returns the number of items.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Returns whether no item waits.
+    /// Returns whether there is no item.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Returns how many items of an owner wait.
+    /// Returns the number of items of an owner.
     pub fn len_of(&self, owner: O) -> usize {
         self.items.get(&owner).map_or(0, VecDeque::len)
     }
@@ -103,7 +105,7 @@ impl<O: Copy + Eq + Hash, T> FairQueue<O, T> {
         })
     }
 
-    /// Gives memory back after a crowd of owners has been served.
+    /// Shrinks the queue after many owners were served.
     fn give_back(&mut self) {
         if self.turns.capacity() > KEPT && self.turns.len() < self.turns.capacity() / 4 {
             self.turns.shrink_to(2 * self.turns.len());
@@ -112,7 +114,7 @@ impl<O: Copy + Eq + Hash, T> FairQueue<O, T> {
     }
 }
 
-/// Room for fewer owners than this is never given back.
+/// Capacity below which the queue is not shrunk.
 const KEPT: usize = 64;
 
 #[cfg(test)]
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_that_comes_late_waits_for_one_item_of_each_other_owner() {
+    fn a_late_owner_waits_for_one_item_of_each_other_owner() {
         let mut queue = FairQueue::default();
         for owner in 0..10 {
             for item in 0..1_000 {
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_given_back_after_a_crowd() {
+    fn the_queue_shrinks_after_many_owners() {
         let mut queue = FairQueue::default();
         for owner in 0..10_000 {
             queue.push(owner, owner);

@@ -1,16 +1,16 @@
-//! A list that mostly has one value, and then needs no memory beside itself.
+//! A list that needs no memory of its own for a single value.
 
 use std::ops::{Deref, DerefMut};
 
-/// The list; a slice to whoever reads it.
+/// A list, which dereferences to a slice.
 #[derive(Clone, Debug, Default)]
 pub enum Few<T> {
-    /// It is empty.
+    /// The list is empty.
     #[default]
     None,
-    /// It has one value.
+    /// The list has one value.
     One(T),
-    /// It has, or had, more.
+    /// The list has, or had, several values.
     Many(Vec<T>),
 }
 
@@ -27,16 +27,16 @@ impl<T> Few<T> {
         };
     }
 
-    /// Takes a value out; the last one takes its place. The last of all gives the memory back.
+    /// Removes a value and moves the last one to its place. An empty list frees its memory.
     ///
     /// # Panics
-    /// When there is no such value.
+    /// If there is no value at the index.
     pub fn swap_remove(&mut self, index: usize) -> T {
         let removed = match self {
             Self::Many(values) => values.swap_remove(index),
             _ => match std::mem::take(self) {
                 Self::One(value) if index == 0 => value,
-                _ => panic!("no value {index}"),
+                _ => panic!("no value at index {index}"),
             },
         };
         if self.is_empty() {
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_as_good_as_a_vector() {
+    fn agrees_with_a_vector() {
         let (mut few, mut vector) = (Few::default(), Vec::new());
         for (step, number) in [7_usize, 0, 3, 9, 1, 4, 4, 2, 8, 5, 6, 0, 1, 1, 2].into_iter().enumerate() {
             if number % 3 == 0 && !vector.is_empty() {

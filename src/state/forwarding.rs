@@ -1,34 +1,36 @@
-//! Decides whether CouchDB believes this server about where its clients are (`X-Forwarded-For`).
+//! Decides whether CouchDB accepts this server's `X-Forwarded-For`.
 //!
-//! CouchDB counts wrong passwords for a name and a peer. It takes the peer from the field only when the request comes
-//! from a private address of version 4 or from exactly 127.0.0.1. Otherwise all clients are one peer.
+//! CouchDB counts wrong passwords per name and peer. It takes the peer from the field only if the
+//! request comes from a private IPv4 address or from exactly 127.0.0.1. Otherwise all clients are
+//! one peer.
 
 use std::net::{IpAddr, Ipv4Addr};
 
-/// What the operator says about that.
+/// Setting of the operator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TrustsForwarded {
-    /// The addresses of the connections to CouchDB decide.
+    /// Decide by the addresses of the connections to CouchDB.
     #[default]
     Auto,
-    /// CouchDB believes the field.
+    /// CouchDB accepts the field.
     Yes,
     /// CouchDB ignores the field, or sees another address in it.
     No,
 }
 
-/// The decision.
+/// The decision, and the connections on which it is based.
 #[derive(Debug)]
 pub struct Forwarding {
     setting: TrustsForwarded,
-    /// Whether CouchDB believes what comes on each of the connections for logins that stand.
+    /// Per connection for logins: whether CouchDB accepts the field there; None if it is not
+    /// established.
     logins: Vec<Option<bool>>,
-    /// None before there was a connection.
+    /// The decision; None before the first connection.
     believed: Option<bool>,
 }
 
 impl Forwarding {
-    /// Creates a decision for so many connections for logins.
+    /// Creates an open decision for a number of connections for logins.
     pub fn new(setting: TrustsForwarded, logins: usize) -> Self {
         let believed = match setting {
             TrustsForwarded::Auto => None,
@@ -38,13 +40,14 @@ impl Forwarding {
         Self { setting, logins: vec![None; logins], believed }
     }
 
-    /// Returns whether wrong passwords count for a name alone, whatever address the client has.
+    /// Returns whether CouchDB counts wrong passwords per name alone, whatever the client's
+    /// address.
     pub fn counts_by_name(&self) -> bool {
         self.believed != Some(true)
     }
 
-    /// Takes note of a connection that stands, by its two ends; `login` is its number among those for logins. Returns
-    /// whether it shows that CouchDB does not believe this server.
+    /// Handles an established connection with these ends; `login` is its number among those for
+    /// logins. Returns true if it shows that CouchDB does not accept the field.
     pub fn handle_connected(&mut self, login: Option<usize>, local: IpAddr, remote: IpAddr) -> bool {
         if self.setting != TrustsForwarded::Auto {
             return false;
@@ -53,7 +56,7 @@ impl Forwarding {
         if let Some(place) = login.and_then(|number| self.logins.get_mut(number)) {
             *place = Some(is_believed);
         } else if self.believed.is_some() {
-            // No passwords of clients are sent on it.
+            // This connection carries no passwords of clients.
             return false;
         }
         let before = self.believed;
@@ -61,7 +64,7 @@ impl Forwarding {
         self.believed == Some(false) && before != Some(false)
     }
 
-    /// Takes note of the end of a connection for logins.
+    /// Handles the end of a connection for logins.
     pub fn handle_closed(&mut self, login: usize) {
         if let Some(place) = self.logins.get_mut(login) {
             *place = None;
@@ -69,11 +72,11 @@ impl Forwarding {
     }
 }
 
-/// Returns whether CouchDB believes a server that reaches it over a connection with these ends.
+/// Returns whether CouchDB accepts the field on a connection with these ends.
 fn believes(local: IpAddr, remote: IpAddr) -> bool {
     let (IpAddr::V4(local), IpAddr::V4(remote)) = (local, remote) else { return false };
-    // From a private address to a public one the way leads through a translation of addresses, and CouchDB sees a public
-    // one.
+    // Between a private and a public address there is address translation, and CouchDB sees a
+    // public peer.
     is_private(local) && (is_private(remote) || remote.is_loopback()) || local == Ipv4Addr::LOCALHOST
 }
 
@@ -92,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn couchdb_believes_private_addresses_of_version_4() {
+    fn couchdb_accepts_the_field_from_private_ipv4_addresses() {
         for (local, remote, believed) in [
             ("127.0.0.1", "127.0.0.1", true),
             ("127.0.0.1", "127.0.0.53", true),
@@ -112,18 +115,18 @@ mod tests {
         ] {
             assert_eq!(believes(at(local), at(remote)), believed, "{local} to {remote}");
             let mut forwarding = Forwarding::new(TrustsForwarded::Auto, 1);
-            assert!(forwarding.counts_by_name(), "unless it is known, the stricter holds");
+            assert!(forwarding.counts_by_name(), "the stricter limit applies until it is known");
             assert_eq!(forwarding.handle_connected(None, at(local), at(remote)), !believed);
             assert_eq!(forwarding.counts_by_name(), !believed);
         }
     }
 
     #[test]
-    fn one_connection_that_is_not_believed_decides_while_it_stands() {
+    fn one_rejected_connection_decides_while_it_is_open() {
         let mut forwarding = Forwarding::new(TrustsForwarded::Auto, 2);
         let (four, six) = (at("127.0.0.1"), at("::1"));
         assert!(!forwarding.handle_connected(Some(0), four, four) && !forwarding.counts_by_name());
-        assert!(!forwarding.handle_connected(None, six, six) && !forwarding.counts_by_name(), "no logins go there");
+        assert!(!forwarding.handle_connected(None, six, six) && !forwarding.counts_by_name(), "it carries no logins");
         assert!(forwarding.handle_connected(Some(1), six, six) && forwarding.counts_by_name());
         assert!(!forwarding.handle_connected(Some(0), four, four) && forwarding.counts_by_name());
         forwarding.handle_closed(1);
@@ -132,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_operator_decides() {
+    fn the_setting_overrides_the_connections() {
         for (setting, by_name) in [(TrustsForwarded::Yes, false), (TrustsForwarded::No, true)] {
             let mut forwarding = Forwarding::new(setting, 1);
             for address in [at("::1"), at("127.0.0.1")] {

@@ -1,16 +1,16 @@
-//! Randomness that nobody has to guess: to spread what would else come at once. Not for secrets.
+//! Random numbers that spread load, and backoff. They are predictable, so not for secrets.
 
-/// A small generator (xorshift64*), seeded from outside.
+/// A small generator (xorshift64*), seeded by the caller.
 #[derive(Debug)]
 pub struct Jitter(u64);
 
 impl Jitter {
-    /// A generator; equal seeds give equal numbers.
+    /// Creates a generator; equal seeds give equal numbers.
     pub fn new(seed: u64) -> Self {
         Self(seed | 1)
     }
 
-    /// A number below `bound`; 0 when that is 0.
+    /// Returns a number below `bound`, or 0 if `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -19,7 +19,7 @@ impl Jitter {
         number.checked_rem(bound).unwrap_or(0)
     }
 
-    /// Between half of `span` and all of it.
+    /// Returns a number from half of `span` to `span`.
     pub fn around(&mut self, span: u64) -> u64 {
         span / 2 + self.below(span - span / 2 + 1)
     }
@@ -31,9 +31,9 @@ pub struct Backoff {
     next: u64,
 }
 
-/// The first wait, in milliseconds.
+/// First wait, in milliseconds.
 const FIRST: u64 = 100;
-/// The longest wait, in milliseconds.
+/// Longest wait, in milliseconds.
 const LONGEST: u64 = 30_000;
 
 impl Default for Backoff {
@@ -43,7 +43,7 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// How long to wait now, in milliseconds; twice that, about, the next time.
+    /// Returns the next wait in milliseconds, about twice as long as the one before.
     pub fn wait(&mut self, jitter: &mut Jitter) -> u64 {
         let span = self.next;
         self.next = (span * 2).min(LONGEST);
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grows_from_a_tenth_of_a_second_to_half_a_minute() {
+    fn backoff_grows_from_100_ms_to_30_s() {
         let mut jitter = Jitter::new(7);
         let mut backoff = Backoff::default();
         for span in [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000] {

@@ -1,49 +1,54 @@
-//! What one client, one address, and all clients together may use. Operators set each of these; what happens at the
-//! limit is a [`crate::state::metrics::CloseReason`] or an error that the client is told, and is counted.
+//! Limits of one client, one address, and all clients together. Operators can set each of them. At
+//! a limit the server closes with a [`crate::state::metrics::CloseReason`] or answers with an
+//! error, and counts it.
 
 use super::timers::Millis;
 
-/// The limits.
+/// Limits that operators can set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections of clients in all; None for as many as descriptors allow.
+    /// Connections of clients in total; None for as many as descriptors allow.
     pub connections: Option<usize>,
-    /// Connections from one address (IPv6: one /64 network); None for any number.
+    /// Connections from one address (IPv6: one /64 network); None for no limit.
     pub per_address: Option<usize>,
-    /// Unauthenticated connections, and sessions that poll; beyond that the oldest of the network with most are evicted.
+    /// Unauthenticated connections and polling sessions. Beyond that the oldest one of the network
+    /// with most is evicted.
     pub unauthenticated: usize,
-    /// What all unauthenticated clients hold together, in bytes; beyond that those that hold some are evicted.
+    /// Memory for all unauthenticated clients, in bytes. Beyond that clients that hold some are
+    /// evicted.
     pub unauthenticated_bytes: usize,
-    /// Time for the log-in to be begun, in milliseconds.
-    pub login_timeout: Millis,
+    /// Time until the login has to begin, in milliseconds.
+    pub log_in_within: Millis,
     /// Longest head of a request, in bytes.
     pub head: usize,
-    /// Time for the head of the first request, TLS handshake included, and again for each body, in milliseconds.
+    /// Time for the head of the first request including the TLS handshake, and for each body, in
+    /// milliseconds.
     pub request_within: Millis,
-    /// Longest body of a request, in bytes; before the login [`UNAUTHENTICATED_MESSAGE`] where that is less.
+    /// Longest body of a request, in bytes; before the login at most [`UNAUTHENTICATED_MESSAGE`].
     pub post: usize,
-    /// Longest message of a client, over all its frames, in bytes; before the login as for a body.
+    /// Longest message of a client over all its frames, in bytes; before the login at most
+    /// [`UNAUTHENTICATED_MESSAGE`].
     pub message: usize,
     /// Messages (frames, packets) of a client per second, see [`Throttle`].
     pub messages_per_second: u64,
-    /// Databases that a client may subscribe to.
+    /// Databases to which a client may subscribe.
     pub subscriptions: usize,
-    /// Databases that a user may subscribe to, over all sessions; None for any number.
+    /// Databases to which a user may subscribe, over all sessions; None for no limit.
     pub subscriptions_per_user: Option<usize>,
     /// Longest name of a database, in bytes.
     pub name: usize,
-    /// Requests of a client that are not answered yet.
+    /// Unanswered requests of a client.
     pub requests: usize,
-    /// Log-ins that wait for their turn.
-    pub login_queue: usize,
-    /// Memory of the process beyond which new clients are rejected, in bytes; None for none.
+    /// Waiting logins.
+    pub log_in_queue: usize,
+    /// Memory of the process beyond which new clients are rejected, in bytes; None for no limit.
     pub memory: Option<u64>,
-    /// How long a client may take nothing of what is written to it, in milliseconds.
+    /// Longest time without progress in writing to a client, in milliseconds.
     pub slow: Millis,
 }
 
 impl Default for Limits {
-    /// What `--help` calls the defaults.
+    /// Returns the defaults, as `--help` shows them.
     fn default() -> Self {
         Self {
             connections: None,
@@ -67,34 +72,34 @@ impl Default for Limits {
     }
 }
 
-/// Longest message, and body of a POST, of a client that has not begun to log in, in bytes.
+/// Longest message, and longest body of a POST, of a client that has not begun to log in, in bytes.
 pub const UNAUTHENTICATED_MESSAGE: usize = 4 * 1024;
 
-/// Sessions that one connection may open by polling and that are not logged in.
+/// Most unauthenticated sessions that one connection may open by polling.
 pub const MAX_SESSIONS_OPENED: u8 = 8;
 
-/// No name may be longer, in bytes, whatever is set; CouchDB's own end near 238.
+/// Upper bound of the limit of names, in bytes. Names in CouchDB have at most 238 bytes.
 pub const LONGEST_NAME: usize = 256;
 
-/// For how many seconds a client may send messages all at once, when it sent none before: apps subscribe to what they
-/// have in a burst.
+/// Largest burst of messages, in seconds at the permitted rate. Apps subscribe to all their
+/// databases at once.
 const BURST: u64 = 20;
 
-/// How fast messages came (the generic cell rate algorithm, ITU-T I.371 annex A): when the next one would be due at an
-/// even pace, in thousandths of a millisecond.
+/// Rate of messages (generic cell rate algorithm, ITU-T I.371 annex A): the time at which the next
+/// one would be due at an even rate, in thousandths of a millisecond.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Throttle(u64);
 
-/// A list of names counts as one more message for each of so many names.
+/// A list of names counts as one more message for each so many names.
 const NAMES_A_MESSAGE: usize = 100;
 
 impl Throttle {
-    /// Takes note of a message; whether it was in time for so many a second.
+    /// Counts a message. Returns whether the rate is at most `per_second`.
     pub fn allows(&mut self, per_second: u64, now: Millis) -> bool {
         self.allows_messages(1, per_second, now)
     }
 
-    /// Takes note of the names in a message that was taken note of.
+    /// Counts the names in a message that is counted already.
     pub fn allows_names(&mut self, names: usize, per_second: u64, now: Millis) -> bool {
         self.allows_messages((names / NAMES_A_MESSAGE) as u64, per_second, now)
     }
@@ -115,13 +120,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_and_then_an_even_pace() {
+    fn allows_a_burst_and_then_an_even_rate() {
         let mut throttle = Throttle::default();
         let allowed = |throttle: &mut Throttle, now| (0..10_000).take_while(|_| throttle.allows(100, now)).count();
         assert_eq!(allowed(&mut throttle, 5), 2_000);
         assert_eq!(allowed(&mut throttle, 5), 0);
         assert_eq!(allowed(&mut throttle, 1_005), 100);
-        assert_eq!(allowed(&mut throttle, 60_000), 2_000, "what was not used is not saved beyond the burst");
+        assert_eq!(allowed(&mut throttle, 60_000), 2_000, "unused messages are not saved beyond the burst");
         assert_eq!((0..100).take_while(|_| throttle.allows_names(8_000, 100, 120_000)).count(), 25);
         assert!(throttle.allows_names(99, 100, 120_000) && !throttle.allows_names(100, 100, 120_000));
     }

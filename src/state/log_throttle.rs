@@ -1,7 +1,8 @@
-//! Throttles log lines that a peer can bring about as often as it likes.
+//! Throttles log lines that a peer can cause at any rate.
 //!
-//! The first line of a cause passes at once. Further ones are suppressed and counted until the period is over; the next
-//! line says how many there were. A throttle knows nothing of the text: the caller appends [`Suppressed`] to it.
+//! The first line of a cause passes at once. Further lines are suppressed and counted until the
+//! period is over, and the next line contains the count. A throttle does not know the text: the
+//! caller appends [`Suppressed`] to it.
 
 use std::fmt;
 
@@ -18,7 +19,7 @@ pub const TEN_MINUTES: Millis = 10 * MINUTE;
 #[derive(Clone, Debug)]
 pub struct LogThrottle {
     period: Millis,
-    /// When the last line passed.
+    /// Time of the last line that passed.
     passed: Option<Millis>,
     suppressed: u64,
 }
@@ -29,7 +30,7 @@ impl LogThrottle {
         Self { period, passed: None, suppressed: 0 }
     }
 
-    /// Decides about one line: returns what to append to it, or `None` if it is to be suppressed.
+    /// Decides about one line: returns the text to append to it, or `None` to suppress it.
     pub fn pass(&mut self, now: Millis) -> Option<Suppressed> {
         let within = match self.passed {
             Some(passed) if now < passed.saturating_add(self.period) => {
@@ -43,14 +44,14 @@ impl LogThrottle {
         Some(Suppressed { count: std::mem::take(&mut self.suppressed), within })
     }
 
-    /// Decides about one line that stays visible to developers: returns `level` and what to append to the line, or
-    /// `debug` and nothing to append if operators are not to see it.
+    /// Decides about one line that stays visible to developers: returns `level` and the text to
+    /// append, or `debug` and an empty text if operators are not to see the line.
     pub fn level(&mut self, level: Level, now: Millis) -> (Level, Suppressed) {
         self.pass(now).map_or((Level::Debug, Suppressed::NONE), |suppressed| (level, suppressed))
     }
 }
 
-/// Lets one line per cause and period pass. There must be few causes: each takes memory from its first line on.
+/// Lets one line per cause and period pass. There must be few causes, since each takes memory.
 #[derive(Clone, Debug)]
 pub struct LogThrottles<C> {
     period: Millis,
@@ -73,8 +74,8 @@ impl<C: PartialEq> LogThrottles<C> {
     }
 }
 
-/// How many lines were suppressed since the last one that passed. Displays as ` (1,234 more in the last minute)`, or as
-/// nothing if there were none.
+/// Number of suppressed lines since the last one that passed. Displays as ` (1,234 more in the last
+/// minute)`, or as nothing if there were none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suppressed {
     count: u64,

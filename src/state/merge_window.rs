@@ -1,35 +1,38 @@
-//! Merges the lines of one database that follow each other closely into one further notification.
+//! Merges lines of one database that follow each other closely into one notification.
 //!
-//! Each node of a cluster records a write for itself, so one write makes one to four lines within 0.8 s. The first line
-//! is notified at once. It may come before the client's node has the document, so no later line may be dropped; all that
-//! come within the window are one notification at its end.
+//! Each node of a cluster records a write for itself, so one write causes one to four lines within
+//! 0.8 s. Subscribers are notified of the first line at once. It may come before the client's node
+//! has the document, so later lines are not dropped: all lines within the window cause one
+//! notification at its end.
 //!
 //! ```text
 //!  line ─▶ notified at once        line  line          ─▶ one notification         line ─▶ notified at once
 //!          └────────────────── window ────────────────────┘
 //! ```
 //!
-//! The window is a property of the database, not of its subscribers. A client that subscribes within it gets the
-//! position after all lines so far, and at the end of the window a notification that it may not have needed.
+//! The window is a property of the database, not of its subscribers. A client that subscribes
+//! within it gets the position after all lines so far, and at the end of the window a notification
+//! that it may not have needed.
 
 use crate::state::timers::Millis;
 use crate::wire::couchdb::ChangeKind;
 
-/// The window of one database. There is one in each database, so the end and the change that is held back share a number.
+/// Window of one database. Every database has one, so its end and the held change share one number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MergeWindow(u64);
 
-/// What is to be done with a change.
+/// Decision about a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// Notify subscribers now of a change of this kind.
     Notify(ChangeKind),
-    /// Hold it back until the end of the window; for the first that is held back, when that is.
+    /// Hold the change until the end of the window. Contains the end for the first held change.
     Hold(Option<Millis>),
 }
 
 impl MergeWindow {
-    /// Takes a change, with the length of windows that begin now; with none it is notified at once in any case.
+    /// Handles a change. `length` is the length of a window that begins now; with 0 subscribers are
+    /// always notified at once.
     pub fn admit(&mut self, kind: ChangeKind, length: Millis, now: Millis) -> Admission {
         let (ends, held) = (self.ends(), self.held());
         let merged = held.map_or(kind, |earlier| earlier.merge(kind));
@@ -41,14 +44,14 @@ impl MergeWindow {
         Admission::Hold(held.is_none().then_some(ends))
     }
 
-    /// Takes what was held back, if the window is over.
+    /// Takes the held change if the window is over.
     pub fn release(&mut self, now: Millis) -> Option<ChangeKind> {
         let held = self.held().filter(|_| now >= self.ends())?;
         *self = Self::new(self.ends(), None);
         Some(held)
     }
 
-    /// Returns whether there is a change that subscribers were not notified of.
+    /// Returns whether a change is held.
     pub fn holds_back(&self) -> bool {
         self.held().is_some()
     }
@@ -57,21 +60,21 @@ impl MergeWindow {
         Self(ends << KIND_BITS | held.map_or(0, |kind| kind as u64 + 1))
     }
 
-    /// Returns when it ends.
+    /// Returns the end of the window.
     fn ends(self) -> Millis {
         self.0 >> KIND_BITS
     }
 
-    /// Returns what is to be notified then.
+    /// Returns the held change.
     fn held(self) -> Option<ChangeKind> {
         let kinds = [ChangeKind::Created, ChangeKind::Updated, ChangeKind::Deleted];
         kinds.into_iter().find(|kind| *kind as u64 + 1 == self.0 & KIND)
     }
 }
 
-/// How many bits say what is held back.
+/// Bits for the held change.
 const KIND_BITS: u32 = 2;
-/// The bits that say it.
+/// Mask of these bits.
 const KIND: u64 = (1 << KIND_BITS) - 1;
 
 #[cfg(test)]
@@ -80,7 +83,7 @@ mod tests {
     use ChangeKind::{Created, Deleted, Updated};
 
     #[test]
-    fn the_first_line_is_notified_at_once_and_the_others_together() {
+    fn subscribers_are_notified_of_the_first_line_at_once_and_of_others_together() {
         let mut window = MergeWindow::default();
         assert_eq!(window.admit(Updated, 800, 1_000), Admission::Notify(Updated));
         assert_eq!(window.admit(Updated, 800, 1_001), Admission::Hold(Some(1_800)));
@@ -89,11 +92,11 @@ mod tests {
         assert_eq!((window.release(1_800), window.holds_back()), (Some(Updated), false));
         assert_eq!(window.release(1_800), None);
         assert_eq!(window.admit(Updated, 800, 1_801), Admission::Notify(Updated));
-        assert_eq!((window.release(5_000), window.holds_back()), (None, false), "nothing followed");
+        assert_eq!((window.release(5_000), window.holds_back()), (None, false), "no line followed");
     }
 
     #[test]
-    fn a_line_behind_the_window_takes_with_it_what_was_not_released() {
+    fn a_line_after_the_window_includes_the_held_change() {
         let mut window = MergeWindow::default();
         window.admit(Created, 800, 0);
         assert_eq!(window.admit(Deleted, 800, 10), Admission::Hold(Some(800)));
@@ -102,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_length_nothing_is_held_back() {
+    fn without_a_length_no_change_is_held() {
         let mut window = MergeWindow::default();
         for _ in 0..3 {
             assert_eq!(window.admit(Updated, 0, 7), Admission::Notify(Updated));
@@ -110,11 +113,11 @@ mod tests {
         window.admit(Updated, 800, 10);
         window.admit(Updated, 800, 11);
         assert_eq!(window.admit(Deleted, 0, 12), Admission::Notify(Deleted));
-        assert_eq!(window.release(810), None, "nothing is notified behind that");
+        assert_eq!(window.release(810), None, "no notification follows");
     }
 
     #[test]
-    fn a_write_on_a_cluster_makes_two_notifications_at_most() {
+    fn a_write_on_a_cluster_causes_at_most_two_notifications() {
         let lines: [&[Millis]; 4] = [&[0], &[0, 799], &[0, 300, 500], &[0, 1, 2, 700]];
         for (times, most) in lines.into_iter().zip([1, 2, 2, 2]) {
             let (mut window, mut notified) = (MergeWindow::default(), 0);

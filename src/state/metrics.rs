@@ -1,10 +1,10 @@
-//! What the server counts, and the reasons for which it closes.
+//! Counters of the server, and the reasons for closing.
 
 use crate::wire::websocket::close_code;
 
 macro_rules! close_reasons {
     ($($(#[$doc:meta])* $name:ident => $text:literal, $code:expr;)*) => {
-        /// Why a connection or session ended.
+        /// Reason for the end of a connection or session.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum CloseReason { $($(#[$doc])* $name,)* }
 
@@ -12,17 +12,17 @@ macro_rules! close_reasons {
             /// All reasons, in the order of their counters.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-            /// The name of the reason, as it is declared.
+            /// Returns the name of the variant.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$name => stringify!($name),)* }
             }
 
-            /// The reason in words: in logs, and in the close frame.
+            /// Returns the text for the log and the close frame.
             pub fn text(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
             }
 
-            /// The code of the close frame (RFC 6455 section 7.4).
+            /// Returns the code of the close frame (RFC 6455 section 7.4).
             pub fn close_code(self) -> u16 {
                 match self { $(Self::$name => $code,)* }
             }
@@ -33,75 +33,75 @@ macro_rules! close_reasons {
 close_reasons! {
     /// The client closed in an orderly way.
     ClientClosed => "closed by the client", close_code::NORMAL;
-    /// The connection ended or broke without a word.
+    /// The connection ended or broke without a close.
     ClientVanished => "connection lost", close_code::NORMAL;
     /// The client logged out.
     LoggedOut => "logged out", close_code::NORMAL;
-    /// The log-in failed.
+    /// The login failed.
     NotAuthenticated => "not authenticated", close_code::NOT_AUTHENTICATED;
-    /// The cookie ran out while CouchDB could not be asked; the client is to log in again by itself.
+    /// The cookie expired while CouchDB could not be asked. The client may log in again by itself.
     SessionExpired => "session expired", close_code::TRY_AGAIN_LATER;
-    /// Nobody logged in within the time for it.
-    LogInTimeout => "no login in time", close_code::LOGIN_TIMEOUT;
+    /// No login began in time.
+    LogInTimeout => "no log-in in time", close_code::LOG_IN_TIMEOUT;
     /// The client was silent for too long.
     PingTimeout => "ping timeout", close_code::NORMAL;
-    /// The WebSocket framing was broken.
+    /// The WebSocket framing was malformed.
     BrokenFrame => "broken WebSocket frame", close_code::PROTOCOL;
-    /// A binary message.
+    /// The client sent a binary message.
     BinaryMessage => "binary messages are not read here", close_code::UNSUPPORTED;
-    /// Text that is not UTF-8.
+    /// The client sent text that is not UTF-8.
     InvalidUtf8 => "text is not UTF-8", close_code::INVALID_UTF8;
-    /// A message over the limit.
+    /// A message exceeded the limit.
     MessageTooBig => "message too big", close_code::TOO_BIG;
-    /// An Engine.IO or Socket.IO packet that is none.
+    /// The client sent a malformed Engine.IO or Socket.IO packet.
     BrokenPacket => "broken packet", close_code::POLICY;
-    /// Malformed requests again and again.
+    /// The client sent malformed requests repeatedly.
     Malformed => "malformed input", close_code::POLICY;
-    /// A client that asks and does not take the answers.
+    /// The client sends requests and does not read the replies.
     NotReading => "answers are not read", close_code::POLICY;
-    /// Two polls or two posts at once.
+    /// The client sent two polls or two posts at once.
     Overlap => "overlapping requests", close_code::POLICY;
     /// Too many messages waited for the end of a login or of a long list.
     TooMuchHeld => "too many messages wait for an answer", close_code::POLICY;
-    /// More requests than may wait for their answers.
+    /// Too many requests of the client are unanswered.
     TooManyRequests => "too many requests at once", close_code::POLICY;
-    /// More messages a second than a client may send.
+    /// The client exceeded its rate of messages.
     TooManyMessages => "too many messages a second", close_code::POLICY;
-    /// A client that goes on asking for more subscriptions than it may have.
+    /// The client repeatedly exceeded its limit of subscriptions.
     TooManySubscriptions => "too many subscriptions", close_code::POLICY;
-    /// More sessions that are not logged in than a connection may open.
+    /// The connection opened too many sessions without a login.
     TooManySessions => "too many sessions of this connection without a login", close_code::POLICY;
-    /// More connections than there may be in all.
+    /// There are too many connections.
     TooManyConnections => "too many connections", close_code::TRY_AGAIN_LATER;
-    /// More memory is used than the limit.
+    /// The process uses more memory than the limit.
     OutOfMemory => "too much memory in use", close_code::TRY_AGAIN_LATER;
-    /// More connections than an address may have.
+    /// The address has too many connections.
     TooManyOfAddress => "too many connections of this address", close_code::POLICY;
-    /// Nobody logged in, and newer connections needed the place.
+    /// The unauthenticated client was evicted for newer connections.
     MadeWay => "made way for others without a log-in", close_code::TRY_AGAIN_LATER;
-    /// A client that takes nothing of what is written to it.
+    /// The client reads nothing.
     SlowReader => "reads nothing", close_code::POLICY;
-    /// A request that cannot be served.
+    /// The request cannot be served.
     BadRequest => "bad request", close_code::PROTOCOL;
-    /// A request head over the limit.
+    /// A request head exceeded the limit.
     HeadTooLarge => "request head too large", close_code::PROTOCOL;
-    /// A request body over the limit.
+    /// A request body exceeded the limit.
     BodyTooLarge => "request body too large", close_code::PROTOCOL;
-    /// A request whose head or body did not come in time.
+    /// A request head or body did not arrive in time.
     RequestTimeout => "request timeout", close_code::NORMAL;
-    /// A client with which no TLS could be spoken.
+    /// The TLS handshake failed.
     HandshakeFailed => "TLS handshake failed", close_code::NORMAL;
-    /// A TLS handshake that was not over in time.
+    /// The TLS handshake did not end in time.
     HandshakeTimeout => "TLS handshake timeout", close_code::NORMAL;
-    /// A plain HTTP exchange was over.
+    /// A plain HTTP exchange ended.
     Served => "served", close_code::NORMAL;
-    /// The peer did not take what was written, or did not close, in time.
+    /// The peer did not read or did not close in time.
     CloseTimeout => "close timeout", close_code::NORMAL;
-    /// The server stops.
+    /// The server is shutting down.
     ShuttingDown => "shutting down", close_code::GOING_AWAY;
 }
 
-/// How often connections were closed, for each reason.
+/// Number of closes by reason.
 #[derive(Debug)]
 struct Closes([u64; CloseReason::ALL.len()]);
 
@@ -121,7 +121,8 @@ macro_rules! counters {
         }
 
         impl Metrics {
-            /// Tells every counter but the closes: the name under which it is exposed, what it counts, and its value.
+            /// Visits every counter except the closes: its exposed name, its help text, and its
+            /// value.
             pub fn tell_counters(&self, mut tell: impl FnMut(&'static str, &'static str, u64)) {
                 $(tell($exposed, concat!($($help),+), self.$name);)*
             }
@@ -129,55 +130,57 @@ macro_rules! counters {
     };
 }
 
-// A counter is declared here and nowhere else: field, meaning, and the name under which it is exposed.
+// Each counter is declared only here: field, help text, and exposed name.
 counters! {
-    /// Connections of clients accepted.
+    /// Accepted connections of clients.
     accepted => "howler_connections_accepted_total";
-    /// Times that accepting paused because descriptors ran out.
+    /// Pauses in accepting because descriptors ran out.
     accept_pauses => "howler_accept_pauses_total";
-    /// Connections that were cut because the client kept sending after it was told of the end.
+    /// Connections that were cut because the client kept sending after the close.
     cut_connections => "howler_connections_cut_total";
-    /// Connections, sessions, logins and subscriptions rejected because more memory is used than the limit.
+    /// Connections, sessions, logins and subscriptions rejected because more memory is used than
+    /// the limit.
     memory_rejections => "howler_memory_rejections_total";
-    /// Log-ins that CouchDB confirmed.
-    logins => "howler_log_ins_total";
-    /// Log-ins that failed, for whatever reason.
-    failed_logins => "howler_log_ins_failed_total";
-    /// Log-ins that were not tried, after too many wrong passwords.
-    slowed_logins => "howler_log_ins_slowed_total";
-    /// Log-ins that were not tried because too many waited.
-    overloaded_logins => "howler_log_ins_overloaded_total";
-    /// Requests to subscribe beyond what a client may have.
+    /// Logins that CouchDB confirmed.
+    log_ins => "howler_log_ins_total";
+    /// Logins that failed, for any reason.
+    failed_log_ins => "howler_log_ins_failed_total";
+    /// Logins rejected after too many wrong passwords.
+    slowed_log_ins => "howler_log_ins_slowed_total";
+    /// Logins rejected because too many waited.
+    overloaded_log_ins => "howler_log_ins_overloaded_total";
+    /// Requests to subscribe over the limit of a client.
     refused_subscriptions => "howler_subscriptions_refused_total";
-    /// Requests to subscribe beyond what a user may have waiting for its permissions.
+    /// Requests to subscribe over the limit of databases whose permissions a user waits for.
     refused_questions => "howler_access_questions_refused_total";
     /// `_security` objects that were not kept because all take more memory than the limit.
     evicted_security => "howler_security_evictions_total";
-    /// Sessions that ended because the user was not logged in any more.
+    /// Sessions that ended because the user is not logged in any more.
     ended_sessions => "howler_log_ins_ended_total";
     /// Subscriptions that ended because the user may not read the database any more.
     revoked_subscriptions => "howler_subscriptions_revoked_total";
-    /// Lines of the feed that told of a change.
+    /// Lines of the feed that contain a change.
     changes => "howler_changes_total";
-    /// Lines of the feed that were merged with another one of the same database because of `--merge_window`.
+    /// Lines of the feed that were merged with another one of the same database because of
+    /// `--merge_window`.
     merged_changes => "howler_changes_merged_total";
-    /// Lines of the feed that were too long or no JSON.
+    /// Lines of the feed that are too long or not JSON.
     skipped_lines => "howler_feed_lines_skipped_total";
-    /// Times that the feed broke.
+    /// Breaks of the feed.
     feed_breaks => "howler_feed_breaks_total";
     /// Notifications handed to the connections of clients.
     notifications => "howler_notifications_total";
-    /// Notifications that became one with an earlier one which the client had not been told yet.
+    /// Notifications that were merged with an earlier one that the client had not received yet.
     merged_notifications => "howler_notifications_merged_total";
-    /// Answers of CouchDB that refused the server's own credentials.
+    /// Replies of CouchDB that refused the server's own credentials.
     admin_refusals => "howler_couchdb_refusals_total";
     /// Requests for the positions of databases.
-    lookups => "howler_look_ups_total";
-    /// Requests for positions that were not answered, or not with positions.
-    failed_lookups => "howler_look_ups_failed_total";
-    /// Times that all clients were told that changes may have been lost.
+    look_ups => "howler_look_ups_total";
+    /// Requests for positions without a valid reply.
+    failed_look_ups => "howler_look_ups_failed_total";
+    /// Times that all clients were notified that changes may have been lost.
     resyncs => "howler_resyncs_total";
-    /// Lines of the log that were dropped because standard error did not take them.
+    /// Lines of the log that were dropped because standard error did not accept them.
     dropped_log_lines => "howler_log_lines_dropped_total";
 }
 
@@ -187,7 +190,7 @@ impl Metrics {
         self.closes.0[reason as usize] += 1;
     }
 
-    /// How often connections were closed for a reason.
+    /// Returns the number of closes for a reason.
     pub fn closes(&self, reason: CloseReason) -> u64 {
         self.closes.0[reason as usize]
     }

@@ -1,5 +1,5 @@
-//! Machines and tables. None knows a socket; the time is an argument, randomness is handed in, and what
-//! is to be done is returned.
+//! State machines and tables. They know no sockets and no clock: time and randomness are arguments,
+//! and actions are returned.
 
 pub mod access;
 pub mod addresses;

@@ -1,20 +1,22 @@
-//! Sessions that each connection has opened by polling and that are not logged in.
+//! Unauthenticated polling sessions per connection.
 
 use std::collections::HashMap;
 
 use super::limits::MAX_SESSIONS_OPENED;
 use super::table::Key;
 
-/// The connections and their sessions. Clients that are logged in take no room here.
+/// Connections and the sessions that they have opened. Clients that are logged in take no memory
+/// here.
 #[derive(Debug, Default)]
 pub struct Openings {
     counts: HashMap<Key, u8>,
-    /// The connection of each session.
+    /// Connection of each session.
     connections: HashMap<Key, Key>,
 }
 
 impl Openings {
-    /// Decides whether a connection may open one more session; counts it if so, until [`Openings::remove`].
+    /// Returns whether a connection may open one more session, and counts it until
+    /// [`Openings::remove`].
     pub fn may_open(&mut self, connection: Key) -> bool {
         let count = self.counts.entry(connection).or_default();
         let allowed = *count < MAX_SESSIONS_OPENED;
@@ -22,12 +24,13 @@ impl Openings {
         allowed
     }
 
-    /// Takes note of the session that a connection has opened.
+    /// Stores the session that a connection has opened.
     pub fn insert(&mut self, session: Key, connection: Key) {
         self.connections.insert(session, connection);
     }
 
-    /// Takes note that a session has logged in, ended, or moved to a WebSocket: its connection may open another.
+    /// Removes a session that has logged in, ended, or moved to a WebSocket. Its connection may
+    /// open another one.
     pub fn remove(&mut self, session: Key) {
         let Some(connection) = self.connections.remove(&session) else { return };
         if let Some(count) = self.counts.get_mut(&connection) {
@@ -43,7 +46,7 @@ impl Openings {
     }
 }
 
-/// Room for fewer sessions than this is never given back.
+/// Capacity below which the tables are not shrunk.
 const KEPT: usize = 64;
 
 #[cfg(test)]
@@ -51,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_opens_so_many_sessions_until_they_log_in() {
+    fn unauthenticated_sessions_of_a_connection_are_limited() {
         let key = |index| Key { index, generation: 0 };
         let mut openings = Openings::default();
         for session in 0..MAX_SESSIONS_OPENED.into() {
@@ -71,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_logged_in_take_no_room() {
+    fn clients_that_logged_in_take_no_memory() {
         let key = |index| Key { index, generation: 0 };
         let mut openings = Openings::default();
         for number in 0..10_000 {

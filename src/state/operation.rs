@@ -1,5 +1,5 @@
-//! What those who run the server ask it: whether it lives, whether it is ready, and what it counts. Pure functions of
-//! what is handed in; nothing here names a user or a database.
+//! Endpoints for operators: liveness, readiness and metrics. The functions are pure, and their
+//! output contains no name of a user or a database.
 
 use std::io::Write as _;
 
@@ -8,30 +8,33 @@ use super::routes::{Answer, text};
 use super::session::{Dialect, Session, Transport};
 use crate::wire::engine_io::Version;
 
-/// What is asked.
+/// An endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// `/healthz`: whether the process turns its loop. That there is an answer is the answer.
+    /// `/healthz`: whether the event loop runs. Any response means that it does.
     Health,
     /// `/readyz`: whether clients are served well.
     Readiness,
-    /// `/metrics`: what was counted.
+    /// `/metrics`: counters and gauges.
     Metrics,
 }
 
-/// The answer to [`Question::Metrics`] but for its body: the text format of Prometheus.
+/// Response to [`Question::Metrics`] without its body, which is in the text format of Prometheus.
 pub const METRICS: Answer =
     Answer { status: 200, content_type: "text/plain; version=0.0.4; charset=utf-8", field: None, body: "" };
-/// The answer to [`Question::Health`].
+/// Response to [`Question::Health`].
 pub const HEALTHY: Answer = text(200, "ok\n");
-/// The answer to another method.
+/// Response to another method.
 pub const METHOD: Answer =
     Answer { field: Some(("Allow", "GET, HEAD")), ..text(405, "Only GET and HEAD are answered here.\n") };
-/// The answer to all else on a port that is there for these questions alone.
-pub const NOTHING_ELSE: Answer =
-    text(404, "Here are /healthz, /readyz and /metrics alone. Clients connect to the other port (--port).\n");
+/// Response to other paths on a port for operators.
+pub const NOTHING_ELSE: Answer = text(
+    404,
+    "Only /healthz, /readyz and /metrics are served here. Clients connect to the other port (--port).
+",
+);
 
-/// The question that a path is.
+/// Returns the endpoint of a path.
 pub fn question(path: &str) -> Option<Question> {
     match path {
         "/healthz" => Some(Question::Health),
@@ -41,23 +44,24 @@ pub fn question(path: &str) -> Option<Question> {
     }
 }
 
-/// Whether clients are served well, and why not.
+/// Readiness of the server, or the reason against it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// They are.
+    /// Clients are served well.
     Ready,
     /// The feed was never open.
     NotOpenYet,
-    /// The feed was open, and is not.
+    /// The feed was open and is down.
     FeedDown,
     /// CouchDB refuses the server's own credentials.
     Refused,
-    /// The server sees its clients off.
+    /// The server is shutting down.
     Stopping,
 }
 
 impl Readiness {
-    /// The answer to [`Question::Readiness`]. It says nothing of where CouchDB is: strangers may read it.
+    /// Returns the response to [`Question::Readiness`]. It does not contain the address of CouchDB,
+    /// since anyone may read it.
     pub fn answer(self) -> Answer {
         match self {
             Self::Ready => text(200, "ready\n"),
@@ -71,7 +75,7 @@ impl Readiness {
     }
 }
 
-/// Sessions by what they speak and what carries them.
+/// Number of sessions by dialect and transport.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SessionCounts {
     counts: [[u64; TRANSPORTS.len()]; DIALECTS.len()],
@@ -98,38 +102,39 @@ impl SessionCounts {
     }
 }
 
-/// What is the case at the moment.
+/// Current values for the exposition.
 #[derive(Debug)]
 pub struct Gauges<'a> {
-    /// When the process started, in seconds since 1970.
+    /// Start of the process, in seconds since 1970.
     pub started: u64,
     /// Whether the feed is open.
     pub feed_up: bool,
     /// Connections of clients.
     pub connections: usize,
-    /// Unauthenticated clients, and the bytes that they hold.
+    /// Unauthenticated clients, and the memory that is held for them, in bytes.
     pub unauthenticated: (usize, usize),
-    /// Whether more memory is used than the limit.
+    /// Whether the process uses more memory than the limit.
     pub memory_full: bool,
     /// Sessions.
     pub sessions: &'a SessionCounts,
     /// Subscriptions of all sessions.
     pub subscriptions: usize,
-    /// Databases that someone subscribes to.
+    /// Databases with a subscriber.
     pub databases: usize,
-    /// Names of databases that are stored.
+    /// Stored names of databases.
     pub names: usize,
-    /// Subscriptions of broken sessions that are remembered.
+    /// Remembered subscriptions of broken sessions.
     pub remembered: usize,
-    /// Databases whose `_security` waits to be read, and the bytes that those take that were read.
+    /// Databases whose `_security` waits to be read, and the memory of those that were read, in
+    /// bytes.
     pub access: (usize, usize),
-    /// Requests to CouchDB that wait or are under way, by what they are for.
+    /// Waiting and in-flight requests to CouchDB by purpose.
     pub requests: &'a [(&'static str, usize)],
-    /// Memory that the process has, in bytes, where the system says so.
+    /// Resident memory of the process in bytes, if the system reports it.
     pub resident_memory: Option<u64>,
 }
 
-/// Everything in the text format of Prometheus.
+/// Returns all metrics in the text format of Prometheus.
 pub fn exposition(metrics: &Metrics, gauges: &Gauges<'_>) -> Vec<u8> {
     let mut page = Page { out: Vec::with_capacity(ROOM) };
     page.family("howler_build_info", "gauge", "The version that runs; always 1.");
@@ -141,7 +146,7 @@ pub fn exposition(metrics: &Metrics, gauges: &Gauges<'_>) -> Vec<u8> {
     page.gauge("howler_unauthenticated_clients", "Clients that have not begun to log in.", clients as u64);
     page.gauge("howler_unauthenticated_bytes", "Memory held for clients that are not logged in.", bytes as u64);
     page.gauge("howler_memory_full", "Whether more memory is used than --max_memory.", gauges.memory_full.into());
-    page.family("howler_sessions", "gauge", "Sessions, by what they speak and what carries them.");
+    page.family("howler_sessions", "gauge", "Sessions by dialect and transport.");
     for (dialect, counts) in DIALECTS.iter().zip(&gauges.sessions.counts) {
         for (transport, count) in TRANSPORTS.iter().zip(counts) {
             page.labelled("howler_sessions", &[("dialect", dialect), ("transport", transport)], *count);
@@ -149,15 +154,15 @@ pub fn exposition(metrics: &Metrics, gauges: &Gauges<'_>) -> Vec<u8> {
     }
     page.gauge("howler_sessions_logged_in", "Sessions that are logged in.", gauges.sessions.logged_in);
     page.gauge("howler_subscriptions", "Subscriptions of all sessions.", gauges.subscriptions as u64);
-    page.gauge("howler_databases_watched", "Databases that someone subscribes to.", gauges.databases as u64);
-    page.gauge("howler_names_stored", "Names of databases that are stored, each once.", gauges.names as u64);
+    page.gauge("howler_databases_watched", "Databases with a subscriber.", gauges.databases as u64);
+    page.gauge("howler_names_stored", "Stored names of databases, each once.", gauges.names as u64);
     let help = "Subscriptions of broken sessions that are remembered.";
     page.gauge("howler_catch_up_subscriptions", help, gauges.remembered as u64);
     let (questions, bytes) = gauges.access;
     page.gauge("howler_access_questions_waiting", "Databases whose _security waits to be read.", questions as u64);
     page.gauge("howler_security_bytes", "Memory of the _security objects that are kept.", bytes as u64);
     let name = "howler_couchdb_requests_pending";
-    page.family(name, "gauge", "Requests to CouchDB that wait or are under way, but for the feed.");
+    page.family(name, "gauge", "Requests to CouchDB that wait or are in flight, except the feed.");
     for (queue, count) in gauges.requests {
         page.labelled(name, &[("queue", queue)], *count as u64);
     }
@@ -169,7 +174,7 @@ pub fn exposition(metrics: &Metrics, gauges: &Gauges<'_>) -> Vec<u8> {
         page.labelled(name, &[], value);
     });
     let name = "howler_closes_total";
-    page.family(name, "counter", "Connections and sessions that ended, by the reason.");
+    page.family(name, "counter", "Connections and sessions that ended, by reason.");
     let mut label = String::new();
     for reason in CloseReason::ALL {
         label.clear();
@@ -179,10 +184,10 @@ pub fn exposition(metrics: &Metrics, gauges: &Gauges<'_>) -> Vec<u8> {
     page.out
 }
 
-/// Bytes that an exposition takes, about.
+/// Approximate length of an exposition, in bytes.
 const ROOM: usize = 10 * 1024;
 
-/// What is being written.
+/// Buffer of the exposition.
 struct Page {
     out: Vec<u8>,
 }
@@ -193,7 +198,7 @@ impl Page {
         write!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}\n").expect("writing to a Vec cannot fail");
     }
 
-    /// The values of labels are ours: nothing in them has to be escaped.
+    /// Label values are constants of the server, so they need no escaping.
     fn labelled(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
         self.out.extend_from_slice(name.as_bytes());
         for (number, (label, text)) in labels.iter().enumerate() {
@@ -210,7 +215,7 @@ impl Page {
     }
 }
 
-/// `LikeThis` as `like_this`.
+/// Writes `LikeThis` as `like_this`.
 fn write_snake(name: &str, out: &mut String) {
     for letter in name.chars() {
         if letter.is_ascii_uppercase() && !out.is_empty() {
@@ -220,7 +225,8 @@ fn write_snake(name: &str, out: &mut String) {
     }
 }
 
-/// The resident memory in bytes, out of Linux's `/proc/self/status` or its start (proc(5): `VmRSS:  1234 kB`).
+/// Returns the resident memory in bytes from Linux's `/proc/self/status` or its beginning (proc(5):
+/// `VmRSS:  1234 kB`).
 pub fn resident_memory(status: &[u8]) -> Option<u64> {
     let (_, rest) = std::str::from_utf8(status).ok()?.split_once("\nVmRSS:")?;
     let (number, _) = rest.trim_start().split_once(" kB\n")?;
@@ -252,7 +258,7 @@ mod tests {
 
     #[test]
     #[allow(clippy::field_reassign_with_default, reason = "one of its fields is private")]
-    fn everything_is_exposed_once_with_help_and_type() {
+    fn every_metric_is_exposed_once_with_help_and_type() {
         let mut metrics = Metrics::default();
         metrics.changes = 12;
         for reason in CloseReason::ALL {
@@ -279,7 +285,7 @@ mod tests {
             "howler_couchdb_requests_pending{queue=\"log_ins\"} 3",
             "process_resident_memory_bytes 4096",
             "# TYPE howler_changes_total counter",
-            "# HELP howler_changes_total Lines of the feed that told of a change.",
+            "# HELP howler_changes_total Lines of the feed that contain a change.",
             "howler_changes_total 12",
             "howler_closes_total{reason=\"client_closed\"} 1",
             "howler_closes_total{reason=\"invalid_utf8\"} 1",
@@ -292,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_stands_below_its_family_and_none_stands_twice() {
+    fn samples_are_unique_and_follow_their_family() {
         let text = page(&Metrics::default(), &SessionCounts::default());
         let (mut family, mut seen) = ("", Vec::new());
         for line in text.lines() {
@@ -310,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_memory_that_linux_tells() {
+    fn parses_the_resident_memory_of_linux() {
         let status = b"Name:\thowler\nVmHWM:\t    2000 kB\nVmRSS:\t    1234 kB\nRssAnon:\t 900 kB\n";
         assert_eq!(resident_memory(status), Some(1234 * 1024));
         for end in 0..status.len() - 15 {
@@ -320,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn says_why_it_is_not_ready() {
+    fn readiness_contains_the_reason() {
         for (readiness, status, word) in [
             (Readiness::Ready, 200, "ready"),
             (Readiness::NotOpenYet, 503, "not open yet"),

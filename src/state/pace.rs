@@ -1,11 +1,11 @@
-//! Doing something for each of many, evenly over a time: how many are due, and when the next are.
+//! Spreads a number of items evenly over a time.
 
 use crate::state::timers::Millis;
 
-/// Things are done in steps of this, in milliseconds.
+/// Interval of the steps, in milliseconds.
 pub const STEP: Millis = 20;
 
-/// The pace.
+/// Progress through the items.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     count: usize,
@@ -15,12 +15,13 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// So many things, evenly over so long; with no time for it they are all due at once.
+    /// Creates a pacer for `count` items over `spread` milliseconds. With 0 all items are due at
+    /// once.
     pub fn new(count: usize, spread: Millis, now: Millis) -> Self {
         Self { count, done: 0, started: now, spread }
     }
 
-    /// When the next are due; None when none is left.
+    /// Returns when the next items are due; None if none is left.
     pub fn poll_timeout(&self) -> Option<Millis> {
         if self.done == self.count {
             return None;
@@ -29,7 +30,7 @@ impl Pace {
         Some(self.started + due.next_multiple_of(STEP))
     }
 
-    /// How many are due now.
+    /// Returns how many items are due since the last call.
     pub fn take_due(&mut self, now: Millis) -> usize {
         let passed = now.saturating_sub(self.started);
         let due = if passed >= self.spread {
@@ -48,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_are_done_once_and_evenly() {
+    fn items_are_due_once_and_evenly() {
         for (count, spread) in [(1, 1), (7, 35), (1_000, 5_000), (30_000, 5_000), (3, 600_000)] {
             let mut pace = Pace::new(count, spread, 500);
             let (mut done, mut most) = (0, 0);
@@ -64,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn with_no_time_all_are_due_at_once() {
+    fn without_a_time_all_items_are_due_at_once() {
         let mut pace = Pace::new(10_000, 0, 3);
         assert!(pace.poll_timeout().unwrap() <= 3 + STEP);
         assert_eq!((pace.take_due(3), pace.take_due(4), pace.poll_timeout()), (10_000, 0, None));
@@ -72,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_late_catches_up() {
+    fn a_late_caller_catches_up() {
         let mut pace = Pace::new(10, 100, 0);
         assert_eq!((pace.take_due(51), pace.take_due(40), pace.take_due(1_000)), (5, 0, 5));
     }

@@ -1,20 +1,21 @@
-//! Whose word counts about where a client is: a proxy in front says so in `X-Forwarded-For`, and so could anybody.
+//! Proxies whose `X-Forwarded-For` the server accepts. Any client can send the field, so only
+//! listed ones count.
 
 use std::net::IpAddr;
 
-/// A network: an address of it, and how many bits all its addresses share.
+/// A network: one of its addresses, and the length of the prefix that all of them share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Network {
     address: IpAddr,
     bits: u32,
 }
 
-/// The proxies that are believed.
+/// Networks of trusted proxies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<Network>);
 
 impl TrustedProxies {
-    /// Reads a list of addresses and networks, such as `10.0.0.0/8, ::1`.
+    /// Parses a list of addresses and networks, such as `10.0.0.0/8, ::1`.
     ///
     /// # Errors
     /// The item that is neither.
@@ -23,32 +24,33 @@ impl TrustedProxies {
         items.map(|item| Network::parse(item).ok_or(item)).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether nobody is believed.
+    /// Returns whether no proxy is trusted.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Where a client is: the last of those who forwarded its request that is no trusted proxy. `peer` is who connected.
+    /// Returns the address of a client: the last address in the field that is no trusted proxy.
+    /// `peer` is the address of the connection.
     pub fn client(&self, peer: IpAddr, forwarded_for: Option<&str>) -> IpAddr {
         let mut client = peer.to_canonical();
         let mut hops = forwarded_for.unwrap_or_default().rsplit(',');
         while self.trust(client) {
             match hops.next().and_then(address_of) {
                 Some(hop) => client = hop,
-                // Who wrote this, it was not somebody in order.
+                // The item is malformed, so it was not written by a trusted proxy.
                 None => break,
             }
         }
         client
     }
 
-    /// Whether the word of an address counts.
+    /// Returns whether an address belongs to a trusted proxy.
     pub fn trust(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.has(address))
     }
 }
 
-/// The address in an item of `X-Forwarded-For`; some proxies write a port behind it.
+/// Parses an item of `X-Forwarded-For`; some proxies append a port.
 fn address_of(item: &str) -> Option<IpAddr> {
     let item = item.trim();
     let bare = item.parse().or_else(|_| item.parse().map(|socket: std::net::SocketAddr| socket.ip()));
@@ -90,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn only_trusted_proxies_are_believed() {
+    fn only_the_field_of_trusted_proxies_counts() {
         for (list, peer, forwarded, expected) in [
             ("", "10.0.0.1", "1.2.3.4", "10.0.0.1"),
             ("10.0.0.0/8", "10.0.0.1", "1.2.3.4", "1.2.3.4"),
@@ -109,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn says_which_item_is_no_network() {
+    fn an_error_contains_the_malformed_item() {
         for bad in ["10.0.0.0/33", "x", "10.0.0/8", "::1/129", "10.0.0.1/", "10.0.0.1/-1"] {
             assert_eq!(TrustedProxies::parse(&format!("127.0.0.1, {bad}")), Err(bad));
         }

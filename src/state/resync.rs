@@ -1,12 +1,12 @@
-//! When changes may have been lost, every client is told to sync anew: one after the other in random order, so that
-//! CouchDB does not get all of them at once.
+//! Notifies all clients that changes may have been lost. They are notified in random order and
+//! spread over a time, so that CouchDB does not get the requests of all clients at once.
 
 use crate::state::jitter::Jitter;
 use crate::state::pace::Pace;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 
-/// When clients are told that changes may have been lost.
+/// Conditions for the notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// Never.
@@ -17,17 +17,17 @@ pub enum Policy {
     Always,
 }
 
-/// Time over which very many clients are told, in milliseconds.
+/// Time for a large number of clients, in milliseconds.
 const SPREAD: Millis = 5_000;
-/// Few clients are told faster: so many milliseconds for each.
+/// Time per client if there are few, in milliseconds.
 const EACH: Millis = 5;
 
-/// The clients that are still to be told.
+/// The clients that are being notified.
 #[derive(Debug)]
 pub struct Wave {
-    /// Why, in words for the client's developer.
+    /// Reason, as a text for the client's developer.
     pub reason: &'static str,
-    /// Whether the epoch is another one.
+    /// Whether the epoch has changed.
     pub other_epoch: bool,
     order: Vec<Key>,
     told: usize,
@@ -35,22 +35,22 @@ pub struct Wave {
 }
 
 impl Wave {
-    /// A wave that reaches these sessions.
+    /// Starts to notify these sessions.
     pub fn new(reason: &'static str, mut sessions: Vec<Key>, now: Millis, jitter: &mut Jitter) -> Self {
         for last in (1..sessions.len()).rev() {
-            let other = usize::try_from(jitter.below(last as u64 + 1)).expect("below a usize");
+            let other = usize::try_from(jitter.below(last as u64 + 1)).expect("below the length of a Vec");
             sessions.swap(last, other);
         }
         let pace = Pace::new(sessions.len(), SPREAD.min(sessions.len() as Millis * EACH), now);
         Self { reason, other_epoch: false, order: sessions, told: 0, pace }
     }
 
-    /// When the next are due; None when all were told.
+    /// Returns when the next sessions are due; None if all were notified.
     pub fn poll_timeout(&self) -> Option<Millis> {
         self.pace.poll_timeout()
     }
 
-    /// The sessions whose turn it is.
+    /// Returns the sessions that are due.
     pub fn next(&mut self, now: Millis) -> &[Key] {
         let from = self.told;
         self.told += self.pace.take_due(now);
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn reaches_everybody_once_spread_over_the_time() {
+    fn every_client_is_notified_once_spread_over_the_time() {
         for count in [1, 7, 1000, 30_000] {
             let mut wave = Wave::new("", keys(count), 500, &mut Jitter::new(3));
             let mut told = Vec::new();
@@ -80,7 +80,7 @@ mod tests {
                 assert!(!now.is_empty() && at <= 500 + SPREAD + STEP, "{at}");
             }
             assert!(most <= 4 + count as usize / 100, "{most} of {count} at once");
-            assert!(count < 1000 || told[..100] != keys(100), "in no order");
+            assert!(count < 1000 || told[..100] != keys(100), "in random order");
             told.sort_unstable();
             assert_eq!(told, keys(count));
         }

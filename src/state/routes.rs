@@ -1,80 +1,81 @@
-//! What a request asks this server for. A pure function of the head.
+//! Routing of HTTP requests: a pure function of the request head.
 
 use super::site::{File, Site};
 use crate::wire::engine_io::{self, Query, Refusal, Sid, Transport, Version};
 use crate::wire::howler_v1;
 use crate::wire::http::{Request, has_token};
 
-/// What a request leads to.
+/// Target of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Route<'a> {
     /// A `howler.v1` session over a WebSocket.
     Howler {
         /// `Sec-WebSocket-Key`.
         key: &'a str,
-        /// The sub-protocol to confirm, when the client offered it.
+        /// Subprotocol to confirm, if the client offered it.
         protocol: Option<&'static str>,
     },
     /// A Socket.IO session over a WebSocket.
     OpenWebSocket(Query, Version, &'a str),
     /// A Socket.IO session by polling.
     OpenPolling(Query, Version),
-    /// A poll of a session, with the JSONP callback to answer to.
+    /// A poll of a session, with the number of the JSONP callback.
     Poll(Sid, Option<u32>),
     /// A post to a session.
     Post(Sid, PostFormat),
-    /// A WebSocket that is to take a session over.
+    /// A WebSocket that is to take over a session.
     Upgrade(Sid, &'a str),
-    /// The question of a browser which requests of another origin's page are welcome.
+    /// A CORS preflight request.
     Preflight,
-    /// A file.
+    /// A static file.
     File(&'a File),
-    /// An answer without further ado.
+    /// A fixed response.
     Answer(Answer),
 }
 
 impl Route<'_> {
-    /// Whether there is a session more with it.
+    /// Returns whether the request opens a session.
     pub fn opens_session(&self) -> bool {
         matches!(self, Self::Howler { .. } | Self::OpenWebSocket(..) | Self::OpenPolling(..))
     }
 }
 
-/// How packets stand in a post.
+/// Encoding of the packets in a post.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PostFormat {
-    /// As text.
+    /// Text.
     Text,
-    /// In the binary framing of version 3.
+    /// Binary framing of version 3.
     Binary,
-    /// As a form of a JSONP client.
+    /// Form of a JSONP client.
     Form,
 }
 
-/// A short answer.
+/// A fixed HTTP response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// The status code.
+    /// Status code.
     pub status: u16,
     /// `Content-Type`.
     pub content_type: &'static str,
-    /// A header field that the status calls for.
+    /// Header field that the status requires.
     pub field: Option<(&'static str, &'static str)>,
-    /// The body.
+    /// Body.
     pub body: &'static str,
 }
 
-/// Which origins (RFC 6454) browsers may come from.
+/// Origins (RFC 6454) from which browsers may connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origins {
-    /// All.
+    /// All origins.
     Any,
-    /// These alone, each as a browser sends it: `https://app.example.com`.
+    /// These origins, each as a browser sends it: `https://app.example.com`.
     Listed(Vec<Box<str>>),
 }
 
 impl Origins {
-    /// Whether a request may open a session. One without an origin comes from no browser.
+    /// Returns whether a request with this origin may open a session. A request without an origin
+    /// comes from no browser.
     pub fn allow(&self, origin: Option<&str>) -> bool {
         match (self, origin) {
             (Self::Any, _) | (_, None) => true,
@@ -83,20 +84,21 @@ impl Origins {
     }
 }
 
-/// The `SameSite` attribute of the cookie that names a session (RFC 6265bis section 5.4.7).
+/// `SameSite` attribute of the cookie that names a session (RFC 6265bis section 5.4.7).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SameSite {
     /// Browsers send the cookie from pages of every site, over TLS.
     None,
-    /// Browsers send it from pages of the same site, and when a link is followed.
+    /// Browsers send it from pages of the same site, and when the user follows a link.
     #[default]
     Lax,
     /// Browsers send it from pages of the same site.
     Strict,
 }
 
-/// Returns the `Set-Cookie` value by which load balancers find a session; `secure` when the client speaks TLS, to this
-/// server or to a proxy. Browsers drop `SameSite=None` without `Secure`, so the attribute is left out there.
+/// Returns the `Set-Cookie` value by which load balancers find a session. `secure` is true if the
+/// client speaks TLS with this server or with a proxy. Browsers drop `SameSite=None` without
+/// `Secure`, so the attribute is omitted there.
 pub fn session_cookie(sid: Sid, same_site: SameSite, secure: bool) -> String {
     let same_site = match same_site {
         SameSite::None if secure => "; SameSite=None",
@@ -109,30 +111,36 @@ pub fn session_cookie(sid: Sid, same_site: SameSite, secure: bool) -> String {
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// An answer of text.
+/// Returns a response with a text body.
 pub(super) const fn text(status: u16, body: &'static str) -> Answer {
     Answer { status, content_type: TEXT, field: None, body }
 }
 
-/// The answer to an origin that is not allowed.
+/// Response to an origin that is not allowed.
 pub const ORIGIN_REFUSED: Answer = text(403, "Pages of this origin may not connect (see --origins).\n");
-/// The answer to who would open a session while the server stops.
-pub const STOPPING: Answer =
-    Answer { field: Some(("Retry-After", "1")), ..text(503, "The server stops: connect again, to another.\n") };
-/// The answer to a session that polls beyond what a connection may open without logging in.
+/// Response to a new session during the shutdown.
+pub const STOPPING: Answer = Answer {
+    field: Some(("Retry-After", "1")),
+    ..text(
+        503,
+        "The server is shutting down: connect to another one.
+",
+    )
+};
+/// Response to a polling session over the limit of unauthenticated sessions per connection.
 pub const TOO_MANY_SESSIONS: Answer = Answer {
     field: Some(("Retry-After", "5")),
     ..text(429, "This connection has opened too many sessions that are not logged in.\n")
 };
-/// The answer to a session while more memory is used than the limit.
+/// Response to a new session while the process uses more memory than the limit.
 pub const OUT_OF_MEMORY: Answer =
     Answer { field: Some(("Retry-After", "5")), ..text(503, "The server uses too much memory: come back later.\n") };
-/// The answer to a session that polls beyond what an address may have.
+/// Response to a polling session over the limit of its address.
 pub const TOO_MANY_OF_ADDRESS: Answer = Answer {
     field: Some(("Retry-After", "5")),
     ..text(429, "This address has too many connections and sessions already.\n")
 };
-const NOT_FOUND: Answer = text(404, "There is nothing here. Clients connect to /howler (WebSocket) or /socket.io/.\n");
+const NOT_FOUND: Answer = text(404, "Not found. Clients connect to /howler (WebSocket) or /socket.io/.\n");
 const METHOD: Answer =
     Answer { field: Some(("Allow", "GET")), ..text(405, "Only GET is answered here, as a WebSocket handshake.\n") };
 const FILE_METHOD: Answer = Answer {
@@ -149,24 +157,24 @@ const WEBSOCKET_VERSION: Answer = Answer {
 };
 const WEBSOCKET_KEY: Answer = text(400, "The WebSocket handshake has no valid Sec-WebSocket-Key.\n");
 
-/// The answer to a request under `/socket.io/` that is refused.
+/// Returns the response to a refused request under `/socket.io/`.
 pub fn refusal(refusal: Refusal) -> Answer {
     Answer { status: 400, content_type: "application/json", field: None, body: refusal.body() }
 }
 
-/// Whether the page that a request comes from may make it. The console comes from here, so it need not be listed to
-/// reach what it speaks; that is nothing but `howler.v1`.
+/// Returns whether the origin of a request is allowed. The console has the origin of this server,
+/// so it needs no entry in the list. It speaks `howler.v1` only.
 pub fn is_welcome(request: &Request<'_>, origins: &Origins, site: &Site) -> bool {
     match request.path {
         "/howler" | "/howler/" => origins.allow(request.origin) || site.has_console() && is_same_origin(request),
         "/socket.io" | "/socket.io/" => origins.allow(request.origin),
-        // No session is opened or carried.
+        // Other paths open and carry no session.
         _ => true,
     }
 }
 
-/// Whether a page of the host that was asked makes the request. By which scheme is not known here: a proxy may speak
-/// TLS with the browser.
+/// Returns whether the request comes from a page of the same host. The scheme is unknown, since a
+/// proxy may speak TLS with the browser.
 fn is_same_origin(request: &Request<'_>) -> bool {
     let (Some(origin), Some(host)) = (request.origin, request.host) else { return false };
     let (own, port) = match origin.split_once("://") {
@@ -174,11 +182,11 @@ fn is_same_origin(request: &Request<'_>) -> bool {
         Some((scheme, own)) if scheme.eq_ignore_ascii_case("http") => (own, ":80"),
         _ => return false,
     };
-    // Browsers leave the usual port out of both, a proxy may write it into the second.
+    // Browsers omit the default port from both fields; a proxy may add it to `Host`.
     !own.is_empty() && own.eq_ignore_ascii_case(host.strip_suffix(port).unwrap_or(host))
 }
 
-/// Decides by the head of a request.
+/// Returns the route of a request.
 pub fn route<'a>(request: &Request<'a>, site: &'a Site) -> Route<'a> {
     match request.path {
         "/howler" | "/howler/" => match websocket_key(request) {
@@ -224,7 +232,7 @@ fn post_format(request: &Request<'_>, query: &Query) -> PostFormat {
     }
 }
 
-/// The key of a valid WebSocket handshake (RFC 6455 section 4.2.1).
+/// Returns the key of a valid WebSocket handshake (RFC 6455 section 4.2.1).
 fn websocket_key<'a>(request: &Request<'a>) -> Result<&'a str, Answer> {
     if request.method != "GET" {
         return Err(METHOD);
@@ -306,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn confirms_the_sub_protocol_only_where_it_was_offered() {
+    fn confirms_the_subprotocol_only_if_it_was_offered() {
         for (offered, confirmed) in [("howler.v1", Some("howler.v1")), ("x, howler.v1", Some("howler.v1")), ("x", None)]
         {
             let head =
@@ -341,7 +349,7 @@ mod tests {
         }
     }
     #[test]
-    fn the_console_is_welcome_where_it_came_from() {
+    fn the_console_is_allowed_from_its_own_origin() {
         let listed = Origins::Listed(vec!["https://app.example.com".into()]);
         let welcome = |path: &str, host: &str, origin: &str, console| {
             let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nOrigin: {origin}\r\n\r\n");
@@ -375,6 +383,6 @@ mod tests {
             assert!(!welcome("/howler", host, origin, Console::On), "{host} {origin}");
         }
         assert!(welcome("/howler", "a", "https://app.example.com", Console::Off));
-        assert!(welcome("/", "a", "https://evil.com", Console::On), "a page is a page");
+        assert!(welcome("/", "a", "https://evil.com", Console::On), "pages are public");
     }
 }

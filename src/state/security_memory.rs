@@ -1,54 +1,54 @@
-//! The memory that kept `_security` objects take: how much there is, and which object goes first when there is too much.
+//! Memory of the kept `_security` objects, and the order in which they are evicted.
 //!
-//! Objects of at most [`SMALL_SECURITY`] bytes are counted and never evicted: each takes about as much as the rest of
-//! what is kept of a database, and it is they that other users depend on. All larger ones together take at most
-//! [`MAX_SECURITY_MEMORY`] bytes. Those that no request and no subscription needs are evicted first, the one that has
-//! been idle for longest before the others, and after them the largest.
+//! Objects of at most [`SMALL_SECURITY`] bytes are counted but never evicted: each takes about as
+//! much as the rest of a database's entry, and other users depend on them. All larger ones together
+//! take at most [`MAX_SECURITY_MEMORY`] bytes. Objects that no request and no subscription needs
+//! are evicted first, the longest idle one before the others, and then the largest ones.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::state::subscriptions::DatabaseId;
 
-/// Most bytes that all `_security` objects larger than [`SMALL_SECURITY`] may take together.
+/// Most bytes of all `_security` objects larger than [`SMALL_SECURITY`].
 pub const MAX_SECURITY_MEMORY: usize = 64 * 1024 * 1024;
-/// Up to so many bytes an object does not count towards [`MAX_SECURITY_MEMORY`].
+/// Size up to which an object does not count towards [`MAX_SECURITY_MEMORY`], in bytes.
 pub const SMALL_SECURITY: usize = 1024;
 
 /// A kept object that is not small.
 #[derive(Clone, Copy, Debug)]
 struct Kept {
     bytes: usize,
-    /// Its place among the idle objects, if it is one.
+    /// Its number among the idle objects, if it is idle.
     idle: Option<u64>,
 }
 
-/// The table of what is kept.
+/// Table of the kept objects.
 #[derive(Debug, Default)]
 pub struct SecurityMemory {
     /// Bytes of small objects.
     small: usize,
-    /// Bytes of the others.
+    /// Bytes of the other objects.
     large: usize,
     kept: HashMap<DatabaseId, Kept>,
     by_size: BTreeSet<(usize, DatabaseId)>,
-    /// Objects that nobody needed when that was last looked at, by the order in which they became idle.
+    /// Objects without a user at the last check, in the order in which they became idle.
     idle: BTreeMap<u64, DatabaseId>,
     next_place: u64,
 }
 
 impl SecurityMemory {
-    /// Returns how many bytes all kept objects take.
+    /// Returns the bytes of all kept objects.
     pub fn bytes(&self) -> usize {
         self.small + self.large
     }
 
-    /// Returns whether there is room for an object of that many bytes in place of what is kept of a database.
+    /// Returns whether an object of so many bytes fits in place of the database's current one.
     pub fn has_room(&self, database: DatabaseId, bytes: usize) -> bool {
         let before = self.kept.get(&database).map_or(0, |kept| kept.bytes);
         bytes <= SMALL_SECURITY || self.large - before + bytes <= MAX_SECURITY_MEMORY
     }
 
-    /// Takes note that the object of a database is kept.
+    /// Adds the object of a database.
     pub fn insert(&mut self, database: DatabaseId, bytes: usize) {
         if bytes <= SMALL_SECURITY {
             self.small += bytes;
@@ -59,7 +59,7 @@ impl SecurityMemory {
         self.by_size.insert((bytes, database));
     }
 
-    /// Takes note that the object of a database, which has that many bytes, is not kept any more.
+    /// Removes the object of a database, which has so many bytes.
     pub fn remove(&mut self, database: DatabaseId, bytes: usize) {
         if bytes <= SMALL_SECURITY {
             self.small -= bytes;
@@ -72,7 +72,7 @@ impl SecurityMemory {
         }
     }
 
-    /// Takes note that nobody needs the object of a database at the moment.
+    /// Marks the object of a database as idle.
     pub fn set_idle(&mut self, database: DatabaseId) {
         if let Some(kept) = self.kept.get_mut(&database).filter(|kept| kept.idle.is_none()) {
             kept.idle = Some(self.next_place);
@@ -81,19 +81,19 @@ impl SecurityMemory {
         }
     }
 
-    /// Takes note that the object of a database is needed.
+    /// Marks the object of a database as in use.
     pub fn set_in_use(&mut self, database: DatabaseId) {
         if let Some(place) = self.kept.get_mut(&database).and_then(|kept| kept.idle.take()) {
             self.idle.remove(&place);
         }
     }
 
-    /// Returns the database whose object has been idle for longest.
+    /// Returns the database with the longest idle object.
     pub fn longest_idle(&self) -> Option<DatabaseId> {
         self.idle.first_key_value().map(|(_, database)| *database)
     }
 
-    /// Returns the largest object that is not small: its bytes and its database.
+    /// Returns the bytes and the database of the largest object that is not small.
     pub fn largest(&self) -> Option<(usize, DatabaseId)> {
         self.by_size.last().copied()
     }
@@ -105,7 +105,7 @@ mod tests {
     use crate::state::subscriptions::Subscriptions;
 
     #[test]
-    fn the_longest_idle_goes_first_and_small_objects_do_not_count() {
+    fn the_longest_idle_object_is_evicted_first_and_small_ones_do_not_count() {
         let mut subscriptions = Subscriptions::default();
         let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| subscriptions.hold(name));
         let mut memory = SecurityMemory::default();

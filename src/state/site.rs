@@ -1,52 +1,52 @@
-//! The files that browsers are given: the client library, and the console, a page that is its first user.
-//! All of them are in the binary, and nothing in them is secret: strangers may read them.
+//! Static files for browsers: the client library and the console. They are part of the binary and
+//! public.
 
 use std::sync::Arc;
 
 use crate::wire::http;
 
-/// Which console there is.
+/// Variants of the console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Console<'a> {
-    /// None.
+    /// No console.
     Off,
-    /// One that asks for a name and a password.
+    /// A console that asks for a name and a password.
     On,
-    /// One that also offers the demo's account.
+    /// A console that also offers the demo's account.
     Demo(DemoAccount<'a>),
 }
 
-/// Who may look at the demo, and at what: told to everyone.
+/// Public account of the demo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct DemoAccount<'a> {
-    /// The user's name.
+    /// Name of the user.
     pub username: &'a str,
-    /// The password.
+    /// Password.
     pub password: &'a str,
-    /// Databases in which something happens.
+    /// Databases that change.
     pub databases: &'a [&'a str],
 }
 
-/// The files by their paths.
+/// Files by path.
 #[derive(Clone, Debug)]
 pub struct Site {
     files: Vec<(&'static str, File)>,
     console: bool,
 }
 
-/// A file as it is served.
+/// A file with its header fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
-    /// The header fields that go with it, but for `ETag`.
+    /// Header fields except `ETag`.
     pub fields: &'static [(&'static str, &'static str)],
-    /// `ETag`: another one whenever a byte of the file is another (RFC 9110 section 8.8.3).
+    /// `ETag`, which changes with every byte of the file (RFC 9110 section 8.8.3).
     pub etag: String,
-    /// Its bytes, shared by all who are being sent it.
+    /// Content, shared by all responses.
     pub body: Arc<[u8]>,
 }
 
 impl Site {
-    /// All files, with that console or without one.
+    /// Creates the table of all files, with this variant of the console.
     pub fn new(console: Console<'_>) -> Self {
         let mut files = vec![
             ("/howler.js", File::new(LIBRARY, include_str!("../web/howler.js"))),
@@ -65,12 +65,12 @@ impl Site {
         Self { files, console: true }
     }
 
-    /// The file of a path.
+    /// Returns the file of a path.
     pub fn find(&self, path: &str) -> Option<&File> {
         self.files.iter().find(|(own, _)| *own == path).map(|(_, file)| file)
     }
 
-    /// Whether the console is among the files.
+    /// Returns whether the console is among the files.
     pub fn has_console(&self) -> bool {
         self.console
     }
@@ -81,8 +81,8 @@ impl File {
         Self { fields, etag: format!("\"{:016x}\"", fingerprint(text.as_bytes())), body: text.as_bytes().into() }
     }
 
-    /// Whether a client that sent this `If-None-Match` has the file already (RFC 9110 section 13.1.2). A proxy that
-    /// compresses makes tags weak, so weak ones are as good.
+    /// Returns whether a client with this `If-None-Match` has the file already (RFC 9110 section
+    /// 13.1.2). Weak tags match too, since a proxy that compresses makes tags weak.
     pub fn is_known(&self, if_none_match: Option<&str>) -> bool {
         if_none_match.is_some_and(|tags| {
             http::list(tags).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == self.etag)
@@ -90,22 +90,24 @@ impl File {
     }
 }
 
-/// FNV-1a. It tells versions of our own files apart; nobody gains by making two that agree.
+/// Returns the FNV-1a hash. It distinguishes versions of our own files; a collision helps no
+/// attacker.
 fn fingerprint(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Where the page has room for the account.
+/// Placeholder of the account in the page.
 const DEMO_PLACE: &str = "<!-- demo -->";
 
-/// Tells the page's script of the demo's account.
+/// Returns the element that contains the demo's account for the page's script.
 fn demo_element(account: &DemoAccount<'_>) -> String {
-    let json = serde_json::to_string(account).expect("texts alone");
+    let json = serde_json::to_string(account).expect("strings serialize");
     let escaped = json.replace('&', "&amp;").replace('"', "&quot;").replace('<', "&lt;");
     format!("<meta name=\"howler-demo\" content=\"{escaped}\">")
 }
 
-/// What goes with every file. Caches ask whether it is still the same: the next version of this server has others.
+/// Header fields of every file. Caches revalidate, since another version of the server has other
+/// files.
 macro_rules! fields {
     ($content_type:literal $(, $more:expr)*) => {
         &[
@@ -118,8 +120,8 @@ macro_rules! fields {
     };
 }
 
-/// Pages of any origin may import the library. That gives them nothing: it is public and the same for all, and
-/// whether they may connect is decided where they do.
+/// Pages of any origin may import the library, which is public. Whether they may connect is decided
+/// at the connection.
 const FOR_ALL: (&str, &str) = ("Access-Control-Allow-Origin", "*");
 const LIBRARY: &[(&str, &str)] =
     fields!("text/javascript; charset=utf-8", FOR_ALL, ("X-TypeScript-Types", "./howler.d.ts"));
@@ -128,7 +130,8 @@ const SCRIPT: &[(&str, &str)] = fields!("text/javascript; charset=utf-8");
 const STYLE: &[(&str, &str)] = fields!("text/css; charset=utf-8");
 const PAGE: &[(&str, &str)] = fields!("text/html; charset=utf-8", ("Content-Security-Policy", POLICY));
 
-/// The page runs its own script, talks to this server, and does nothing else. Its icon stands in it.
+/// The page may run its own script and connect to this server, and nothing else. Its icon is a
+/// `data:` URL.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
@@ -139,7 +142,7 @@ mod tests {
     const ACCOUNT: DemoAccount<'_> = DemoAccount { username: "a\"b", password: "<&", databases: &["c", "d/e"] };
 
     #[test]
-    fn the_console_can_be_left_out() {
+    fn the_console_can_be_turned_off() {
         for (console, there) in [(Console::Off, false), (Console::On, true), (Console::Demo(ACCOUNT), true)] {
             let site = Site::new(console);
             assert_eq!(site.has_console(), there);
@@ -152,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_account_stands_in_the_demos_page_alone() {
+    fn only_the_page_of_the_demo_contains_the_account() {
         let page = |console| String::from_utf8(Site::new(console).find("/").unwrap().body.to_vec()).unwrap();
         let (plain, demo) = (page(Console::On), page(Console::Demo(ACCOUNT)));
         assert!(!plain.contains("howler-demo") && !plain.contains(DEMO_PLACE));
@@ -162,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn tags_tell_files_apart() {
+    fn different_files_have_different_tags() {
         let (on, demo) = (Site::new(Console::On), Site::new(Console::Demo(ACCOUNT)));
         let tag = |site: &Site, path: &str| site.find(path).unwrap().etag.clone();
         assert_eq!(tag(&on, "/console.js"), tag(&demo, "/console.js"));
@@ -184,13 +187,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_comes_from_elsewhere_and_all_of_it_is_small() {
+    fn the_files_are_small_and_reference_no_other_host() {
         let site = Site::new(Console::On);
         let console: usize =
             ["/", "/console.js", "/console.css"].map(|path| site.find(path).unwrap().body.len()).iter().sum();
         assert!(console < 40 * 1024, "{console} bytes");
         let page = std::str::from_utf8(&site.find("/").unwrap().body).unwrap();
-        // A path of its own would leave the folder that a proxy may have put the page into.
+        // An absolute path would leave the folder under which a proxy may serve the page.
         for reference in page.split(" src=\"").chain(page.split(" href=\"")).skip(1) {
             let reference = reference.split('"').next().unwrap_or_default();
             let relative = !reference.contains(':') && !reference.starts_with('/');

@@ -1,35 +1,35 @@
-//! A table of slots that are used again, each time under a new generation: an id that outlived its
-//! value finds nothing. After a crowd has left, its slots are given back.
+//! A table of reusable slots (a generational arena): each value gets a new generation, so a key
+//! that outlives its value finds nothing. After many values are removed, the table shrinks.
 
 use std::collections::BTreeSet;
 
 /// A slot and its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
-    /// The number of the slot; small numbers are used first.
+    /// Number of the slot; small numbers are used first.
     pub index: u32,
-    /// How many values the slot held before.
+    /// Number of values that the slot held before.
     pub generation: u32,
 }
 
-/// Values under [`Key`]s.
+/// Values by [`Key`].
 #[derive(Debug)]
 pub struct Table<T> {
     slots: Vec<Slot<T>>,
     /// Free slots, the last freed on top.
     free: Vec<u32>,
-    /// Slots whose values were taken out and that are not to be used again yet.
+    /// Empty slots that must not be reused yet.
     reserved: BTreeSet<u32>,
-    /// The generation of slots that are added: no slot of their number had it.
+    /// Generation of new slots, which no slot of the same number had before.
     first_generation: u32,
-    /// Slots are given back when there are fewer values.
+    /// Number of values below which the table shrinks.
     shrink_below: usize,
 }
 
-/// Fewer slots than this are never given back.
+/// Number of slots below which the table is not shrunk.
 const KEPT: usize = 64;
 
-/// What a value stands in.
+/// A place for one value.
 #[derive(Debug)]
 pub struct Slot<T> {
     generation: u32,
@@ -43,7 +43,7 @@ impl<T> Default for Table<T> {
 }
 
 impl<T> Table<T> {
-    /// Puts a value into a free slot.
+    /// Stores a value in a free slot.
     pub fn insert(&mut self, value: T) -> Key {
         match self.try_insert_with(|_| Ok::<_, std::convert::Infallible>(value)) {
             Ok(key) => key,
@@ -51,10 +51,11 @@ impl<T> Table<T> {
         }
     }
 
-    /// Puts a value into a free slot that is made knowing its key; nothing changes when that fails.
+    /// Stores a value in a free slot; `make` creates it with its key. Nothing changes if `make`
+    /// fails.
     ///
     /// # Errors
-    /// What `make` failed with.
+    /// The error of `make`.
     pub fn try_insert_with<E>(&mut self, make: impl FnOnce(Key) -> Result<T, E>) -> Result<Key, E> {
         let index = self.free.last().copied().unwrap_or_else(|| {
             self.free.push(u32::try_from(self.slots.len()).expect("fewer slots than descriptors"));
@@ -69,21 +70,21 @@ impl<T> Table<T> {
         Ok(key)
     }
 
-    /// Takes a value out; its key finds nothing from here on.
+    /// Removes a value. Its key finds nothing from now on.
     pub fn remove(&mut self, key: Key) -> Option<T> {
         let value = self.take(key)?;
         self.free(key.index);
         Some(value)
     }
 
-    /// Takes a value out, and keeps its slot from being used again until [`Table::release`].
+    /// Removes a value and reserves its slot until [`Table::release`].
     pub fn remove_and_reserve(&mut self, key: Key) -> Option<T> {
         let value = self.take(key)?;
         self.reserved.insert(key.index);
         Some(value)
     }
 
-    /// Lets a slot be used again that [`Table::remove_and_reserve`] has kept.
+    /// Makes a slot of [`Table::remove_and_reserve`] free.
     pub fn release(&mut self, index: u32) {
         if self.reserved.remove(&index) {
             self.free(index);
@@ -104,8 +105,8 @@ impl<T> Table<T> {
         }
     }
 
-    /// Gives back the slots behind the last value. Where that one stands far behind, this is tried again when half of
-    /// the values are gone.
+    /// Drops the slots after the last value. If that one is far behind, the table shrinks again
+    /// when half of the values are gone.
     fn shrink(&mut self) {
         let used = self.slots.iter().rposition(|slot| slot.value.is_some()).map_or(0, |last| last + 1);
         let used = used.max(self.reserved.last().map_or(0, |last| *last as usize + 1));
@@ -118,33 +119,33 @@ impl<T> Table<T> {
         self.shrink_below = (self.len() / 2).min(self.slots.len() / 4);
     }
 
-    /// The value under a key, if it is still there.
+    /// Returns the value of a key, if it is still there.
     pub fn get(&self, key: Key) -> Option<&T> {
         self.slots.get(key.index as usize).filter(|slot| slot.generation == key.generation)?.value.as_ref()
     }
 
-    /// The value under a key, if it is still there.
+    /// Returns the value of a key, if it is still there.
     pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         self.slots.get_mut(key.index as usize).filter(|slot| slot.generation == key.generation)?.value.as_mut()
     }
 
-    /// The key of the value that is in a slot now.
+    /// Returns the key of the value in a slot.
     pub fn key_at(&self, index: u32) -> Option<Key> {
         let slot = self.slots.get(index as usize)?;
         slot.value.as_ref().map(|_| Key { index, generation: slot.generation })
     }
 
-    /// The keys of all values, in the order of their slots.
+    /// Returns the keys of all values, in the order of their slots.
     pub fn keys(&self) -> impl Iterator<Item = Key> + '_ {
         (0..u32::try_from(self.slots.len()).unwrap_or(u32::MAX)).filter_map(|index| self.key_at(index))
     }
 
-    /// How many values there are.
+    /// Returns the number of values.
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len() - self.reserved.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_that_outlived_its_value_finds_nothing() {
+    fn a_key_of_a_removed_value_finds_nothing() {
         let mut table = Table::default();
         let a = table.insert("a");
         let b = table.insert("b");
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reserved_slot_is_not_used_again_before_it_is_released() {
+    fn a_reserved_slot_is_not_reused_until_its_release() {
         let mut table = Table::default();
         let keys: Vec<Key> = (0..200).map(|number| table.insert(number)).collect();
         assert_eq!(table.remove_and_reserve(keys[150]), Some(150));
@@ -178,7 +179,7 @@ mod tests {
         for key in &keys {
             table.remove(*key);
         }
-        assert_eq!((table.len(), table.keys().count(), table.slots.len()), (0, 0, 151), "what is reserved stays");
+        assert_eq!((table.len(), table.keys().count(), table.slots.len()), (0, 0, 151), "the reserved slot stays");
         let again: Vec<Key> = (0..160).map(|number| table.insert(number)).collect();
         assert!(again.iter().all(|key| key.index != 150));
         table.release(150);
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_crowd_has_left_its_slots_are_given_back_and_their_keys_stay_dead() {
+    fn the_table_shrinks_and_old_keys_stay_invalid() {
         let mut table = Table::default();
         let keys: Vec<Key> = (0..10_000).map(|number| table.insert(number)).collect();
         for key in &keys[1..] {

@@ -1,55 +1,55 @@
-//! Deadlines of very many sessions and connections, in coarse buckets.
+//! Deadlines of many sessions and connections, in coarse buckets.
 //!
-//! An entry is never taken out: it fires, and the owner looks whether its deadline has really come. Who
-//! is busy only moves its own deadline; the entry that fires early is armed again for the new one. So
-//! an owner has one entry that counts ([`Alarm`]), and activity costs nothing here.
+//! An entry is never removed. It fires, and the owner checks whether its deadline has come.
+//! Activity only moves the owner's deadline, and an entry that fires early is armed again for the
+//! new one. So each owner has one valid entry ([`Alarm`]), and activity costs nothing here.
 
 use std::collections::BTreeMap;
 
-/// A moment: milliseconds since the start of the process.
+/// A time in milliseconds since the start of the process.
 pub type Millis = u64;
 
-/// A moment that may come, or never: no larger than a moment, for there are many of them.
+/// A time that may never come. It is as small as a time, since there are many of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline(Millis);
 
 impl Deadline {
-    /// It never comes.
+    /// A deadline that never comes.
     pub const NEVER: Self = Self(Millis::MAX);
 
-    /// It comes at a moment.
+    /// Creates a deadline at a time.
     pub fn at(moment: Millis) -> Self {
         Self(moment)
     }
 
-    /// The moment, if it ever comes.
+    /// Returns the time, unless the deadline never comes.
     pub fn moment(self) -> Option<Millis> {
         (self != Self::NEVER).then_some(self.0)
     }
 
-    /// Whether it never comes.
+    /// Returns whether the deadline never comes.
     pub fn is_never(self) -> bool {
         self == Self::NEVER
     }
 }
 
-/// Whole seconds of a moment, where they are enough: for centuries.
+/// Converts a time to whole seconds; enough for a century.
 pub fn seconds(moment: Millis) -> u32 {
     u32::try_from(moment / 1_000).unwrap_or(u32::MAX)
 }
 
-/// Deadlines nearer than this are kept to [`FINE`], the others to [`COARSE`].
+/// Deadlines nearer than this use buckets of [`FINE`], others of [`COARSE`].
 const NEAR: Millis = 2_000;
 /// Width of a bucket for near deadlines, in milliseconds.
 const FINE: Millis = 4;
 /// Width of a bucket for distant deadlines, in milliseconds.
 const COARSE: Millis = 256;
 
-/// When the entry of an owner that counts will fire; 0 for none. Kept by the owner.
+/// Time at which the owner's valid entry fires, or 0 for none. The owner stores it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Alarm(Millis);
 
-/// The buckets.
+/// Entries by bucket.
 #[derive(Debug)]
 pub struct Timers<T> {
     buckets: BTreeMap<Millis, Vec<T>>,
@@ -62,11 +62,11 @@ impl<T> Default for Timers<T> {
 }
 
 impl<T: Copy> Timers<T> {
-    /// Sees to it that `owner` is fired at `deadline` or little later, whatever was asked for before.
+    /// Arms `owner` to fire at `deadline` or a little later.
     pub fn arm(&mut self, owner: T, alarm: &mut Alarm, deadline: Millis, now: Millis) {
         let width = if deadline.saturating_sub(now) < NEAR { FINE } else { COARSE };
         let bucket = deadline.max(now).div_ceil(width).saturating_mul(width).max(1);
-        // An entry that fires earlier will find the new deadline by itself.
+        // An entry that fires earlier finds the new deadline by itself.
         if alarm.0 != 0 && alarm.0 <= bucket {
             return;
         }
@@ -74,25 +74,25 @@ impl<T: Copy> Timers<T> {
         self.buckets.entry(bucket).or_default().push(owner);
     }
 
-    /// When the next bucket is due.
+    /// Returns when the next bucket is due.
     pub fn poll_timeout(&self) -> Option<Millis> {
         self.buckets.keys().next().copied()
     }
 
-    /// Takes the next bucket that is due, with the moment it stood for.
+    /// Takes the next due bucket, with its time.
     pub fn pop_due(&mut self, now: Millis) -> Option<(Millis, Vec<T>)> {
         let first = self.buckets.first_entry().filter(|entry| *entry.key() <= now)?;
         Some(first.remove_entry())
     }
 
-    /// Whether no entry is left.
+    /// Returns whether no entry is left.
     pub fn is_empty(&self) -> bool {
         self.buckets.is_empty()
     }
 }
 
 impl Alarm {
-    /// Takes note that the entry of a bucket fired; false when that entry did not count any more.
+    /// Handles an entry that fired. Returns false if the entry is no longer valid.
     pub fn fired(&mut self, bucket: Millis) -> bool {
         let counts = self.0 == bucket;
         if counts {
@@ -107,13 +107,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fires_never_early_and_once() {
+    fn an_entry_fires_once_and_not_early() {
         let mut timers = Timers::default();
         let mut alarm = Alarm::default();
         timers.arm('a', &mut alarm, 30_001, 0);
         timers.arm('a', &mut alarm, 40_000, 0);
         let due = timers.poll_timeout().unwrap();
-        assert!((30_001..30_001 + COARSE).contains(&due), "the first entry stands: {due}");
+        assert!((30_001..30_001 + COARSE).contains(&due), "the first entry stays: {due}");
         assert!(timers.pop_due(due - 1).is_none());
         let (bucket, owners) = timers.pop_due(due).unwrap();
         assert_eq!(owners, ['a']);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_deadline_overtakes() {
+    fn an_earlier_deadline_replaces_a_later_one() {
         let mut timers = Timers::default();
         let mut alarm = Alarm::default();
         timers.arm('a', &mut alarm, 30_000, 100);
@@ -131,7 +131,7 @@ mod tests {
         let (bucket, _) = timers.pop_due(128).unwrap();
         assert!(bucket >= 126 && alarm.fired(bucket));
         let (bucket, _) = timers.pop_due(60_000).unwrap();
-        assert!(!alarm.fired(bucket), "the overtaken entry does not count");
+        assert!(!alarm.fired(bucket), "the replaced entry is not valid");
         assert!(timers.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Unauthenticated clients: how many there are, what they hold, and which of them is evicted first.
+//! Unauthenticated clients: their number, their memory, and the order in which they are evicted.
 //!
 //! ```text
 //! arrival, login, end ─▶ set / remove ─▶ too many clients?  ─▶ the network with most of them:  its oldest client
@@ -6,8 +6,8 @@
 //!                                        a connection is needed? ─▶ the network with most connections: its oldest
 //! ```
 //!
-//! A network is an IPv4 address or an IPv6 /64. So the client that takes most makes room first, and clients from
-//! elsewhere do not notice. Every operation takes logarithmic time.
+//! A network is an IPv4 address or an IPv6 /64. So a network that takes most loses its clients
+//! first, and clients of other networks are not affected. Every operation takes logarithmic time.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -15,41 +15,41 @@ use std::net::IpAddr;
 
 use super::network::network;
 
-/// What is known of a client that is not logged in.
+/// Resources of an unauthenticated client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holding {
-    /// Where the client is.
+    /// Address of the client.
     pub address: IpAddr,
-    /// What would become free with the client.
+    /// Resource that an eviction frees.
     pub kind: Kind,
-    /// Whether the client counts among those that there may be.
+    /// Progress of the client, which decides whether it counts against the limit.
     pub stage: Stage,
-    /// Memory that is held for the client, in bytes.
+    /// Memory for the client, in bytes.
     pub bytes: usize,
 }
 
-/// What a client occupies.
+/// Kind of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A connection, and with it a descriptor.
+    /// A connection with its descriptor.
     Connection,
-    /// A session that polls, whose requests come on any connection.
+    /// A polling session, whose requests come on any connection.
     Session,
 }
 
-/// How far a client has come.
+/// Progress of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// It has not begun to log in, or its login failed.
+    /// No login has begun, or the login has failed.
     Idle,
-    /// CouchDB is asked: evicted for its memory alone.
+    /// CouchDB checks the login. The client is evicted only for its memory.
     LoggingIn,
-    /// No client of its own: a connection that was told to end, or one of a proxy between two requests. Evicted for its
-    /// connection or memory alone.
+    /// No client: a connection that is closing, or one of a proxy between two requests. It is
+    /// evicted only for its connection or its memory.
     Spare,
 }
 
-/// The unauthenticated clients.
+/// Table of unauthenticated clients.
 #[derive(Debug)]
 pub struct Unauthenticated<T> {
     max_clients: usize,
@@ -59,21 +59,21 @@ pub struct Unauthenticated<T> {
     by_clients: BTreeSet<(usize, IpAddr)>,
     by_connections: BTreeSet<(usize, IpAddr)>,
     by_bytes: BTreeSet<(usize, IpAddr)>,
-    /// Clients of [`Stage::Idle`].
+    /// Number of clients of [`Stage::Idle`].
     idle: usize,
     bytes: usize,
-    /// Arrivals since the start: the number of the next client.
+    /// Number of arrivals since the start, which numbers the clients.
     arrivals: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Client {
     holding: Holding,
-    /// Clients that came earlier have lower numbers.
+    /// Number of the arrival; older clients have lower ones.
     number: u64,
 }
 
-/// The clients of one network by their numbers, so that the oldest comes first.
+/// Clients of one network by number, so that the oldest comes first.
 #[derive(Debug)]
 struct Network<T> {
     idle: BTreeMap<u64, T>,
@@ -89,7 +89,7 @@ impl<T> Default for Network<T> {
 }
 
 impl<T: Copy + Eq + Hash> Unauthenticated<T> {
-    /// Creates an empty table with the limits of clients and of bytes.
+    /// Creates an empty table with limits of clients and of bytes.
     pub fn new(max_clients: usize, max_bytes: usize) -> Self {
         Self {
             max_clients,
@@ -105,7 +105,7 @@ impl<T: Copy + Eq + Hash> Unauthenticated<T> {
         }
     }
 
-    /// Returns how many clients count against the limit.
+    /// Returns the number of clients that count against the limit.
     pub fn len(&self) -> usize {
         self.idle
     }
@@ -115,12 +115,12 @@ impl<T: Copy + Eq + Hash> Unauthenticated<T> {
         self.idle == 0
     }
 
-    /// Returns how much memory all clients hold, in bytes.
+    /// Returns the memory of all clients, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Adds a client, or updates what is known of it. Its age stays.
+    /// Adds or updates a client. An update does not change its age.
     pub fn set(&mut self, who: T, holding: Holding) {
         let holding = Holding { address: network(holding.address), ..holding };
         let number = match self.clients.get(&who) {
@@ -150,7 +150,7 @@ impl<T: Copy + Eq + Hash> Unauthenticated<T> {
         });
     }
 
-    /// Removes a client that has logged in or is gone.
+    /// Removes a client that has logged in or ended.
     pub fn remove(&mut self, who: T) {
         self.take_out(who);
         if self.clients.capacity() > KEPT && self.clients.len() < self.clients.capacity() / 4 {
@@ -159,7 +159,7 @@ impl<T: Copy + Eq + Hash> Unauthenticated<T> {
         }
     }
 
-    /// Returns the client to evict while there are too many or they hold too much.
+    /// Returns the client to evict while a limit is exceeded.
     pub fn surplus(&self) -> Option<T> {
         if self.bytes > self.max_bytes {
             return self.largest();
@@ -167,19 +167,19 @@ impl<T: Copy + Eq + Hash> Unauthenticated<T> {
         if self.idle > self.max_clients { self.oldest() } else { None }
     }
 
-    /// Returns the client to evict for being one too many.
+    /// Returns the client to evict because there are too many.
     pub fn oldest(&self) -> Option<T> {
         let (_, network) = self.by_clients.last()?;
         self.networks.get(network)?.idle.values().next().copied()
     }
 
-    /// Returns the client to evict for memory: the oldest that holds some, in the network that holds most.
+    /// Returns the client to evict for memory: the oldest holder in the network that holds most.
     pub fn largest(&self) -> Option<T> {
         let (_, network) = self.by_bytes.last()?;
         self.networks.get(network)?.holders.values().next().copied()
     }
 
-    /// Returns the client to evict for a connection.
+    /// Returns the client to evict for its connection.
     pub fn oldest_connection(&self) -> Option<T> {
         let (_, network) = self.by_connections.last()?;
         self.networks.get(network)?.connections.values().next().copied()
@@ -197,7 +197,7 @@ impl<T: Copy + Eq + Hash> Unauthenticated<T> {
         });
     }
 
-    /// Changes the network of a client, and its place in each order.
+    /// Changes the network of a client, and its rank in each order.
     fn change(&mut self, client: Client, change: impl FnOnce(&mut Network<T>)) {
         let address = client.holding.address;
         let network = self.networks.entry(address).or_default();
@@ -231,13 +231,13 @@ impl Client {
         self.holding.stage == Stage::Idle
     }
 
-    /// Whether it may be evicted for its connection.
+    /// Returns whether the client may be evicted for its connection.
     fn is_connection(&self) -> bool {
         self.holding.kind == Kind::Connection && self.holding.stage != Stage::LoggingIn
     }
 }
 
-/// Room for fewer clients than this is never given back.
+/// Capacity below which the tables are not shrunk.
 const KEPT: usize = 64;
 
 #[cfg(test)]
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn the_network_with_most_clients_makes_room_first() {
+    fn the_network_with_most_clients_is_evicted_first() {
         let mut table = Unauthenticated::new(4, 1_000);
         table.set(0, holding("10.0.0.1", 0));
         for who in 1..8 {
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_of_the_network_that_holds_most_makes_room_first() {
+    fn the_oldest_holder_of_the_largest_network_is_evicted_first() {
         let mut table = Unauthenticated::new(100, 1_000);
         table.set(0, holding("10.0.0.1", 0));
         table.set(1, holding("10.0.0.2", 300));
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_that_end_anyway_are_free_for_others() {
+    fn closing_connections_can_be_evicted() {
         let mut table = Unauthenticated::new(100, 1_000);
         table.set(0, Holding { kind: Kind::Session, ..holding("10.0.0.1", 0) });
         table.set(1, Holding { stage: Stage::LoggingIn, ..holding("10.0.0.1", 0) });
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_logged_in_take_no_room() {
+    fn clients_that_logged_in_take_no_memory() {
         let mut table = Unauthenticated::new(100_000, 1_000);
         for who in 0..15_000 {
             table.set(who, holding(&format!("10.0.{}.{}", who / 250, who % 250), 0));

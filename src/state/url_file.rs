@@ -1,5 +1,5 @@
-//! When the file that holds the URL of CouchDB is read again: when an operator asks for it, and while
-//! CouchDB refuses the credentials that were read last.
+//! Schedule for reading the file with the URL of CouchDB: on request of an operator, and while
+//! CouchDB refuses the credentials that it contained last.
 //!
 //! ```text
 //! idle ──a signal──▶ due ──handle_timeout──▶ reading ──handle_read──▶ idle
@@ -8,33 +8,33 @@
 
 use crate::state::timers::Millis;
 
-/// Time between two reads while CouchDB refuses the credentials, in milliseconds: whatever rotates
+/// Time between two reads while CouchDB refuses the credentials, in milliseconds. A rotation of
 /// secrets may write the file later than it changes the password.
 pub const REREAD_AFTER: Millis = 5_000;
 
-/// The times of one file.
+/// Schedule of one file.
 #[derive(Debug, Default)]
 pub struct UrlFile {
-    /// When to read it.
+    /// Time of the next read.
     due: Option<Millis>,
-    /// A refusal has it read no earlier than this.
+    /// Earliest read because of a refusal.
     not_before: Millis,
     reading: bool,
-    /// Whether CouchDB refused the credentials last.
+    /// Whether CouchDB refused the last credentials.
     refused: bool,
-    /// Whether an operator waits to see what came of it.
+    /// Whether an operator waits for the result.
     asked: bool,
 }
 
 impl UrlFile {
-    /// CouchDB refused the credentials (401).
+    /// Handles a refusal of the credentials (401).
     pub fn handle_refused(&mut self, now: Millis) {
         self.refused = true;
         let earliest = now.max(self.not_before);
         self.due = Some(self.due.map_or(earliest, |due| due.min(earliest)));
     }
 
-    /// CouchDB accepted the credentials.
+    /// Handles an acceptance of the credentials.
     pub fn handle_accepted(&mut self) {
         if self.refused {
             self.refused = false;
@@ -42,18 +42,18 @@ impl UrlFile {
         }
     }
 
-    /// An operator asks for it.
+    /// Handles the request of an operator.
     pub fn handle_asked(&mut self, now: Millis) {
         self.asked = true;
         self.due = Some(now);
     }
 
-    /// When [`UrlFile::handle_timeout`] is due.
+    /// Returns when [`UrlFile::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Millis> {
         self.due.filter(|_| !self.reading)
     }
 
-    /// Whether the file is to be read now; then [`UrlFile::handle_read`] follows.
+    /// Returns whether to read the file now. [`UrlFile::handle_read`] follows.
     pub fn handle_timeout(&mut self, now: Millis) -> bool {
         if self.poll_timeout().is_none_or(|at| now < at) {
             return false;
@@ -63,14 +63,14 @@ impl UrlFile {
         true
     }
 
-    /// The file was read, or could not be; whether an operator asked for it.
+    /// Handles the end of a read, successful or not. Returns whether an operator had asked for it.
     pub fn handle_read(&mut self, now: Millis) -> bool {
         self.reading = false;
         self.not_before = now + REREAD_AFTER;
         if self.refused && self.due.is_none() {
             self.due = Some(self.not_before);
         }
-        // One who asked meanwhile is answered by the next read.
+        // The next read answers a request that came during this one.
         let answered = self.asked && self.due.is_none_or(|due| due > now);
         self.asked &= !answered;
         answered
@@ -82,14 +82,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_has_it_read_now_and_then_until_the_credentials_are_accepted() {
+    fn a_refusal_causes_reads_until_couchdb_accepts_the_credentials() {
         let mut file = UrlFile::default();
         assert_eq!(file.poll_timeout(), None);
         file.handle_refused(100);
         file.handle_refused(101);
         assert!(file.handle_timeout(101));
-        assert!(!file.handle_timeout(102), "it is being read");
-        assert!(!file.handle_read(110), "nobody asked");
+        assert!(!file.handle_timeout(102), "a read is in progress");
+        assert!(!file.handle_read(110), "no operator asked");
         assert_eq!(file.poll_timeout(), Some(110 + REREAD_AFTER));
         file.handle_refused(200);
         assert_eq!(file.poll_timeout(), Some(110 + REREAD_AFTER), "not so soon");
@@ -101,14 +101,14 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_is_answered_at_once() {
+    fn a_request_of_an_operator_is_served_at_once() {
         let mut file = UrlFile::default();
         file.handle_refused(0);
         assert!(file.handle_timeout(0) && !file.handle_read(1));
         file.handle_asked(10);
         file.handle_accepted();
         assert!(file.handle_timeout(10));
-        // One who asks while it is being read has it read again: it may have been written meanwhile.
+        // A request during a read causes another one, since the file may have changed meanwhile.
         file.handle_asked(11);
         assert_eq!(file.poll_timeout(), None);
         assert!(!file.handle_read(12));

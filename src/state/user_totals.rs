@@ -1,24 +1,24 @@
-//! Subscriptions of each user, over all of its sessions.
+//! Quota of subscriptions per user, over all of its sessions.
 //!
-//! There are many users with a database or two, and they must cost nothing here: a session counts only when it has more
-//! than a thousandth of what its user may have.
+//! Most users have few databases and must cost nothing here. So a session counts only if it has
+//! more than a thousandth of the quota.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 
 use crate::state::table::Key;
 
-/// The totals of the users whose sessions count.
+/// Subscriptions of the users whose sessions count.
 #[derive(Debug)]
 pub struct UserTotals {
     limit: Option<usize>,
     hasher: RandomState,
-    /// By the hash of the user's name.
+    /// Totals by the hash of the user's name.
     totals: HashMap<u64, usize>,
     sessions: HashMap<Key, Counted>,
 }
 
-/// What a session counts as in the total of its user.
+/// Share of a session in the total of its user.
 #[derive(Debug)]
 struct Counted {
     user: u64,
@@ -26,12 +26,12 @@ struct Counted {
 }
 
 impl UserTotals {
-    /// Creates an empty table with the limit of one user; None for any number.
+    /// Creates an empty table with the quota of one user; None for no quota.
     pub fn new(limit: Option<usize>) -> Self {
         Self { limit, hasher: RandomState::new(), totals: HashMap::new(), sessions: HashMap::new() }
     }
 
-    /// Returns the limit when a session of a user that would have `count` subscriptions exceeds it.
+    /// Returns the quota if a session of a user would exceed it with `count` subscriptions.
     pub fn exceeded(&self, session: Key, user: &str, count: usize) -> Option<usize> {
         let limit = self.limit?;
         let user = self.hasher.hash_one(user);
@@ -41,7 +41,7 @@ impl UserTotals {
         (others + count > limit).then_some(limit)
     }
 
-    /// Takes note of how many subscriptions a session of a user has now; none is that of a session that ends.
+    /// Updates the number of subscriptions of a session. `user` is None for a session that ends.
     pub fn recount(&mut self, session: Key, user: Option<&str>, count: usize) {
         let Some(limit) = self.limit else { return };
         let count = if count > limit / 1_000 { count } else { 0 };
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_has_so_many_over_all_sessions() {
+    fn the_quota_of_a_user_covers_all_sessions() {
         let mut totals = UserTotals::new(Some(10));
         let [first, second, other] = keys();
         assert_eq!(totals.exceeded(first, "u", 10), None);
@@ -86,7 +86,7 @@ mod tests {
         totals.recount(second, Some("u"), 4);
         totals.recount(first, Some("u"), 5);
         assert_eq!(totals.exceeded(second, "u", 5), None);
-        // The session logs in as somebody else.
+        // The session logs in as another user.
         totals.recount(second, Some("v"), 2);
         totals.recount(other, Some("v"), 8);
         assert_eq!(totals.exceeded(second, "v", 3), Some(10));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_with_few_cost_nothing() {
+    fn sessions_with_few_subscriptions_take_no_memory() {
         let mut totals = UserTotals::new(Some(100_000));
         let [session, ..] = keys();
         totals.recount(session, Some("u"), 100);
