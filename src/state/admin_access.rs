@@ -212,7 +212,7 @@ mod tests {
             sent.push(now);
             let event = access.handle_answer(AdminUse::Feed, Some(401), now + 3);
             assert_eq!(event, (sent.len() == 1).then_some(AdminEvent::Refused(401)), "it is reported once");
-            assert!(!access.may_ask(AdminUse::LookUp, now + 3) && !access.may_ask(AdminUse::Security, now + 3));
+            assert!(!access.may_ask(AdminUse::Lookup, now + 3) && !access.may_ask(AdminUse::Security, now + 3));
             assert_eq!(access.may_try(now + 3), Err(access.retry_at().unwrap()));
             now = access.retry_at().unwrap();
         }
@@ -276,7 +276,7 @@ mod tests {
         }
         access.handle_sent(AdminUse::Security);
         access.handle_credentials();
-        assert!(access.may_try(5).is_ok() && access.may_ask(AdminUse::LookUp, 5));
+        assert!(access.may_try(5).is_ok() && access.may_ask(AdminUse::Lookup, 5));
         // The refused request carried the old credentials.
         assert_eq!(access.handle_answer(AdminUse::Security, Some(401), 6), None);
         access.handle_sent(AdminUse::Feed);

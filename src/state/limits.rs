@@ -18,7 +18,7 @@ pub struct Limits {
     /// evicted.
     pub unauthenticated_bytes: usize,
     /// Time until the login has to begin, in milliseconds.
-    pub log_in_within: Millis,
+    pub login_timeout: Millis,
     /// Longest head of a request, in bytes.
     pub head: usize,
     /// Time for the head of the first request including the TLS handshake, and for each body, in
@@ -40,7 +40,7 @@ pub struct Limits {
     /// Unanswered requests of a client.
     pub requests: usize,
     /// Waiting logins.
-    pub log_in_queue: usize,
+    pub login_queue: usize,
     /// Memory of the process beyond which new clients are rejected, in bytes; None for no limit.
     pub memory: Option<u64>,
     /// Longest time without progress in writing to a client, in milliseconds.

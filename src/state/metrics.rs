@@ -42,7 +42,7 @@ close_reasons! {
     /// The cookie expired while CouchDB could not be asked. The client may log in again by itself.
     SessionExpired => "session expired", close_code::TRY_AGAIN_LATER;
     /// No login began in time.
-    LogInTimeout => "no log-in in time", close_code::LOG_IN_TIMEOUT;
+    LogInTimeout => "no login in time", close_code::LOGIN_TIMEOUT;
     /// The client was silent for too long.
     PingTimeout => "ping timeout", close_code::NORMAL;
     /// The WebSocket framing was malformed.
@@ -142,13 +142,13 @@ counters! {
     /// the limit.
     memory_rejections => "howler_memory_rejections_total";
     /// Logins that CouchDB confirmed.
-    log_ins => "howler_log_ins_total";
+    logins => "howler_log_ins_total";
     /// Logins that failed, for any reason.
-    failed_log_ins => "howler_log_ins_failed_total";
+    failed_logins => "howler_log_ins_failed_total";
     /// Logins rejected after too many wrong passwords.
-    slowed_log_ins => "howler_log_ins_slowed_total";
+    slowed_logins => "howler_log_ins_slowed_total";
     /// Logins rejected because too many waited.
-    overloaded_log_ins => "howler_log_ins_overloaded_total";
+    overloaded_logins => "howler_log_ins_overloaded_total";
     /// Requests to subscribe over the limit of a client.
     refused_subscriptions => "howler_subscriptions_refused_total";
     /// Requests to subscribe over the limit of databases whose permissions a user waits for.
@@ -175,9 +175,9 @@ counters! {
     /// Replies of CouchDB that refused the server's own credentials.
     admin_refusals => "howler_couchdb_refusals_total";
     /// Requests for the positions of databases.
-    look_ups => "howler_look_ups_total";
+    lookups => "howler_look_ups_total";
     /// Requests for positions without a valid reply.
-    failed_look_ups => "howler_look_ups_failed_total";
+    failed_lookups => "howler_look_ups_failed_total";
     /// Times that all clients were notified that changes may have been lost.
     resyncs => "howler_resyncs_total";
     /// Lines of the log that were dropped because standard error did not accept them.

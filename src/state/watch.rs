@@ -106,7 +106,7 @@ impl Watch {
     /// Handles the reply to a lookup. Returns the kinds of event of which subscribers have to be
     /// notified. `subscribed` says whether there are any. After the first lookup of a database its
     /// subscribers are notified by the feed.
-    pub fn handle_look_up(
+    pub fn handle_lookup(
         &mut self,
         revisions: [Revision; 3],
         subscribed: bool,
@@ -257,7 +257,7 @@ mod tests {
         look_up(&mut watch, [5, 1, 0], false);
         assert!(!watch.awaits_lines(0), "there was no subscriber");
         watch.forget();
-        assert!(watch.handle_look_up(rows([5, 1, 0]), true, 60_000).next().is_none());
+        assert!(watch.handle_lookup(rows([5, 1, 0]), true, 60_000).next().is_none());
         assert!(watch.awaits_lines(60_000) && watch.awaits_lines(60_000 + IN_FLIGHT), "lines may be in flight");
         assert!(!watch.awaits_lines(60_000 + 2 * IN_FLIGHT));
         assert!(!watch.told_by(60_000 + IN_FLIGHT) && watch.told_by(60_000 + 3 * IN_FLIGHT));

@@ -3,7 +3,7 @@
 use super::Session;
 use super::action::Reply;
 use crate::state::timers::Millis;
-use crate::wire::couchdb::LogInError;
+use crate::wire::couchdb::LoginError;
 use crate::wire::howler_v1::{self as json, Refused};
 use crate::wire::positions::Position;
 use crate::wire::security::Refusal;
@@ -64,7 +64,7 @@ impl Session {
 
     /// Answers a request that may succeed after `retry_after` milliseconds.
     pub fn answer_unavailable(&mut self, reply: &Reply, message: &str, retry_after: Millis) {
-        let name = LogInError::Unavailable.name();
+        let name = LoginError::Unavailable.name();
         match reply {
             Reply::Json(id) => self.outgoing.push(|out| json::write_error(out, id, name, message, Some(retry_after))),
             _ => self.answer_error(reply, name, message),

@@ -271,7 +271,7 @@ impl Session {
     }
 
     /// Begins a login. Replies to earlier logins are ignored from now on.
-    fn begin_log_in(&mut self, credentials: Credentials, turn: &mut Turn<'_>) {
+    fn begin_login(&mut self, credentials: Credentials, turn: &mut Turn<'_>) {
         self.attempt = self.attempt.wrapping_add(1);
         turn.actions.push(Action::LogIn(credentials));
     }
@@ -281,9 +281,9 @@ impl Session {
         self.attempt
     }
 
-    /// Handles CouchDB's reply to [`Action::Login`]. `retry_after` is the wait for a client that is
+    /// Handles CouchDB's reply to [`Action::LogIn`]. `retry_after` is the wait for a client that is
     /// rejected because too many log in, in milliseconds.
-    pub fn handle_log_in(&mut self, answer: Result<Identity, LogInError>, retry_after: Millis, turn: &mut Turn<'_>) {
+    pub fn handle_login(&mut self, answer: Result<Identity, LoginError>, retry_after: Millis, turn: &mut Turn<'_>) {
         self.log_in = None;
         if !matches!(self.phase, Phase::LoggingIn(_)) {
             return;
@@ -339,7 +339,7 @@ impl Session {
 
     /// Handles CouchDB's reply to [`Action::Check`]. `attempt` is the number of the login that was
     /// checked: the reply does not concern a later one.
-    pub fn handle_check(&mut self, attempt: u32, answer: Result<Identity, LogInError>, turn: &mut Turn<'_>) {
+    pub fn handle_check(&mut self, attempt: u32, answer: Result<Identity, LoginError>, turn: &mut Turn<'_>) {
         let (true, Some(user)) = (self.is_active() && attempt == self.attempt, &mut self.user) else { return };
         match answer {
             Ok(identity) if *identity.name == *user.name() => {

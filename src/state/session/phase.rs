@@ -3,7 +3,7 @@
 use super::action::Reply;
 use crate::state::metrics::CloseReason;
 use crate::state::timers::Millis;
-use crate::wire::couchdb::{Credentials, Identity, LogInError};
+use crate::wire::couchdb::{Credentials, Identity, LoginError};
 
 /// Phase of a session.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub(super) enum Phase {
     /// CouchDB checks the credentials.
     LoggingIn(Box<Reply>),
     /// Socket.IO: CouchDB's reply waits until the client has handled CONNECT.
-    Answering(Box<Result<Identity, LogInError>>),
+    Answering(Box<Result<Identity, LoginError>>),
     /// Logged in.
     Active,
     /// Socket.IO: the refusal is sent; DISCONNECT follows.

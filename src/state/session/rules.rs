@@ -22,7 +22,7 @@ pub struct Rules {
     pub ping_timeout: Option<Millis>,
     /// Time from the opening to the first login, or to CONNECT. Also the time from the client's
     /// DISCONNECT to the end of the transport, which the client closes.
-    pub log_in_within: Millis,
+    pub login_timeout: Millis,
     /// Messages of a client per second.
     pub messages_per_second: u64,
     /// Unanswered requests of a client.
@@ -39,7 +39,7 @@ impl Default for Rules {
         Self {
             ping_interval: 25_000,
             ping_timeout: None,
-            log_in_within: limits.log_in_within,
+            login_timeout: limits.login_timeout,
             messages_per_second: limits.messages_per_second,
             requests: limits.requests,
             max_payload: limits.post,

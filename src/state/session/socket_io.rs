@@ -192,7 +192,7 @@ impl Session {
     }
 
     /// Notifies the client that it is not, or no longer, logged in; DISCONNECT follows.
-    pub(super) fn refuse(&mut self, error: LogInError, turn: &mut Turn<'_>) {
+    pub(super) fn refuse(&mut self, error: LoginError, turn: &mut Turn<'_>) {
         self.outgoing.push(|out| socket_io::write_not_authenticated(out, error.name(), error.message()));
         // An earlier login is void too.
         turn.actions.push(Action::Leave);
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_client_that_is_pinged_late_has_the_whole_time_to_answer() {
-        let rules = Rules { log_in_within: 1_000_000, ..Rules::default() };
+        let rules = Rules { login_timeout: 1_000_000, ..Rules::default() };
         let key = crate::state::table::Key { index: 0, generation: 0 };
         let opening = Opening {
             version: Version::V4,
