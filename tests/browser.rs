@@ -1,5 +1,5 @@
-//! The browser bundles of `socket.io-client` in headless Chromium, on pages of another origin than the
-//! server's: what Node.js clients do not do (CORS, cookies, JSONP) happens here.
+//! The browser bundles of `socket.io-client` in headless Chromium, on pages of another origin than
+//! the server. They cover what Node.js clients lack: CORS, cookies and JSONP.
 
 use serde_json::{Value, json};
 
@@ -7,10 +7,10 @@ use crate::support::howler::Howler;
 use crate::support::script::Script;
 use crate::support::{PASSWORD, USER, couchdb};
 
-/// A running browser, and the pages in it.
+/// A running browser and its pages.
 pub struct Browser {
     script: Script,
-    /// The origin of its pages.
+    /// The origin of the pages.
     origin: String,
 }
 
@@ -18,12 +18,12 @@ impl Browser {
     pub fn start() -> Self {
         let mut script = Script::node("browser.js", &[env!("CARGO_TARGET_TMPDIR")]);
         let ready = script.wait_until_ready("browser");
-        println!("Chromium {}", ready["version"].as_str().expect("its version"));
-        let origin = ready["origin"].as_str().expect("the origin of the pages").to_owned();
+        println!("Chromium {}", ready["version"].as_str().expect("the browser reports its version"));
+        let origin = ready["origin"].as_str().expect("the browser reports the origin of its pages").to_owned();
         Self { script, origin }
     }
 
-    /// Opens a page with a client of the user; nothing is waited for.
+    /// Opens a page with a client that logs in as the user. Does not wait for the result.
     pub fn open(&mut self, page: &str, library: &str, url: &str, options: &Value) {
         let mut options = options.clone();
         options["query"] = json!({"username": USER, "password": PASSWORD});
@@ -43,7 +43,7 @@ impl Browser {
         assert_eq!(self.script.expect_ack(page, "subscribe"), json!({}));
     }
 
-    /// What the page did so far: its requests, its cookies, and what stands in its console.
+    /// Returns the page's requests, cookies and console messages so far.
     pub fn report(&mut self, page: &str) -> Value {
         self.tell(&json!({"do": "report", "as": page}));
         self.expect(page, "report")
@@ -54,23 +54,24 @@ impl Browser {
         self.expect(page, "closed");
     }
 
-    /// Ends the browser in order, so that it leaves nothing behind.
+    /// Shuts the browser down, so that no process or profile stays behind.
     pub fn end(mut self) {
         self.tell(&json!({"do": "end"}));
         self.expect("browser", "ended");
     }
 }
 
-/// By name, because cookies do not go from a page to another site, and an address is one.
+/// Returns the URL with the name `localhost`. With an address, the server would be another site, to
+/// which browsers send no cookies.
 fn url(howler: &Howler) -> String {
     format!("http://localhost:{}", howler.port())
 }
 
 fn number(report: &Value, what: &str) -> u64 {
-    report[what].as_u64().expect("a number")
+    report[what].as_u64().expect("the count is a number")
 }
 
-/// What the clients are told to use, and what of it shows.
+/// The transports of a client.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Polling,
@@ -82,7 +83,7 @@ enum Mode {
 
 use Mode::{Default, Jsonp, Polling, WebSocket};
 
-/// The library, its mode, and whether requests bear cookies: `None` where the client is not told.
+/// The library, its mode, and whether requests carry cookies (`None`: the option is not set).
 const ROWS: &[(&str, Mode, Option<bool>)] = &[
     ("sio2", Polling, Some(true)),
     ("sio2", Polling, Some(false)),
@@ -100,7 +101,7 @@ const ROWS: &[(&str, Mode, Option<bool>)] = &[
 ];
 
 #[test]
-fn a_page_of_another_origin_logs_in_and_hears_of_a_change() {
+fn page_of_another_origin_logs_in_and_receives_changes() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut browser = Browser::start();
@@ -127,7 +128,7 @@ fn options(mode: Mode, credentials: Option<bool>) -> Value {
     options
 }
 
-/// What an app does from its log-in to its log-out; the report of its page.
+/// Runs an app from login to logout. Returns the report of its page.
 fn use_page(
     browser: &mut Browser,
     page: &str,
@@ -150,7 +151,7 @@ fn use_page(
     assert_eq!(event["transport"], if matches!(mode, Polling | Jsonp) { "polling" } else { "websocket" });
     browser.tell(&json!({"do": "heartbeat", "as": page}));
     assert_eq!(browser.expect(page, "ack")["data"], json!({"ok": true}));
-    // Before the log-out: its last poll may come after its own close, and is refused then.
+    // Taken before the logout: the last poll may come after the close, and is rejected then.
     let report = browser.report(page);
     browser.tell(&json!({"do": "log-out", "as": page}));
     assert_eq!(browser.expect(page, "ack")["data"], json!({}));
@@ -160,12 +161,12 @@ fn use_page(
 }
 
 fn assert_report(report: &Value, (library, mode, credentials): (&str, Mode, Option<bool>)) {
-    assert_eq!(report["complaints"], json!([]), "nothing stands in the console");
+    assert_eq!(report["complaints"], json!([]), "the browser's console is empty");
     assert_eq!(number(report, "websockets"), u64::from(matches!(mode, WebSocket | Default)), "{report}");
     if mode == WebSocket {
         return assert_eq!(report["requests"], json!({}));
     }
-    // A preflight would cost each post a round trip; what the clients send needs none.
+    // A preflight would cost each post a round trip. The clients' requests need none.
     assert!(report["requests"].get("OPTIONS").is_none(), "{report}");
     assert!(report["requests"]["GET"].as_u64() > Some(1), "{report}");
     let bears_cookies = mode == Jsonp || credentials.unwrap_or(library == "sio2");
@@ -175,7 +176,7 @@ fn assert_report(report: &Value, (library, mode, credentials): (&str, Mode, Opti
 }
 
 #[test]
-fn a_page_of_another_site_needs_no_cookies() {
+fn page_of_another_site_works_without_cookies() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut browser = Browser::start();
@@ -183,14 +184,14 @@ fn a_page_of_another_site_needs_no_cookies() {
         let mut change = |database: &str| couchdb.update(database);
         let url = format!("http://{}", howler.address());
         let report = use_page(&mut browser, &format!("page{number}"), &url, row, &mut change);
-        assert_eq!(report["cookies"], json!([]), "browsers keep none of another site: {report}");
+        assert_eq!(report["cookies"], json!([]), "browsers store no cookies of another site: {report}");
         assert_eq!(report["complaints"], json!([]));
     }
     browser.end();
 }
 
 #[test]
-fn pages_of_origins_that_are_not_listed_are_refused() {
+fn pages_of_unlisted_origins_are_rejected() {
     let couchdb = couchdb();
     let mut howler = Howler::start_with(&couchdb, &["--origins", "http://localhost:1"]);
     let mut browser = Browser::start();
@@ -210,15 +211,15 @@ fn pages_of_origins_that_are_not_listed_are_refused() {
         browser.open(&page, library, &url(&howler), &options(mode, None));
         browser.expect(&page, "connect_error");
         let report = browser.report(&page);
-        assert_ne!(report["complaints"], json!([]), "the browser tells why");
+        assert_ne!(report["complaints"], json!([]), "the browser reports the reason");
         assert_eq!(report["cookies"], json!([]));
         browser.close(&page);
     }
-    // The preflight of what needs one, too.
+    // A request that needs a preflight fails, too.
     post_octets(&mut browser, "fetch", &howler);
     let answer = browser.expect("fetch", "fetched");
     assert!(answer["error"].as_str().is_some_and(|error| error.contains("Failed to fetch")), "{answer}");
-    assert_eq!(couchdb.counters().session_requests, logins, "nobody was logged in");
+    assert_eq!(couchdb.counters().session_requests, logins, "no client logged in");
     howler.signal("TERM");
     howler.wait_for_line("Stopping: 0 clients are told.");
     assert!(howler.wait().success());
@@ -240,7 +241,7 @@ fn pages_of_listed_origins_are_served() {
         let report = use_page(&mut browser, &format!("page{number}"), &url(&howler), row, &mut change);
         assert_report(&report, row);
     }
-    // Binary posts are preflighted; refusals can be read by the page, as apps report them.
+    // Binary posts need a preflight. The page can read error responses.
     post_octets(&mut browser, "fetch", &howler);
     let answer = browser.expect("fetch", "fetched");
     assert_eq!(answer["status"], 400, "{answer}");
@@ -258,7 +259,7 @@ fn post_octets(browser: &mut Browser, page: &str, howler: &Howler) {
 }
 
 #[test]
-fn pages_hear_of_a_stop_and_the_server_of_closed_pages() {
+fn shutdown_disconnects_pages_and_closed_pages_end_sessions() {
     let couchdb = couchdb();
     let mut howler = Howler::start(&couchdb);
     let mut browser = Browser::start();

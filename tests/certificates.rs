@@ -1,4 +1,5 @@
-//! Certificates of CouchDB as people make them: which are trusted, and what is said of the others.
+//! Certificates of CouchDB made with common tools: which ones the server trusts, and the errors for
+//! the others.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,7 +21,7 @@ use crate::support::howler::{Howler, run};
 use crate::support::tls::TlsProxy;
 use crate::support::{SOON, couchdb};
 
-/// A folder that is removed with it.
+/// A temporary folder. Dropping the value removes it.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -28,36 +29,36 @@ impl Folder {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let name = format!("certificates-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        std::fs::create_dir_all(&folder).expect("the target folder can be written");
+        std::fs::create_dir_all(&folder).expect("the target folder is writable");
         Self(folder)
     }
 
     fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().expect("a path in UTF-8").to_owned()
+        self.0.join(name).to_str().expect("the path is UTF-8").to_owned()
     }
 
-    /// Runs commands of a shell in it.
+    /// Runs shell commands in the folder.
     fn shell(&self, commands: &str) {
         let output = Command::new("bash").args(["-euc", commands]).current_dir(&self.0).output().expect("bash runs");
         assert!(output.status.success(), "{commands}\n{}", String::from_utf8_lossy(&output.stderr));
     }
 
     fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.0.join(name), text).expect("the folder can be written");
+        std::fs::write(self.0.join(name), text).expect("the folder is writable");
     }
 
-    /// A server with the certificate `cert.pem` and its key `key.pem`, whatever that certificate
-    /// is.
+    /// Returns a TLS server with the certificate `cert.pem` and the key `key.pem`. Accepts any
+    /// certificate.
     fn server(&self, versions: &[&'static SupportedProtocolVersion]) -> ServerConfig {
-        let chain = CertificateDer::pem_file_iter(self.0.join("cert.pem")).expect("the file is there");
+        let chain = CertificateDer::pem_file_iter(self.0.join("cert.pem")).expect("the file exists");
         let chain: Vec<_> = chain.map(|one| one.expect("a certificate")).collect();
         let key = PrivateKeyDer::from_pem_file(self.0.join("key.pem")).expect("a key");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let key = provider.key_provider.load_private_key(key).expect("a key that ring knows");
+        let key = provider.key_provider.load_private_key(key).expect("ring supports the key");
         let resolver = SingleCertAndKey::from(CertifiedKey::new(chain, key));
         ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
-            .expect("ring speaks them")
+            .expect("ring supports the versions")
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(resolver))
     }
@@ -69,7 +70,7 @@ impl Drop for Folder {
     }
 }
 
-/// What `check` says of TLS with the certificate of a folder, and a file that is trusted.
+/// Returns the TLS line of `check` for the certificate in a folder and a file of trusted roots.
 fn verdict(folder: &Folder, ca_file: &str) -> String {
     let couchdb = couchdb();
     let proxy = TlsProxy::start(&couchdb, folder.server(rustls::ALL_VERSIONS));
@@ -79,8 +80,8 @@ fn verdict(folder: &Folder, ca_file: &str) -> String {
     line.unwrap_or_else(|| panic!("{}", ended.stdout)).to_owned()
 }
 
-/// Expects that the certificate of a folder is trusted when it stands itself in `--ca_file`, over
-/// both versions.
+/// Asserts that the certificate in a folder is trusted, over both TLS versions, when `--ca_file`
+/// contains it.
 fn is_trusted(folder: &Folder, warns: bool, kind: &str) {
     let ca_file = folder.path("cert.pem");
     for version in [&TLS12, &TLS13] {
@@ -102,7 +103,7 @@ fn is_trusted(folder: &Folder, warns: bool, kind: &str) {
     assert_eq!(said.contains("holds no host name"), warns, "{kind}: {said}");
 }
 
-/// Expects that the certificate of a folder is refused by server and `check` with the same words.
+/// Asserts that the server and `check` reject the certificate in a folder with the same words.
 fn is_refused(folder: &Folder, ca_file: &str, words: &[&str]) {
     let said = verdict(folder, ca_file);
     let problem = said.strip_prefix("FAILED  TLS: ").unwrap_or_else(|| panic!("{words:?}: {said}"));
@@ -114,10 +115,10 @@ fn is_refused(folder: &Folder, ca_file: &str, words: &[&str]) {
     let proxy = TlsProxy::start(&couchdb, folder.server(rustls::ALL_VERSIONS));
     let howler = Howler::launch(&["--couchdb_url", &proxy.url(&couchdb, "localhost"), "--ca_file", ca_file]);
     howler.wait_for_line(problem);
-    assert_eq!(couchdb.counters().requests, 0, "nothing was said to a stranger");
+    assert_eq!(couchdb.counters().requests, 0, "no request goes to an untrusted server");
 }
 
-/// Makes a certificate of version 1, by whatever way this OpenSSL knows.
+/// Makes a certificate of version 1, by whichever way the installed OpenSSL supports.
 const VERSION_1: &str = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem
     openssl req -new -key key.pem -subj /CN=localhost -out request.pem
     openssl x509 -req -in request.pem -signkey key.pem -days 10 -out cert.pem
@@ -126,7 +127,7 @@ const VERSION_1: &str = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curv
     openssl x509 -in cert.pem -noout -text | grep -q 'Version: 1 '";
 
 #[test]
-fn certificates_of_openssl_that_stand_in_ca_file_are_trusted() {
+fn openssl_certificates_listed_in_ca_file_are_trusted() {
     let new = "openssl req -x509 -nodes -days 365 -keyout key.pem -out cert.pem";
     let p256 = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -subj /CN=localhost";
     for (kind, commands, warns) in [
@@ -154,7 +155,8 @@ fn certificates_of_openssl_that_stand_in_ca_file_are_trusted() {
     }
 }
 
-/// The certificate of a server that an authority vouches for which is nowhere to be found.
+/// Returns a server certificate issued by an authority that the chain does not include, and the
+/// path of the authority's certificate.
 fn orphan(change: impl FnOnce(&mut CertificateParams)) -> (Folder, String) {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "Authority of orphans");
@@ -174,13 +176,13 @@ fn orphan(change: impl FnOnce(&mut CertificateParams)) -> (Folder, String) {
 }
 
 #[test]
-fn a_certificate_of_another_authority_that_stands_in_ca_file_is_trusted() {
+fn certificate_of_unknown_authority_listed_in_ca_file_is_trusted() {
     let (folder, _) = orphan(|_| {});
-    is_trusted(&folder, false, "of an authority that is not there");
+    is_trusted(&folder, false, "issued by an unknown authority");
 }
 
 #[test]
-fn a_certificate_that_stands_in_ca_file_is_refused_for_its_time_and_its_names() {
+fn certificate_listed_in_ca_file_still_needs_valid_dates_and_names() {
     let ca = |params: &mut CertificateParams| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let (expired, _) = orphan(|params| {
         ca(params);
@@ -203,7 +205,7 @@ fn a_certificate_that_stands_in_ca_file_is_refused_for_its_time_and_its_names() 
 }
 
 #[test]
-fn each_refusal_says_how_a_good_certificate_is_made() {
+fn each_rejection_explains_how_to_make_a_valid_certificate() {
     let (folder, authority) = orphan(|_| {});
     let (other, stranger) = orphan(|_| {});
     is_refused(&folder, &stranger, &["from another authority than the one of that name"]);
@@ -237,28 +239,29 @@ fn each_refusal_says_how_a_good_certificate_is_made() {
 
 /// Returns the commands of the manual that make a certificate.
 fn recipe() -> &'static str {
-    let (_, rest) = include_str!("../src/manual/deploying.md").split_once("\n## TLS\n").expect("the section");
-    rest.split_once("```sh\n").and_then(|(_, rest)| rest.split("```").next()).expect("the commands")
+    let (_, rest) =
+        include_str!("../src/manual/deploying.md").split_once("\n## TLS\n").expect("the manual has the section");
+    rest.split_once("```sh\n").and_then(|(_, rest)| rest.split("```").next()).expect("the section has commands")
 }
 
-/// The recipe word for word: clients trust the certificate, and this server trusts it as that of
-/// CouchDB.
+/// Runs the commands of the manual unchanged. Clients trust the certificate, and the server trusts
+/// it as that of CouchDB.
 #[test]
-fn the_recipe_of_the_manual_makes_a_certificate_for_both_sides() {
+fn commands_of_the_manual_make_a_certificate_for_server_and_couchdb() {
     let block = recipe();
-    let (openssl, rest) = block.split_once("couchdb-howler ").expect("the server is started behind it");
+    let (openssl, rest) = block.split_once("couchdb-howler ").expect("the server is started after it");
     let folder = Folder::new();
     folder.shell(openssl);
     let text = Command::new("openssl").args(["x509", "-noout", "-text", "-in", &folder.path("cert.pem")]).output();
     let text = String::from_utf8(text.expect("openssl runs").stdout).expect("text");
     assert!(text.contains("CA:FALSE") && !text.contains("CA:TRUE"), "{text}");
-    is_trusted(&folder, false, "the recipe");
+    is_trusted(&folder, false, "the commands of the manual");
 
     let couchdb = couchdb();
     let (certificate, key) = (folder.path("cert.pem"), folder.path("key.pem"));
     assert!(rest.contains("--tls_cert cert.pem --tls_key key.pem"), "{rest}");
     let howler = Howler::start_with(&couchdb, &["--tls_cert", &certificate, "--tls_key", &key]);
-    let curl = rest.lines().find(|line| line.starts_with("curl ")).expect("a client is shown");
+    let curl = rest.lines().find(|line| line.starts_with("curl ")).expect("the commands include a client");
     let curl = curl.replace("localhost:3000", &format!("localhost:{}", howler.port()));
     folder.shell(&format!("{curl} --silent --fail --output script.js && test -s script.js"));
 }

@@ -1,4 +1,4 @@
-//! The commands `check` and `healthcheck`: what is well, and what is said of what is not.
+//! The commands `check` and `healthcheck`: their results and their error messages.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -12,15 +12,15 @@ use crate::support::howler::{Ended, Howler, run};
 use crate::support::tls::{Authority, Identity, TlsProxy, tls_url};
 use crate::support::{PASSWORD, SOON, USER, couchdb, couchdb_with};
 
-/// Runs `check` on a free port of the loopback.
+/// Runs `check` on a free loopback port.
 fn check(url: &str, options: &[&str]) -> Ended {
     run(&[&["check", "--host", "127.0.0.1", "--port", "0", "-u", url], options].concat(), &[])
 }
 
-/// Expects that a step fails as the last one, the others are well, and these words stand there.
+/// Asserts that the last step fails with these words and that all other steps succeed.
 fn fails(ended: &Ended, step: &str, words: &[&str]) {
     let lines: Vec<&str> = ended.stdout.lines().collect();
-    let (last, others) = lines.split_last().expect("there are lines");
+    let (last, others) = lines.split_last().expect("there is at least one line");
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(1), ""), "{}", ended.stdout);
     assert!(last.starts_with(&format!("FAILED  {step}: ")), "{step}: {}", ended.stdout);
     assert!(others.iter().all(|line| line.starts_with("ok      ")), "{}", ended.stdout);
@@ -29,7 +29,7 @@ fn fails(ended: &Ended, step: &str, words: &[&str]) {
     }
 }
 
-/// Expects that all is well; the steps.
+/// Asserts that all steps succeed. Returns their names.
 fn succeeds(ended: &Ended) -> Vec<String> {
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{}", ended.stdout);
     let detail = |line: &str| line.strip_prefix("ok      ").or(line.strip_prefix("note    ")).map(str::to_owned);
@@ -38,7 +38,7 @@ fn succeeds(ended: &Ended) -> Vec<String> {
 }
 
 #[test]
-fn how_restarts_are_noticed_is_told() {
+fn check_reports_how_restarts_are_detected() {
     let cluster = couchdb_with(Options { nodes: 3, ..Options::default() });
     let told = |couchdb: &StandIn, options: &[&str]| check(&couchdb.url(), options).stdout;
     let merged = "ok      restarts: a cluster of 3 nodes, which say when they started";
@@ -54,17 +54,18 @@ fn how_restarts_are_noticed_is_told() {
     }
 }
 
-/// A server that answers every connection with these bytes, once something came; with none it stays silent.
+/// Starts a server that answers every connection with these bytes after the first request. Without
+/// bytes, it stays silent.
 fn server(answer: &'static [u8]) -> SocketAddr {
     recording_server(answer).0
 }
 
-/// The same with what it was told.
+/// Starts such a server. Also returns the bytes that it receives.
 fn recording_server(answer: &'static [u8]) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
     let told = Arc::new(Mutex::new(Vec::new()));
     let record = told.clone();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-    let address = listener.local_addr().expect("it listens");
+    let address = listener.local_addr().expect("the listener is bound");
     std::thread::spawn(move || {
         let mut kept: Vec<TcpStream> = Vec::new();
         for mut client in listener.incoming().map_while(Result::ok) {
@@ -72,10 +73,10 @@ fn recording_server(answer: &'static [u8]) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) 
                 kept.push(client);
                 continue;
             }
-            // The connection that only looks whether there is one says nothing.
+            // `check` first opens a connection without sending anything.
             let mut bytes = [0; 4096];
             let read = client.read(&mut bytes).unwrap_or(0);
-            record.lock().expect("no test holds it").extend_from_slice(&bytes[..read]);
+            record.lock().expect("no thread panicked").extend_from_slice(&bytes[..read]);
             if read > 0 {
                 let _ = client.write_all(answer);
             }
@@ -90,12 +91,12 @@ fn url_of(address: SocketAddr) -> String {
 
 fn file(name: &str, content: &str) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()));
-    std::fs::write(&path, content).expect("the target folder can be written");
+    std::fs::write(&path, content).expect("the target folder is writable");
     path
 }
 
 #[test]
-fn all_is_well() {
+fn every_step_succeeds_with_a_working_couchdb() {
     let steps = ["configuration", "--port 0", "host name", "connection", "CouchDB", "log-in", "server admin"];
     let couchdb = couchdb();
     let global = [&steps[..], &["_global_changes", "restarts", "feed", "recording", "write delay"]].concat();
@@ -105,13 +106,13 @@ fn all_is_well() {
     let ended = check(&couchdb.url(), &[]);
     assert!(ended.stdout.contains("version 3.5.0 answers"), "{}", ended.stdout);
     assert!(ended.stdout.contains("restarts: CouchDB says when it started, so that no restart"), "{}", ended.stdout);
-    assert!(couchdb.wait_for(SOON, |seen| seen.open_feeds == 0), "nothing stays open");
+    assert!(couchdb.wait_for(SOON, |seen| seen.open_feeds == 0), "no feed stays open");
     couchdb.set_require_valid_user(true);
     assert_eq!(succeeds(&check(&couchdb.url(), &[])), global);
 }
 
 #[test]
-fn all_is_well_below_a_path_and_over_tls() {
+fn every_step_succeeds_below_a_path_and_over_tls() {
     let authority = Authority::new();
     let couchdb = couchdb_with(Options { path_prefix: "/couch".to_owned(), ..Options::default() });
     let proxy = TlsProxy::start(&couchdb, authority.server(&["localhost"]));
@@ -121,19 +122,19 @@ fn all_is_well_below_a_path_and_over_tls() {
     let expected = "configuration certificate trust --port+0 --admin_port+0 host+name connection TLS CouchDB log-in \
                     server+admin _global_changes restarts feed recording write+delay";
     assert_eq!(steps.iter().map(|step| step.replace(' ', "+")).collect::<Vec<_>>().join(" "), expected);
-    // The same without the path.
+    // Without the path, the step fails.
     let url = proxy.url(&couchdb, "localhost").replace("/couch", "");
     fails(&check(&url, &options), "CouchDB", &["not below this path"]);
 }
 
 #[test]
-fn the_demo_needs_nothing() {
+fn demo_passes_without_couchdb() {
     let ended = run(&["check", "--demo", "--port", "0"], &[]);
     assert_eq!(succeeds(&ended), ["configuration", "--port 0", "CouchDB"]);
 }
 
 #[test]
-fn what_cannot_be_used_is_a_mistake_of_usage() {
+fn invalid_options_of_check_are_usage_errors() {
     for options in
         [&["check"][..], &["check", "-u", "ftp://x"], &["chekc", "--demo"], &["check", "--demo", "--port", "x"]]
     {
@@ -145,7 +146,7 @@ fn what_cannot_be_used_is_a_mistake_of_usage() {
 }
 
 #[test]
-fn who_is_not_reached_is_named() {
+fn unreachable_couchdb_is_named() {
     let ended = check("http://admin:zq7-secret@couchdb.invalid:5984", &[]);
     fails(&ended, "host name", &["couchdb.invalid", "check the host in --couchdb_url"]);
     let couchdb = couchdb();
@@ -155,20 +156,20 @@ fn who_is_not_reached_is_named() {
 }
 
 #[test]
-fn a_connection_that_does_not_come_about_is_not_waited_for() {
+fn connecting_times_out() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-    let address = listener.local_addr().expect("it listens");
-    // Nobody accepts: once its queue is full, the system answers no one any more.
+    let address = listener.local_addr().expect("the listener is bound");
+    // No process accepts. Once the queue is full, the kernel no longer answers.
     let mut queue = Vec::new();
     while let Ok(one) = TcpStream::connect_timeout(&address, Duration::from_millis(500)) {
         queue.push(one);
-        assert!(queue.len() < 6_000, "the queue of a listener has an end");
+        assert!(queue.len() < 6_000, "the queue of the listener fills up");
     }
     fails(&check(&url_of(address), &[]), "connection", &["no answer from", "in time", "firewall"]);
 }
 
 #[test]
-fn who_says_nothing_is_not_waited_for() {
+fn waiting_for_a_silent_server_times_out() {
     let silent = server(b"");
     fails(&check(&url_of(silent), &[]), "CouchDB", &["answers nothing in time", "http://"]);
     let url = url_of(silent).replace("http:", "https:");
@@ -176,7 +177,7 @@ fn who_says_nothing_is_not_waited_for() {
 }
 
 #[test]
-fn who_is_not_trusted_is_told_nothing() {
+fn untrusted_server_receives_no_request() {
     let (couchdb, authority, stranger) = (couchdb(), Authority::new(), Authority::new());
     let proxy = TlsProxy::start(&couchdb, authority.server(&["localhost"]));
     let url = proxy.url(&couchdb, "localhost");
@@ -191,7 +192,7 @@ fn who_is_not_trusted_is_told_nothing() {
 }
 
 #[test]
-fn http_and_https_mixed_up_is_named() {
+fn confusing_http_and_https_is_reported() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let url = tls_url(&couchdb, &couchdb.address().to_string());
     fails(&check(&url, &[]), "TLS", &["speaks no TLS: check https in --couchdb_url"]);
@@ -207,7 +208,7 @@ fn http_and_https_mixed_up_is_named() {
 }
 
 #[test]
-fn who_is_not_couchdb_is_named_before_it_is_told_a_password() {
+fn other_servers_are_reported_and_receive_no_password() {
     for (answer, words) in [
         (&b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n<p>Hi</p>"[..], "is not CouchDB"),
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "with status 404) is not CouchDB"),
@@ -218,14 +219,14 @@ fn who_is_not_couchdb_is_named_before_it_is_told_a_password() {
     ] {
         let (address, told) = recording_server(answer);
         fails(&check(&url_of(address), &[]), "CouchDB", &[words]);
-        let told = told.lock().expect("no test holds it").clone();
-        let told = String::from_utf8(told).expect("a request is text");
+        let told = told.lock().expect("no thread panicked").clone();
+        let told = String::from_utf8(told).expect("the request is UTF-8");
         assert!(told.starts_with("GET / HTTP/1.1\r\n") && !told.contains("Authorization"), "{told}");
     }
 }
 
 #[test]
-fn who_may_not_log_in_is_named() {
+fn rejected_logins_are_reported() {
     let couchdb = couchdb();
     let with = |user: &str, password: &str| format!("http://{user}:{password}@{}", couchdb.address());
     fails(&check(&with("admin", "zq7-wrong"), &[]), "log-in", &["(401)", "--couchdb_url"]);
@@ -238,7 +239,7 @@ fn who_may_not_log_in_is_named() {
 }
 
 #[test]
-fn a_feed_that_cannot_be_followed_is_named() {
+fn missing_global_changes_is_reported() {
     let couchdb = couchdb_with(Options { global_changes: false, ..Options::default() });
     fails(&check(&couchdb.url(), &[]), "_global_changes", &["is missing", "--create_global_changes"]);
     let ended = check(&couchdb.url(), &["--create_global_changes"]);
@@ -248,7 +249,7 @@ fn a_feed_that_cannot_be_followed_is_named() {
 }
 
 #[test]
-fn a_feed_that_is_refused_or_held_back_is_named() {
+fn rejected_or_buffered_feed_is_reported() {
     let couchdb = couchdb();
     couchdb.fail_feed(500, 1);
     fails(&check(&couchdb.url(), &[]), "feed", &["cannot answer (status 500)"]);
@@ -261,13 +262,13 @@ fn a_feed_that_is_refused_or_held_back_is_named() {
 
 fn credentials(couchdb: &StandIn) -> String {
     let url = couchdb.url();
-    url.split("://").nth(1).and_then(|rest| rest.split('@').next()).expect("they stand in it").to_owned()
+    url.split("://").nth(1).and_then(|rest| rest.split('@').next()).expect("the URL has credentials").to_owned()
 }
 
-/// A proxy that hands on an answer when it is over.
+/// Starts a proxy that forwards a response only when it is complete.
 fn buffering_proxy(couchdb: &StandIn) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-    let (address, to) = (listener.local_addr().expect("it listens"), couchdb.address());
+    let (address, to) = (listener.local_addr().expect("the listener is bound"), couchdb.address());
     std::thread::spawn(move || {
         for mut client in listener.incoming().map_while(Result::ok) {
             std::thread::spawn(move || {
@@ -280,7 +281,7 @@ fn buffering_proxy(couchdb: &StandIn) -> SocketAddr {
                 let head = String::from_utf8_lossy(&request[..read]).replacen("\r\n", "\r\nConnection: close\r\n", 1);
                 let _ = upstream.write_all(head.as_bytes());
                 let mut answer = Vec::new();
-                // The feed is never over; what it answers meanwhile is not handed on.
+                // The feed never ends, so none of its bytes are forwarded.
                 let _ = upstream.set_read_timeout(Some(Duration::from_secs(30)));
                 if upstream.read_to_end(&mut answer).is_ok() {
                     let _ = client.write_all(&answer);
@@ -292,7 +293,7 @@ fn buffering_proxy(couchdb: &StandIn) -> SocketAddr {
 }
 
 #[test]
-fn files_and_ports_are_looked_at() {
+fn unusable_files_and_hosts_are_reported() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let (one, other) = (Identity::new(&authority), Identity::new(&authority));
     let failed = |ended: &Ended, line: &str| {
@@ -302,28 +303,29 @@ fn files_and_ports_are_looked_at() {
     };
     let ended = check(&couchdb.url(), &["--tls_cert", one.options()[1], "--tls_key", other.options()[3]]);
     failed(&ended, "certificate: --tls_key ");
-    assert!(ended.stdout.contains("ok      feed: "), "the rest is looked at all the same: {}", ended.stdout);
+    assert!(ended.stdout.contains("ok      feed: "), "the other steps still run: {}", ended.stdout);
     failed(&check(&couchdb.url(), &["--tls_cert", "/nowhere", "--tls_key", "/nowhere"]), "--tls_cert /nowhere: ");
     let nonsense = file("ca.pem", "zq7-nonsense");
-    let ended = check(&couchdb.url(), &["--ca_file", nonsense.to_str().expect("text")]);
+    let ended = check(&couchdb.url(), &["--ca_file", nonsense.to_str().expect("the path is UTF-8")]);
     failed(&ended, "no certificate");
-    std::fs::remove_file(nonsense).expect("it is ours");
+    std::fs::remove_file(nonsense).expect("the file was written above");
     let ended = check(&couchdb.url(), &["--host", "192.0.2.1"]);
     failed(&ended, "--host must be an address of this machine");
 }
 
 #[test]
-fn a_port_that_is_taken_is_said_and_no_failure() {
+fn port_in_use_is_a_note_and_no_failure() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let port = howler.port().to_string();
     let ended = check(&couchdb.url(), &["--port", &port]);
     assert_eq!(ended.code, Some(0), "{}", ended.stdout);
-    let line = ended.stdout.lines().find(|line| line.starts_with("note    --port ")).expect("it is said");
+    let line =
+        ended.stdout.lines().find(|line| line.starts_with("note    --port ")).expect("there is a line about the port");
     assert!(line.contains(&port) && line.contains("is taken"), "{line}");
 }
 
-/// Runs `healthcheck` with these options; its exit code and its line.
+/// Runs `healthcheck` with these options. Returns its exit code and its line.
 fn health(options: &[&str]) -> (Option<i32>, String) {
     let ended = run(&[&["healthcheck"], options].concat(), &[]);
     assert_eq!((ended.stdout.lines().count(), ended.stderr.as_str()), (1, ""), "{}", ended.stdout);
@@ -331,7 +333,7 @@ fn health(options: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_server_that_lives_is_healthy() {
+fn running_server_is_healthy() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let identity = Identity::new(&authority);
     let tls = identity.options();
@@ -340,7 +342,7 @@ fn a_server_that_lives_is_healthy() {
         let port = howler.port().to_string();
         let mut same = [&options[..], &["--port", &port]].concat();
         if let Some(at) = same.iter().position(|option| *option == "0") {
-            // Any port but 0 will do: it is not the one that is asked.
+            // Any port but 0 will do, since `healthcheck` does not use it.
             same[at] = "1";
         }
         let (code, line) = health(&same);
@@ -350,7 +352,7 @@ fn a_server_that_lives_is_healthy() {
 }
 
 #[test]
-fn the_environment_of_the_server_is_enough() {
+fn healthcheck_reads_the_environment_of_the_server() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--admin_port", "0"]);
     let line = howler.wait_for_line("health and metrics are on ");
@@ -370,14 +372,14 @@ fn the_environment_of_the_server_is_enough() {
     ];
     let ended = run(&["healthcheck"], &environment);
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), &*format!("healthy: {address}\n")), "{}", ended.stderr);
-    // The port of clients does not answer this any more.
+    // The client port no longer answers health checks.
     let ended = run(&["healthcheck"], &environment[..1]);
     assert_eq!(ended.code, Some(1));
     assert!(ended.stdout.contains("status 404) is another server"), "{}", ended.stdout);
 }
 
 #[test]
-fn a_server_that_is_not_well_is_unhealthy_within_three_seconds() {
+fn stopped_or_foreign_server_is_unhealthy_within_three_seconds() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let port = howler.port().to_string();
@@ -399,7 +401,7 @@ fn a_server_that_is_not_well_is_unhealthy_within_three_seconds() {
 }
 
 #[test]
-fn a_certificate_that_is_not_the_one_in_the_file_is_unhealthy() {
+fn server_with_another_certificate_than_the_file_is_unhealthy() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let mut identity = Identity::new(&authority);
     let howler = Howler::start_with(&couchdb, &identity.options());
@@ -411,7 +413,7 @@ fn a_certificate_that_is_not_the_one_in_the_file_is_unhealthy() {
     howler.signal("HUP");
     howler.wait_for_line("new connections are shown the certificate");
     assert_eq!(health(&options).0, Some(0));
-    // TLS is spoken where none is expected, and the other way around.
+    // TLS on one side only.
     let (code, line) = health(&["--port", &port]);
     assert!(code == Some(1) && line.contains("is another server"), "{line}");
     let plain = Howler::start(&couchdb);
@@ -420,7 +422,7 @@ fn a_certificate_that_is_not_the_one_in_the_file_is_unhealthy() {
 }
 
 #[test]
-fn mistakes_of_a_health_check_are_mistakes_of_usage() {
+fn invalid_options_of_healthcheck_are_usage_errors() {
     for options in [&["--port", "0"][..], &["--port", "x"], &["--bogus"], &["now"]] {
         let ended = run(&[&["healthcheck"], options].concat(), &[]);
         assert_eq!((ended.code, ended.stderr.lines().count(), ended.stdout.as_str()), (Some(2), 1, ""), "{options:?}");
@@ -430,7 +432,7 @@ fn mistakes_of_a_health_check_are_mistakes_of_usage() {
 }
 
 #[test]
-fn the_write_delay_is_reported_with_what_it_means_and_costs() {
+fn write_delay_is_reported_with_its_effect_and_cost() {
     let couchdb = couchdb();
     let line = |ended: &Ended| {
         let lines = ended.stdout.lines().filter(|line| line.contains("  write delay: ")).collect::<Vec<_>>();
@@ -441,7 +443,7 @@ fn the_write_delay_is_reported_with_what_it_means_and_costs() {
     for words in ["note  ", "500 ms", "334 ms", "max_write_delay = 100 below [global_changes]", "CPU", "11 ms"] {
         assert!(default.contains(words), "{words}: {default}");
     }
-    // The request works as it stands there.
+    // The printed command works unchanged.
     let command = format!(
         "curl -u ADMIN -X PUT http://{}/_node/_local/_config/global_changes/max_write_delay -d '\"100\"'",
         couchdb.address()
@@ -458,7 +460,7 @@ fn the_write_delay_is_reported_with_what_it_means_and_costs() {
 }
 
 #[test]
-fn a_couchdb_that_records_no_changes_is_named() {
+fn couchdb_without_update_events_is_reported() {
     let couchdb = couchdb();
     couchdb.set_config("global_changes", "update_db", Some("false"));
     for feed in ["global_changes", "db_updates"] {
@@ -470,7 +472,7 @@ fn a_couchdb_that_records_no_changes_is_named() {
 }
 
 #[test]
-fn the_database_behind_db_updates_is_named_when_it_is_missing() {
+fn missing_database_behind_db_updates_is_reported() {
     let couchdb = couchdb_with(Options { global_changes: false, ..Options::default() });
     let options = ["--feed", "db_updates"];
     fails(&check(&couchdb.url(), &options), "feed", &["_global_changes is missing", "--create_global_changes"]);

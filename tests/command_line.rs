@@ -1,4 +1,4 @@
-//! Options and environment of the real binary.
+//! Options and environment variables of the real binary.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -8,7 +8,7 @@ use crate::support::howler::{BINARY, Howler, run};
 use crate::support::{ADMIN_PASSWORD, SOON, couchdb};
 
 #[test]
-fn help_and_version() {
+fn help_and_version_are_printed() {
     for ended in
         [run(&["--help"], &[]), run(&["-h"], &[]), run(&[], &[("help", "true")]), run(&[], &[("HOWLER_HELP", "true")])]
     {
@@ -25,7 +25,7 @@ fn help_and_version() {
 }
 
 #[test]
-fn what_cannot_be_used_is_named_in_one_line() {
+fn invalid_options_are_reported_in_one_line() {
     let url = "http://admin:zq7-secret@localhost:1";
     for (options, environment, words) in [
         (vec![], vec![], vec!["--couchdb_url", "missing"]),
@@ -54,7 +54,7 @@ fn what_cannot_be_used_is_named_in_one_line() {
 }
 
 #[test]
-fn a_port_in_use_is_said_in_one_line() {
+fn port_in_use_is_reported_in_one_line() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let ended = run(&["-u", "http://admin:zq7-secret@localhost:1", "--host", "127.0.0.1", "-p", &port], &[]);
@@ -63,18 +63,18 @@ fn a_port_in_use_is_said_in_one_line() {
 }
 
 #[test]
-fn a_file_of_roots_that_is_none_is_named() {
+fn missing_ca_file_is_reported() {
     let ended = run(&["-u", "https://admin:zq7-secret@localhost:1", "--port", "0", "--ca_file", "/nowhere"], &[]);
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.contains("--ca_file /nowhere: "), "{}", ended.stderr);
 }
 
-/// The URL from each place that it may stand in.
+/// Passes the URL from each possible source.
 #[test]
 fn the_url_comes_from_option_environment_or_file() {
     let couchdb = couchdb();
     let url = couchdb.url();
-    assert!(!url.contains(ADMIN_PASSWORD), "the password must be escaped in it");
+    assert!(!url.contains(ADMIN_PASSWORD), "the password must be escaped in the URL");
     let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("couchdb_url");
     std::fs::write(&file, format!("{url}\n")).unwrap();
     for (name, value) in [
@@ -93,13 +93,13 @@ fn the_url_comes_from_option_environment_or_file() {
 }
 
 #[test]
-fn the_demo_runs_with_nothing_else() {
+fn demo_runs_without_other_options() {
     let howler = Howler::launch(&["--demo"]);
     howler.wait_for_line("Press Ctrl+C to stop the demo.");
     let output = howler.output();
     assert!(output.contains(&format!("websocat ws://localhost:{}/howler", howler.port())), "{output}");
     let mut client = Client::json(howler.address());
-    // The lines that it prints, word for word.
+    // The printed messages work unchanged.
     for line in output.lines().filter(|line| line.trim_start().starts_with('{')) {
         client.send(line.trim());
         assert_eq!(client.receive_json(SOON).unwrap()["ok"], true, "{line}");
