@@ -1,4 +1,4 @@
-//! Who may watch what, and who is still logged in.
+//! Which users may subscribe to which databases, and when sessions end.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ fn subscribe(client: &mut Client, names: &[&str]) -> Value {
 }
 
 #[test]
-fn only_members_watch_a_database() {
+fn only_members_may_subscribe() {
     let (couchdb, howler) = scene();
     couchdb.create_database("admins-alone");
     couchdb.create_database("public");
@@ -70,14 +70,14 @@ fn only_members_watch_a_database() {
     let told = [other.next_change(SOON), other.next_change(SOON)];
     assert_eq!(told.map(Option::unwrap), ["theirs", "team-db"]);
 
-    // Once for all who ask.
+    // The server asks once for all clients.
     let asked = couchdb.requests();
     let questions = asked.iter().filter(|request| request.target == "/mine/_security").count();
     assert_eq!(questions, 1);
 }
 
 #[test]
-fn a_server_admin_watches_everything() {
+fn a_server_admin_may_subscribe_to_any_database() {
     let couchdb = couchdb();
     couchdb.add_user("boss", "zq7-boss-secret", &["_admin"]);
     couchdb.create_database("admins-alone");
@@ -89,7 +89,7 @@ fn a_server_admin_watches_everything() {
 }
 
 #[test]
-fn socket_io_clients_are_told_by_the_acknowledgement() {
+fn socket_io_acknowledgements_name_forbidden_databases() {
     let (couchdb, howler) = scene();
     let mut client = Client::socket_io_logged_in(howler.address());
     client.send(r#"421["subscribe",["mine","theirs"]]"#);
@@ -102,7 +102,7 @@ fn socket_io_clients_are_told_by_the_acknowledgement() {
 }
 
 #[test]
-fn a_database_that_is_made_later_is_told_to_those_who_may_read_it() {
+fn a_new_database_is_announced_to_its_members_only() {
     let couchdb = couchdb();
     couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
     let howler = members(&couchdb);
@@ -121,16 +121,17 @@ fn a_database_that_is_made_later_is_told_to_those_who_may_read_it() {
     );
     couchdb.update("later");
     assert_eq!(user.next_change(SOON).as_deref(), Some("later"));
-    assert_eq!(other.next_event(A_MOMENT), None, "it was never told of a change");
+    assert_eq!(other.next_event(A_MOMENT), None, "no change is sent to a user who may not read it");
 }
 
 #[test]
-fn access_that_is_taken_away_ends_the_subscription() {
+fn a_subscription_ends_when_the_database_is_recreated_for_others() {
     let (couchdb, howler) = scene();
     let mut user = client_of(&howler, USER, PASSWORD);
     subscribe(&mut user, &["mine"]);
     couchdb.set_security("mine", json!({"members": {"names": [OTHER]}}));
-    // Nothing tells of that; a deletion and a new beginning do, at once.
+    // The feed does not report a change of `_security`, but it does report a deletion and a
+    // creation.
     couchdb.delete_database("mine");
     let mut told = Vec::new();
     couchdb.create_database_for("mine", &[OTHER]);
@@ -146,9 +147,9 @@ fn access_that_is_taken_away_ends_the_subscription() {
     assert_eq!(user.next_event(A_MOMENT), None);
 }
 
-/// The feed starts anew from now on, so that only positions tell what happened.
+/// The feed restarts at the current sequence, so only positions show what happened.
 #[test]
-fn what_the_feed_missed_is_told_to_those_who_may_read_it() {
+fn changes_that_the_feed_missed_are_sent_to_members_only() {
     let couchdb = couchdb();
     couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
     let howler = members(&couchdb);
@@ -163,16 +164,20 @@ fn what_the_feed_missed_is_told_to_those_who_may_read_it() {
     couchdb.create_database_for("later", &[USER]);
     assert_eq!(user.next_change(SOON).as_deref(), Some("later"));
     let event = other.next_event(SOON).expect("an event");
-    assert_eq!((&event["event"], &event["db"]), (&json!("unsubscribed"), &json!("later")), "it was told of no change");
-    assert_eq!(couchdb.counters().pin_requests, 2, "there was no line that told of it");
+    assert_eq!(
+        (&event["event"], &event["db"]),
+        (&json!("unsubscribed"), &json!("later")),
+        "no change is sent to a user who may not read it"
+    );
+    assert_eq!(couchdb.counters().pin_requests, 2, "the feed did not report the change");
 }
 
-/// While CouchDB does not say who may read a new database, it looks like one that is not there.
+/// While CouchDB does not answer who may read a new database, replies treat it as missing.
 #[test]
-fn answers_do_not_tell_a_missing_database_from_one_that_is_not_decided() {
+fn replies_treat_an_undecided_database_as_missing() {
     let couchdb = couchdb();
     couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
-    // One that was there before, and one that never was.
+    // `again` existed before, `later` never did.
     couchdb.create_database_for("again", &[USER]);
     couchdb.delete_database("again");
     let howler = members(&couchdb);
@@ -183,7 +188,7 @@ fn answers_do_not_tell_a_missing_database_from_one_that_is_not_decided() {
     let ask = |client: &mut Client| -> Vec<Value> {
         let of = |(name, known): (&str, &Value)| {
             let mut answer = client.ask(json!({"op": "subscribe", "dbs": {name: known}}));
-            // The epoch stands in the first answer to each client.
+            // The first reply to each client contains the epoch.
             for member in ["id", "epoch"] {
                 answer[member] = Value::Null;
             }
@@ -201,7 +206,7 @@ fn answers_do_not_tell_a_missing_database_from_one_that_is_not_decided() {
     howler.wait_for_lines("again: CouchDB does not say who may read a database", 1);
     howler.wait_for_lines("later: CouchDB does not say who may read a database", 1);
     assert_eq!(ask(&mut user), missing);
-    assert_eq!(ask(&mut other), missing, "and to one that has not asked before");
+    assert_eq!(ask(&mut other), missing, "the same for a new subscriber");
     assert_eq!(user.next_event(A_MOMENT), None);
     couchdb.fail_access(None);
     let mut told = [user.next_change(SOON).expect("a change"), user.next_change(SOON).expect("a change")];
@@ -214,9 +219,9 @@ fn answers_do_not_tell_a_missing_database_from_one_that_is_not_decided() {
     assert_eq!((&answer["dbs"]["later"], &answer["dbs"]["again"]), (&json!("1.1.0"), &json!("1.2.1")));
 }
 
-/// What comes after a deletion may be another database of that name.
+/// After a deletion another database of the same name may follow.
 #[test]
-fn a_deleted_database_is_in_doubt_until_its_security_was_read_again() {
+fn a_deleted_database_is_undecided_until_its_security_is_read_again() {
     let (couchdb, howler) = scene();
     let mut user = client_of(&howler, USER, PASSWORD);
     let answer = subscribe(&mut user, &["mine"]);
@@ -232,7 +237,7 @@ fn a_deleted_database_is_in_doubt_until_its_security_was_read_again() {
     couchdb.update("mine");
     couchdb.create_database_for("mine", &[OTHER]);
     couchdb.update("mine");
-    assert_eq!(user.next_event(A_MOMENT), None, "it may be another database");
+    assert_eq!(user.next_event(A_MOMENT), None, "no change is sent, as this may be another database");
     let answer = user.ask(json!({"op": "subscribe", "dbs": {"mine": "0.1.1"}}));
     assert_eq!((&answer["dbs"]["mine"], &answer["changed"]), (&json!("0.1.1"), &json!([])), "{answer}");
     couchdb.fail_access(None);
@@ -242,9 +247,10 @@ fn a_deleted_database_is_in_doubt_until_its_security_was_read_again() {
     assert_eq!(user.next_event(A_MOMENT), None);
 }
 
-/// One name that CouchDB does not answer as it should: nothing is asked for nobody, and the log stays short.
+/// CouchDB answers incorrectly for one name: the server stops asking when no client waits, and logs
+/// each cause once.
 #[test]
-fn unreadable_answers_are_not_asked_for_without_end() {
+fn unreadable_responses_do_not_cause_endless_requests() {
     const LINE: &str = "CouchDB does not say who may read a database";
     let couchdb = couchdb();
     let howler = members(&couchdb);
@@ -261,21 +267,25 @@ fn unreadable_answers_are_not_asked_for_without_end() {
         if number == 0 {
             let answer = user.next_event(SOON).expect("an answer");
             assert_eq!(answer["error"], "ServiceUnavailableError");
-            assert!((3..=5).contains(&questions(&couchdb, &name)), "ever later: {}", questions(&couchdb, &name));
+            assert!(
+                (3..=5).contains(&questions(&couchdb, &name)),
+                "retries have a growing backoff: {}",
+                questions(&couchdb, &name)
+            );
         }
     }
-    // All clients have left.
+    // All clients have disconnected.
     std::thread::sleep(A_MOMENT);
     let asked = couchdb.counters().access_requests;
     std::thread::sleep(Duration::from_millis(2_500));
-    assert_eq!(couchdb.counters().access_requests, asked, "nobody waits any more");
+    assert_eq!(couchdb.counters().access_requests, asked, "no more requests, as no client waits");
     assert_eq!(howler.count_told(LINE), 4, "one line for each cause:\n{}", howler.output());
-    assert_eq!(howler.count_told("odd-"), 0, "names are for developers");
+    assert_eq!(howler.count_told("odd-"), 0, "database names are logged at level debug only");
 }
 
-/// One client subscribes to fresh names and takes it back, as fast as it can, while CouchDB is slow.
+/// One client subscribes to new names and unsubscribes as fast as it can, while CouchDB is slow.
 #[test]
-fn one_client_with_names_without_end_delays_nobody_and_takes_no_memory() {
+fn a_client_with_endless_new_names_delays_no_one_and_takes_little_memory() {
     let couchdb = couchdb();
     couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
     couchdb.create_database_for("theirs", &[OTHER]);
@@ -305,13 +315,13 @@ fn one_client_with_names_without_end_delays_nobody_and_takes_no_memory() {
     assert!(grown < 8_000, "{grown} KiB");
     let asked = couchdb.counters().access_requests;
     std::thread::sleep(Duration::from_millis(500));
-    assert!(couchdb.counters().access_requests - asked <= 8, "what nobody waits for is not asked");
+    assert!(couchdb.counters().access_requests - asked <= 8, "names without subscribers are not looked up");
     couchdb.update("theirs");
     assert_eq!(other.next_change(SOON).as_deref(), Some("theirs"));
 }
 
 #[test]
-fn a_user_has_only_so_many_databases_waiting() {
+fn the_waiting_databases_of_a_user_are_limited() {
     const SESSIONS: usize = 3;
     let couchdb = couchdb();
     couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
@@ -346,14 +356,14 @@ fn a_user_has_only_so_many_databases_waiting() {
     assert_eq!(answer["ok"], true, "{answer}");
 }
 
-/// Checks of sessions and questions about databases go over the same connections.
+/// Session checks and access lookups share their connections.
 #[test]
-fn checks_of_sessions_do_not_starve_questions() {
+fn session_checks_do_not_starve_access_lookups() {
     let couchdb = couchdb();
     couchdb.create_database_for("mine", &[USER]);
     let howler = Howler::start_with(&couchdb, &["--access", "members", "--session_check", "2"]);
     let mut clients: Vec<_> = (0..300).map(|_| client_of(&howler, USER, PASSWORD)).collect();
-    // So 40 checks a second are possible, and 150 and more are due.
+    // This allows 40 checks a second, and over 150 are due.
     couchdb.set_login_delay(Duration::from_millis(100));
     std::thread::sleep(Duration::from_secs(4));
     for (round, client) in clients.iter_mut().enumerate().take(3) {
@@ -364,9 +374,9 @@ fn checks_of_sessions_do_not_starve_questions() {
     }
 }
 
-/// Many subscribers of a database whose `_security` names many.
+/// Many subscribers of a database whose `_security` has many names.
 #[test]
-fn many_subscribers_of_a_database_with_many_members_are_reconsidered() {
+fn a_changed_security_is_applied_to_many_subscribers() {
     const CLIENTS: usize = 120;
     let couchdb = couchdb();
     couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
@@ -407,9 +417,9 @@ fn many_subscribers_of_a_database_with_many_members_are_reconsidered() {
     }
 }
 
-/// Nothing tells of it, so CouchDB is asked again.
+/// The feed does not report the change, so the server looks `_security` up again.
 #[test]
-fn access_that_is_taken_away_is_noticed_within_a_minute() {
+fn revoked_access_is_noticed_within_a_minute() {
     let couchdb = couchdb();
     couchdb.create_database_for("mine", &[USER]);
     couchdb.create_database_for("ours", &[USER, OTHER]);
@@ -435,7 +445,7 @@ fn access_that_is_taken_away_is_noticed_within_a_minute() {
 }
 
 #[test]
-fn a_question_that_couchdb_does_not_answer_fails_the_subscription_alone() {
+fn a_failed_access_lookup_fails_only_the_subscription() {
     let (couchdb, howler) = scene();
     let mut user = client_of(&howler, USER, PASSWORD);
     couchdb.fail_access(Some(500));
@@ -450,7 +460,7 @@ fn a_question_that_couchdb_does_not_answer_fails_the_subscription_alone() {
 }
 
 #[test]
-fn sessions_are_checked_and_ended() {
+fn sessions_of_removed_users_end() {
     let couchdb = couchdb();
     couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
     let howler = Howler::start_with(&couchdb, &["--session_check", "1"]);
@@ -472,7 +482,7 @@ fn sessions_are_checked_and_ended() {
     seen("not-authenticated", &mut old);
     seen("41", &mut old);
     assert_eq!(howler.metric("howler_log_ins_ended_total"), 2);
-    // Whoever is still good stays, also while CouchDB cannot say.
+    // Sessions of existing users stay, even while CouchDB does not answer.
     couchdb.fail_logins(Some(500));
     std::thread::sleep(Duration::from_millis(1_500));
     couchdb.fail_logins(None);
@@ -480,7 +490,7 @@ fn sessions_are_checked_and_ended() {
 }
 
 #[test]
-fn checks_are_spread_in_time_and_few_at_once() {
+fn session_checks_are_spread_over_the_interval() {
     const CLIENTS: usize = 20;
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--session_check", "8", "--login_concurrency", "1"]);
@@ -490,14 +500,14 @@ fn checks_are_spread_in_time_and_few_at_once() {
     assert!(couchdb.wait_for(SOON, |seen| seen.session_requests > before.session_requests));
     let first = Instant::now();
     assert!(couchdb.wait_for(SOON, |seen| seen.session_requests >= before.session_requests + CLIENTS));
-    // All at once they would take 250 ms.
+    // Concurrent checks would take 250 ms.
     assert!(first.elapsed() > Duration::from_millis(700), "{:?}", first.elapsed());
     let peak = couchdb.counters().peak_sessions_in_flight;
     assert!((2..=4).contains(&peak), "{peak} checks at once");
 }
 
 #[test]
-fn another_password_and_a_lockout_end_sessions() {
+fn a_changed_password_and_a_lockout_end_sessions() {
     let couchdb = couchdb();
     couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
     let howler = Howler::start_with(&couchdb, &["--session_check", "1"]);
@@ -511,14 +521,14 @@ fn another_password_and_a_lockout_end_sessions() {
     couchdb.fail_logins(Some(403));
     let event = user.next_event(SOON).expect("an event");
     assert_eq!((&event["event"], &event["error"]), (&json!("not-authenticated"), &json!("AccountLockedError")));
-    assert!(event["message"].as_str().expect("words").contains("locked"), "{event}");
+    assert!(event["message"].as_str().expect("a message").contains("locked"), "{event}");
     assert_eq!(user.receive_close(SOON).1, Received::Close(4401, "not authenticated".into()));
     let told = old.receive_text(SOON).expect("an event");
     assert!(told.starts_with("42[\"not-authenticated\"") && told.contains("AccountLockedError"), "{told}");
 }
 
 #[test]
-fn sessions_are_not_checked_where_that_is_not_wanted() {
+fn sessions_are_not_checked_if_checks_are_off() {
     let couchdb = couchdb();
     couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
     let unchecked = Howler::start_with(&couchdb, &["--session_check", "0"]);
@@ -533,7 +543,7 @@ fn sessions_are_not_checked_where_that_is_not_wanted() {
 }
 
 #[test]
-fn a_cookie_that_is_renewed_is_handed_on_and_good() {
+fn a_renewed_cookie_is_sent_to_the_client_and_valid() {
     let couchdb = couchdb_with(Options { cookie_life: Duration::from_secs(10), ..Options::default() });
     let howler = Howler::start_with(&couchdb, &["--session_check", "1"]);
     let mut user = Client::json(howler.address());
@@ -546,7 +556,7 @@ fn a_cookie_that_is_renewed_is_handed_on_and_good() {
 }
 
 #[test]
-fn who_loses_a_role_loses_what_it_gave() {
+fn a_lost_role_ends_the_subscriptions_that_it_allowed() {
     let couchdb = couchdb();
     let token = "zq7-team.payload.signature";
     couchdb.add_token(token, USER, &["team"]);
@@ -564,14 +574,14 @@ fn who_loses_a_role_loses_what_it_gave() {
     assert_eq!(user.next_change(SOON).as_deref(), Some("mine"));
 }
 
-/// The server asks about a database exactly so often.
+/// Returns how often the server asked for the `_security` of a database.
 fn questions(couchdb: &StandIn, name: &str) -> usize {
     let target = format!("/{name}/_security");
     couchdb.requests().iter().filter(|request| request.target == target).count()
 }
 
 #[test]
-fn the_legacy_key_readers_counts_where_members_is_missing() {
+fn the_legacy_keys_readers_and_cloudant_count_without_members() {
     let (couchdb, howler) = scene();
     let admins = json!({"names": ["boss"], "roles": []});
     let databases = [
@@ -607,7 +617,7 @@ fn the_legacy_key_readers_counts_where_members_is_missing() {
 }
 
 #[test]
-fn couchdb_is_never_asked_about_a_name_that_it_cannot_have() {
+fn couchdb_is_never_asked_about_an_invalid_name() {
     let long = "a".repeat(239);
     let names =
         ["..", "../_users", "..%2F_users", "a b", "Garden", "favicon.ico", "a?b", "_up", "_session", "é", &long];
@@ -618,7 +628,7 @@ fn couchdb_is_never_asked_about_a_name_that_it_cannot_have() {
         let mut user = client_of(&howler, USER, PASSWORD);
         let begun = Instant::now();
         let answer = subscribe(&mut user, &names);
-        assert!(begun.elapsed() < Duration::from_secs(4), "nothing is waited for: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(4), "the reply is late: {:?}", begun.elapsed());
         assert_eq!(answer["ok"], true, "{access}: {answer}");
         assert_eq!(subscribe(&mut user, &["mine"])["ok"], true);
         couchdb.update("mine");
@@ -634,7 +644,7 @@ fn couchdb_is_never_asked_about_a_name_that_it_cannot_have() {
 }
 
 #[test]
-fn every_byte_of_a_name_that_needs_it_is_escaped_in_a_path() {
+fn names_are_percent_encoded_in_paths() {
     let couchdb = couchdb();
     let name = "a/b$c(d)+e-f_g";
     couchdb.create_database_for(name, &[USER]);
@@ -646,7 +656,7 @@ fn every_byte_of_a_name_that_needs_it_is_escaped_in_a_path() {
     assert_eq!(user.next_change(SOON).as_deref(), Some(name));
 }
 
-/// A `_security` of about so many bytes that lists a user last.
+/// Returns a `_security` of about `length` bytes that lists the user last.
 fn security_of_size(length: usize) -> Value {
     let mut names: Vec<String> = (0..length / 21).map(|number| format!("user-{number:013}")).collect();
     names.push(USER.to_owned());
@@ -673,10 +683,10 @@ fn a_large_security_is_read_up_to_a_limit() {
         for _ in 0..2 {
             let begun = Instant::now();
             let answer = subscribe(&mut user, &[name]);
-            assert!(begun.elapsed() < Duration::from_secs(4), "it is decided: {:?}", begun.elapsed());
+            assert!(begun.elapsed() < Duration::from_secs(4), "the reply is late: {:?}", begun.elapsed());
             let error = &answer["errors"][name];
             assert_eq!(error["error"], "ForbiddenError", "{answer}");
-            assert!(error["message"].as_str().expect("words").contains("larger than 1 MiB"), "{answer}");
+            assert!(error["message"].as_str().expect("a message").contains("larger than 1 MiB"), "{answer}");
         }
     }
     let mut socket_io = Client::socket_io_logged_in(howler.address());
@@ -689,12 +699,12 @@ fn a_large_security_is_read_up_to_a_limit() {
     assert!(chief.next_change(SOON).is_some() && chief.next_change(SOON).is_some());
     assert_eq!(user.next_event(A_MOMENT), None);
     howler.assert_told("_security of a database is larger than 1 MiB", 1);
-    assert_eq!(howler.count_told("huge-"), 0, "names are for developers");
+    assert_eq!(howler.count_told("huge-"), 0, "database names are logged at level debug only");
 }
 
-/// A log-in with other roles counts at once, in either dialect.
+/// A login with other roles takes effect immediately, in both dialects.
 #[test]
-fn who_logs_in_again_with_fewer_roles_loses_what_they_gave() {
+fn a_login_with_fewer_roles_ends_the_subscriptions_that_they_allowed() {
     let couchdb = couchdb();
     let (with, without) = ("zq7-with.payload.signature", "zq7-without.payload.signature");
     couchdb.add_token(with, USER, &["team", "_admin"]);
@@ -728,7 +738,7 @@ fn who_logs_in_again_with_fewer_roles_loses_what_they_gave() {
 }
 
 #[test]
-fn tokens_are_handed_on() {
+fn tokens_are_passed_to_couchdb() {
     let couchdb = couchdb();
     couchdb.add_token("zq7-header.payload.signature", USER, &[]);
     let howler = Howler::start_with(&couchdb, &["--session_check", "1"]);
@@ -746,7 +756,7 @@ fn tokens_are_handed_on() {
     assert_eq!(client.next_event(SOON).expect("an event")["event"], "not-authenticated");
 }
 
-/// Large objects beyond what all may take together are given up, the largest first; small ones are not touched.
+/// Above the total limit, the server evicts the largest objects and keeps the small ones.
 #[test]
 fn large_security_objects_take_a_limited_amount_of_memory() {
     const DATABASES: usize = 80;
@@ -770,7 +780,7 @@ fn large_security_objects_take_a_limited_amount_of_memory() {
     let howler = members(&couchdb);
     let mut other = client_of(&howler, OTHER, OTHER_PASSWORD);
     assert_eq!(subscribe(&mut other, &["theirs", "medium"])["errors"], Value::Null);
-    // Who may not read them leaves nothing behind that is in the way of others.
+    // A user who may not read them leaves no object that takes room from others.
     for name in &large {
         assert_eq!(subscribe(&mut other, &[name])["error"], "ForbiddenError");
         assert!(howler.metric("howler_security_bytes") < LIMIT + (1 << 20));
@@ -783,7 +793,7 @@ fn large_security_objects_take_a_limited_amount_of_memory() {
         let error = &answer["errors"][name];
         if !error.is_null() {
             assert_eq!(error["error"], "ForbiddenError", "{answer}");
-            assert!(error["message"].as_str().expect("words").contains("more than 64 MiB together"), "{answer}");
+            assert!(error["message"].as_str().expect("a message").contains("more than 64 MiB together"), "{answer}");
             refused += 1;
         }
         assert!(howler.metric("howler_security_bytes") < LIMIT + (1 << 20));
@@ -793,13 +803,13 @@ fn large_security_objects_take_a_limited_amount_of_memory() {
     assert_eq!(howler.metric("howler_access_questions_waiting"), 0);
     assert!(howler.metric("howler_security_bytes") > LIMIT * 3 / 4);
     howler.assert_told("All large _security objects take more than 64 MiB together", 1);
-    // A smaller one takes the place of the largest, whose subscriber is told so.
+    // A smaller object replaces the largest, and the subscriber of the latter is notified.
     couchdb.create_database("smaller");
     couchdb.answer_security("smaller", Some((200, &security(OTHER, 850))));
     assert_eq!(subscribe(&mut other, &["smaller"])["errors"], Value::Null);
     let event = user.next_event(SOON).expect("an event");
     assert_eq!((&event["event"], &event["error"]), (&json!("unsubscribed"), &json!("ForbiddenError")), "{event}");
-    assert!(event["message"].as_str().expect("words").contains("more than 64 MiB together"), "{event}");
+    assert!(event["message"].as_str().expect("a message").contains("more than 64 MiB together"), "{event}");
     let mut chief = client_of(&howler, "chief", "zq7-chief-secret");
     assert_eq!(subscribe(&mut chief, &[&large[DATABASES - 1]])["errors"], Value::Null);
     couchdb.update_many(&["theirs", "medium", "smaller"]);
@@ -808,13 +818,12 @@ fn large_security_objects_take_a_limited_amount_of_memory() {
     assert_eq!(told, ["medium", "smaller", "theirs"]);
     couchdb.update("mine");
     assert_eq!(user.next_change(SOON).as_deref(), Some("mine"));
-    // When they are not needed any more, they go as soon as there is need for the room.
+    // Objects without subscribers are evicted as soon as room is needed.
     drop((user, chief));
     let mut user = client_of(&howler, USER, PASSWORD);
     assert_eq!(subscribe(&mut user, &["large-0"])["errors"], Value::Null);
 }
 
-/// A session that ends while its `subscribe` waits for positions leaves nothing behind.
 #[test]
 fn a_request_that_ends_while_it_waits_for_positions_leaves_nothing_behind() {
     let (couchdb, howler) = scene();
@@ -826,7 +835,7 @@ fn a_request_that_ends_while_it_waits_for_positions_leaves_nothing_behind() {
     let mut user = client_of(&howler, USER, PASSWORD);
     let before = (couchdb.counters().lookup_requests, howler.metric("howler_names_stored"));
     user.send(&json!({"id": 1, "op": "subscribe", "dbs": names}).to_string());
-    assert!(couchdb.wait_for(SOON, |seen| seen.lookup_requests > before.0), "it waits for positions");
+    assert!(couchdb.wait_for(SOON, |seen| seen.lookup_requests > before.0), "the request does not wait for positions");
     drop(user);
     let deadline = Instant::now() + SOON;
     while howler.metric("howler_names_stored") > before.1 {

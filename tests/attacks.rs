@@ -1,5 +1,5 @@
-//! What strangers try: after each attack the server answers somebody in good faith soon, has given back the memory that
-//! it took, and has let nobody in.
+//! Attacks from the network. After each attack the server soon serves another client, has released
+//! the memory that the attack took, and has logged no attacker in.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -14,17 +14,18 @@ use crate::support::howler::{Howler, static_binary};
 use crate::support::http::{Http, Poller, request};
 use crate::support::{ADMIN, SOON, couchdb};
 
-/// Somebody in good faith is served within this.
+/// Another client is served within this time.
 const SERVED_WITHIN: Duration = Duration::from_secs(2);
-/// What may stay of the memory that an attack took, in KiB.
+/// Memory that may stay in use after an attack, in KiB.
 const MAY_STAY: u64 = 2 * 1024;
-/// Longest time that something is remembered for those who may come back: positions, for a minute.
+/// Time after which the server forgets what it keeps for returning clients: positions stay for a
+/// minute.
 const FORGOTTEN_WITHIN: Duration = Duration::from_secs(100);
-/// Who attacks by way of an account of its own.
+/// An attacker with an account.
 const MALLORY: &str = "mallory";
 const MALLORYS_PASSWORD: &str = "zq7-mallory-secret";
 
-/// The server under attack, and how things stood before.
+/// The server under attack, and its state before.
 struct Target {
     couchdb: StandIn,
     howler: Howler,
@@ -36,14 +37,14 @@ impl Target {
     fn new(options: &[&str]) -> Self {
         let couchdb = couchdb();
         couchdb.add_user(MALLORY, MALLORYS_PASSWORD, &[]);
-        // What is put on the internet, with an allocator that gives back what it can. The counters are on a port that
-        // is not attacked.
+        // The static binary, as deployed on the internet: its allocator returns free memory. The
+        // metrics are on a port that is not attacked.
         let mut command = Command::new(static_binary());
         command.args(["--couchdb_url", &couchdb.url(), "--admin_port", "0"]).args(options);
         let howler = Howler::launch_command(&mut command);
-        assert!(couchdb.wait_for(SOON, |seen| seen.open_feeds > 0), "the server opens its feed");
+        assert!(couchdb.wait_for(SOON, |seen| seen.open_feeds > 0), "the feed is not open");
         let mut target = Self { couchdb, howler, resident: 0, logins: 0 };
-        // What the first of each kind takes for good is no matter of attacks.
+        // The first clients of each kind take memory for good, which is not part of an attack.
         for _ in 0..3 {
             target.serve();
         }
@@ -62,7 +63,7 @@ impl Target {
         socket
     }
 
-    /// Somebody logs in, subscribes and is told of a change: how long that took.
+    /// Logs a client in, subscribes, and waits for a change; returns how long that took.
     fn serve(&mut self) -> Duration {
         let begun = Instant::now();
         let mut client = Client::subscribed(self.address(), &["served"]);
@@ -72,7 +73,7 @@ impl Target {
         begun.elapsed()
     }
 
-    /// One of an attacker's own log-ins with its own account, which is no break-in.
+    /// Logs the attacker in with its own account, which is allowed.
     fn mallory(&mut self) -> Client {
         let mut client = Client::json(self.address());
         let log_in = json!({"op": "log-in", "username": MALLORY, "password": MALLORYS_PASSWORD});
@@ -81,18 +82,19 @@ impl Target {
         client
     }
 
-    /// After an attack.
+    /// Asserts after an attack that the server serves, has released memory, and has logged no one
+    /// else in.
     fn assert_unharmed(&mut self, attack: &str) {
-        // The machine is shared: one of a few is soon enough when the server is.
+        // The machine is shared, so one quick attempt of several suffices.
         let times: Vec<Duration> = (0..3).map(|_| self.serve()).collect();
         assert!(times.iter().any(|took| *took < SERVED_WITHIN), "{attack}: {times:?}");
         let deadline = Instant::now() + FORGOTTEN_WITHIN;
         while self.howler.resident_kib() > self.resident + MAY_STAY {
             let (now, before) = (self.howler.resident_kib(), self.resident);
-            assert!(Instant::now() < deadline, "{attack}: {now} KiB stay of {before}");
+            assert!(Instant::now() < deadline, "{attack}: {now} KiB in use, {before} before");
             std::thread::sleep(Duration::from_millis(100));
         }
-        assert_eq!(self.howler.metric("howler_log_ins_total"), self.logins, "{attack}: nobody else got in");
+        assert_eq!(self.howler.metric("howler_log_ins_total"), self.logins, "{attack}: another client logged in");
         println!(
             "{attack}: served in {} ms, {} KiB more",
             times.iter().min().expect("some").as_millis(),
@@ -101,7 +103,7 @@ impl Target {
     }
 }
 
-/// What comes until the server ends the connection.
+/// Reads until the server ends the connection.
 fn read_all(socket: &mut TcpStream) -> Vec<u8> {
     let mut all = Vec::new();
     let mut bytes = [0; 4096];
@@ -111,7 +113,8 @@ fn read_all(socket: &mut TcpStream) -> Vec<u8> {
     all
 }
 
-/// Sends bytes; what the server answers before it ends the connection. It may do so before it has all of them.
+/// Sends bytes and returns the response. The server may end the connection before it has read all
+/// bytes.
 fn shout(target: &Target, bytes: &[u8]) -> String {
     let mut socket = target.connect();
     let _ = socket.write_all(bytes);
@@ -119,12 +122,12 @@ fn shout(target: &Target, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&read_all(&mut socket)).into_owned()
 }
 
-/// The text with each byte as `%xx`.
+/// Encodes each byte of a text as `%xx`.
 fn escape(text: &str) -> String {
     text.bytes().fold(String::new(), |escaped, byte| escaped + &format!("%{byte:02x}"))
 }
 
-/// Random bytes that are the same in every run.
+/// Returns pseudorandom bytes, the same in every run.
 fn noise(length: usize, seed: &mut u64) -> Vec<u8> {
     let next = |_| {
         *seed ^= *seed << 13;
@@ -136,7 +139,7 @@ fn noise(length: usize, seed: &mut u64) -> Vec<u8> {
 }
 
 #[test]
-fn slow_heads_and_bodies() {
+fn slow_heads_and_bodies_time_out() {
     const TIMEOUT: Duration = Duration::from_secs(8);
     let timeout = TIMEOUT.as_secs().to_string();
     let mut target = Target::new(&["--request_timeout", &timeout]);
@@ -146,16 +149,16 @@ fn slow_heads_and_bodies() {
     for socket in &mut heads {
         socket.write_all(head).expect("the server reads");
     }
-    // Each in a session of its own: a second one in the same would be refused at once.
+    // One session each: a second post in the same session would be rejected immediately.
     let mut bodies: Vec<_> = (0..300).map(|_| Poller::open(target.address(), 4, "")).collect();
     for poller in &mut bodies {
         let whole = request("POST", &poller.target(), "", &[b'x'; 4_000]);
         poller.posts.send_raw(&whole[..whole.len() - 3_000]);
     }
-    // While they drip, others are served.
+    // While the bytes trickle in, others are served.
     for byte in b"slow" {
         if begun.elapsed() > TIMEOUT / 2 {
-            // What comes after the end would destroy the answer on its way.
+            // Bytes after the end of the connection would destroy the response in flight.
             break;
         }
         for (head, body) in heads.iter_mut().zip(&mut bodies) {
@@ -165,9 +168,9 @@ fn slow_heads_and_bodies() {
         assert!(target.serve() < SOON);
     }
     let told = heads.iter_mut().map(read_all).filter(|answer| answer.starts_with(b"HTTP/1.1 408 ")).count();
-    assert_eq!(told, 300, "each is told");
+    assert_eq!(told, 300, "each client receives a 408");
     for body in &mut bodies {
-        assert!(body.posts.receive(SOON).is_none(), "a body that does not come is not answered");
+        assert!(body.posts.receive(SOON).is_none(), "an incomplete body gets no response");
     }
     assert!(target.howler.metric("howler_closes_total{reason=\"request_timeout\"}") >= 600);
     drop((heads, bodies));
@@ -175,7 +178,7 @@ fn slow_heads_and_bodies() {
 }
 
 #[test]
-fn garbage() {
+fn random_bytes_are_rejected() {
     let mut target = Target::new(&[]);
     let mut seed = 0x9e37_79b9_7f4a_7c15;
     for length in [1, 2, 3, 5, 16, 100, 1_000, 20_000, 100_000] {
@@ -209,7 +212,7 @@ fn garbage() {
 }
 
 #[test]
-fn oversize_everything() {
+fn oversized_requests_and_messages_are_rejected() {
     let mut target = Target::new(&[]);
     let status = |bytes: &[u8]| shout(&target, bytes).split(' ').nth(1).map(str::to_owned);
     let get = |path: &str, fields: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n").into_bytes();
@@ -219,7 +222,7 @@ fn oversize_everything() {
     assert_eq!(status(&get("/", &format!("{long}: x\r\n"))).as_deref(), Some("431"), "the name of a field");
     assert_eq!(status(&get("/", &"X: y\r\n".repeat(65))).as_deref(), Some("431"), "many fields");
     let query = format!("/socket.io/?EIO=3&transport=polling&username={}", "u".repeat(15_000));
-    assert_eq!(Http::connect(target.address()).get(&query).status, 200, "a name is what it is");
+    assert_eq!(Http::connect(target.address()).get(&query).status, 200, "a long name is no error");
 
     let poller = Poller::logged_in(target.address());
     target.logins += 1;
@@ -244,7 +247,7 @@ fn oversize_everything() {
         }
     };
     let huge = [&[0x81, 0xff][..], &[0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], &[0; 4]].concat();
-    assert_eq!(closes(&mut target, &huge), Some(1009), "14 bytes that ask for all memory");
+    assert_eq!(closes(&mut target, &huge), Some(1009), "a length of 2^63 - 1 bytes");
     let negative = [&[0x81, 0xff][..], &[0xff; 8], &[0; 4]].concat();
     assert!(matches!(closes(&mut target, &negative), Some(1002 | 1009)));
     assert!(matches!(closes(&mut target, &frame(0x81, &vec![b'x'; 1_048_577])), Some(1009) | None));
@@ -266,7 +269,7 @@ fn oversize_everything() {
 }
 
 #[test]
-fn smuggling_shapes() {
+fn ambiguous_requests_are_rejected() {
     let mut target = Target::new(&[]);
     let poller = Poller::logged_in(target.address());
     target.logins += 1;
@@ -299,10 +302,10 @@ fn smuggling_shapes() {
         let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n0\r\n\r\n{inner}");
         let answer = shout(&target, head.as_bytes());
         assert!(answer.starts_with("HTTP/1.1 400 "), "{fields:?}: {answer}");
-        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{fields:?}: nothing behind it is read: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{fields:?}: the bytes behind it are read: {answer}");
         assert!(answer.contains("Connection: close"), "{fields:?}: {answer}");
     }
-    // Sizes of chunks that two readers may take for different ones.
+    // Chunk sizes that two readers may read differently.
     for body in
         ["0x5\r\nhello\r\n0\r\n\r\n", "+5\r\nhello\r\n0\r\n\r\n", "5 \nhello\r\n0\r\n\r\n", "5\nhello\n0\n\n", "-1\r\n"]
     {
@@ -316,7 +319,7 @@ fn smuggling_shapes() {
 }
 
 #[test]
-fn floods_of_frames_and_pings() {
+fn floods_of_frames_and_pings_close_the_connection() {
     let mut target = Target::new(&[]);
     for (opcode, payload) in
         [(0x81, &b"{\"op\":\"heartbeat\"}"[..]), (0x81, b""), (0x89, &[b'p'; 125]), (0x8a, b""), (0x01, b"")]
@@ -347,11 +350,12 @@ fn floods_of_frames_and_pings() {
 }
 
 #[test]
-fn floods_of_subscriptions() {
+fn floods_of_subscriptions_close_the_connection() {
     let mut target = Target::new(&[]);
     let mut clients: Vec<_> = (0..5).map(|_| target.mallory()).collect();
     for (number, client) in clients.iter_mut().enumerate() {
-        // Rejections in a row end it: the last ones come after all that it may have was answered.
+        // Consecutive rejections close the connection, and the last ones follow the replies to all
+        // allowed subscriptions.
         for round in 0..200 {
             let names: Vec<_> = (0..500).map(|name| format!("flood-{number}-{round}-{name}")).collect();
             let message = json!({"op": "subscribe", "dbs": names}).to_string();
@@ -365,7 +369,7 @@ fn floods_of_subscriptions() {
         assert!(matches!(end, Received::Close(1008, _) | Received::End), "{end:?}");
     }
     drop(clients);
-    // Those who come and go with all that they may have.
+    // Clients that subscribe to as many databases as they may, and leave.
     for _ in 0..5 {
         let mut client = target.mallory();
         for round in 0..20 {
@@ -377,7 +381,7 @@ fn floods_of_subscriptions() {
 }
 
 #[test]
-fn ten_thousand_connect_and_close() {
+fn ten_thousand_short_connections_leave_no_memory_in_use() {
     let mut target = Target::new(&[]);
     for number in 0..10_000 {
         let mut socket = target.connect();
@@ -388,12 +392,12 @@ fn ten_thousand_connect_and_close() {
             _ => drop(socket.write_all(b"GET /howler HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")),
         }
     }
-    target.assert_unharmed("10,000 who connect and close");
+    target.assert_unharmed("10,000 short connections");
     assert!(target.howler.metric("howler_connections_accepted_total") >= 10_000);
 }
 
 #[test]
-fn unmasked_and_reserved_frames() {
+fn unmasked_and_reserved_frames_close_the_connection() {
     let mut target = Target::new(&[]);
     let masked = |first: u8| frame(first, b"{}");
     let mut broken: Vec<Vec<u8>> = vec![
@@ -422,7 +426,7 @@ fn unmasked_and_reserved_frames() {
 }
 
 #[test]
-fn invalid_utf8_at_every_split() {
+fn invalid_utf8_closes_the_connection_at_every_split() {
     let mut target = Target::new(&[]);
     let bad: [&[u8]; 8] =
         [b"\xff", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x92", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"\x80"];
@@ -445,7 +449,7 @@ fn invalid_utf8_at_every_split() {
 }
 
 #[test]
-fn floods_of_log_ins() {
+fn floods_of_wrong_logins_do_not_block_others() {
     let mut target = Target::new(&[]);
     target.couchdb.set_login_delay(Duration::from_millis(20));
     let forged = |number: usize| match number % 4 {
@@ -464,18 +468,19 @@ fn floods_of_log_ins() {
     }
     drop(clients);
     target.couchdb.set_login_delay(Duration::ZERO);
-    // Who is served here comes from the address that guessed: by its cookie, which no guess can bar.
+    // The client that is served afterwards has the address of the attacker. It logs in with a
+    // cookie, which wrong passwords cannot block.
     let mut flood: Vec<_> = (0..200).map(|_| Client::json(target.address())).collect();
     for (number, client) in flood.iter_mut().enumerate() {
         client.request(forged(4 * number + 2));
     }
     drop(flood);
-    target.assert_unharmed("floods of log-ins");
+    target.assert_unharmed("floods of logins");
 }
 
 #[test]
-fn forged_cookies_get_nobody_in() {
-    // The server has the admin's credentials in its URL: they must not stand in for a cookie that is worth nothing.
+fn forged_cookies_do_not_log_in() {
+    // The server's URL has the credentials of an admin, which must not replace an invalid cookie.
     let mut target = Target::new(&[]);
     let hex = "bXl1c2VyOjVGMDAwMDAwOgAAAAAAAAAAAAAAAAAAAAAAAAAA";
     let cookies = [
@@ -517,12 +522,12 @@ fn forged_cookies_get_nobody_in() {
             .headers
             .iter()
             .any(|(name, value)| name.eq_ignore_ascii_case("authorization") && value.starts_with("Basic "));
-        assert!(!is_login || !names_admin, "a log-in is asked for without the admin's name");
+        assert!(!is_login || !names_admin, "a login request has the admin's credentials");
     }
     target.assert_unharmed("forged cookies");
 }
 
-/// Writes bytes again and again until the server takes no more, closes, or has taken enough.
+/// Writes bytes repeatedly until the server stops reading, closes, or has read 16 MiB.
 fn pour(socket: &mut TcpStream, bytes: &[u8]) {
     socket.set_write_timeout(Some(Duration::from_millis(200))).expect("a socket option");
     let mut left = 16 * 1024 * 1024;
@@ -535,7 +540,7 @@ fn pour(socket: &mut TcpStream, bytes: &[u8]) {
 }
 
 #[test]
-fn pipelined_handshakes_and_polls() {
+fn pipelined_handshakes_and_polls_take_limited_memory() {
     let mut target = Target::new(&[]);
     let handshakes = b"GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1_000);
     let mut sockets: Vec<_> = (0..20).map(|_| target.connect()).collect();
@@ -556,10 +561,10 @@ fn pipelined_handshakes_and_polls() {
 }
 
 #[test]
-fn clients_that_hold_what_they_can_without_a_login() {
+fn unauthenticated_clients_take_limited_memory() {
     let mut target = Target::new(&["--max_unauthenticated_memory", "4"]);
     target.couchdb.set_login_delay(Duration::from_secs(3));
-    // The login is under way, so the longest messages are taken.
+    // During a login the server accepts the longest messages.
     let mut clients: Vec<_> = (0..60)
         .map(|number| {
             let credentials = format!("username=stranger-{number}&password=zq7-none");
@@ -570,7 +575,7 @@ fn clients_that_hold_what_they_can_without_a_login() {
     for client in &mut clients {
         let _ = client.send_raw(&partial[..500_000]);
     }
-    // These have not begun to log in.
+    // These clients have not begun to log in.
     let mut strangers: Vec<_> = (0..200).map(|_| Client::json(target.address())).collect();
     for stranger in &mut strangers {
         let _ = stranger.send_raw(&partial[..60_000]);
@@ -581,11 +586,11 @@ fn clients_that_hold_what_they_can_without_a_login() {
     }
     let deadline = Instant::now() + SOON;
     while target.howler.metric("howler_unauthenticated_bytes") > 4 * 1024 * 1024 {
-        assert!(Instant::now() < deadline, "the largest are evicted");
+        assert!(Instant::now() < deadline, "the largest clients are not evicted");
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(target.howler.metric("howler_closes_total{reason=\"made_way\"}") > 0);
     target.couchdb.set_login_delay(Duration::ZERO);
     drop((clients, strangers, pollers));
-    target.assert_unharmed("clients that hold what they can without a login");
+    target.assert_unharmed("clients that take memory without a login");
 }
