@@ -1,10 +1,12 @@
-//! CouchDB's answers about log-ins, about itself, and about who may read a database. An input is the body of one.
+//! CouchDB's responses about logins, about itself, and about access to a database. An input is the
+//! body of a response.
 //!
 //! Asserted:
-//! - each answer is read as a tree of values of it is in the obvious way, or is refused;
-//! - nobody is logged in but by an answer with status 200 that names a user, and by a password only with a cookie;
-//! - a version that is shown holds nothing but what versions are made of;
-//! - who may read a database is what its lists say, and nobody may by a list that cannot be read.
+//! - each response is read as a naive reader of its tree of values does, or is rejected;
+//! - only a response with status 200 that names a user logs anyone in, and a password only with a
+//!   cookie;
+//! - a version for display contains only characters of version numbers;
+//! - a database may be read by those on its lists, and an unreadable list admits no one.
 
 #![no_main]
 
@@ -18,7 +20,7 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 
 type Roles = Box<[Box<str>]>;
-/// A user's name, where there is one, and roles.
+/// A user's name, if there is one, and roles.
 type User = (Option<Box<str>>, Roles);
 
 fuzz_target!(|data: &[u8]| {
@@ -28,8 +30,8 @@ fuzz_target!(|data: &[u8]| {
     }
     check_lockout(data);
     let Ok(value) = serde_json::from_slice::<Value>(data) else {
-        // A tree of values has limits of depth and of numbers that fields which nobody reads need not keep to. What is
-        // cut off is no answer.
+        // A tree of values limits depth and numbers also in fields that the reader skips. A
+        // truncated body is no response.
         let nothing = read_own_roles(data).is_none() && Security::parse(data).is_none();
         return assert!(data.trim_ascii_end().ends_with(b"}") || nothing && read_welcome(data) == Welcome::Stranger);
     };
@@ -53,11 +55,12 @@ fn check_statuses(body: &[u8]) {
     }
 }
 
-/// Only a body that says so locks an account; other answers with this status are not CouchDB's.
+/// Only a body that says so locks an account; other responses with this status are not from
+/// CouchDB.
 fn check_lockout(body: &[u8]) {
     let read = read_login(&Credentials::cookie("AuthSession=x"), 403, None, body);
     assert!(matches!(read, Err(LoginError::Locked | LoginError::Unavailable)), "{read:?}");
-    // A tree takes the last of two fields of one name, where the answer is refused.
+    // A tree keeps the last of two fields with one name; the reader rejects the response.
     if let (Err(LoginError::Locked), Ok(value)) = (&read, serde_json::from_slice::<Value>(body)) {
         let reason = value["reason"].as_str().unwrap_or_default();
         assert!(value["error"] == "forbidden" && reason.starts_with("Account is temporarily locked"), "{value}");
@@ -76,7 +79,7 @@ fn check_login(data: &[u8], anew: &str, value: &Value) {
             let read = |body: &[u8]| read_login(&credentials, 200, set.map(Secret::new), body);
             let expected = log_in(&credentials, set, naive.clone());
             assert_eq!(read(anew.as_bytes()), expected, "{anew}");
-            // A key that is there twice is refused, and is there once in what is written anew.
+            // The reader rejects a duplicate key, which the rewritten body no longer has.
             let read = read(data);
             assert!(read == expected || read.is_err(), "{read:?}");
         }
@@ -87,7 +90,7 @@ fn check_login(data: &[u8], anew: &str, value: &Value) {
     assert!(read.is_none() || read == user, "{read:?}");
 }
 
-/// Who is logged in by what the body says.
+/// Returns the login that the body grants, or its error.
 fn log_in(
     credentials: &Credentials,
     set: Option<&str>,
@@ -115,12 +118,13 @@ fn named(name: Option<Box<str>>) -> Option<Box<str>> {
     name.filter(|name| !name.is_empty())
 }
 
-/// The user of the body itself, and the one of its `userCtx`; None when one of them has another shape.
+/// Returns the user of the body itself and the one of its `userCtx`; None if one of them has
+/// another shape.
 fn session(value: &Value) -> Option<(User, Option<User>)> {
     let body = value.as_object()?;
     let user = match body.get("userCtx") {
         None | Some(Value::Null) => None,
-        // A list of the values of all fields stands for an object.
+        // An array of the values of all fields stands for an object.
         Some(Value::Array(values)) if (1..=2).contains(&values.len()) => {
             Some((text(values.first())?, list(values.get(1))?))
         }
@@ -158,7 +162,7 @@ fn check_welcome(data: &[u8], anew: &str, value: &Value) {
     assert!(read == Welcome::Stranger || read == expected, "{read:?}");
 }
 
-/// The names and the roles of a group, and whether all of it could be read.
+/// The names and the roles of a group, and whether all of it was readable.
 struct Group {
     names: Vec<Box<str>>,
     roles: Vec<Box<str>>,
@@ -186,7 +190,7 @@ fn group(value: Option<&Value>) -> Group {
     }
 }
 
-/// Those that Cloudant's key lists, where it counts.
+/// Returns the users on the list of Cloudant's key who may read.
 fn listed(value: &Value) -> Vec<Box<str>> {
     let may_read = |roles: &Value| {
         let roles = list(Some(roles)).unwrap_or_default();
@@ -209,7 +213,7 @@ fn check_security(data: &[u8], anew: &str, value: &Value) {
     let roles = |role: &str| [&admins.roles, &members.roles].iter().any(|list| list.iter().any(|r| **r == *role));
     let words = [&admins.names, &admins.roles, &members.names, &members.roles, &listed];
     let words: Vec<&Box<str>> = words.into_iter().flat_map(|list| list.iter().take(16)).collect();
-    // A key that is there twice lets nobody in by what stands under it, and is there once in what is written anew.
+    // A duplicate key admits no one by its value, and the rewritten body has it once.
     let as_read = Security::parse(data);
     for word in words.into_iter().chain([&"_admin".into(), &"u".into()]) {
         let role = std::slice::from_ref(word);
@@ -225,7 +229,8 @@ fn check_security(data: &[u8], anew: &str, value: &Value) {
     }
 }
 
-/// Whether an object may have a key more than once, so that the tree of values holds only the last.
+/// Returns whether an object may have duplicate keys, so that the tree of values has only the last
+/// one.
 fn is_ambiguous(data: &[u8]) -> bool {
     let count = |key: &str| data.windows(key.len()).filter(|part| *part == key.as_bytes()).count();
     data.contains(&b'\\')

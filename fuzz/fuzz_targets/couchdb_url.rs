@@ -1,13 +1,13 @@
-//! The URL of CouchDB as an operator types it, and the requests that are made from it and from what
-//! clients log in with. The first line of an input is the URL, the rest is a client's text.
+//! The URL of CouchDB as an operator types it, and requests made from it and from the credentials
+//! of clients. The first line of an input is the URL, the rest is the text of a client.
 //!
 //! Asserted:
-//! - nothing in front of the last `@` of a URL is ever shown, whether it could be read or not;
-//! - the URL as shown reads as the same place;
-//! - the value of a cookie holds nothing that could end its field or begin another cookie, and a token nothing that
-//!   could end its own;
-//! - every request is one head, which our own parser reads, and a body of the length that it tells; a log-in
-//!   never carries the server's own credentials, nor does the question who is there.
+//! - nothing before the last `@` of a URL is ever shown, whether the URL is valid or not;
+//! - the URL as shown parses to the same address;
+//! - a cookie value has no character that could end its field or begin another cookie, and a token
+//!   none that could end its field;
+//! - every request is one head, which our own parser reads, and a body of the stated length;
+//! - neither a login nor the request for CouchDB's welcome has the server's own credentials.
 
 #![no_main]
 
@@ -39,7 +39,7 @@ fn check_mask(text: &str) {
         assert_eq!(masked, text);
         return;
     };
-    let head = masked.strip_suffix(&text[at..]).and_then(|head| head.strip_suffix("***")).expect("masked");
+    let head = masked.strip_suffix(&text[at..]).and_then(|head| head.strip_suffix("***")).expect("the mask");
     let scheme = head.strip_suffix("://");
     assert!(head.is_empty() || scheme.is_some_and(|s| s.bytes().all(|b| b.is_ascii_alphabetic())), "{masked}");
 }
@@ -48,12 +48,12 @@ fn check_url(text: &str, url: &CouchUrl) {
     let place = |url: &CouchUrl| (url.tls, url.host.clone(), url.port, url.prefix.clone());
     let shown = url.to_string();
     assert_eq!(CouchUrl::parse(&shown).as_ref().map(place), Ok(place(url)), "{shown}");
-    // Whatever stands behind the last @ is all of the place.
-    let (scheme, rest) = text.split_once("://").expect("has a scheme");
+    // The address is all text behind the last `@`.
+    let (scheme, rest) = text.split_once("://").expect("a scheme");
     let bare = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
     assert_eq!(CouchUrl::parse(&format!("{scheme}://{bare}")).as_ref().map(place), Ok(place(url)), "{shown}");
     assert_eq!(url.credentials.is_some(), rest.contains('@'));
-    // Neither shows what the password is: another one gives the same texts.
+    // Neither text shows the password: another password gives the same texts.
     if let Some((user, _)) = &url.credentials {
         let other = CouchUrl { credentials: Some((user.clone(), Secret::new("another"))), ..url.clone() };
         assert_eq!((other.to_string(), format!("{other:?}")), (shown, format!("{url:?}")));
@@ -86,7 +86,8 @@ fn check_requests(url: &CouchUrl, text: &str) {
             [Credentials::password(text.into(), text.into()), Credentials::cookie(text), Credentials::token(text)]
         {
             let log_in = requests.log_in(&credentials, client);
-            let unusable = matches!(credentials, Credentials::TooLong | Credentials::Unusable | Credentials::UnusableToken);
+            let unusable =
+                matches!(credentials, Credentials::TooLong | Credentials::Unusable | Credentials::UnusableToken);
             assert_eq!(log_in.is_none(), unusable);
             assert!(credentials.len() <= 2 * MAX_CREDENTIAL);
             let Some(log_in) = log_in else { continue };
@@ -94,7 +95,10 @@ fn check_requests(url: &CouchUrl, text: &str) {
             let given = match &credentials {
                 Credentials::Cookie(value) => vec![format!("cookie: AuthSession={}", value.reveal())],
                 Credentials::Token(token) => vec![format!("authorization: Bearer {}", token.reveal())],
-                Credentials::Password { .. } | Credentials::TooLong | Credentials::Unusable | Credentials::UnusableToken => Vec::new(),
+                Credentials::Password { .. }
+                | Credentials::TooLong
+                | Credentials::Unusable
+                | Credentials::UnusableToken => Vec::new(),
             };
             assert_eq!(credentials_in(&fields), given);
             if !body.is_empty() {
@@ -105,7 +109,7 @@ fn check_requests(url: &CouchUrl, text: &str) {
     }
     for source in [FeedSource::GlobalChanges, FeedSource::DbUpdates] {
         let stream = requests.stream(source, text, 1);
-        let (_, request) = parse_request(&stream, MAX_HEAD).expect("ours").expect("whole");
+        let (_, request) = parse_request(&stream, MAX_HEAD).expect("our own head").expect("whole");
         let since: Vec<_> = query_pairs(request.query).filter(|(name, _)| name == "since").collect();
         assert_eq!(since, [("since".into(), text.into())]);
         let path = format!(
@@ -131,9 +135,9 @@ fn check_requests(url: &CouchUrl, text: &str) {
     let (fields, _) = check_request(&requests.welcome(), &format!("{}/", url.prefix));
     assert!(credentials_in(&fields).is_empty(), "{fields:?}");
     let security = requests.security(text);
-    let (_, request) = parse_request(&security, MAX_HEAD).expect("ours").expect("whole");
+    let (_, request) = parse_request(&security, MAX_HEAD).expect("our own head").expect("whole");
     let name = request.path.strip_prefix(&*url.prefix).and_then(|path| path.strip_prefix('/'));
-    let name = name.and_then(|path| path.strip_suffix("/_security")).expect("around the name");
+    let name = name.and_then(|path| path.strip_suffix("/_security")).expect("a path with the name");
     assert!(!name.contains('/') && request.query.is_empty());
     assert_eq!(percent_decode(name, false).as_deref(), Some(text));
 }
@@ -143,7 +147,7 @@ fn credentials_in(fields: &[String]) -> Vec<&str> {
     fields.iter().filter(|field| names.iter().any(|name| field.starts_with(name))).map(|field| &**field).collect()
 }
 
-/// The fields of a request, with names in small letters, and its body.
+/// Returns the fields of a request, with names in lower case, and its body.
 fn check_request(bytes: &[u8], path: &str) -> (Vec<String>, String) {
     let text = std::str::from_utf8(bytes).expect("text");
     let (head, body) = text.split_once("\r\n\r\n").expect("a head end");

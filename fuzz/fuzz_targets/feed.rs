@@ -1,13 +1,14 @@
-//! The changes feed from its start through every way in which it can break, driven by a script of what CouchDB, the
-//! connection and the clock do. The script's language, the driver and the simulated CouchDB are in `feed.rs` of the
-//! library.
+//! The changes feed from its start through every way in which it can break, driven by a script of
+//! what CouchDB, the connection and the clock do. The script language, the driver and the simulated
+//! CouchDB are in `feed.rs` of the library.
 //!
 //! Asserted:
-//! - a change that CouchDB recorded is told, unless the feed says that there is a gap, or skips a line;
-//! - nothing is told that did not happen;
-//! - every stream names where it starts, and that is a sequence which CouchDB gave;
-//! - there is one connection and one question at a time;
-//! - no timeout fires twice for the same moment, and when CouchDB is well the feed is followed again.
+//! - clients are notified of each change that CouchDB recorded, unless the feed reports a gap or
+//!   skips a line;
+//! - clients are notified of no other change;
+//! - every stream names its start, which is a sequence that CouchDB gave;
+//! - there is at most one connection and one request at a time;
+//! - no timeout fires twice for the same time, and the feed recovers when CouchDB does.
 
 #![no_main]
 

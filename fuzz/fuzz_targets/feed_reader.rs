@@ -1,16 +1,16 @@
-//! An answer of CouchDB as the feed reads it: head, body framing, lines, JSON. Behind `LONG `, an input is lines about
-//! as long as a line may be.
+//! A response of CouchDB as the feed reads it: head, body framing, lines, JSON. After `LONG `, an
+//! input describes lines of about the maximum length.
 //!
-//! Asserted, for an input that is the whole of what CouchDB sends:
-//! - heads, lines, the end, and the error with everything that came before it are the same however
-//!   the bytes are cut: whole, one by one, or at points taken from the input;
-//! - "need more" means that all input was used, and no step stands still;
-//! - a line that is too long is passed over, and nothing but that line;
-//! - a change names a database: not an empty name, and not `_dbs`;
-//! - a line and the same JSON written anew (keys in another order, escapes undone) read alike, and so
-//!   does the same change in the form that CouchDB usually writes, which is read by another path;
-//! - the revision of a change is what a tree of values of the line says;
-//! - a line that is read as anything but a heartbeat is a JSON object.
+//! Asserted, for an input that is everything CouchDB sends:
+//! - heads, lines, the end, and the error with everything before it do not depend on how the bytes
+//!   are split: whole, one by one, or at points taken from the input;
+//! - "need more" means that all input was used, and every other step makes progress;
+//! - a line that is too long is skipped, and no other line;
+//! - a change names a database: neither an empty name nor `_dbs`;
+//! - a line and the same JSON rewritten (keys in another order, escapes decoded) parse to the same
+//!   result, and so does the same change in CouchDB's usual form, which takes another path;
+//! - the revision of a change is that in the tree of values of the line;
+//! - a line that parses to anything but a heartbeat is a JSON object.
 
 #![no_main]
 
@@ -24,13 +24,13 @@ use couchdb_howler_fuzz::{WAYS, confuses_trees, field, number_of, pieces};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 
-/// What was read, in order.
+/// An item of the response.
 #[derive(Debug, PartialEq, Eq)]
 enum Item {
     Head(Response),
-    /// A line; None when it was too long.
+    /// A line; None if it was too long.
     Line(Option<Vec<u8>>),
-    /// The answer was complete behind so many bytes.
+    /// The response was complete after this number of bytes.
     End(usize),
     Error(ResponseError),
 }
@@ -52,7 +52,7 @@ fuzz_target!(|data: &[u8]| {
             check_line(line);
         }
     }
-    // The same bytes as bare lines: mutations need not get past the framing to reach the JSON.
+    // Also reads the bytes as bare lines, so that mutations reach the JSON without valid framing.
     data.split(|byte| *byte == b'\n').for_each(check_line);
     check_last_seq(data);
 });
@@ -80,11 +80,11 @@ fn read(pieces: &[&[u8]]) -> Vec<Item> {
                     items.push(Item::Head(head));
                 }
                 Part::Data(data) => {
-                    assert!(!data.is_empty(), "a step that stands still");
+                    assert!(!data.is_empty(), "a step without progress");
                     take_lines(&mut lines, data, &mut items);
                 }
                 Part::End => {
-                    assert_eq!(reader.next(&[]), Ok((0, Part::End)), "it ends once");
+                    assert_eq!(reader.next(&[]), Ok((0, Part::End)), "the end is repeated");
                     items.push(Item::End(total));
                     return items;
                 }
@@ -113,7 +113,8 @@ fn take_lines(lines: &mut LineReader, mut rest: &[u8], items: &mut Vec<Item>) {
     }
 }
 
-/// The sequence that an answer ends with: that of its `last_seq`, and as the last line of a feed it says the same.
+/// Checks the sequence at the end of a response: it is that of `last_seq`, also when read as the
+/// last line of a feed.
 fn check_last_seq(body: &[u8]) {
     let seq = parse_last_seq(body);
     if let Ok(value) = serde_json::from_slice::<Value>(body) {
@@ -128,8 +129,8 @@ fn check_last_seq(body: &[u8]) {
     }
 }
 
-/// Each two bytes are a line, by how much longer or shorter it is than the longest; they come in pieces of as many bytes
-/// as the first byte says, times 512.
+/// Checks lines of about the maximum length. Each two bytes of the plan are a line, as the
+/// difference of its length to the maximum. The first byte, times 512, is the size of the pieces.
 fn check_long_lines(plan: &[u8]) {
     let [way, plan @ ..] = plan else { return };
     let (mut bytes, mut expected) = (Vec::new(), Vec::new());
@@ -154,8 +155,8 @@ fn check_line(line: &[u8]) {
         return;
     }
     assert!(line.trim_ascii_start().starts_with(b"{"), "not an object: {parsed:?}");
-    // Fields that the reader passes over may hold what a tree of values cannot: numbers out of
-    // range, halves of surrogate pairs, depth.
+    // Fields that the reader skips may have content that a tree of values cannot hold: numbers out
+    // of range, lone surrogates, deep nesting.
     let value = serde_json::from_slice::<Value>(line).ok();
     if let FeedLine::Change { database, kind, revision, seq } = &parsed {
         assert!(!database.is_empty() && database != "_dbs");
@@ -169,12 +170,16 @@ fn check_line(line: &[u8]) {
         let text = value.as_ref().and_then(revision_text);
         let shown = revision.and(text.as_deref()).map_or_else(|| Value::from("none"), Value::from);
         let usual = format!(r#"{{"seq":{seq},"id":{id},"changes":[{{"rev":{shown}}}]}}"#);
-        let anew = parse_feed_line(usual.as_bytes()).expect("still a line");
-        // A line that no tree of values holds does not say what its revision was.
+        let anew = parse_feed_line(usual.as_bytes()).expect("the usual form is a line");
+        // Without a tree of values the expected revision is unknown.
         if value.is_some() {
             assert_eq!(anew, parsed, "{usual}");
         } else {
-            assert_eq!(without_revision(anew), without_revision(parse_feed_line(line).expect("as before")), "{usual}");
+            assert_eq!(
+                without_revision(anew),
+                without_revision(parse_feed_line(line).expect("the line parses again")),
+                "{usual}"
+            );
         }
         if let (Some(revision), Some(_)) = (revision, &value) {
             let text = text.expect("the revision is in the line");
@@ -184,13 +189,13 @@ fn check_line(line: &[u8]) {
     }
     let Some(mut value) = value else { return };
     for name in ["seq", "last_seq"] {
-        // Other sequences than strings go back as they were written, to the digit and space.
+        // Sequences other than strings keep their exact text.
         if let Some(seq) = value.get_mut(name).filter(|seq| !seq.is_string() && !seq.is_null()) {
             *seq = Value::from("opaque");
         }
     }
     let anew = value.to_string();
-    let again = parse_feed_line(anew.as_bytes()).expect("still the JSON of a line");
+    let again = parse_feed_line(anew.as_bytes()).expect("the rewritten line is a line");
     if let FeedLine::Change { revision, .. } = &again
         && value.get("id").is_some_and(Value::is_string)
     {
@@ -198,7 +203,8 @@ fn check_line(line: &[u8]) {
         assert_eq!(revision.map(|revision| revision.number), number, "{anew}");
     }
     let (again, parsed) = (without_odd_seq(again, &value), without_odd_seq(parsed, &value));
-    // A key that is there twice in one of the `changes` is no revision, and is there once in the line written anew.
+    // A duplicate key in one of the `changes` makes the revision unknown; the rewritten line no
+    // longer has it.
     let twice = matches!(&parsed, FeedLine::Change { revision: None, .. });
     if twice {
         assert_eq!(without_revision(again), without_revision(parsed), "{anew}");
@@ -207,7 +213,7 @@ fn check_line(line: &[u8]) {
     }
 }
 
-/// The revision in a line of `_global_changes`, when each of its `changes` has one.
+/// Returns the revision in a line of `_global_changes` if each of its `changes` has one.
 fn revision_text(line: &Value) -> Option<String> {
     let changes = line.get("changes")?.as_array()?;
     let revisions: Option<Vec<&str>> = changes.iter().map(|change| field(change, &["rev"], "rev")?.as_str()).collect();
@@ -221,7 +227,7 @@ fn without_revision(line: FeedLine<'_>) -> FeedLine<'_> {
     }
 }
 
-/// The line with its sequence blanked where the check has replaced it.
+/// Returns the line with its sequence blanked where the check replaced it.
 fn without_odd_seq<'a>(line: FeedLine<'a>, value: &Value) -> FeedLine<'a> {
     let odd = |name: &str| value.get(name).and_then(Value::as_str) == Some("opaque");
     match line {

@@ -1,12 +1,12 @@
 //! Messages of the JSON protocol.
 //!
 //! Asserted:
-//! - what is read as a request is a JSON object, and names of databases in it are not empty;
-//! - the id comes back to the letter, in every kind of answer, also where the rest of the request
-//!   is wrong;
-//! - what a request names, positions and the epoch are what a tree of values of it holds, but for an over-long epoch;
-//! - everything that is written is JSON and holds the given texts, whatever characters are in them, and positions
-//!   read back as they were.
+//! - a request is a JSON object, and the names of databases in it are not empty;
+//! - every kind of reply has the id unchanged, even if the rest of the request is invalid;
+//! - names, positions and the epoch of a request are those in its tree of values, except for an
+//!   epoch that is too long;
+//! - everything written is JSON that has the given texts, whatever characters they contain, and
+//!   positions that parse to the same value.
 
 #![no_main]
 
@@ -88,12 +88,12 @@ fn check_positions(positions: &NameList, dbs: &Value) {
     }
 }
 
-/// What is kept of an epoch.
+/// Returns the part of an epoch that the parser keeps.
 fn bounded(text: &str) -> &str {
     if text.len() > MAX_EPOCH { FOREIGN } else { text }
 }
 
-/// A position made of the bytes of a text.
+/// Makes a position from the bytes of a text.
 fn position_of(text: &str) -> Position {
     let mut numbers = [0_u32; 5];
     for (i, byte) in text.bytes().enumerate() {
@@ -103,7 +103,7 @@ fn position_of(text: &str) -> Position {
     Position { counts, doubt, start }
 }
 
-/// The same position, from its text.
+/// Parses a position from its text.
 fn read_back(text: &str) -> Position {
     let split = |text: &'_ str, mark| match text.split_once(mark) {
         Some((text, number)) => (text.to_owned(), u32::from_str_radix(number, 16).expect("a number")),
@@ -115,7 +115,7 @@ fn read_back(text: &str) -> Position {
     Position { counts: counts.try_into().expect("three kinds"), doubt, start }
 }
 
-/// Writes every answer to a request; the id in them.
+/// Writes every kind of reply to a request; returns the id in them.
 fn check_echo(id: &RequestId, text: &str) -> Option<String> {
     let written = |write: &dyn Fn(&mut Vec<u8>)| {
         let mut out = Vec::new();
@@ -124,7 +124,7 @@ fn check_echo(id: &RequestId, text: &str) -> Option<String> {
     };
     let echoed = written(&|o| write_ok(o, id)).get("id").map(|id| id.get().to_owned());
     let position = position_of(text);
-    // The same name twice would make one of the two disappear.
+    // Two different names, because a JSON object holds a name once.
     let stand = [(&*format!("{text}."), Some(position)), (text, None)];
     let dbs = json!({format!("{text}."): position.to_string(), text: null});
     let forbidden = json!({"error": "ForbiddenError", "message": Refusal::NotReader.message()});
@@ -162,7 +162,7 @@ fn check_echo(id: &RequestId, text: &str) -> Option<String> {
         let rest: BTreeMap<_, Value> = fields
             .iter()
             .filter(|(name, _)| *name != "id")
-            .map(|(name, value)| (name.clone(), serde_json::from_str(value.get()).expect("ours")))
+            .map(|(name, value)| (name.clone(), serde_json::from_str(value.get()).expect("our own JSON")))
             .collect();
         assert_eq!(json!(rest), expected);
     }

@@ -1,12 +1,14 @@
-//! What CouchDB says about positions: the answers to look-ups and about the epoch, and revisions. An input is the body
-//! of an answer, and each of its lines a revision.
+//! CouchDB's responses about positions: lookups, the epoch, and revisions. An input is the body of
+//! a response, and each of its lines a revision.
 //!
 //! Asserted:
-//! - the answer to a look-up is read as a tree of values of it is in the obvious way, all of it or nothing;
-//! - it is the answer to no other question: more names, fewer, others, or the same in another order;
-//! - the epoch is what a tree of values holds;
-//! - a database is there when it was made more often than deleted;
-//! - a revision's number is the one in front; the same text has the same fingerprint, and as a position reads back.
+//! - the response to a lookup is read as a naive reader of its tree of values does, completely or
+//!   not at all;
+//! - it is no response to another lookup: more names, fewer, others, or the same in another order;
+//! - the epoch is that in the tree of values;
+//! - a database exists if it was created more often than deleted;
+//! - a revision's number is the one at its start; the same text has the same fingerprint, and a
+//!   position with it parses to the same value.
 
 #![no_main]
 
@@ -21,12 +23,12 @@ fuzz_target!(|data: &[u8]| {
         return;
     }
     let Ok(value) = serde_json::from_slice::<Value>(data) else {
-        // A tree of values has limits of depth and of numbers that fields which nobody reads need not keep to. What is
-        // cut off is no answer.
+        // A tree of values limits depth and numbers also in fields that the reader skips. A
+        // truncated body is no response.
         let whole = data.trim_ascii_end().ends_with(b"}");
         return assert!(whole || (read_epoch(data).is_none() && read_rows(data, [].into_iter()).is_none()));
     };
-    // A key that is there twice is refused, and is there once in what is written anew.
+    // The reader rejects a duplicate key, which the rewritten body no longer has.
     let anew = value.to_string();
     check_epoch(data, &anew, &value);
     check_rows(data, &anew, &value);
@@ -37,7 +39,7 @@ fn check_revision(text: &str) {
     assert_eq!(revision.map(|revision| revision.number), number_of(text), "{text}");
     let Some(revision) = revision else { return };
     assert_eq!(Revision::parse(&format!("{text}x")).map(|other| other.number), Some(revision.number));
-    assert_ne!(Revision::parse(&format!("{text}x")), Some(revision), "another write, and the same fingerprint");
+    assert_ne!(Revision::parse(&format!("{text}x")), Some(revision), "another revision with the same fingerprint");
     let position = Position { counts: [revision.number, revision.mark, 0], ..Position::default() };
     let shown = format!("{}.{}.0", revision.number, revision.mark);
     assert_eq!(Position::parse(&shown), Some(position));
@@ -76,26 +78,26 @@ fn check_rows(data: &[u8], anew: &str, value: &Value) {
     assert!(read.is_none() || read == naive, "{read:?}");
     let Some(read) = read else { return };
     assert_eq!(read.len(), names.len());
-    // The keys are those that were asked for.
+    // The keys of the response are those of the request.
     let asked: Value = serde_json::from_slice(&write_keys(names.iter().map(|name| &**name))).expect("JSON");
-    let answered: Value = rows.iter().map(|row| field(row, &ROW, "key").expect("it was read").clone()).collect();
+    let answered: Value = rows.iter().map(|row| field(row, &ROW, "key").expect("the row has a key").clone()).collect();
     assert_eq!(asked["keys"], answered);
     let mut others = names.clone();
     others.push("a".to_owned());
-    assert_eq!(ask(data, &others), None, "one more");
+    assert_eq!(ask(data, &others), None, "one name more");
     if names.is_empty() {
         return;
     }
-    assert_eq!(ask(data, &names[1..]), None, "one less");
+    assert_eq!(ask(data, &names[1..]), None, "one name fewer");
     others = names.clone();
     others[0].push('x');
-    assert_eq!(ask(data, &others), None, "another one");
+    assert_eq!(ask(data, &others), None, "another name");
     others = names.clone();
     others.reverse();
     assert_eq!(ask(data, &others).is_some(), others == names, "another order");
 }
 
-/// The fields of a row that are read.
+/// The fields of a row that the reader uses.
 const ROW: [&str; 3] = ["key", "value", "error"];
 
 fn naive_rows(value: &Value, names: &[String]) -> Option<Vec<[Revision; 3]>> {

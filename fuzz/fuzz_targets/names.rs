@@ -1,14 +1,12 @@
-//! How names become addresses: replies of nameservers, and the files that say whom to ask. The
-//! first line of an input is a name; the rest is the text of a file, and what a nameserver replies
-//! to the question for that name.
+//! Name resolution: replies of nameservers, and the files that configure it. The first line of an
+//! input is a name; the rest is the text of a file and the reply of a nameserver about that name.
 //!
 //! Asserted:
-//! - a query is written for each name that DNS can have, and is no reply to itself;
-//! - a reply gives the addresses that another reader of DNS messages finds in it, and no more of
-//!   them than can be tried; it is the reply to no other name, kind of address or id;
-//! - whatever a file holds, there is a nameserver to ask, and the name itself is among those that
-//!   are asked for;
-//! - a name in `/etc/hosts` has the addresses of the lines that hold it.
+//! - each valid DNS name gets a query, which is not a reply to itself;
+//! - a reply yields the addresses that another reader of DNS messages finds, up to the limit; it is
+//!   no reply to another name, kind of address or id;
+//! - every file yields a nameserver, and the name itself is among the names to query;
+//! - a name in `/etc/hosts` has the addresses of the lines that contain it.
 
 #![no_main]
 
@@ -35,7 +33,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(is_name(&name));
         assert_eq!(read_reply(&query, &query, family), None);
         read_reply(rest, &query, family);
-        // The input stands behind the question, so that it is the reply to it.
+        // With the question in front, the input is a reply to it.
         if let Some((fields, records)) = rest.split_at_checked(4) {
             let mut message = query.clone();
             message[2] = fields[0] | 0x80;

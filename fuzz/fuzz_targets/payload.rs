@@ -1,13 +1,13 @@
 //! The bodies of polling requests: payloads of both versions, binary framing, JSONP.
 //!
 //! Asserted:
-//! - packets that are written into one payload are the packets that it is split into, whatever is in them
-//!   (version 3), or whatever but the separator (version 4);
-//! - a payload that can be split is its packets and their framing, to the byte: nothing is left out, read twice
-//!   or made up; and version 3 counts as JavaScript does;
-//! - an answer to a JSONP callback is one script line with one JSON string, and that is the payload;
-//! - the form post of a JSONP client is read as the text that the client meant; all of it in one piece, bounded by
-//!   what came.
+//! - packets written into one payload are the packets that it splits into: any packets in version
+//!   3, and those without the separator in version 4;
+//! - a payload that splits consists of exactly its packets and their framing; version 3 counts
+//!   lengths as JavaScript does;
+//! - a JSONP response is one script line with one JSON string, which is the payload;
+//! - the form post of a JSONP client decodes to the client's text, completely and with a length
+//!   limited by that of the post.
 
 #![no_main]
 
@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
     let text = String::from_utf8_lossy(data);
     for version in [Version::V3, Version::V4] {
         check_split(&text, version);
-        // The input as packets, one a line.
+        // The lines of the input as packets.
         check_joined(&text.split('\n').collect::<Vec<_>>(), version);
     }
     check_jsonp(data, &text);
@@ -37,13 +37,13 @@ fn check_joined(packets: &[&str], version: Version) {
     for packet in packets {
         payload::write_packet(&mut joined, packet.as_bytes(), version);
     }
-    let joined = str::from_utf8(&joined).expect("texts make a text");
+    let joined = str::from_utf8(&joined).expect("a text");
     assert_eq!(payload::split(joined, version).as_deref(), Some(packets));
 }
 
 fn check_split(text: &str, version: Version) {
     let Some(packets) = payload::split(text, version) else {
-        assert_eq!(version, Version::V3, "any text is a payload of version 4");
+        assert_eq!(version, Version::V3, "version 4 accepts any text");
         return;
     };
     let mut rest = text;
@@ -56,7 +56,7 @@ fn check_split(text: &str, version: Version) {
             }
             Version::V4 => usize::from(number > 0),
         };
-        rest = rest[framing..].strip_prefix(packet).expect("the packet stands there");
+        rest = rest[framing..].strip_prefix(packet).expect("the payload has the packet");
     }
     assert_eq!(rest, "");
     assert!(!packets.is_empty());
@@ -66,7 +66,7 @@ fn check_binary(data: &[u8]) {
     if let Some(packets) = payload::split_binary(data) {
         let (mut anew, mut at) = (Vec::new(), 0);
         for packet in &packets {
-            // As many digits as stand there: zeros may come first.
+            // The same number of digits as in the input, which may have leading zeros.
             let digits = data[at + 1..].iter().position(|byte| *byte == 0xff).expect("an end of the length");
             write_binary(&mut anew, packet.as_bytes(), digits);
             at = anew.len();
@@ -97,8 +97,8 @@ fn check_jsonp(data: &[u8], text: &str) {
     let json = script.strip_prefix(&format!("___eio[{callback}](")).and_then(|rest| rest.strip_suffix(");"));
     assert_eq!(serde_json::from_str::<String>(json.expect("a call")).ok().as_deref(), Some(text));
 
-    // As the client posts it: a backslash before an `n` is doubled, so to speak, then line ends become `\n`. A
-    // backslash before a line end cannot be told from one before an `n`.
+    // Encodes as the client does: it doubles a backslash before an `n`, then replaces line ends by
+    // `\n`. A backslash before a line end is ambiguous.
     if !text.contains("\\\n") {
         let escaped = text.replace("\\n", "\\\n").replace('\n', "\\n");
         let mut form = "d=".to_owned();
@@ -106,7 +106,7 @@ fn check_jsonp(data: &[u8], text: &str) {
         assert_eq!(payload::unwrap_jsonp(&form).as_deref(), Some(text), "{form}");
     }
     if let Some(posted) = payload::unwrap_jsonp(text) {
-        // What is not UTF-8 becomes three bytes.
+        // An invalid byte of UTF-8 becomes three bytes.
         assert!(posted.len() <= 3 * text.len());
     }
 }

@@ -1,18 +1,20 @@
-//! Heads of HTTP messages, from strangers (requests) and from CouchDB (answers), and the query
-//! of a handshake.
+//! Heads of HTTP messages, from clients (requests) and from CouchDB (responses), and the query of a
+//! handshake.
 //!
 //! Asserted:
-//! - a head that is complete stays what it is whatever follows it, is not complete one byte earlier, and
-//!   one that is broken stays broken; checked at every prefix of short inputs, else at points taken from
-//!   the input;
-//! - a request head is at most as long as allowed, with a small and a large limit;
-//! - `head_is_complete` finds the end in a growing buffer exactly when it finds it in the whole of
-//!   it, and never overlooks one that the parser sees;
-//! - no text that is taken from a request holds a control character, and path and query no space either;
-//! - white space that is none in HTTP does not hide in a length or coding of the body;
-//! - the answer to an upgrade is one head, whatever the key was, and every other answer one head and its body;
-//! - the query of a session is what its parameters say, and an id in it is written as it was read;
-//! - percent-encoding is undone by decoding, alone and in a query.
+//! - a complete head does not depend on the bytes after it and is incomplete one byte earlier, and
+//!   an invalid head stays invalid; checked at every prefix of short inputs, else at points taken
+//!   from the input;
+//! - a request head is no longer than its limit, with a small and a large limit;
+//! - `head_is_complete` finds the end in a growing buffer exactly if it finds it in the whole, and
+//!   finds every end that the parser finds;
+//! - no text of a request has a control character, and path and query have no space either;
+//! - white space that HTTP does not allow is not accepted in a length or coding of the body;
+//! - the response to an upgrade is one head for any key, and every other response one head and its
+//!   body;
+//! - the query of a session has the values of its parameters, and an id in it is written as it was
+//!   read;
+//! - decoding undoes percent-encoding, alone and in a query.
 
 #![no_main]
 
@@ -30,7 +32,7 @@ use couchdb_howler::wire::url;
 use couchdb_howler_fuzz::{WAYS, cuts};
 use libfuzzer_sys::fuzz_target;
 
-/// A limit that short inputs get over.
+/// A limit that short inputs exceed.
 const SMALL: usize = 128;
 
 fuzz_target!(|data: &[u8]| {
@@ -56,15 +58,15 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// Those that are given, and one that is not.
+/// The statuses of responses, and an unused one.
 const STATUSES: [u16; 14] = [200, 204, 304, 400, 403, 404, 405, 408, 413, 426, 431, 503, 505, 599];
 
-/// An answer of ours is one head, and behind it the body, unless that is left out.
+/// Checks that a response is one head, followed by the body unless that is omitted.
 fn check_answer(status: u16, body: &[u8], way: usize) {
     let (keep_alive, head_only, fields) = (way & 1 > 0, way & 2 > 0, [("Content-Type", "text/plain")]);
     let mut written = Vec::new();
     write_response(&mut written, &Answer { status, fields: &fields[way >> 2 & 1..], body, head_only, keep_alive });
-    let (length, response) = parse_response(&written).expect("ours").expect("whole");
+    let (length, response) = parse_response(&written).expect("our own head").expect("whole");
     assert_eq!((response.status, response.keep_alive), (status, keep_alive));
     assert_eq!(&written[length..], if head_only { &[] } else { body });
     let bodiless = matches!(status, 204 | 304);
@@ -81,7 +83,7 @@ fn prefixes_agree<'a, T: PartialEq + std::fmt::Debug>(
     let whole = parse(data);
     if let Ok(Some((length, _))) = &whole {
         assert!(*length <= data.len().min(max_head));
-        assert!(head_is_complete(&data[..*length], 0), "an end is overlooked");
+        assert!(head_is_complete(&data[..*length], 0), "the end is not found");
         assert_eq!(parse(&data[..*length]), whole);
         assert_eq!(parse(&data[..*length - 1]), Ok(None));
     }
@@ -129,12 +131,12 @@ fn check_request(request: &Request<'_>, head: &[u8]) {
     let protocol = request.websocket_protocol.is_some_and(|p| has_token(p, "howler.v1")).then_some("howler.v1");
     let mut answer = Vec::new();
     write_upgrade(&mut answer, request.websocket_key.unwrap_or(""), protocol);
-    let (length, response) = parse_response(&answer).expect("ours").expect("whole");
+    let (length, response) = parse_response(&answer).expect("our own head").expect("whole");
     assert_eq!((length, response.status), (answer.len(), 101));
     check_query(request.query);
 }
 
-/// The length of the body again, by the strictest reading of the two fields.
+/// Checks the length of the body by the strictest reading of the two fields.
 fn check_framing(request: &Request<'_>, head: &[u8]) {
     let (mut lengths, mut codings) = (Vec::new(), Vec::new());
     for line in head.split(|byte| *byte == b'\n').skip(1) {
@@ -157,7 +159,7 @@ fn check_framing(request: &Request<'_>, head: &[u8]) {
             assert!(coding.eq_ignore_ascii_case(b"chunked"), "{coding:?}");
             assert_eq!(request.content_length, None);
         }
-        _ => panic!("a body of two lengths was let in"),
+        _ => panic!("a body with two lengths was accepted"),
     }
 }
 
@@ -173,7 +175,7 @@ fn check_query(query: &str) {
     check_parameters(query);
 }
 
-/// The parameters of Engine.IO; of those that are given twice the last one counts.
+/// Checks the parameters of Engine.IO; the last of duplicates counts.
 fn check_parameters(query: &str) {
     let mut given: HashMap<Cow<'_, str>, Cow<'_, str>> = url::query_pairs(query).collect();
     let parsed = engine_io::parse_query(query);
@@ -182,7 +184,7 @@ fn check_parameters(query: &str) {
         Ok(query) => query,
         Err(Refusal::Transport) => return assert!(!known),
         Err(Refusal::SessionId) => return assert!(known && Sid::parse(&given["sid"]).is_none()),
-        Err(refusal) => panic!("{refusal:?} is not decided by the query"),
+        Err(refusal) => panic!("{refusal:?} does not depend on the query"),
     };
     assert!(known && (query.transport == Transport::Polling) == (given["transport"] == "polling"));
     let version = given.get("EIO").map_or("3", |version| version);

@@ -1,13 +1,14 @@
 //! Packets of Engine.IO and Socket.IO, and the events in them.
 //!
 //! Asserted:
-//! - a packet is a kind and the rest of its text; written anew, a Socket.IO packet reads the same;
-//! - an event is what a general JSON reader sees in it: its name, and names of databases none of
-//!   which is empty;
-//! - an auth object names who a general JSON reader sees in it;
-//! - the id of a session is read as it was written, and only so;
-//! - everything that is written to a client is a packet again, with JSON that holds the given texts,
-//!   whatever characters are in them.
+//! - a packet is a kind and the rest of its text; a rewritten Socket.IO packet parses to the same
+//!   value;
+//! - an event has the name that a general JSON reader finds in it, and names of databases that are
+//!   not empty;
+//! - an auth object has the credentials that a general JSON reader finds in it;
+//! - the id of a session parses only from the text that it is written as;
+//! - everything written to a client is a packet, with JSON that has the given texts, whatever
+//!   characters they contain.
 
 #![no_main]
 
@@ -58,7 +59,7 @@ fn check_packet(text: &str) {
     }
 }
 
-/// Who an auth object names, by what a general JSON reader sees in it.
+/// Checks the credentials in an auth object against those that a general JSON reader finds.
 fn check_auth(data: &str) {
     let auth = socket_io::parse_auth(data);
     let Ok(value) = serde_json::from_str::<Value>(data) else { return };
@@ -83,7 +84,7 @@ fn check_auth(data: &str) {
         }
         _ => None,
     };
-    // A general reader takes the last of fields that are there twice; ours takes none of them.
+    // A general reader takes the last of duplicate fields; ours rejects them.
     assert!(auth == expected || auth.is_none() && has_field_twice(data), "{auth:?}, {expected:?}");
 }
 
@@ -96,7 +97,7 @@ fn check_event(data: &str) {
     if let Some(Event::Subscribe(Some(names)) | Event::Unsubscribe(Some(names))) = &event {
         assert!(names.iter().all(|(name, _)| !name.is_empty()));
     }
-    // A tree of values cannot hold numbers out of range, halves of surrogate pairs, depth.
+    // A tree of values cannot hold numbers out of range, lone surrogates, or deep nesting.
     let Ok(value) = serde_json::from_str::<Value>(data) else { return };
     let Some(name) = value.get(0).and_then(Value::as_str) else {
         assert_eq!(event, None);

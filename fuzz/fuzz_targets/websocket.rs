@@ -1,19 +1,21 @@
 //! A client's WebSocket frames.
 //!
 //! Asserted, with a small and a large limit:
-//! - messages, and the error with everything before it, are the same however the bytes are cut;
-//! - no message is over the limit, no ping over 125 bytes, and a close code is one that may be sent;
-//! - tungstenite, reading the same bytes as a server, sees the same messages;
-//! - what we write it reads, as a client, as it was meant.
+//! - messages, and the error with everything before it, do not depend on how the bytes are split;
+//! - no message exceeds the limit, no ping 125 bytes, and a close code is one that may be sent;
+//! - tungstenite, as a server, reads the same messages from the same bytes;
+//! - tungstenite, as a client, reads what we write.
 //!
-//! Where the two are meant to differ:
-//! - text is checked when the message is whole here, fragment by fragment there: their error may come
-//!   first, before control frames that stand between the fragments;
-//! - what a header alone rules out (size, a long or fragmented control frame, a missing mask) is refused
-//!   before the payload came here, and after it there;
-//! - a close frame with a code that may not be sent is an error here, and a close with 1002 there;
-//! - a length that is written in more bytes than it takes is an error here, and read there;
-//! - 1014 ("bad gateway", registered by IANA after the RFC) may be sent here, and not there.
+//! Intended differences:
+//! - we check text when the message is complete, tungstenite fragment by fragment: its error may
+//!   come first, before control frames between the fragments;
+//! - we reject what the header alone rules out (size, a long or fragmented control frame, a missing
+//!   mask) before the payload arrives, tungstenite after it;
+//! - a close frame with a code that may not be sent is an error here, and a close with 1002 in
+//!   tungstenite;
+//! - we reject a length in more bytes than necessary, tungstenite accepts it;
+//! - we accept the close code 1014 ("bad gateway", registered by IANA after the RFC), tungstenite
+//!   does not.
 
 #![no_main]
 
@@ -38,7 +40,7 @@ enum Item {
     Close(u16),
 }
 
-/// How a stream of frames ended.
+/// The end of a stream of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     NeedMore,
@@ -137,7 +139,8 @@ fn compare(ours: &[Item], end: End, data: &[u8], limit: usize) {
     match (end, their_end) {
         (End::Error(our), End::NeedMore) => assert_ne!(our, FrameError::InvalidUtf8, "{}", context()),
         (our, End::Error(FrameError::InvalidUtf8)) => assert_ne!(our, End::Closed, "{}", context()),
-        // A close frame may be wrong by its code and by its reason; size and kind may both be wrong.
+        // A close frame may have both a wrong code and a wrong reason, or both a wrong size and a
+        // wrong kind.
         (End::Error(_), End::Error(_)) => {}
         (our, their) => assert_eq!(our, their, "{}", context()),
     }
@@ -161,7 +164,7 @@ fn oracle(data: &[u8], limit: usize) -> (Vec<Item>, End) {
                 items.push(Item::Close(frame.map_or(1005, |frame| frame.code.into())));
                 return (items, End::Closed);
             }
-            Ok(Message::Frame(_)) => unreachable!("never given by a read"),
+            Ok(Message::Frame(_)) => unreachable!("reads return no raw frames"),
             Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                 return (items, End::NeedMore);
             }
@@ -173,7 +176,7 @@ fn oracle(data: &[u8], limit: usize) -> (Vec<Item>, End) {
     }
 }
 
-/// The bytes of a client, then silence; answers go nowhere.
+/// The bytes of a client, then silence; discards what is written.
 struct Wire<'a>(&'a [u8]);
 
 impl Read for Wire<'_> {
