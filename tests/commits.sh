@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks the subjects of commits since version 2.0.0 was begun: at most 72 characters, and the summary line
-# is followed by an empty one. Says so if there is no history to check, as in an unpacked archive.
+# Checks that the subjects of commits since the start of version 2.0.0 have at most 72 characters. Reports
+# if there is no history to check, as in an unpacked archive.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Says what of the parsers the fuzz targets reach, from the committed seeds and from what the last run of
-# tests/fuzz.sh learned:
+# Measures the coverage of the fuzz targets, with the committed seeds and the corpus of the last tests/fuzz.sh:
 #
 #     tests/coverage.sh [PATH…]
 #
-# Prints for each source file under PATH (src/wire unless told otherwise) how many of its regions and branches are
-# reached, by all targets together, and the lines that have others. FUZZ_TARGET_DIR names another directory for the
-# build than fuzz/target.
+# Prints for each source file under PATH (default src/wire) how many of its regions and branches all targets
+# together reach, and lists the lines with unreached ones. FUZZ_TARGET_DIR sets the build directory (default
+# fuzz/target).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,7 +23,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 profiles=() objects=()
 for target in $(cargo fuzz list); do
-    # A copy: whoever fuzzes meanwhile puts shorter inputs in the place of others.
+    # Work on a copy: a concurrent tests/fuzz.sh replaces inputs by shorter ones.
     rm -rf "$work/inputs"
     cp -R "fuzz/seeds/$target" "$work/inputs"
     [ ! -d "fuzz/corpus/$target" ] || cp -R "fuzz/corpus/$target/." "$work/inputs" 2>/dev/null || true
@@ -52,7 +51,7 @@ for function in json.load(open(sys.argv[1]))["data"][0]["functions"]:
     file = function["filenames"][0]
     if not any(os.path.commonpath([path, file]) == path for path in paths):
         continue
-    # A generic function is there once for each of its types.
+    # A generic function appears once per instance.
     for *place, count, _, _, kind in function["regions"]:
         if kind == 0:
             regions[file][tuple(place)] += count
@@ -75,7 +74,7 @@ for file in sorted(regions):
             lines[line].add(f"never: {text}")
     for (line, column, end, end_column), both in branches[file].items():
         text = source[line - 1][column - 1 : end_column - 1 if end == line else None].strip()
-        # Of a condition that is never tried the region says so.
+        # The region already reports a condition that is never evaluated.
         if both[0] + both[1] > 0 and 0 in both:
             lines[line].add(f"always {'false' if both[0] == 0 else 'true'}: {text}")
     unreached += [f"{name}:{line}: {text}" for line in sorted(lines) for text in sorted(lines[line])]

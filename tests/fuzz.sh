@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Fuzzes every parser, and whole sessions, for some seconds each (20 unless told otherwise), from the
-# committed seeds:
+# Fuzzes every target for SECONDS each (default 20), starting from the committed seeds:
 #
 #     tests/fuzz.sh [SECONDS] [TARGET…]
 #
-# Prints a line per target. A finding ends the run with status 1, after the place of the input that causes
-# it. FUZZ_TARGET_DIR names another directory for the build than fuzz/target.
+# Prints a line per target. A finding ends the run with status 1, after the path of the input that causes
+# it. FUZZ_TARGET_DIR sets the build directory (default fuzz/target).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,7 +25,7 @@ targets=("$@")
 ((${#targets[@]})) || mapfile -t targets < <(cargo fuzz list)
 cargo +nightly fuzz build --target-dir "$target_dir"
 
-# Longest input: heads are capped at 16 KiB, and what is longer than the interesting shapes only costs speed.
+# Longest input in bytes: heads are limited to 16 KiB, and inputs longer than necessary only cost speed.
 max_len() {
     case $1 in
         request_head | feed_reader) echo 20000 ;;
@@ -39,7 +38,7 @@ max_len() {
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 for target in "${targets[@]}"; do
-    # What a run learned is thrown away: every run starts from the seeds, and so can be compared.
+    # Every run starts from the seeds only, so that runs are comparable.
     rm -rf "fuzz/corpus/$target"
     mkdir -p "fuzz/corpus/$target"
     if ! cargo +nightly fuzz run --target-dir "$target_dir" "$target" \

@@ -1,11 +1,11 @@
 'use strict'
-// Drives the browser bundles of socket.io-client in headless Chromium for a test: pages of another origin
-// than the server's, as apps are.
+// Drives the browser bundles of socket.io-client in headless Chromium for a test. Like those of apps, the
+// pages have another origin than the server.
 //
-//   node browser.js FOLDER          FOLDER is where the browser may keep its profile
+//   node browser.js FOLDER          FOLDER holds the browser's profile
 //
-// Commands come on stdin and events go to stdout, each a line of JSON. The origin of the pages comes first;
-// every other command names its page in `as`, every event in `of`:
+// Reads commands from stdin and writes events to stdout, each a line of JSON. The first event gives the origin of
+// the pages. Every command names its page in `as`, every other event in `of`:
 //
 //   {"of":"browser","event":"ready","origin":"http://localhost:…","version":"…"}
 //
@@ -19,7 +19,7 @@
 //   {"of":"a","event":"ack","to":"subscribe","data":{…}}        {"of":"a","event":"change","db":"db"}
 //   {"of":"a","event":"fetched","status":400,"body":"…"}        {"of":"a","event":"closed"}
 //   {"of":"a","event":"report","requests":{"GET":3,"POST":2},"versions":["HTTP/1.1"],"with_cookie":4,
-//    "websockets":1,"cookies":["io"],"complaints":["what stands in the console, and uncaught errors"]}
+//    "websockets":1,"cookies":["io"],"complaints":["messages of the console, and uncaught errors"]}
 
 const fs = require('node:fs')
 const http = require('node:http')
@@ -38,7 +38,7 @@ function fail (problem) {
   process.exit(1)
 }
 
-if (!fs.existsSync(CHROMIUM)) fail(`${CHROMIUM} is missing: install Debian's package chromium, or say CHROMIUM=…`)
+if (!fs.existsSync(CHROMIUM)) fail(`${CHROMIUM} is missing: install Debian's package chromium, or set CHROMIUM`)
 
 function library (name) {
   try {
@@ -50,7 +50,7 @@ function library (name) {
 
 const { chromium } = library('playwright-core')
 
-// The file server: a page for every library, and the bundle that its documentation has apps load.
+// The file server: a page for every library, and the bundle that its documentation recommends.
 const bundles = { sio2: 'dist/socket.io.js', sio4: 'dist/socket.io.min.js' }
 
 const files = http.createServer((request, response) => {
@@ -62,11 +62,11 @@ const files = http.createServer((request, response) => {
     return response.end(fs.readFileSync(path.join(folder, bundles[name])))
   }
   response.writeHead(200, { 'Content-Type': 'text/html; charset=utf-8' })
-  // The icon that browsers ask for otherwise would be missed in the console.
+  // Prevents the request for an icon, whose failure the browser would log in its console.
   response.end(`<!doctype html><link rel="icon" href="data:,"><script src="/${name}.js"></script>`)
 })
 
-// Runs in the page: an app.
+// The app, which runs in the page.
 function app ({ url, options }) {
   /* global io, emit */
   const socket = window.socket = io(url, { forceNew: true, reconnection: false, ...options })
@@ -74,7 +74,7 @@ function app ({ url, options }) {
     emit('connect')
     const engine = socket.io.engine
     const upgraded = () => emit('upgraded', { transport: engine.transport.name })
-    // Version 4 of the library may be that far before the server has answered its CONNECT.
+    // Version 4 of the library may upgrade before the server has answered its CONNECT.
     if (engine.transport.name === 'websocket') upgraded()
     else engine.once('upgrade', upgraded)
   })
@@ -101,7 +101,7 @@ async function main () {
   const origin = `http://localhost:${files.address().port}`
   const pages = new Map()
 
-  // A page in a profile of its own, with the library loaded.
+  // Opens a page with its own profile and loads the library.
   async function load (as, name, server) {
     const context = await browser.newContext({ ignoreHTTPSErrors: true })
     const page = await context.newPage()
@@ -166,7 +166,7 @@ async function main () {
   }
 
   emit('browser', 'ready', { origin, version: browser.version() })
-  // Commands run one after the other, so that a page exists before the next command for it.
+  // Run commands one after the other, so that a page exists before the next command for it.
   let before = Promise.resolve()
   readline.createInterface({ input: process.stdin })
     .on('line', line => {

@@ -1,15 +1,15 @@
 'use strict'
-// Drives the console in headless Chromium for a test, with mouse and keyboard, and reports what is on the page.
+// Drives the console in headless Chromium for a test, with mouse and keyboard, and reports the content of the page.
 //
-//   node console.js FOLDER          FOLDER is where the browser may keep its profile, and where pictures go
+//   node console.js FOLDER          FOLDER holds the browser's profile and screenshots
 //
-// Commands come on stdin and events go to stdout, each a line of JSON. Every command names its page in `as`, every
-// event in `of`, and every command is answered:
+// Reads commands from stdin and writes events to stdout, each a line of JSON. Every command names its page in `as`,
+// every event in `of`, and every command has an event as its reply:
 //
 //   {"do":"open","as":"a","url":"http://…","width":1280,"height":800,"scheme":"dark"}      {"of":"a","event":"opened"}
 //   {"do":"fill","as":"a","selector":"#names","value":"db1"}     {"do":"click","as":"a","selector":"#clear"}
 //   {"do":"press","as":"a","keys":["Tab","Enter"]}               {"do":"type","as":"a","text":"db1"}
-//   {"do":"reload","as":"a"}    {"do":"picture","as":"a","name":"desktop-dark"} 
+//   {"do":"reload","as":"a"}    {"do":"picture","as":"a","name":"desktop-dark"}
 //                                                                 {"of":"a","event":"done"}
 //   {"do":"look","as":"a"}      {"of":"a","event":"seen","text":"…","console":true,"rows":[…],"bars":[…], …}
 //   {"do":"check","as":"a"}     {"of":"a","event":"checked","violations":[…]}              by axe-core
@@ -35,7 +35,7 @@ function fail (problem) {
   process.exit(1)
 }
 
-if (!fs.existsSync(CHROMIUM)) fail(`${CHROMIUM} is missing: install Debian's package chromium, or say CHROMIUM=…`)
+if (!fs.existsSync(CHROMIUM)) fail(`${CHROMIUM} is missing: install Debian's package chromium, or set CHROMIUM`)
 
 function library (name) {
   try {
@@ -48,7 +48,7 @@ function library (name) {
 const { chromium } = library('playwright-core')
 const axe = library('axe-core').source
 
-// Runs in the page: what a person sees of it.
+// Runs in the page and returns what a user sees.
 function look () {
   const $ = selector => document.querySelector(selector)
   const shown = selector => $(selector) !== null && $(selector).checkVisibility()
@@ -57,7 +57,7 @@ function look () {
   const focus = document.activeElement
   return {
     text: document.body.innerText,
-    // All that is in it, seen or not.
+    // Includes hidden text.
     content: document.body.textContent,
     console: shown('#console'),
     welcome: shown('#welcome'),
@@ -84,9 +84,9 @@ function look () {
     bars: [...document.querySelectorAll('#graph rect')].map(bar => Number(bar.getAttribute('height'))),
     focus: focus.id || focus.textContent.trim(),
     scrolled: $('#scroll').scrollTop,
-    // Elements that stick out to the right of a phone.
+    // Width of the content beyond the screen of a phone.
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-    // And out of its card.
+    // Elements that exceed their card.
     outside: [...document.querySelectorAll('.card *')].filter(element => element.checkVisibility())
       .filter(element => !element.closest('svg, .hidden'))
       .filter(element => element.getBoundingClientRect().right > element.closest('.card').getBoundingClientRect().right - 8)
@@ -97,7 +97,7 @@ function look () {
   }
 }
 
-// A reverse proxy that serves what it stands before below a path.
+// Starts a reverse proxy that serves the server below a path.
 function proxy (to, prefix) {
   const forward = (request, options) => http.request({
     host: '127.0.0.1', port: to, method: request.method, headers: request.headers, path: request.url.slice(prefix.length), ...options
@@ -147,7 +147,7 @@ async function main () {
         if (['error', 'warning'].includes(message.type())) complaints.push(message.text())
       })
       page.on('pageerror', error => complaints.push(String(error)))
-      // All of it comes from one place.
+      // The page may only send requests to its own server.
       page.on('request', request => {
         if (!request.url().startsWith(url) && !request.url().startsWith('data:')) complaints.push(`request: ${request.url()}`)
       })
@@ -169,14 +169,14 @@ async function main () {
     },
     async look ({ as }) {
       const { page, context, complaints } = pages.get(as)
-      // The page is read first: cookies and storage are as old or younger.
+      // Read the page first, so that cookies and storage are not older than the page.
       const seen = await page.evaluate(look)
       const kept = await page.evaluate(() => Object.keys(localStorage))
       const cookies = (await context.cookies()).map(cookie => cookie.name)
       emit(as, 'seen', { ...seen, cookies, kept, complaints })
     },
     async check ({ as }) {
-      // Into the page past its policy, which lets no other script in.
+      // Runs axe despite the page's policy, which allows no other scripts.
       await page(as).evaluate(axe)
       const { violations, passes } = await page(as).evaluate(() => window.axe.run({ resultTypes: ['violations'] }))
       emit(as, 'checked', {
@@ -194,7 +194,7 @@ async function main () {
   }
 
   emit('browser', 'ready', { version: browser.version() })
-  // One after the other, as a person does things.
+  // Run commands one after the other, as a user would.
   let before = Promise.resolve()
   readline.createInterface({ input: process.stdin })
     .on('line', line => {

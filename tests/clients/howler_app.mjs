@@ -1,14 +1,14 @@
-// What a test tells an app that uses the client library, in Node as in a page: each command is a call of the client,
-// and what comes of it, and each event, is told. Commands and events are those of howler.js beside this file.
+// An app that uses the client library and obeys a test, in Node as in a page. Each command is a call of the client;
+// the app reports the result and each event. Commands and events are those of howler.js beside this file.
 
-/** The commands, each a function of a command's fields. `tell(of, event, fields)` says what happened. */
+/** Returns the commands, each a function of a command's fields. `tell(of, event, fields)` reports an event. */
 export function app (Client, tell, WebSocket) {
   const clients = new Map()
   const sessions = new Map()
   const stores = new Map()
   const told = ['connect', 'ready', 'disconnect', 'resync']
 
-  // Keeps a session under a name, so that a second client finds what the first one left.
+  // Keeps a session under a name, so that a second client finds the session of the first.
   function session (name) {
     if (name === undefined || name === null) return name
     if (!sessions.has(name)) sessions.set(name, { cookie: undefined, calls: [] })
@@ -32,7 +32,7 @@ export function app (Client, tell, WebSocket) {
     return { name: error.name, message: error.message, db: error.db, isError: error instanceof Error }
   }
 
-  // Keeps positions under a name: in a page in its storage, where they outlast the page.
+  // Keeps positions under a name. A page keeps them in its storage, which outlasts the page.
   function store (name) {
     if (globalThis.localStorage) return Client.localPositions(name)
     if (!stores.has(name)) stores.set(name, new Map())
@@ -56,7 +56,7 @@ export function app (Client, tell, WebSocket) {
   return {
     make,
 
-    /** So many clients at once, each with the same credentials and subscriptions, in which its name stands for `*`. */
+    /** Makes a number of clients with the same credentials and subscriptions, in which `*` becomes the client's name. */
     fleet ({ name, count, url, logIn, dbs, third }) {
       for (let number = 0; number < count; number++) {
         const as = name + number
@@ -66,7 +66,7 @@ export function app (Client, tell, WebSocket) {
       }
     },
 
-    /** Calls a method; what it returned comes as `settled`. */
+    /** Calls a method and reports its result as `settled`. */
     call ({ as, method, arguments: list = [] }) {
       const settled = more => tell(as, 'settled', { to: method, ...more })
       try {
@@ -81,7 +81,7 @@ export function app (Client, tell, WebSocket) {
       }
     },
 
-    /** Adds listeners that count: with `once`, with `on`, and one that is taken away by `removeListener` or `off`. */
+    /** Adds listeners that count: with `once`, with `on`, and two that `removeListener` and `off` remove. */
     count ({ as, event }) {
       const client = clients.get(as)
       const counts = { once: 0, on: 0, off: 0, removed: 0 }
@@ -95,10 +95,10 @@ export function app (Client, tell, WebSocket) {
       client.removeListener(event, removed)
     },
 
-    /** What a session kept under a name holds, and what was done to it. */
+    /** Reports the session kept under a name, and the calls of its methods. */
     session: ({ as, name }) => tell(as, 'session-kept', sessions.get(name)),
 
-    /** A sign that all that was told before has been done. */
+    /** Reports that all commands before have been executed. */
     echo: ({ as }) => tell(as, 'echo')
   }
 }

@@ -1,20 +1,20 @@
 'use strict'
-// Drives the client library in headless Chromium for a test: on pages of another origin than the server's.
+// Drives the client library in headless Chromium for a test, on pages of another origin than the server's.
 //
-//   node howler_page.js FOLDER          FOLDER is where the browser may keep its profile
+//   node howler_page.js FOLDER          FOLDER holds the browser's profile
 //
-// Commands and events are those of howler.js; every client has a page of its own, in a profile of its own. Besides:
+// Commands and events are those of howler.js; every client has its own page and profile. Additional ones:
 //
-//   {"do":"open","as":"a"}          a page; {"library":"http://…/howler.js"} imports the library from there,
+//   {"do":"open","as":"a"}          opens a page; {"library":"http://…/howler.js"} imports the library from there,
 //                                   {"origin":"https://…"} makes it a page of the server's own origin
-//   {"do":"reload","as":"a"}        loads the page again: the app starts again
+//   {"do":"reload","as":"a"}        reloads the page, which restarts the app
 //   {"do":"offline","as":"a","is":true}           {"do":"page-event","as":"a","event":"online","on":"window"}
-//   {"do":"hide","as":"a","is":true}              the visibility that the page sees
+//   {"do":"hide","as":"a","is":true}              sets the visibility of the page
 //   {"do":"cookies","as":"a"}       {"do":"complaints","as":"a"}       {"do":"close","as":"a"}       {"do":"end"}
 //
 //   {"of":"browser","event":"ready"}
 //   {"of":"a","event":"opened"|"closed"}          {"of":"a","event":"cookies","cookies":[…]}
-//   {"of":"a","event":"complaints","complaints":["what stands in the console, and uncaught errors"]}
+//   {"of":"a","event":"complaints","complaints":["messages of the console, and uncaught errors"]}
 
 const fs = require('node:fs')
 const http = require('node:http')
@@ -41,7 +41,7 @@ function library (name) {
   }
 }
 
-if (!fs.existsSync(CHROMIUM)) fail(`${CHROMIUM} is missing: install Debian's package chromium, or say CHROMIUM=…`)
+if (!fs.existsSync(CHROMIUM)) fail(`${CHROMIUM} is missing: install Debian's package chromium, or set CHROMIUM`)
 const { chromium } = library('playwright-core')
 
 const modules = {
@@ -49,7 +49,7 @@ const modules = {
   '/howler_app.mjs': path.join(__dirname, 'howler_app.mjs')
 }
 
-// The page: `library` in its query says where the client library comes from.
+// The page imports the client library from the URL in `library` of its query.
 const page = `<!doctype html><link rel="icon" href="data:,"><script type="module">
   import { app } from '/howler_app.mjs'
   const library = new URLSearchParams(location.search).get('library') || '/howler.js'
@@ -72,7 +72,7 @@ const files = http.createServer((request, response) => {
 async function main () {
   const browser = await chromium.launch({
     executablePath: CHROMIUM,
-    // A page that this script makes up comes from nowhere, and may else not go to this machine.
+    // Chromium would not let a page that this script fulfills send requests to this machine.
     args: [
       '--disable-features=LocalNetworkAccessChecks',
       '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
@@ -94,7 +94,7 @@ async function main () {
       page.on('pageerror', error => complaints.push(String(error)))
       await page.exposeFunction('emit', emit)
       pages.set(as, { page, context, complaints })
-      // Beside what the server has there, as a proxy before it would do.
+      // Adds the app's files to those of the server, as a proxy would do.
       for (const path of origin === files.origin ? [] : ['/app', '/howler_app.mjs']) {
         await context.route(origin + path, route => route.fulfill(file(path)))
       }
@@ -137,7 +137,7 @@ async function main () {
   }
 
   emit('browser', 'ready')
-  // Commands run one after the other, so that a page exists before the next command for it.
+  // Run commands one after the other, so that a page exists before the next command for it.
   let before = Promise.resolve()
   readline.createInterface({ input: process.stdin })
     .on('line', line => {

@@ -1,8 +1,8 @@
-// The client library against a server that does as a test says: what a real one cannot be made to do at will.
+// The client library against a scripted server, for cases that a test cannot cause in a real one.
 //
 //   node --test --test-force-exit --test-timeout=55000 howler_scripted.mjs
 //
-// Forced to exit, because a client whose test failed goes on trying.
+// The exit is forced, because a client whose test failed keeps reconnecting.
 
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
@@ -12,11 +12,11 @@ import WebSocket, { WebSocketServer } from 'ws'
 import Client from '../../src/web/howler.js'
 
 const PASSWORD = 'zq7-user-secret'
-// Longest wait for something that is to happen.
+// Longest wait for an expected event, in milliseconds.
 const SOON = 10_000
-// After it, what would have happened is taken not to happen.
+// Time after which an event counts as absent, in milliseconds.
 const A_MOMENT = 150
-// Waits between tries that no test has time for otherwise.
+// A short backoff for tests.
 const quick = { initial: 20, maximum: 100 }
 
 const moment = (milliseconds = A_MOMENT) => new Promise(resolve => setTimeout(resolve, milliseconds))
@@ -29,7 +29,7 @@ async function until (condition, what) {
   }
 }
 
-// A server with positions, as PROTOCOL says; `answers` replaces what it does at an operation.
+// A server with positions according to PROTOCOL.md; `answers` overrides the reply to an operation.
 class Server {
   static async start (port = 0) {
     const server = new Server()
@@ -100,7 +100,7 @@ class Server {
     return { ok: true }
   }
 
-  // A database changes, whether somebody hears it or not.
+  // Changes a database and notifies its subscribers.
   change (db, position) {
     this.positions.set(db, position)
     for (const client of this.clients) {
@@ -112,7 +112,7 @@ class Server {
     for (const client of this.clients) client.tell(message)
   }
 
-  // Every connection breaks; nobody says goodbye.
+  // Breaks every connection without a goodbye.
   cut () {
     for (const { socket } of this.clients) socket.terminate()
   }
@@ -127,7 +127,7 @@ class Server {
   }
 }
 
-// A client whose events are written down.
+// Makes a client that records its events.
 function connect (server, session, options = {}) {
   const client = new Client(server.url, session, { WebSocket, backoff: quick, ...options })
   client.log = []
@@ -141,7 +141,7 @@ function connect (server, session, options = {}) {
   return client
 }
 
-// A test with a server of its own, and no client that goes on after it.
+// Runs a test with its own server, and stops its clients afterwards.
 function scripted (name, body) {
   test(name, { timeout: 30_000 }, async context => {
     const server = await Server.start()
@@ -165,7 +165,7 @@ const failure = name => error => {
   return true
 }
 
-// ---- sessions and log-ins
+// ---- sessions and logins
 
 scripted('speaks howler.v1 below a path', async (server, start) => {
   const client = start()
@@ -185,7 +185,7 @@ scripted('speaks howler.v1 below a path', async (server, start) => {
   assert.throws(() => new Client(server.url, null, { WebSocket: 1 }), failure('TypeError'))
 })
 
-scripted('of two log-ins the last wins', async (server, start) => {
+scripted('the last of two logins wins', async (server, start) => {
   const client = start()
   const first = client.logIn('first', PASSWORD)
   const second = client.logIn('second', PASSWORD)
@@ -193,7 +193,7 @@ scripted('of two log-ins the last wins', async (server, start) => {
   await second
   assert.deepEqual(server.of('log-in').map(({ username }) => username), ['second'])
   assert.equal(server.clients.length, 1)
-  // Also when the first has come further, and when somebody is logged in.
+  // Also if the first login has been sent, and if the client is logged in.
   server.answers['log-in'] = ({ username }) => username === 'fourth' && server['log-in']()
   const third = client.logIn('third', PASSWORD)
   await until(() => server.of('log-in').length === 2)
@@ -204,7 +204,7 @@ scripted('of two log-ins the last wins', async (server, start) => {
   assert.deepEqual(client.log, ['connect', 'ready', 'disconnect', 'connect', 'ready'])
 })
 
-scripted('a call made by a listener wins over the call that it hears of', async (server, start) => {
+scripted('a call in a listener replaces the call that caused the event', async (server, start) => {
   const client = start()
   await client.logIn('u', PASSWORD)
   let nested
@@ -225,7 +225,7 @@ scripted('a call made by a listener wins over the call that it hears of', async 
   assert.equal(server.clients.length, 0)
 })
 
-scripted('a refused log-in rejects and is not tried again', async (server, start) => {
+scripted('a refused login rejects and is not retried', async (server, start) => {
   const client = start()
   for (const name of ['NotAuthenticatedError', 'AccountLockedError', 'ServiceUnavailableError', 'LimitError']) {
     server.answers['log-in'] = () => ({ error: name, message: 'no' })
@@ -238,7 +238,7 @@ scripted('a refused log-in rejects and is not tried again', async (server, start
   await client.logIn('u', PASSWORD)
 })
 
-scripted('a log-in waits as long as the server says', async (server, start) => {
+scripted('a login waits as long as the server requires', async (server, start) => {
   const client = start()
   for (const name of ['LimitError', 'ServiceUnavailableError']) {
     let refused
@@ -254,7 +254,7 @@ scripted('a log-in waits as long as the server says', async (server, start) => {
   }
 })
 
-scripted('a session is used at the next start, and again until CouchDB is back', async (server, start) => {
+scripted('a stored session is used at the start, and retried until CouchDB is available', async (server, start) => {
   let refusals = 3
   server.answers['log-in'] = request => refusals-- > 0 ? { error: 'ServiceUnavailableError', message: 'no' } : server['log-in'](request)
   const session = { get: async () => 'AuthSession=kept', set: cookie => { session.kept = cookie }, clear: () => { session.cleared = true } }
@@ -262,7 +262,7 @@ scripted('a session is used at the next start, and again until CouchDB is back',
   await until(() => client.count('ready') === 1)
   assert.deepEqual(server.of('log-in'), Array(4).fill({ op: 'log-in', cookie: 'AuthSession=kept' }))
   assert.equal(client.count('error'), 3)
-  assert.equal(session.kept, 'AuthSession=1; Path=/; HttpOnly', 'the cookie that is now valid')
+  assert.equal(session.kept, 'AuthSession=1; Path=/; HttpOnly', 'the stored cookie is the new one')
   server.tell({ event: 'session', cookie: 'AuthSession=renewed' })
   await until(() => client.count('session') === 1)
   assert.deepEqual(client.log[client.log.length - 1], ['session', 'AuthSession=renewed'])
@@ -273,7 +273,7 @@ scripted('a session is used at the next start, and again until CouchDB is back',
   assert.equal(session.cleared, undefined)
 })
 
-scripted('an expired session ends the tries, and is forgotten unless another took its place', async (server, start) => {
+scripted('an expired session ends the retries, and is cleared unless replaced', async (server, start) => {
   const session = { kept: 'AuthSession=old', get: () => session.kept, set: cookie => { session.kept = cookie }, clear: () => { session.kept = null } }
   server.answers['log-in'] = ({ cookie }) =>
     cookie === 'AuthSession=old' ? { error: 'NotAuthenticatedError', message: 'expired' } : server['log-in']()
@@ -283,18 +283,18 @@ scripted('an expired session ends the tries, and is forgotten unless another too
   await moment()
   assert.equal(server.of('log-in').length, 1)
   await client.logIn('u', PASSWORD)
-  // Another tab of the app has logged in meanwhile; this one's session has expired.
+  // Another tab of the app has logged in, and the session of this client has expired.
   server.answers['log-in'] = ({ cookie }) => cookie === 'AuthSession=young' ? server['log-in']() : { error: 'NotAuthenticatedError', message: 'expired' }
   session.kept = 'AuthSession=young'
   server.cut()
   await until(() => client.count('ready') === 2)
   assert.equal(client.count('error'), 1)
-  // Nor does a wrong cookie that the app tries end the session that is kept.
+  // An invalid cookie from the app does not clear the stored session.
   const { kept } = session
   await assert.rejects(client.logIn(null, null, 'AuthSession=forged'), failure('NotAuthenticatedError'))
   assert.equal(session.kept, kept)
   await client.logIn(null, null, 'AuthSession=young')
-  // A name that CouchDB has locked is a session all the same.
+  // A locked account does not clear the session.
   server.answers['log-in'] = () => ({ error: 'AccountLockedError', message: 'locked' })
   server.cut()
   await until(() => client.count('error') === 2)
@@ -303,16 +303,16 @@ scripted('an expired session ends the tries, and is forgotten unless another too
   assert.equal(client.isConnected(), false)
 })
 
-scripted('log-out forgets the session, whatever the server does', async (server, start) => {
+scripted('a log-out clears the session, whatever the server does', async (server, start) => {
   const session = { kept: undefined, get: () => session.kept, set: cookie => { session.kept = cookie }, clear: () => { session.kept = null } }
   const client = start(session, { logOutMilliseconds: 100 })
   await client.logIn('u', PASSWORD)
   await client.subscribe('db')
-  // A renewed session that crosses the log-out is not kept.
+  // A session renewed during the log-out is not stored.
   server.answers['log-out'] = (_, { tell }) => { tell({ event: 'session', cookie: 'AuthSession=late' }) }
   await client.logOut()
   assert.deepEqual([session.kept, client.isConnected(), client.log], [null, false, ['connect', 'ready', 'disconnect']])
-  // Not connected there is nothing to tell the server; a log-in that is under way is given up.
+  // Without a connection the server receives no request; a login in progress is aborted.
   await client.logOut()
   server.answers['log-in'] = () => {}
   const given = assert.rejects(client.logIn('u', PASSWORD), failure('AbortError'))
@@ -322,13 +322,13 @@ scripted('log-out forgets the session, whatever the server does', async (server,
   delete server.answers['log-in']
   await client.logIn('u', PASSWORD)
   assert.deepEqual(server.of('subscribe').length, 2, 'subscriptions are kept')
-  // A connection that breaks meanwhile is not made again.
+  // The client does not replace a connection that breaks during the log-out.
   server.answers['log-out'] = (_, { socket }) => { socket.terminate() }
   await client.logOut()
   await moment()
   assert.deepEqual([client.isConnected(), server.of('log-in').length], [false, 3])
   await client.logIn('u', PASSWORD)
-  // A session that cannot be cleared is told, and the log-out done all the same.
+  // The client reports a session that cannot be cleared, and still logs out.
   session.clear = async () => { throw new Error('disk full') }
   await assert.rejects(client.logOut(), /disk full/)
   assert.equal(client.isConnected(), false)
@@ -336,9 +336,9 @@ scripted('log-out forgets the session, whatever the server does', async (server,
   assert.equal(server.clients.length, 0)
 })
 
-scripted('nothing happens after a stop, in whatever state', async (server, start) => {
+scripted('nothing happens after a stop in any state', async (server, start) => {
   const rejected = []
-  // Its log-in is given up, now or later.
+  // The login is aborted, now or later.
   const logIn = client => { rejected.push(assert.rejects(client.logIn('u', PASSWORD), failure('AbortError'))) }
   const states = {
     'before everything': () => {},
@@ -392,14 +392,14 @@ scripted('nothing happens after a stop, in whatever state', async (server, start
     server.answers = {}
     server.hello = { epoch: '1' }
     client.stop()
-    assert.ok(await client.logIn('u', PASSWORD), `it can be used again: ${state}`)
+    assert.ok(await client.logIn('u', PASSWORD), `the client can be used again: ${state}`)
     assert.ok(client.isConnected(), state)
     client.stop()
     await until(() => server.clients.length === 0)
   }
 })
 
-scripted('errors of the session store are told', async (server, start) => {
+scripted('errors of the session store are reported', async (server, start) => {
   const broken = async () => { throw new Error('disk full') }
   const client = start({ get: broken, set: broken, clear () {} })
   await until(() => client.count('error') === 1)
@@ -409,7 +409,7 @@ scripted('errors of the session store are told', async (server, start) => {
 
 // ---- connections
 
-scripted('goodbye says when to come back', async (server, start) => {
+scripted('a goodbye sets the time of the next attempt', async (server, start) => {
   const client = start()
   await client.logIn('u', PASSWORD)
   server.tell({ event: 'goodbye', reason: 'shutting-down', retry_after_ms: 500 })
@@ -419,7 +419,7 @@ scripted('goodbye says when to come back', async (server, start) => {
   assert.ok(Date.now() - gone >= 490, `${Date.now() - gone} ms`)
 })
 
-scripted('no hurry of the browser shortens what the server asked for', async (server, start, context) => {
+scripted('an online event does not shorten the wait that the server asked for', async (server, start, context) => {
   const page = new EventTarget()
   globalThis.addEventListener = page.addEventListener.bind(page)
   globalThis.removeEventListener = page.removeEventListener.bind(page)
@@ -437,7 +437,7 @@ scripted('no hurry of the browser shortens what the server asked for', async (se
   await until(() => client.count('ready') === 2)
   assert.ok(server.opened[1] - gone >= 490, `${server.opened[1] - gone} ms`)
   client.stop()
-  // Its own waits it does shorten.
+  // The event does shorten the backoff of the client.
   const patient = start(undefined, { backoff: { initial: 1e9, maximum: 1e9 } })
   await patient.logIn('u', PASSWORD)
   server.cut()
@@ -446,7 +446,7 @@ scripted('no hurry of the browser shortens what the server asked for', async (se
   await until(() => patient.count('ready') === 2)
 })
 
-scripted('a wait that timers cannot count is not taken for none', async (server, start) => {
+scripted('a wait beyond the range of timers does not become zero', async (server, start) => {
   for (const [how, options] of [['asked for', {}], ['by itself', { backoff: { initial: 1e12, maximum: 1e12 } }]]) {
     const client = start(undefined, options)
     await client.logIn('u', PASSWORD)
@@ -458,7 +458,7 @@ scripted('a wait that timers cannot count is not taken for none', async (server,
   }
 })
 
-scripted('waits between tries grow, with chance in them', async (server, start) => {
+scripted('the backoff grows and is random', async (server, start) => {
   const client = start(undefined, { backoff: { initial: 100, factor: 2, maximum: 400 } })
   await client.logIn('u', PASSWORD)
   server.hello = null
@@ -467,26 +467,26 @@ scripted('waits between tries grow, with chance in them', async (server, start) 
   server.cut()
   await until(() => server.opened.length === 8)
   const waits = server.opened.slice(1).map((at, number) => at - server.opened[number])
-  // A tenth of the longest wait at least; and at most all of it, on a machine with time.
+  // Each wait is at least a tenth of its maximum. A slow machine may exceed the maximum.
   waits.forEach((wait, number) => {
     const most = Math.min(400, 100 * Math.pow(2, number + 1))
     assert.ok(wait >= most / 10 - 2 && wait < most + 1000, `wait ${number} of at most ${most}: ${wait} ms`)
   })
-  assert.ok(new Set(waits.slice(1)).size > 2, `by chance: ${waits}`)
+  assert.ok(new Set(waits.slice(1)).size > 2, `random waits: ${waits}`)
 })
 
-scripted('a dead link is found within two heartbeats of its last sign', async (server, start) => {
+scripted('a dead connection is found within two heartbeats of its last message', async (server, start) => {
   const client = start(undefined, { heartbeatMilliseconds: 800 })
   await client.logIn('u', PASSWORD)
   await client.subscribe('db')
-  // What it hears spares it from asking.
+  // Messages from the server replace heartbeats.
   for (let number = 0; number < 10; number++) {
     await moment(100)
     server.change('db', String(number))
   }
   await until(() => client.changes.length === 10)
   assert.equal(server.of('heartbeat').length, 0)
-  // Long enough for some heartbeats, each of which was answered.
+  // The server answers some heartbeats.
   await until(() => server.of('heartbeat').length >= 2)
   assert.equal(client.count('disconnect'), 0)
   await moment(50)
@@ -497,14 +497,14 @@ scripted('a dead link is found within two heartbeats of its last sign', async (s
   assert.ok(last < 2 * 800, `${last} ms`)
 })
 
-scripted('no heartbeat when that is switched off', async (server, start) => {
+scripted('no heartbeats if they are off', async (server, start) => {
   const client = start(undefined, { heartbeatMilliseconds: 0, connectMilliseconds: 100 })
   await client.logIn('u', PASSWORD)
   await moment(300)
   assert.deepEqual([server.of('heartbeat'), client.log], [[], ['connect', 'ready']])
 })
 
-scripted('a server that does not answer is tried again, and a log-in goes on', async (server, start) => {
+scripted('a login is retried at a server that does not answer', async (server, start) => {
   const client = start(undefined, { connectMilliseconds: 500 })
   server.answers['log-in'] = () => { if (server.of('log-in').length > 2) return server['log-in']() }
   assert.ok(await client.logIn('u', PASSWORD))
@@ -513,7 +513,7 @@ scripted('a server that does not answer is tried again, and a log-in goes on', a
   ])
 })
 
-scripted('messages that nobody understands are passed over', async (server, start) => {
+scripted('unknown messages are ignored', async (server, start) => {
   const client = start()
   await client.logIn('u', PASSWORD)
   await client.subscribe('db')
@@ -530,7 +530,7 @@ scripted('messages that nobody understands are passed over', async (server, star
 
 // ---- subscriptions
 
-scripted('subscriptions made before are there when it is ready', async (server, start) => {
+scripted('subscriptions from before the login are active at `ready`', async (server, start) => {
   const client = start()
   await client.subscribe('a')
   await client.subscribe(['b', 'c', 'b'])
@@ -538,12 +538,12 @@ scripted('subscriptions made before are there when it is ready', async (server, 
   client.once('connect', () => { client.subscribe('d'); assert.equal(server.of('subscribe').length, 0) })
   await client.logIn('u', PASSWORD)
   assert.deepEqual([...server.clients[0].dbs].sort(), ['a', 'b', 'd'])
-  assert.deepEqual(client.changes, [], 'what is new is not told as changed')
+  assert.deepEqual(client.changes, [], 'a new subscription does not count as a change')
   await client.subscribe(['a', 'b'])
   assert.equal(server.of('subscribe').length, 2, 'nothing is sent twice')
 })
 
-scripted('of subscribe and unsubscribe the last wins', async (server, start) => {
+scripted('the last of subscribe and unsubscribe wins', async (server, start) => {
   const client = start()
   await client.logIn('u', PASSWORD)
   client.subscribe('a')
@@ -556,7 +556,7 @@ scripted('of subscribe and unsubscribe the last wins', async (server, start) => 
   await until(() => client.changes.length > 0)
   assert.deepEqual(client.changes, [['c', 'updated', '1']])
   assert.deepEqual([...server.clients[0].dbs].sort(), ['b', 'c'])
-  // Given up at once, whatever is still on its way.
+  // The client ignores changes as soon as unsubscribe is called.
   server.answers.unsubscribe = () => {}
   client.unsubscribe('c')
   server.change('c', '2')
@@ -565,7 +565,7 @@ scripted('of subscribe and unsubscribe the last wins', async (server, start) => 
   assert.deepEqual(client.changes.slice(1), [['b', 'updated', '1']])
 })
 
-scripted('an answer about what was given up meanwhile changes nothing', async (server, start) => {
+scripted('a reply about an ended subscription changes nothing', async (server, start) => {
   const client = start()
   await client.logIn('u', PASSWORD)
   for (const answered of [{ ok: true, dbs: { gone: '1' }, changed: ['gone'] }, { error: 'LimitError', message: 'no' }]) {
@@ -581,7 +581,7 @@ scripted('an answer about what was given up meanwhile changes nothing', async (s
   assert.deepEqual([client.changes, client.log], [[], ['connect', 'ready']])
 })
 
-scripted('subscribe does not wait for ever', async (server, start) => {
+scripted('subscribe settles if the connection breaks', async (server, start) => {
   const client = start()
   await client.logIn('u', PASSWORD)
   let answer = false
@@ -592,10 +592,10 @@ scripted('subscribe does not wait for ever', async (server, start) => {
   server.cut()
   await lost
   await until(() => client.count('ready') === 2)
-  assert.deepEqual([...server.clients[0].dbs], ['a'], 'it is kept')
+  assert.deepEqual([...server.clients[0].dbs], ['a'], 'the subscription is kept')
 })
 
-scripted('names are just names', async (server, start) => {
+scripted('names may have any characters', async (server, start) => {
   const client = start()
   const names = ['__proto__', 'constructor', 'toString', 'a/b+$()', 'äöü-€-😀', '"\\']
   await client.logIn('u', PASSWORD)
@@ -616,7 +616,7 @@ scripted('names are just names', async (server, start) => {
   await client.subscribe('ü'.repeat(128))
 })
 
-scripted('many subscriptions go in messages that the server takes', async (server, start) => {
+scripted('many subscriptions are split into messages below the limit', async (server, start) => {
   const client = start()
   const names = Array.from({ length: 2000 }, (_, number) => `${number}"\n`.padEnd(100, '€').slice(0, 80))
   await client.subscribe(names)
@@ -624,11 +624,11 @@ scripted('many subscriptions go in messages that the server takes', async (serve
   await client.unsubscribe(names.slice(1))
   const sizes = server.asked.map(({ bytes }) => bytes)
   assert.ok(Math.max(...sizes) <= 65536 && Math.max(...sizes) > 50000, sizes.join())
-  assert.ok(server.of('subscribe').length < 20, 'few')
+  assert.ok(server.of('subscribe').length < 20, 'few messages')
   assert.deepEqual([...server.clients[0].dbs], names.slice(0, 1))
 })
 
-scripted('a database that may not be read is told, and given up', async (server, start) => {
+scripted('a forbidden database is reported and not retried', async (server, start) => {
   const client = start()
   await client.logIn('u', PASSWORD)
   server.answers.subscribe = (request, from) => {
@@ -642,16 +642,16 @@ scripted('a database that may not be read is told, and given up', async (server,
   server.change('a', '1')
   await until(() => client.changes.length > 0)
   assert.deepEqual(client.changes, [['a', 'updated', '1']])
-  // One that it could read before.
+  // A database that the client could read before.
   server.tell({ event: 'unsubscribed', db: 'a', error: 'ForbiddenError', message: 'no more' })
   await until(() => client.count('error') === 2)
   assert.deepEqual(client.log[client.log.length - 1], ['error', 'ForbiddenError', 'a'])
   server.cut()
   await until(() => client.count('ready') === 2)
-  assert.equal(server.of('subscribe').length, 1, 'neither is asked for again')
+  assert.equal(server.of('subscribe').length, 1, 'the client subscribes to neither again')
 })
 
-scripted('a batch that is refused is told once, and given up', async (server, start) => {
+scripted('a rejected batch is reported once and not retried', async (server, start) => {
   const client = start()
   await client.subscribe(['a', 'b'])
   server.answers.subscribe = () => ({ error: 'LimitError', message: 'too many' })
@@ -663,7 +663,7 @@ scripted('a batch that is refused is told once, and given up', async (server, st
   assert.deepEqual([...server.clients[0].dbs], ['c'])
 })
 
-scripted('what cannot be checked now is kept, and tried again', async (server, start) => {
+scripted('subscriptions that cannot be checked now are retried', async (server, start) => {
   const client = start()
   await client.subscribe(['a', 'b'])
   let refusals = 3
@@ -680,7 +680,7 @@ scripted('what cannot be checked now is kept, and tried again', async (server, s
 
 // ---- listeners
 
-scripted('listeners come and go like those of Node', async (server, start) => {
+scripted('listeners are added and removed as in Node', async (server, start) => {
   const client = start()
   const calls = []
   const a = (...rest) => calls.push(['a', ...rest])
@@ -707,7 +707,7 @@ scripted('listeners come and go like those of Node', async (server, start) => {
 
 // ---- positions
 
-// A client that has dealt with position 1 of `a` and `b`, and is away.
+// Makes a client store position 1 of `a` and `b`.
 async function away (server, client) {
   for (const name of ['a', 'b']) server.positions.set(name, '1')
   await client.subscribe(['a', 'b'])
@@ -722,7 +722,7 @@ async function back (server, client) {
   return client.changes.splice(0)
 }
 
-scripted('what changed meanwhile is told, and nothing else', async (server, start) => {
+scripted('a returning client reports what changed, and nothing else', async (server, start) => {
   const client = start()
   await away(server, client)
   assert.deepEqual(server.of('subscribe')[0], { op: 'subscribe', dbs: { a: null, b: null } })
@@ -730,7 +730,7 @@ scripted('what changed meanwhile is told, and nothing else', async (server, star
   assert.deepEqual(await back(server, client), [['a', undefined, '2']])
   assert.deepEqual(server.of('subscribe')[1], { op: 'subscribe', epoch: '1', dbs: { a: '1', b: '1' } })
   assert.deepEqual(await back(server, client), [])
-  // A position that means the same to everyone may be a lower one.
+  // A different position counts as a change, even a lower one.
   server.positions.set('b', '0')
   assert.deepEqual(await back(server, client), [['b', undefined, '0']])
 })
@@ -741,13 +741,13 @@ scripted('a server without positions makes everything count as changed', async (
   server.answers.subscribe = () => ({ ok: true })
   await client.subscribe(['a', 'b'])
   await client.logIn('u', PASSWORD)
-  assert.deepEqual(client.changes, [], 'what is new is new')
+  assert.deepEqual(client.changes, [], 'a new subscription does not count as a change')
   assert.deepEqual(await back(server, client), [['a', undefined, undefined], ['b', undefined, undefined]])
   delete server.answers.subscribe
   server.hello = { epoch: '1' }
   server.positions.set('a', '1')
   assert.deepEqual((await back(server, client)).map(([name]) => name), ['a', 'b'])
-  assert.deepEqual((await back(server, client)).map(([name]) => name), ['b'], 'whose position is still not known')
+  assert.deepEqual((await back(server, client)).map(([name]) => name), ['b'], 'the position of b is still unknown')
 })
 
 scripted('another epoch makes everything count as changed, once', async (server, start) => {
@@ -756,13 +756,13 @@ scripted('another epoch makes everything count as changed, once', async (server,
   server.hello.epoch = '2'
   assert.deepEqual(await back(server, client), [['a', undefined, '1'], ['b', undefined, '1']])
   assert.deepEqual(await back(server, client), [])
-  // Also where the server does not compare epochs.
+  // Also if the server does not compare epochs.
   server.hello.epoch = '2a'
   server.answers.subscribe = () => ({ ok: true, dbs: { a: '1', b: '1' }, changed: [] })
   assert.deepEqual(await back(server, client), [['a', undefined, '1'], ['b', undefined, '1']])
   delete server.answers.subscribe
   for (const name of ['a', 'b']) server.clients[0].dbs.add(name)
-  // On an open connection, with a resync.
+  // On an open connection with a resync.
   server.hello.epoch = '3'
   server.tell({ event: 'hello', ...server.hello })
   server.tell({ event: 'resync', reason: 'another epoch' })
@@ -771,17 +771,17 @@ scripted('another epoch makes everything count as changed, once', async (server,
   assert.deepEqual(client.log[client.log.length - 1], ['resync', { reason: 'another epoch' }])
   server.change('a', '2')
   await until(() => client.changes.splice(0).length === 1)
-  // Of `b` no position of this epoch was told.
+  // The client has no position of `b` in this epoch.
   assert.deepEqual(await back(server, client), [['b', undefined, '1']])
   const sent = server.of('subscribe').slice(-2)
   assert.deepEqual(sent.map(({ epoch, dbs }) => [epoch, { ...dbs }]), [['3', { a: '2' }], ['2a', { b: '1' }]])
   assert.deepEqual(await back(server, client), [])
 })
 
-scripted('an epoch that the server did not know at first is taken from its answer', async (server, start) => {
+scripted('an epoch that the server did not know at first is read from its reply', async (server, start) => {
   const client = start()
   await away(server, client)
-  // It has just started, and finds out later.
+  // The server has just started and reads the epoch later.
   server.hello = {}
   server.epoch = '1'
   server.positions.set('b', '2')
@@ -789,7 +789,7 @@ scripted('an epoch that the server did not know at first is taken from its answe
   server.change('a', '2')
   await until(() => client.changes.splice(0).length === 1)
   assert.deepEqual(await back(server, client), [])
-  // A position without an epoch is none.
+  // A position without an epoch is unknown.
   server.epoch = undefined
   assert.deepEqual((await back(server, client)).length, 2)
   server.change('a', '3')
@@ -798,20 +798,20 @@ scripted('an epoch that the server did not know at first is taken from its answe
   assert.deepEqual(await back(server, client), [['a', undefined, '3']])
 })
 
-scripted('a change is remembered when its listeners are through', async (server, start) => {
+scripted('a position is stored when all listeners have finished', async (server, start) => {
   const client = start()
   await away(server, client)
   let finish
   client.on('change', () => new Promise(resolve => { finish = resolve }))
   server.change('a', '2')
   await until(() => finish)
-  // Told again: for all that the client knows the app did not get to it.
+  // The client reports the change again, because the app may not have handled it.
   assert.deepEqual(await back(server, client), [['a', 'updated', '2'], ['a', undefined, '2']])
   finish()
   await moment(20)
   assert.deepEqual(await back(server, client), [])
   assert.deepEqual(server.of('subscribe').slice(-1)[0].dbs, { a: '2', b: '1' })
-  // Nor is one forgotten whose position has become that of another epoch.
+  // Also if the epoch changes before the listener finishes.
   finish = null
   server.change('a', '3')
   await until(() => finish)
@@ -824,7 +824,7 @@ scripted('a change is remembered when its listeners are through', async (server,
   assert.deepEqual((await back(server, client)).map(([name]) => name), ['a', 'b'])
 })
 
-scripted('a listener that is through late takes no position back', async (server, start) => {
+scripted('a listener that finishes late does not restore an older position', async (server, start) => {
   const stored = new Map()
   const client = start(undefined, { positions: stored })
   await away(server, client)
@@ -839,7 +839,7 @@ scripted('a listener that is through late takes no position back', async (server
   assert.equal(stored.get('a'), '1 3')
 })
 
-scripted('a change without a position is told, and told again when in doubt', async (server, start) => {
+scripted('a change without a position is reported, and again after a reconnect', async (server, start) => {
   const client = start()
   await away(server, client)
   server.positions.set('a', '2-f')
@@ -850,7 +850,7 @@ scripted('a change without a position is told, and told again when in doubt', as
   assert.deepEqual(await back(server, client), [])
 })
 
-scripted('a store carries positions over a restart of the app', async (server, start) => {
+scripted('a store keeps positions across a restart of the app', async (server, start) => {
   const stored = new Map()
   const later = (result, ...rest) => new Promise(resolve => setTimeout(() => resolve(result(...rest))))
   const positions = { get: name => later(() => stored.get(name)), set: (name, known) => later(() => stored.set(name, known)) }
@@ -863,14 +863,14 @@ scripted('a store carries positions over a restart of the app', async (server, s
   await second.subscribe(['a', 'b'])
   await second.logIn('u', PASSWORD)
   assert.deepEqual(second.changes.splice(0), [['b', undefined, '2']])
-  // Given up and asked for again: what came meanwhile is told.
+  // After unsubscribe and subscribe the client reports the change in between.
   await second.unsubscribe('a')
   server.change('a', '2')
   await moment(20)
   assert.deepEqual(second.changes, [])
   await second.subscribe('a')
   assert.deepEqual(second.changes.splice(0), [['a', undefined, '2']])
-  // A store that cannot be read or written costs a change more, never one less.
+  // A store that fails may cause an additional change, never a missing one.
   const broken = async () => { throw new Error('disk full') }
   const third = start(undefined, { positions: { get: broken, set: broken } })
   await third.subscribe('a')
@@ -878,7 +878,7 @@ scripted('a store carries positions over a restart of the app', async (server, s
   assert.deepEqual(third.changes, [['a', undefined, '2']])
 })
 
-scripted('a listener that throws keeps nobody from hearing', async (server, start, context) => {
+scripted('a listener that throws does not affect other listeners', async (server, start, context) => {
   const client = start()
   const thrown = []
   process.on('uncaughtException', remember)
@@ -896,5 +896,5 @@ scripted('a listener that throws keeps nobody from hearing', async (server, star
   assert.deepEqual(thrown, ['of the app'])
   client.changes = []
   fails = false
-  assert.deepEqual(await back(server, client), [['a', undefined, '2']], 'it is told again')
+  assert.deepEqual(await back(server, client), [['a', undefined, '2']], 'the change is reported again')
 })

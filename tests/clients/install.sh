@@ -1,9 +1,9 @@
 #!/bin/sh
 # Installs the client libraries that tests/real_clients.rs drives: those of npm into node_modules beside this
-# file, those of PyPI into virtual environments in cargo's target folder. Does nothing where all is in place.
+# file, those of PyPI into virtual environments in cargo's target folder. Skips what is up to date.
 #
 #   install.sh           installs what is missing or out of date
-#   install.sh --check   only says whether that would be anything (exit code 1)
+#   install.sh --check   installs nothing; exits with code 1 if anything is missing or out of date
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -20,7 +20,7 @@ fail() {
     exit 1
 }
 
-# current STAMP FILE: whether the stamp was made for what the file holds now.
+# current STAMP FILE: succeeds if the stamp was made for the present content of the file.
 current() {
     [ -f "$1" ] && [ "$(cat "$1")" = "$(sha256sum <"$2")" ]
 }
@@ -41,7 +41,7 @@ if ! current "$stamp" "$here/package-lock.json"; then
     sha256sum <"$here/package-lock.json" >"$stamp"
 fi
 
-# Without ensurepip Debian's python3 makes no environment that has pip: that is in a package of its own.
+# Debian's python3 needs the package python3-venv (ensurepip) to make environments with pip.
 ready_for_venv() {
     python3 -c 'import ensurepip, venv' 2>/dev/null && return
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

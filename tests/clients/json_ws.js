@@ -1,11 +1,11 @@
 'use strict'
-// Speaks howler.v1 for a test with nothing but `ws`. Commands and events are those of socket_io.js, so that
-// one test drives both; the credentials stand in `query` there, and never in the URL here.
+// Speaks howler.v1 for a test using only `ws`. Commands and events are those of socket_io.js, so that one
+// test drives both. The credentials are in `query`, but this client does not send them in the URL.
 
 const readline = require('node:readline')
 const WebSocket = require('ws')
 
-// After a goodbye the server says how long to wait before the next try; otherwise this.
+// Wait before the next attempt, unless a goodbye gave another one.
 const RETRY_MS = 500
 const clients = new Map()
 

@@ -1,7 +1,7 @@
-"""Speaks howler.v1 for a test with nothing but `websockets`.
+"""Speaks howler.v1 for a test using only `websockets`.
 
-Commands and events are those of socket_io.js, so that one test drives both; the credentials stand in
-`query` there, and never in the URL here.
+Commands and events are those of socket_io.js, so that one test drives both. The credentials are in `query`,
+but this client does not send them in the URL.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class Client:
         self.socket = None
 
     async def run(self):
-        # `async for` connects again, with its own pauses, for as long as it is asked for a connection.
+        # `async for` reconnects with its own backoff until this loop returns.
         async for self.socket in connect(self.url, subprotocols=["howler.v1"]):
             self.asked = []
             tell(self.name, "connect")
@@ -90,7 +90,7 @@ async def main():
         command = json.loads(line)
         if command["do"] == "connect":
             client = clients[command["as"]] = Client(command)
-            # Kept, because the loop itself holds tasks weakly; and an error of one must be seen.
+            # Keep the task, because the event loop holds only a weak reference, and raise its errors.
             task = loop.create_task(client.run())
             tasks.add(task)
             task.add_done_callback(lambda task: task.result())

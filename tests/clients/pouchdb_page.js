@@ -1,19 +1,19 @@
 'use strict'
-// Runs the PouchDB recipe of the manual in headless Chromium for a test, word for word: the page is of another
-// origin than both servers, `PouchDB` is the bundle that apps load, and an import map leads from the address in the
-// recipe to the library that is tested.
+// Runs the PouchDB recipe of the manual unchanged in headless Chromium for a test. The page has another origin than
+// both servers, `PouchDB` is the bundle that apps load, and an import map replaces the URL in the recipe by that of
+// the library under test.
 //
-//   node pouchdb_page.js FOLDER          FOLDER is where the browser may keep its profile
+//   node pouchdb_page.js FOLDER          FOLDER holds the browser's profile
 //
-// Commands come on stdin and events go to stdout, each a line of JSON. A profile outlives its page, as an app's
-// data do:
+// Reads commands from stdin and writes events to stdout, each a line of JSON. A profile outlives its page, as the
+// data of an app do:
 //
 //   {"of":"browser","event":"ready","version":"…"}
 //
 //   {"do":"open","as":"a","recipe":"import Client from …","library":"http://…/howler.js","options":{…}}
 //                                  options of the recipe's `startSync`
-//   {"do":"write","as":"a","db":"garden","doc":{"_id":"x",…}}        to the local database, as an app does
-//   {"do":"find","as":"a","db":"garden","doc":{"_id":"x",…}}         waits for such a document in it
+//   {"do":"write","as":"a","db":"garden","doc":{"_id":"x",…}}        writes to the local database
+//   {"do":"find","as":"a","db":"garden","doc":{"_id":"x",…}}         waits for such a document there
 //   {"do":"network","as":"a","offline":true}
 //   {"do":"close","as":"a"}        {"do":"end"}
 //
@@ -28,7 +28,7 @@ const readline = require('node:readline')
 if (process.argv[2]) process.env.TMPDIR = process.argv[2]
 const CHROMIUM = process.env.CHROMIUM || '/usr/bin/chromium'
 
-/** Where the recipe imports the library from. */
+/** URL from which the recipe imports the library. */
 const LIBRARY = 'https://howler.example.com/howler.js'
 
 function emit (of, event, more) {
@@ -40,7 +40,7 @@ function fail (problem) {
   process.exit(1)
 }
 
-if (!fs.existsSync(CHROMIUM)) fail(`${CHROMIUM} is missing: install Debian's package chromium, or say CHROMIUM=…`)
+if (!fs.existsSync(CHROMIUM)) fail(`${CHROMIUM} is missing: install Debian's package chromium, or set CHROMIUM`)
 
 function library (name) {
   try {
@@ -53,7 +53,7 @@ function library (name) {
 const { chromium } = require(library('playwright-core'))
 const bundle = fs.readFileSync(library('pouchdb/dist/pouchdb.min.js'))
 
-// The app's own server, with a folder for each app.
+// The web server of the apps, with a folder for each.
 const apps = new Map()
 
 const files = http.createServer((request, response) => {
@@ -66,12 +66,12 @@ const files = http.createServer((request, response) => {
   if (!app) return response.writeHead(404).end()
   if (file === 'pouchdb.min.js') return send('text/javascript', bundle)
   if (file === 'recipe.js') return send('text/javascript', app.recipe)
-  // The icon that browsers ask for otherwise would be missed in the console.
+  // Prevents the request for an icon, whose failure the browser would log in its console.
   send('text/html', `<!doctype html><link rel="icon" href="data:,"><script src="pouchdb.min.js"></script>
     <script type="importmap">${JSON.stringify({ imports: { [LIBRARY]: app.library } })}</script>`)
 })
 
-// Runs in the page: what an app does with the recipe.
+// Runs in the page and uses the recipe as an app does.
 async function start (options) {
   /* global emit */
   const { startSync } = await import('./recipe.js')
@@ -113,7 +113,7 @@ async function main () {
       if (!contexts.has(as)) contexts.set(as, await browser.newContext())
       const page = await contexts.get(as).newPage()
       pages.set(as, page)
-      // Errors that an app would not catch. The console also shows failed requests of the network, which are expected.
+      // Uncaught errors fail the test. The console also logs failed requests, which are expected.
       page.on('pageerror', error => fail(`the page ${as}: ${error.stack || error}`))
       page.on('console', message => console.error(`${as}: ${message.text()}`))
       await page.exposeFunction('emit', (event, more) => emit(as, event, more))
@@ -136,7 +136,7 @@ async function main () {
   }
 
   emit('browser', 'ready', { version: browser.version() })
-  // Commands run one after the other, so that a page exists before the next command for it.
+  // Run commands one after the other, so that a page exists before the next command for it.
   let before = Promise.resolve()
   readline.createInterface({ input: process.stdin })
     .on('line', line => {

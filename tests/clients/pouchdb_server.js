@@ -1,33 +1,33 @@
 'use strict'
-// A PouchDB Server (express-pouchdb) that a test drives: all of it in memory, behind CORS for every origin, with a
-// `_global_changes` database that is written as CouchDB writes its own. It is no CouchDB, so what follows it
-// is seen to depend on no more than both have.
+// Runs a PouchDB Server (express-pouchdb) for a test: in memory, with CORS for every origin, and with a
+// `_global_changes` database that is written as CouchDB does. A howler that works with it depends only on what
+// CouchDB and PouchDB Server have in common.
 //
 //   node pouchdb_server.js ADMIN PASSWORD USER PASSWORD
 //
-// Commands come on stdin and events go to stdout, each a line of JSON. A request is `howler` when it bears that
-// server's User-Agent, and else `page`:
+// Reads commands from stdin and writes events to stdout, each a line of JSON. A request with howler's User-Agent
+// is from `howler`, any other from `page`:
 //
 //   {"of":"pouchdb","event":"ready","port":5984,"version":"…"}
 //
 //   {"do":"create","db":"garden"}       {"do":"delete","db":"garden"}
-//   {"do":"write","db":"garden","doc":{"_id":"a",…}}     a new revision, whatever the last one was
+//   {"do":"write","db":"garden","doc":{"_id":"a",…}}     writes a new revision after the last one
 //   {"do":"read","db":"garden","id":"a"}
-//   {"do":"hold"}          event documents are put off…            {"do":"release"}      …and written
-//   {"do":"events"}                                      the revisions of the event documents
-//   {"do":"requests"}                                    those of pages since this was asked the last time
-//   {"do":"stall"}         pulls of pages wait…          {"do":"resume"}       …until this
+//   {"do":"hold"}          holds event documents back…             {"do":"release"}      …and writes them
+//   {"do":"events"}                                      returns the revisions of the event documents
+//   {"do":"requests"}                                    returns the requests of pages since the last call
+//   {"do":"stall"}         delays pulls of pages…        {"do":"resume"}       …until this
 //   {"do":"cut"}                                         ends the feed of `howler`, as a crash would
 //
 //   {"of":"pouchdb","event":"ack","to":"create","data":…}
 //   {"of":"pouchdb","event":"ack","to":"read","data":{…}|null}
 //   {"of":"pouchdb","event":"ack","to":"requests","data":{"done":["GET /garden/…"],"open":[]}}
-//   {"of":"pouchdb","event":"request","by":"page"|"howler","line":"GET /garden/a"}      when it is answered, or begun
-//                                                                                       where it is a feed
+//   {"of":"pouchdb","event":"request","by":"page"|"howler","line":"GET /garden/a"}      at the end of a request,
+//                                                                                       or at the start of a feed
 
 const readline = require('node:readline')
 
-/** The beat in which CouchDB writes its event documents, shortened (there: 500 ms). */
+/** Interval at which event documents are written; 500 ms in CouchDB. */
 const TICK_MS = 50
 
 function emit (event, more) {
@@ -47,17 +47,17 @@ function library (name) {
   }
 }
 
-// Each of its files that uses `new Buffer` would warn of it on stderr.
+// Suppresses the warnings about `new Buffer` in express-pouchdb.
 process.noDeprecation = true
 const express = library('express')
 const expressPouchDB = library('express-pouchdb')
 const PouchDB = library('pouchdb-core')
   .plugin(library('pouchdb-adapter-memory'))
-  // Not used, but what guards the databases wants to guard it too.
+  // Unused, but the access checks of express-pouchdb require it.
   .plugin(library('pouchdb-replication'))
   .defaults({})
 
-// Event documents: what happened to databases, one document for each database and kind of event.
+// Event documents, one for each database and kind of event.
 
 const revisions = new Map()
 const watched = new Set()
@@ -66,7 +66,7 @@ let held = false
 let written = Promise.resolve()
 
 function note (kind, db) {
-  // The list of databases that PouchDB Server keeps for itself is none of CouchDB's.
+  // CouchDB has no such database as PouchDB Server's own list of databases.
   if (db === 'pouch__all_dbs__' || db === '_global_changes') return
   due.add(`${kind}:${db}`)
   if (!held) setTimeout(writeEvents, TICK_MS)
@@ -85,7 +85,7 @@ function writeEvents () {
   }).catch(error => fail(`an event document: ${error}`))
 }
 
-// PouchDB says `created` of whatever is opened.
+// PouchDB emits `created` for every database that is opened.
 function watch (db) {
   if (watched.has(db)) return
   watched.add(db)
@@ -95,7 +95,7 @@ function watch (db) {
     .on('error', error => fail(`the changes of ${db}: ${error}`))
 }
 
-// HTTP: what each request was, CORS, and PouchDB Server behind both.
+// HTTP: a record of the requests, CORS, and PouchDB Server behind both.
 
 const requests = []
 const feeds = new Set()
@@ -175,7 +175,7 @@ async function main () {
   app.use(record, cors)
   const server = expressPouchDB({
     mode: 'minimumForPouchDB',
-    // Logins and access. No compression: it would hold a feed back.
+    // Adds logins and access control. Compression would delay a feed.
     overrideMode: {
       include: [
         'config-infrastructure', 'logging-infrastructure', 'routes/authentication', 'routes/authorization',
@@ -199,7 +199,7 @@ async function main () {
     const { port } = listening.address()
     const url = `http://127.0.0.1:${port}`
     const authorization = 'Basic ' + Buffer.from(`${admin}:${adminPassword}`).toString('base64')
-    // Over HTTP, because that is what turns the password into what is kept of it.
+    // Over HTTP, because its handler replaces the password by a hash.
     const put = async (path, body) => {
       const headers = { Authorization: authorization, 'Content-Type': 'application/json' }
       const answer = await fetch(url + path, { method: 'PUT', headers, body: JSON.stringify(body) })
@@ -215,7 +215,7 @@ async function main () {
 process.on('unhandledRejection', error => fail(error.stack || error))
 main().catch(error => fail(error.stack))
 
-// One after the other, so that a test can count on their order.
+// Run commands one after the other, so that a test can rely on their order.
 let before = Promise.resolve()
 readline.createInterface({ input: process.stdin })
   .on('line', line => {

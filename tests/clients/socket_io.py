@@ -25,7 +25,7 @@ def tell(of, event, **more):
 
 
 class Client:
-    """What both flavours share: the arguments, and the handlers, which are plain functions in both."""
+    """The arguments and handlers of both flavours. Handlers are plain functions in both."""
 
     def __init__(self, socket, command):
         self.socket = socket
@@ -40,7 +40,7 @@ class Client:
         if command.get("auth"):
             self.options["auth"] = command["auth"]
         socket.on("connect", lambda: tell(self.name, "connect"))
-        # Since python-socketio 5.12 a handler that takes an argument is given the reason.
+        # Since python-socketio 5.12 a handler with an argument receives the reason.
         socket.on("disconnect", self.disconnected)
         socket.on("not-authenticated", lambda data: tell(self.name, "not-authenticated", data=data))
         socket.on("change", lambda db: tell(self.name, "change", db=db))
@@ -54,13 +54,13 @@ class Client:
         self.tell_upgraded()
 
     def tell_upgraded(self):
-        """Once a connection: when `connect` has returned, or when the library has connected again by itself."""
+        """Reports once per connection: after `connect` has returned, or after the library has reconnected."""
         if mode == "default" and self.socket.transport() == "websocket" and not self.upgraded:
             self.upgraded = True
             tell(self.name, "upgraded")
 
     def request(self, command):
-        """What a command sends: an event, and its argument."""
+        """Returns the event that a command sends, and its argument."""
         event, dbs = command["do"], command.get("dbs")
         if event == "subscribe":
             self.dbs += [db for db in dbs if db not in self.dbs]
@@ -78,7 +78,7 @@ class SyncClient(Client):
         self.socket.on("authenticated", self.authenticated)
 
     def authenticated(self, data):
-        dbs = list(self.dbs)  # before the test hears of it and has more subscribed
+        dbs = list(self.dbs)  # before the test is notified and subscribes to more
         self.tell_authenticated(data)
         if dbs:
             self.socket.emit("subscribe", dbs, callback=self.acknowledged("subscribe"))
@@ -118,7 +118,7 @@ class AsyncClient(Client):
 
 
 def start(command):
-    """Makes the client or finds it; what is to be done with it, which in one of the flavours must be awaited."""
+    """Runs a command. Returns a coroutine for it if the flavour is `asyncio`."""
     if command["do"] == "connect":
         client = clients[command["as"]] = {"sync": SyncClient, "asyncio": AsyncClient}[flavour](command)
         return client.connect()
@@ -131,7 +131,7 @@ async def run():
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         doing = start(json.loads(line))
         if inspect.isawaitable(doing):
-            # Kept, because the loop itself holds tasks weakly; and an error of one must be seen.
+            # Keep the task, because the event loop holds only a weak reference, and raise its errors.
             task = loop.create_task(doing)
             tasks.add(task)
             task.add_done_callback(lambda task: task.result())

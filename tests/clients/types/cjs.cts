@@ -1,4 +1,4 @@
-// The same for an app that uses `require`.
+// An app in TypeScript that uses `require`.
 
 import Client = require('couchdb-howler')
 

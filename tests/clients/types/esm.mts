@@ -1,4 +1,4 @@
-// An app in TypeScript, as `tsc --noEmit --strict` sees it: every method, event and option of the client.
+// An app in TypeScript that uses every method, event and option of the client; checked by `tsc --noEmit --strict`.
 
 import Client, { type Change, type HowlerError, type Options, type Positions, type Session } from 'couchdb-howler'
 
