@@ -1,5 +1,5 @@
-//! The client library (`src/web/howler.js`) in headless Chromium: on pages that import it from the server, and on
-//! pages that have a copy of their own. The rest of it is tested in Node.js.
+//! The client library (`src/web/howler.js`) in headless Chromium, on pages that import it from the
+//! server and on pages with a copy of their own. `client_library.rs` tests the rest in Node.js.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -31,7 +31,7 @@ fn open(apps: &mut Apps, page: &str, fields: &Value) {
     tell(apps, "open", page, fields, "opened");
 }
 
-/// Something happens to a page that it is not asked about.
+/// Sends a command to a page without waiting for a reply.
 fn happen(apps: &mut Apps, page: &str, what: &str, fields: &Value) {
     let mut command = fields.clone();
     command["do"] = what.into();
@@ -39,12 +39,13 @@ fn happen(apps: &mut Apps, page: &str, what: &str, fields: &Value) {
     apps.script.tell(&command);
 }
 
-/// The cookies of a page.
+/// Returns the cookies of a page.
 fn cookies(apps: &mut Apps, page: &str) -> Vec<Value> {
     tell(apps, "cookies", page, &json!({}), "cookies")["cookies"].as_array().expect("a list").clone()
 }
 
-/// Expects that nothing stands in the console of a page but what the browser says of connections that failed.
+/// Asserts that the console of a page contains nothing but the browser's reports of failed
+/// connections.
 fn assert_quiet(apps: &mut Apps, page: &str) {
     let told = tell(apps, "complaints", page, &json!({}), "complaints");
     let complaints = told["complaints"].as_array().expect("a list");
@@ -57,18 +58,18 @@ fn end(mut apps: Apps) {
     tell(&mut apps, "end", "browser", &json!({}), "ended");
 }
 
-/// By name, so that pages and server are of one site.
+/// Returns the URL with the name `localhost`, so that pages and server belong to one site.
 fn url(howler: &Howler) -> String {
     format!("http://localhost:{}", howler.port())
 }
 
-/// A client that does not come back by itself while a test lasts.
+/// Returns the options of a client that does not reconnect by itself during a test.
 fn patient() -> Value {
     json!({"third": {"backoff": {"initial": 3_000_000, "maximum": 3_000_000}}})
 }
 
 #[test]
-fn the_session_is_a_cookie_of_the_page() {
+fn session_is_stored_in_a_cookie_of_the_page() {
     const DAYS_30: f64 = 30.0 * 24.0 * 3600.0;
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
@@ -78,10 +79,11 @@ fn the_session_is_a_cookie_of_the_page() {
         TlsProxy::start_before(howler.address(), authority.server(&["localhost"]), Ipv4Addr::LOCALHOST.into(), false);
     let (plain, secure) = (url(&howler), format!("https://localhost:{}", proxy.port()));
     let pages = [
-        // Of another origin, with the library of the server, and with one of its own.
+        // A page of another origin, with the library from the server, and one with a copy of its
+        // own.
         ("served", &plain, json!({"library": format!("{plain}/howler.js")})),
         ("own", &plain, json!({})),
-        // Of the server's origin, behind a proxy with TLS.
+        // A page of the server's origin, behind a TLS proxy.
         ("https", &secure, json!({"origin": secure})),
     ];
     for (page, url, fields) in pages {
@@ -101,7 +103,7 @@ fn the_session_is_a_cookie_of_the_page() {
         couchdb.update("db");
         assert_eq!(apps.expect(page, "change")["db"], "db");
 
-        // The app starts again, and is logged in; then it logs out.
+        // The app starts again and is still logged in. Then it logs out.
         tell(&mut apps, "reload", page, &json!({}), "opened");
         apps.script.take_others(page);
         apps.make(page, url, &json!({}));
@@ -112,14 +114,14 @@ fn the_session_is_a_cookie_of_the_page() {
         tell(&mut apps, "reload", page, &json!({}), "opened");
         let before = couchdb.counters().session_requests;
         apps.make(page, url, &json!({}));
-        assert!(!couchdb.wait_for(A_MOMENT, |seen| seen.session_requests > before), "nobody logs in");
+        assert!(!couchdb.wait_for(A_MOMENT, |seen| seen.session_requests > before), "no client logs in");
         assert_quiet(&mut apps, page);
     }
     end(apps);
 }
 
 #[test]
-fn a_session_that_ended_leaves_no_cookie() {
+fn ended_session_leaves_no_cookie() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut apps = start();
@@ -137,7 +139,7 @@ fn a_session_that_ended_leaves_no_cookie() {
 }
 
 #[test]
-fn a_reload_catches_up_exactly() {
+fn reload_catches_up_with_exactly_the_missed_changes() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut apps = start();
@@ -153,19 +155,19 @@ fn a_reload_catches_up_exactly() {
         apps.expect("a", "change");
     }
     for round in 0..3_usize {
-        // What changes while the page is away, or while it starts.
+        // Changes while the page is away or starting.
         apps.done("a", "stop", &json!([]));
         let changed: Vec<&str> = names.iter().skip(round).step_by(7).map(String::as_str).collect();
         couchdb.update_many(&changed);
         tell(&mut apps, "reload", "a", &json!({}), "opened");
         apps.make("a", &url(&howler), &with_positions);
-        // After the log-in has begun.
+        // Subscribes after the login has begun.
         apps.done("a", "subscribe", &json!([names]));
         apps.expect("a", "ready");
         let told = apps.changed("a", changed.len());
         assert_eq!(told, changed.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>());
     }
-    // A reload like those of users, without a stop.
+    // A reload as users do it, without `stop`.
     tell(&mut apps, "reload", "a", &json!({}), "opened");
     apps.script.take_others("a");
     couchdb.update("db50");
@@ -178,7 +180,7 @@ fn a_reload_catches_up_exactly() {
 }
 
 #[test]
-fn it_comes_back_at_once_when_the_page_does() {
+fn client_reconnects_at_once_when_the_page_is_online_or_shown() {
     let couchdb = couchdb();
     let port = lasting_port();
     let mut howler = Howler::start_on(port, &couchdb, &[]);
@@ -196,10 +198,10 @@ fn it_comes_back_at_once_when_the_page_does() {
     }
     howler = Howler::start_on(port, &couchdb, &[]);
     let before = couchdb.counters().session_requests;
-    // A page that nobody sees has time.
+    // A hidden page does not reconnect at once.
     happen(&mut apps, "shown", "hide", &json!({"is": true}));
     happen(&mut apps, "shown", "page-event", &json!({"event": "online", "on": "window"}));
-    assert!(!couchdb.wait_for(A_MOMENT, |seen| seen.session_requests > before), "nobody comes back by itself");
+    assert!(!couchdb.wait_for(A_MOMENT, |seen| seen.session_requests > before), "no client reconnects by itself");
     happen(&mut apps, "online", "page-event", &json!({"event": "online", "on": "window"}));
     apps.expect("online", "ready");
     happen(&mut apps, "shown", "hide", &json!({"is": false}));
@@ -208,7 +210,7 @@ fn it_comes_back_at_once_when_the_page_does() {
         assert!(apps.is_connected(page));
         apps.done(page, "stop", &json!([]));
         apps.script.take_others(page);
-        // Who has stopped stays so.
+        // A stopped client stays stopped.
         happen(&mut apps, page, "page-event", &json!({"event": "online", "on": "window"}));
         assert_eq!(apps.others(page), [] as [Value; 0]);
         assert!(!apps.is_connected(page));
@@ -219,7 +221,7 @@ fn it_comes_back_at_once_when_the_page_does() {
 }
 
 #[test]
-fn a_page_that_wakes_looks_whether_the_link_lives() {
+fn page_that_becomes_visible_checks_its_connection() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let proxy = crate::support::proxy::Proxy::start(howler.address());
@@ -239,7 +241,7 @@ fn a_page_that_wakes_looks_whether_the_link_lives() {
     apps.expect("a", "disconnect");
     let found = slept.elapsed();
     println!("found after {found:?}");
-    // Without asking it is 6 s.
+    // Without a check when the page wakes, this takes 6 s.
     assert!(found.as_millis() < 4_000, "{found:?}");
     apps.expect("a", "ready");
     assert_eq!(apps.expect("a", "change")["db"], "db");

@@ -14,8 +14,8 @@ use crate::support::proxy::Proxy;
 use crate::support::script::Script;
 use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb, couchdb_with};
 
-/// Apps that use the library, in one process of Node.js or one browser; what they are told stands in
-/// `tests/clients/howler.js`.
+/// Apps that use the library, in one process of Node.js or one browser. `tests/clients/howler.js`
+/// documents the commands.
 pub struct Apps {
     pub script: Script,
 }
@@ -25,7 +25,7 @@ impl Apps {
         Self { script: Script::node("howler.js", &[]) }
     }
 
-    /// A client; `how` says the fields of the command.
+    /// Creates a client. `how` has the fields of the command.
     pub fn make(&mut self, name: &str, url: &str, how: &Value) {
         let made = self.try_make(name, url, how);
         assert_eq!(made.get("error"), None, "{made}");
@@ -40,12 +40,12 @@ impl Apps {
         self.script.expect(name, "made")
     }
 
-    /// Calls a method; nothing is waited for.
+    /// Calls a method without waiting for its result.
     pub fn begin(&mut self, name: &str, method: &str, arguments: &Value) {
         self.script.tell(&json!({"do": "call", "as": name, "method": method, "arguments": arguments}));
     }
 
-    /// What became of a call.
+    /// Waits for the outcome of a call.
     pub fn settled(&mut self, name: &str, method: &str) -> Value {
         let settled = self.script.expect(name, "settled");
         assert_eq!(settled["to"], method, "{settled}");
@@ -57,14 +57,14 @@ impl Apps {
         self.settled(name, method)
     }
 
-    /// Calls a method that is to succeed; what it returned.
+    /// Calls a method that must succeed. Returns its value.
     pub fn done(&mut self, name: &str, method: &str, arguments: &Value) -> Value {
         let mut settled = self.call(name, method, arguments);
         assert_eq!(settled.get("error"), None, "{settled}");
         settled["value"].take()
     }
 
-    /// Calls a method that is to fail; the name of its error.
+    /// Calls a method that must fail. Returns the name of its error.
     fn fails(&mut self, name: &str, method: &str, arguments: &Value) -> String {
         let settled = self.call(name, method, arguments);
         name_of(&settled)
@@ -73,63 +73,66 @@ impl Apps {
     pub fn log_in(&mut self, name: &str) {
         let session = self.done(name, "logIn", &json!([USER, PASSWORD]));
         assert_eq!(session["username"], USER);
-        assert!(session["cookie"].as_str().is_some_and(|cookie| cookie.starts_with("AuthSession=")), "a cookie");
+        assert!(
+            session["cookie"].as_str().is_some_and(|cookie| cookie.starts_with("AuthSession=")),
+            "the reply has a cookie"
+        );
     }
 
     pub fn expect(&mut self, name: &str, event: &str) -> Value {
         self.script.expect(name, event)
     }
 
-    /// The next error event; its name.
+    /// Waits for the next error event. Returns the name of its error.
     fn error(&mut self, name: &str) -> String {
         let event = self.expect(name, "error");
         name_of(&event)
     }
 
     pub fn is_connected(&mut self, name: &str) -> bool {
-        self.done(name, "isConnected", &json!([])).as_bool().expect("a fact")
+        self.done(name, "isConnected", &json!([])).as_bool().expect("the value is a boolean")
     }
 
-    /// All that was told of a client and that nobody has waited for.
+    /// Returns all events of a client that no call has waited for.
     pub fn others(&mut self, name: &str) -> Vec<Value> {
         self.script.tell(&json!({"do": "echo", "as": name}));
         self.expect(name, "echo");
         self.script.take_others(name)
     }
 
-    /// The databases that a client was told changed, of what nobody has waited for.
+    /// Returns the databases of all change events that no call has waited for.
     pub fn changes(&mut self, name: &str) -> Vec<String> {
         let others = self.others(name);
         let changes = others.iter().filter(|event| event["event"] == "change");
-        changes.map(|event| event["db"].as_str().expect("a name").to_owned()).collect()
+        changes.map(|event| event["db"].as_str().expect("the name is a string").to_owned()).collect()
     }
 
-    /// Waits for so many changes, each of another database; which. What has just happened may come after the answer to
-    /// `subscribe`, since the server hears of it in its own time.
+    /// Waits for `count` changes of different databases, and returns the databases. A recent change
+    /// may arrive after the reply to `subscribe`, since it takes another path to the server.
     pub fn changed(&mut self, name: &str, count: usize) -> BTreeSet<String> {
-        let next = |_| self.expect(name, "change")["db"].as_str().expect("a name").to_owned();
+        let next = |_| self.expect(name, "change")["db"].as_str().expect("the name is a string").to_owned();
         let changed: BTreeSet<String> = (0..count).map(next).collect();
-        assert_eq!(changed.len(), count, "each once: {changed:?}");
-        assert_eq!(self.changes(name), [] as [String; 0], "and nothing else");
+        assert_eq!(changed.len(), count, "each database once: {changed:?}");
+        assert_eq!(self.changes(name), [] as [String; 0], "no other changes");
         changed
     }
 
-    /// The cookie that a session holds, and what was done to it.
+    /// Returns the cookie that a session store holds, and the calls to the store.
     fn session(&mut self, name: &str, session: &str) -> (Option<String>, Vec<Value>) {
         self.script.tell(&json!({"do": "session", "as": name, "name": session}));
         let kept = self.expect(name, "session-kept");
-        let calls = kept["calls"].as_array().expect("a list").clone();
+        let calls = kept["calls"].as_array().expect("the value is a list").clone();
         (kept["cookie"].as_str().map(str::to_owned), calls)
     }
 }
 
-/// The name of the error in an event, which must be an `Error` and tell no secret.
+/// Returns the name of the error in an event. It must be an `Error` and contain no secret.
 fn name_of(event: &Value) -> String {
     let error = &event["error"];
     assert_eq!(error["isError"], true, "{event}");
-    let message = error["message"].as_str().expect("a message");
+    let message = error["message"].as_str().expect("the message is a string");
     assert!(!message.contains("zq7-") && !message.contains("AuthSession"), "{message}");
-    error["name"].as_str().expect("a name").to_owned()
+    error["name"].as_str().expect("the name is a string").to_owned()
 }
 
 fn url(howler: &Howler) -> String {
@@ -140,21 +143,21 @@ fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
     names.map(str::to_owned).into()
 }
 
-/// A client that does not wait long before it connects again.
+/// Returns the options of a client with a short backoff.
 fn quick() -> Value {
     json!({"third": {"backoff": {"initial": 20, "maximum": 100}}})
 }
 
-/// Expects that CouchDB is asked about nobody for a moment: nothing is tried again.
+/// Asserts that the client does not retry: for a moment CouchDB receives no login.
 fn assert_idle(apps: &mut Apps, name: &str, couchdb: &crate::support::couchdb::StandIn) {
     let before = couchdb.counters().session_requests;
-    assert!(!couchdb.wait_for(A_MOMENT, |seen| seen.session_requests > before), "nobody logs in");
+    assert!(!couchdb.wait_for(A_MOMENT, |seen| seen.session_requests > before), "no client logs in");
     assert!(!apps.is_connected(name));
     assert_eq!(apps.others(name), [] as [Value; 0]);
 }
 
 #[test]
-fn an_app_does_what_the_interface_has() {
+fn every_method_and_event_of_the_interface_works() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut apps = Apps::node();
@@ -162,7 +165,7 @@ fn an_app_does_what_the_interface_has() {
     for event in ["connect", "change"] {
         apps.script.tell(&json!({"do": "count", "as": "a", "event": event}));
     }
-    assert_eq!(apps.call("a", "subscribe", &json!(["early"]))["promise"], true, "kept for later");
+    assert_eq!(apps.call("a", "subscribe", &json!(["early"]))["promise"], true, "the subscription waits for the login");
     apps.done("a", "subscribe", &json!([["__proto__", "gone", "a/b+$()-äöü-😀"]]));
     apps.done("a", "unsubscribe", &json!(["gone"]));
     assert!(!apps.is_connected("a"));
@@ -202,7 +205,7 @@ fn an_app_does_what_the_interface_has() {
     assert!(!apps.is_connected("a"));
     howler.wait_for_line("Session of ");
     apps.script.take_others("a");
-    // What was subscribed is so again.
+    // Earlier subscriptions are restored.
     apps.log_in("a");
     apps.expect("a", "ready");
     couchdb.update("late");
@@ -212,7 +215,7 @@ fn an_app_does_what_the_interface_has() {
 }
 
 #[test]
-fn any_url_of_the_server_will_do_and_no_other() {
+fn every_url_form_of_the_server_is_accepted_and_others_are_not() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut apps = Apps::node();
@@ -229,7 +232,7 @@ fn any_url_of_the_server_will_do_and_no_other() {
 }
 
 #[test]
-fn a_log_in_that_is_refused_rejects_and_is_not_tried_again() {
+fn rejected_login_is_not_retried() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut apps = Apps::node();
@@ -249,16 +252,17 @@ fn a_log_in_that_is_refused_rejects_and_is_not_tried_again() {
         assert_eq!(apps.fails("locked", "logIn", &json!(["forgetful", "zq7-wrong"])), "NotAuthenticatedError");
     }
     assert_idle(&mut apps, "locked", &couchdb);
-    // The server itself rejects a fifth login for now: the app is told, and the client waits as long as it was asked to.
+    // The server itself rejects a fifth login for now. The app is notified, and the client waits as
+    // long as requested.
     apps.begin("locked", "logIn", &json!(["forgetful", PASSWORD]));
     assert_eq!(apps.error("locked"), "LimitError");
     apps.done("locked", "stop", &json!([]));
-    assert!(apps.is_connected("a"), "who is logged in stays so");
+    assert!(apps.is_connected("a"), "logged-in clients stay logged in");
 }
 
 #[test]
-fn a_session_is_kept_renewed_and_cleared() {
-    // CouchDB renews what is older than a tenth of its life.
+fn session_is_stored_renewed_and_cleared() {
+    // CouchDB renews cookies older than a tenth of their life.
     let couchdb = couchdb_with(Options { cookie_life: Duration::from_secs(10), ..Options::default() });
     let howler = Howler::start(&couchdb);
     let mut apps = Apps::node();
@@ -267,13 +271,13 @@ fn a_session_is_kept_renewed_and_cleared() {
     apps.log_in("a");
     let (first, calls) = apps.session("a", "s");
     assert_eq!(calls, ["set"]);
-    // The next client of the app comes in by itself.
+    // The app's next client logs in by itself.
     apps.make("b", &url(&howler), &with_session);
     apps.expect("b", "ready");
     apps.done("b", "stop", &json!([]));
     let deadline = Instant::now() + SOON;
     while apps.session("a", "s").0 == first {
-        assert!(Instant::now() < deadline, "the session is never renewed");
+        assert!(Instant::now() < deadline, "timeout waiting for a renewed session");
         apps.make("b", &url(&howler), &with_session);
         apps.expect("b", "ready");
         apps.done("b", "stop", &json!([]));
@@ -284,7 +288,7 @@ fn a_session_is_kept_renewed_and_cleared() {
     assert_eq!((cookie, calls.last()), (None, Some(&json!("clear"))));
     apps.make("c", &url(&howler), &with_session);
     assert_idle(&mut apps, "c", &couchdb);
-    // Without a session of the app's own it lasts as long as the client.
+    // Without a session store of the app, a session lasts as long as its client.
     apps.make("d", &url(&howler), &quick());
     let cookie = apps.done("d", "logIn", &json!([USER, PASSWORD]))["cookie"].take();
     apps.make("e", &url(&howler), &quick());
@@ -292,11 +296,11 @@ fn a_session_is_kept_renewed_and_cleared() {
 }
 
 #[test]
-fn a_session_that_ended_is_told_and_nothing_is_tried_until_the_next_log_in() {
+fn ended_session_is_reported_and_stops_retries_until_the_next_login() {
     for expires in [false, true] {
         let life = if expires { Duration::from_secs(1) } else { Duration::from_secs(600) };
         let couchdb = couchdb_with(Options { cookie_life: life, ..Options::default() });
-        // Checks would renew the cookie before it expires.
+        // Session checks would renew the cookie before it expires.
         let howler = Howler::start_with(&couchdb, &["--session_check", "0"]);
         let proxy = Proxy::start(howler.address());
         let mut apps = Apps::node();
@@ -307,7 +311,7 @@ fn a_session_that_ended_is_told_and_nothing_is_tried_until_the_next_log_in() {
         apps.log_in("a");
         apps.expect("a", "ready");
         if expires {
-            // It began before the answer to the log-in at the latest.
+            // The life of the cookie began at the latest before the login was answered.
             std::thread::sleep(life + A_MOMENT);
         } else {
             assert!(couchdb.change_password(USER, "zq7-another"));
@@ -316,7 +320,7 @@ fn a_session_that_ended_is_told_and_nothing_is_tried_until_the_next_log_in() {
         proxy.cut();
         apps.expect("a", "disconnect");
         assert_eq!(apps.error("a"), "NotAuthenticatedError");
-        assert_eq!(apps.session("a", "s").0, None, "it is forgotten");
+        assert_eq!(apps.session("a", "s").0, None, "the session is cleared");
         apps.script.take_others("a");
         assert_idle(&mut apps, "a", &couchdb);
         apps.log_in("a");
@@ -328,7 +332,7 @@ fn a_session_that_ended_is_told_and_nothing_is_tried_until_the_next_log_in() {
 }
 
 #[test]
-fn couchdb_may_be_away_for_a_session_but_not_end_it() {
+fn outage_of_couchdb_does_not_end_a_session() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let proxy = Proxy::start(howler.address());
@@ -344,19 +348,19 @@ fn couchdb_may_be_away_for_a_session_but_not_end_it() {
     for _ in 0..3 {
         assert_eq!(apps.error("a"), "ServiceUnavailableError");
     }
-    assert!(apps.session("a", "s").0.is_some(), "it is kept");
+    assert!(apps.session("a", "s").0.is_some(), "the session is kept");
     couchdb.fail_logins(None);
     apps.expect("a", "ready");
 }
 
 #[test]
-fn of_two_calls_the_last_wins() {
+fn last_of_several_calls_wins() {
     let couchdb = couchdb();
     couchdb.add_user("other", PASSWORD, &[]);
     let howler = Howler::start(&couchdb);
     let mut apps = Apps::node();
     apps.make("a", &url(&howler), &quick());
-    // In one breath, and when the first has come as far as CouchDB.
+    // Both in one turn, and with the first login already at CouchDB.
     for asked in [false, true] {
         couchdb.set_login_delay(if asked { A_MOMENT } else { Duration::ZERO });
         let before = couchdb.counters().session_requests;
@@ -391,7 +395,7 @@ fn of_two_calls_the_last_wins() {
         assert_eq!(apps.expect("a", "change")["db"], name);
     }
     assert_eq!(apps.changes("a"), [] as [String; 0]);
-    // A log-in that is under way is given up by what is said after it.
+    // Later calls abort a pending login.
     for method in ["logOut", "stop"] {
         apps.begin("a", "logIn", &json!([USER, PASSWORD]));
         apps.begin("a", method, &json!([]));
@@ -409,7 +413,7 @@ fn of_two_calls_the_last_wins() {
 }
 
 #[test]
-fn it_stops_in_every_state() {
+fn client_stops_in_every_state() {
     let couchdb = couchdb();
     let port = lasting_port();
     let howler = Howler::start_on(port, &couchdb, &[]);
@@ -469,7 +473,7 @@ fn it_stops_in_every_state() {
 }
 
 #[test]
-fn fifty_clients_come_back_one_by_one() {
+fn fifty_clients_reconnect_spread_over_time() {
     const CLIENTS: usize = 50;
     let couchdb = couchdb();
     let port = lasting_port();
@@ -484,7 +488,7 @@ fn fifty_clients_come_back_one_by_one() {
         apps.expect(name, "ready");
         apps.expect(name, "connect");
     }
-    // Told to come back later, and told nothing.
+    // After a goodbye with a delay, and without a goodbye.
     for signal in ["TERM", "KILL"] {
         howler.signal(signal);
         howler.wait();
@@ -513,7 +517,7 @@ fn fifty_clients_come_back_one_by_one() {
 }
 
 #[test]
-fn goodbye_is_obeyed() {
+fn client_waits_as_long_as_the_goodbye_asks() {
     let couchdb = couchdb();
     let port = lasting_port();
     let howler = Howler::start_on(port, &couchdb, &[]);
@@ -526,12 +530,12 @@ fn goodbye_is_obeyed() {
     drop(howler);
     let _howler = Howler::start_on(port, &couchdb, &[]);
     let back = apps.expect("a", "connect")["at"].as_u64().unwrap();
-    // By itself it would have come within 100 ms; the server asks for a second at least.
+    // By itself, the client would return within 100 ms. The server asks for at least a second.
     assert!(back - gone >= 990, "{} ms", back - gone);
 }
 
 #[test]
-fn a_dead_link_is_found_within_two_heartbeats() {
+fn dead_connection_is_detected_within_two_heartbeats() {
     const HEARTBEAT: u64 = 1_000;
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
@@ -544,7 +548,7 @@ fn a_dead_link_is_found_within_two_heartbeats() {
     for event in ["connect", "ready"] {
         apps.expect("a", event);
     }
-    // One that lives is kept.
+    // A live link is kept.
     std::thread::sleep(Duration::from_millis(HEARTBEAT * 2));
     assert_eq!(apps.others("a"), [] as [Value; 0]);
     couchdb.update("db");
@@ -556,15 +560,15 @@ fn a_dead_link_is_found_within_two_heartbeats() {
     let found = silent.elapsed();
     println!("found after {found:?}");
     assert!(found >= Duration::from_millis(HEARTBEAT), "{found:?}");
-    // Within two, and what a busy machine takes.
+    // Two heartbeats plus a margin for a busy machine.
     assert!(found < Duration::from_millis(HEARTBEAT * 2 + 300), "{found:?}");
-    // What it could not hear meanwhile is told, and nothing else.
+    // The client is notified of the missed change and of nothing else.
     apps.expect("a", "ready");
     assert_eq!(apps.changed("a", 1), names(["db"]));
 }
 
 #[test]
-fn what_changed_while_it_was_away_is_told_and_nothing_else() {
+fn reconnected_client_is_notified_of_exactly_the_missed_changes() {
     let couchdb = couchdb();
     let port = lasting_port();
     let mut howler = Howler::start_on(port, &couchdb, &[]);
@@ -575,27 +579,27 @@ fn what_changed_while_it_was_away_is_told_and_nothing_else() {
     apps.expect("a", "ready");
     couchdb.update("one");
     apps.expect("a", "change");
-    assert_eq!(apps.changes("a"), [] as [String; 0], "what is new is not told");
-    // Another server, that remembers nothing.
+    assert_eq!(apps.changes("a"), [] as [String; 0], "a new subscription reports no past changes");
+    // A new server without any state.
     howler.signal("TERM");
     howler.wait();
     couchdb.update("two");
     howler = Howler::start_on(port, &couchdb, &[]);
     apps.expect("a", "ready");
     assert_eq!(apps.changed("a", 1), names(["two"]));
-    // Another run of the app.
+    // A new run of the app.
     apps.done("a", "stop", &json!([]));
     couchdb.update_many(&["one", "three"]);
     apps.make("b", &url(&howler), &json!({"positions": "p", "session": "s"}));
     apps.done("b", "subscribe", &json!([["three", "two", "one"]]));
     apps.expect("b", "ready");
     assert_eq!(apps.changed("b", 2), names(["one", "three"]));
-    // Given up and asked for again.
+    // Unsubscribed and subscribed again.
     apps.done("b", "unsubscribe", &json!([["one", "two"]]));
     couchdb.update("two");
     apps.done("b", "subscribe", &json!([["one", "two"]]));
     assert_eq!(apps.changed("b", 1), names(["two"]));
-    // Positions of another _global_changes mean nothing.
+    // Positions from another `_global_changes` database are meaningless.
     apps.done("b", "stop", &json!([]));
     howler.signal("TERM");
     howler.wait();
@@ -608,7 +612,7 @@ fn what_changed_while_it_was_away_is_told_and_nothing_else() {
 }
 
 #[test]
-fn a_resync_tells_every_database() {
+fn resync_reports_every_database_as_changed() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut apps = Apps::node();
@@ -624,7 +628,7 @@ fn a_resync_tells_every_database() {
 }
 
 #[test]
-fn sessions_and_access_are_watched_while_it_is_connected() {
+fn connected_client_notices_changes_of_session_and_access() {
     let couchdb = couchdb_with(Options { cookie_life: Duration::from_secs(10), ..Options::default() });
     couchdb.add_user("other", PASSWORD, &[]);
     couchdb.create_database_for("mine", &[USER]);
@@ -647,10 +651,10 @@ fn sessions_and_access_are_watched_while_it_is_connected() {
     assert_eq!(apps.expect("a", "change")["db"], "mine");
     couchdb.create_database_for("later", &["other"]);
     forbidden(&mut apps, "later");
-    // CouchDB renews what is older than a tenth of its life.
+    // CouchDB renews cookies older than a tenth of their life.
     let renewed = apps.expect("a", "session")["cookie"].as_str().map(str::to_owned);
     let kept = apps.session("a", "s").0;
-    assert!(renewed.is_some() && kept.is_some() && renewed != first && kept != first, "it is stored");
+    assert!(renewed.is_some() && kept.is_some() && renewed != first && kept != first, "the renewed cookie is stored");
 
     couchdb.fail_access(Some(500));
     couchdb.create_database_for("another", &[USER]);
@@ -673,7 +677,7 @@ fn sessions_and_access_are_watched_while_it_is_connected() {
 
 // ---- without the server
 
-/// Runs a command in a folder to its end, within a time; what it printed.
+/// Runs a command in a folder until it ends, within a time limit. Returns its output.
 fn run(folder: &Path, within: Duration, program: &str, arguments: &[&str]) -> String {
     let mut child = Command::new("timeout")
         .args(["--kill-after=5", &within.as_secs().to_string(), program])
@@ -683,9 +687,9 @@ fn run(folder: &Path, within: Duration, program: &str, arguments: &[&str]) -> St
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap_or_else(|error| panic!("timeout does not start: {error}"));
+        .unwrap_or_else(|error| panic!("cannot start timeout: {error}"));
     let _ = child.stdin.take();
-    let output = child.wait_with_output().expect("it is our child");
+    let output = child.wait_with_output().expect("the child can be waited for");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{program} {arguments:?}: {}\n{stdout}\n{stderr}", output.status);
@@ -701,20 +705,20 @@ fn clients() -> PathBuf {
 }
 
 #[test]
-fn a_scripted_server_finds_no_fault() {
+fn library_passes_the_tests_with_a_scripted_server() {
     crate::support::script::assert_installed();
     let arguments =
         ["--test", "--test-force-exit", "--test-timeout=55000", "--test-reporter=spec", "howler_scripted.mjs"];
     let report = run(&clients(), Duration::from_secs(58), "node", &arguments);
     let count = |what: &str| {
-        let line = report.lines().find(|line| line.contains(&format!(" {what} "))).expect("a summary");
-        line.rsplit(' ').next().and_then(|number| number.parse::<usize>().ok()).expect("a number")
+        let line = report.lines().find(|line| line.contains(&format!(" {what} "))).expect("the report has a summary");
+        line.rsplit(' ').next().and_then(|number| number.parse::<usize>().ok()).expect("the summary has a number")
     };
     assert!(count("pass") >= 30 && count("pass") == count("tests"), "{report}");
 }
 
 #[test]
-fn the_library_is_small() {
+fn library_is_at_most_8_kib_compressed() {
     crate::support::script::assert_installed();
     let script =
         "process.stdout.write(String(require('zlib').gzipSync(require('fs').readFileSync('howler.js')).length))";
@@ -723,7 +727,7 @@ fn the_library_is_small() {
     assert!(size <= 8 * 1024, "{size} bytes");
 }
 
-/// A folder of an app that has installed the packed library.
+/// Returns the folder of an app that has installed the packed library.
 fn app(name: &str) -> PathBuf {
     crate::support::script::assert_installed();
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -738,7 +742,7 @@ fn app(name: &str) -> PathBuf {
 }
 
 #[test]
-fn a_package_of_it_works_with_import_and_require() {
+fn package_works_with_import_and_require() {
     let folder = app("packed");
     let mut files: Vec<_> = std::fs::read_dir(folder.join("node_modules/couchdb-howler")).unwrap().collect();
     files.sort_by_key(|entry| entry.as_ref().unwrap().file_name());
@@ -746,8 +750,8 @@ fn a_package_of_it_works_with_import_and_require() {
     assert_eq!(files, ["howler.cjs", "howler.d.cts", "howler.d.ts", "howler.js", "package.json"]);
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
-    // The end of it: with stop() nothing holds the process.
-    // A stop before the log-in is through would reject it.
+    // After `stop()`, nothing keeps the process running. The app stops only after the login, which
+    // `stop()` would reject.
     let app = "const client = new Client(process.argv[2], null, { WebSocket })
 client.subscribe('db').then(() => client.logIn(process.argv[3], process.argv[4])).then(() => {
   console.log('ready')
@@ -772,7 +776,7 @@ client.subscribe('db').then(() => client.logIn(process.argv[3], process.argv[4])
                 let _ = end.0.send(());
                 printed
             });
-            // Until it hears of one.
+            // Repeat until the app is notified.
             while end.1.recv_timeout(Duration::from_millis(50)).is_err() && !apps.is_finished() {
                 couchdb.update("db");
             }
@@ -782,7 +786,7 @@ client.subscribe('db').then(() => client.logIn(process.argv[3], process.argv[4])
 }
 
 #[test]
-fn types_hold_for_apps_of_each_kind_of_module() {
+fn types_check_in_apps_of_both_module_kinds() {
     let folder = app("typed");
     let types = clients().join("types");
     for file in ["esm.mts", "cjs.cts"] {

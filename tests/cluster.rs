@@ -1,4 +1,5 @@
-//! CouchDB as a cluster: a write makes several events there, which become few notifications.
+//! CouchDB as a cluster, where a write causes several events. The server merges them into few
+//! notifications.
 
 use std::time::Duration;
 
@@ -10,24 +11,24 @@ use crate::support::device::{Device, Told};
 use crate::support::howler::Howler;
 use crate::support::{A_MOMENT, SOON, couchdb, couchdb_with};
 
-/// All events of a write come within this.
+/// Time within which all events of a write arrive.
 const ECHOES_WITHIN: Duration = Duration::from_millis(800);
 
-/// A cluster on which each write makes so many events.
+/// Returns a cluster on which each write causes this number of events.
 fn cluster(lines: u64) -> StandIn {
     let couchdb = couchdb_with(Options { nodes: 3, ..Options::default() });
     couchdb.set_lines_of_writes(Some(lines));
     couchdb
 }
 
-/// A server that knows by now how many nodes there are.
+/// Starts a server and waits until it knows the number of nodes.
 fn start(couchdb: &StandIn, options: &[&str]) -> Howler {
     let howler = Howler::start_with(couchdb, options);
     howler.wait_for_line("Whether CouchDB restarted: First");
     howler
 }
 
-/// A client whose databases' positions are known.
+/// Returns a client with subscriptions at known positions.
 fn subscribed(howler: &Howler, names: &[&str]) -> Client {
     let mut client = Client::logged_in(howler.address());
     let known: Value =
@@ -36,20 +37,20 @@ fn subscribed(howler: &Howler, names: &[&str]) -> Client {
     client
 }
 
-/// The positions of all notifications of a database, up to one.
+/// Returns the positions of all notifications up to the one at position `last`.
 fn positions_to(client: &mut Client, last: &str) -> Vec<String> {
     let mut positions = Vec::new();
     while positions.last().is_none_or(|position| position != last) {
-        let event = client.next_event(SOON).expect("a change");
-        positions.push(event["position"].as_str().expect("a position").to_owned());
+        let event = client.next_event(SOON).expect("a change arrives");
+        positions.push(event["position"].as_str().expect("the position is a string").to_owned());
     }
     positions
 }
 
 #[test]
-fn a_write_on_a_cluster_is_notified_at_once_and_once_more() {
+fn write_on_a_cluster_causes_two_notifications() {
     let couchdb = cluster(4);
-    // Longer than the events of a write take, also on a busy machine.
+    // Longer than the events of a write take, even on a busy machine.
     let howler = start(&couchdb, &["--merge_window", "3000"]);
     let mut client = subscribed(&howler, &["a", "b"]);
     let mut socket_io = Client::socket_io_logged_in(howler.address());
@@ -57,8 +58,8 @@ fn a_write_on_a_cluster_is_notified_at_once_and_once_more() {
     assert_eq!(socket_io.receive_text(SOON).as_deref(), Some("431[{}]"));
     for write in 1..=2 {
         couchdb.update("a");
-        // Where all come in one turn, the first has the last position already.
-        let positions = [0; 2].map(|_| client.next_event(SOON).expect("two of them")["position"].take());
+        // If all events arrive in one turn, the first notification has the last position already.
+        let positions = [0; 2].map(|_| client.next_event(SOON).expect("two notifications arrive")["position"].take());
         assert_eq!(positions[1], format!("{}.0.0", 4 * write), "{positions:?}");
         for _ in 0..2 {
             assert_eq!(socket_io.receive_text(SOON).as_deref(), Some(r#"42["change","a"]"#));
@@ -70,7 +71,7 @@ fn a_write_on_a_cluster_is_notified_at_once_and_once_more() {
 }
 
 #[test]
-fn a_write_that_makes_one_event_is_notified_once() {
+fn write_with_one_event_causes_one_notification() {
     let couchdb = cluster(1);
     let howler = start(&couchdb, &[]);
     let mut client = subscribed(&howler, &["a"]);
@@ -80,7 +81,7 @@ fn a_write_that_makes_one_event_is_notified_once() {
 }
 
 #[test]
-fn every_database_has_a_window_of_its_own() {
+fn each_database_has_its_own_merge_window() {
     let couchdb = cluster(3);
     let howler = start(&couchdb, &[]);
     let names: Vec<String> = (0..200).map(|number| format!("db-{number}")).collect();
@@ -89,25 +90,25 @@ fn every_database_has_a_window_of_its_own() {
     couchdb.update_many(&names);
     let (mut events, mut last) = (0, std::collections::BTreeMap::new());
     while last.len() < 200 || last.values().any(|position| position != "3.0.0") {
-        let event = client.next_event(SOON).expect("a change");
-        let text = |member: &str| event[member].as_str().expect("a text").to_owned();
+        let event = client.next_event(SOON).expect("a change arrives");
+        let text = |member: &str| event[member].as_str().expect("the member is a string").to_owned();
         last.insert(text("db"), text("position"));
         events += 1;
     }
     let merged = howler.metric("howler_changes_merged_total");
-    // What is merged is one notification of each window.
+    // Each window merges its events into one notification.
     assert!(merged > 0 && events <= 600 - merged + 200, "{events} notifications, {merged} events merged");
 }
 
 #[test]
-fn the_operator_says_how_long_changes_are_merged() {
+fn merge_window_option_overrides_the_default() {
     let couchdb = cluster(4);
     let howler = start(&couchdb, &["--merge_window", "0"]);
     let mut client = subscribed(&howler, &["a"]);
     couchdb.update("a");
     positions_to(&mut client, "4.0.0");
     assert_eq!(howler.metric("howler_changes_merged_total"), 0);
-    // And a single node is no reason not to.
+    // The option also applies to a single node.
     let single = self::couchdb();
     let howler = start(&single, &["--merge_window", "5000"]);
     let mut client = subscribed(&howler, &["a"]);
@@ -121,7 +122,7 @@ fn the_operator_says_how_long_changes_are_merged() {
 }
 
 #[test]
-fn a_single_node_merges_nothing() {
+fn events_of_a_single_node_are_not_merged() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &[]);
     let mut client = subscribed(&howler, &["a"]);
@@ -133,30 +134,35 @@ fn a_single_node_merges_nothing() {
 }
 
 #[test]
-fn what_is_held_back_is_told_to_those_who_leave_and_those_who_come() {
+fn held_changes_reach_clients_that_leave_and_clients_that_arrive() {
     let couchdb = cluster(4);
     let howlers = [start(&couchdb, &["--merge_window", "10000"]), start(&couchdb, &["--merge_window", "0"])];
     let mut leaves = Device::new(["a".to_owned()]);
-    leaves.come_back(howlers[0].address()).expect("it is served");
+    leaves.come_back(howlers[0].address()).expect("the server accepts the client");
     couchdb.update("a");
-    assert_eq!(leaves.next(SOON).expect("it is connected"), Told::Change("a".to_owned()));
+    assert_eq!(leaves.next(SOON).expect("the client is connected"), Told::Change("a".to_owned()));
     leaves.leave();
     let mut witness = Client::subscribed(howlers[1].address(), &["a"]);
     while couchdb.revision("updated:a") < Some(4) {
         let _ = witness.next_event(A_MOMENT);
     }
-    // By the server that holds changes back, and by the other: they agree on the position.
-    let told = leaves.come_back(howlers[0].address()).expect("it is served");
+    // The server that merges and the one that does not agree on the position.
+    let told = leaves.come_back(howlers[0].address()).expect("the server accepts the client");
     let position = leaves.known["a"].clone();
     leaves.leave();
-    assert_eq!(told.len() + leaves.come_back(howlers[1].address()).expect("it is served").len(), 1, "{position:?}");
-    // Who comes within the window has the position after all of it, and may be told once more.
+    assert_eq!(
+        told.len() + leaves.come_back(howlers[1].address()).expect("the server accepts the client").len(),
+        1,
+        "{position:?}"
+    );
+    // A client that subscribes within the window gets the position after all events, and may be
+    // notified once more.
     let mut comes = subscribed_from(&howlers[0], "a");
     couchdb.update("b");
     assert_eq!(comes.next_event(A_MOMENT), None);
 }
 
-/// A client that knows where a database is.
+/// Returns a client that knows the position of a database.
 fn subscribed_from(howler: &Howler, name: &str) -> Client {
     let mut client = Client::logged_in(howler.address());
     let position = client.ask(json!({"op": "subscribe", "dbs": [name]}))["dbs"][name].take();

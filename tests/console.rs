@@ -1,6 +1,6 @@
-//! The console in headless Chromium, as a person uses it: with a mouse, with a keyboard alone, on a phone.
+//! The console in headless Chromium, used with a mouse, with a keyboard alone, and on a phone.
 //!
-//! Pictures of it are left in `console` in cargo's folder for tests (`target/tmp`), for people to look at.
+//! The tests leave pictures in `console` in cargo's folder for tests (`target/tmp`).
 
 use std::time::Instant;
 
@@ -81,7 +81,7 @@ impl Page<'_> {
         self.tell("look", &json!({}), "seen")
     }
 
-    /// Looks until something is to be seen.
+    /// Waits until the page shows something.
     fn until(&mut self, what: &str, is_seen: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + SOON;
         loop {
@@ -89,7 +89,11 @@ impl Page<'_> {
             if is_seen(&seen) {
                 return seen;
             }
-            assert!(Instant::now() < deadline, "{}: not seen: {what}; but {seen:#}", self.name);
+            assert!(
+                Instant::now() < deadline,
+                "{}: timeout waiting for {what}, but the page shows {seen:#}",
+                self.name
+            );
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
@@ -105,51 +109,51 @@ impl Page<'_> {
         self.click("#subscribe button");
     }
 
-    /// Expects that axe-core finds nothing that keeps anybody out.
+    /// Asserts that axe-core finds no barriers.
     fn assert_accessible(&mut self) {
         let checked = self.tell("check", &json!({}), "checked");
-        assert!(checked["rules"].as_u64().is_some_and(|rules| rules > 10), "it looked: {checked}");
+        assert!(checked["rules"].as_u64().is_some_and(|rules| rules > 10), "axe-core ran its rules: {checked}");
         assert_eq!(checked["violations"], json!([]), "{}: {checked:#}", self.name);
     }
 
-    /// Expects that nothing went wrong in the page, nor came from elsewhere.
+    /// Asserts that the page reported no errors and loaded nothing from other origins.
     fn assert_quiet(&mut self) {
         assert_eq!(self.look()["complaints"], json!([]), "{}", self.name);
     }
 }
 
-/// By name, for cookies.
+/// Returns the URL with the name `localhost`, for cookies.
 fn url(howler: &Howler) -> String {
     format!("http://localhost:{}/", howler.port())
 }
 
 fn is(seen: &Value, what: &str) -> bool {
-    seen[what].as_bool().expect("a fact")
+    seen[what].as_bool().expect("the value is a boolean")
 }
 
-/// The changes of a database, as its row tells.
+/// Returns the number of changes in the row of a database.
 fn changes_of(seen: &Value, name: &str) -> Option<u64> {
-    seen["rows"].as_array().expect("rows").iter().find(|row| row["name"] == name)?["changes"].as_u64()
+    seen["rows"].as_array().expect("the page has rows").iter().find(|row| row["name"] == name)?["changes"].as_u64()
 }
 
-/// Whether there are so many databases, and the server knows of each.
+/// Returns whether the page shows this number of databases, all of them confirmed by the server.
 fn is_subscribed(seen: &Value, databases: usize) -> bool {
-    let rows = seen["rows"].as_array().expect("rows");
+    let rows = seen["rows"].as_array().expect("the page has rows");
     rows.len() == databases && rows.iter().all(|row| row["asked"] == false)
 }
 
-/// The bar of the graph that is highest.
+/// Returns the height of the highest bar of the graph.
 fn highest(seen: &Value) -> f64 {
-    seen["bars"].as_array().expect("bars").iter().filter_map(Value::as_f64).fold(0.0, f64::max)
+    seen["bars"].as_array().expect("the page has bars").iter().filter_map(Value::as_f64).fold(0.0, f64::max)
 }
 
 const DESKTOP: fn() -> Value = || json!({});
 
 #[test]
-fn a_person_logs_in_and_sees_changes() {
+fn user_logs_in_and_sees_changes() {
     const STRANGE: &str = "<img/src=x>&amp;\"'{}";
     let couchdb = couchdb();
-    // The console is served to its own origin, whichever are listed.
+    // The console works from its own origin even if it is not listed.
     let howler = Howler::start_with(&couchdb, &["--origins", "https://app.example.com"]);
     let mut browser = Browser::start();
     let mut page = browser.open("a", &url(&howler), &DESKTOP());
@@ -159,11 +163,11 @@ fn a_person_logs_in_and_sees_changes() {
 
     couchdb.fail_logins(Some(500));
     page.log_in(PASSWORD);
-    let seen = page.until("the trouble", |seen| seen["error"] != "");
+    let seen = page.until("the error message", |seen| seen["error"] != "");
     assert_eq!(seen["error"], "CouchDB cannot be reached at the moment. Try again soon.");
     couchdb.fail_logins(None);
     page.log_in("zq7-wrong");
-    let seen = page.until("the refusal", |seen| seen["error"].as_str().is_some_and(|text| text.contains("correct")));
+    let seen = page.until("the rejection", |seen| seen["error"].as_str().is_some_and(|text| text.contains("correct")));
     assert_eq!(seen["error"], "User name or password is not correct.");
     assert!(is(&seen, "welcome") && !is(&seen, "console"), "{seen}");
     assert_eq!((&seen["focus"], &seen["cookies"]), (&json!("password"), &json!([])), "{seen}");
@@ -185,29 +189,29 @@ fn a_person_logs_in_and_sees_changes() {
         assert_eq!(seen["log"][0]["name"], name);
         assert_eq!(seen["log"][0]["kind"], "created");
         assert_eq!(changes_of(&seen, name), Some(1));
-        assert!(highest(&seen) > 0.0, "the graph moves: {seen}");
+        assert!(highest(&seen) > 0.0, "the graph shows the change: {seen}");
     }
     couchdb.update("garden");
     let seen = page.until("a change", |seen| changes_of(seen, "garden") == Some(1));
     assert_eq!((&seen["minute"], &seen["total"], &seen["log"][0]["kind"]), (&json!(3), &json!(3), &json!("updated")));
-    // With time, its bar goes to the left.
+    // The bar moves left over time.
     let last = |seen: &Value| seen["bars"].as_array().unwrap().iter().rposition(|bar| bar.as_f64() > Some(0.0));
     let at = last(&seen);
-    page.until("the graph moving on", |seen| last(seen) < at && seen["minute"] == 3);
+    page.until("the bar further left", |seen| last(seen) < at && seen["minute"] == 3);
 
     page.click("#rows tr:first-child button");
     let seen = page.look();
     assert_eq!((changes_of(&seen, "garden"), seen["rows"].as_array().unwrap().len()), (None, 2), "{seen}");
     couchdb.update("garden");
     couchdb.update("music/jazz");
-    let seen = page.until("the other's change", |seen| changes_of(seen, "music/jazz") == Some(2));
+    let seen = page.until("the change of the other database", |seen| changes_of(seen, "music/jazz") == Some(2));
     assert_eq!(seen["total"], 4, "{seen}");
     page.assert_quiet();
     browser.end();
 }
 
 #[test]
-fn everything_is_done_by_the_keyboard() {
+fn everything_works_with_the_keyboard_alone() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut browser = Browser::start();
@@ -220,15 +224,15 @@ fn everything_is_done_by_the_keyboard() {
     page.type_text("one two, three");
     page.press(&["Enter"]);
     let seen = page.until("the databases", |seen| is_subscribed(seen, 3));
-    assert_eq!(seen["focus"], "names", "more can be typed");
-    // Past the button, on to those of the rows.
+    assert_eq!(seen["focus"], "names", "the focus stays in the field");
+    // Past the submit button to the buttons of the rows.
     page.press(&["Tab", "Tab", "Tab"]);
     assert_eq!(page.look()["focus"], "Unsubscribe from two");
     page.press(&["Enter"]);
     let seen = page.look();
     assert_eq!((&seen["focus"], changes_of(&seen, "two")), (&json!("Unsubscribe from three"), None));
     page.press(&["Space"]);
-    assert_eq!(page.look()["focus"], "Unsubscribe from one", "the last row leaves the focus to the one before");
+    assert_eq!(page.look()["focus"], "Unsubscribe from one", "removing the last row focuses the row before it");
     page.press(&["Enter"]);
     assert_eq!(page.look()["focus"], "names");
     page.press(&["Enter"]);
@@ -244,11 +248,11 @@ fn everything_is_done_by_the_keyboard() {
         couchdb.update(name);
     }
     page.until("all changes", |seen| seen["total"] == 60);
-    // Behind the buttons of 60 rows the list can be scrolled.
+    // After the buttons of 60 rows the focus reaches the list, which scrolls.
     page.press(&[&["Tab"; 62][..], &["Tab", "Tab"]].concat());
     assert_eq!(page.look()["focus"], "scroll");
     page.press(&["PageDown"]);
-    page.until("the list scrolled", |seen| seen["scrolled"].as_f64() > Some(0.0));
+    page.until("the scrolled list", |seen| seen["scrolled"].as_f64() > Some(0.0));
     page.press(&["Shift+Tab"]);
     assert_eq!(page.look()["focus"], "clear");
     page.press(&["Enter"]);
@@ -257,14 +261,14 @@ fn everything_is_done_by_the_keyboard() {
     page.press(&[&["Shift+Tab"; 63][..]].concat());
     assert_eq!(page.look()["focus"], "log-out");
     page.press(&["Enter"]);
-    let seen = page.until("the log-in", |seen| is(seen, "welcome"));
+    let seen = page.until("the login form", |seen| is(seen, "welcome"));
     assert_eq!(seen["focus"], "username");
     page.assert_quiet();
     browser.end();
 }
 
 #[test]
-fn a_reload_stays_logged_in_and_a_log_out_leaves_nothing() {
+fn reload_keeps_the_session_and_logout_leaves_nothing() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut browser = Browser::start();
@@ -287,14 +291,14 @@ fn a_reload_stays_logged_in_and_a_log_out_leaves_nothing() {
         if again {
             page.reload();
         }
-        let seen = page.until("the log-in", |seen| is(seen, "welcome"));
+        let seen = page.until("the login form", |seen| is(seen, "welcome"));
         assert!(!is(&seen, "console"), "{seen}");
         let content = seen["content"].as_str().unwrap();
         assert!(!content.contains("private-garden") && !content.contains(USER), "{content}");
         assert_eq!((&seen["kept"], &seen["cookies"], &seen["state"]), (&json!([]), &json!([]), &json!("")), "{seen}");
     }
     assert_eq!(seen["focus"], "username");
-    // Nor does the next user inherit anything.
+    // The next user inherits nothing.
     page.log_in(PASSWORD);
     let seen = page.until("the console", |seen| seen["state"] == "Connected");
     assert_eq!((&seen["rows"], &seen["log"], &seen["total"]), (&json!([]), &json!([]), &json!(0)), "{seen}");
@@ -303,7 +307,7 @@ fn a_reload_stays_logged_in_and_a_log_out_leaves_nothing() {
 }
 
 #[test]
-fn a_session_that_ended_leads_to_the_log_in() {
+fn ended_session_leads_to_the_login_form() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut browser = Browser::start();
@@ -314,7 +318,7 @@ fn a_session_that_ended_leads_to_the_log_in() {
     page.until("the database", |seen| is_subscribed(seen, 1));
     couchdb.remove_user(USER);
     page.reload();
-    let seen = page.until("the log-in", |seen| is(seen, "welcome"));
+    let seen = page.until("the login form", |seen| is(seen, "welcome"));
     assert_eq!(seen["error"], "Your session has ended. Log in again.");
     assert!(!seen["content"].as_str().unwrap().contains("garden"), "{seen}");
     assert_eq!((&seen["kept"], &seen["cookies"], &seen["state"]), (&json!([]), &json!([]), &json!("")));
@@ -323,7 +327,7 @@ fn a_session_that_ended_leads_to_the_log_in() {
 }
 
 #[test]
-fn the_console_comes_back_with_the_server() {
+fn console_reconnects_when_the_server_returns() {
     let couchdb = couchdb();
     let port = lasting_port();
     let howler = Howler::start_on(port, &couchdb, &[]);
@@ -336,9 +340,9 @@ fn the_console_comes_back_with_the_server() {
     couchdb.update("garden");
     page.until("a change", |seen| changes_of(seen, "garden") == Some(1));
     drop(howler);
-    let seen = page.until("the break", |seen| seen["state"] == "Reconnecting…");
+    let seen = page.until("the lost connection", |seen| seen["state"] == "Reconnecting…");
     assert_eq!(seen["reconnects"], 0);
-    assert!(is(&seen, "console"), "what was seen stays: {seen}");
+    assert!(is(&seen, "console"), "the console stays visible: {seen}");
     let howler = Howler::start_on(port, &couchdb, &[]);
     let seen = page.until("the connection", |seen| seen["state"] == "Connected");
     assert_eq!((&seen["reconnects"], &seen["problem"]), (&json!(1), &json!("")), "{seen}");
@@ -346,16 +350,16 @@ fn the_console_comes_back_with_the_server() {
     couchdb.update("garden");
     page.until("a change", |seen| changes_of(seen, "garden") > before);
 
-    // A session that ends meanwhile.
+    // The session ends while the server is away.
     couchdb.remove_user(USER);
     drop(howler);
-    page.until("the break", |seen| seen["state"] == "Reconnecting…");
+    page.until("the lost connection", |seen| seen["state"] == "Reconnecting…");
     let _howler = Howler::start_on(port, &couchdb, &[]);
-    let seen = page.until("the log-in", |seen| is(seen, "welcome"));
+    let seen = page.until("the login form", |seen| is(seen, "welcome"));
     assert_eq!(seen["error"], "Your session has ended. Log in again.");
     assert!(!seen["content"].as_str().unwrap().contains("garden") && !is(&seen, "console"), "{seen}");
     assert_eq!((&seen["kept"], &seen["cookies"]), (&json!([]), &json!([])));
-    // The browser tells of every connection that failed.
+    // The browser reports each failed connection.
     let seen = page.look();
     let complaints = seen["complaints"].as_array().unwrap();
     let own = |text: &&Value| !text.as_str().unwrap().starts_with("WebSocket connection to 'ws://localhost:");
@@ -364,7 +368,7 @@ fn the_console_comes_back_with_the_server() {
 }
 
 #[test]
-fn the_list_of_changes_is_bounded_and_the_reader_is_not_talked_to_death() {
+fn list_of_changes_is_bounded_and_announcements_are_few() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut browser = Browser::start();
@@ -380,7 +384,7 @@ fn the_list_of_changes_is_bounded_and_the_reader_is_not_talked_to_death() {
     let seen = page.until("all changes", |seen| seen["total"] == 500);
     assert_eq!(seen["log"].as_array().unwrap().len(), 200);
     assert!(seen["rows"].as_array().unwrap().iter().all(|row| row["changes"] == 1));
-    // One sentence for all of them, or two.
+    // One or two sentences announce all of them.
     let seen = page.until("the announcement", |seen| seen["announcement"] != "");
     let said = seen["announcement"].as_str().unwrap();
     assert!(said.contains("more changes, the latest of db"), "{said}");
@@ -389,7 +393,7 @@ fn the_list_of_changes_is_bounded_and_the_reader_is_not_talked_to_death() {
 }
 
 #[test]
-fn the_console_works_below_a_path_of_a_proxy() {
+fn console_works_below_a_path_of_a_proxy() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut browser = Browser::start();
@@ -407,7 +411,7 @@ fn the_console_works_below_a_path_of_a_proxy() {
 }
 
 #[test]
-fn the_demo_is_one_click_from_live_data() {
+fn demo_shows_live_data_after_one_click() {
     let howler = Howler::launch(&["--demo"]);
     howler.wait_for_line(&format!("http://localhost:{}/", howler.port()));
     let mut browser = Browser::start();
@@ -422,9 +426,9 @@ fn the_demo_is_one_click_from_live_data() {
     browser.end();
 }
 
-/// Every state of the page on both kinds of screen, in both schemes.
+/// Checks every state of the page on each screen size in both color schemes.
 #[test]
-fn nobody_is_kept_out() {
+fn every_state_is_accessible_on_every_screen() {
     let howler = Howler::launch(&["--demo"]);
     howler.wait_for_line("Press Ctrl+C to stop the demo.");
     let mut browser = Browser::start();
@@ -437,14 +441,14 @@ fn nobody_is_kept_out() {
                 page.assert_accessible();
                 let seen = page.look();
                 assert!(seen["overflow"].as_i64() <= Some(0), "{screen} scrolls sideways: {}", seen["overflow"]);
-                assert_eq!(seen["outside"], json!([]), "{screen}: out of its card");
+                assert_eq!(seen["outside"], json!([]), "{screen}: content overflows its card");
                 if width < 600 {
-                    assert_eq!(seen["small"], json!([]), "too small for fingers");
+                    assert_eq!(seen["small"], json!([]), "no touch target is too small");
                 }
             };
             picture(&mut page, "welcome");
             page.log_in("zq7-wrong");
-            page.until("the refusal", |seen| seen["error"] != "");
+            page.until("the rejection", |seen| seen["error"] != "");
             picture(&mut page, "refused");
             page.click("#use-demo");
             page.until("the console", |seen| seen["state"] == "Connected");
