@@ -1,5 +1,5 @@
-//! The server's own credentials at CouchDB: refused ones are sent seldom enough that CouchDB does not lock the name, and
-//! the operator is told.
+//! The server's own credentials at CouchDB. The server sends rejected credentials rarely enough
+//! that CouchDB does not lock the account, and notifies the operator.
 
 use std::time::Duration;
 
@@ -15,16 +15,16 @@ const REFUSED: &str = "the user in --couchdb_url must be a server admin";
 const ACCEPTED: &str = "CouchDB accepts the name and the password in --couchdb_url again.";
 const OTHER_PASSWORD: &str = "zq7-rotated";
 
-/// How many requests carried the admin's name and a password. All those of one server have the same.
+/// Returns the number of requests with a name and password. The server always sends the same ones.
 fn with_credentials(couchdb: &StandIn) -> usize {
     let requests = couchdb.requests();
     let basic = |value: &str| value.starts_with("Basic ");
     requests.iter().filter(|request| request.header("authorization").is_some_and(basic)).count()
 }
 
-/// Waits until the server has tried all that it may, and some time more.
+/// Waits until the server has made all its attempts, and for some more time.
 fn wait_for_tries(couchdb: &StandIn, howler: &Howler) {
-    // 0.5 s, 2 s and 8 s after the first.
+    // Retries come 0.5 s, 2 s and 8 s after the first attempt.
     assert!(couchdb.wait_for(SOON, |_| howler.metric("howler_couchdb_refusals_total") >= 4), "{}", howler.output());
     std::thread::sleep(Duration::from_secs(2));
 }
@@ -41,11 +41,11 @@ fn readiness(howler: &Howler) -> (u16, String) {
 }
 
 #[test]
-fn a_wrong_password_does_not_lock_the_admin() {
+fn wrong_password_does_not_lock_the_admin() {
     let couchdb = couchdb();
     couchdb.change_password(ADMIN, OTHER_PASSWORD);
     let howler = Howler::launch(&["--couchdb_url", &couchdb.url(), "--access", "members"]);
-    // Clients log in, subscribe and ask meanwhile.
+    // Clients log in and subscribe meanwhile.
     let mut client = Client::logged_in(howler.address());
     for name in ["a", "b", "c", "d", "e", "f"] {
         client.request(json!({"op": "subscribe", "dbs": [name]}));
@@ -62,7 +62,7 @@ fn a_wrong_password_does_not_lock_the_admin() {
 }
 
 #[test]
-fn a_password_that_is_mended_at_couchdb_is_noticed() {
+fn server_recovers_when_couchdb_accepts_the_password() {
     let couchdb = couchdb();
     couchdb.change_password(ADMIN, OTHER_PASSWORD);
     let howler = Howler::launch(&["--couchdb_url", &couchdb.url()]);
@@ -78,7 +78,7 @@ fn a_password_that_is_mended_at_couchdb_is_noticed() {
 }
 
 #[test]
-fn a_password_that_changes_meanwhile_is_noticed_by_any_request() {
+fn any_request_detects_a_changed_password() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--access", "members"]);
     let names: Vec<String> = (0..40).map(|number| format!("db-{number}")).collect();
@@ -89,7 +89,7 @@ fn a_password_that_changes_meanwhile_is_noticed_by_any_request() {
     assert_eq!(readiness(&howler).0, 200);
     couchdb.change_password(ADMIN, OTHER_PASSWORD);
     couchdb.forget_requests();
-    // The feed stays open; the questions of many clients at once meet the new password.
+    // The feed stays open, and the permission lookups of many clients fail at once.
     for (client, names) in clients.iter_mut().zip(names.chunks(5)) {
         for name in names {
             client.request(json!({"op": "subscribe", "dbs": [name]}));
@@ -97,7 +97,7 @@ fn a_password_that_changes_meanwhile_is_noticed_by_any_request() {
     }
     howler.wait_for_line(REFUSED);
     assert_eq!(readiness(&howler).0, 503);
-    assert_eq!(couchdb.open_feeds(), 1, "what works goes on");
+    assert_eq!(couchdb.open_feeds(), 1, "the open feed continues");
     std::thread::sleep(Duration::from_secs(12));
     assert!((1..=4).contains(&with_credentials(&couchdb)), "{}", with_credentials(&couchdb));
     howler.assert_told(REFUSED, 1);
@@ -105,7 +105,7 @@ fn a_password_that_changes_meanwhile_is_noticed_by_any_request() {
 }
 
 #[test]
-fn questions_go_on_when_the_password_is_accepted_again() {
+fn permission_lookups_resume_when_the_password_is_accepted_again() {
     let couchdb = couchdb();
     couchdb.create_database_for("garden", &[USER]);
     let howler = Howler::start_with(&couchdb, &["--access", "members"]);
@@ -125,7 +125,7 @@ fn questions_go_on_when_the_password_is_accepted_again() {
 }
 
 #[test]
-fn a_locked_admin_is_handled_alike() {
+fn locked_admin_is_handled_like_a_wrong_password() {
     let couchdb = couchdb();
     couchdb.fail_feed(403, 1_000);
     let howler = Howler::launch(&["--couchdb_url", &couchdb.url()]);
@@ -137,14 +137,14 @@ fn a_locked_admin_is_handled_alike() {
 }
 
 #[test]
-fn a_couchdb_that_records_nothing_is_warned_of() {
+fn server_warns_if_couchdb_records_no_changes() {
     let couchdb = couchdb();
     couchdb.set_config("global_changes", "update_db", Some("false"));
     let howler = Howler::start(&couchdb);
     let line = howler.wait_for_line("update_db is false");
     assert!(line.contains("WARN") && line.contains("couchdb-howler check"), "{line}");
     assert_eq!(readiness(&howler).0, 200);
-    // A host that does not say, and refuses the question alone, is not taken for one that refuses the credentials.
+    // A CouchDB that refuses only this request does not count as one that rejects the credentials.
     for status in [401, 403, 404, 500] {
         let couchdb = crate::support::couchdb();
         couchdb.fail_config(Some(status));

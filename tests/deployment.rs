@@ -1,4 +1,4 @@
-//! The files in `tests/deploy`: that they can be read, and that what they name is there.
+//! The files in `tests/deploy`: they are valid, and the names in them exist.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -25,9 +25,9 @@ print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1], encoding='utf-8')))))
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
-        .expect("python runs");
+        .expect("Python runs");
     assert!(output.status.success());
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    serde_json::from_slice(&output.stdout).expect("the output is JSON")
 }
 
 fn deploy() -> PathBuf {
@@ -42,12 +42,12 @@ fn find<'a>(documents: &'a [Value], kind: &str) -> &'a Value {
     documents.iter().find(|one| one["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"))
 }
 
-/// An environment variable that an option has, and a value that it can have.
+/// Asserts that an option has this environment variable and accepts the value.
 fn assert_variable(name: &str, value: Option<&str>) {
     let known = |row: &couchdb_howler::config::OptionRow| {
         row.variable() == name || row.file_variable().as_deref() == Some(name)
     };
-    assert!(OPTIONS.iter().any(known), "{name} is no variable of any option");
+    assert!(OPTIONS.iter().any(known), "no option has the variable {name}");
     let Some(value) = value else { return };
     let env = |asked: &str| match asked {
         _ if asked == name => Some(value.into()),
@@ -59,7 +59,7 @@ fn assert_variable(name: &str, value: Option<&str>) {
     assert!(read.is_ok(), "{name}={value}: {read:?}");
 }
 
-/// The image of this version.
+/// Asserts that the image has this version.
 fn assert_image(image: &Value) {
     assert_eq!(image.as_str(), Some(concat!("couchdb-howler:", env!("CARGO_PKG_VERSION"))));
 }
@@ -69,7 +69,7 @@ fn variable_of<'a>(container: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
-fn the_kubernetes_manifest_fits_the_server() {
+fn kubernetes_manifest_matches_the_server() {
     let documents = documents("kubernetes.yaml");
     assert_image(&find(&documents, "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"]);
     let pod = &find(&documents, "Deployment")["spec"]["template"]["spec"];
@@ -93,13 +93,13 @@ fn the_kubernetes_manifest_fits_the_server() {
     assert_eq!(service["spec"]["sessionAffinity"], "ClientIP");
     assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
 
-    // What is probed answers.
+    // The server answers the probes.
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     for probe in ["readinessProbe", "livenessProbe"] {
         let probed = &container[probe]["httpGet"];
         assert_eq!(probed["port"], port["name"], "{probe}");
-        // It is probed again and again while it is not ready.
+        // Kubernetes also repeats the probe until the server is ready.
         let deadline = Instant::now() + SOON;
         loop {
             let answer = Http::connect(howler.address()).get(probed["path"].as_str().unwrap());
@@ -112,14 +112,14 @@ fn the_kubernetes_manifest_fits_the_server() {
 }
 
 #[test]
-fn the_swarm_stack_fits_the_server() {
+fn swarm_stack_matches_the_server() {
     let stack = &documents("swarm.yaml")[0];
     let secret = stack["services"]["howler"]["secrets"][0]["source"].as_str().unwrap();
     assert_fits(stack, secret, &stack["services"]["howler"]["deploy"]["labels"]);
 }
 
 #[test]
-fn the_compose_file_fits_the_server() {
+fn compose_file_matches_the_server() {
     let stack = &documents("compose.yaml")[0];
     let secret = stack["services"]["howler"]["secrets"][0].as_str().unwrap();
     assert_fits(stack, secret, &stack["services"]["howler"]["labels"]);
@@ -148,7 +148,7 @@ fn assert_fits(stack: &Value, secret: &str, labels: &Value) {
 }
 
 #[test]
-fn the_units_of_systemd_are_sound_and_hardened() {
+fn systemd_units_are_valid_and_hardened() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("units-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let mut paths = Vec::new();
@@ -166,8 +166,8 @@ fn the_units_of_systemd_are_sound_and_hardened() {
         assert!(output.status.success(), "{arguments:?}: {text}");
         text
     };
-    assert_eq!(said(&["verify", "--man=no"], &paths), "", "an unknown line, or one that cannot be read");
-    // An exposure of at most 1.5, of 10.
+    assert_eq!(said(&["verify", "--man=no"], &paths), "", "systemd-analyze reports no problems");
+    // An exposure of at most 1.5 on a scale to 10.
     said(&["security", "--offline=true", "--threshold=15", "--no-pager"], &paths[..1]);
     std::fs::remove_dir_all(folder).unwrap();
 }
@@ -180,7 +180,7 @@ fn every_variable_in_readme_and_manual_belongs_to_an_option() {
     let text = texts.collect::<String>();
     let end = |c: char| !(c.is_ascii_uppercase() || c == '_');
     let found = text.match_indices("HOWLER_").map(|(at, _)| text[at..].split(end).next().unwrap());
-    // Those of the tests are no options.
+    // Variables of the tests are not options.
     let of_tests = |name: &&str| *name == "HOWLER_" || name.starts_with("HOWLER_CHAOS_");
     let names = found.filter(|name| !of_tests(name)).collect::<std::collections::BTreeSet<_>>();
     assert!(names.len() > 20, "{names:?}");

@@ -1,4 +1,4 @@
-//! Many clients, slow clients, clients that vanish.
+//! Many clients, slow clients, and clients that disappear.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use crate::support::client::Client;
 use crate::support::howler::Howler;
 use crate::support::{SOON, couchdb};
 
-/// So many clients of each dialect, opened by a few threads.
+/// Opens this number of clients, half of each protocol, in a few threads.
 fn many(address: SocketAddr, count: usize, database: &'static str) -> Vec<(Client, &'static str)> {
     const THREADS: usize = 10;
     let open = move |number: usize| {
@@ -29,7 +29,7 @@ fn many(address: SocketAddr, count: usize, database: &'static str) -> Vec<(Clien
 }
 
 #[test]
-fn five_thousand_clients_are_all_told() {
+fn five_thousand_clients_are_notified_once() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let before = howler.resident_kib();
@@ -44,18 +44,18 @@ fn five_thousand_clients_are_all_told() {
         let began = Instant::now();
         couchdb.update("busy");
         for (client, sign) in &mut clients {
-            let text = client.receive_text(SOON).expect("everyone is told");
+            let text = client.receive_text(SOON).expect("every client is notified");
             assert!(text.contains(*sign) && text.contains("\"busy\""), "{text}");
         }
-        println!("round {round}: all told within {} ms", began.elapsed().as_millis());
+        println!("round {round}: all clients notified within {} ms", began.elapsed().as_millis());
     }
     for (client, _) in &mut clients {
-        assert_eq!(client.receive_text(Duration::from_millis(1)), None, "once");
+        assert_eq!(client.receive_text(Duration::from_millis(1)), None, "each client is notified once");
     }
 }
 
 #[test]
-fn a_client_that_stops_reading_delays_nobody_and_misses_nothing() {
+fn slow_client_delays_no_other_and_receives_each_database() {
     const DATABASES: usize = 1000;
     const ROUNDS: usize = 60;
     let couchdb = couchdb();
@@ -63,7 +63,7 @@ fn a_client_that_stops_reading_delays_nobody_and_misses_nothing() {
     let names: Vec<String> = (0..DATABASES).map(|i| format!("{}{i}", "a-rather-long-name/".repeat(10))).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let subscribe = |mut client: Client| {
-        // In two messages: one may not be over 64 KiB.
+        // In several messages, each below 64 KiB.
         for part in names.chunks(DATABASES / 5) {
             assert_eq!(client.ask(json!({"op": "subscribe", "dbs": part}))["ok"], true);
         }
@@ -75,11 +75,11 @@ fn a_client_that_stops_reading_delays_nobody_and_misses_nothing() {
     for _ in 0..ROUNDS {
         couchdb.update_many(&names);
         for _ in 0..DATABASES {
-            assert!(quick.next_change(SOON).is_some(), "the quick client is told at once");
+            assert!(quick.next_change(SOON).is_some(), "the quick client is notified at once");
         }
     }
     let grown = howler.resident_kib().saturating_sub(before);
-    // Now it reads: what lay in the buffers of the system, then each database once.
+    // The slow client reads the contents of the socket buffers, then each database once.
     let mut told: HashMap<String, usize> = HashMap::new();
     let mut total = 0;
     couchdb.update("the end");
@@ -88,15 +88,15 @@ fn a_client_that_stops_reading_delays_nobody_and_misses_nothing() {
         total += 1;
     }
     println!("{total} notifications for {} changes; the server grew by {grown} KiB meanwhile", ROUNDS * DATABASES);
-    assert_eq!(told.len(), DATABASES, "every database was told");
-    assert!(total < ROUNDS * DATABASES, "the client was blocked, else this proves nothing");
-    assert!(grown < 1024, "what a client does not read is not kept for it: {grown} KiB");
+    assert_eq!(told.len(), DATABASES, "the slow client is notified of every database");
+    assert!(total < ROUNDS * DATABASES, "notifications were coalesced, so the client was blocked");
+    assert!(grown < 1024, "unread notifications take no memory: {grown} KiB");
     couchdb.update(names[7]);
     assert_eq!(slow.next_change(SOON).as_deref(), Some(names[7]));
 }
 
 #[test]
-fn clients_that_vanish_leave_nothing_behind() {
+fn closed_connections_leave_no_memory_or_descriptors() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let descriptors = howler.descriptors();
@@ -105,7 +105,7 @@ fn clients_that_vanish_leave_nothing_behind() {
         let clients = many(howler.address(), 1000, "db");
         let peak = howler.resident_kib();
         if round % 2 == 0 {
-            // With a notification unread, closing is a reset.
+            // With an unread notification, the close is a reset.
             couchdb.update("db");
         }
         drop(clients);
@@ -117,11 +117,11 @@ fn clients_that_vanish_leave_nothing_behind() {
             howler.descriptors()
         );
     }
-    assert!(resident[4] <= resident[1] + 512, "memory does not creep: {resident:?} KiB");
-    // And half-open ones: connections that never say anything, and such that end within the handshake.
+    assert!(resident[4] <= resident[1] + 512, "memory does not keep growing: {resident:?} KiB");
+    // Connections that end within the handshake leave nothing behind, either.
     for _ in 0..200 {
-        let mut socket = std::net::TcpStream::connect(howler.address()).expect("accepted");
-        std::io::Write::write_all(&mut socket, b"GET /howler HT").expect("sent");
+        let mut socket = std::net::TcpStream::connect(howler.address()).expect("the server accepts the connection");
+        std::io::Write::write_all(&mut socket, b"GET /howler HT").expect("the request is sent");
     }
     wait_until(|| howler.descriptors() <= descriptors + 12);
     let mut client = Client::subscribed(howler.address(), &["db"]);
@@ -132,7 +132,7 @@ fn clients_that_vanish_leave_nothing_behind() {
 fn wait_until(condition: impl Fn() -> bool) {
     let deadline = Instant::now() + SOON;
     while !condition() {
-        assert!(Instant::now() < deadline, "it does not come to pass");
+        assert!(Instant::now() < deadline, "timeout waiting for the condition");
         thread::sleep(Duration::from_millis(10));
     }
 }

@@ -1,4 +1,4 @@
-//! Engine.IO 4 with Socket.IO 5, after the public texts of both protocols, over polling and WebSockets.
+//! Engine.IO 4 with Socket.IO 5, by the public specifications of both, over polling and WebSockets.
 
 use std::time::{Duration, Instant};
 
@@ -9,8 +9,8 @@ use crate::support::howler::Howler;
 use crate::support::http::{Http, Poller};
 use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
 
-/// What an event must keep from the packet before it. Measured from before that packet was asked for: how late
-/// it is read here says nothing of the server.
+/// Minimum time between an event and the packet before it. Measured from before the request for
+/// that packet, because the time of reading says nothing about the server.
 const DISTANCE: Duration = Duration::from_millis(25);
 const QUICK: &[&str] = &["--ping_interval", "300", "--ping_timeout", "1500"];
 
@@ -22,15 +22,16 @@ fn auth() -> String {
     format!(r#"40{{"username":"{USER}","password":"{PASSWORD}"}}"#)
 }
 
-/// A WebSocket whose open packet was read, and the engine's id.
+/// Opens a WebSocket and reads its open packet. Returns the client and the engine's session id.
 fn open(howler: &Howler, query: &str) -> (Client, String) {
     let mut client = Client::open(howler.address(), &format!("/socket.io/?EIO=4&transport=websocket&{query}"));
-    let open = client.receive_text(SOON).expect("the open packet");
-    let open: Value = serde_json::from_str(open.strip_prefix('0').expect("it comes first")).expect("JSON");
-    (client, open["sid"].as_str().expect("an id").to_owned())
+    let open = client.receive_text(SOON).expect("the open packet arrives");
+    let open: Value =
+        serde_json::from_str(open.strip_prefix('0').expect("the first packet is the open packet")).expect("JSON");
+    (client, open["sid"].as_str().expect("the id is a string").to_owned())
 }
 
-/// Connects; the id that CONNECT was confirmed with.
+/// Connects. Returns the id in the confirmation of CONNECT.
 fn connect(client: &mut Client, packet: &str, event: &str) -> String {
     let connected = Instant::now();
     client.send(packet);
@@ -40,7 +41,7 @@ fn connect(client: &mut Client, packet: &str, event: &str) -> String {
     assert!(connected.elapsed() >= DISTANCE, "{:?}", connected.elapsed());
     let confirmed: Value = serde_json::from_str(confirmed.strip_prefix("40").expect("40")).expect("JSON");
     assert_eq!(confirmed.as_object().expect("an object").len(), 1);
-    confirmed["sid"].as_str().expect("an id").to_owned()
+    confirmed["sid"].as_str().expect("the id is a string").to_owned()
 }
 
 fn logged_in(howler: &Howler) -> Client {
@@ -50,11 +51,11 @@ fn logged_in(howler: &Howler) -> Client {
 }
 
 #[test]
-fn handshakes() {
+fn handshakes_have_the_documented_fields() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let poller = Poller::open(howler.address(), 4, "");
-    assert_eq!(poller.packets.len(), 1, "the client connects");
+    assert_eq!(poller.packets.len(), 1, "the server waits for CONNECT");
     let expected = format!(
         r#"0{{"sid":"{}","upgrades":["websocket"],"pingInterval":25000,"pingTimeout":20000,"maxPayload":1048576}}"#,
         poller.sid
@@ -64,11 +65,11 @@ fn handshakes() {
     let open = client.receive_text(SOON).unwrap();
     let rest = r#""upgrades":[],"pingInterval":25000,"pingTimeout":20000,"maxPayload":1048576}"#;
     assert!(open.starts_with("0{\"sid\":\"") && open.ends_with(rest), "{open}");
-    assert_eq!(client.receive_text(A_MOMENT), None, "and waits for it");
+    assert_eq!(client.receive_text(A_MOMENT), None, "the server waits for CONNECT");
 }
 
 #[test]
-fn polling() {
+fn polling_carries_requests_events_and_rejections() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut poller = Poller::open(howler.address(), 4, &credentials());
@@ -92,7 +93,7 @@ fn polling() {
     assert_eq!(poller.poll(), ["1"]);
     assert!(!poller.is_known());
 
-    // A refusal: three packets, three polls.
+    // A rejection sends each packet in a poll of its own.
     let mut poller = Poller::open(howler.address(), 4, "username=nobody");
     poller.packets.clear();
     poller.send(&["40"]);
@@ -120,7 +121,7 @@ fn polling() {
         assert_eq!(poller.finish_poll(), ["1"]);
         assert_eq!(Http::connect(howler.address()).get(&target).refusal(), Some(1));
     }
-    // Two polls at once.
+    // Two concurrent polls.
     let mut poller = Poller::open(howler.address(), 4, "");
     poller.start_poll();
     assert!(poller.polls.is_silent(Duration::from_millis(20)));
@@ -129,7 +130,7 @@ fn polling() {
 }
 
 #[test]
-fn the_server_pings_and_wants_pongs() {
+fn server_pings_and_requires_pongs() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, QUICK);
     let (mut client, _) = open(&howler, &credentials());
@@ -147,7 +148,7 @@ fn the_server_pings_and_wants_pongs() {
         poller.send(&["3"]);
         assert!(round == 0 || began.elapsed() > Duration::from_millis(150), "{:?}", began.elapsed());
     }
-    // Other packets do not stand in for pongs.
+    // Other packets do not count as pongs.
     let began = Instant::now();
     poller.start_poll();
     assert_eq!(client.receive_text(SOON).as_deref(), Some("2"));
@@ -162,14 +163,14 @@ fn the_server_pings_and_wants_pongs() {
 }
 
 #[test]
-fn connect_with_and_without_credentials() {
+fn connect_uses_its_own_credentials_or_those_of_the_query() {
     let couchdb = couchdb();
     couchdb.add_user("other", "zq7-other", &[]);
     let howler = Howler::start(&couchdb);
     let other = "username=other&password=zq7-wrong";
     let (mut client, engine) = open(&howler, other);
     let id = connect(&mut client, &auth(), "authenticated");
-    assert_ne!(id, engine, "an id of its own");
+    assert_ne!(id, engine, "the Socket.IO id differs from the engine's");
     for (query, packet, event) in [
         (&*credentials(), "40", "authenticated"),
         (&credentials(), "40{}", "authenticated"),
@@ -193,7 +194,7 @@ fn connect_with_and_without_credentials() {
 }
 
 #[test]
-fn leaving_and_connecting_again() {
+fn disconnected_client_can_connect_again() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, QUICK);
     let mut client = logged_in(&howler);
@@ -202,7 +203,7 @@ fn leaving_and_connecting_again() {
     client.send("41");
     couchdb.update("db");
     for _ in 0..3 {
-        assert_eq!(client.receive_text(SOON).as_deref(), Some("2"), "the engine stays, and no change comes");
+        assert_eq!(client.receive_text(SOON).as_deref(), Some("2"), "the engine session continues without changes");
         client.send("3");
     }
     connect(&mut client, "40", "authenticated");
@@ -213,7 +214,7 @@ fn leaving_and_connecting_again() {
 }
 
 #[test]
-fn a_disconnect_of_who_is_not_connected_changes_nothing() {
+fn disconnect_before_connect_has_no_effect() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let (mut client, _) = open(&howler, &credentials());
@@ -222,7 +223,7 @@ fn a_disconnect_of_who_is_not_connected_changes_nothing() {
 }
 
 #[test]
-fn who_connects_anew_gets_the_answer_to_the_new_credentials() {
+fn second_connect_is_answered_for_the_new_credentials() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     couchdb.set_login_delay(A_MOMENT);
@@ -235,7 +236,7 @@ fn who_connects_anew_gets_the_answer_to_the_new_credentials() {
 }
 
 #[test]
-fn who_does_not_connect_in_time_is_closed() {
+fn session_without_connect_is_closed_after_the_timeout() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let began = Instant::now();
@@ -248,7 +249,7 @@ fn who_does_not_connect_in_time_is_closed() {
 }
 
 #[test]
-fn namespaces_events_and_broken_packets() {
+fn unknown_namespaces_are_rejected_and_malformed_packets_close() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     for early in [r#"421["heartbeat"]"#, r#"42["subscribe",["db"]]"#, "2", "0", "7", "4", "x", "451-[\"a\"]"] {
@@ -310,7 +311,7 @@ fn namespaces_events_and_broken_packets() {
 }
 
 #[test]
-fn a_websocket_takes_over() {
+fn websocket_upgrade_takes_over_a_polling_session() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, QUICK);
     let mut poller = Poller::open(howler.address(), 4, &credentials());
@@ -327,7 +328,8 @@ fn a_websocket_takes_over() {
         websocket.send("3");
     }
     assert_eq!(poller.posts.get(&poller.target()).refusal(), Some(3));
-    let refused = Client::try_open(howler.address(), &poller.websocket_target(), "").err().expect("refused");
+    let refused =
+        Client::try_open(howler.address(), &poller.websocket_target(), "").err().expect("the upgrade is rejected");
     assert!(refused.starts_with("HTTP/1.1 400 "), "{refused}");
     websocket.send("1");
     assert!(matches!(websocket.receive_close(SOON).1, Received::Close(1000, _)));
