@@ -1,5 +1,5 @@
 //! The server's own credentials at CouchDB. The server sends rejected credentials rarely enough
-//! that CouchDB does not lock the account, and notifies the operator.
+//! that CouchDB does not lock the account, and logs the rejection.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The changes feed: what breaks it, and that nothing behind the break is lost.
+//! The changes feed: no failure of the feed loses changes.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -12,10 +12,11 @@ use crate::support::howler::Howler;
 use crate::support::http::Http;
 use crate::support::{A_MOMENT, ANSWERED_WITHIN, PASSWORD, SOON, USER, couchdb, couchdb_with};
 
-/// What is said when all is well.
+/// The log line of a feed that works.
 const FOLLOWING: &str = "Following the changes feed of CouchDB.";
 
-/// A stand-in, a server that follows it, and a client that is told of `before`, `during` and `after`.
+/// A stand-in for CouchDB, a server that follows it, and a client subscribed to `before`, `during`
+/// and `after`.
 struct Scene {
     client: Client,
     howler: Howler,
@@ -37,7 +38,7 @@ impl Scene {
         Self { client, howler, couchdb }
     }
 
-    /// A change is written, and told.
+    /// Updates a database and asserts that the client is notified.
     fn is_told(&mut self, database: &str) {
         self.couchdb.update(database);
         self.hears(database);
@@ -48,7 +49,7 @@ impl Scene {
         assert_eq!(change.as_deref(), Some(database), "{}", self.howler.output());
     }
 
-    /// A change is told, and beside it that others may have been lost.
+    /// Asserts that the client is notified of a change and of a resync, in any order.
     fn hears_with_resync(&mut self, database: &str) {
         let before = self.client.wait_for_resync();
         if before.is_empty() {
@@ -61,7 +62,7 @@ impl Scene {
         assert_eq!(self.client.next_change(A_MOMENT), None, "{}", self.howler.output());
     }
 
-    /// An operator was told this, once, and of nothing else that went wrong.
+    /// Asserts that the server logged this line once, and no other warning or error.
     fn said_once(&self, line: &str) {
         self.said(line);
         let problems = self.howler.count_told("WARN") + self.howler.count_told("ERROR");
@@ -69,7 +70,7 @@ impl Scene {
         assert_eq!(problems, own, "{}", self.howler.output());
     }
 
-    /// An operator was told this, once.
+    /// Asserts that the server logged this line once.
     fn said(&self, line: &str) {
         self.howler.assert_told(line, 1);
     }
@@ -79,13 +80,13 @@ impl Scene {
     }
 }
 
-/// The `since` of a request.
+/// Returns the `since` of a request.
 fn since(request: &RecordedRequest) -> &str {
-    request.target.split("since=").nth(1).expect("every feed names where it starts")
+    request.target.split("since=").nth(1).expect("every feed request has since")
 }
 
-/// Breaks a feed under the server: what is written while the feed is away and behind that is told, each
-/// change once, and one line says so, also where it goes on breaking within the minute.
+/// Breaks the feed. Asserts that the client is notified once of each change during and after the
+/// break, and that one line is logged, even if the feed breaks again within a minute.
 fn survives(fault: FeedFault, options: &[&str], line: &str) {
     let mut scene = Scene::with(options);
     scene.is_told("before");
@@ -94,7 +95,7 @@ fn survives(fault: FeedFault, options: &[&str], line: &str) {
     scene.hears("during");
     scene.said_once(line);
     scene.howler.assert_told(FOLLOWING, 2);
-    // Three times, with nothing but the head between.
+    // Break the feed three times, with only the response head in between.
     scene.couchdb.break_next_feed(fault);
     scene.couchdb.break_next_feed(fault);
     scene.couchdb.break_feed(fault);
@@ -103,46 +104,46 @@ fn survives(fault: FeedFault, options: &[&str], line: &str) {
     scene.hears_nothing_more();
     scene.howler.assert_told(line, 1);
     scene.howler.assert_told(FOLLOWING, 2);
-    assert_eq!(scene.couchdb.counters().pin_requests, 1, "the start is asked for once");
+    assert_eq!(scene.couchdb.counters().pin_requests, 1, "the start is looked up once");
 }
 
 #[test]
-fn a_reset() {
+fn reset_loses_no_changes() {
     survives(FeedFault::Reset, &[], "The changes feed is not connected: ");
 }
 
 #[test]
-fn a_cut_between_chunks() {
+fn cut_between_chunks_loses_no_changes() {
     survives(FeedFault::Cut, &[], "CouchDB cut the changes feed: resuming it.");
 }
 
 #[test]
-fn a_cut_within_a_chunk() {
+fn cut_within_a_chunk_loses_no_changes() {
     survives(FeedFault::CutMidChunk, &[], "CouchDB cut the changes feed: resuming it.");
 }
 
 #[test]
-fn a_clean_end() {
+fn clean_end_loses_no_changes() {
     survives(FeedFault::CleanEnd, &[], "CouchDB ended the changes feed: resuming it.");
 }
 
 #[test]
-fn a_second_response_within_the_first() {
+fn second_response_within_the_first_loses_no_changes() {
     survives(FeedFault::Garbage, &[], "The changes feed is broken: something else stands where a chunk size was due.");
 }
 
 #[test]
-fn a_chunk_size_that_is_none() {
+fn invalid_chunk_size_loses_no_changes() {
     survives(FeedFault::BadChunkSize, &[], "The changes feed is broken: something else stands where a chunk size");
 }
 
 #[test]
-fn silence() {
+fn silence_loses_no_changes() {
     survives(FeedFault::Silence, &["--feed_heartbeat", "200"], "CouchDB was silent for 600 ms: opening the changes");
 }
 
 #[test]
-fn a_quiet_feed_is_not_taken_for_a_silent_one() {
+fn quiet_feed_with_heartbeats_stays_open() {
     for source in ["global_changes", "db_updates"] {
         let mut scene = Scene::with(&["--feed", source, "--feed_heartbeat", "300"]);
         scene.howler.wait_for_line(FOLLOWING);
@@ -156,7 +157,7 @@ fn a_quiet_feed_is_not_taken_for_a_silent_one() {
     }
 }
 
-/// Refuses requests for the feed for a while, first at the start and then under way.
+/// Rejects some requests for the feed at the start, and some later.
 fn survives_refusals(status: u16, times: [usize; 2], line: &str) {
     let couchdb = couchdb();
     couchdb.fail_feed(status, times[0]);
@@ -176,23 +177,23 @@ fn survives_refusals(status: u16, times: [usize; 2], line: &str) {
 }
 
 #[test]
-fn a_password_that_is_refused_for_some_time() {
-    // Four times in 300 s.
+fn temporarily_rejected_password_loses_no_changes() {
+    // Rejects four requests in 300 s.
     survives_refusals(401, [2, 1], "(401): the user in --couchdb_url must be a server admin, with the right password.");
 }
 
 #[test]
-fn an_admin_who_is_locked_out_for_some_time() {
+fn temporarily_locked_admin_loses_no_changes() {
     survives_refusals(403, [1, 2], "(403): the user in --couchdb_url is locked out for some minutes after too many");
 }
 
 #[test]
-fn internal_errors() {
+fn internal_errors_lose_no_changes() {
     survives_refusals(500, [3, 3], "CouchDB answers the changes feed with status 500: trying again.");
 }
 
 #[test]
-fn a_sequence_that_is_refused() {
+fn unknown_sequence_makes_the_feed_start_from_now() {
     let mut scene = Scene::new();
     scene.is_told("before");
     scene.couchdb.fail_feed(400, 1);
@@ -203,16 +204,17 @@ fn a_sequence_that_is_refused() {
     assert_eq!(scene.couchdb.counters().pin_requests, 2);
 }
 
-/// A start that CouchDB does not take any more: what is written meanwhile is told.
+/// CouchDB rejects the start of the feed. Asserts that the client is notified of changes meanwhile.
 fn survives_a_refused_start(refusal: SinceRefusal, line: &str) {
     let mut scene = Scene::new();
     scene.is_told("before");
     let answer = scene.client.ask(json!({"op": "subscribe", "dbs": ["before", "during", "after"]}));
-    assert!(answer["dbs"]["during"].is_string(), "all positions are known: {answer}");
+    assert!(answer["dbs"]["during"].is_string(), "the reply has the positions: {answer}");
     scene.couchdb.refuse_since(Some(refusal));
     scene.couchdb.break_feed(FeedFault::Cut);
     scene.couchdb.update("during");
-    // Ten tries, each after a longer wait, take more than a minute where it is not sure that the start is at fault.
+    // If the cause may be another than the start, the server makes ten attempts with backoff, which
+    // take more than a minute.
     let change = scene.client.next_change(6 * SOON);
     assert_eq!(change.as_deref(), Some("during"), "{}", scene.howler.output());
     scene.is_told("after");
@@ -222,7 +224,7 @@ fn survives_a_refused_start(refusal: SinceRefusal, line: &str) {
 }
 
 #[test]
-fn a_start_that_is_refused_at_once() {
+fn rejected_start_is_replaced_at_once() {
     for status in [410, 413, 414, 422, 431] {
         let line = format!("CouchDB does not know the sequence to resume from ({status}): following the feed from now");
         survives_a_refused_start(SinceRefusal::Status(status), &line);
@@ -232,8 +234,8 @@ fn a_start_that_is_refused_at_once() {
 const REPINNED: &str = "CouchDB did not open the changes feed where it broke in 10 tries: following it from now on;";
 
 #[test]
-fn a_start_that_opens_no_stream() {
-    // Each takes a minute: all at once.
+fn start_that_opens_no_stream_is_replaced_after_ten_attempts() {
+    // Each takes a minute, so all run at once.
     let refusals = [SinceRefusal::Status(500), SinceRefusal::Status(302), SinceRefusal::Close];
     let scenes = refusals.map(|refusal| thread::spawn(move || survives_a_refused_start(refusal, REPINNED)));
     for scene in scenes {
@@ -242,7 +244,7 @@ fn a_start_that_opens_no_stream() {
 }
 
 #[test]
-fn a_node_in_maintenance_mode_is_followed_quietly() {
+fn node_in_maintenance_mode_is_followed_without_warnings() {
     let mut scene = Scene::new();
     scene.is_told("before");
     scene.couchdb.set_maintenance(true);
@@ -260,7 +262,7 @@ fn a_node_in_maintenance_mode_is_followed_quietly() {
 }
 
 #[test]
-fn global_changes_made_by_an_operator() {
+fn feed_starts_when_the_operator_creates_global_changes() {
     let couchdb = couchdb_with(Options { global_changes: false, ..Options::default() });
     let howler = Howler::launch(&["--couchdb_url", &couchdb.url()]);
     let client = Client::subscribed(howler.address(), &["before", "during", "after"]);
@@ -271,7 +273,8 @@ fn global_changes_made_by_an_operator() {
                      --create_global_changes. Trying again.",
     );
     scene.couchdb.create_database("_global_changes");
-    // What happened before it was made is not known: each counts as changed.
+    // Events before the database existed are unknown, so each subscribed database counts as
+    // changed.
     let told: BTreeSet<_> = (0..3).map(|_| scene.client.next_change(SOON)).collect();
     assert_eq!(told.len(), 3, "{told:?}");
     scene.is_told("after");
@@ -279,12 +282,12 @@ fn global_changes_made_by_an_operator() {
 }
 
 #[test]
-fn global_changes_made_by_the_server() {
+fn server_creates_global_changes_on_request() {
     let couchdb = couchdb_with(Options { global_changes: false, ..Options::default() });
     let mut scene = Scene::at(couchdb, &["--create_global_changes"]);
     scene.is_told("after");
     scene.said_once("CouchDB has no _global_changes database: making it.");
-    // And again where it is deleted under the feed.
+    // The server also creates the database when it is deleted while the feed is open.
     scene.couchdb.delete_database("_global_changes");
     assert!(scene.couchdb.wait_for(SOON, |counters| counters.feed_requests == 3 && counters.open_feeds == 1));
     assert!(scene.client.wait_for_resync().is_empty());
@@ -293,7 +296,7 @@ fn global_changes_made_by_the_server() {
 }
 
 #[test]
-fn global_changes_deleted_under_the_feed() {
+fn recreated_global_changes_cause_a_resync() {
     let mut scene = Scene::new();
     scene.is_told("before");
     scene.couchdb.delete_database("_global_changes");
@@ -308,13 +311,13 @@ fn global_changes_deleted_under_the_feed() {
 }
 
 #[test]
-fn couchdb_that_is_away_for_seconds() {
+fn outage_of_seconds_loses_no_changes() {
     let mut scene = Scene::new();
     scene.is_told("before");
     scene.couchdb.refuse();
     scene.couchdb.update("during");
     scene.howler.wait_for_lines("Next try in", 3);
-    scene.couchdb.accept_again().expect("its port is free");
+    scene.couchdb.accept_again().expect("the port is still free");
     scene.hears("during");
     scene.is_told("after");
     scene.hears_nothing_more();
@@ -324,13 +327,13 @@ fn couchdb_that_is_away_for_seconds() {
 }
 
 #[test]
-fn couchdb_that_is_restarted() {
+fn restart_of_couchdb_loses_no_changes() {
     let couchdb = couchdb_with(Options { tick: Duration::from_millis(50), ..Options::default() });
     let mut scene = Scene::at(couchdb, &[]);
     for _ in 0..3 {
         scene.is_told("before");
         scene.couchdb.update("during");
-        scene.couchdb.restart(false).expect("its port is free");
+        scene.couchdb.restart(false).expect("the port is still free");
         scene.hears_with_resync("during");
         scene.is_told("after");
     }
@@ -339,7 +342,7 @@ fn couchdb_that_is_restarted() {
 }
 
 #[test]
-fn any_cutting_into_chunks_and_writes() {
+fn any_chunking_delivers_all_changes() {
     let cuttings = [
         Chunking::OneByte,
         Chunking::SplitEvery(2),
@@ -363,12 +366,12 @@ fn any_cutting_into_chunks_and_writes() {
 }
 
 #[test]
-fn a_thousand_lines_in_one_chunk_are_told_once_each() {
+fn thousand_lines_in_one_chunk_are_notified_once_each() {
     let mut scene = Scene::new();
     let names: Vec<String> = (0..1000).map(|number| format!("db-{number}")).collect();
     assert_eq!(scene.client.ask(json!({"op": "subscribe", "dbs": names}))["ok"], true);
     scene.couchdb.update_many(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    let mut told: Vec<_> = names.iter().map(|_| scene.client.next_change(SOON).expect("a change")).collect();
+    let mut told: Vec<_> = names.iter().map(|_| scene.client.next_change(SOON).expect("a change arrives")).collect();
     let mut expected = names.clone();
     told.sort();
     expected.sort();
@@ -377,7 +380,7 @@ fn a_thousand_lines_in_one_chunk_are_told_once_each() {
 }
 
 #[test]
-fn a_line_that_is_no_json_is_read_again_and_then_passed_over() {
+fn line_that_is_no_json_is_read_again_and_then_skipped() {
     let mut scene = Scene::new();
     scene.is_told("before");
     scene.couchdb.break_feed(FeedFault::BrokenJson);
@@ -386,17 +389,17 @@ fn a_line_that_is_no_json_is_read_again_and_then_passed_over() {
     scene.hears_nothing_more();
     scene.said_once("A line of the changes feed is no JSON: reading it again.");
     assert_eq!(scene.couchdb.counters().feed_requests, 2);
-    // One that stays broken stops nothing.
+    // A line that stays broken does not stop the feed.
     scene.couchdb.break_next_feed(FeedFault::BrokenJson);
     scene.couchdb.break_feed(FeedFault::BrokenJson);
     scene.howler.wait_for_line("Skipped");
     scene.is_told("after");
     scene.said("Skipped a line of the changes feed that is no JSON, twice.");
-    assert_eq!(scene.couchdb.counters().feed_requests, 3, "the feed went on");
+    assert_eq!(scene.couchdb.counters().feed_requests, 3, "the feed continued");
 }
 
 #[test]
-fn a_feed_of_broken_lines_logs_few_lines() {
+fn feed_of_broken_lines_logs_few_lines() {
     const BROKEN: usize = 350_000;
     let mut scene = Scene::new();
     scene.is_told("before");
@@ -409,13 +412,13 @@ fn a_feed_of_broken_lines_logs_few_lines() {
     scene.is_told("after");
     scene.said("Skipped a line of the changes feed that is no JSON, twice.");
     assert_eq!(scene.howler.count_lines("no JSON"), 2, "{}", scene.howler.output());
-    // Of the wave of resyncs or lookups that follows no line is for each of those either.
+    // The resyncs and lookups that follow are not logged one by one, either.
     let others = scene.howler.count_told("INFO") + scene.howler.count_told("WARN");
     assert!(others < 20, "{}", scene.howler.output());
 }
 
 #[test]
-fn a_line_that_is_too_long_is_passed_over() {
+fn line_that_is_too_long_is_skipped() {
     let mut scene = Scene::new();
     assert_eq!(scene.client.ask(json!({"op": "subscribe", "dbs": ["huge"]}))["ok"], true);
     scene.couchdb.break_feed(FeedFault::HugeLine(60_000));
@@ -424,11 +427,11 @@ fn a_line_that_is_too_long_is_passed_over() {
     scene.is_told("after");
     scene.hears_nothing_more();
     scene.said_once("Skipped a line of the changes feed that is over 65536 bytes.");
-    assert_eq!(scene.couchdb.counters().feed_requests, 1, "the feed went on");
+    assert_eq!(scene.couchdb.counters().feed_requests, 1, "the feed continued");
 }
 
 #[test]
-fn the_other_feed() {
+fn db_updates_feed_loses_no_changes() {
     let mut scene = Scene::with(&["--feed", "db_updates", "--feed_heartbeat", "200"]);
     scene.is_told("before");
     for fault in [FeedFault::Reset, FeedFault::CutMidChunk, FeedFault::CleanEnd, FeedFault::Garbage, FeedFault::Silence]
@@ -443,7 +446,7 @@ fn the_other_feed() {
 }
 
 #[test]
-fn lines_about_no_database_tell_nobody_anything() {
+fn lines_about_no_database_cause_no_notification() {
     let mut scene = Scene::new();
     let names = ["_dbs", "views", "_design/views", "gone", "", "nothing", "_users"];
     assert_eq!(scene.client.ask(json!({"op": "subscribe", "dbs": &names[..4]}))["ok"], true);
@@ -452,7 +455,7 @@ fn lines_about_no_database_tell_nobody_anything() {
     scene.couchdb.write_event_document("nothing");
     scene.couchdb.write_event_document("updated:_dbs");
     scene.couchdb.write_event_document("renamed:views");
-    let seq = scene.couchdb.last_seq().expect("a position");
+    let seq = scene.couchdb.last_seq().expect("there is a sequence");
     for line in [
         format!(r#"{{"seq":"{seq}","id":"updated:gone","changes":[{{"rev":"2-9"}}],"deleted":true}}"#),
         format!(r#"{{"seq":"{seq}","changes":[]}}"#),
@@ -469,10 +472,10 @@ fn lines_about_no_database_tell_nobody_anything() {
 }
 
 #[test]
-fn a_feed_that_breaks_before_its_first_change_starts_where_it_was_pinned() {
+fn feed_that_breaks_before_its_first_change_resumes_at_its_start() {
     let couchdb = couchdb();
     couchdb.update("long ago");
-    let pinned = couchdb.last_seq().expect("a position");
+    let pinned = couchdb.last_seq().expect("there is a sequence");
     let mut scene = Scene::at(couchdb, &[]);
     scene.couchdb.break_next_feed(FeedFault::Cut);
     scene.couchdb.break_feed(FeedFault::Cut);
@@ -483,14 +486,14 @@ fn a_feed_that_breaks_before_its_first_change_starts_where_it_was_pinned() {
     assert_eq!(scene.couchdb.counters().pin_requests, 1);
 }
 
-// Log-ins
+// Logins
 
 fn log_in() -> serde_json::Value {
     json!({"op": "log-in", "username": USER, "password": PASSWORD})
 }
 
 #[test]
-fn log_ins_are_answered_soon_while_couchdb_is_away() {
+fn logins_are_answered_in_time_while_couchdb_is_away() {
     let couchdbs: Vec<_> = (0..5).map(|_| couchdb()).collect();
     let howlers: Vec<_> = couchdbs.iter().map(Howler::start).collect();
     couchdbs[0].refuse();
@@ -501,7 +504,7 @@ fn log_ins_are_answered_soon_while_couchdb_is_away() {
     let started = Instant::now();
     let mut waiting = Vec::new();
     for howler in &howlers {
-        // More than are asked at once: those who queue wait no longer.
+        // More than the server sends at once: queued logins wait no longer.
         for _ in 0..12 {
             let mut client = Client::json(howler.address());
             waiting.push((client.request(log_in()), client));
@@ -516,7 +519,7 @@ fn log_ins_are_answered_soon_while_couchdb_is_away() {
     for (couchdb, howler) in couchdbs.iter().zip(&howlers) {
         couchdb.set_login_delay(Duration::ZERO);
         couchdb.fail_logins(None);
-        couchdb.accept_again().expect("its port is free");
+        couchdb.accept_again().expect("the port is still free");
         let mut client = Client::subscribed(howler.address(), &["after"]);
         couchdb.update("after");
         assert_eq!(client.next_change(SOON).as_deref(), Some("after"));
@@ -524,18 +527,18 @@ fn log_ins_are_answered_soon_while_couchdb_is_away() {
 }
 
 #[test]
-fn a_log_in_outlasts_a_short_outage() {
+fn login_succeeds_after_a_short_outage() {
     let scene = Scene::new();
     scene.couchdb.refuse();
     let mut client = Client::json(scene.howler.address());
     let id = client.request(log_in());
     scene.howler.wait_for_lines("A connection for log-ins failed", 3);
-    scene.couchdb.accept_again().expect("its port is free");
+    scene.couchdb.accept_again().expect("the port is still free");
     assert_eq!(client.answer(id)["ok"], true);
 }
 
 #[test]
-fn log_ins_queue() {
+fn logins_beyond_the_concurrency_limit_queue() {
     let scene = Scene::new();
     scene.couchdb.set_login_delay(Duration::from_millis(20));
     let mut clients: Vec<_> = (0..100).map(|_| Client::json(scene.howler.address())).collect();
@@ -544,23 +547,23 @@ fn log_ins_queue() {
         assert_eq!(client.answer(id)["ok"], true);
     }
     let counters = scene.couchdb.counters();
-    assert_eq!(counters.peak_sessions_in_flight, 8, "as many as are allowed, and no more");
+    assert_eq!(counters.peak_sessions_in_flight, 8, "exactly the allowed number of logins run at once");
     assert!(counters.peak_connections <= 12, "{counters:?}");
-    assert_eq!(counters.session_requests, 101, "each asked once");
+    assert_eq!(counters.session_requests, 101, "each login is sent once");
 }
 
 #[test]
-fn a_cookie_is_checked_alone_and_for_its_client() {
+fn cookie_is_checked_without_others_and_with_the_client_address() {
     let scene = Scene::new();
     let mut client = Client::json(scene.howler.address());
-    let cookie = client.ask(log_in())["cookie"].as_str().expect("a cookie").to_owned();
-    let pair = cookie.split(';').next().expect("a pair");
+    let cookie = client.ask(log_in())["cookie"].as_str().expect("the reply has a cookie").to_owned();
+    let pair = cookie.split(';').next().expect("split returns at least one item");
     let mut again = Client::json(scene.howler.address());
     let text = format!("other=1; {pair}; more=2");
     assert_eq!(again.ask(json!({"op": "log-in", "cookie": text}))["ok"], true);
     let asked = scene.couchdb.requests();
     let sessions = || asked.iter().filter(|request| request.target == "/_session");
-    let check = sessions().find(|request| request.method == "GET").expect("it was asked");
+    let check = sessions().find(|request| request.method == "GET").expect("CouchDB received the check");
     assert_eq!(check.header("Cookie"), Some(pair));
     for request in sessions() {
         assert_eq!(request.header("Authorization"), None);
@@ -570,7 +573,7 @@ fn a_cookie_is_checked_alone_and_for_its_client() {
 }
 
 #[test]
-fn connections_that_couchdb_closed_between_log_ins_are_no_failure() {
+fn connections_closed_by_couchdb_between_logins_are_no_failure() {
     let scene = Scene::new();
     for _ in 0..3 {
         let mut clients: Vec<_> = (0..10).map(|_| Client::json(scene.howler.address())).collect();
@@ -578,7 +581,7 @@ fn connections_that_couchdb_closed_between_log_ins_are_no_failure() {
         for (client, id) in clients.iter_mut().zip(ids) {
             assert_eq!(client.answer(id)["ok"], true);
         }
-        scene.couchdb.restart(false).expect("its port is free");
+        scene.couchdb.restart(false).expect("the port is still free");
     }
     assert_eq!(scene.howler.count_lines("A log-in failed"), 0);
 }

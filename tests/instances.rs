@@ -14,10 +14,11 @@ use crate::support::tls::{Authority, Identity};
 use crate::support::wire::Target;
 use crate::support::{SOON, couchdb};
 
-/// Connections after which each instance has one: of two, but once in 10^19 times, of four, once in 10^7.
+/// Number of connections after which each instance almost certainly has one. It fails once in 10^19
+/// runs with two instances, and once in 10^7 runs with four.
 const ENOUGH: usize = 64;
 
-/// What an instance says that cannot listen.
+/// Returns the error of an instance that cannot listen.
 fn refused(couchdb_url: &str, options: &[&str]) -> String {
     let Ended { code, stderr, .. } =
         run(&[&["--couchdb_url", couchdb_url, "--host", "127.0.0.1"], options].concat(), &[]);
@@ -33,7 +34,7 @@ fn assert_share(instances: &[&Howler], target: &Target) {
 }
 
 #[test]
-fn instances_share_the_ports_of_clients_and_nothing_else() {
+fn instances_share_client_ports_but_not_the_admin_port() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let identity = Identity::new(&authority);
     let (port, tls_port) = (lasting_port(), lasting_port().to_string());
@@ -45,16 +46,16 @@ fn instances_share_the_ports_of_clients_and_nothing_else() {
     assert_share(&[one, other], &one.address().into());
     assert_share(&[one, other], &Target::tls(one.tls_address(), authority.client(&[&rustls::version::TLS13])));
 
-    let admin = one.admin_address().expect("it has one").port().to_string();
+    let admin = one.admin_address().expect("the instance has an admin address").port().to_string();
     let said = refused(&couchdb.url(), &["--port", "0", "--reuse_port", "--admin_port", &admin]);
     assert!(said.contains(&format!("port {admin} ")) && said.contains("--admin_port is not shared"), "{said}");
 }
 
 #[test]
-fn a_port_is_shared_only_when_each_instance_asks_for_it() {
+fn port_is_shared_only_if_each_instance_has_the_option() {
     let couchdb = couchdb();
     let (shared, kept) = (Howler::start_with(&couchdb, &["--reuse_port"]), Howler::start(&couchdb));
-    // It can be asked on the shared port alone, where another would answer as well.
+    // The instance warns once that on the shared port another instance may answer.
     shared.assert_told("WARN", 1);
     let port = shared.port().to_string();
     let said = refused(&couchdb.url(), &["--port", &port]);
@@ -62,13 +63,13 @@ fn a_port_is_shared_only_when_each_instance_asks_for_it() {
     let port = kept.port().to_string();
     let said = refused(&couchdb.url(), &["--port", &port, "--reuse_port"]);
     assert!(said.contains(&format!("port {port} ")) && said.contains("does not share it"), "{said}");
-    // A free port is free for each.
+    // With port 0, each instance gets a port of its own.
     let another = Howler::start_with(&couchdb, &["--reuse_port"]);
     assert_ne!(another.port(), shared.port());
 }
 
 #[test]
-fn a_check_looks_whether_the_port_can_be_shared() {
+fn check_reports_whether_the_port_can_be_shared() {
     let couchdb = couchdb();
     let (shared, kept) = (Howler::start_with(&couchdb, &["--reuse_port"]), Howler::start(&couchdb));
     let check = |port: u16| {
@@ -77,7 +78,7 @@ fn a_check_looks_whether_the_port_can_be_shared() {
             ["check", "--couchdb_url", &couchdb.url(), "--host", "127.0.0.1", "--reuse_port", "--port", &port];
         let ended = run(&options, &[]);
         assert_eq!(ended.code, Some(0), "{}", ended.stdout);
-        ended.stdout.lines().find(|line| line.contains(" --port ")).expect("it is said").to_owned()
+        ended.stdout.lines().find(|line| line.contains(" --port ")).expect("there is a line about the port").to_owned()
     };
     let line = check(kept.port());
     assert!(line.starts_with("note ") && line.contains("does not share it"), "{line}");
@@ -87,22 +88,24 @@ fn a_check_looks_whether_the_port_can_be_shared() {
 
 const INSTANCES: usize = 4;
 const CLIENTS: usize = 16_000;
-/// Processes that have the clients: one of them, and this one, may have as many descriptors as a single instance.
+/// Number of processes that run the clients. Each of them, and this process, has a descriptor limit
+/// that suffices for a single instance only.
 const SHARES: u8 = 4;
-/// Clients of a share that log in at once.
+/// Number of clients of a share that log in at once.
 const AT_ONCE: usize = 100;
-/// The database that all have, and how many there are of which each has one.
+/// The database of all clients, and the number of databases of which each client has one.
 const SHARED: &str = "shared";
 const GROUPS: usize = 10;
-/// How often clients answer pings, at least.
+/// Longest time without answering pings.
 const NOT_SILENT_FOR: Duration = Duration::from_secs(10);
-/// Longest wait for what takes all clients a while.
+/// Longest wait for an action of all clients.
 const LONG: Duration = Duration::from_secs(120);
-/// Tells a share where its clients connect to, and its number.
+/// Environment variable with the address that a share's clients connect to, and the number of the
+/// share.
 const SHARE: &str = "HOWLER_TESTS_SHARE";
 
 #[test]
-fn sixteen_thousand_clients_of_four_instances_are_told_once() {
+fn sixteen_thousand_clients_of_four_instances_are_notified_once() {
     let began = Instant::now();
     let couchdb = couchdb();
     for name in std::iter::once(SHARED.to_owned()).chain((0..GROUPS).map(group)) {
@@ -116,16 +119,19 @@ fn sixteen_thousand_clients_of_four_instances_are_told_once() {
         instances.iter().map(|howler| howler.metric("howler_connections")).collect()
     };
     let mut shares: Vec<Share> = (0..SHARES).map(|number| Share::start(port, number)).collect();
-    assert_eq!(Share::answers(&mut shares), (CLIENTS, 0), "clients that are subscribed");
+    assert_eq!(Share::answers(&mut shares), (CLIENTS, 0), "all clients are subscribed");
     let connected = began.elapsed();
     let spread = connections(&instances);
     assert_eq!(spread.iter().sum::<u64>(), CLIENTS as u64, "{spread:?}");
     let fair = (CLIENTS / INSTANCES) as u64;
-    assert!(spread.iter().all(|count| (fair / 2..fair * 2).contains(count)), "each has its share: {spread:?}");
-    assert_eq!(couchdb.open_feeds(), INSTANCES, "one for each");
+    assert!(
+        spread.iter().all(|count| (fair / 2..fair * 2).contains(count)),
+        "each instance has a fair share: {spread:?}"
+    );
+    assert_eq!(couchdb.open_feeds(), INSTANCES, "one feed per instance");
     for _ in 0..2 {
         couchdb.update(SHARED);
-        assert_eq!(Share::ask(&mut shares, SHARED), (CLIENTS, 0), "told once, none came back");
+        assert_eq!(Share::ask(&mut shares, SHARED), (CLIENTS, 0), "notified once, none reconnected");
     }
     let groups: Vec<String> = (0..GROUPS).map(group).collect();
     couchdb.update_many(&groups.iter().map(String::as_str).collect::<Vec<_>>());
@@ -136,51 +142,61 @@ fn sixteen_thousand_clients_of_four_instances_are_told_once() {
     assert_eq!(stopped.wait().code(), Some(0));
     assert!(couchdb.wait_for(SOON, |seen| seen.open_feeds == INSTANCES - 1));
     couchdb.update(SHARED);
-    let homeless = usize::try_from(spread[0]).expect("few");
-    assert_eq!(Share::ask(&mut shares, SHARED), (CLIENTS, homeless), "told once, came back");
+    let homeless = usize::try_from(spread[0]).expect("the count fits");
+    assert_eq!(
+        Share::ask(&mut shares, SHARED),
+        (CLIENTS, homeless),
+        "notified once, clients of the stopped instance reconnected"
+    );
     let moved = connections(&instances);
     assert_eq!(moved.iter().sum::<u64>(), CLIENTS as u64, "{moved:?}");
-    assert!(moved.iter().zip(&spread[1..]).all(|(now, before)| now > before), "each took some: {moved:?}, {spread:?}");
+    assert!(
+        moved.iter().zip(&spread[1..]).all(|(now, before)| now > before),
+        "each instance took some: {moved:?}, {spread:?}"
+    );
     couchdb.update(SHARED);
     assert_eq!(Share::ask(&mut shares, SHARED), (CLIENTS, 0));
 
-    // An instance that comes gets of the clients that come.
+    // A new instance gets some of the new clients.
     instances.push(start());
     let _newcomers: Vec<Client> = (0..ENOUGH).map(|_| Client::json(instances[0].address())).collect();
     assert!(connections(&instances)[INSTANCES - 1] > 0);
     println!(
         "instances: {CLIENTS} clients were subscribed after {:.1} s, at the instances {spread:?}; then one was stopped: \
-         {moved:?}; {:.1} s in all",
+         {moved:?}; {:.1} s in total",
         connected.as_secs_f64(),
         began.elapsed().as_secs_f64()
     );
     drop(instances);
 }
 
-/// A share of the clients, in a process of its own. It answers with how many were told, and how many came back.
+/// A share of the clients, in a process of its own. It replies with the number of notified clients
+/// and the number of clients that reconnected.
 struct Share {
     child: Child,
-    /// To its standard input, which is a socket.
+    /// Its standard input, which is a socket.
     wire: BufReader<UnixStream>,
 }
 
 impl Share {
     fn start(port: u16, number: u8) -> Self {
-        let (wire, input) = UnixStream::pair().expect("descriptors are there");
-        wire.set_read_timeout(Some(LONG)).expect("a socket");
-        // By an address of its own: the ports for connections to one address would nearly all be taken.
+        let (wire, input) = UnixStream::pair().expect("there are free descriptors");
+        wire.set_read_timeout(Some(LONG)).expect("the socket is open");
+        // Each share uses an address of its own. With one address, nearly all local ports would be
+        // taken.
         let address = SocketAddr::from(([127, 0, 0, number + 1], port));
-        let child = Command::new(std::env::current_exe().expect("it runs"))
+        let child = Command::new(std::env::current_exe().expect("the path of this binary is known"))
             .args(["--exact", "--ignored", "--nocapture", "instances::a_share_of_the_clients"])
             .env(SHARE, format!("{address} {number}"))
             .stdin(OwnedFd::from(input))
             .stdout(Stdio::null())
             .spawn()
-            .expect("it starts itself");
+            .expect("the test binary starts");
         Self { child, wire: BufReader::new(wire) }
     }
 
-    /// Has all of them look whether their clients were told of the change of a database; the sum of their answers.
+    /// Asks all shares whether their clients were notified of the change of a database. Returns the
+    /// sums of their replies.
     fn ask(shares: &mut [Self], of: &str) -> (usize, usize) {
         for share in &mut *shares {
             writeln!(share.wire.get_mut(), "{of}").expect("the share reads");
@@ -195,8 +211,9 @@ impl Share {
     fn answer(&mut self) -> (usize, usize) {
         let mut line = String::new();
         self.wire.read_line(&mut line).expect("the share answers");
-        let (told, back) = line.trim_end().split_once(' ').expect("a share of the clients failed, see above");
-        (told.parse().expect("a number"), back.parse().expect("a number"))
+        let (told, back) =
+            line.trim_end().split_once(' ').expect("a share of the clients failed, see its output above");
+        (told.parse().expect("the count is a number"), back.parse().expect("the count is a number"))
     }
 }
 
@@ -208,13 +225,14 @@ impl Drop for Share {
 }
 
 #[test]
-#[ignore = "a part of the test above, which starts it"]
+#[ignore = "started by the test above"]
 fn a_share_of_the_clients() {
     let Ok(told) = std::env::var(SHARE) else { return };
-    let (address, share) = told.split_once(' ').expect("ours");
-    let (address, share): (SocketAddr, usize) = (address.parse().expect("ours"), share.parse().expect("ours"));
-    let parent = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().expect("descriptors are there"));
-    parent.set_read_timeout(Some(NOT_SILENT_FOR)).expect("a socket");
+    let (address, share) = told.split_once(' ').expect("the parent wrote the value");
+    let (address, share): (SocketAddr, usize) =
+        (address.parse().expect("the parent wrote the value"), share.parse().expect("the parent wrote the value"));
+    let parent = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().expect("there are free descriptors"));
+    parent.set_read_timeout(Some(NOT_SILENT_FOR)).expect("the socket is open");
     let mut parent = BufReader::new(parent);
     let mut members = Vec::new();
     let mut heard = Instant::now();
@@ -225,7 +243,7 @@ fn a_share_of_the_clients() {
             heard = Instant::now();
         }
     }
-    writeln!(parent.get_mut(), "{} 0", members.len()).expect("it reads");
+    writeln!(parent.get_mut(), "{} 0", members.len()).expect("the parent reads");
     let mut line = String::new();
     loop {
         match parent.read_line(&mut line) {
@@ -235,9 +253,9 @@ fn a_share_of_the_clients() {
                 for member in &mut members {
                     member.expect(name, address);
                 }
-                // Only now: nothing more came meanwhile.
+                // Only now, so that late notifications are seen.
                 let back = members.iter_mut().map(|member| member.expect_nothing(address)).filter(|back| *back).count();
-                writeln!(parent.get_mut(), "{} {back}", members.len()).expect("it reads");
+                writeln!(parent.get_mut(), "{} {back}", members.len()).expect("the parent reads");
                 line.clear();
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
@@ -258,21 +276,25 @@ fn connect(address: SocketAddr, numbers: impl Iterator<Item = usize>) -> Vec<Mem
         member.device.begin_login(address).expect("the instances listen");
     }
     for member in &mut members {
-        member.device.finish_login().expect("CouchDB is quick");
+        member.device.finish_login().expect("CouchDB answers in time");
     }
     for member in &mut members {
-        assert_eq!(member.device.subscribe().expect("it is connected").len(), 2, "it knew nothing");
+        assert_eq!(
+            member.device.subscribe().expect("the client is connected").len(),
+            2,
+            "a client without positions gets both databases"
+        );
     }
     members
 }
 
-/// A client, and of what it was told.
+/// A client and its notifications.
 struct Member {
     device: Device,
     group: String,
     told: Vec<String>,
     gone: bool,
-    /// Since it was asked the last time.
+    /// Whether the client reconnected since the last request.
     came_back: bool,
 }
 
@@ -283,16 +305,16 @@ impl Member {
         Self { device, group, told: Vec::new(), gone: false, came_back: false }
     }
 
-    /// Takes what has come.
+    /// Takes all messages that have arrived.
     fn hear(&mut self) {
         self.gone = self.gone || self.device.take_all(&mut self.told).is_err();
     }
 
-    /// It is told of the one change, or finds it when it comes back.
+    /// Asserts that the client is notified of one change, or finds it after reconnecting.
     fn expect(&mut self, name: Option<&str>, address: SocketAddr) {
         let deadline = Instant::now() + LONG;
         while self.told.is_empty() {
-            assert!(Instant::now() < deadline, "a change is told");
+            assert!(Instant::now() < deadline, "timeout waiting for a notification");
             if self.gone {
                 self.come_back(address);
                 continue;
@@ -300,7 +322,7 @@ impl Member {
             match self.device.next(SOON) {
                 Ok(Told::Change(name)) => self.told.push(name),
                 Ok(Told::Nothing) => {}
-                Ok(Told::Everything) => panic!("nothing was lost"),
+                Ok(Told::Everything) => panic!("unexpected resync"),
                 Err(_) => self.gone = true,
             }
         }
@@ -308,18 +330,19 @@ impl Member {
         self.told.clear();
     }
 
-    /// It was told nothing more, and is connected. Whether it came back.
+    /// Asserts that there are no further notifications and that the client is connected. Returns
+    /// whether it reconnected.
     fn expect_nothing(&mut self, address: SocketAddr) -> bool {
         self.hear();
         if self.gone {
             self.come_back(address);
         }
-        assert_eq!(self.told, [] as [&str; 0], "told once");
+        assert_eq!(self.told, [] as [&str; 0], "each client is notified once");
         std::mem::take(&mut self.came_back)
     }
 
     fn come_back(&mut self, address: SocketAddr) {
-        let found = self.device.come_back(address).expect("other instances are there");
+        let found = self.device.come_back(address).expect("other instances accept the client");
         self.told.extend(found);
         (self.gone, self.came_back) = (false, true);
     }

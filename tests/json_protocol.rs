@@ -7,14 +7,14 @@ use crate::support::howler::Howler;
 use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
 
 #[test]
-fn logs_in_subscribes_and_tells_each_change_once() {
+fn subscribed_client_is_notified_once_of_each_change() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut client = Client::json(howler.address());
     let answer = client.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}));
     assert_eq!((&answer["ok"], &answer["username"]), (&json!(true), &json!(USER)));
-    let cookie = answer["cookie"].as_str().expect("a cookie").to_owned();
-    assert!(cookie.starts_with("AuthSession=") && cookie.ends_with("HttpOnly"), "as CouchDB gave it");
+    let cookie = answer["cookie"].as_str().expect("the reply has a cookie").to_owned();
+    assert!(cookie.starts_with("AuthSession=") && cookie.ends_with("HttpOnly"), "the cookie is unchanged");
 
     let names = ["a/b", "plus+db", "plain", "__proto__", "plain"];
     assert_eq!(client.ask(json!({"op": "subscribe", "dbs": names}))["ok"], true);
@@ -30,8 +30,8 @@ fn logs_in_subscribes_and_tells_each_change_once() {
     assert_eq!(client.next_change(SOON).as_deref(), Some("a/b"));
     assert_eq!(client.next_change(A_MOMENT), None, "each change once, none after unsubscribe");
 
-    // The cookie logs in, whole and as the bare pair.
-    for cookie in [&*cookie, cookie.split(';').next().expect("a pair")] {
+    // Both the whole cookie and its name and value alone log in.
+    for cookie in [&*cookie, cookie.split(';').next().expect("split returns at least one item")] {
         let mut again = Client::json(howler.address());
         let answer = again.ask(json!({"op": "log-in", "cookie": cookie}));
         assert_eq!((&answer["ok"], &answer["username"]), (&json!(true), &json!(USER)), "{answer}");
@@ -44,7 +44,7 @@ fn logs_in_subscribes_and_tells_each_change_once() {
 }
 
 #[test]
-fn kinds_are_told() {
+fn notifications_have_the_kind_of_change() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut client = Client::logged_in(howler.address());
@@ -60,7 +60,7 @@ fn kinds_are_told() {
 }
 
 #[test]
-fn a_failed_log_in_is_answered_and_closed() {
+fn failed_login_is_answered_and_closes_the_connection() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     for credentials in [
@@ -83,13 +83,13 @@ fn a_failed_log_in_is_answered_and_closed() {
 }
 
 #[test]
-fn requests_before_and_during_the_log_in() {
+fn requests_during_a_login_are_carried_out_after_it() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut client = Client::json(howler.address());
     assert_eq!(client.ask(json!({"op": "subscribe", "dbs": ["db"]}))["error"], "NotAuthenticatedError");
     assert_eq!(client.ask(json!({"op": "heartbeat"}))["ok"], true);
-    // Sent behind the log-in without waiting for it: carried out after it.
+    // Requests sent without waiting for the login are carried out after it.
     couchdb.set_login_delay(A_MOMENT);
     let log_in = client.request(json!({"op": "log-in", "username": USER, "password": PASSWORD}));
     let subscribe = client.request(json!({"op": "subscribe", "dbs": ["db"]}));
@@ -98,17 +98,17 @@ fn requests_before_and_during_the_log_in() {
     for _ in 0..3 {
         let answer = client.receive_json(SOON).unwrap();
         assert_eq!(answer["ok"], true, "{answer}");
-        answered.push(answer["id"].as_u64().expect("a number"));
+        answered.push(answer["id"].as_u64().expect("the id is a number"));
     }
     assert_eq!(answered.remove(0), log_in);
-    // A subscription may have to wait for its position, a heartbeat does not.
+    // A subscription may wait for its position; a heartbeat does not.
     assert!(answered.contains(&subscribe) && answered.contains(&heartbeat), "{answered:?}");
     couchdb.update("db");
     assert_eq!(client.next_change(SOON).as_deref(), Some("db"));
 }
 
 #[test]
-fn positions_that_cannot_be_known_count_as_changed() {
+fn unknown_positions_count_as_changed() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--feed", "db_updates"]);
     let mut client = Client::logged_in(howler.address());
@@ -117,7 +117,7 @@ fn positions_that_cannot_be_known_count_as_changed() {
 }
 
 #[test]
-fn malformed_input_is_answered_and_three_in_a_row_close() {
+fn malformed_input_is_answered_and_three_in_a_row_close_the_connection() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut client = Client::logged_in(howler.address());
@@ -136,7 +136,7 @@ fn malformed_input_is_answered_and_three_in_a_row_close() {
 }
 
 #[test]
-fn limits_have_their_close_codes() {
+fn protocol_violations_have_their_close_codes() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let long = "x".repeat(1_048_577);
@@ -162,7 +162,7 @@ fn limits_have_their_close_codes() {
 }
 
 #[test]
-fn the_sub_protocol_is_confirmed_and_requests_that_are_none_are_explained() {
+fn subprotocol_is_confirmed_and_invalid_upgrades_are_explained() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     assert!(Client::try_open(howler.address(), "/howler", "Sec-WebSocket-Protocol: howler.v1\r\n").is_ok());
@@ -173,7 +173,7 @@ fn the_sub_protocol_is_confirmed_and_requests_that_are_none_are_explained() {
         ("/socket.io/?EIO=3&transport=websocket&sid=x", "", "400", r#"{"code":1,"message":"Session ID unknown"}"#),
         ("/howler", "Content-Length: 1\r\nContent-Length: 2\r\n", "400", "length"),
     ] {
-        let refusal = Client::try_open(howler.address(), path, fields).err().expect("refused");
+        let refusal = Client::try_open(howler.address(), path, fields).err().expect("the upgrade is rejected");
         assert!(refusal.starts_with(&format!("HTTP/1.1 {status} ")) && refusal.contains(word), "{path}: {refusal}");
     }
 }
