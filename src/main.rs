@@ -21,7 +21,7 @@ use couchdb_howler::net::tls::{self, Identity};
 use couchdb_howler::server::{Doors, Server, Settings, UPSTREAMS};
 use couchdb_howler::state::feed::FeedSettings;
 use couchdb_howler::state::session::Rules;
-use couchdb_howler::state::site::{Console, DemoAccount, Site};
+use couchdb_howler::state::static_assets::{Console, DemoAccount, StaticAssets};
 use couchdb_howler::systemd::{self, Notifier};
 use couchdb_howler::wire::url::CouchUrl;
 
@@ -239,7 +239,7 @@ fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Resu
         cookie_same_site: config.cookie_same_site,
         session_check: config.session_check_s * 1_000,
         drain_within: config.drain_timeout_s * 1_000,
-        site: Site::new(console(config, demo)),
+        site: StaticAssets::new(console(config, demo)),
         started: event_loop::unix_seconds(),
         dropped_log_lines: &logging::DROPPED_LINES,
         seed: u64::from_ne_bytes(seed),

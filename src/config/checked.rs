@@ -9,11 +9,11 @@ use super::typed::{Given, Source, Typed};
 use super::{Config, ConfigError, HealthPort, TlsFiles};
 use crate::logging;
 use crate::state::access;
-use crate::state::forwarding::TrustsForwarded;
+use crate::state::forwarded_for::TrustsForwarded;
 use crate::state::limits::Limits;
-use crate::state::proxies::TrustedProxies;
 use crate::state::resync::Policy;
 use crate::state::routes::{Origins, SameSite};
+use crate::state::trusted_proxies::TrustedProxies;
 use crate::wire::couchdb::FeedSource;
 use crate::wire::url::CouchUrl;
 

@@ -43,11 +43,11 @@ pub use table::{COMMANDS, CommandRow, OPTIONS, OptionRow, Takes};
 
 use crate::logging;
 use crate::state::access;
-use crate::state::forwarding::TrustsForwarded;
+use crate::state::forwarded_for::TrustsForwarded;
 use crate::state::limits::Limits;
-use crate::state::proxies::TrustedProxies;
 use crate::state::resync::Policy;
 use crate::state::routes::{Origins, SameSite};
+use crate::state::trusted_proxies::TrustedProxies;
 use crate::wire::couchdb::FeedSource;
 use crate::wire::url::CouchUrl;
 use table::Word;

@@ -74,7 +74,7 @@ impl Server {
         {
             return self.turn_away(socket, door, address, 503, CloseReason::TooManyConnections, now);
         }
-        let proxied = self.connections.trusted_proxies.trust(address);
+        let proxied = self.connections.trusted_proxies.contains(address);
         let Some(seat) = self.seat(address, proxied) else {
             return self.turn_away(socket, door, address, 429, CloseReason::TooManyOfAddress, now);
         };
@@ -133,7 +133,7 @@ impl Server {
         }
         let Some(peer) = self.connections.peers.get_mut(key) else { return true };
         let Ok(socket) = peer.connection.stream().socket().peer_addr() else { return true };
-        if !self.connections.trusted_proxies.trust(socket.ip()) && request.forwarded_for.is_some() {
+        if !self.connections.trusted_proxies.contains(socket.ip()) && request.forwarded_for.is_some() {
             self.warn_of_untrusted_proxy(socket.ip(), now);
         }
         let Some(peer) = self.connections.peers.get_mut(key) else { return true };
@@ -149,7 +149,7 @@ impl Server {
         }
         self.connections.changed.push(Timer::Peer(key));
         self.give_up(seat, before);
-        let next = self.seat(address, self.connections.trusted_proxies.trust(address));
+        let next = self.seat(address, self.connections.trusted_proxies.contains(address));
         if let Some(peer) = self.connections.peers.get_mut(key) {
             peer.seat = next.unwrap_or(Seat::Taken);
         }
@@ -175,7 +175,7 @@ impl Server {
         }
         // The first in a list is what the client spoke to the proxy in front.
         let scheme = request.forwarded_proto.and_then(|value| http::list(value).next());
-        let trusted = |socket: SocketAddr| self.connections.trusted_proxies.trust(socket.ip());
+        let trusted = |socket: SocketAddr| self.connections.trusted_proxies.contains(socket.ip());
         scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"))
             && stream.socket().peer_addr().is_ok_and(trusted)
     }

@@ -8,7 +8,7 @@ use super::{Http, Protocol, Server, Timer};
 use crate::net::connection::Flushed;
 use crate::state::metrics::CloseReason;
 use crate::state::routes;
-use crate::state::site::File;
+use crate::state::static_assets::Asset;
 use crate::state::table::Key;
 use crate::state::timers::{Deadline, Millis};
 use crate::wire::http;
@@ -55,7 +55,7 @@ impl Server {
         &mut self,
         key: Key,
         exchange: &Exchange,
-        file: &File,
+        file: &Asset,
         if_none_match: Option<&str>,
         now: Millis,
     ) {

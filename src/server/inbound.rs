@@ -388,7 +388,7 @@ impl Server {
                 self.begin_upgrade(key, sid, websocket_key, &exchange, now);
             }
             Route::Preflight => self.respond_preflight(key, &exchange, now),
-            Route::File(file) => self.respond_file(key, &exchange, file, request.if_none_match, now),
+            Route::Asset(file) => self.respond_file(key, &exchange, file, request.if_none_match, now),
             Route::Answer(answer) => self.respond_answer(key, &exchange, &answer, now),
         }
     }

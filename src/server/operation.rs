@@ -14,7 +14,7 @@ use super::exchange::Exchange;
 use super::{Connections, Http, Protocol, Queue, Seat, Server};
 use crate::net::stream::Stream;
 use crate::state::metrics::CloseReason;
-use crate::state::operation::{self, Gauges, Question, Readiness, SessionCounts};
+use crate::state::monitoring::{self, Gauges, Question, Readiness, SessionCounts};
 use crate::state::routes::Answer;
 use crate::state::table::Key;
 use crate::state::timers::{Deadline, Millis};
@@ -93,17 +93,17 @@ impl Server {
         } else if self.connections.doors.has_admin() {
             return false;
         }
-        let answer = match (operation::question(request.path), request.method) {
-            (None, _) if is_operator => operation::NOTHING_ELSE,
+        let answer = match (monitoring::question(request.path), request.method) {
+            (None, _) if is_operator => monitoring::NOTHING_ELSE,
             (None, _) => return false,
-            (Some(Question::Health), "GET" | "HEAD") => operation::HEALTHY,
+            (Some(Question::Health), "GET" | "HEAD") => monitoring::HEALTHY,
             (Some(Question::Readiness), "GET" | "HEAD") => self.readiness(now).answer(),
             (Some(Question::Metrics), "GET" | "HEAD") => {
                 let page = self.exposition(now);
-                self.respond_operation(key, exchange, &operation::METRICS, &page, now);
+                self.respond_operation(key, exchange, &monitoring::METRICS, &page, now);
                 return true;
             }
-            (Some(_), _) => operation::METHOD,
+            (Some(_), _) => monitoring::METHOD,
         };
         self.respond_operation(key, exchange, &answer, answer.body.as_bytes(), now);
         true
@@ -149,7 +149,7 @@ impl Server {
             requests: &requests,
             resident_memory: resident_memory(),
         };
-        operation::exposition(&self.context.metrics, &gauges)
+        monitoring::exposition(&self.context.metrics, &gauges)
     }
 
     /// Answers an operator, with that body. Pages of other origins may not read it, and nothing may keep it.
@@ -176,5 +176,5 @@ impl Server {
 pub(super) fn resident_memory() -> Option<u64> {
     let mut status = [0; 2048];
     let read = std::fs::File::open("/proc/self/status").ok()?.read(&mut status).ok()?;
-    operation::resident_memory(&status[..read])
+    monitoring::resident_memory(&status[..read])
 }

@@ -46,7 +46,7 @@ impl Server {
         now: Millis,
     ) {
         let Some(address) = self.connections.peers.get(key).map(|peer| peer.address) else { return };
-        let Some(seat) = self.seat(address, self.connections.trusted_proxies.trust(address)) else {
+        let Some(seat) = self.seat(address, self.connections.trusted_proxies.contains(address)) else {
             // A proxy's connection carries other clients, too.
             self.context.metrics.count_close(CloseReason::TooManyOfAddress);
             return self.respond_answer(key, &exchange, &routes::TOO_MANY_OF_ADDRESS, now);

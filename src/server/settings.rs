@@ -6,14 +6,14 @@ use std::sync::atomic::AtomicU64;
 
 use crate::state::access::Policy as AccessPolicy;
 use crate::state::feed::FeedSettings;
-use crate::state::forwarding::TrustsForwarded;
+use crate::state::forwarded_for::TrustsForwarded;
 use crate::state::limits::Limits;
-use crate::state::proxies::TrustedProxies;
 use crate::state::resync::Policy;
 use crate::state::routes::{Origins, SameSite};
 use crate::state::session::Rules;
-use crate::state::site::Site;
+use crate::state::static_assets::StaticAssets;
 use crate::state::timers::Millis;
+use crate::state::trusted_proxies::TrustedProxies;
 use crate::wire::url::CouchUrl;
 
 /// How the server is to run.
@@ -47,7 +47,7 @@ pub struct Settings {
     /// The longest time to see the clients off when stopping, in milliseconds.
     pub drain_within: Millis,
     /// The files that browsers are given.
-    pub site: Site,
+    pub site: StaticAssets,
     /// Who may subscribe to what.
     pub access: AccessPolicy,
     /// Whose word counts about where a client is.

@@ -13,7 +13,7 @@
 //! as after any break.
 
 use crate::state::jitter::Jitter;
-use crate::state::pace::Pace;
+use crate::state::pacing::Pacer;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 
@@ -33,7 +33,7 @@ const COME_BACK: Millis = 10_000;
 pub struct Drain {
     order: Vec<Key>,
     seen_off: usize,
-    pace: Pace,
+    pacer: Pacer,
     /// Range from which clients draw their wait, in milliseconds.
     wait: Millis,
     /// End of the drain.
@@ -60,14 +60,14 @@ impl Drain {
         let spread = wanted.min(within.saturating_sub(FAREWELL.min(within.div_ceil(2))));
         // The waits spread the reconnects as far as the closes do not.
         let wait = wanted.min(COME_BACK).saturating_sub(spread).max(AWAY);
-        let pace = Pace::new(sessions.len(), spread, now);
-        Self { order: sessions, seen_off: 0, pace, wait, until: now + within, finished: false }
+        let pacer = Pacer::new(sessions.len(), spread, now);
+        Self { order: sessions, seen_off: 0, pacer, wait, until: now + within, finished: false }
     }
 
     /// Returns the sessions that are due.
     pub fn next(&mut self, now: Millis) -> Leaving<'_> {
         let from = self.seen_off;
-        self.seen_off += self.pace.take_due(now);
+        self.seen_off += self.pacer.take_due(now);
         let all = self.all_seen_off();
         Leaving { sessions: &self.order[from..self.seen_off], rest: all && !std::mem::replace(&mut self.finished, all) }
     }
@@ -84,7 +84,7 @@ impl Drain {
 
     /// Returns when [`Drain::next`] or the end is due.
     pub fn poll_timeout(&self) -> Millis {
-        self.pace.poll_timeout().map_or(self.until, |next| next.min(self.until))
+        self.pacer.poll_timeout().map_or(self.until, |next| next.min(self.until))
     }
 
     /// Returns how long a client is to wait before it reconnects, in milliseconds.

@@ -2,7 +2,7 @@
 //! spread over a time, so that CouchDB does not get the requests of all clients at once.
 
 use crate::state::jitter::Jitter;
-use crate::state::pace::Pace;
+use crate::state::pacing::Pacer;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 
@@ -31,7 +31,7 @@ pub struct Wave {
     pub other_epoch: bool,
     order: Vec<Key>,
     told: usize,
-    pace: Pace,
+    pacer: Pacer,
 }
 
 impl Wave {
@@ -41,19 +41,19 @@ impl Wave {
             let other = usize::try_from(jitter.below(last as u64 + 1)).expect("below the length of a Vec");
             sessions.swap(last, other);
         }
-        let pace = Pace::new(sessions.len(), SPREAD.min(sessions.len() as Millis * EACH), now);
-        Self { reason, other_epoch: false, order: sessions, told: 0, pace }
+        let pacer = Pacer::new(sessions.len(), SPREAD.min(sessions.len() as Millis * EACH), now);
+        Self { reason, other_epoch: false, order: sessions, told: 0, pacer }
     }
 
     /// Returns when the next sessions are due; None if all were notified.
     pub fn poll_timeout(&self) -> Option<Millis> {
-        self.pace.poll_timeout()
+        self.pacer.poll_timeout()
     }
 
     /// Returns the sessions that are due.
     pub fn next(&mut self, now: Millis) -> &[Key] {
         let from = self.told;
-        self.told += self.pace.take_due(now);
+        self.told += self.pacer.take_due(now);
         &self.order[from..self.told]
     }
 }
@@ -61,7 +61,7 @@ impl Wave {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::pace::STEP;
+    use crate::state::pacing::STEP;
 
     fn keys(count: u32) -> Vec<Key> {
         (0..count).map(|index| Key { index, generation: 0 }).collect()

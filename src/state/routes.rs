@@ -1,6 +1,6 @@
 //! Routing of HTTP requests: a pure function of the request head.
 
-use super::site::{File, Site};
+use super::static_assets::{Asset, StaticAssets};
 use crate::wire::engine_io::{self, Query, Refusal, Sid, Transport, Version};
 use crate::wire::howler_v1;
 use crate::wire::http::{Request, has_token};
@@ -28,7 +28,7 @@ pub enum Route<'a> {
     /// A CORS preflight request.
     Preflight,
     /// A static file.
-    File(&'a File),
+    Asset(&'a Asset),
     /// A fixed response.
     Answer(Answer),
 }
@@ -164,9 +164,9 @@ pub fn refusal(refusal: Refusal) -> Answer {
 
 /// Returns whether the origin of a request is allowed. The console has the origin of this server,
 /// so it needs no entry in the list. It speaks `howler.v1` only.
-pub fn is_welcome(request: &Request<'_>, origins: &Origins, site: &Site) -> bool {
+pub fn is_welcome(request: &Request<'_>, origins: &Origins, assets: &StaticAssets) -> bool {
     match request.path {
-        "/howler" | "/howler/" => origins.allow(request.origin) || site.has_console() && is_same_origin(request),
+        "/howler" | "/howler/" => origins.allow(request.origin) || assets.has_console() && is_same_origin(request),
         "/socket.io" | "/socket.io/" => origins.allow(request.origin),
         // Other paths open and carry no session.
         _ => true,
@@ -187,7 +187,7 @@ fn is_same_origin(request: &Request<'_>) -> bool {
 }
 
 /// Returns the route of a request.
-pub fn route<'a>(request: &Request<'a>, site: &'a Site) -> Route<'a> {
+pub fn route<'a>(request: &Request<'a>, assets: &'a StaticAssets) -> Route<'a> {
     match request.path {
         "/howler" | "/howler/" => match websocket_key(request) {
             Ok(key) => Route::Howler { key, protocol: sub_protocol(request) },
@@ -195,8 +195,8 @@ pub fn route<'a>(request: &Request<'a>, site: &'a Site) -> Route<'a> {
         },
         "/socket.io/" | "/socket.io" if request.method == "OPTIONS" => Route::Preflight,
         "/socket.io/" | "/socket.io" => socket_io(request).unwrap_or_else(|why| Route::Answer(refusal(why))),
-        path => match (site.find(path), request.method) {
-            (Some(file), "GET" | "HEAD") => Route::File(file),
+        path => match (assets.find(path), request.method) {
+            (Some(file), "GET" | "HEAD") => Route::Asset(file),
             (Some(_), _) => Route::Answer(FILE_METHOD),
             (None, _) => Route::Answer(NOT_FOUND),
         },
@@ -255,14 +255,14 @@ fn sub_protocol(request: &Request<'_>) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::site::Console;
+    use crate::state::static_assets::Console;
     use crate::wire::http::MAX_HEAD;
     use crate::wire::http::parse_request;
 
     fn named(head: &str) -> String {
         let bytes = head.replace('\n', "\r\n") + "\r\n";
         let (_, request) = parse_request(bytes.as_bytes(), MAX_HEAD).unwrap().unwrap();
-        match route(&request, &Site::new(Console::On)) {
+        match route(&request, &StaticAssets::new(Console::On)) {
             Route::Answer(answer) if answer.content_type == "application/json" => {
                 format!("{} {}", answer.status, &answer.body[8..9])
             }
@@ -281,10 +281,10 @@ mod tests {
             ("GET /howler", "Howler"),
             ("GET /howler?x=y", "Howler"),
             ("POST /howler", "405"),
-            ("GET /", "File"),
-            ("HEAD /?x", "File"),
+            ("GET /", "Asset"),
+            ("HEAD /?x", "Asset"),
             ("POST /", "405"),
-            ("GET /howler.js", "File"),
+            ("GET /howler.js", "Asset"),
             ("OPTIONS /howler.js", "405"),
             ("GET /index.html", "404"),
             ("POST /index.html", "404"),
@@ -320,8 +320,8 @@ mod tests {
             let head =
                 format!("GET /howler HTTP/1.1\n{UPGRADE}Sec-WebSocket-Protocol: {offered}\n\n").replace('\n', "\r\n");
             let (_, request) = parse_request(head.as_bytes(), MAX_HEAD).unwrap().unwrap();
-            let site = Site::new(Console::Off);
-            assert!(matches!(route(&request, &site), Route::Howler { protocol, .. } if protocol == confirmed));
+            let assets = StaticAssets::new(Console::Off);
+            assert!(matches!(route(&request, &assets), Route::Howler { protocol, .. } if protocol == confirmed));
         }
     }
 
@@ -354,7 +354,7 @@ mod tests {
         let welcome = |path: &str, host: &str, origin: &str, console| {
             let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nOrigin: {origin}\r\n\r\n");
             let (_, request) = parse_request(head.as_bytes(), MAX_HEAD).unwrap().unwrap();
-            is_welcome(&request, &listed, &Site::new(console))
+            is_welcome(&request, &listed, &StaticAssets::new(console))
         };
         for (host, origin) in [
             ("howler.example.com", "https://howler.example.com"),

@@ -18,10 +18,10 @@ use std::hash::{BuildHasher as _, RandomState};
 
 use hashbrown::HashTable;
 
-use crate::state::few::Few;
 use crate::state::interests::{Entry, Interests};
 use crate::state::limits::Limits;
 use crate::state::merge_window::{Admission, MergeWindow};
+use crate::state::small_list::SmallList;
 use crate::state::timers::Millis;
 use crate::state::watch::Watch;
 use crate::wire::couchdb::ChangeKind;
@@ -73,7 +73,7 @@ pub struct Subscriptions {
 #[derive(Debug)]
 struct Database {
     name: Box<str>,
-    subscribers: Few<Subscriber>,
+    subscribers: SmallList<Subscriber>,
     watch: Watch,
     window: MergeWindow,
     /// How many keep it beside its subscribers, and [`LINGERS`]. There is one in each database, so both share a number.
@@ -407,7 +407,7 @@ impl Subscriptions {
     fn add_database(&mut self, name: &str) -> u32 {
         let database = Database {
             name: name.into(),
-            subscribers: Few::None,
+            subscribers: SmallList::None,
             watch: Watch::default(),
             window: MergeWindow::default(),
             holds: 0,

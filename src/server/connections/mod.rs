@@ -12,14 +12,14 @@ use super::doors::Doors;
 use super::ids::Timer;
 use super::memory::Memory;
 use super::settings::Settings;
-use crate::state::addresses::Addresses;
+use crate::state::address_limit::AddressLimit;
 use crate::state::log_throttle::{LogThrottle, TEN_MINUTES};
-use crate::state::openings::Openings;
-use crate::state::proxies::TrustedProxies;
 use crate::state::routes::{Origins, SameSite};
-use crate::state::site::Site;
+use crate::state::sessions_per_connection::SessionsPerConnection;
+use crate::state::static_assets::StaticAssets;
 use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
+use crate::state::trusted_proxies::TrustedProxies;
 use crate::state::unauthenticated::Unauthenticated;
 use peer::Peer;
 
@@ -37,14 +37,14 @@ pub(super) struct Connections {
     pub(super) peers: Table<Peer>,
     /// Connections of clients.
     pub(super) clients: usize,
-    pub(super) addresses: Addresses,
+    pub(super) addresses: AddressLimit,
     pub(super) memory: Memory,
     /// Throttles the line about memory over the limit.
     pub(super) memory_log: LogThrottle,
     pub(super) unauthenticated: Unauthenticated<Timer>,
     /// Clients to be reviewed at the end of the turn.
     pub(super) changed: Vec<Timer>,
-    pub(super) openings: Openings,
+    pub(super) openings: SessionsPerConnection,
     /// Throttles the line about pauses of accepting.
     pub(super) pause_log: LogThrottle,
     /// Throttles the line about rejected clients.
@@ -55,7 +55,7 @@ pub(super) struct Connections {
     pub(super) untrusted_proxy_log: LogThrottle,
     pub(super) origins: Origins,
     /// Shared by those who answer with it at the moment.
-    pub(super) site: Arc<Site>,
+    pub(super) site: Arc<StaticAssets>,
     pub(super) trusted_proxies: TrustedProxies,
     pub(super) cookie_same_site: SameSite,
     /// One buffer for everything that is read.
@@ -79,12 +79,12 @@ impl Connections {
             accept_pending: false,
             peers: Table::default(),
             clients: 0,
-            addresses: Addresses::new(limits.per_address),
+            addresses: AddressLimit::new(limits.per_address),
             memory: Memory::new(limits.memory),
             memory_log: LogThrottle::new(TEN_MINUTES),
             unauthenticated: Unauthenticated::new(limits.unauthenticated, limits.unauthenticated_bytes),
             changed: Vec::new(),
-            openings: Openings::default(),
+            openings: SessionsPerConnection::default(),
             pause_log: LogThrottle::new(TEN_MINUTES),
             full_log: LogThrottle::new(TEN_MINUTES),
             registration_log: LogThrottle::new(TEN_MINUTES),

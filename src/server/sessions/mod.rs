@@ -8,7 +8,7 @@ use crate::state::login_limits::LoginLimits;
 use crate::state::session::{Action, Rules, Session};
 use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
-use crate::state::user_totals::UserTotals;
+use crate::state::user_quotas::UserQuotas;
 
 /// The owner of all sessions.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(super) struct Sessions {
     /// Those that are written to before them, the last first.
     pub(super) flushing: Vec<Key>,
     pub(super) frames: Frames,
-    pub(super) user_totals: UserTotals,
+    pub(super) user_totals: UserQuotas,
     pub(super) login_limits: LoginLimits<Login>,
     /// How often sessions are checked, in milliseconds; 0 for never.
     pub(super) session_check: Millis,
@@ -41,7 +41,7 @@ impl Sessions {
             dirty: Vec::new(),
             flushing: Vec::new(),
             frames: Frames::default(),
-            user_totals: UserTotals::new(settings.limits.subscriptions_per_user),
+            user_totals: UserQuotas::new(settings.limits.subscriptions_per_user),
             login_limits: LoginLimits::new(settings.limits.login_queue),
             session_check: settings.session_check,
             cookie_life: None,

@@ -13,7 +13,7 @@ use crate::state::access::MAX_QUESTIONS;
 use crate::state::admin_access::{AdminAccess, AdminEvent};
 use crate::state::dialer::{DialAction, Dialer};
 use crate::state::feed::{Feed, FeedAction};
-use crate::state::forwarding::Forwarding;
+use crate::state::forwarded_for::ForwardedForTrust;
 use crate::state::jitter::Jitter;
 use crate::state::log_throttle::{LogThrottle, LogThrottles, MINUTE, TEN_MINUTES};
 use crate::state::pool::{self, Pool, PoolAction};
@@ -59,7 +59,7 @@ pub(super) struct Upstream {
     /// Throttles the line about a CouchDB that records no changes.
     pub(super) recording_log: LogThrottle,
     pub(super) queues: [Requests; 3],
-    pub(super) forwarding: Forwarding,
+    pub(super) forwarding: ForwardedForTrust,
     pub(super) feed_actions: Vec<FeedAction>,
     pub(super) dial_actions: Vec<DialAction<UpstreamId>>,
 }
@@ -92,7 +92,7 @@ impl Upstream {
                 Requests::new(LOOKUPS, MAX_ANSWER, pool::MAX_WAITING),
                 Requests::new(CHECKS, MAX_SECURITY, pool::MAX_WAITING),
             ],
-            forwarding: Forwarding::new(settings.trusts_forwarded, login_concurrency),
+            forwarding: ForwardedForTrust::new(settings.trusts_forwarded, login_concurrency),
             feed_actions: Vec::new(),
             dial_actions: Vec::new(),
         })

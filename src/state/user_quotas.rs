@@ -10,7 +10,7 @@ use crate::state::table::Key;
 
 /// Subscriptions of the users whose sessions count.
 #[derive(Debug)]
-pub struct UserTotals {
+pub struct UserQuotas {
     limit: Option<usize>,
     hasher: RandomState,
     /// Totals by the hash of the user's name.
@@ -25,7 +25,7 @@ struct Counted {
     count: usize,
 }
 
-impl UserTotals {
+impl UserQuotas {
     /// Creates an empty table with the quota of one user; None for no quota.
     pub fn new(limit: Option<usize>) -> Self {
         Self { limit, hasher: RandomState::new(), totals: HashMap::new(), sessions: HashMap::new() }
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn the_quota_of_a_user_covers_all_sessions() {
-        let mut totals = UserTotals::new(Some(10));
+        let mut totals = UserQuotas::new(Some(10));
         let [first, second, other] = keys();
         assert_eq!(totals.exceeded(first, "u", 10), None);
         assert_eq!(totals.exceeded(first, "u", 11), Some(10));
@@ -99,13 +99,13 @@ mod tests {
 
     #[test]
     fn sessions_with_few_subscriptions_take_no_memory() {
-        let mut totals = UserTotals::new(Some(100_000));
+        let mut totals = UserQuotas::new(Some(100_000));
         let [session, ..] = keys();
         totals.recount(session, Some("u"), 100);
         assert!(totals.sessions.is_empty() && totals.totals.is_empty());
         totals.recount(session, Some("u"), 101);
         assert!(totals.sessions.contains_key(&session));
-        let mut unlimited = UserTotals::new(None);
+        let mut unlimited = UserQuotas::new(None);
         unlimited.recount(session, Some("u"), 1_000_000);
         assert_eq!(unlimited.exceeded(session, "u", usize::MAX), None);
     }

@@ -7,14 +7,14 @@ pub const STEP: Millis = 20;
 
 /// Progress through the items.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct Pacer {
     count: usize,
     done: usize,
     started: Millis,
     spread: Millis,
 }
 
-impl Pace {
+impl Pacer {
     /// Creates a pacer for `count` items over `spread` milliseconds. With 0 all items are due at
     /// once.
     pub fn new(count: usize, spread: Millis, now: Millis) -> Self {
@@ -51,10 +51,10 @@ mod tests {
     #[test]
     fn items_are_due_once_and_evenly() {
         for (count, spread) in [(1, 1), (7, 35), (1_000, 5_000), (30_000, 5_000), (3, 600_000)] {
-            let mut pace = Pace::new(count, spread, 500);
+            let mut pacer = Pacer::new(count, spread, 500);
             let (mut done, mut most) = (0, 0);
-            while let Some(at) = pace.poll_timeout() {
-                let due = pace.take_due(at);
+            while let Some(at) = pacer.poll_timeout() {
+                let due = pacer.take_due(at);
                 assert!(due > 0 && at <= 500 + spread + STEP, "{due} at {at}");
                 most = most.max(due);
                 done += due;
@@ -66,15 +66,15 @@ mod tests {
 
     #[test]
     fn without_a_time_all_items_are_due_at_once() {
-        let mut pace = Pace::new(10_000, 0, 3);
-        assert!(pace.poll_timeout().unwrap() <= 3 + STEP);
-        assert_eq!((pace.take_due(3), pace.take_due(4), pace.poll_timeout()), (10_000, 0, None));
-        assert_eq!(Pace::new(0, 5_000, 3).poll_timeout(), None);
+        let mut pacer = Pacer::new(10_000, 0, 3);
+        assert!(pacer.poll_timeout().unwrap() <= 3 + STEP);
+        assert_eq!((pacer.take_due(3), pacer.take_due(4), pacer.poll_timeout()), (10_000, 0, None));
+        assert_eq!(Pacer::new(0, 5_000, 3).poll_timeout(), None);
     }
 
     #[test]
     fn a_late_caller_catches_up() {
-        let mut pace = Pace::new(10, 100, 0);
-        assert_eq!((pace.take_due(51), pace.take_due(40), pace.take_due(1_000)), (5, 0, 5));
+        let mut pacer = Pacer::new(10, 100, 0);
+        assert_eq!((pacer.take_due(51), pacer.take_due(40), pacer.take_due(1_000)), (5, 0, 5));
     }
 }

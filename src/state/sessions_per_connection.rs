@@ -8,15 +8,15 @@ use super::table::Key;
 /// Connections and the sessions that they have opened. Clients that are logged in take no memory
 /// here.
 #[derive(Debug, Default)]
-pub struct Openings {
+pub struct SessionsPerConnection {
     counts: HashMap<Key, u8>,
     /// Connection of each session.
     connections: HashMap<Key, Key>,
 }
 
-impl Openings {
+impl SessionsPerConnection {
     /// Returns whether a connection may open one more session, and counts it until
-    /// [`Openings::remove`].
+    /// [`SessionsPerConnection::remove`].
     pub fn may_open(&mut self, connection: Key) -> bool {
         let count = self.counts.entry(connection).or_default();
         let allowed = *count < MAX_SESSIONS_OPENED;
@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn unauthenticated_sessions_of_a_connection_are_limited() {
         let key = |index| Key { index, generation: 0 };
-        let mut openings = Openings::default();
+        let mut openings = SessionsPerConnection::default();
         for session in 0..MAX_SESSIONS_OPENED.into() {
             assert!(openings.may_open(key(7)));
             openings.insert(key(session), key(7));
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn clients_that_logged_in_take_no_memory() {
         let key = |index| Key { index, generation: 0 };
-        let mut openings = Openings::default();
+        let mut openings = SessionsPerConnection::default();
         for number in 0..10_000 {
             assert!(openings.may_open(key(number)));
             openings.insert(key(number), key(number));

@@ -34,7 +34,7 @@ impl TrustedProxies {
     pub fn client(&self, peer: IpAddr, forwarded_for: Option<&str>) -> IpAddr {
         let mut client = peer.to_canonical();
         let mut hops = forwarded_for.unwrap_or_default().rsplit(',');
-        while self.trust(client) {
+        while self.contains(client) {
             match hops.next().and_then(address_of) {
                 Some(hop) => client = hop,
                 // The item is malformed, so it was not written by a trusted proxy.
@@ -45,8 +45,8 @@ impl TrustedProxies {
     }
 
     /// Returns whether an address belongs to a trusted proxy.
-    pub fn trust(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|network| network.has(address))
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(address))
     }
 }
 
@@ -72,7 +72,7 @@ impl Network {
         Some(Self { address, bits })
     }
 
-    fn has(&self, address: IpAddr) -> bool {
+    fn contains(&self, address: IpAddr) -> bool {
         let differing = match (self.address, address.to_canonical()) {
             (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
             (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 /// A list, which dereferences to a slice.
 #[derive(Clone, Debug, Default)]
-pub enum Few<T> {
+pub enum SmallList<T> {
     /// The list is empty.
     #[default]
     None,
@@ -14,7 +14,7 @@ pub enum Few<T> {
     Many(Vec<T>),
 }
 
-impl<T> Few<T> {
+impl<T> SmallList<T> {
     /// Appends a value.
     pub fn push(&mut self, value: T) {
         *self = match std::mem::take(self) {
@@ -46,7 +46,7 @@ impl<T> Few<T> {
     }
 }
 
-impl<T> Deref for Few<T> {
+impl<T> Deref for SmallList<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -58,7 +58,7 @@ impl<T> Deref for Few<T> {
     }
 }
 
-impl<T> DerefMut for Few<T> {
+impl<T> DerefMut for SmallList<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         match self {
             Self::None => &mut [],
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn agrees_with_a_vector() {
-        let (mut few, mut vector) = (Few::default(), Vec::new());
+        let (mut few, mut vector) = (SmallList::default(), Vec::new());
         for (step, number) in [7_usize, 0, 3, 9, 1, 4, 4, 2, 8, 5, 6, 0, 1, 1, 2].into_iter().enumerate() {
             if number % 3 == 0 && !vector.is_empty() {
                 let index = step % vector.len();
@@ -88,7 +88,7 @@ mod tests {
         while !vector.is_empty() {
             assert_eq!(few.swap_remove(0), vector.swap_remove(0));
         }
-        assert!(matches!(few, Few::None));
-        assert_eq!(size_of::<Few<u64>>(), size_of::<Vec<u64>>());
+        assert!(matches!(few, SmallList::None));
+        assert_eq!(size_of::<SmallList<u64>>(), size_of::<Vec<u64>>());
     }
 }

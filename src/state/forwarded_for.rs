@@ -20,7 +20,7 @@ pub enum TrustsForwarded {
 
 /// The decision, and the connections on which it is based.
 #[derive(Debug)]
-pub struct Forwarding {
+pub struct ForwardedForTrust {
     setting: TrustsForwarded,
     /// Per connection for logins: whether CouchDB accepts the field there; None if it is not
     /// established.
@@ -29,7 +29,7 @@ pub struct Forwarding {
     believed: Option<bool>,
 }
 
-impl Forwarding {
+impl ForwardedForTrust {
     /// Creates an open decision for a number of connections for logins.
     pub fn new(setting: TrustsForwarded, logins: usize) -> Self {
         let believed = match setting {
@@ -114,7 +114,7 @@ mod tests {
             ("::ffff:127.0.0.1", "::ffff:127.0.0.1", false),
         ] {
             assert_eq!(believes(at(local), at(remote)), believed, "{local} to {remote}");
-            let mut forwarding = Forwarding::new(TrustsForwarded::Auto, 1);
+            let mut forwarding = ForwardedForTrust::new(TrustsForwarded::Auto, 1);
             assert!(forwarding.counts_by_name(), "the stricter limit applies until it is known");
             assert_eq!(forwarding.handle_connected(None, at(local), at(remote)), !believed);
             assert_eq!(forwarding.counts_by_name(), !believed);
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn one_rejected_connection_decides_while_it_is_open() {
-        let mut forwarding = Forwarding::new(TrustsForwarded::Auto, 2);
+        let mut forwarding = ForwardedForTrust::new(TrustsForwarded::Auto, 2);
         let (four, six) = (at("127.0.0.1"), at("::1"));
         assert!(!forwarding.handle_connected(Some(0), four, four) && !forwarding.counts_by_name());
         assert!(!forwarding.handle_connected(None, six, six) && !forwarding.counts_by_name(), "it carries no logins");
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn the_setting_overrides_the_connections() {
         for (setting, by_name) in [(TrustsForwarded::Yes, false), (TrustsForwarded::No, true)] {
-            let mut forwarding = Forwarding::new(setting, 1);
+            let mut forwarding = ForwardedForTrust::new(setting, 1);
             for address in [at("::1"), at("127.0.0.1")] {
                 assert!(!forwarding.handle_connected(Some(0), address, address));
                 assert_eq!(forwarding.counts_by_name(), by_name);

@@ -1,4 +1,4 @@
-//! Static files for browsers: the client library and the console. They are part of the binary and
+//! Static assets for browsers: the client library and the console. They are part of the binary and
 //! public.
 
 use std::sync::Arc;
@@ -29,59 +29,59 @@ pub struct DemoAccount<'a> {
 
 /// Files by path.
 #[derive(Clone, Debug)]
-pub struct Site {
-    files: Vec<(&'static str, File)>,
+pub struct StaticAssets {
+    assets: Vec<(&'static str, Asset)>,
     console: bool,
 }
 
-/// A file with its header fields.
+/// An asset with its header fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct File {
+pub struct Asset {
     /// Header fields except `ETag`.
     pub fields: &'static [(&'static str, &'static str)],
-    /// `ETag`, which changes with every byte of the file (RFC 9110 section 8.8.3).
+    /// `ETag`, which changes with every byte of the asset (RFC 9110 section 8.8.3).
     pub etag: String,
     /// Content, shared by all responses.
     pub body: Arc<[u8]>,
 }
 
-impl Site {
-    /// Creates the table of all files, with this variant of the console.
+impl StaticAssets {
+    /// Creates the table of all assets, with this variant of the console.
     pub fn new(console: Console<'_>) -> Self {
-        let mut files = vec![
-            ("/howler.js", File::new(LIBRARY, include_str!("../web/howler.js"))),
-            ("/howler.d.ts", File::new(TYPES, include_str!("../web/howler.d.ts"))),
+        let mut assets = vec![
+            ("/howler.js", Asset::new(LIBRARY, include_str!("../web/howler.js"))),
+            ("/howler.d.ts", Asset::new(TYPES, include_str!("../web/howler.d.ts"))),
         ];
         let demo = match console {
-            Console::Off => return Self { files, console: false },
+            Console::Off => return Self { assets, console: false },
             Console::On => String::new(),
             Console::Demo(account) => demo_element(&account),
         };
-        files.extend([
-            ("/", File::new(PAGE, &include_str!("../web/index.html").replace(DEMO_PLACE, &demo))),
-            ("/console.js", File::new(SCRIPT, include_str!("../web/console.js"))),
-            ("/console.css", File::new(STYLE, include_str!("../web/console.css"))),
+        assets.extend([
+            ("/", Asset::new(PAGE, &include_str!("../web/index.html").replace(DEMO_PLACE, &demo))),
+            ("/console.js", Asset::new(SCRIPT, include_str!("../web/console.js"))),
+            ("/console.css", Asset::new(STYLE, include_str!("../web/console.css"))),
         ]);
-        Self { files, console: true }
+        Self { assets, console: true }
     }
 
-    /// Returns the file of a path.
-    pub fn find(&self, path: &str) -> Option<&File> {
-        self.files.iter().find(|(own, _)| *own == path).map(|(_, file)| file)
+    /// Returns the asset of a path.
+    pub fn find(&self, path: &str) -> Option<&Asset> {
+        self.assets.iter().find(|(own, _)| *own == path).map(|(_, asset)| asset)
     }
 
-    /// Returns whether the console is among the files.
+    /// Returns whether the console is among the assets.
     pub fn has_console(&self) -> bool {
         self.console
     }
 }
 
-impl File {
+impl Asset {
     fn new(fields: &'static [(&'static str, &'static str)], text: &str) -> Self {
         Self { fields, etag: format!("\"{:016x}\"", fingerprint(text.as_bytes())), body: text.as_bytes().into() }
     }
 
-    /// Returns whether a client with this `If-None-Match` has the file already (RFC 9110 section
+    /// Returns whether a client with this `If-None-Match` has the asset already (RFC 9110 section
     /// 13.1.2). Weak tags match too, since a proxy that compresses makes tags weak.
     pub fn is_known(&self, if_none_match: Option<&str>) -> bool {
         if_none_match.is_some_and(|tags| {
@@ -90,7 +90,7 @@ impl File {
     }
 }
 
-/// Returns the FNV-1a hash. It distinguishes versions of our own files; a collision helps no
+/// Returns the FNV-1a hash. It distinguishes versions of our own assets; a collision helps no
 /// attacker.
 fn fingerprint(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
@@ -106,8 +106,8 @@ fn demo_element(account: &DemoAccount<'_>) -> String {
     format!("<meta name=\"howler-demo\" content=\"{escaped}\">")
 }
 
-/// Header fields of every file. Caches revalidate, since another version of the server has other
-/// files.
+/// Header fields of every asset. Caches revalidate, since another version of the server has other
+/// assets.
 macro_rules! fields {
     ($content_type:literal $(, $more:expr)*) => {
         &[
@@ -144,19 +144,19 @@ mod tests {
     #[test]
     fn the_console_can_be_turned_off() {
         for (console, there) in [(Console::Off, false), (Console::On, true), (Console::Demo(ACCOUNT), true)] {
-            let site = Site::new(console);
-            assert_eq!(site.has_console(), there);
+            let assets = StaticAssets::new(console);
+            assert_eq!(assets.has_console(), there);
             for path in ["/", "/console.js", "/console.css"] {
-                assert_eq!(site.find(path).is_some(), there, "{path}");
+                assert_eq!(assets.find(path).is_some(), there, "{path}");
             }
-            assert!(site.find("/howler.js").is_some() && site.find("/howler.d.ts").is_some());
-            assert!(site.find("").is_none() && site.find("/index.html").is_none() && site.find("//").is_none());
+            assert!(assets.find("/howler.js").is_some() && assets.find("/howler.d.ts").is_some());
+            assert!(assets.find("").is_none() && assets.find("/index.html").is_none() && assets.find("//").is_none());
         }
     }
 
     #[test]
     fn only_the_page_of_the_demo_contains_the_account() {
-        let page = |console| String::from_utf8(Site::new(console).find("/").unwrap().body.to_vec()).unwrap();
+        let page = |console| String::from_utf8(StaticAssets::new(console).find("/").unwrap().body.to_vec()).unwrap();
         let (plain, demo) = (page(Console::On), page(Console::Demo(ACCOUNT)));
         assert!(!plain.contains("howler-demo") && !plain.contains(DEMO_PLACE));
         let content = r#"content="{&quot;username&quot;:&quot;a\&quot;b&quot;,&quot;password&quot;:&quot;&lt;&amp;&quot;,&quot;databases&quot;:[&quot;c&quot;,&quot;d/e&quot;]}""#;
@@ -166,8 +166,8 @@ mod tests {
 
     #[test]
     fn different_files_have_different_tags() {
-        let (on, demo) = (Site::new(Console::On), Site::new(Console::Demo(ACCOUNT)));
-        let tag = |site: &Site, path: &str| site.find(path).unwrap().etag.clone();
+        let (on, demo) = (StaticAssets::new(Console::On), StaticAssets::new(Console::Demo(ACCOUNT)));
+        let tag = |assets: &StaticAssets, path: &str| assets.find(path).unwrap().etag.clone();
         assert_eq!(tag(&on, "/console.js"), tag(&demo, "/console.js"));
         assert_ne!(tag(&on, "/"), tag(&demo, "/"));
         assert_ne!(tag(&on, "/console.js"), tag(&on, "/howler.js"));
@@ -176,23 +176,23 @@ mod tests {
 
     #[test]
     fn known_files_are_recognized() {
-        let file = File { fields: &[], etag: "\"a1\"".into(), body: Arc::new([]) };
+        let asset = Asset { fields: &[], etag: "\"a1\"".into(), body: Arc::new([]) };
         for known in ["\"a1\"", "W/\"a1\"", "*", "\"b\", \"a1\"", "\"b\",W/\"a1\" ,\"c\""] {
-            assert!(file.is_known(Some(known)), "{known}");
+            assert!(asset.is_known(Some(known)), "{known}");
         }
         for other in ["", "a1", "\"a\"", "w/\"a1\"", "\"a1", "\"b\""] {
-            assert!(!file.is_known(Some(other)), "{other}");
+            assert!(!asset.is_known(Some(other)), "{other}");
         }
-        assert!(!file.is_known(None));
+        assert!(!asset.is_known(None));
     }
 
     #[test]
     fn the_files_are_small_and_reference_no_other_host() {
-        let site = Site::new(Console::On);
+        let assets = StaticAssets::new(Console::On);
         let console: usize =
-            ["/", "/console.js", "/console.css"].map(|path| site.find(path).unwrap().body.len()).iter().sum();
+            ["/", "/console.js", "/console.css"].map(|path| assets.find(path).unwrap().body.len()).iter().sum();
         assert!(console < 40 * 1024, "{console} bytes");
-        let page = std::str::from_utf8(&site.find("/").unwrap().body).unwrap();
+        let page = std::str::from_utf8(&assets.find("/").unwrap().body).unwrap();
         // An absolute path would leave the folder under which a proxy may serve the page.
         for reference in page.split(" src=\"").chain(page.split(" href=\"")).skip(1) {
             let reference = reference.split('"').next().unwrap_or_default();

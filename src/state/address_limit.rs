@@ -7,12 +7,12 @@ use super::network::network;
 
 /// Addresses with connections. Empty without a limit.
 #[derive(Debug)]
-pub struct Addresses {
+pub struct AddressLimit {
     limit: Option<usize>,
     counts: HashMap<IpAddr, usize>,
 }
 
-impl Addresses {
+impl AddressLimit {
     /// Creates an empty table with the limit of one address; None for no limit.
     pub fn new(limit: Option<usize>) -> Self {
         Self { limit, counts: HashMap::new() }
@@ -46,7 +46,7 @@ mod tests {
     #[test]
     fn connections_of_an_address_are_limited() {
         let address = |text: &str| text.parse().expect("an address");
-        let mut addresses = Addresses::new(Some(2));
+        let mut addresses = AddressLimit::new(Some(2));
         let one = address("10.0.0.1");
         assert!(addresses.enter(one) && addresses.enter(address("::ffff:10.0.0.1")));
         assert!(!addresses.enter(one) && addresses.enter(address("10.0.0.2")));
@@ -58,6 +58,6 @@ mod tests {
             addresses.leave(who);
         }
         assert!(addresses.counts.is_empty());
-        assert!(Addresses::new(None).enter(one));
+        assert!(AddressLimit::new(None).enter(one));
     }
 }
