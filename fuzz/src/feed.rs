@@ -22,7 +22,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use couchdb_howler::state::feed::{Continuity, Feed, FeedAction, FeedPart, FeedSettings, Told};
+use couchdb_howler::state::feed::{Continuity, Feed, FeedAction, FeedEvent, FeedPart, FeedSettings};
 use couchdb_howler::state::jitter::Jitter;
 use couchdb_howler::state::timers::Millis;
 use couchdb_howler::wire::couchdb::{FeedSource, Requests};
@@ -289,7 +289,7 @@ impl World {
                     self.connection = Connection::Dialing;
                 }
                 FeedAction::Send(request) => self.answer(&request),
-                FeedAction::HangUp => self.hang_up(),
+                FeedAction::Close => self.hang_up(),
                 FeedAction::Pinned | FeedAction::Refused => {}
                 FeedAction::Opened(continuity) => {
                     assert_eq!(self.connection, Connection::Open, "opened without a connection");
@@ -344,16 +344,16 @@ impl World {
                 let (used, told) = self.feed.next_line(content, place, self.now);
                 place += used;
                 match told {
-                    Told::Change(name, ..) => {
+                    FeedEvent::Change(name, ..) => {
                         let number = name.strip_prefix('d').and_then(|number| number.parse().ok());
                         assert!(self.strange || number.is_some_and(|it| (1..=self.last).contains(&it)), "{name}");
                         self.told.extend(number);
                     }
-                    Told::Nothing => {}
-                    Told::Skipped => self.excused = self.last,
-                    Told::Done => break,
-                    Told::Broken => {
-                        if !self.feed.handle_broken_line(self.now, &mut actions) {
+                    FeedEvent::Nothing => {}
+                    FeedEvent::Skipped => self.excused = self.last,
+                    FeedEvent::Done => break,
+                    FeedEvent::Malformed => {
+                        if !self.feed.handle_malformed_line(self.now, &mut actions) {
                             break;
                         }
                         self.excused = self.last;

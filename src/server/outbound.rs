@@ -14,7 +14,7 @@ use crate::net::stream::{Handshake, Stream};
 use crate::net::tls;
 use crate::state::admin_access::AdminUse;
 use crate::state::dialer::DialAction;
-use crate::state::feed::{FeedAction, FeedPart, Told};
+use crate::state::feed::{FeedAction, FeedEvent, FeedPart};
 use crate::state::merge_window::Admission;
 use crate::state::metrics::CloseReason;
 use crate::state::pool::{Answer, NoAnswer, Owner, PoolAction, Submission};
@@ -259,7 +259,7 @@ impl Server {
                     self.upstream.admin.handle_sent(AdminUse::Feed);
                     self.send(UpstreamId::Feed, &request, now);
                 }
-                FeedAction::HangUp => {
+                FeedAction::Close => {
                     self.handle_admin_status(AdminUse::Feed, None, now);
                     self.hang_up(UpstreamId::Feed, now);
                 }
@@ -410,7 +410,7 @@ impl Server {
                 let (used, told) = feed.next_line(content, place, now);
                 place += used;
                 match told {
-                    Told::Change(name, kind, revision) => {
+                    FeedEvent::Change(name, kind, revision) => {
                         metrics.changes += 1;
                         if let Some(database) = subscriptions.find(&name) {
                             let before = access.is_restricted().then(|| subscriptions.told(database)).flatten();
@@ -435,11 +435,11 @@ impl Server {
                             }
                         }
                     }
-                    Told::Nothing => {}
-                    Told::Skipped => skipped += 1,
-                    Told::Done => break,
-                    Told::Broken => {
-                        if !feed.handle_broken_line(now, actions) {
+                    FeedEvent::Nothing => {}
+                    FeedEvent::Skipped => skipped += 1,
+                    FeedEvent::Done => break,
+                    FeedEvent::Malformed => {
+                        if !feed.handle_malformed_line(now, actions) {
                             break;
                         }
                         skipped += 1;

@@ -17,8 +17,8 @@ mod problem;
 mod problem_log;
 mod sequence;
 
-pub use output::{Continuity, FeedAction, FeedPart, Told};
-use phase::{Phase, Question};
+pub use output::{Continuity, FeedAction, FeedEvent, FeedPart};
+use phase::{Phase, RequestKind};
 use problem::Problem;
 use problem_log::{FeedLog, LogCause};
 use sequence::ResumePoint;
@@ -35,22 +35,22 @@ const NOW: &str = "now";
 /// Heartbeats without a byte after which the feed counts as dead.
 const MISSED_HEARTBEATS: u64 = 3;
 /// Time for CouchDB to answer a request other than the stream, in milliseconds.
-const ANSWER_WITHIN: Millis = 10_000;
+const REPLY_TIMEOUT: Millis = 10_000;
 /// Longest time to the next dial once another connection has reached CouchDB, in milliseconds.
 const REDIAL_AFTER: Millis = 100;
 /// Time after which a stream counts as a success even without a change, in milliseconds.
-const STEADY_AFTER: Millis = 5_000;
+const STABLE_AFTER: Millis = 5_000;
 /// Consecutive attempts without a stream after which the feed pins a new start, in case CouchDB
 /// does not accept the old one.
-const MAX_STREAM_TRIES: u32 = 10;
+const MAX_STREAM_ATTEMPTS: u32 = 10;
 /// Time for which a feed that CouchDB ended in order still counts as open, in milliseconds. It is
 /// reopened at once.
 const READY_AFTER_END: Millis = 5_000;
 /// Period within which orderly ends are logged once, in milliseconds. A node in maintenance mode
 /// ends the feed after every batch of lines.
-const ENDS_TOLD_EVERY: Millis = 60_000;
+const END_LOG_PERIOD: Millis = 60_000;
 /// Longest body of a reply other than the stream, in bytes. It holds a sequence.
-const MAX_ANSWER: usize = 4 * MAX_LINE;
+const MAX_REPLY: usize = 4 * MAX_LINE;
 
 /// How to follow the feed.
 #[derive(Clone, Debug)]
@@ -74,16 +74,16 @@ pub struct Feed {
     reader: ResponseReader,
     lines: LineReader,
     /// Body of a reply other than the stream.
-    answer: Vec<u8>,
+    reply: Vec<u8>,
     backoff: Backoff,
     jitter: Jitter,
     log: FeedLog,
     /// Sequence before the last malformed line: the same line must not stop the feed twice.
-    broken_at: Option<String>,
+    malformed_after: Option<String>,
     /// Consecutive attempts without a stream for a reason that a new start may solve.
-    tries: u32,
+    attempts: u32,
     /// Whether CouchDB has refused the start since the last stream.
-    refused: bool,
+    start_refused: bool,
     /// Time at which CouchDB ended the last stream in order, unless something else has failed
     /// since.
     ended_at: Option<Millis>,
@@ -107,13 +107,13 @@ impl Feed {
             since: ResumePoint::default(),
             reader: ResponseReader::new(),
             lines: LineReader::default(),
-            answer: Vec::new(),
+            reply: Vec::new(),
             backoff: Backoff::default(),
             jitter,
             log: FeedLog::default(),
-            broken_at: None,
-            tries: 0,
-            refused: false,
+            malformed_after: None,
+            attempts: 0,
+            start_refused: false,
             ended_at: None,
             must_create: false,
             continuity: None,
@@ -165,7 +165,7 @@ impl Feed {
         match self.phase {
             Phase::Waiting { until } => Some(until),
             Phase::Dialing => None,
-            Phase::Asking { deadline, .. } | Phase::Streaming { deadline, .. } => Some(deadline),
+            Phase::Requesting { deadline, .. } | Phase::Streaming { deadline, .. } => Some(deadline),
         }
     }
 
@@ -179,25 +179,25 @@ impl Feed {
                 self.phase = Phase::Dialing;
                 actions.push(FeedAction::Dial);
             }
-            Phase::Asking { question: Question::Pin, .. }
+            Phase::Requesting { kind: RequestKind::Pin, .. }
                 if self.settings.source == FeedSource::DbUpdates && self.since.get().is_none() =>
             {
                 self.start_from_now(now, actions);
             }
-            Phase::Asking { question, .. } => self.fail(Problem::Silent(self.patience_for(question)), now, actions),
-            _ => self.fail(Problem::Silent(self.patience()), now, actions),
+            Phase::Requesting { kind, .. } => self.fail(Problem::Silent(self.timeout_of(kind)), now, actions),
+            _ => self.fail(Problem::Silent(self.silence_limit()), now, actions),
         }
     }
 
     /// Handles the connection: sends the first request.
     pub fn handle_connected(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
-        let question = match self.since.get() {
-            _ if self.must_create => Question::Create,
-            None => Question::Pin,
-            Some(_) if self.tries >= MAX_STREAM_TRIES => Question::Pin,
-            Some(_) => Question::Stream,
+        let kind = match self.since.get() {
+            _ if self.must_create => RequestKind::Create,
+            None => RequestKind::Pin,
+            Some(_) if self.attempts >= MAX_STREAM_ATTEMPTS => RequestKind::Pin,
+            Some(_) => RequestKind::Stream,
         };
-        self.ask(question, now, actions);
+        self.send_request(kind, now, actions);
     }
 
     /// Handles a connection that could not be made or broke. `error` is None if the peer closed it.
@@ -209,7 +209,7 @@ impl Feed {
                 self.worsen(Continuity::Doubtful);
                 self.fail(Problem::Connection(error.unwrap_or("the connection was closed").to_owned()), now, actions);
             }
-            (Phase::Asking { .. }, None) if at_end => self.handle_answer(now, actions),
+            (Phase::Requesting { .. }, None) if at_end => self.handle_reply(now, actions),
             (Phase::Streaming { .. }, None) if at_end => self.fail(Problem::Ended, now, actions),
             (_, None) => self.fail(Problem::Cut, now, actions),
             (_, Some(error)) => self.fail(Problem::Connection(error.to_owned()), now, actions),
@@ -233,9 +233,9 @@ impl Feed {
                 return (input.len(), FeedPart::Done);
             }
         };
-        let patience = self.patience();
+        let silence_limit = self.silence_limit();
         if let Phase::Streaming { deadline, .. } = &mut self.phase {
-            *deadline = now + patience;
+            *deadline = now + silence_limit;
         }
         let part = match part {
             Part::NeedMore => FeedPart::Done,
@@ -245,8 +245,8 @@ impl Feed {
             }
             Part::Data(data) if self.is_streaming() => FeedPart::Content(data),
             Part::Data(data) => {
-                if self.answer.len() + data.len() <= MAX_ANSWER {
-                    self.answer.extend_from_slice(data);
+                if self.reply.len() + data.len() <= MAX_REPLY {
+                    self.reply.extend_from_slice(data);
                 }
                 FeedPart::Nothing
             }
@@ -255,81 +255,83 @@ impl Feed {
                 FeedPart::Done
             }
             Part::End => {
-                self.handle_answer(now, actions);
+                self.handle_reply(now, actions);
                 FeedPart::Done
             }
         };
         (used, part)
     }
 
-    /// Takes the line of the stream's content that begins at `place`. Returns the number of bytes
+    /// Takes the line of the stream's content that begins at `offset`. Returns the number of bytes
     /// used and what the line says.
     ///
-    /// The caller goes through the whole content, until [`Told::Done`] or a malformed line that is
+    /// The caller goes through the whole content, until [`FeedEvent::Done`] or a malformed line that is
     /// not skipped.
-    pub fn next_line<'a>(&'a mut self, content: &'a [u8], place: usize, now: Millis) -> (usize, Told<'a>) {
+    pub fn next_line<'a>(&'a mut self, content: &'a [u8], offset: usize, now: Millis) -> (usize, FeedEvent<'a>) {
         let Phase::Streaming { since: started, .. } = self.phase else {
-            return (content.len() - place, Told::Done);
+            return (content.len() - offset, FeedEvent::Done);
         };
-        let (used, line) = self.lines.next(&content[place..]);
+        let (used, line) = self.lines.next(&content[offset..]);
         let line = match line {
             Line::NeedMore => {
                 self.since.settle(content);
-                return (used, Told::Done);
+                return (used, FeedEvent::Done);
             }
             Line::Complete(line) => line,
             Line::TooLong => {
                 if let Some(more) = self.log.pass(LogCause::LongLine, now) {
                     log::warn!("Skipped a line of the changes feed that is over {MAX_LINE} bytes{more}.");
                 }
-                return (used, Told::Skipped);
+                return (used, FeedEvent::Skipped);
             }
         };
         let parsed = couchdb::parse_feed_line(line);
-        if matches!(parsed, Some(FeedLine::Change { .. })) || now >= started + STEADY_AFTER {
+        if matches!(parsed, Some(FeedLine::Change { .. })) || now >= started + STABLE_AFTER {
             self.backoff.reset();
             self.log.clear_problem();
         }
         if parsed.is_some() {
             self.log.announce();
         }
-        let (told, seq) = match parsed {
-            Some(FeedLine::Change { database, kind, revision, seq }) => (Told::Change(database, kind, revision), seq),
-            Some(FeedLine::Other { seq }) => (Told::Nothing, seq),
-            Some(FeedLine::LastSeq { seq }) => (Told::Nothing, Some(seq)),
-            Some(FeedLine::Heartbeat) => (Told::Nothing, None),
+        let (event, seq) = match parsed {
+            Some(FeedLine::Change { database, kind, revision, seq }) => {
+                (FeedEvent::Change(database, kind, revision), seq)
+            }
+            Some(FeedLine::Other { seq }) => (FeedEvent::Nothing, seq),
+            Some(FeedLine::LastSeq { seq }) => (FeedEvent::Nothing, Some(seq)),
+            Some(FeedLine::Heartbeat) => (FeedEvent::Nothing, None),
             None => {
                 self.since.settle(content);
-                (Told::Broken, None)
+                (FeedEvent::Malformed, None)
             }
         };
         if let Some(seq) = seq {
             self.since.advance(&seq, content);
         }
-        (used, told)
+        (used, event)
     }
 
-    /// Handles [`Told::Broken`]: the feed is read again from the last complete line. Returns true
+    /// Handles [`FeedEvent::Malformed`]: the feed is read again from the last complete line. Returns true
     /// if it fails at the same line again, which is then skipped.
-    pub fn handle_broken_line(&mut self, now: Millis, actions: &mut Vec<FeedAction>) -> bool {
-        if self.broken_at.is_some() && self.broken_at.as_deref() == self.since.get() {
-            if let Some(more) = self.log.pass(LogCause::BrokenLine, now) {
+    pub fn handle_malformed_line(&mut self, now: Millis, actions: &mut Vec<FeedAction>) -> bool {
+        if self.malformed_after.is_some() && self.malformed_after.as_deref() == self.since.get() {
+            if let Some(more) = self.log.pass(LogCause::MalformedLine, now) {
                 log::warn!("Skipped a line of the changes feed that is no JSON, twice{more}.");
             }
             return true;
         }
-        self.broken_at = self.since.get().map(str::to_owned);
-        self.fail(Problem::BrokenLine, now, actions);
+        self.malformed_after = self.since.get().map(str::to_owned);
+        self.fail(Problem::MalformedLine, now, actions);
         false
     }
 
     fn handle_head(&mut self, head: Response, now: Millis, actions: &mut Vec<FeedAction>) {
-        let deadline = now + self.patience();
-        let Phase::Asking { question, head: known, .. } = &mut self.phase else { return };
+        let deadline = now + self.silence_limit();
+        let Phase::Requesting { kind, head: known, .. } = &mut self.phase else { return };
         self.status = Some(head.status);
-        if *question == Question::Stream && head.status == 200 {
+        if *kind == RequestKind::Stream && head.status == 200 {
             self.lines = LineReader::default();
-            (self.tries, self.refused) = (0, false);
+            (self.attempts, self.start_refused) = (0, false);
             self.phase = Phase::Streaming { since: now, deadline };
             let continuity = self.continuity.replace(Continuity::Whole);
             actions.push(FeedAction::Opened(continuity.unwrap_or(Continuity::Whole)));
@@ -339,37 +341,37 @@ impl Feed {
     }
 
     /// Handles a complete reply other than the stream.
-    fn handle_answer(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
-        let Phase::Asking { question, head: Some(head), .. } = &self.phase else {
+    fn handle_reply(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
+        let Phase::Requesting { kind, head: Some(head), .. } = &self.phase else {
             return self.fail(Problem::Cut, now, actions);
         };
-        let (question, status, keep_alive) = (*question, head.status, head.keep_alive);
-        match (question, status) {
-            (Question::Create, 201 | 202 | 412) => {
+        let (kind, status, keep_alive) = (*kind, head.status, head.keep_alive);
+        match (kind, status) {
+            (RequestKind::Create, 201 | 202 | 412) => {
                 self.must_create = false;
                 if status != 412 {
                     // The database is new, so its whole content is news.
                     self.since.replace("0");
                 }
-                let question = if self.since.get().is_none() { Question::Pin } else { Question::Stream };
-                self.go_on(question, keep_alive, now, actions);
+                let kind = if self.since.get().is_none() { RequestKind::Pin } else { RequestKind::Stream };
+                self.send_next(kind, keep_alive, now, actions);
             }
-            (Question::Pin, 200) => match couchdb::parse_last_seq(&self.answer) {
+            (RequestKind::Pin, 200) => match couchdb::parse_last_seq(&self.reply) {
                 Some(seq) => {
                     self.replace_start(&seq);
                     actions.push(FeedAction::Pinned);
-                    self.go_on(Question::Stream, keep_alive, now, actions);
+                    self.send_next(RequestKind::Stream, keep_alive, now, actions);
                 }
                 None if self.settings.source == FeedSource::DbUpdates => self.start_from_now(now, actions),
                 None => self.fail(Problem::NoSequence, now, actions),
             },
-            (_, 404) => self.handle_missing(question, keep_alive, now, actions),
+            (_, 404) => self.handle_missing(kind, keep_alive, now, actions),
             // Also statuses for an expired start, and for a sequence that makes the request too
             // long for a proxy.
-            (Question::Stream, 400 | 410 | 413 | 414 | 422 | 431) => {
+            (RequestKind::Stream, 400 | 410 | 413 | 414 | 422 | 431) => {
                 self.handle_start_refused(status, keep_alive, now, actions);
             }
-            (Question::Pin, 400 | 405 | 501) if self.settings.source == FeedSource::DbUpdates => {
+            (RequestKind::Pin, 400 | 405 | 501) if self.settings.source == FeedSource::DbUpdates => {
                 self.start_from_now(now, actions);
             }
             (_, 401) => {
@@ -388,14 +390,14 @@ impl Feed {
     }
 
     /// Handles a missing `_global_changes`: creates it if the settings say so.
-    fn handle_missing(&mut self, question: Question, keep_alive: bool, now: Millis, actions: &mut Vec<FeedAction>) {
+    fn handle_missing(&mut self, kind: RequestKind, keep_alive: bool, now: Millis, actions: &mut Vec<FeedAction>) {
         self.worsen(Continuity::Unrecorded);
         self.must_create = self.settings.create;
-        if self.must_create && question != Question::Create {
+        if self.must_create && kind != RequestKind::Create {
             if let Some(more) = self.log.pass(LogCause::Creation, now) {
                 log::warn!("CouchDB has no _global_changes database: making it{more}.");
             }
-            return self.go_on(Question::Create, keep_alive, now, actions);
+            return self.send_next(RequestKind::Create, keep_alive, now, actions);
         }
         self.fail(Problem::Missing(self.settings.create), now, actions);
     }
@@ -404,12 +406,12 @@ impl Feed {
     fn handle_start_refused(&mut self, status: u16, keep_alive: bool, now: Millis, actions: &mut Vec<FeedAction>) {
         self.since.clear();
         self.worsen(Continuity::Gap);
-        if std::mem::replace(&mut self.refused, true) {
+        if std::mem::replace(&mut self.start_refused, true) {
             // CouchDB has also refused the start that replaced the first one.
             return self.fail(Problem::SinceRefused(status), now, actions);
         }
         self.log.handle_problem(Problem::SinceRefused(status), 0, now);
-        self.go_on(Question::Pin, keep_alive, now, actions);
+        self.send_next(RequestKind::Pin, keep_alive, now, actions);
     }
 
     fn worsen(&mut self, continuity: Continuity) {
@@ -439,7 +441,7 @@ impl Feed {
     fn start_from_now(&mut self, now: Millis, actions: &mut Vec<FeedAction>) {
         self.replace_start(NOW);
         actions.push(FeedAction::Pinned);
-        self.go_on(Question::Stream, false, now, actions);
+        self.send_next(RequestKind::Stream, false, now, actions);
     }
 
     /// Replaces the start by a pinned sequence. If there was one, the changes in between are
@@ -447,66 +449,66 @@ impl Feed {
     fn replace_start(&mut self, seq: &str) {
         if self.since.replace(seq).is_some() {
             log::warn!(
-                "CouchDB did not open the changes feed where it broke in {MAX_STREAM_TRIES} tries: following it from \
+                "CouchDB did not open the changes feed where it broke in {MAX_STREAM_ATTEMPTS} attempts: following it from \
                  now on; changes may have been missed."
             );
             self.worsen(Continuity::Gap);
         }
-        self.tries = 0;
+        self.attempts = 0;
     }
 
     /// Sends the next request, on the same connection if CouchDB keeps it open.
-    fn go_on(&mut self, question: Question, keep_alive: bool, now: Millis, actions: &mut Vec<FeedAction>) {
+    fn send_next(&mut self, kind: RequestKind, keep_alive: bool, now: Millis, actions: &mut Vec<FeedAction>) {
         if keep_alive {
-            return self.ask(question, now, actions);
+            return self.send_request(kind, now, actions);
         }
         self.phase = Phase::Dialing;
-        actions.extend([FeedAction::HangUp, FeedAction::Dial]);
+        actions.extend([FeedAction::Close, FeedAction::Dial]);
     }
 
-    fn ask(&mut self, question: Question, now: Millis, actions: &mut Vec<FeedAction>) {
+    fn send_request(&mut self, kind: RequestKind, now: Millis, actions: &mut Vec<FeedAction>) {
         let FeedSettings { source, heartbeat, .. } = self.settings;
-        let request = match question {
-            Question::Create => self.requests.create_global_changes(),
-            Question::Pin => self.requests.pin(source),
-            Question::Stream => self.requests.stream(source, self.since.get().unwrap_or(NOW), heartbeat),
+        let request = match kind {
+            RequestKind::Create => self.requests.create_global_changes(),
+            RequestKind::Pin => self.requests.pin(source),
+            RequestKind::Stream => self.requests.stream(source, self.since.get().unwrap_or(NOW), heartbeat),
         };
-        let patience = self.patience_for(question);
+        let silence_limit = self.timeout_of(kind);
         self.reader = ResponseReader::new();
-        self.answer = Vec::new();
-        self.phase = Phase::Asking { question, deadline: now + patience, head: None };
+        self.reply = Vec::new();
+        self.phase = Phase::Requesting { kind, deadline: now + silence_limit, head: None };
         actions.push(FeedAction::Send(request));
     }
 
-    fn patience(&self) -> Millis {
+    fn silence_limit(&self) -> Millis {
         self.settings.heartbeat * MISSED_HEARTBEATS
     }
 
-    fn patience_for(&self, question: Question) -> Millis {
+    fn timeout_of(&self, kind: RequestKind) -> Millis {
         // CouchDB holds back the head of `_db_updates` until its first heartbeat.
-        if question == Question::Stream { self.patience() } else { ANSWER_WITHIN.min(self.patience()) }
+        if kind == RequestKind::Stream { self.silence_limit() } else { REPLY_TIMEOUT.min(self.silence_limit()) }
     }
 
     /// Handles a break: the feed waits for the backoff and dials again.
     fn fail(&mut self, problem: Problem, now: Millis, actions: &mut Vec<FeedAction>) {
         if let Phase::Streaming { deadline, .. } = self.phase {
-            self.followed_until = deadline.saturating_sub(self.patience());
+            self.followed_until = deadline.saturating_sub(self.silence_limit());
         }
         if self.since.get() == Some(NOW) {
             // There is no sequence to resume from.
             self.worsen(Continuity::Gap);
         }
         match self.phase {
-            Phase::Asking { question: Question::Stream, .. } if problem.may_be_the_start() => self.tries += 1,
+            Phase::Requesting { kind: RequestKind::Stream, .. } if problem.may_be_the_start() => self.attempts += 1,
             // The start is not at fault, or not alone, so the attempts alternate between it and a
             // new one.
-            Phase::Asking { question: Question::Pin, .. } if self.since.get().is_some() => {
-                self.tries = self.tries.saturating_sub(1);
+            Phase::Requesting { kind: RequestKind::Pin, .. } if self.since.get().is_some() => {
+                self.attempts = self.attempts.saturating_sub(1);
             }
             _ => {}
         }
         let is_end = problem == Problem::Ended;
-        let ends_again = is_end && self.ended_at.is_some_and(|at| now < at + ENDS_TOLD_EVERY);
+        let ends_again = is_end && self.ended_at.is_some_and(|at| now < at + END_LOG_PERIOD);
         self.ended_at = is_end.then_some(now);
         let wait = self.backoff.wait(&mut self.jitter);
         if ends_again {
@@ -516,8 +518,8 @@ impl Feed {
         }
         self.phase = Phase::Waiting { until: now + wait };
         self.reader = ResponseReader::new();
-        self.answer = Vec::new();
-        actions.push(FeedAction::HangUp);
+        self.reply = Vec::new();
+        actions.push(FeedAction::Close);
     }
 }
 

@@ -14,7 +14,7 @@ pub enum FeedAction {
     /// Write these bytes to the connection.
     Send(Vec<u8>),
     /// Close the connection.
-    HangUp,
+    Close,
     /// The start of the next stream is known: no later change is missed.
     Pinned,
     /// Changes are being followed, with this continuity to the stream before.
@@ -50,15 +50,15 @@ pub enum FeedPart<'a> {
 
 /// Content of a line.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Told<'a> {
+pub enum FeedEvent<'a> {
     /// A change of a database.
     Change(Cow<'a, str>, ChangeKind, Option<Revision>),
     /// A line that concerns only the feed.
     Nothing,
     /// A line that was skipped because it is too long.
     Skipped,
-    /// A line that is not JSON, for [`super::Feed::handle_broken_line`].
-    Broken,
+    /// A line that is not JSON, for [`super::Feed::handle_malformed_line`].
+    Malformed,
     /// The content is used up, or the connection is of no further use.
     Done,
 }

@@ -4,7 +4,7 @@ use crate::state::timers::Millis;
 use crate::wire::http::Response;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Question {
+pub(super) enum RequestKind {
     Create,
     Pin,
     Stream,
@@ -14,6 +14,6 @@ pub(super) enum Question {
 pub(super) enum Phase {
     Waiting { until: Millis },
     Dialing,
-    Asking { question: Question, deadline: Millis, head: Option<Response> },
+    Requesting { kind: RequestKind, deadline: Millis, head: Option<Response> },
     Streaming { since: Millis, deadline: Millis },
 }

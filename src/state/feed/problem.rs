@@ -12,7 +12,7 @@ pub(super) enum Problem {
     Cut,
     Ended,
     Framing(String),
-    BrokenLine,
+    MalformedLine,
     Unauthorized,
     Locked,
     Missing(bool),
@@ -52,7 +52,7 @@ impl fmt::Display for Problem {
             Self::Cut => f.write_str("CouchDB cut the changes feed: resuming it."),
             Self::Ended => f.write_str("CouchDB ended the changes feed: resuming it."),
             Self::Framing(error) => write!(f, "The changes feed is broken: {error}. Resuming it."),
-            Self::BrokenLine => f.write_str("A line of the changes feed is no JSON: reading it again."),
+            Self::MalformedLine => f.write_str("A line of the changes feed is no JSON: reading it again."),
             Self::Unauthorized => f.write_str("CouchDB refuses the changes feed (401)."),
             Self::Locked => f.write_str("CouchDB refuses the changes feed (403)."),
             Self::Missing(false) => f.write_str(

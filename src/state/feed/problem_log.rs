@@ -10,7 +10,7 @@ use crate::state::timers::Millis;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LogCause {
     LongLine,
-    BrokenLine,
+    MalformedLine,
     Creation,
     Problem(Discriminant<Problem>),
 }

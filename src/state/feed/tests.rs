@@ -39,7 +39,7 @@ impl log::Log for Capture {
 }
 
 /// Returns the lines that were logged for operators since the last call.
-fn told() -> Vec<String> {
+fn logged() -> Vec<String> {
     let lines = LOGGED.take().into_iter();
     lines.filter(|(level, _)| *level < log::Level::Debug).map(|(_, text)| text).collect()
 }
@@ -73,7 +73,7 @@ impl Rig {
         rig.asks("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
         rig.give(OPENED);
         assert!(rig.feed.is_streaming());
-        told();
+        logged();
         rig
     }
 
@@ -103,9 +103,9 @@ impl Rig {
         assert!(text.starts_with(&format!("{request} HTTP/1.1\r\n")), "{text}");
     }
 
-    fn hangs_up(&mut self) {
+    fn closes(&mut self) {
         self.actions.retain(|action| *action != FeedAction::Refused);
-        assert_eq!(self.actions.drain(..).collect::<Vec<_>>(), [FeedAction::HangUp]);
+        assert_eq!(self.actions.drain(..).collect::<Vec<_>>(), [FeedAction::Close]);
         assert!(!self.feed.is_streaming());
     }
 
@@ -131,14 +131,14 @@ impl Rig {
             };
             let mut place = 0;
             loop {
-                let (used, told) = self.feed.next_line(content, place, self.now);
+                let (used, event) = self.feed.next_line(content, place, self.now);
                 place += used;
-                match told {
-                    Told::Change(name, kind, _) => self.changes.push(format!("{kind:?} {name}")),
-                    Told::Nothing | Told::Skipped => {}
-                    Told::Done => break,
-                    Told::Broken => {
-                        if !self.feed.handle_broken_line(self.now, &mut self.actions) {
+                match event {
+                    FeedEvent::Change(name, kind, _) => self.changes.push(format!("{kind:?} {name}")),
+                    FeedEvent::Nothing | FeedEvent::Skipped => {}
+                    FeedEvent::Done => break,
+                    FeedEvent::Malformed => {
+                        if !self.feed.handle_malformed_line(self.now, &mut self.actions) {
                             break;
                         }
                     }
@@ -167,11 +167,11 @@ fn pins_streams_and_resumes_behind_the_last_line() {
     rig.give_lines(&(line("8-b", "updated:a") + &line("9-c", "updated:_dbs")));
     assert_eq!(rig.changes, ["Updated a"]);
     rig.feed.handle_lost(None, rig.now, &mut rig.actions);
-    rig.hangs_up();
+    rig.closes();
     let wait = rig.dial();
     assert!((50..=100).contains(&wait), "{wait}");
     rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=9-c");
-    assert_eq!(told(), ["CouchDB cut the changes feed: resuming it."]);
+    assert_eq!(logged(), ["CouchDB cut the changes feed: resuming it."]);
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn a_stream_that_breaks_before_its_first_line_restarts_at_the_pin() {
     let mut rig = Rig::streaming();
     for _ in 0..3 {
         rig.feed.handle_lost(None, rig.now, &mut rig.actions);
-        rig.hangs_up();
+        rig.closes();
         rig.dial();
         rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
     }
@@ -193,7 +193,7 @@ fn requests_use_a_new_connection_when_couchdb_closes_the_old_one() {
     rig.give(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"last_seq\":\"7-a\"}");
     assert_eq!(rig.actions, [], "the end of the connection ends the answer");
     rig.feed.handle_lost(None, rig.now, &mut rig.actions);
-    let done = [FeedAction::Pinned, FeedAction::HangUp, FeedAction::Dial];
+    let done = [FeedAction::Pinned, FeedAction::Close, FeedAction::Dial];
     assert_eq!(rig.actions.drain(..).collect::<Vec<_>>(), done);
     rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
     // A cut connection is no orderly end.
@@ -202,7 +202,7 @@ fn requests_use_a_new_connection_when_couchdb_closes_the_old_one() {
     rig.connect("GET /_global_changes/_changes?since=now&limit=1");
     rig.give(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"last_seq\":\"7-a\"}");
     rig.feed.handle_lost(Some("reset"), rig.now, &mut rig.actions);
-    rig.hangs_up();
+    rig.closes();
     rig.dial();
     rig.connect("GET /_global_changes/_changes?since=now&limit=1");
 }
@@ -223,7 +223,7 @@ fn resumes_in_global_changes_that_another_client_created() {
     let mut rig = Rig::streaming();
     rig.feed.settings.create = true;
     rig.give(b"0\r\n\r\n");
-    rig.hangs_up();
+    rig.closes();
     rig.dial();
     rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
     rig.give(MISSING);
@@ -249,11 +249,11 @@ fn retries_the_creation_of_global_changes() {
     rig.give(MISSING);
     rig.asks("PUT /_global_changes");
     rig.give(MISSING);
-    rig.hangs_up();
+    rig.closes();
     rig.dial();
     rig.connect("PUT /_global_changes");
     rig.feed.handle_lost(Some("reset"), rig.now, &mut rig.actions);
-    rig.hangs_up();
+    rig.closes();
     rig.dial();
     rig.connect("PUT /_global_changes");
     rig.give(MADE);
@@ -265,7 +265,7 @@ fn a_refused_sequence_is_replaced_by_a_new_pin_at_once() {
     for status in [400, 410, 413, 414, 422, 431] {
         let mut rig = Rig::streaming();
         rig.give(b"0\r\n\r\n");
-        rig.hangs_up();
+        rig.closes();
         rig.dial();
         rig.connect(STREAM);
         rig.give(&refusal(status));
@@ -274,7 +274,7 @@ fn a_refused_sequence_is_replaced_by_a_new_pin_at_once() {
         rig.asks(STREAM);
         // A new pin that CouchDB refuses as well is no reason to hurry.
         rig.give(&refusal(status));
-        rig.hangs_up();
+        rig.closes();
         assert!(rig.dial() > 0);
         rig.connect(PIN);
         rig.give(PINNED);
@@ -290,7 +290,7 @@ fn a_start_without_a_stream_in_ten_attempts_is_replaced_by_a_new_pin() {
     for answer in &answers {
         let mut rig = Rig::streaming();
         rig.feed.handle_lost(None, rig.now, &mut rig.actions);
-        rig.hangs_up();
+        rig.closes();
         let fail = |rig: &mut Rig, question: &str| {
             rig.dial();
             rig.connect(question);
@@ -298,9 +298,9 @@ fn a_start_without_a_stream_in_ten_attempts_is_replaced_by_a_new_pin() {
                 Some(answer) => rig.give(answer),
                 None => rig.feed.handle_lost(None, rig.now, &mut rig.actions),
             }
-            rig.hangs_up();
+            rig.closes();
         };
-        for _ in 0..MAX_STREAM_TRIES {
+        for _ in 0..MAX_STREAM_ATTEMPTS {
             fail(&mut rig, STREAM);
         }
         // CouchDB does not answer: the start is kept, and the attempts alternate with a new one.
@@ -318,13 +318,13 @@ fn a_start_without_a_stream_in_ten_attempts_is_replaced_by_a_new_pin() {
 #[test]
 fn a_stream_that_ends_after_every_line_stays_ready_and_logs_little() {
     let mut rig = Rig::streaming();
-    told();
+    logged();
     for number in 0..200 {
         let seq = format!("{number}-x");
         rig.give_lines(&line(&seq, "updated:a"));
         rig.give_lines(&format!("{{\"last_seq\":\"{seq}\",\"pending\":0}}\n"));
         rig.give(b"0\r\n\r\n");
-        rig.hangs_up();
+        rig.closes();
         assert!(rig.feed.is_ready(rig.now));
         assert!(rig.dial() <= 100);
         assert!(rig.feed.is_ready(rig.now));
@@ -332,9 +332,9 @@ fn a_stream_that_ends_after_every_line_stays_ready_and_logs_little() {
         rig.give(OPENED);
         rig.now += 400;
     }
-    assert_eq!(told(), ["CouchDB ended the changes feed: resuming it.", "Following the changes feed of CouchDB.",]);
+    assert_eq!(logged(), ["CouchDB ended the changes feed: resuming it.", "Following the changes feed of CouchDB.",]);
     rig.give(b"0\r\n\r\n");
-    rig.hangs_up();
+    rig.closes();
     rig.dial();
     rig.feed.handle_lost(Some("connection refused"), rig.now, &mut rig.actions);
     assert!(!rig.feed.is_ready(rig.now), "another problem followed");
@@ -356,7 +356,7 @@ fn db_updates_that_cannot_be_pinned_start_from_now() {
             None => rig.feed.handle_timeout(3 * HEARTBEAT, &mut rig.actions),
         }
         rig.actions.retain(|action| *action != FeedAction::Pinned);
-        assert_eq!(rig.actions.drain(..).collect::<Vec<_>>(), [FeedAction::HangUp, FeedAction::Dial]);
+        assert_eq!(rig.actions.drain(..).collect::<Vec<_>>(), [FeedAction::Close, FeedAction::Dial]);
         rig.connect("GET /_db_updates?feed=continuous&heartbeat=1000&since=now");
     }
 }
@@ -372,13 +372,13 @@ fn a_stream_is_dead_after_three_missed_heartbeats() {
     rig.feed.handle_timeout(rig.now, &mut rig.actions);
     assert!(rig.feed.is_streaming() && rig.actions.is_empty());
     rig.feed.handle_timeout(rig.now + 1, &mut rig.actions);
-    rig.hangs_up();
+    rig.closes();
     assert_silent_for(3_000);
 }
 
 /// Expects one line about a silent CouchDB, with advice about proxies.
 fn assert_silent_for(milliseconds: Millis) {
-    let lines = told();
+    let lines = logged();
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].starts_with(&format!("CouchDB was silent for {milliseconds} ms: ")), "{lines:?}");
     assert!(lines[0].contains("couchdb-howler check") && lines[0].contains("proxy"), "{lines:?}");
@@ -390,9 +390,9 @@ fn requests_other_than_the_stream_have_a_timeout_of_their_own() {
     rig.feed.settings.heartbeat = 10_000;
     rig.dial();
     rig.connect("GET /_global_changes/_changes?since=now&limit=1");
-    assert_eq!(rig.feed.poll_timeout(), Some(ANSWER_WITHIN));
-    rig.feed.handle_timeout(ANSWER_WITHIN, &mut rig.actions);
-    rig.hangs_up();
+    assert_eq!(rig.feed.poll_timeout(), Some(REPLY_TIMEOUT));
+    rig.feed.handle_timeout(REPLY_TIMEOUT, &mut rig.actions);
+    rig.closes();
     assert_silent_for(10_000);
 }
 
@@ -402,34 +402,34 @@ fn backoff_grows_until_a_change_comes_or_the_stream_is_stable() {
     let mut spans = Vec::new();
     for _ in 0..10 {
         rig.feed.handle_lost(None, rig.now, &mut rig.actions);
-        rig.hangs_up();
+        rig.closes();
         spans.push(rig.dial());
         rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
         rig.give(OPENED);
     }
     let longest = [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000];
     assert!(spans.iter().zip(longest).all(|(span, most)| (most / 2..=most).contains(span)), "{spans:?}");
-    assert_eq!(told(), ["CouchDB cut the changes feed: resuming it.", "Following the changes feed of CouchDB."]);
+    assert_eq!(logged(), ["CouchDB cut the changes feed: resuming it.", "Following the changes feed of CouchDB."]);
     for proof in [line("8-b", "updated:a"), "\n".to_owned()] {
-        rig.now += if proof == "\n" { STEADY_AFTER } else { 1 };
+        rig.now += if proof == "\n" { STABLE_AFTER } else { 1 };
         rig.give_lines(&proof);
         rig.feed.handle_lost(None, rig.now, &mut rig.actions);
-        rig.hangs_up();
+        rig.closes();
         let wait = rig.dial();
         assert!((50..=100).contains(&wait), "{proof:?}: {wait}");
         rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=8-b");
         rig.give(OPENED);
-        assert!(told().is_empty(), "one line per kind and minute");
+        assert!(logged().is_empty(), "one line per kind and minute");
     }
     rig.now += MINUTE;
     rig.give_lines(&line("9-c", "updated:a"));
     rig.feed.handle_lost(None, rig.now, &mut rig.actions);
-    rig.hangs_up();
+    rig.closes();
     rig.dial();
     rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=9-c");
     rig.give(OPENED);
     let cut = "CouchDB cut the changes feed: resuming it. (2 more in the last 2 minutes)";
-    assert_eq!(told(), [cut, "Following the changes feed of CouchDB."]);
+    assert_eq!(logged(), [cut, "Following the changes feed of CouchDB."]);
 }
 
 #[test]
@@ -444,9 +444,9 @@ fn each_error_status_is_logged_once_with_advice() {
             rig.dial();
             rig.connect("GET /_global_changes/_changes?since=now&limit=1");
             rig.give(format!("HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}").as_bytes());
-            rig.hangs_up();
+            rig.closes();
         }
-        let lines = told();
+        let lines = logged();
         assert!(lines.len() == 1 && lines[0].contains(words) && !lines[0].contains("  "), "{lines:?}");
     }
 }
@@ -457,26 +457,26 @@ fn a_problem_of_another_kind_is_logged_too() {
     for error in [Some("refused"), Some("refused"), None, Some("refused")] {
         rig.dial();
         rig.feed.handle_lost(error, rig.now, &mut rig.actions);
-        rig.hangs_up();
+        rig.closes();
     }
-    assert_eq!(told().len(), 1, "one line per kind and minute");
+    assert_eq!(logged().len(), 1, "one line per kind and minute");
     rig.dial();
     rig.now += MINUTE;
     rig.feed.handle_lost(Some("refused"), rig.now, &mut rig.actions);
-    rig.hangs_up();
-    assert_eq!(told().len(), 1, "a suppressed problem is logged after its minute");
+    rig.closes();
+    assert_eq!(logged().len(), 1, "a suppressed problem is logged after its minute");
     rig.dial();
     rig.connect("GET /_global_changes/_changes?since=now&limit=1");
     rig.give(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nwelcome");
-    rig.hangs_up();
-    assert!(told()[0].contains("is no CouchDB (no last_seq)"));
+    rig.closes();
+    assert!(logged()[0].contains("is no CouchDB (no last_seq)"));
 }
 
 #[test]
 fn bytes_after_the_end_are_ignored() {
     let mut rig = Rig::streaming();
     rig.feed.handle_lost(None, rig.now, &mut rig.actions);
-    rig.hangs_up();
+    rig.closes();
     rig.give(&chunk(&line("8-b", "updated:a")));
     rig.feed.handle_lost(Some("late"), rig.now, &mut rig.actions);
     assert!(rig.actions.is_empty() && rig.changes.is_empty());
@@ -511,7 +511,7 @@ fn every_split_of_an_exchange_gives_the_same_changes() {
         for part in parts {
             rig.give(part);
         }
-        rig.hangs_up();
+        rig.closes();
         assert_eq!(rig.changes, ["Created a/b", "Updated plus+db", "Deleted a/b"]);
         rig.dial();
         rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=6-e");
@@ -539,12 +539,12 @@ const STREAM: &str = "GET /_global_changes/_changes?feed=continuous&heartbeat=10
 fn reports_the_continuity_between_two_streams() {
     let cut = |rig: &mut Rig| {
         rig.feed.handle_lost(None, rig.now, &mut rig.actions);
-        rig.hangs_up();
+        rig.closes();
         rig.dial();
     };
     let refused = |rig: &mut Rig| {
         rig.feed.handle_lost(Some("connection refused"), rig.now, &mut rig.actions);
-        rig.hangs_up();
+        rig.closes();
         rig.dial();
     };
     let since_refused = |rig: &mut Rig| {
@@ -582,7 +582,7 @@ fn reports_the_continuity_between_two_streams() {
         cut(rig);
         rig.connect(STREAM);
         rig.give(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 2\r\n\r\n{}");
-        rig.hangs_up();
+        rig.closes();
         rig.dial();
         rig.connect(STREAM);
     });
@@ -602,7 +602,7 @@ fn reports_the_continuity_between_two_streams() {
         cut(rig);
         rig.connect(STREAM);
         rig.give(MISSING);
-        rig.hangs_up();
+        rig.closes();
         rig.dial();
         rig.connect(STREAM);
     });
@@ -620,7 +620,7 @@ fn a_feed_without_a_pin_reports_a_gap_when_it_breaks_early() {
         rig.connect("GET /_db_updates?feed=continuous&heartbeat=1000&since=now");
         rig.give(OPENED);
         rig.feed.handle_lost(None, rig.now, &mut rig.actions);
-        rig.hangs_up();
+        rig.closes();
         rig.dial();
     }
     assert_eq!(rig.opened, [Continuity::Whole, Continuity::Gap]);
@@ -631,7 +631,7 @@ fn dials_soon_after_another_connection_reached_couchdb() {
     let mut rig = Rig::streaming();
     for _ in 0..10 {
         rig.feed.handle_lost(Some("connection refused"), rig.now, &mut rig.actions);
-        rig.hangs_up();
+        rig.closes();
         if rig.feed.poll_timeout().is_some_and(|at| at > rig.now + 10_000) {
             break;
         }
@@ -646,7 +646,7 @@ fn dials_soon_after_another_connection_reached_couchdb() {
 fn a_malformed_line_is_read_again_once() {
     let mut rig = Rig::streaming();
     rig.give_lines(&(line("8-b", "updated:a") + "{\"seq\":\"9-c\",\"id\n" + &line("9-c", "updated:lost?")));
-    rig.hangs_up();
+    rig.closes();
     rig.dial();
     rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=8-b");
     rig.give(OPENED);
@@ -663,19 +663,19 @@ fn a_feed_of_malformed_lines_logs_one_line_per_minute() {
     for _ in 0..20 {
         rig.give(&broken);
         if !rig.feed.is_streaming() {
-            rig.hangs_up();
+            rig.closes();
             rig.dial();
             rig.connect("GET /_global_changes/_changes?feed=continuous&heartbeat=1000&since=7-a");
             rig.give(OPENED);
         }
-        lines.append(&mut told());
+        lines.append(&mut logged());
     }
     let twice = "Skipped a line of the changes feed that is no JSON, twice.";
     let announced = "Following the changes feed of CouchDB.";
     assert_eq!(lines, ["A line of the changes feed is no JSON: reading it again.", announced, twice]);
     rig.now += MINUTE;
     rig.give(&broken);
-    let lines = told();
+    let lines = logged();
     assert!(lines.len() == 1 && lines[0].contains("18,999 more in the last minute"), "{lines:?}");
 }
 
@@ -684,5 +684,5 @@ fn a_line_that_is_too_long_is_skipped() {
     let mut rig = Rig::streaming();
     rig.give_lines(&("x".repeat(MAX_LINE + 1) + "\n" + &line("8-b", "updated:a")));
     assert_eq!(rig.changes, ["Updated a"]);
-    assert_eq!(told(), ["Skipped a line of the changes feed that is over 65536 bytes."]);
+    assert_eq!(logged(), ["Skipped a line of the changes feed that is over 65536 bytes."]);
 }
