@@ -278,7 +278,7 @@ impl Server {
             match action {
                 PoolAction::Dial(number) => self.dial(UpstreamId::Pool(queue, number), now),
                 PoolAction::Send(number, request) => self.send(UpstreamId::Pool(queue, number), &request, now),
-                PoolAction::HangUp(number) => self.hang_up(UpstreamId::Pool(queue, number), now),
+                PoolAction::Close(number) => self.hang_up(UpstreamId::Pool(queue, number), now),
                 PoolAction::Done(purpose, answer) => self.handle_answer(purpose, answer, now),
             }
         }

@@ -17,7 +17,7 @@ pub(super) enum Connection {
         since: Millis,
         /// Whether no request was waiting after its last reply. Otherwise the connection has just
         /// proved that it works.
-        rested: bool,
+        was_idle: bool,
     },
     Busy(Box<Exchange>),
 }
@@ -41,7 +41,7 @@ pub(super) struct Exchange {
 
 impl Exchange {
     /// Returns when the connection counts as dead.
-    pub(super) fn suspicion(&self) -> Millis {
+    pub(super) fn suspect_time(&self) -> Millis {
         self.suspect_at.filter(|_| self.reader.is_untouched() && self.head.is_none()).unwrap_or(Millis::MAX)
     }
 }

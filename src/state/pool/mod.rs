@@ -8,7 +8,7 @@
 //! long queue is no failure. It does not move while CouchDB is silent or away.
 //!
 //! An idle connection can die unnoticed, when a firewall forgets it or CouchDB's machine is gone.
-//! So the pool closes connections that were idle for [`IDLE_FOR`]. A request without a reply on a
+//! So the pool closes connections that were idle for [`IDLE_TIMEOUT`]. A request without a reply on a
 //! formerly idle connection is sent again on a new one after [`SUSPECT_AFTER`].
 
 mod connection;
@@ -28,19 +28,19 @@ use crate::wire::response::{Part, ResponseReader};
 /// Most waiting requests; the pool rejects further ones.
 pub const MAX_WAITING: usize = 20_000;
 /// Time without any reply of CouchDB after which a request fails, in milliseconds.
-const NO_ANSWER_FOR: Millis = 4_500;
+const REPLY_TIMEOUT: Millis = 4_500;
 /// Longest time in the queue, in milliseconds.
 pub const LONGEST_WAIT: Millis = 30_000;
 /// Time from a failed dial to the next one, in milliseconds.
 const REDIAL_AFTER: Millis = 250;
 /// Idle time after which a connection is closed, in milliseconds. Many firewalls forget connections
 /// after a minute or more.
-pub const IDLE_FOR: Millis = 30_000;
+pub const IDLE_TIMEOUT: Millis = 30_000;
 /// Time without a reply after which a formerly idle connection counts as dead, in milliseconds.
 pub const SUSPECT_AFTER: Millis = 1_000;
 /// Time for which the slowest reply is remembered, in milliseconds: a slow CouchDB is not a dead
 /// connection.
-const SLOW_FOR: Millis = 60_000;
+const SLOWEST_KEPT_FOR: Millis = 60_000;
 /// Longest body of a reply to a session request, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
 /// Most new connections on which a request is sent while each of them ends without a reply.
@@ -64,7 +64,7 @@ pub struct Pool<P> {
     counts: HashMap<Owner, usize>,
     last_answer: Millis,
     /// Earliest time of the next dial after a failed one.
-    redial_from: Millis,
+    next_dial: Millis,
     /// Duration of the slowest recent reply, and the time at which it came.
     slowest: (Millis, Millis),
 }
@@ -96,7 +96,7 @@ impl<P> Pool<P> {
             oldest: BTreeSet::new(),
             counts: HashMap::new(),
             last_answer: 0,
-            redial_from: 0,
+            next_dial: 0,
             slowest: (0, 0),
         }
     }
@@ -128,7 +128,7 @@ impl<P> Pool<P> {
         let key = self.tickets.insert(ticket);
         self.waiting.push(owner, key);
         self.count_waiting(owner, since, key);
-        self.pump(now, actions);
+        self.send_waiting(now, actions);
         Ok(key)
     }
 
@@ -185,8 +185,8 @@ impl<P> Pool<P> {
     pub fn poll_timeout(&self) -> Option<Millis> {
         let waiting = self.oldest.first().map(|(since, _)| self.deadline(*since).min(self.redial_at()));
         let connections = self.connections.iter().filter_map(|connection| match connection {
-            Connection::Busy(exchange) => Some(self.answer_due(exchange).min(exchange.suspicion())),
-            Connection::Idle { since, .. } => Some(since + IDLE_FOR),
+            Connection::Busy(exchange) => Some(self.answer_due(exchange).min(exchange.suspect_time())),
+            Connection::Idle { since, .. } => Some(since + IDLE_TIMEOUT),
             Connection::Closed | Connection::Dialing => None,
         });
         connections.chain(waiting).min()
@@ -198,11 +198,11 @@ impl<P> Pool<P> {
             match &self.connections[number] {
                 Connection::Busy(exchange) if self.answer_due(exchange) <= now => {
                     let ticket = exchange.ticket;
-                    self.hang_up(number, actions);
+                    self.close(number, actions);
                     self.finish(ticket, None, actions);
                 }
-                Connection::Busy(exchange) if exchange.suspicion() <= now => self.give_up(number, actions),
-                Connection::Idle { since, .. } if since + IDLE_FOR <= now => self.hang_up(number, actions),
+                Connection::Busy(exchange) if exchange.suspect_time() <= now => self.close_suspect(number, actions),
+                Connection::Idle { since, .. } if since + IDLE_TIMEOUT <= now => self.close(number, actions),
                 _ => {}
             }
         }
@@ -212,26 +212,26 @@ impl<P> Pool<P> {
         {
             self.finish(ticket, None, actions);
         }
-        self.pump(now, actions);
+        self.send_waiting(now, actions);
     }
 
     /// Handles an established connection.
     pub fn handle_connected(&mut self, number: usize, now: Millis, actions: &mut Vec<PoolAction<P>>) {
-        self.connections[number] = Connection::Idle { used: false, since: now, rested: false };
-        self.pump(now, actions);
+        self.connections[number] = Connection::Idle { used: false, since: now, was_idle: false };
+        self.send_waiting(now, actions);
     }
 
     /// Handles a connection that could not be made or has ended.
     pub fn handle_lost(&mut self, number: usize, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         match std::mem::replace(&mut self.connections[number], Connection::Closed) {
             Connection::Closed | Connection::Idle { .. } => {}
-            Connection::Dialing => self.redial_from = now + REDIAL_AFTER,
+            Connection::Dialing => self.next_dial = now + REDIAL_AFTER,
             Connection::Busy(exchange) if exchange.reader.ends_with_connection() => {
                 self.complete(*exchange, now, actions);
             }
-            Connection::Busy(exchange) => self.try_again(&exchange, actions),
+            Connection::Busy(exchange) => self.retry(&exchange, actions),
         }
-        self.pump(now, actions);
+        self.send_waiting(now, actions);
     }
 
     /// Handles received bytes.
@@ -240,9 +240,9 @@ impl<P> Pool<P> {
             let Connection::Busy(exchange) = &mut self.connections[number] else {
                 // A reply without a request: the next reply could not be matched to its request.
                 if !input.is_empty() {
-                    self.hang_up(number, actions);
+                    self.close(number, actions);
                 }
-                return self.pump(now, actions);
+                return self.send_waiting(now, actions);
             };
             match exchange.reader.next(input) {
                 Ok((_, Part::NeedMore)) => return,
@@ -265,15 +265,15 @@ impl<P> Pool<P> {
                         Ok(Answer { status: head.status, auth_cookie: None, date: head.date, body, is_too_long })
                     };
                     self.last_answer = now;
-                    self.hang_up(number, actions);
+                    self.close(number, actions);
                     self.finish(ticket, head.map(too_long), actions);
-                    return self.pump(now, actions);
+                    return self.send_waiting(now, actions);
                 }
                 Err(_) => {
                     let ticket = exchange.ticket;
-                    self.hang_up(number, actions);
+                    self.close(number, actions);
                     self.finish(ticket, None, actions);
-                    return self.pump(now, actions);
+                    return self.send_waiting(now, actions);
                 }
             }
         }
@@ -283,45 +283,45 @@ impl<P> Pool<P> {
     fn handle_end(&mut self, number: usize, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         let Connection::Busy(exchange) = std::mem::replace(
             &mut self.connections[number],
-            Connection::Idle { used: true, since: now, rested: false },
+            Connection::Idle { used: true, since: now, was_idle: false },
         ) else {
             unreachable!("only called for a busy connection");
         };
         if exchange.is_last || !exchange.head.as_ref().is_some_and(|head| head.keep_alive) {
-            self.hang_up(number, actions);
+            self.close(number, actions);
         }
         self.complete(*exchange, now, actions);
     }
 
-    fn hang_up(&mut self, number: usize, actions: &mut Vec<PoolAction<P>>) {
+    fn close(&mut self, number: usize, actions: &mut Vec<PoolAction<P>>) {
         self.connections[number] = Connection::Closed;
-        actions.push(PoolAction::HangUp(number));
+        actions.push(PoolAction::Close(number));
     }
 
     /// Closes a connection that seems to be dead, together with all idle ones: whatever forgot the
     /// one has forgotten the others too.
-    fn give_up(&mut self, number: usize, actions: &mut Vec<PoolAction<P>>) {
-        self.hang_up_idle(actions);
-        let given_up = std::mem::replace(&mut self.connections[number], Connection::Closed);
-        actions.push(PoolAction::HangUp(number));
-        if let Connection::Busy(mut exchange) = given_up {
+    fn close_suspect(&mut self, number: usize, actions: &mut Vec<PoolAction<P>>) {
+        self.close_idle(actions);
+        let closed = std::mem::replace(&mut self.connections[number], Connection::Closed);
+        actions.push(PoolAction::Close(number));
+        if let Connection::Busy(mut exchange) = closed {
             // CouchDB may have received the request nevertheless.
             exchange.used = false;
-            self.try_again(&exchange, actions);
+            self.retry(&exchange, actions);
         }
     }
 
-    fn hang_up_idle(&mut self, actions: &mut Vec<PoolAction<P>>) {
+    fn close_idle(&mut self, actions: &mut Vec<PoolAction<P>>) {
         for number in 0..self.connections.len() {
             if matches!(self.connections[number], Connection::Idle { .. }) {
-                self.hang_up(number, actions);
+                self.close(number, actions);
             }
         }
     }
 
     /// Lets the existing connections carry no further request, because CouchDB has moved.
     pub fn retire_connections(&mut self, actions: &mut Vec<PoolAction<P>>) {
-        self.hang_up_idle(actions);
+        self.close_idle(actions);
         for connection in &mut self.connections {
             if let Connection::Busy(exchange) = connection {
                 exchange.is_last = true;
@@ -332,7 +332,7 @@ impl<P> Pool<P> {
     fn complete(&mut self, exchange: Exchange, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         self.last_answer = now;
         let took = now.saturating_sub(exchange.sent);
-        if took >= self.slowest.0 || now >= self.slowest.1 + SLOW_FOR {
+        if took >= self.slowest.0 || now >= self.slowest.1 + SLOWEST_KEPT_FOR {
             self.slowest = (took, now);
         }
         let answer = exchange.head.map(|head| {
@@ -345,7 +345,7 @@ impl<P> Pool<P> {
     /// Sends a request once more whose connection ended before the reply. A connection that has
     /// carried replies was most likely closed while idle. That does not count as an attempt, since
     /// the next connection may be in the same state.
-    fn try_again(&mut self, exchange: &Exchange, actions: &mut Vec<PoolAction<P>>) {
+    fn retry(&mut self, exchange: &Exchange, actions: &mut Vec<PoolAction<P>>) {
         let Some(ticket) = self.tickets.get_mut(exchange.ticket) else { return };
         if !exchange.reader.is_untouched() {
             return self.finish(exchange.ticket, Some(Err(NoAnswer::Sent)), actions);
@@ -389,32 +389,32 @@ impl<P> Pool<P> {
     }
 
     fn deadline(&self, since: Millis) -> Millis {
-        (since.max(self.last_answer) + NO_ANSWER_FOR).min(since + LONGEST_WAIT)
+        (since.max(self.last_answer) + REPLY_TIMEOUT).min(since + LONGEST_WAIT)
     }
 
     /// Returns when a request that was sent fails. Time in the queue of a silent CouchDB counts
     /// too.
     fn answer_due(&self, exchange: &Exchange) -> Millis {
-        let alone = exchange.sent + NO_ANSWER_FOR;
+        let alone = exchange.sent + REPLY_TIMEOUT;
         self.tickets.get(exchange.ticket).map_or(alone, |ticket| alone.min(self.deadline(ticket.since)))
     }
 
     /// Returns when the next dial is allowed, if all connections are closed.
     fn redial_at(&self) -> Millis {
         let closed = self.connections.iter().all(|connection| matches!(connection, Connection::Closed));
-        if closed { self.redial_from } else { Millis::MAX }
+        if closed { self.next_dial } else { Millis::MAX }
     }
 
     /// Sends waiting requests over idle connections, and dials further ones.
-    fn pump(&mut self, now: Millis, actions: &mut Vec<PoolAction<P>>) {
+    fn send_waiting(&mut self, now: Millis, actions: &mut Vec<PoolAction<P>>) {
         // A slow CouchDB gets more time than its slowest recent reply took.
-        let slowest = if now < self.slowest.1 + SLOW_FOR { self.slowest.0 } else { 0 };
-        let patience = SUSPECT_AFTER.max(2 * slowest);
+        let slowest = if now < self.slowest.1 + SLOWEST_KEPT_FOR { self.slowest.0 } else { 0 };
+        let suspect_after = SUSPECT_AFTER.max(2 * slowest);
         for number in 0..self.connections.len() {
-            if let Connection::Idle { used, rested, .. } = self.connections[number] {
+            if let Connection::Idle { used, was_idle, .. } = self.connections[number] {
                 let Some((ticket, request)) = self.next_request() else { break };
                 // A formerly idle connection may be closed, whether it has carried a reply or not.
-                let (used, suspect_at) = (used || rested, rested.then_some(now + patience));
+                let (used, suspect_at) = (used || was_idle, was_idle.then_some(now + suspect_after));
                 self.connections[number] = Connection::Busy(Box::new(Exchange {
                     ticket,
                     sent: now,
@@ -429,11 +429,11 @@ impl<P> Pool<P> {
             }
         }
         for connection in &mut self.connections {
-            if let Connection::Idle { rested, .. } = connection {
-                *rested = true;
+            if let Connection::Idle { was_idle, .. } = connection {
+                *was_idle = true;
             }
         }
-        if now < self.redial_from {
+        if now < self.next_dial {
             return;
         }
         let dialing = self.connections.iter().filter(|c| matches!(c, Connection::Dialing)).count();

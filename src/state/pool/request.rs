@@ -73,7 +73,7 @@ pub enum PoolAction<P> {
     /// Write these bytes to the connection.
     Send(usize, Vec<u8>),
     /// Close the connection.
-    HangUp(usize),
+    Close(usize),
     /// A request has ended.
     Done(P, Result<Answer, NoAnswer>),
 }

@@ -35,7 +35,7 @@ fn queues_in_order_over_few_connections() {
     pool.handle_bytes(1, OK, 2, &mut actions);
     assert_eq!(done(&mut actions).len(), 2);
     assert!(pool.is_empty());
-    assert_eq!(pool.poll_timeout(), Some(2 + IDLE_FOR), "only idle connections are left to close");
+    assert_eq!(pool.poll_timeout(), Some(2 + IDLE_TIMEOUT), "only idle connections are left to close");
 }
 
 #[test]
@@ -99,8 +99,8 @@ fn dead_idle_connections_delay_a_request_by_one_second_once() {
     actions.clear();
     assert_eq!(pool.poll_timeout(), Some(100 + SUSPECT_AFTER));
     pool.handle_timeout(100 + SUSPECT_AFTER, &mut actions);
-    let hung_up = actions.iter().filter(|action| matches!(action, PoolAction::HangUp(_))).count();
-    assert_eq!((hung_up, actions.last()), (8, Some(&PoolAction::Dial(0))), "all are closed: {actions:?}");
+    let closed = actions.iter().filter(|action| matches!(action, PoolAction::Close(_))).count();
+    assert_eq!((closed, actions.last()), (8, Some(&PoolAction::Dial(0))), "all are closed: {actions:?}");
     actions.clear();
     pool.handle_connected(0, 1_101, &mut actions);
     assert_eq!(actions, [PoolAction::Send(0, vec![b'b'])]);
@@ -139,7 +139,7 @@ fn connections_that_carried_no_request_can_be_dead_too() {
     assert_eq!(actions, [PoolAction::Send(0, vec![b'b']), PoolAction::Send(1, vec![b'b'])]);
     actions.clear();
     pool.handle_timeout(100 + SUSPECT_AFTER, &mut actions);
-    assert!(actions.contains(&PoolAction::HangUp(0)) && actions.contains(&PoolAction::HangUp(1)), "{actions:?}");
+    assert!(actions.contains(&PoolAction::Close(0)) && actions.contains(&PoolAction::Close(1)), "{actions:?}");
 }
 
 #[test]
@@ -171,15 +171,15 @@ fn a_slow_couchdb_is_not_a_dead_connection() {
 #[test]
 fn idle_connections_are_closed() {
     let (mut pool, mut actions) = idle_pool(2);
-    assert_eq!(pool.poll_timeout(), Some(1 + IDLE_FOR));
+    assert_eq!(pool.poll_timeout(), Some(1 + IDLE_TIMEOUT));
     submit(&mut pool, b'b', 7, 100, &mut actions);
     pool.handle_bytes(0, OK, 101, &mut actions);
     actions.clear();
-    pool.handle_timeout(1 + IDLE_FOR, &mut actions);
-    assert_eq!(actions, [PoolAction::HangUp(1)]);
+    pool.handle_timeout(1 + IDLE_TIMEOUT, &mut actions);
+    assert_eq!(actions, [PoolAction::Close(1)]);
     actions.clear();
-    pool.handle_timeout(101 + IDLE_FOR, &mut actions);
-    assert_eq!((&actions[..], pool.poll_timeout()), (&[PoolAction::HangUp(0)][..], None));
+    pool.handle_timeout(101 + IDLE_TIMEOUT, &mut actions);
+    assert_eq!((&actions[..], pool.poll_timeout()), (&[PoolAction::Close(0)][..], None));
 }
 
 #[test]
@@ -188,11 +188,11 @@ fn retired_connections_carry_no_further_request() {
     submit(&mut pool, b'b', 7, 100, &mut actions);
     actions.clear();
     pool.retire_connections(&mut actions);
-    assert_eq!(actions, [PoolAction::HangUp(1)]);
+    assert_eq!(actions, [PoolAction::Close(1)]);
     actions.clear();
     submit(&mut pool, b'c', 8, 101, &mut actions);
     pool.handle_bytes(0, OK, 102, &mut actions);
-    assert!(actions.contains(&PoolAction::HangUp(0)) && !actions.contains(&PoolAction::Send(0, vec![b'c'])));
+    assert!(actions.contains(&PoolAction::Close(0)) && !actions.contains(&PoolAction::Send(0, vec![b'c'])));
 }
 
 #[test]
@@ -280,7 +280,7 @@ fn a_reply_that_is_too_long_ends_the_connection() {
         actions.clear();
         let answer = format!("HTTP/1.1 404 No\r\nContent-Length: {length}\r\n\r\n{}", "x".repeat(length));
         pool.handle_bytes(0, answer.as_bytes(), 1, &mut actions);
-        assert_eq!(actions.contains(&PoolAction::HangUp(0)), too_long);
+        assert_eq!(actions.contains(&PoolAction::Close(0)), too_long);
         let body = if too_long { Vec::new() } else { vec![b'x'; length] };
         let answer = Answer { status: 404, auth_cookie: None, date: None, body, is_too_long: too_long };
         assert!(actions.contains(&PoolAction::Done(purpose, Ok(answer))), "{actions:?}");
@@ -293,12 +293,12 @@ fn malformed_and_unexpected_replies_end_the_connection() {
     submit(&mut pool, b'a', 1, 0, &mut actions);
     pool.handle_connected(0, 0, &mut actions);
     pool.handle_bytes(0, b"SSH-2.0\r\n", 1, &mut actions);
-    assert!(actions.contains(&PoolAction::HangUp(0)));
+    assert!(actions.contains(&PoolAction::Close(0)));
     assert_eq!(done(&mut actions), [(1, None)]);
     submit(&mut pool, b'a', 2, 5, &mut actions);
     pool.handle_connected(0, 5, &mut actions);
     pool.handle_bytes(0, &[OK, OK].concat(), 6, &mut actions);
-    assert!(actions.contains(&PoolAction::HangUp(0)));
+    assert!(actions.contains(&PoolAction::Close(0)));
     assert_eq!(done(&mut actions), [(2, Some(200))]);
 }
 
