@@ -36,7 +36,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use couchdb_howler::state::limits::{LONGEST_NAME, UNAUTHENTICATED_MESSAGE};
 use couchdb_howler::state::metrics::CloseReason;
 use couchdb_howler::state::session::{
-    Action, Dialect, Opening, PendingLogin, Polling, Reply, Rules, Session, TAG, Transport, Turn, messages,
+    Action, Dialect, Opening, PendingLogin, Polling, Reply, Rules, Session, TAG, Transport, SessionContext, messages,
 };
 use couchdb_howler::state::subscriptions::Subscriptions;
 use couchdb_howler::state::table::Key;
@@ -274,7 +274,7 @@ impl World {
             return;
         }
         let (now, mut actions) = (self.now, Vec::new());
-        let turn = &mut Turn { now, rules: &self.rules, actions: &mut actions };
+        let turn = &mut SessionContext { now, rules: &self.rules, actions: &mut actions };
         let (version, websocket) = match how {
             "3p" => (Some(Version::V3), false),
             "3w" => (Some(Version::V3), true),
@@ -349,7 +349,7 @@ impl World {
             return self.close(slot, CloseReason::MessageTooBig);
         }
         client.hear(text, now);
-        client.session.handle_heard(now);
+        client.session.handle_activity(now);
         self.hand_over(slot, text);
         let Some(client) = self.clients.get_mut(&slot) else { return };
         let waiting: usize = client.unwritten.iter().map(String::len).sum();
@@ -475,7 +475,7 @@ impl World {
         assert_eq!(database.is_some_and(|database| self.subscriptions.unsubscribe(slot, database)), subscribed);
         if subscribed {
             client.revoked = Some(name.to_owned());
-            client.session.say_unsubscribed(name, Refusal::NotReader);
+            client.session.send_unsubscribed(name, Refusal::NotReader);
         }
         self.listen(slot);
     }
@@ -485,7 +485,7 @@ impl World {
         let now = self.now;
         let Some(client) = self.clients.get_mut(&slot) else { return };
         if client.answers && std::mem::take(&mut client.unanswered) {
-            client.session.handle_heard(now);
+            client.session.handle_activity(now);
             if client.session.dialect() != Dialect::SocketIo(Version::V4) {
                 client.heard = now;
             }
@@ -533,10 +533,10 @@ impl World {
     }
 
     /// As the server does: an input, then what the session asks for.
-    fn with_session(&mut self, slot: u32, input: impl FnOnce(&mut Session, &mut Turn<'_>)) {
+    fn with_session(&mut self, slot: u32, input: impl FnOnce(&mut Session, &mut SessionContext<'_>)) {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         let mut actions = Vec::new();
-        input(&mut client.session, &mut Turn { now: self.now, rules: &self.rules, actions: &mut actions });
+        input(&mut client.session, &mut SessionContext { now: self.now, rules: &self.rules, actions: &mut actions });
         self.perform(slot, actions);
     }
 
@@ -594,7 +594,7 @@ impl World {
         // One that CouchDB still works on is given up.
         let unusable = matches!(credentials, Credentials::Unusable | Credentials::TooLong);
         client.log_in = !self.unavailable && !unusable;
-        client.session.log_in = client.log_in.then_some(PendingLogin::Queued(key(slot)));
+        client.session.login = client.log_in.then_some(PendingLogin::Queued(key(slot)));
         client.fail_if(unusable || self.unavailable);
         if unusable {
             self.with_session(slot, |session, turn| session.handle_login(Err(credentials.error()), RETRY_AFTER, turn));
@@ -667,7 +667,7 @@ impl World {
         for slot in 0..CLIENTS {
             let Some(client) = self.clients.get_mut(&slot) else { continue };
             if self.epochs > 1 && client.session.dialect() == Dialect::Json {
-                client.session.say_hello(epoch.as_deref());
+                client.session.send_hello(epoch.as_deref());
             }
             self.listen(slot);
         }
@@ -681,7 +681,7 @@ impl World {
             match client.session.dialect() {
                 Dialect::Json => {
                     client.resync_due = true;
-                    client.session.say_resync("a \"reason\"");
+                    client.session.send_resync("a \"reason\"");
                 }
                 Dialect::SocketIo(_) => {
                     self.subscriptions.mark_all(slot);
@@ -735,7 +735,7 @@ impl World {
         }
         assert!(!client.is_dirty(), "a change is lost");
         if said {
-            client.unanswered = client.session.websocket().is_some() && client.session.asks_receipt();
+            client.unanswered = client.session.websocket().is_some() && client.session.requests_receipt();
             client.session.handle_flushed(self.now);
             self.answer_ping(slot);
         }

@@ -237,7 +237,7 @@ impl Server {
             Decision::Unknown => self.databases.access.ask(database, &mut self.databases.subscriptions),
             Decision::Forbidden(why) => {
                 if self.databases.subscriptions.has(key.index, database) {
-                    session.say_unsubscribed(self.databases.subscriptions.name(database), why);
+                    session.send_unsubscribed(self.databases.subscriptions.name(database), why);
                     self.databases.subscriptions.unsubscribe(key.index, database);
                     self.context.metrics.revoked_subscriptions += 1;
                     self.recount_user(key);

@@ -18,7 +18,7 @@ impl Server {
     pub(super) fn memory_of(&self, key: Key) -> Option<Memory> {
         let session = self.sessions.table.get(key).filter(|session| session.dialect() != Dialect::Json)?;
         let user = session.user_name().filter(|_| self.databases.catch_up.is_on())?;
-        Some(Memory { user: user.into(), heard: session.heard(), is_certain: self.was_told(session.heard()) })
+        Some(Memory { user: user.into(), heard: session.last_seen(), is_certain: self.was_told(session.last_seen()) })
     }
 
     /// Returns whether a client that was heard of at a moment was told of the last resync for certain.

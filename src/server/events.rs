@@ -47,7 +47,7 @@ impl Server {
         log::debug!(
             event = "session-end", client:% = client, user = session.user_name(), dialect = dialect,
             transport = transport, subscriptions = self.databases.subscriptions.count(key.index) as u64,
-            notifications = session.told, duration_s = seconds(now).saturating_sub(session.opened), reason = reason;
+            notifications = session.notifications, duration_s = seconds(now).saturating_sub(session.opened), reason = reason;
             "Session of {client} {verb}: {reason}."
         );
     }

@@ -141,7 +141,7 @@ impl Server {
                 for message in messages(&session.outgoing.take()) {
                     websocket::write_text(&mut assembly, message);
                 }
-                if session.asks_receipt() {
+                if session.requests_receipt() {
                     websocket::write_ping(&mut assembly);
                 }
             }
@@ -150,7 +150,7 @@ impl Server {
             while assembly.len() < MAX_WRITE {
                 let Some((database, kind)) = self.databases.subscriptions.take_dirty(key.index) else { break };
                 self.context.metrics.notifications += 1;
-                session.told = session.told.saturating_add(1);
+                session.notifications = session.notifications.saturating_add(1);
                 let place =
                     frames.place(&self.databases.subscriptions, &self.databases.access, database, kind, dialect);
                 if assembly.is_empty() && !self.databases.subscriptions.is_dirty(key.index) {

@@ -465,7 +465,7 @@ impl Server {
                 return self.close_websocket(key, session, CloseReason::TooManyMessages, now);
             }
             if !probing {
-                speaker.handle_heard(now);
+                speaker.handle_activity(now);
             }
         }
         match incoming {

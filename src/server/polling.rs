@@ -150,7 +150,7 @@ impl Server {
         while out.len() < MAX_PAYLOAD / 2 && !is_withheld {
             let Some((database, _)) = self.databases.subscriptions.take_dirty(key.index) else { break };
             self.context.metrics.notifications += 1;
-            session.told = session.told.saturating_add(1);
+            session.notifications = session.notifications.saturating_add(1);
             message.clear();
             socket_io::write_change(&mut message, self.databases.subscriptions.name(database));
             payload::write_packet(&mut out, &message, version);
@@ -354,7 +354,7 @@ impl Server {
                 return self.close_session(post.session, CloseReason::TooManyMessages, now);
             }
             if let Some(session) = self.sessions.table.get_mut(post.session) {
-                session.handle_heard(now);
+                session.handle_activity(now);
             }
             self.hand_message(post.session, packet, now);
         }

@@ -507,7 +507,7 @@ impl Server {
     fn say_hello_again(&mut self, key: Key) {
         let epoch = self.databases.positions.epoch();
         if let Some(session) = self.sessions.table.get_mut(key).filter(|session| session.dialect() == Dialect::Json) {
-            session.say_hello(epoch);
+            session.send_hello(epoch);
             self.sessions.dirty.push(key);
         }
     }
@@ -543,7 +543,7 @@ impl Server {
         }
         let Some(session) = self.sessions.table.get_mut(key).filter(|session| session.is_active()) else { return };
         match session.dialect() {
-            Dialect::Json => session.say_resync(reason),
+            Dialect::Json => session.send_resync(reason),
             Dialect::SocketIo(_) => self.databases.subscriptions.mark_all(key.index),
         }
         self.sessions.dirty.push(key);

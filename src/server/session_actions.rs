@@ -10,7 +10,9 @@ use crate::state::departures::Memory;
 use crate::state::login_limits::{Admission, Kind, Outcome, Rejection};
 use crate::state::metrics::CloseReason;
 use crate::state::pool::{self, Answer, MAX_ATTEMPTS, NoAnswer, Owner, Submission};
-use crate::state::session::{Action, Opening, PendingLogin, Polling, Session, TAG, Transport, Turn, messages};
+use crate::state::session::{
+    Action, Opening, PendingLogin, Polling, Session, SessionContext, TAG, Transport, messages,
+};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{self, Credentials, Identity, LoginError};
@@ -27,7 +29,7 @@ const GATEWAY_TIMEOUT: u16 = 504;
 
 impl Server {
     pub(super) fn open_json(&mut self, connection: Key, now: Millis) {
-        let mut turn = Turn { now, rules: &self.sessions.rules, actions: &mut self.sessions.actions };
+        let mut turn = SessionContext { now, rules: &self.sessions.rules, actions: &mut self.sessions.actions };
         let epoch = self.databases.positions.epoch();
         let session = self.sessions.table.insert(Session::open_json(connection, epoch, &mut turn));
         self.carry(connection, session, now);
@@ -57,7 +59,7 @@ impl Server {
         let Sessions { table: sessions, rules, actions, .. } = &mut self.sessions;
         let opened = sessions.try_insert_with(|key| {
             let opening = Opening { version, sid: sid_of(key, tag), tag, credentials, transport };
-            Ok::<_, Infallible>(Session::open_socket_io(opening, &mut Turn { now, rules, actions }))
+            Ok::<_, Infallible>(Session::open_socket_io(opening, &mut SessionContext { now, rules, actions }))
         });
         let session = opened.unwrap_or_else(|never| match never {});
         match polling {
@@ -78,9 +80,14 @@ impl Server {
     }
 
     /// Hands an input to a session, and does what it asks for.
-    pub(super) fn with_session(&mut self, key: Key, now: Millis, input: impl FnOnce(&mut Session, &mut Turn<'_>)) {
+    pub(super) fn with_session(
+        &mut self,
+        key: Key,
+        now: Millis,
+        input: impl FnOnce(&mut Session, &mut SessionContext<'_>),
+    ) {
         let Some(session) = self.sessions.table.get_mut(key) else { return };
-        input(session, &mut Turn { now, rules: &self.sessions.rules, actions: &mut self.sessions.actions });
+        input(session, &mut SessionContext { now, rules: &self.sessions.rules, actions: &mut self.sessions.actions });
         self.perform(key, now);
         if self.sessions.table.get(key).is_some_and(|session| !session.outgoing.is_empty()) {
             self.sessions.dirty.push(key);
@@ -151,7 +158,7 @@ impl Server {
             Admission::Reject(rejection) => self.reject_login(&login, rejection, now),
             Admission::Wait(attempt) => {
                 if let Some(session) = self.sessions.table.get_mut(login.session) {
-                    session.log_in = Some(PendingLogin::Waits(attempt));
+                    session.login = Some(PendingLogin::Waits(attempt));
                 }
             }
         }
@@ -179,7 +186,7 @@ impl Server {
         match pool.submit(submission, now, actions) {
             Ok(ticket) => {
                 if let Some(session) = self.sessions.table.get_mut(key) {
-                    session.log_in = Some(PendingLogin::Queued(ticket));
+                    session.login = Some(PendingLogin::Queued(ticket));
                 }
                 self.perform_pool_actions(Queue::Logins, now);
             }
@@ -220,7 +227,7 @@ impl Server {
     /// Nobody waits for the answer to a session's login any more. One that CouchDB has counts all the same: the password
     /// may be wrong.
     fn abandon_login(&mut self, key: Key, now: Millis) {
-        let ticket = match self.sessions.table.get_mut(key).and_then(|session| session.log_in.take()) {
+        let ticket = match self.sessions.table.get_mut(key).and_then(|session| session.login.take()) {
             None => return,
             Some(PendingLogin::Waits(attempt)) => return self.sessions.login_limits.cancel(attempt, now),
             Some(PendingLogin::Queued(ticket)) => ticket,

@@ -9,7 +9,7 @@ use crate::wire::names::NameList;
 
 /// Context of an input.
 #[derive(Debug)]
-pub struct Turn<'a> {
+pub struct SessionContext<'a> {
     /// Current time.
     pub now: Millis,
     /// Limits of the session.

@@ -18,19 +18,19 @@
 //! and writes them. It returns [`Action`]s for everything that happens elsewhere.
 
 mod action;
-mod answers;
-mod held;
+mod deferred;
 mod howler_v1;
 mod outgoing;
 mod phase;
+mod replies;
 mod rules;
 mod socket_io;
 mod timeouts;
 mod transport;
 mod user;
 
-pub use action::{Action, Reply, Turn};
-use held::Held;
+pub use action::{Action, Reply, SessionContext};
+use deferred::Deferred;
 pub use outgoing::{Outgoing, messages};
 use phase::Phase;
 pub use rules::{Dialect, Rules};
@@ -50,15 +50,15 @@ use crate::wire::security::Refusal;
 /// Socket.IO: time between CONNECT and the authentication event, and between a refusal and
 /// DISCONNECT, in milliseconds. Clients miss an event that arrives together with the packet before
 /// it. The value is one above the measured 25, since the clock counts whole milliseconds.
-const SPACING: Millis = 26;
+const PACKET_SPACING: Millis = 26;
 /// Socket.IO over a WebSocket: longest wait for the pong that confirms a packet, in milliseconds.
 ///
 /// A busy client or machine takes longer than any fixed spacing. So a WebSocket ping follows the
 /// packet, and the next packet waits for the pong, which shows that the client has read the first
 /// one. Some proxies swallow pings.
-const RECEIPT_WITHIN: Millis = 2_000;
+const RECEIPT_TIMEOUT: Millis = 2_000;
 /// Time for a client to close the transport by itself after DISCONNECT, in milliseconds.
-const GRACE: Millis = 500;
+const DISCONNECT_GRACE: Millis = 500;
 /// `howler.v1`: time after which a client whose session expired may connect again, in milliseconds.
 /// The checks of sessions are spread in time, and so are the reconnects.
 const RECONNECT_AFTER: Millis = 100;
@@ -78,30 +78,30 @@ pub struct Session {
     /// Time of the opening, in seconds.
     pub opened: u32,
     /// Number of notifications so far.
-    pub told: u32,
+    pub notifications: u32,
     /// Login in progress, which the server cancels if the session ends.
-    pub log_in: Option<PendingLogin>,
+    pub login: Option<PendingLogin>,
     /// Number of logins that were begun.
     attempt: u32,
     user: Option<User>,
     /// Messages that wait for the end of the login.
-    held: Option<Box<Held>>,
+    deferred: Option<Box<Deferred>>,
     /// Time of the last sign of life of the client.
-    heard: Millis,
+    last_seen: Millis,
     throttle: Throttle,
     /// Socket.IO: earliest time of the next spaced packet; never until the packet before it has
     /// left.
-    clear_from: Deadline,
+    next_packet_at: Deadline,
     /// Socket.IO: whether the pong for the last spaced packet is missing.
-    unconfirmed: bool,
+    awaits_receipt: bool,
     /// `howler.v1` and Engine.IO 4: whether a ping is unanswered.
-    pinged: bool,
+    ping_pending: bool,
     /// Delay of that ping, in milliseconds. The client has its whole time to answer even if the
     /// server was stopped meanwhile.
-    late: u32,
-    strikes: u8,
+    ping_delay: u32,
+    malformed_requests: u8,
     /// Consecutive `subscribe` requests over the limit.
-    refusals: u8,
+    rejected_subscriptions: u8,
     /// `howler.v1`: whether the client knows the epoch.
     knows_epoch: bool,
     /// Whether the session is in the server's table of unauthenticated clients.
@@ -127,19 +127,19 @@ impl Session {
             alarm: Alarm::default(),
             outgoing: Outgoing::default(),
             opened: seconds(now),
-            told: 0,
-            log_in: None,
+            notifications: 0,
+            login: None,
             attempt: 0,
             user: None,
-            held: None,
-            heard: now,
+            deferred: None,
+            last_seen: now,
             throttle: Throttle::default(),
-            clear_from: Deadline::NEVER,
-            unconfirmed: false,
-            pinged: false,
-            late: 0,
-            strikes: 0,
-            refusals: 0,
+            next_packet_at: Deadline::NEVER,
+            awaits_receipt: false,
+            ping_pending: false,
+            ping_delay: 0,
+            malformed_requests: 0,
+            rejected_subscriptions: 0,
             knows_epoch: false,
             listed: false,
         }
@@ -166,19 +166,19 @@ impl Session {
     }
 
     /// Handles a text message of the client.
-    pub fn handle_message(&mut self, text: &str, turn: &mut Turn<'_>) {
+    pub fn handle_message(&mut self, text: &str, context: &mut SessionContext<'_>) {
         match self.dialect {
-            Dialect::SocketIo(_) => self.handle_engine_packet(text, turn),
-            Dialect::Json => self.handle_request(text, turn),
+            Dialect::SocketIo(_) => self.handle_engine_packet(text, context),
+            Dialect::Json => self.handle_request(text, context),
         }
     }
 
     /// Handles a sign of life of the client, such as a pong. In Engine.IO 4 only the pongs of its
     /// own count: the client expects pings even while it sends.
-    pub fn handle_heard(&mut self, now: Millis) {
+    pub fn handle_activity(&mut self, now: Millis) {
         if self.dialect != Dialect::SocketIo(Version::V4) {
-            self.heard = now;
-            self.pinged = false;
+            self.last_seen = now;
+            self.ping_pending = false;
         }
     }
 
@@ -189,16 +189,16 @@ impl Session {
     }
 
     /// Returns the action for a list of names, unless the client exceeds its message rate.
-    fn act_on_names(&mut self, names: usize, action: Action, turn: &mut Turn<'_>) {
-        let allowed = self.throttle.allows_names(names, turn.rules.messages_per_second, turn.now);
-        turn.actions.push(if allowed { action } else { Action::Close(CloseReason::TooManyMessages) });
+    fn act_on_names(&mut self, names: usize, action: Action, context: &mut SessionContext<'_>) {
+        let allowed = self.throttle.allows_names(names, context.rules.messages_per_second, context.now);
+        context.actions.push(if allowed { action } else { Action::Close(CloseReason::TooManyMessages) });
     }
 
     /// Returns the stage of an unauthenticated client; None for a session that is logged in.
     pub fn stage(&self) -> Option<Stage> {
         match &self.phase {
             Phase::Active => None,
-            Phase::Answering(answer) if answer.is_ok() => None,
+            Phase::AnswerPending(answer) if answer.is_ok() => None,
             // The session keeps its user until CouchDB has answered the new login.
             Phase::LoggingIn(_) if self.user.is_some() => None,
             Phase::LoggingIn(_) => Some(Stage::LoggingIn),
@@ -209,10 +209,10 @@ impl Session {
     /// Returns the memory for incoming and outgoing messages, in bytes.
     pub fn held_bytes(&self) -> usize {
         let credentials = match &self.phase {
-            Phase::Awaiting(awaited) => awaited.credentials.len(),
+            Phase::AwaitingConnect(awaited) => awaited.credentials.len(),
             _ => 0,
         };
-        self.outgoing.len() + self.held.as_ref().map_or(0, |held| held.bytes()) + credentials
+        self.outgoing.len() + self.deferred.as_ref().map_or(0, |deferred| deferred.bytes()) + credentials
     }
 
     /// Returns the longest message that is allowed now, in bytes. During the login a client may
@@ -228,21 +228,21 @@ impl Session {
 
     fn bounded(&self, limit: usize) -> usize {
         match self.phase {
-            Phase::Anonymous(_) | Phase::Awaiting(_) => limit.min(UNAUTHENTICATED_MESSAGE),
+            Phase::Anonymous(_) | Phase::AwaitingConnect(_) => limit.min(UNAUTHENTICATED_MESSAGE),
             _ => limit,
         }
     }
 
     /// Returns the time of the last sign of life of the client.
-    pub fn heard(&self) -> Millis {
-        self.heard
+    pub fn last_seen(&self) -> Millis {
+        self.last_seen
     }
 
     /// Handles progress in writing to the client. It counts as a sign of life, since nothing is
     /// read from the client meanwhile.
     pub fn handle_taking(&mut self, now: Millis) {
-        self.heard = now;
-        self.pinged = false;
+        self.last_seen = now;
+        self.ping_pending = false;
     }
 
     /// Returns the WebSocket that carries the session.
@@ -262,18 +262,18 @@ impl Session {
     }
 
     /// Handles a pong of the client.
-    pub fn handle_pong(&mut self, turn: &mut Turn<'_>) {
+    pub fn handle_pong(&mut self, context: &mut SessionContext<'_>) {
         // A pong before the packet has left belongs to an older ping.
-        if self.unconfirmed && !self.clear_from.is_never() {
-            self.unconfirmed = false;
-            self.advance(turn);
+        if self.awaits_receipt && !self.next_packet_at.is_never() {
+            self.awaits_receipt = false;
+            self.advance(context);
         }
     }
 
     /// Begins a login. Replies to earlier logins are ignored from now on.
-    fn begin_login(&mut self, credentials: Credentials, turn: &mut Turn<'_>) {
+    fn begin_login(&mut self, credentials: Credentials, context: &mut SessionContext<'_>) {
         self.attempt = self.attempt.wrapping_add(1);
-        turn.actions.push(Action::LogIn(credentials));
+        context.actions.push(Action::LogIn(credentials));
     }
 
     /// Returns the number of the last login.
@@ -283,34 +283,39 @@ impl Session {
 
     /// Handles CouchDB's reply to [`Action::LogIn`]. `retry_after` is the wait for a client that is
     /// rejected because too many log in, in milliseconds.
-    pub fn handle_login(&mut self, answer: Result<Identity, LoginError>, retry_after: Millis, turn: &mut Turn<'_>) {
-        self.log_in = None;
+    pub fn handle_login(
+        &mut self,
+        answer: Result<Identity, LoginError>,
+        retry_after: Millis,
+        context: &mut SessionContext<'_>,
+    ) {
+        self.login = None;
         if !matches!(self.phase, Phase::LoggingIn(_)) {
             return;
         }
         if let Ok(identity) = &answer {
-            self.take_user(identity, turn);
+            self.set_user(identity, context);
         }
         match self.dialect {
             Dialect::SocketIo(_) => {
                 if answer.is_err() {
-                    self.held = None;
+                    self.deferred = None;
                 }
-                self.phase = Phase::Answering(Box::new(answer));
-                self.advance(turn);
+                self.phase = Phase::AnswerPending(Box::new(answer));
+                self.advance(context);
             }
-            Dialect::Json => self.answer_login(answer, retry_after, turn),
+            Dialect::Json => self.answer_login(answer, retry_after, context),
         }
     }
 
     /// Sets the user. Another user does not inherit subscriptions; the same user with other roles
     /// keeps those that the roles allow.
-    fn take_user(&mut self, identity: &Identity, turn: &mut Turn<'_>) {
+    fn set_user(&mut self, identity: &Identity, context: &mut SessionContext<'_>) {
         if let Some(user) = &self.user {
             if user.name() != &*identity.name {
-                turn.actions.push(Action::Leave);
+                context.actions.push(Action::Leave);
             } else if user.roles != identity.roles {
-                turn.actions.push(Action::Reconsider);
+                context.actions.push(Action::Reconsider);
             }
         }
         self.user = Some(User::new(identity));
@@ -339,14 +344,19 @@ impl Session {
 
     /// Handles CouchDB's reply to [`Action::Check`]. `attempt` is the number of the login that was
     /// checked: the reply does not concern a later one.
-    pub fn handle_check(&mut self, attempt: u32, answer: Result<Identity, LoginError>, turn: &mut Turn<'_>) {
+    pub fn handle_check(
+        &mut self,
+        attempt: u32,
+        answer: Result<Identity, LoginError>,
+        context: &mut SessionContext<'_>,
+    ) {
         let (true, Some(user)) = (self.is_active() && attempt == self.attempt, &mut self.user) else { return };
         match answer {
             Ok(identity) if *identity.name == *user.name() => {
                 user.confirm();
                 if identity.roles != user.roles {
                     user.roles = identity.roles;
-                    turn.actions.push(Action::Reconsider);
+                    context.actions.push(Action::Reconsider);
                 }
                 let Some(cookie) = identity.cookie else { return };
                 let renewed = Credentials::cookie(cookie.reveal());
@@ -361,13 +371,13 @@ impl Session {
                 | LoginError::AddressLimit(_)
                 | LoginError::NameLimit(_),
             ) => user.doubt(),
-            Err(LoginError::NotAuthenticated) if user.may_have_run_out() => self.expire(turn),
+            Err(LoginError::NotAuthenticated) if user.may_have_expired() => self.expire(context),
             Ok(_)
             | Err(LoginError::NotAuthenticated | LoginError::BadToken | LoginError::Locked | LoginError::TooLong) => {
                 let error = answer.err().unwrap_or(LoginError::NotAuthenticated);
                 match self.dialect {
-                    Dialect::Json => self.end_login(error, turn),
-                    Dialect::SocketIo(_) => self.refuse(error, turn),
+                    Dialect::Json => self.end_login(error, context),
+                    Dialect::SocketIo(_) => self.refuse(error, context),
                 }
             }
         }
@@ -376,63 +386,63 @@ impl Session {
     /// Ends a session whose cookie expired because CouchDB could not renew it. The client still has
     /// its password, so it may connect and log in again without the user. A refusal would prevent
     /// that.
-    fn expire(&mut self, turn: &mut Turn<'_>) {
+    fn expire(&mut self, context: &mut SessionContext<'_>) {
         if self.dialect == Dialect::Json {
             self.outgoing.push(|out| json::write_expired(out, RECONNECT_AFTER));
         }
-        self.held = None;
-        turn.actions.push(Action::Close(CloseReason::SessionExpired));
+        self.deferred = None;
+        context.actions.push(Action::Close(CloseReason::SessionExpired));
     }
 
     /// Notifies the client that a subscription has ended because the user may not read the
     /// database.
-    pub fn say_unsubscribed(&mut self, database: &str, why: Refusal) {
+    pub fn send_unsubscribed(&mut self, database: &str, why: Refusal) {
         match self.dialect {
             Dialect::Json => self.outgoing.push(|out| json::write_unsubscribed(out, database, why)),
-            Dialect::SocketIo(_) => self.say_forbidden(database),
+            Dialect::SocketIo(_) => self.send_forbidden(database),
         }
     }
 
     /// Returns whether a WebSocket ping is to follow the next write. Its pong shows that the client
     /// has read the packet.
-    pub fn asks_receipt(&mut self) -> bool {
-        let followed = matches!(self.phase, Phase::LoggingIn(_) | Phase::Answering(_) | Phase::Refused);
-        let asks = matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_never() && followed;
-        self.unconfirmed |= asks;
+    pub fn requests_receipt(&mut self) -> bool {
+        let followed = matches!(self.phase, Phase::LoggingIn(_) | Phase::AnswerPending(_) | Phase::Refused);
+        let asks = matches!(self.dialect, Dialect::SocketIo(_)) && self.next_packet_at.is_never() && followed;
+        self.awaits_receipt |= asks;
         asks
     }
 
     /// Handles the end of a write: nothing is outgoing. Returns whether a deadline was set.
     pub fn handle_flushed(&mut self, now: Millis) -> bool {
-        let awaited = matches!(self.dialect, Dialect::SocketIo(_)) && self.clear_from.is_never();
+        let awaited = matches!(self.dialect, Dialect::SocketIo(_)) && self.next_packet_at.is_never();
         if awaited {
-            let wait = if matches!(self.phase, Phase::Ended(_)) { GRACE } else { SPACING };
-            self.clear_from = Deadline::at(now + wait);
+            let wait = if matches!(self.phase, Phase::Ended(_)) { DISCONNECT_GRACE } else { PACKET_SPACING };
+            self.next_packet_at = Deadline::at(now + wait);
         }
         awaited
     }
 
     /// Returns the earliest time of the next spaced packet, if the packet before it has left.
-    fn next_from(&self) -> Option<Millis> {
-        self.clear_from.moment().map(|at| if self.unconfirmed { at + RECEIPT_WITHIN } else { at })
+    fn next_packet_time(&self) -> Option<Millis> {
+        self.next_packet_at.moment().map(|at| if self.awaits_receipt { at + RECEIPT_TIMEOUT } else { at })
     }
 
     /// Defers a message to the end of the login.
-    fn hold(&mut self, text: &str, turn: &mut Turn<'_>) {
-        if matches!(&self.phase, Phase::Answering(answer) if answer.is_err()) {
+    fn defer(&mut self, text: &str, context: &mut SessionContext<'_>) {
+        if matches!(&self.phase, Phase::AnswerPending(answer) if answer.is_err()) {
             return;
         }
-        if !self.held.get_or_insert_default().push(text, turn.rules) {
-            self.held = None;
-            turn.actions.push(Action::Close(CloseReason::TooMuchHeld));
+        if !self.deferred.get_or_insert_default().push(text, context.rules) {
+            self.deferred = None;
+            context.actions.push(Action::Close(CloseReason::TooMuchHeld));
         }
     }
 
     /// Resumes the deferred messages one by one, so that the replies keep their order. A message
     /// may start another login, which defers the rest again.
-    fn release(&mut self, turn: &mut Turn<'_>) {
-        let held = self.held.take().into_iter().flat_map(|held| held.into_messages());
-        turn.actions.extend(held.map(Action::Resume));
+    fn resume_deferred(&mut self, context: &mut SessionContext<'_>) {
+        let deferred = self.deferred.take().into_iter().flat_map(|deferred| deferred.into_messages());
+        context.actions.extend(deferred.map(Action::Resume));
     }
 }
 

@@ -11,11 +11,11 @@ pub(super) enum Phase {
     /// `howler.v1`: the login has to begin before this time.
     Anonymous(Millis),
     /// Socket.IO: CONNECT of the client has to come.
-    Awaiting(Box<Awaited>),
+    AwaitingConnect(Box<PendingConnect>),
     /// CouchDB checks the credentials.
     LoggingIn(Box<Reply>),
     /// Socket.IO: CouchDB's reply waits until the client has handled CONNECT.
-    Answering(Box<Result<Identity, LoginError>>),
+    AnswerPending(Box<Result<Identity, LoginError>>),
     /// Logged in.
     Active,
     /// Socket.IO: the refusal is sent; DISCONNECT follows.
@@ -27,10 +27,10 @@ pub(super) enum Phase {
 
 /// A CONNECT that has to come.
 #[derive(Debug)]
-pub(super) struct Awaited {
+pub(super) struct PendingConnect {
     pub(super) until: Millis,
     /// Reason for the end of the session if it does not come.
-    pub(super) otherwise: CloseReason,
+    pub(super) timeout_reason: CloseReason,
     /// Credentials if CONNECT carries none.
     pub(super) credentials: Credentials,
 }

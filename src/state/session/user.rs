@@ -104,7 +104,7 @@ impl User {
     }
 
     /// Returns whether a rejected cookie may simply have expired, for a client that has a password.
-    pub(super) fn may_have_run_out(&self) -> bool {
+    pub(super) fn may_have_expired(&self) -> bool {
         self.doubtful && matches!(self.kind, Kind::CookieByPassword)
     }
 
@@ -155,16 +155,16 @@ mod tests {
         let cookie = || Some(Secret::new("AuthSession=abc; Path=/"));
         let mut user = User::new(&Identity { name: "u".into(), roles: [].into(), cookie: cookie() });
         user.doubt();
-        assert!(!user.may_have_run_out(), "the client has nothing but the cookie");
+        assert!(!user.may_have_expired(), "the client has nothing but the cookie");
         user.set_by_password();
-        assert!(user.may_have_run_out());
+        assert!(user.may_have_expired());
         user.confirm();
-        assert!(!user.may_have_run_out());
+        assert!(!user.may_have_expired());
         user.set_credentials(&Credentials::cookie("AuthSession=newer"));
         user.doubt();
-        assert!(user.may_have_run_out() && user.credentials() == Credentials::cookie("AuthSession=newer"));
+        assert!(user.may_have_expired() && user.credentials() == Credentials::cookie("AuthSession=newer"));
         user.set_credentials(&Credentials::token("x.y.z"));
         user.set_by_password();
-        assert!(!user.may_have_run_out());
+        assert!(!user.may_have_expired());
     }
 }

@@ -11,7 +11,7 @@ use crate::wire::socket_io;
 
 /// Consecutive `subscribe` requests over the limit that end a session: such a client ignores the
 /// errors.
-const MAX_REFUSALS: u8 = 16;
+const MAX_REJECTED_SUBSCRIPTIONS: u8 = 16;
 
 impl Session {
     /// Answers a request that has no result.
@@ -34,7 +34,7 @@ impl Session {
         epoch: Option<&str>,
         refused: &[Refused],
     ) {
-        self.refusals = 0;
+        self.rejected_subscriptions = 0;
         let Reply::Json(id) = reply else {
             if refused.is_empty() {
                 return self.answer_ok(reply);
@@ -58,8 +58,8 @@ impl Session {
     /// because this happened too often.
     pub fn answer_limit(&mut self, reply: &Reply, message: &str) -> bool {
         self.answer_error(reply, "LimitError", message);
-        self.refusals = self.refusals.saturating_add(1);
-        self.refusals >= MAX_REFUSALS
+        self.rejected_subscriptions = self.rejected_subscriptions.saturating_add(1);
+        self.rejected_subscriptions >= MAX_REJECTED_SUBSCRIPTIONS
     }
 
     /// Answers a request that may succeed after `retry_after` milliseconds.

@@ -4,12 +4,12 @@ use super::rules::Rules;
 
 /// Deferred messages, in order.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct Deferred {
     messages: Vec<Box<str>>,
     bytes: usize,
 }
 
-impl Held {
+impl Deferred {
     /// Appends a message. Returns false if the messages exceed a limit.
     pub(super) fn push(&mut self, text: &str, rules: &Rules) -> bool {
         self.bytes += text.len();
