@@ -20,11 +20,11 @@ const MAX_REMEMBERED: usize = 8;
 
 /// Most logins in flight with a password that has proved right while they waited.
 const MAX_FREED: usize = 16;
-const CLASSES: usize = 6;
+const PRIORITIES: usize = 6;
 
 /// Priority of a login of an account; logins that are more likely to be right come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
+pub(super) enum Priority {
     /// CouchDB did not answer a login that this one waited for.
     Unanswered,
     /// The password was right in a login that this one waited for.
@@ -40,8 +40,8 @@ pub(super) enum Class {
     Stranger,
 }
 
-impl Class {
-    const ALL: [Self; CLASSES] =
+impl Priority {
+    const ALL: [Self; PRIORITIES] =
         [Self::Unanswered, Self::Freed, Self::Proven, Self::Roaming, Self::Known, Self::Stranger];
 
     /// Returns whether the password is the last right one.
@@ -78,23 +78,23 @@ pub(super) struct Account {
     /// Logins that have passed the account and have no outcome yet.
     pub(super) asked: usize,
     /// Waiting logins by priority; each queue serves addresses in turn.
-    waiting: Option<Box<[FairQueue<IpAddr, Key>; CLASSES]>>,
+    waiting: Option<Box<[FairQueue<IpAddr, Key>; PRIORITIES]>>,
     /// Whether the account is in the list of ready steps.
-    pub(super) woken: bool,
+    pub(super) ready: bool,
 }
 
 impl Account {
     pub(super) fn new(name: Hash, by_name: bool) -> Self {
-        Self { name, by_name, failures: Vec::new(), asked: 0, waiting: None, woken: false }
+        Self { name, by_name, failures: Vec::new(), asked: 0, waiting: None, ready: false }
     }
 
     /// Decides about a login of a priority.
-    pub(super) fn decide(&self, class: Class, history: &History, now: Millis) -> Decision {
-        if class == Class::Unanswered {
+    pub(super) fn decide(&self, priority: Priority, history: &History, now: Millis) -> Decision {
+        if priority == Priority::Unanswered {
             return Decision::Reject(None);
         }
-        let limit = self.limit(class, history);
-        let right = history.right_password(self.name).filter(|_| class.has_password());
+        let limit = self.limit(priority, history);
+        let right = history.right_password(self.name).filter(|_| priority.has_password());
         // A login whose reply was lost most likely had the usual outcome of its password.
         let is_own = |failure: &Failure| !failure.certain && Some(failure.password) == right;
         let live = || self.failures.iter().filter(move |failure| now < failure.at + WINDOW);
@@ -107,7 +107,7 @@ impl Account {
             ends.sort_unstable();
             return Decision::Reject(Some(ends[count - limit] - now));
         }
-        if class == Class::Freed {
+        if priority == Priority::Freed {
             return if self.asked < MAX_FREED { Decision::Ask } else { Decision::Wait };
         }
         let one_by_one = self.asked > 0 && live().any(is_own);
@@ -118,13 +118,13 @@ impl Account {
 
     /// Returns how many failures are allowed for a login of a priority. The reserved rest ensures
     /// that users who know the password get in, whatever passwords other clients try.
-    fn limit(&self, class: Class, history: &History) -> usize {
+    fn limit(&self, priority: Priority, history: &History) -> usize {
         let known = history.knows(self.name);
         let proven = usize::from(history.right_password(self.name).is_some());
-        match class {
-            Class::Unanswered | Class::Freed | Class::Proven => MAX_FAILURES,
-            Class::Stranger if self.by_name && known => MAX_FAILURES - 2,
-            Class::Roaming | Class::Known | Class::Stranger => MAX_FAILURES - proven,
+        match priority {
+            Priority::Unanswered | Priority::Freed | Priority::Proven => MAX_FAILURES,
+            Priority::Stranger if self.by_name && known => MAX_FAILURES - 2,
+            Priority::Roaming | Priority::Known | Priority::Stranger => MAX_FAILURES - proven,
         }
     }
 
@@ -145,33 +145,33 @@ impl Account {
     }
 
     /// Queues a login.
-    pub(super) fn wait(&mut self, class: Class, address: IpAddr, key: Key) {
-        self.waiting.get_or_insert_default()[class as usize].push(address, key);
+    pub(super) fn wait(&mut self, priority: Priority, address: IpAddr, key: Key) {
+        self.waiting.get_or_insert_default()[priority as usize].push(address, key);
     }
 
-    pub(super) fn has_waiting(&self, class: Class) -> bool {
-        self.waiting.as_ref().is_some_and(|queues| !queues[class as usize].is_empty())
+    pub(super) fn has_waiting(&self, priority: Priority) -> bool {
+        self.waiting.as_ref().is_some_and(|queues| !queues[priority as usize].is_empty())
     }
 
     /// Takes the next login that may proceed or has to be rejected.
-    pub(super) fn pop(&mut self, history: &History, now: Millis) -> Option<(Class, Key)> {
-        let class = Class::ALL
+    pub(super) fn pop(&mut self, history: &History, now: Millis) -> Option<(Priority, Key)> {
+        let priority = Priority::ALL
             .into_iter()
-            .find(|class| self.has_waiting(*class) && self.decide(*class, history, now) != Decision::Wait)?;
+            .find(|priority| self.has_waiting(*priority) && self.decide(*priority, history, now) != Decision::Wait)?;
         let queues = self.waiting.as_mut()?;
-        let key = queues[class as usize].pop().map(|(_, key)| key);
+        let key = queues[priority as usize].pop().map(|(_, key)| key);
         if queues.iter().all(FairQueue::is_empty) {
             self.waiting = None;
         }
-        key.map(|key| (class, key))
+        key.map(|key| (priority, key))
     }
 
     /// Moves logins with the right password to the front.
     pub(super) fn free(&mut self) {
         let Some(queues) = &mut self.waiting else { return };
-        for class in [Class::Proven, Class::Roaming] {
-            while let Some((address, key)) = queues[class as usize].pop() {
-                queues[Class::Freed as usize].push(address, key);
+        for priority in [Priority::Proven, Priority::Roaming] {
+            while let Some((address, key)) = queues[priority as usize].pop() {
+                queues[Priority::Freed as usize].push(address, key);
             }
         }
     }
@@ -180,9 +180,9 @@ impl Account {
     /// did not answer.
     pub(super) fn give_up(&mut self) {
         let Some(queues) = &mut self.waiting else { return };
-        for class in Class::ALL.into_iter().filter(|class| *class != Class::Unanswered) {
-            while let Some((address, key)) = queues[class as usize].pop() {
-                queues[Class::Unanswered as usize].push(address, key);
+        for priority in Priority::ALL.into_iter().filter(|priority| *priority != Priority::Unanswered) {
+            while let Some((address, key)) = queues[priority as usize].pop() {
+                queues[Priority::Unanswered as usize].push(address, key);
             }
         }
     }
@@ -193,8 +193,8 @@ impl Account {
         queues.flat_map(|mut queue| std::iter::from_fn(move || queue.pop())).map(|(_, key)| key)
     }
 
-    pub(super) fn is_to_be_woken(&self) -> bool {
-        self.waiting.is_some() && !self.woken
+    pub(super) fn is_unmarked(&self) -> bool {
+        self.waiting.is_some() && !self.ready
     }
 
     /// Returns whether the account has nothing to remember.

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::account::{Account, Class};
-use super::budget::{Budget, COMPARED, Place};
+use super::account::{Account, Priority};
+use super::budget::{Budget, BudgetKey, COMPARISON_COST};
 use super::history::{Hash, History, Secret};
 use crate::state::timers::Millis;
 
@@ -29,50 +29,50 @@ pub(super) struct Password {
     /// Hash of the name and the address together.
     pub(super) pair: Hash,
     pub(super) secret: Secret,
-    pub(super) class: Class,
+    pub(super) priority: Priority,
     /// Whether it differs from the last right password.
     pub(super) differs: bool,
     /// Time until it can be compared with the last right password, in milliseconds; None if that is
     /// possible now.
-    pub(super) compared_in: Option<Millis>,
+    pub(super) comparable_in: Option<Millis>,
 }
 
 /// A step on the way to CouchDB.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     Account(Hash),
-    Budget(Place),
+    Budget(BudgetKey),
 }
 
 impl<W> Attempt<W> {
     /// Returns a step by its number.
     pub(super) fn step(&self, number: usize) -> Option<Step> {
         let Some(password) = self.password else {
-            return (number == 0).then_some(Step::Budget(Place::Cookies(self.address)));
+            return (number == 0).then_some(Step::Budget(BudgetKey::Cookies(self.address)));
         };
         match number {
             0 => Some(Step::Account(password.account)),
             _ if self.exempt => None,
-            _ => Place::of_passwords(self.address).nth(number - 1).map(Step::Budget),
+            _ => BudgetKey::of_passwords(self.address).nth(number - 1).map(Step::Budget),
         }
     }
 
     /// Sets the priority, and whether the failures of other clients at the address matter.
-    pub(super) fn classify(&mut self, history: &History, budgets: &HashMap<Place, Budget>, now: Millis) {
+    pub(super) fn prioritize(&mut self, history: &History, budgets: &HashMap<BudgetKey, Budget>, now: Millis) {
         let Some(password) = &mut self.password else { return };
         let is_good = history.is_good(password.pair);
         self.exempt = is_good;
-        password.class = if is_good { Class::Known } else { Class::Stranger };
+        password.priority = if is_good { Priority::Known } else { Priority::Stranger };
         password.differs = false;
-        password.compared_in = None;
+        password.comparable_in = None;
         let Some(right) = history.right_password(password.name).filter(|_| is_good || password.by_name) else { return };
         // Comparing without a limit would allow a client to try many passwords.
-        let places = Place::of_passwords(self.address).filter_map(|place| budgets.get(&place));
-        password.compared_in = places.filter_map(|budget| budget.wait_for(COMPARED, now)).max();
-        if password.compared_in.is_none() {
+        let budget_keys = BudgetKey::of_passwords(self.address).filter_map(|budget_key| budgets.get(&budget_key));
+        password.comparable_in = budget_keys.filter_map(|budget| budget.wait_for(COMPARISON_COST, now)).max();
+        if password.comparable_in.is_none() {
             match (right == password.secret, is_good) {
-                (true, true) => password.class = Class::Proven,
-                (true, false) => password.class = Class::Roaming,
+                (true, true) => password.priority = Priority::Proven,
+                (true, false) => password.priority = Priority::Roaming,
                 (false, _) => password.differs = true,
             }
         }

@@ -9,7 +9,7 @@ use crate::state::timers::Millis;
 
 /// Key of a budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Place {
+pub(super) enum BudgetKey {
     /// Passwords from an address (IPv6: a /64 network).
     Address(IpAddr),
     /// Passwords from a /48 network, which one customer of a provider may have.
@@ -26,9 +26,9 @@ struct Rate {
 }
 
 /// Cost of a password that is compared here instead of at CouchDB.
-pub(super) const COMPARED: u64 = 5;
+pub(super) const COMPARISON_COST: u64 = 5;
 
-impl Place {
+impl BudgetKey {
     /// Returns the keys for wrong passwords from an address.
     pub(super) fn of_passwords(address: IpAddr) -> impl Iterator<Item = Self> {
         let site = match address {
@@ -58,15 +58,15 @@ pub(super) struct Budget {
     pub(super) asked: u64,
     waiting: VecDeque<Key>,
     /// Whether the budget is in the list of ready steps.
-    pub(super) woken: bool,
+    pub(super) ready: bool,
     /// Whether the budget is in the list of budgets to forget.
     listed: bool,
 }
 
 impl Budget {
-    pub(super) fn new(place: Place) -> Self {
-        let rate = place.rate();
-        Self { rate, full_at: 0, asked: 0, waiting: VecDeque::new(), woken: false, listed: false }
+    pub(super) fn new(budget_key: BudgetKey) -> Self {
+        let rate = budget_key.rate();
+        Self { rate, full_at: 0, asked: 0, waiting: VecDeque::new(), ready: false, listed: false }
     }
 
     /// Returns the number of failures that still count.
@@ -118,8 +118,8 @@ impl Budget {
         self.waiting.pop_front()
     }
 
-    pub(super) fn is_to_be_woken(&self) -> bool {
-        self.has_waiting() && !self.woken
+    pub(super) fn is_unmarked(&self) -> bool {
+        self.has_waiting() && !self.ready
     }
 
     /// Returns when to check again whether the budget may be forgotten.

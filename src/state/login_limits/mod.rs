@@ -27,9 +27,9 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 
-use account::{Account, Class, Decision};
+use account::{Account, Decision, Priority};
 use attempt::{Attempt, Password, Step};
-use budget::{Budget, COMPARED, Place};
+use budget::{Budget, BudgetKey, COMPARISON_COST};
 use history::{Hash, History, Secret};
 pub use outcome::{Admission, Kind, Outcome, Rejection};
 
@@ -56,16 +56,16 @@ enum Progress {
 pub struct LoginLimits<W> {
     hasher: RandomState,
     accounts: HashMap<Hash, Account>,
-    budgets: HashMap<Place, Budget>,
+    budgets: HashMap<BudgetKey, Budget>,
     history: History,
     attempts: Table<Attempt<W>>,
     /// Steps at which a login may have to proceed or be rejected.
-    woken: VecDeque<Step>,
+    ready: VecDeque<Step>,
     /// Waiting logins, the oldest first, including some that no longer wait.
     order: VecDeque<(Millis, Key)>,
     /// Times at which accounts and budgets may be forgotten.
     account_ends: VecDeque<(Millis, Hash)>,
-    budget_ends: VecDeque<(Millis, Place)>,
+    budget_ends: VecDeque<(Millis, BudgetKey)>,
     /// Number of waiting logins, per address and in total.
     waiting_of: HashMap<IpAddr, usize>,
     waiting: usize,
@@ -81,7 +81,7 @@ impl<W> LoginLimits<W> {
             budgets: HashMap::new(),
             history: History::default(),
             attempts: Table::default(),
-            woken: VecDeque::new(),
+            ready: VecDeque::new(),
             order: VecDeque::new(),
             account_ends: VecDeque::new(),
             budget_ends: VecDeque::new(),
@@ -112,7 +112,7 @@ impl<W> LoginLimits<W> {
             return Admission::Reject(Rejection::Overloaded);
         }
         let mut attempt = Attempt { waiting: None, address, password, exempt: false, passed: 0 };
-        attempt.classify(&self.history, &self.budgets, now);
+        attempt.prioritize(&self.history, &self.budgets, now);
         let key = self.attempts.insert(attempt);
         let progress = self.advance(key, false, now);
         let room = self.max_waiting.saturating_sub(self.waiting);
@@ -143,7 +143,7 @@ impl<W> LoginLimits<W> {
         let failed = matches!(outcome, Outcome::Wrong | Outcome::Locked);
         let Some(password) = attempt.password else {
             if failed {
-                self.charge(Place::Cookies(attempt.address), 1, now);
+                self.charge(BudgetKey::Cookies(attempt.address), 1, now);
             }
             return;
         };
@@ -170,7 +170,7 @@ impl<W> LoginLimits<W> {
         };
         self.account_ends.extend(ends.map(|at| (at, password.account)));
         if changed {
-            self.reclassify(password.account, now);
+            self.prioritize_waiting(password.account, now);
         }
         if let (Outcome::Right, Some(account)) = (outcome, self.accounts.get_mut(&password.account)) {
             account.free();
@@ -191,7 +191,7 @@ impl<W> LoginLimits<W> {
     pub fn count_compared(&mut self, address: IpAddr, right: bool, now: Millis) -> Result<(), Millis> {
         self.forget(now);
         let address = network(address);
-        let budgets = Place::of_passwords(address).filter_map(|place| self.budgets.get(&place));
+        let budgets = BudgetKey::of_passwords(address).filter_map(|budget_key| self.budgets.get(&budget_key));
         if let Some(wait) = budgets.filter_map(|budget| budget.wait(now)).max() {
             return Err(wait);
         }
@@ -214,10 +214,10 @@ impl<W> LoginLimits<W> {
                 return Some((waiting, Err(Rejection::Overloaded)));
             }
         }
-        while let Some(&step) = self.woken.front() {
+        while let Some(&step) = self.ready.front() {
             let Some(key) = self.next_at(step, now) else {
-                self.woken.pop_front();
-                self.set_woken(step, false);
+                self.ready.pop_front();
+                self.set_ready(step, false);
                 self.forget_step(step, now);
                 continue;
             };
@@ -238,7 +238,7 @@ impl<W> LoginLimits<W> {
 
     /// Returns when [`LoginLimits::next`] is due.
     pub fn poll_timeout(&self) -> Option<Millis> {
-        if self.woken.is_empty() { self.order.front().map(|(since, _)| since + LONGEST_WAIT) } else { Some(0) }
+        if self.ready.is_empty() { self.order.front().map(|(since, _)| since + LONGEST_WAIT) } else { Some(0) }
     }
 
     /// Returns the number of waiting logins.
@@ -255,9 +255,9 @@ impl<W> LoginLimits<W> {
             name: only_name,
             pair,
             secret: Secret::new(self.hasher.hash_one((name, password))),
-            class: Class::Stranger,
+            priority: Priority::Stranger,
             differs: false,
-            compared_in: None,
+            comparable_in: None,
         }
     }
 
@@ -271,20 +271,20 @@ impl<W> LoginLimits<W> {
                 Step::Account(id) => {
                     let Some(password) = attempt.password else { break };
                     let account = accounts.entry(id).or_insert_with(|| password.new_account());
-                    let queued = !called && account.has_waiting(password.class);
-                    match account.decide(password.class, history, now) {
+                    let queued = !called && account.has_waiting(password.priority);
+                    match account.decide(password.priority, history, now) {
                         Decision::Ask if !queued => account.asked += 1,
                         Decision::Ask | Decision::Wait => {
-                            account.wait(password.class, attempt.address, key);
+                            account.wait(password.priority, attempt.address, key);
                             return Progress::Wait;
                         }
                         Decision::Reject(wait) => {
                             let (address, differs) = (attempt.address, password.differs);
                             if differs {
                                 // Guessing here must not cost less than guessing at CouchDB.
-                                self.charge_failure(address, COMPARED, now);
+                                self.charge_failure(address, COMPARISON_COST, now);
                             }
-                            let wait = wait.map(|wait| password.compared_in.map_or(wait, |sooner| wait.min(sooner)));
+                            let wait = wait.map(|wait| password.comparable_in.map_or(wait, |sooner| wait.min(sooner)));
                             return Progress::Reject(match wait {
                                 None => Rejection::Unanswered,
                                 Some(wait) if password.by_name => Rejection::Name(wait),
@@ -293,8 +293,8 @@ impl<W> LoginLimits<W> {
                         }
                     }
                 }
-                Step::Budget(place) => {
-                    let budget = budgets.entry(place).or_insert_with(|| Budget::new(place));
+                Step::Budget(budget_key) => {
+                    let budget = budgets.entry(budget_key).or_insert_with(|| Budget::new(budget_key));
                     if let Some(wait) = budget.wait(now) {
                         return Progress::Reject(Rejection::Address(wait));
                     }
@@ -318,14 +318,14 @@ impl<W> LoginLimits<W> {
         match step {
             Step::Account(id) => {
                 let account = accounts.get_mut(&id)?;
-                let (class, key) = std::iter::from_fn(|| account.pop(history, now)).find(|(_, key)| waits(key))?;
+                let (priority, key) = std::iter::from_fn(|| account.pop(history, now)).find(|(_, key)| waits(key))?;
                 if let Some(password) = attempts.get_mut(key).and_then(|attempt| attempt.password.as_mut()) {
-                    password.class = class;
+                    password.priority = priority;
                 }
                 Some(key)
             }
-            Step::Budget(place) => {
-                let budget = budgets.get_mut(&place)?;
+            Step::Budget(budget_key) => {
+                let budget = budgets.get_mut(&budget_key)?;
                 std::iter::from_fn(|| budget.pop(now)).find(waits)
             }
         }
@@ -342,18 +342,18 @@ impl<W> LoginLimits<W> {
                         account.asked -= 1;
                     }
                 }
-                Step::Budget(place) => {
-                    if let Some(budget) = self.budgets.get_mut(&place) {
+                Step::Budget(budget_key) => {
+                    if let Some(budget) = self.budgets.get_mut(&budget_key) {
                         budget.asked -= 1;
                     }
                 }
             }
-            self.wake(step);
+            self.mark_ready(step);
             self.forget_step(step, now);
         }
         if let (Some(_), Some(step)) = (&waiting, attempt.step(attempt.passed)) {
             // Logins behind it may have waited for this one alone.
-            self.wake(step);
+            self.mark_ready(step);
         }
         if let Some(step) = attempt.step(attempt.passed) {
             self.forget_step(step, now);
@@ -375,67 +375,67 @@ impl<W> LoginLimits<W> {
     }
 
     /// Marks a step as ready for [`LoginLimits::next`] if logins wait at it.
-    fn wake(&mut self, step: Step) {
+    fn mark_ready(&mut self, step: Step) {
         let waited_at = match step {
-            Step::Account(id) => self.accounts.get(&id).is_some_and(Account::is_to_be_woken),
-            Step::Budget(place) => self.budgets.get(&place).is_some_and(Budget::is_to_be_woken),
+            Step::Account(id) => self.accounts.get(&id).is_some_and(Account::is_unmarked),
+            Step::Budget(budget_key) => self.budgets.get(&budget_key).is_some_and(Budget::is_unmarked),
         };
         if waited_at {
-            self.set_woken(step, true);
-            self.woken.push_back(step);
+            self.set_ready(step, true);
+            self.ready.push_back(step);
         }
     }
 
-    fn set_woken(&mut self, step: Step, woken: bool) {
+    fn set_ready(&mut self, step: Step, ready: bool) {
         match step {
             Step::Account(id) => {
                 if let Some(account) = self.accounts.get_mut(&id) {
-                    account.woken = woken;
+                    account.ready = ready;
                 }
             }
-            Step::Budget(place) => {
-                if let Some(budget) = self.budgets.get_mut(&place) {
-                    budget.woken = woken;
+            Step::Budget(budget_key) => {
+                if let Some(budget) = self.budgets.get_mut(&budget_key) {
+                    budget.ready = ready;
                 }
             }
         }
     }
 
     /// Queues the waiting logins of an account again by their current priorities.
-    fn reclassify(&mut self, id: Hash, now: Millis) {
+    fn prioritize_waiting(&mut self, id: Hash, now: Millis) {
         let Some(account) = self.accounts.get_mut(&id) else { return };
         for key in account.take_waiting() {
             let Some(attempt) = self.attempts.get_mut(key).filter(|attempt| attempt.waiting.is_some()) else {
                 continue;
             };
-            attempt.classify(&self.history, &self.budgets, now);
+            attempt.prioritize(&self.history, &self.budgets, now);
             if let Some(password) = attempt.password {
-                account.wait(password.class, attempt.address, key);
+                account.wait(password.priority, attempt.address, key);
             }
         }
-        self.wake(Step::Account(id));
+        self.mark_ready(Step::Account(id));
     }
 
     /// Charges failures to the password budgets of an address.
     fn charge_failure(&mut self, address: IpAddr, cost: u64, now: Millis) {
-        for place in Place::of_passwords(address) {
-            self.charge(place, cost, now);
+        for budget_key in BudgetKey::of_passwords(address) {
+            self.charge(budget_key, cost, now);
         }
     }
 
-    fn charge(&mut self, place: Place, cost: u64, now: Millis) {
-        let budget = self.budgets.entry(place).or_insert_with(|| Budget::new(place));
+    fn charge(&mut self, budget_key: BudgetKey, cost: u64, now: Millis) {
+        let budget = self.budgets.entry(budget_key).or_insert_with(|| Budget::new(budget_key));
         if let Some(at) = budget.charge(cost, now) {
-            self.budget_ends.push_back((at, place));
+            self.budget_ends.push_back((at, budget_key));
         }
     }
 
     fn forget_step(&mut self, step: Step, now: Millis) {
         match step {
             Step::Account(id) => self.forget_account(id, now),
-            Step::Budget(place) => {
-                if self.budgets.get(&place).is_some_and(|budget| budget.is_over(now)) {
-                    self.budgets.remove(&place);
+            Step::Budget(budget_key) => {
+                if self.budgets.get(&budget_key).is_some_and(|budget| budget.is_over(now)) {
+                    self.budgets.remove(&budget_key);
                 }
             }
         }
@@ -458,20 +458,20 @@ impl<W> LoginLimits<W> {
             self.forget_account(id, now);
         }
         for _ in 0..FORGOTTEN_AT_ONCE {
-            let Some(&(at, place)) = self.budget_ends.front() else { break };
+            let Some(&(at, budget_key)) = self.budget_ends.front() else { break };
             let too_many = self.budgets.len() > MAX_BUDGETS;
             if now < at && !too_many {
                 break;
             }
             self.budget_ends.pop_front();
-            let Some(budget) = self.budgets.get_mut(&place) else { continue };
+            let Some(budget) = self.budgets.get_mut(&budget_key) else { continue };
             if let Some(later) = budget.ends_later(now).filter(|_| !too_many) {
-                self.budget_ends.push_back((later, place));
+                self.budget_ends.push_back((later, budget_key));
                 continue;
             }
             budget.unlist();
             if budget.is_idle() {
-                self.budgets.remove(&place);
+                self.budgets.remove(&budget_key);
             }
         }
     }
