@@ -91,7 +91,7 @@ fn who_does_not_log_in_makes_way_when_all_places_are_taken() {
     let mut first = Client::logged_in(howler.address());
     assert!(half.receive(SOON).is_none_or(|answer| answer.status == 503), "the oldest goes first");
     let mut second = Client::logged_in(howler.address());
-    assert_closed(&mut idle, 1013, "made way for others without a log-in");
+    assert_closed(&mut idle, 1013, "evicted for newer clients without a login");
     assert_eq!(other.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}))["ok"], true);
     assert!(Client::try_open(howler.address(), "/howler", "").is_err(), "nobody is left to make way");
     assert_counted(&howler, "made_way", 2);
@@ -145,7 +145,7 @@ fn connections_without_a_log_in() {
     let mut user = Client::subscribed(howler.address(), &["db"]);
     let mut newcomers: Vec<_> = (0..10).map(|_| Client::json(howler.address())).collect();
     for early in &mut newcomers[..6] {
-        assert_closed(early, 1013, "made way for others without a log-in");
+        assert_closed(early, 1013, "evicted for newer clients without a login");
     }
     assert_counted(&howler, "made_way", 6);
     for late in &mut newcomers[6..] {
@@ -737,7 +737,11 @@ fn memory_of_all_unauthenticated_clients() {
         })
         .collect();
     let (_, close) = clients[0].receive_close(SOON);
-    assert_eq!(close, Received::Close(1013, "made way for others without a log-in".into()), "the oldest goes first");
+    assert_eq!(
+        close,
+        Received::Close(1013, "evicted for newer clients without a login".into()),
+        "the oldest goes first"
+    );
     let deadline = Instant::now() + SOON;
     while howler.metric("howler_unauthenticated_bytes") > MIB {
         assert!(Instant::now() < deadline, "the limit holds");
@@ -830,7 +834,7 @@ fn memory_of_the_process() {
         assert!(Instant::now() < deadline, "the memory is full");
         late.request(json!({"op": "heartbeat"}));
     }
-    assert_closed(&mut idle, 1013, "made way for others without a log-in");
+    assert_closed(&mut idle, 1013, "evicted for newer clients without a login");
     let answer = user.ask(json!({"op": "subscribe", "dbs": ["more"]}));
     assert_eq!(answer["error"], "ServiceUnavailableError", "{answer}");
     assert!(answer["retry_after_ms"].as_u64().is_some_and(|wait| wait >= 5_000), "{answer}");

@@ -97,7 +97,7 @@ fn the_options_of_the_readme_are_those_of_the_manual() {
 #[test]
 fn every_limit_stands_there_with_what_happens_and_its_counter() {
     let mut counters: BTreeSet<String> = CloseReason::ALL.iter().map(|reason| snake(reason.name())).collect();
-    Metrics::default().tell_counters(|name, _, _| counters.extend([name.to_owned()]));
+    Metrics::default().for_each_counter(|name, _, _| counters.extend([name.to_owned()]));
     let text = section(LIMITS, "## Options");
     for option in limits() {
         let cells = row_of(option, text).unwrap_or_else(|| panic!("Limits do not tell of --{}", option.name));

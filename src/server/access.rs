@@ -103,7 +103,7 @@ impl Server {
             return Ok(());
         }
         if !self.databases.access.has_room(user, unknown.len()) {
-            self.context.metrics.refused_questions += 1;
+            self.context.metrics.rejected_access_requests += 1;
             self.release_all(names);
             return Err(TOO_MANY_UNDECIDED);
         }
@@ -115,7 +115,7 @@ impl Server {
 
     /// Refuses a `subscribe` because too many databases of its user are not decided.
     pub(super) fn refuse_undecided(&mut self, key: Key, reply: &Reply, now: Millis) {
-        self.context.metrics.refused_questions += 1;
+        self.context.metrics.rejected_access_requests += 1;
         self.refuse_subscribe(key, reply, TOO_MANY_UNDECIDED, now);
     }
 

@@ -23,7 +23,7 @@ impl Server {
 
     /// Returns whether a client that was heard of at a moment was told of the last resync for certain.
     fn was_told(&self, heard: Millis) -> bool {
-        self.databases.wave.is_none() && self.databases.last_wave.is_none_or(|at| at + IN_FLIGHT < heard)
+        self.databases.pending_resync.is_none() && self.databases.last_resync_at.is_none_or(|at| at + IN_FLIGHT < heard)
     }
 
     /// Takes a session out of the table, and ends its subscriptions in this turn or the next ones. Returns whether it

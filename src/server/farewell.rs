@@ -46,7 +46,7 @@ impl Server {
     pub fn see_off(&mut self, now: Millis) {
         let Some(drain) = &mut self.drain else { return };
         let leaving = drain.next(now);
-        let (due, rest) = (leaving.sessions.to_vec(), leaving.rest);
+        let (due, rest) = (leaving.sessions.to_vec(), leaving.others);
         for key in due {
             self.say_goodbye(key, now);
         }
@@ -80,6 +80,6 @@ impl Server {
     /// Whether stopping is over: every client is gone, or had its time.
     pub fn is_drained(&self, now: Millis) -> bool {
         let clients = || self.connections.peers.keys().any(|key| self.is_client(key));
-        self.drain.as_ref().is_some_and(|drain| drain.is_over(now) || drain.all_seen_off() && !clients())
+        self.drain.as_ref().is_some_and(|drain| drain.is_over(now) || drain.all_closed() && !clients())
     }
 }

@@ -350,7 +350,7 @@ impl Server {
             return;
         }
         let site = Arc::clone(&self.connections.site);
-        if !routes::is_welcome(request, &self.connections.origins, &site) {
+        if !routes::is_origin_allowed(request, &self.connections.origins, &site) {
             return self.respond_answer(key, &exchange, &routes::ORIGIN_REFUSED, now);
         }
         let route = routes::route(request, &site);

@@ -81,7 +81,7 @@ use crate::state::admin_access::AdminUse;
 use crate::state::drain::Drain;
 use crate::state::jitter::Jitter;
 use crate::state::metrics::{CloseReason, Metrics};
-use crate::state::resync::Wave;
+use crate::state::resync::StaggeredResync;
 use crate::state::table::Key;
 use crate::state::timers::{Millis, Timers};
 
@@ -175,7 +175,7 @@ impl Server {
             self.sessions.login_limits.poll_timeout(),
             self.databases.access.poll_timeout(),
             self.databases.positions.poll_timeout(),
-            self.databases.wave.as_ref().and_then(Wave::poll_timeout),
+            self.databases.pending_resync.as_ref().and_then(StaggeredResync::poll_timeout),
             self.databases.catch_up.poll_timeout(),
             self.context.timers.poll_timeout(),
             self.databases.merge_timers.poll_timeout(),

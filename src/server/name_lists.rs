@@ -180,7 +180,7 @@ impl Server {
         let new = slice.clone().filter(|(database, _)| !subscriptions.has(key.index, *database)).count();
         let count = subscriptions.count(key.index) + new;
         if let Some(limit) = user_totals.exceeded(key, user, count).filter(|_| new > 0) {
-            self.context.metrics.refused_subscriptions += 1;
+            self.context.metrics.rejected_subscriptions += 1;
             its.error = Some((LIMIT_ERROR, too_many_of_user(limit)));
             return 0;
         }

@@ -14,7 +14,7 @@ use super::exchange::Exchange;
 use super::{Connections, Http, Protocol, Queue, Seat, Server};
 use crate::net::stream::Stream;
 use crate::state::metrics::CloseReason;
-use crate::state::monitoring::{self, Gauges, Question, Readiness, SessionCounts};
+use crate::state::monitoring::{self, Endpoint, Gauges, Readiness, SessionCounts};
 use crate::state::routes::Answer;
 use crate::state::table::Key;
 use crate::state::timers::{Deadline, Millis};
@@ -93,17 +93,17 @@ impl Server {
         } else if self.connections.doors.has_admin() {
             return false;
         }
-        let answer = match (monitoring::question(request.path), request.method) {
-            (None, _) if is_operator => monitoring::NOTHING_ELSE,
+        let answer = match (monitoring::endpoint(request.path), request.method) {
+            (None, _) if is_operator => monitoring::NOT_FOUND,
             (None, _) => return false,
-            (Some(Question::Health), "GET" | "HEAD") => monitoring::HEALTHY,
-            (Some(Question::Readiness), "GET" | "HEAD") => self.readiness(now).answer(),
-            (Some(Question::Metrics), "GET" | "HEAD") => {
+            (Some(Endpoint::Health), "GET" | "HEAD") => monitoring::HEALTHY,
+            (Some(Endpoint::Readiness), "GET" | "HEAD") => self.readiness(now).answer(),
+            (Some(Endpoint::Metrics), "GET" | "HEAD") => {
                 let page = self.exposition(now);
                 self.respond_operation(key, exchange, &monitoring::METRICS, &page, now);
                 return true;
             }
-            (Some(_), _) => monitoring::METHOD,
+            (Some(_), _) => monitoring::METHOD_NOT_ALLOWED,
         };
         self.respond_operation(key, exchange, &answer, answer.body.as_bytes(), now);
         true

@@ -198,7 +198,7 @@ impl Server {
         self.forget_route(owner);
         if connected {
             if !answered {
-                self.upstream.dialer.handle_mute(address);
+                self.upstream.dialer.handle_silent_close(address);
             }
             return self.tell_lost(owner, error, now);
         }

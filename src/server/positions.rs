@@ -11,7 +11,7 @@ use crate::state::name_lists::{Intake, Removal, SLICE, Work};
 use crate::state::pool::{Answer, Owner};
 use crate::state::positions::{Batch, Named, Pending};
 use crate::state::restarts::Finding;
-use crate::state::resync::{Policy, Wave};
+use crate::state::resync::{Policy, StaggeredResync};
 use crate::state::session::{Dialect, Reply, Session};
 use crate::state::subscriptions::{DatabaseId, Subscriptions, TooManySubscriptions};
 use crate::state::table::Key;
@@ -122,7 +122,7 @@ impl Server {
 
     /// Tells a client that it asks for more than it may have; one that goes on all the same is closed.
     pub(super) fn refuse_subscribe(&mut self, key: Key, reply: &Reply, message: &str, now: Millis) {
-        self.context.metrics.refused_subscriptions += 1;
+        self.context.metrics.rejected_subscriptions += 1;
         let Some(session) = self.sessions.table.get_mut(key) else { return };
         if session.answer_limit(reply, message) {
             self.close_session(key, CloseReason::TooManySubscriptions, now);
@@ -188,7 +188,7 @@ impl Server {
         // Other sessions of the user may have subscribed while the request waited.
         let new = names.iter().filter(|(database, _)| !self.databases.subscriptions.has(key.index, *database)).count();
         if let Some(limit) = self.user_limit_exceeded(key, new) {
-            self.context.metrics.refused_subscriptions += 1;
+            self.context.metrics.rejected_subscriptions += 1;
             let Some(session) = self.sessions.table.get_mut(key) else { return };
             return session.answer_error(reply, LIMIT_ERROR, &too_many_of_user(limit));
         }
@@ -498,8 +498,8 @@ impl Server {
                 log::warn!("_global_changes is not the database that it was: clients are told to sync anew{more}.");
             }
             self.start_wave("changes are recorded anew", now);
-            if let Some(wave) = &mut self.databases.wave {
-                wave.other_epoch = true;
+            if let Some(pending_resync) = &mut self.databases.pending_resync {
+                pending_resync.other_epoch = true;
             }
         }
     }
@@ -517,24 +517,28 @@ impl Server {
         let (level, more) = self.databases.resync_log.of(reason).level(log::Level::Info, now);
         log::log!(level, "{} clients are told that changes may have been lost: {reason}{more}.", sessions.len());
         self.context.metrics.resyncs += 1;
-        // Those whom an earlier wave has not reached yet are in this one.
-        let other_epoch = self.databases.wave.take().is_some_and(|wave| wave.other_epoch);
-        let mut wave = Wave::new(reason, sessions, now, &mut self.context.jitter);
-        wave.other_epoch = other_epoch;
-        self.databases.wave = Some(wave);
+        // Those whom an earlier pending_resync has not reached yet are in this one.
+        let other_epoch = self.databases.pending_resync.take().is_some_and(|pending_resync| pending_resync.other_epoch);
+        let mut pending_resync = StaggeredResync::new(reason, sessions, now, &mut self.context.jitter);
+        pending_resync.other_epoch = other_epoch;
+        self.databases.pending_resync = Some(pending_resync);
     }
 
     /// Tells the sessions whose turn it is that changes may have been lost.
     pub(super) fn advance_wave(&mut self, now: Millis) {
-        let Some(mut wave) = self.databases.wave.take_if(|wave| wave.poll_timeout().is_none_or(|at| at <= now)) else {
+        let Some(mut pending_resync) = self
+            .databases
+            .pending_resync
+            .take_if(|pending_resync| pending_resync.poll_timeout().is_none_or(|at| at <= now))
+        else {
             return;
         };
-        let (reason, other_epoch) = (wave.reason, wave.other_epoch);
-        for key in wave.next(now) {
+        let (reason, other_epoch) = (pending_resync.reason, pending_resync.other_epoch);
+        for key in pending_resync.next(now) {
             self.tell_resync(*key, reason, other_epoch);
         }
-        self.databases.last_wave = Some(now);
-        self.databases.wave = wave.poll_timeout().is_some().then_some(wave);
+        self.databases.last_resync_at = Some(now);
+        self.databases.pending_resync = pending_resync.poll_timeout().is_some().then_some(pending_resync);
     }
 
     fn tell_resync(&mut self, key: Key, reason: &str, other_epoch: bool) {

@@ -169,7 +169,7 @@ impl Server {
     fn compare_own(&mut self, client: IpAddr, name: &str, password: &Secret, now: Millis) -> Result<(), LoginError> {
         let Some(is_right) = self.upstream.requests.is_own_password(name, password.reveal()) else { return Ok(()) };
         if let Err(wait) = self.sessions.login_limits.count_compared(client, is_right, now) {
-            self.context.metrics.slowed_logins += 1;
+            self.context.metrics.throttled_logins += 1;
             return Err(LoginError::AddressLimit(wait));
         }
         if is_right { Ok(()) } else { Err(LoginError::NotAuthenticated) }
@@ -208,7 +208,7 @@ impl Server {
         };
         if let Some(wait) = error.retry_after() {
             log::debug!("A login of {} is rejected: too many wrong passwords, {wait} ms to wait.", login.client);
-            self.context.metrics.slowed_logins += 1;
+            self.context.metrics.throttled_logins += 1;
         }
         self.logged_in(login.session, &Credentials::Unusable, Err(error), now);
     }

@@ -22,16 +22,16 @@ pub struct Dialer<O> {
     resolving: bool,
     /// Owners that wait for the lookup.
     waiting: Vec<O>,
-    trying: Vec<Try<O>>,
+    attempts: Vec<Attempt<O>>,
     /// Addresses of the host whose last attempt failed; they are tried last.
     failed: Vec<SocketAddr>,
     /// Address whose last connection ended without a byte; it is tried last too.
-    mute: Option<IpAddr>,
+    silent: Option<IpAddr>,
 }
 
 /// An owner whose addresses are being tried.
 #[derive(Debug)]
-struct Try<O> {
+struct Attempt<O> {
     owner: O,
     /// Address of the current attempt.
     current: Option<SocketAddr>,
@@ -45,7 +45,7 @@ impl<O: Copy + PartialEq> Dialer<O> {
     /// Creates a dialer for a DNS name or an IP address.
     pub fn new(host: &str, port: u16) -> Self {
         let address = host.parse().ok().map(|ip| SocketAddr::new(ip, port));
-        Self { address, resolving: false, waiting: Vec::new(), trying: Vec::new(), failed: Vec::new(), mute: None }
+        Self { address, resolving: false, waiting: Vec::new(), attempts: Vec::new(), failed: Vec::new(), silent: None }
     }
 
     /// Dials for `owner`, in place of its earlier request.
@@ -63,7 +63,7 @@ impl<O: Copy + PartialEq> Dialer<O> {
     /// Cancels the request of `owner`.
     pub fn cancel(&mut self, owner: O) {
         self.waiting.retain(|waiting| *waiting != owner);
-        self.trying.retain(|one| one.owner != owner);
+        self.attempts.retain(|one| one.owner != owner);
     }
 
     /// Handles the result of [`DialAction::Resolve`].
@@ -72,7 +72,7 @@ impl<O: Copy + PartialEq> Dialer<O> {
         let mut addresses = answer.clone();
         if let Ok(addresses) = &mut addresses {
             self.failed.retain(|failed| addresses.contains(failed));
-            addresses.sort_by_key(|address| (self.failed.contains(address), self.mute == Some(address.ip())));
+            addresses.sort_by_key(|address| (self.failed.contains(address), self.silent == Some(address.ip())));
         }
         for owner in std::mem::take(&mut self.waiting) {
             match &addresses {
@@ -83,20 +83,20 @@ impl<O: Copy + PartialEq> Dialer<O> {
     }
 
     fn start(&mut self, owner: O, left: VecDeque<SocketAddr>, actions: &mut Vec<DialAction<O>>) {
-        self.trying.push(Try { owner, current: None, left, errors: Vec::new() });
+        self.attempts.push(Attempt { owner, current: None, left, errors: Vec::new() });
         self.advance(owner, actions);
     }
 
     /// Handles the established connection of `owner`.
     pub fn handle_connected(&mut self, owner: O) {
-        let current = self.trying.iter().find(|one| one.owner == owner).and_then(|one| one.current);
+        let current = self.attempts.iter().find(|one| one.owner == owner).and_then(|one| one.current);
         self.failed.retain(|failed| Some(*failed) != current);
         self.cancel(owner);
     }
 
     /// Handles a failed address of `owner`: tries the next one.
     pub fn handle_failed(&mut self, owner: O, error: &str, actions: &mut Vec<DialAction<O>>) {
-        let Some(one) = self.trying.iter_mut().find(|one| one.owner == owner) else { return };
+        let Some(one) = self.attempts.iter_mut().find(|one| one.owner == owner) else { return };
         one.errors.push(error.to_owned());
         if let Some(address) = one.current
             && !self.failed.contains(&address)
@@ -107,12 +107,12 @@ impl<O: Copy + PartialEq> Dialer<O> {
     }
 
     /// Handles an established connection to this address that ended without a byte.
-    pub fn handle_mute(&mut self, address: IpAddr) {
-        self.mute = Some(address);
+    pub fn handle_silent_close(&mut self, address: IpAddr) {
+        self.silent = Some(address);
     }
 
     fn advance(&mut self, owner: O, actions: &mut Vec<DialAction<O>>) {
-        let Some(one) = self.trying.iter_mut().find(|one| one.owner == owner) else { return };
+        let Some(one) = self.attempts.iter_mut().find(|one| one.owner == owner) else { return };
         one.current = one.left.pop_front();
         if let Some(address) = one.current {
             return actions.push(DialAction::Connect(owner, address));
@@ -166,8 +166,8 @@ mod tests {
     fn an_address_that_closes_silently_is_tried_last() {
         let (mut dialer, mut actions) = (Dialer::new("db.example", 80), Vec::new());
         let [one, two] = addresses(["10.0.0.1:80", "10.0.0.2:80"]);
-        for (mute, expected) in [(one, two), (two, one)] {
-            dialer.handle_mute(mute.ip());
+        for (silent, expected) in [(one, two), (two, one)] {
+            dialer.handle_silent_close(silent.ip());
             dialer.dial('a', &mut actions);
             dialer.handle_resolved(&Ok(vec![one, two]), &mut actions);
             assert_eq!(actions.pop(), Some(DialAction::Connect('a', expected)));

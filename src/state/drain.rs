@@ -18,21 +18,21 @@ use crate::state::table::Key;
 use crate::state::timers::Millis;
 
 /// Time per client if there are few, in milliseconds.
-const EACH: Millis = 5;
+const PER_CLIENT: Millis = 5;
 /// Time for the last clients to receive and answer their close, in milliseconds.
-const FAREWELL: Millis = 1_000;
+const CLOSE_TIME: Millis = 1_000;
 /// Shortest wait that clients are asked for before they reconnect, in milliseconds, so that another
 /// server can take over.
-const AWAY: Millis = 1_000;
+const MIN_WAIT: Millis = 1_000;
 /// Longest time over which the waits spread the reconnects of all clients, in milliseconds. A
 /// longer drain spreads them further.
-const COME_BACK: Millis = 10_000;
+const RECONNECT_SPREAD: Millis = 10_000;
 
 /// The sessions that are being closed.
 #[derive(Debug)]
 pub struct Drain {
     order: Vec<Key>,
-    seen_off: usize,
+    closed: usize,
     pacer: Pacer,
     /// Range from which clients draw their wait, in milliseconds.
     wait: Millis,
@@ -44,37 +44,40 @@ pub struct Drain {
 
 /// The sessions and connections that are due.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Leaving<'a> {
+pub struct DueSessions<'a> {
     /// Sessions to close now.
     pub sessions: &'a [Key],
     /// Whether connections without a session are to close too, because no session is left. True
     /// once.
-    pub rest: bool,
+    pub others: bool,
 }
 
 impl Drain {
     /// Starts to close these sessions within so many milliseconds.
     pub fn begin(sessions: Vec<Key>, within: Millis, now: Millis) -> Self {
-        let wanted = sessions.len() as Millis * EACH;
+        let wanted = sessions.len() as Millis * PER_CLIENT;
         // Half of a short time is reserved for the last replies.
-        let spread = wanted.min(within.saturating_sub(FAREWELL.min(within.div_ceil(2))));
+        let spread = wanted.min(within.saturating_sub(CLOSE_TIME.min(within.div_ceil(2))));
         // The waits spread the reconnects as far as the closes do not.
-        let wait = wanted.min(COME_BACK).saturating_sub(spread).max(AWAY);
+        let wait = wanted.min(RECONNECT_SPREAD).saturating_sub(spread).max(MIN_WAIT);
         let pacer = Pacer::new(sessions.len(), spread, now);
-        Self { order: sessions, seen_off: 0, pacer, wait, until: now + within, finished: false }
+        Self { order: sessions, closed: 0, pacer, wait, until: now + within, finished: false }
     }
 
     /// Returns the sessions that are due.
-    pub fn next(&mut self, now: Millis) -> Leaving<'_> {
-        let from = self.seen_off;
-        self.seen_off += self.pacer.take_due(now);
-        let all = self.all_seen_off();
-        Leaving { sessions: &self.order[from..self.seen_off], rest: all && !std::mem::replace(&mut self.finished, all) }
+    pub fn next(&mut self, now: Millis) -> DueSessions<'_> {
+        let from = self.closed;
+        self.closed += self.pacer.take_due(now);
+        let all = self.all_closed();
+        DueSessions {
+            sessions: &self.order[from..self.closed],
+            others: all && !std::mem::replace(&mut self.finished, all),
+        }
     }
 
     /// Returns whether all sessions were closed.
-    pub fn all_seen_off(&self) -> bool {
-        self.seen_off == self.order.len()
+    pub fn all_closed(&self) -> bool {
+        self.closed == self.order.len()
     }
 
     /// Returns whether the drain has ended.
@@ -89,7 +92,7 @@ impl Drain {
 
     /// Returns how long a client is to wait before it reconnects, in milliseconds.
     pub fn retry_after(&self, jitter: &mut Jitter) -> Millis {
-        AWAY + jitter.below(self.wait)
+        MIN_WAIT + jitter.below(self.wait)
     }
 }
 
@@ -105,18 +108,18 @@ mod tests {
     fn drain(count: u32, within: Millis) -> (Millis, Vec<Millis>) {
         let mut drain = Drain::begin(keys(count), within, 100);
         let (mut now, mut last, mut back) = (100, 0, Vec::new());
-        let (mut jitter, mut rests) = (Jitter::new(5), 0);
+        let (mut jitter, mut others_reported) = (Jitter::new(5), 0);
         loop {
-            let leaving = drain.next(now);
-            let (due, rest) = (leaving.sessions.len(), leaving.rest);
-            assert!(!rest || drain.all_seen_off());
-            rests += usize::from(rest);
+            let due_now = drain.next(now);
+            let (due, others) = (due_now.sessions.len(), due_now.others);
+            assert!(!others || drain.all_closed());
+            others_reported += usize::from(others);
             for _ in 0..due {
                 last = now - 100;
                 back.push(now - 100 + drain.retry_after(&mut jitter));
             }
             if drain.is_over(now) {
-                assert!(drain.all_seen_off() && rests == 1, "{count} within {within}");
+                assert!(drain.all_closed() && others_reported == 1, "{count} within {within}");
                 return (last, back);
             }
             let next = drain.poll_timeout();
@@ -147,15 +150,15 @@ mod tests {
     fn clients_reconnect_evenly() {
         for (count, within) in [(20_000, 0), (20_000, 10_000), (20_000, 60_000), (1_000, 2_000)] {
             let (_, back) = drain(count, within);
-            assert!(back.iter().all(|at| *at >= AWAY));
+            assert!(back.iter().all(|at| *at >= MIN_WAIT));
             let end = back.iter().max().unwrap() + 1;
-            let slots = usize::try_from((end - AWAY) / 1_000).unwrap() + 1;
+            let slots = usize::try_from((end - MIN_WAIT) / 1_000).unwrap() + 1;
             let mut counts = vec![0; slots];
             for at in &back {
-                counts[usize::try_from((at - AWAY) / 1_000).unwrap()] += 1;
+                counts[usize::try_from((at - MIN_WAIT) / 1_000).unwrap()] += 1;
             }
             let most = counts.iter().max().unwrap();
-            let fair = back.len() * 1_000 / usize::try_from(end - AWAY).unwrap();
+            let fair = back.len() * 1_000 / usize::try_from(end - MIN_WAIT).unwrap();
             assert!(*most <= fair * 3 / 2 + 50, "{count} within {within}: {counts:?}");
         }
     }
@@ -163,7 +166,7 @@ mod tests {
     #[test]
     fn a_late_event_loop_closes_all_clients() {
         let mut drain = Drain::begin(keys(2_000), 5_000, 0);
-        assert_eq!(drain.next(9_000), Leaving { sessions: &keys(2_000), rest: true });
-        assert!(drain.all_seen_off() && drain.is_over(9_000));
+        assert_eq!(drain.next(9_000), DueSessions { sessions: &keys(2_000), others: true });
+        assert!(drain.all_closed() && drain.is_over(9_000));
     }
 }

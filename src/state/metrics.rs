@@ -78,7 +78,7 @@ close_reasons! {
     /// The address has too many connections.
     TooManyOfAddress => "too many connections of this address", close_code::POLICY;
     /// The unauthenticated client was evicted for newer connections.
-    MadeWay => "made way for others without a log-in", close_code::TRY_AGAIN_LATER;
+    MadeWay => "evicted for newer clients without a login", close_code::TRY_AGAIN_LATER;
     /// The client reads nothing.
     SlowReader => "reads nothing", close_code::POLICY;
     /// The request cannot be served.
@@ -123,8 +123,8 @@ macro_rules! counters {
         impl Metrics {
             /// Visits every counter except the closes: its exposed name, its help text, and its
             /// value.
-            pub fn tell_counters(&self, mut tell: impl FnMut(&'static str, &'static str, u64)) {
-                $(tell($exposed, concat!($($help),+), self.$name);)*
+            pub fn for_each_counter(&self, mut visit: impl FnMut(&'static str, &'static str, u64)) {
+                $(visit($exposed, concat!($($help),+), self.$name);)*
             }
         }
     };
@@ -146,13 +146,13 @@ counters! {
     /// Logins that failed, for any reason.
     failed_logins => "howler_log_ins_failed_total";
     /// Logins rejected after too many wrong passwords.
-    slowed_logins => "howler_log_ins_slowed_total";
+    throttled_logins => "howler_log_ins_slowed_total";
     /// Logins rejected because too many waited.
     overloaded_logins => "howler_log_ins_overloaded_total";
     /// Requests to subscribe over the limit of a client.
-    refused_subscriptions => "howler_subscriptions_refused_total";
+    rejected_subscriptions => "howler_subscriptions_refused_total";
     /// Requests to subscribe over the limit of databases whose permissions a user waits for.
-    refused_questions => "howler_access_questions_refused_total";
+    rejected_access_requests => "howler_access_questions_refused_total";
     /// `_security` objects that were not kept because all take more memory than the limit.
     evicted_security => "howler_security_evictions_total";
     /// Sessions that ended because the user is not logged in any more.
@@ -214,7 +214,7 @@ mod tests {
     fn every_counter_has_a_name_of_its_own_and_a_meaning() {
         let metrics = Metrics { logins: 7, ..Metrics::default() };
         let mut names = Vec::new();
-        metrics.tell_counters(|name, help, value| {
+        metrics.for_each_counter(|name, help, value| {
             assert!(name.starts_with("howler_") && name.ends_with("_total"), "{name}");
             assert!(help.trim_end().ends_with('.') && !help.contains(['\n', '\\']), "{name}: {help}");
             assert_eq!(value, if name == "howler_log_ins_total" { 7 } else { 0 }, "{name}");

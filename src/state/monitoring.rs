@@ -10,7 +10,7 @@ use crate::wire::engine_io::Version;
 
 /// An endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Question {
+pub enum Endpoint {
     /// `/healthz`: whether the event loop runs. Any response means that it does.
     Health,
     /// `/readyz`: whether clients are served well.
@@ -19,27 +19,27 @@ pub enum Question {
     Metrics,
 }
 
-/// Response to [`Question::Metrics`] without its body, which is in the text format of Prometheus.
+/// Response to [`Endpoint::Metrics`] without its body, which is in the text format of Prometheus.
 pub const METRICS: Answer =
     Answer { status: 200, content_type: "text/plain; version=0.0.4; charset=utf-8", field: None, body: "" };
-/// Response to [`Question::Health`].
+/// Response to [`Endpoint::Health`].
 pub const HEALTHY: Answer = text(200, "ok\n");
 /// Response to another method.
-pub const METHOD: Answer =
+pub const METHOD_NOT_ALLOWED: Answer =
     Answer { field: Some(("Allow", "GET, HEAD")), ..text(405, "Only GET and HEAD are answered here.\n") };
 /// Response to other paths on a port for operators.
-pub const NOTHING_ELSE: Answer = text(
+pub const NOT_FOUND: Answer = text(
     404,
     "Only /healthz, /readyz and /metrics are served here. Clients connect to the other port (--port).
 ",
 );
 
 /// Returns the endpoint of a path.
-pub fn question(path: &str) -> Option<Question> {
+pub fn endpoint(path: &str) -> Option<Endpoint> {
     match path {
-        "/healthz" => Some(Question::Health),
-        "/readyz" => Some(Question::Readiness),
-        "/metrics" => Some(Question::Metrics),
+        "/healthz" => Some(Endpoint::Health),
+        "/readyz" => Some(Endpoint::Readiness),
+        "/metrics" => Some(Endpoint::Metrics),
         _ => None,
     }
 }
@@ -60,7 +60,7 @@ pub enum Readiness {
 }
 
 impl Readiness {
-    /// Returns the response to [`Question::Readiness`]. It does not contain the address of CouchDB,
+    /// Returns the response to [`Endpoint::Readiness`]. It does not contain the address of CouchDB,
     /// since anyone may read it.
     pub fn answer(self) -> Answer {
         match self {
@@ -169,7 +169,7 @@ pub fn exposition(metrics: &Metrics, gauges: &Gauges<'_>) -> Vec<u8> {
     if let Some(bytes) = gauges.resident_memory {
         page.gauge("process_resident_memory_bytes", "Resident memory in bytes.", bytes);
     }
-    metrics.tell_counters(|name, help, value| {
+    metrics.for_each_counter(|name, help, value| {
         page.family(name, "counter", help);
         page.labelled(name, &[], value);
     });
@@ -294,7 +294,7 @@ mod tests {
         }
         let closes = text.lines().filter(|line| line.starts_with("howler_closes_total{")).count();
         assert_eq!(closes, CloseReason::ALL.len());
-        metrics.tell_counters(|name, _, _| assert!(text.contains(&format!("\n{name} ")), "{name}"));
+        metrics.for_each_counter(|name, _, _| assert!(text.contains(&format!("\n{name} ")), "{name}"));
     }
 
     #[test]

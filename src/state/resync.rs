@@ -20,29 +20,29 @@ pub enum Policy {
 /// Time for a large number of clients, in milliseconds.
 const SPREAD: Millis = 5_000;
 /// Time per client if there are few, in milliseconds.
-const EACH: Millis = 5;
+const PER_CLIENT: Millis = 5;
 
 /// The clients that are being notified.
 #[derive(Debug)]
-pub struct Wave {
+pub struct StaggeredResync {
     /// Reason, as a text for the client's developer.
     pub reason: &'static str,
     /// Whether the epoch has changed.
     pub other_epoch: bool,
     order: Vec<Key>,
-    told: usize,
+    notified: usize,
     pacer: Pacer,
 }
 
-impl Wave {
+impl StaggeredResync {
     /// Starts to notify these sessions.
     pub fn new(reason: &'static str, mut sessions: Vec<Key>, now: Millis, jitter: &mut Jitter) -> Self {
         for last in (1..sessions.len()).rev() {
             let other = usize::try_from(jitter.below(last as u64 + 1)).expect("below the length of a Vec");
             sessions.swap(last, other);
         }
-        let pacer = Pacer::new(sessions.len(), SPREAD.min(sessions.len() as Millis * EACH), now);
-        Self { reason, other_epoch: false, order: sessions, told: 0, pacer }
+        let pacer = Pacer::new(sessions.len(), SPREAD.min(sessions.len() as Millis * PER_CLIENT), now);
+        Self { reason, other_epoch: false, order: sessions, notified: 0, pacer }
     }
 
     /// Returns when the next sessions are due; None if all were notified.
@@ -52,9 +52,9 @@ impl Wave {
 
     /// Returns the sessions that are due.
     pub fn next(&mut self, now: Millis) -> &[Key] {
-        let from = self.told;
-        self.told += self.pacer.take_due(now);
-        &self.order[from..self.told]
+        let from = self.notified;
+        self.notified += self.pacer.take_due(now);
+        &self.order[from..self.notified]
     }
 }
 
@@ -70,20 +70,20 @@ mod tests {
     #[test]
     fn every_client_is_notified_once_spread_over_the_time() {
         for count in [1, 7, 1000, 30_000] {
-            let mut wave = Wave::new("", keys(count), 500, &mut Jitter::new(3));
-            let mut told = Vec::new();
+            let mut resync = StaggeredResync::new("", keys(count), 500, &mut Jitter::new(3));
+            let mut notified = Vec::new();
             let mut most = 0;
-            while let Some(at) = wave.poll_timeout() {
-                let now = wave.next(at);
+            while let Some(at) = resync.poll_timeout() {
+                let now = resync.next(at);
                 most = most.max(now.len());
-                told.extend_from_slice(now);
+                notified.extend_from_slice(now);
                 assert!(!now.is_empty() && at <= 500 + SPREAD + STEP, "{at}");
             }
             assert!(most <= 4 + count as usize / 100, "{most} of {count} at once");
-            assert!(count < 1000 || told[..100] != keys(100), "in random order");
-            told.sort_unstable();
-            assert_eq!(told, keys(count));
+            assert!(count < 1000 || notified[..100] != keys(100), "in random order");
+            notified.sort_unstable();
+            assert_eq!(notified, keys(count));
         }
-        assert_eq!(Wave::new("", Vec::new(), 0, &mut Jitter::new(3)).poll_timeout(), None);
+        assert_eq!(StaggeredResync::new("", Vec::new(), 0, &mut Jitter::new(3)).poll_timeout(), None);
     }
 }

@@ -164,7 +164,7 @@ pub fn refusal(refusal: Refusal) -> Answer {
 
 /// Returns whether the origin of a request is allowed. The console has the origin of this server,
 /// so it needs no entry in the list. It speaks `howler.v1` only.
-pub fn is_welcome(request: &Request<'_>, origins: &Origins, assets: &StaticAssets) -> bool {
+pub fn is_origin_allowed(request: &Request<'_>, origins: &Origins, assets: &StaticAssets) -> bool {
     match request.path {
         "/howler" | "/howler/" => origins.allow(request.origin) || assets.has_console() && is_same_origin(request),
         "/socket.io" | "/socket.io/" => origins.allow(request.origin),
@@ -351,10 +351,10 @@ mod tests {
     #[test]
     fn the_console_is_allowed_from_its_own_origin() {
         let listed = Origins::Listed(vec!["https://app.example.com".into()]);
-        let welcome = |path: &str, host: &str, origin: &str, console| {
+        let allowed = |path: &str, host: &str, origin: &str, console| {
             let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nOrigin: {origin}\r\n\r\n");
             let (_, request) = parse_request(head.as_bytes(), MAX_HEAD).unwrap().unwrap();
-            is_welcome(&request, &listed, &StaticAssets::new(console))
+            is_origin_allowed(&request, &listed, &StaticAssets::new(console))
         };
         for (host, origin) in [
             ("howler.example.com", "https://howler.example.com"),
@@ -363,9 +363,9 @@ mod tests {
             ("localhost:3000", "http://localhost:3000"),
             ("[::1]:3000", "http://[::1]:3000"),
         ] {
-            assert!(welcome("/howler", host, origin, Console::On), "{host} {origin}");
-            assert!(!welcome("/howler", host, origin, Console::Off), "{host} {origin}");
-            assert!(!welcome("/socket.io/", host, origin, Console::On), "{host} {origin}");
+            assert!(allowed("/howler", host, origin, Console::On), "{host} {origin}");
+            assert!(!allowed("/howler", host, origin, Console::Off), "{host} {origin}");
+            assert!(!allowed("/socket.io/", host, origin, Console::On), "{host} {origin}");
         }
         for (host, origin) in [
             ("howler.example.com", "https://howler.example.com.evil.com"),
@@ -380,9 +380,9 @@ mod tests {
             ("", "http://"),
             ("", ""),
         ] {
-            assert!(!welcome("/howler", host, origin, Console::On), "{host} {origin}");
+            assert!(!allowed("/howler", host, origin, Console::On), "{host} {origin}");
         }
-        assert!(welcome("/howler", "a", "https://app.example.com", Console::Off));
-        assert!(welcome("/", "a", "https://evil.com", Console::On), "pages are public");
+        assert!(allowed("/howler", "a", "https://app.example.com", Console::Off));
+        assert!(allowed("/", "a", "https://evil.com", Console::On), "pages are public");
     }
 }

@@ -11,7 +11,7 @@ use crate::state::log_throttle::{LogThrottle, LogThrottles, MINUTE, TEN_MINUTES}
 use crate::state::name_lists::NameLists;
 use crate::state::positions::Positions;
 use crate::state::restarts::Restarts;
-use crate::state::resync::{Policy, Wave};
+use crate::state::resync::{Policy, StaggeredResync};
 use crate::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use crate::state::timers::{Millis, Timers};
 use crate::wire::couchdb::FeedSource;
@@ -41,9 +41,9 @@ pub(super) struct Databases {
     pub(super) resync: Policy,
     /// Throttles the lines about resyncs, by their reason.
     pub(super) resync_log: LogThrottles<&'static str>,
-    pub(super) wave: Option<Wave>,
-    /// When clients were told last in a wave.
-    pub(super) last_wave: Option<Millis>,
+    pub(super) pending_resync: Option<StaggeredResync>,
+    /// When clients were told last in a pending_resync.
+    pub(super) last_resync_at: Option<Millis>,
     pub(super) name_lists: NameLists,
     pub(super) departures: Departures,
     /// Databases whose subscribers are to be notified, each held once: it is not known whether they changed.
@@ -75,8 +75,8 @@ impl Databases {
             followed: false,
             resync: settings.resync,
             resync_log: LogThrottles::new(MINUTE),
-            wave: None,
-            last_wave: None,
+            pending_resync: None,
+            last_resync_at: None,
             name_lists: NameLists::default(),
             departures: Departures::default(),
             unnotified: VecDeque::new(),
