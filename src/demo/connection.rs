@@ -42,7 +42,8 @@ pub(super) fn serve(stream: &TcpStream, couchdb: &CouchDb) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads the head of a request with the empty line at its end; None if the peer closed the connection.
+/// Reads the head of a request with the empty line at its end; None if the peer closed the
+/// connection.
 fn read_head(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<String>> {
     let mut head = String::new();
     let mut reader = reader.take(HEAD_LIMIT);

@@ -1,4 +1,5 @@
-//! The CouchDB of the demo: replies to the requests that this server makes. Touches no socket and no clock.
+//! The CouchDB of the demo: replies to the requests that this server sends. It touches neither
+//! sockets nor the clock.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;

@@ -1,4 +1,4 @@
-//! The demo: a small CouchDB with a few databases, one user, and a writer that changes them all the time.
+//! The demo: a small CouchDB with a few databases, one user, and a writer that keeps changing them.
 //!
 //! It replies to the requests of this server and to nothing else, and stores no documents. The
 //! stand-in that the tests use, with the oddities and faults of a real CouchDB, is in
