@@ -1,4 +1,4 @@
-//! Who asks: users, cookies, bearer tokens and the lockout after wrong passwords.
+//! Users, cookies, bearer tokens, and the lockout after wrong passwords.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::http::{Request, from_base64, http_date, json_string, to_base64url};
 
-/// After so many wrong passwords for one name from one address the name is locked there.
+/// Wrong passwords for a name from one address before the name is locked for that address.
 const WRONG_PASSWORDS: u32 = 5;
 
-/// Users, tokens and what is remembered of failures.
+/// Users, tokens and failed logins.
 #[derive(Debug)]
 pub(super) struct Accounts {
     users: HashMap<String, User>,
@@ -17,10 +17,10 @@ pub(super) struct Accounts {
     failures: HashMap<(String, String), Failures>,
     cookie_life: Duration,
     lockout: Option<Duration>,
-    /// How often a name was locked.
+    /// Number of lockouts so far.
     pub(super) lockouts: usize,
-    /// Keys the codes of cookies. A stand-in for CouchDB's HMAC: nobody who cannot read this
-    /// process can forge one, but it is not cryptography.
+    /// Key for the codes of cookies. It takes the place of CouchDB's HMAC: only this process knows
+    /// it, but it is no cryptography.
     secret: RandomState,
     salts: u64,
 }
@@ -29,7 +29,7 @@ pub(super) struct Accounts {
 struct User {
     password: String,
     roles: Vec<String>,
-    /// New with each password: that is why cookies end with the password they were given for.
+    /// Changes with the password, so that older cookies become invalid.
     salt: u64,
 }
 
@@ -40,21 +40,22 @@ struct Token {
     expired: bool,
 }
 
-/// Wrong passwords for a name from a peer.
+/// Wrong passwords for a name from an address.
 #[derive(Debug)]
 struct Failures {
     count: u32,
-    /// When they are forgotten: some time after the first of them, or after the one that locked the name.
+    /// Time at which they are forgotten, counted from the first one, or from the one that locked
+    /// the name.
     until: Duration,
 }
 
-/// Who made a request.
+/// The user who sent a request.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Identity {
     pub(super) name: Option<String>,
     pub(super) roles: Vec<String>,
     pub(super) method: Option<&'static str>,
-    /// A fresh cookie, because the one that was sent is older than a tenth of its life.
+    /// A new cookie, if the one of the request is older than a tenth of its lifetime.
     pub(super) renewed: Option<String>,
 }
 
@@ -63,7 +64,7 @@ impl Identity {
         self.roles.iter().any(|role| role == "_admin")
     }
 
-    /// `"name":…,"roles":…` of an answer.
+    /// Returns `"name":…,"roles":…` for a response.
     pub(super) fn to_json(&self) -> String {
         let name = self.name.as_deref().map_or_else(|| "null".to_owned(), json_string);
         let roles = serde_json::Value::from(self.roles.clone());
@@ -71,7 +72,7 @@ impl Identity {
     }
 }
 
-/// Why a request is refused before anyone looks at what it asks for.
+/// The reason to reject a request before its target is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// Unknown name or wrong password.
@@ -80,9 +81,9 @@ pub(super) enum Refusal {
     Locked,
     /// The cookie is not base64url of `a:b:c`.
     MalformedCookie,
-    /// A bearer token nobody knows.
+    /// An unknown bearer token.
     BadToken,
-    /// A bearer token that was good once.
+    /// An expired bearer token.
     ExpiredToken,
 }
 
@@ -100,7 +101,7 @@ impl Accounts {
         }
     }
 
-    /// Adds a user or makes a new one of it.
+    /// Adds a user, or replaces the user of that name.
     pub(super) fn add_user(&mut self, name: &str, password: &str, roles: &[&str]) {
         self.salts += 1;
         let user = User {
@@ -138,13 +139,13 @@ impl Accounts {
         self.tokens.get_mut(token).is_some_and(|token| !std::mem::replace(&mut token.expired, true))
     }
 
-    /// A restarted CouchDB remembers no wrong passwords.
+    /// Forgets wrong passwords, as a restarted CouchDB does.
     pub(super) fn forget_failures(&mut self) {
         self.failures.clear();
     }
 
-    /// Who made this request, in CouchDB's order: a good cookie first; a bad one counts as none,
-    /// and then the `Authorization` header decides.
+    /// Returns the sender of a request, in CouchDB's order: a valid cookie first, then the
+    /// `Authorization` header. An invalid cookie counts as none.
     pub(super) fn authenticate(&mut self, request: &Request, now: Duration) -> Result<Identity, Refusal> {
         if let Some(cookie) = session_cookie(request)
             && !cookie.is_empty()
@@ -204,7 +205,7 @@ impl Accounts {
         Err(Refusal::Incorrect)
     }
 
-    /// The value of a `Set-Cookie` that logs this user in.
+    /// Returns the value of a `Set-Cookie` that logs the user in.
     pub(super) fn new_cookie(&self, name: &str, now: Duration) -> String {
         let value = self.users.get(name).map(|user| self.cookie_value(name, user.salt, now.as_millis()));
         format!(
@@ -220,7 +221,7 @@ impl Accounts {
         to_base64url(format!("{name}:{milliseconds:X}:{code:016x}").as_bytes())
     }
 
-    /// `Ok(None)` for a cookie that is forged, expired, or of nobody.
+    /// Checks a cookie; `Ok(None)` if it is forged or expired, or if there is no such user.
     fn check_cookie(&self, cookie: &str, now: Duration) -> Result<Option<Identity>, Refusal> {
         let decoded = from_base64(cookie).ok_or(Refusal::MalformedCookie)?;
         let decoded = String::from_utf8_lossy(&decoded);
@@ -252,7 +253,7 @@ impl Accounts {
     }
 }
 
-/// The value of the cookie `AuthSession`, quoted or not.
+/// Returns the value of the cookie `AuthSession`, which may be quoted.
 fn session_cookie(request: &Request) -> Option<&str> {
     request.header("cookie")?.split(';').find_map(|pair| {
         let value = pair.trim().strip_prefix("AuthSession=")?;

@@ -1,8 +1,8 @@
-//! The stand-in's one look at the clock.
+//! The only readings of the clock in the stand-in.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// A clock that never goes backwards and still knows the date.
+/// A monotonic clock that also knows the date.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Clock {
     started: Instant,
@@ -10,7 +10,7 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// Reads date and clock once; every later reading is an offset from here.
+    /// Reads the date once; later readings are offsets from it.
     #[allow(
         clippy::disallowed_methods,
         reason = "the stand-in is a server of its own, with threads of its own; this is its only reading"
@@ -20,12 +20,12 @@ impl Clock {
         Self { started: Instant::now(), epoch }
     }
 
-    /// Time since 1970.
+    /// Returns the time since 1970.
     pub(super) fn now(&self) -> Duration {
         self.epoch + self.started.elapsed()
     }
 
-    /// Time since this clock was started.
+    /// Returns the time since this clock was started.
     pub(super) fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }

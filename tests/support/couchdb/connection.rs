@@ -1,4 +1,4 @@
-//! One connection: reads requests, one after the other, and writes what `routes` answers.
+//! A connection: reads one request after the other, and writes the responses.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -8,8 +8,8 @@ use super::http::{self, BODY_LIMIT, Framing, HEAD_LIMIT, Request, Response};
 use super::routes::{self, Answer};
 use super::state::Shared;
 
-/// Serves a connection until it ends. Whether the close is FIN or RST is settled here; the caller
-/// closes.
+/// Serves a connection until it ends. The caller closes the socket; this function decides whether
+/// that sends FIN or RST.
 pub(super) fn serve(shared: &Shared, stream: &TcpStream, number: u64, peer: SocketAddr) {
     let mut reader = Reader { stream, peer, number, bytes: Vec::new(), held_back: false };
     loop {
@@ -35,13 +35,13 @@ pub(super) fn serve(shared: &Shared, stream: &TcpStream, number: u64, peer: Sock
 
 fn exchange(shared: &Shared, stream: &TcpStream, request: &Request) -> io::Result<FeedEnd> {
     let at = shared.clock.elapsed();
-    // In one step: a test that has seen the request may end the delay for those behind it.
+    // In one step: a test that has seen the request may end the delay for later requests.
     let login_delay = shared.observe(|state| {
         state.record(request, at);
         state.faults.login_delay
     });
     let answer = routes::answer(shared, request, login_delay);
-    // Before it is written: whoever has the answer must not find the request still in flight.
+    // Before the response is written: a reader of the response must not find the request in flight.
     shared.observe(|state| state.finish(request));
     match answer {
         Answer::Response(_) if request.path().ends_with("/_session") && shared.lock().faults.lose_login_answers => {
@@ -59,20 +59,20 @@ fn exchange(shared: &Shared, stream: &TcpStream, request: &Request) -> io::Resul
     }
 }
 
-/// The reading side of a connection.
+/// The reading half of a connection.
 struct Reader<'a> {
     stream: &'a TcpStream,
     peer: SocketAddr,
     number: u64,
     bytes: Vec<u8>,
-    /// The last of `bytes` was looked at but not taken from the socket. Linux answers the close of
-    /// a socket with unread bytes with RST, and this is the only way to one without unsafe code:
-    /// so the last byte of a request for a feed stays unread for as long as the feed runs.
+    /// Whether the last byte of `bytes` was peeked at and is still in the socket. Linux sends RST
+    /// when a socket with unread bytes is closed, and without unsafe code there is no other way to
+    /// a reset. So the last byte of a request for a feed stays unread while the feed runs.
     held_back: bool,
 }
 
 impl Reader<'_> {
-    /// The next request; none if the peer is done.
+    /// Returns the next request; None if the peer closed the connection.
     fn next_request(&mut self) -> io::Result<Option<Request>> {
         let (used, mut request, framing) = loop {
             match http::parse_head(&self.bytes, self.peer, self.number).map_err(invalid)? {
@@ -104,7 +104,7 @@ impl Reader<'_> {
         Ok(Some(request))
     }
 
-    /// Reads more; false at the end.
+    /// Reads more bytes; false at the end.
     fn fill(&mut self) -> io::Result<bool> {
         self.take_held_back();
         let mut buffer = [0; 16 * 1024];
@@ -127,7 +127,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Says what was wrong with the bytes, if there is still someone to say it to.
+    /// Replies to bytes that are no request with the reason.
     fn refuse(&self, shared: &Shared, error: &io::Error) {
         if error.kind() != io::ErrorKind::InvalidData {
             return;
@@ -145,7 +145,7 @@ impl Reader<'_> {
         let _ = (&mut &*self.stream).write_all(&response.to_bytes(&request, shared.clock.now()));
     }
 
-    /// Ends the connection in order, with FIN.
+    /// Ends the connection with FIN.
     fn end(mut self) {
         let _ = self.stream.shutdown(Shutdown::Write);
         self.take_held_back();

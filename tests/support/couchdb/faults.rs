@@ -1,96 +1,96 @@
-//! What can be made to go wrong, and how the feed is cut into pieces.
+//! Faults that tests can switch on, and ways to split the bytes of feeds.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-/// A way for open feeds to break.
+/// A fault of open feeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeedFault {
-    /// The connection is reset (RST): the stand-in closes it with a byte of the request unread.
+    /// The stand-in resets the connection (RST).
     Reset,
-    /// The connection ends between two chunks, without the zero chunk, as when CouchDB stops.
+    /// The connection ends between two chunks without the zero chunk, as when CouchDB stops.
     Cut,
     /// The connection ends in the middle of a chunk and of a line.
     CutMidChunk,
-    /// The feed ends as it should, with `last_seq` and the zero chunk; the connection stays.
+    /// The feed ends regularly, with `last_seq` and the zero chunk. The connection stays open.
     CleanEnd,
-    /// A whole second response where a chunk size was due; then nothing, and the connection stays.
+    /// A second response takes the place of a chunk size. Then the feed is silent.
     Garbage,
-    /// A chunk size that is none; then nothing, and the connection stays.
+    /// A chunk size that is no number. Then the feed is silent.
     BadChunkSize,
-    /// Nothing is ever sent again; the connection stays.
+    /// The feed is silent. The connection stays open.
     Silence,
-    /// A line that is no JSON; the feed goes on.
+    /// A line that is not JSON. The feed continues.
     BrokenJson,
-    /// So many lines at once that are no JSON; the feed goes on.
+    /// This many lines at once that are not JSON. The feed continues.
     BrokenLines(usize),
-    /// One correct line of so many bytes; the feed goes on.
+    /// One valid line of this many bytes. The feed continues.
     HugeLine(usize),
-    /// The next line breaks off in its middle and is no JSON; the feed goes on.
+    /// The next line is cut off in its middle. The feed continues.
     SpoilNextLine,
-    /// The next line has so many bytes more; the feed goes on.
+    /// The next line is longer by this many bytes. The feed continues.
     PadNextLine(usize),
 }
 
-/// How a feed is refused whose `since` CouchDB does not take any more.
+/// The way in which CouchDB rejects a `since` that it no longer accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SinceRefusal {
-    /// With a status; one of 300 to 399 leads elsewhere.
+    /// With a status. Those of 300 to 399 redirect.
     Status(u16),
-    /// The connection is closed without an answer.
+    /// The connection ends without a response.
     Close,
 }
 
-/// How the bytes of feeds are cut into chunks and TCP writes.
+/// The way in which the bytes of feeds are split into chunks and TCP writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Chunking {
-    /// As CouchDB does: a chunk holds whole lines, those of one batch together.
+    /// As CouchDB does: a chunk holds all lines of a batch.
     #[default]
     Normal,
-    /// Each byte of the body is a chunk, and each byte on the wire is a TCP write: about 1,200
-    /// writes for a line.
+    /// One byte a chunk, and one byte a TCP write: about 1,200 writes for a line.
     OneByte,
-    /// Chunks and TCP writes of this many bytes, whatever they hold.
+    /// Chunks and TCP writes of this many bytes.
     SplitEvery(usize),
-    /// All lines there are to send go in one chunk.
+    /// One chunk for all pending lines.
     Merge,
 }
 
-/// Faults that are switched on.
+/// The faults that are switched on.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     pub(super) login_delay: Duration,
     pub(super) login_status: Option<u16>,
-    /// Whether requests about sessions are carried out and not answered.
+    /// Whether requests to `/_session` are carried out without a response.
     pub(super) lose_login_answers: bool,
-    /// Whether something in front of CouchDB answers requests about sessions, with 403.
+    /// Whether a proxy in front of CouchDB rejects requests to `/_session` with 403.
     pub(super) forbid_logins: bool,
     pub(super) access_delay: Duration,
     pub(super) access_status: Option<u16>,
-    /// Answers about access wait until this is over.
+    /// Whether responses about access wait.
     pub(super) access_held: bool,
-    /// What `GET /{db}/_security` answers in place of the truth: a status and a body.
+    /// Responses to `GET /{db}/_security` that take the place of the stored object: a status and a
+    /// body.
     pub(super) security_answers: HashMap<String, (u16, String)>,
     pub(super) lookup_delay: Duration,
     pub(super) lookup_status: Option<u16>,
     pub(super) config_status: Option<u16>,
-    /// Answer so many more feed requests with this status.
+    /// A status, and how many more feed requests get it.
     pub(super) feed_refusals: Option<(u16, usize)>,
-    /// Refuse continuous feeds, but for those that start where a feed was pinned since.
+    /// How continuous feeds are rejected, except those that start at a position of `pinned`.
     pub(super) since_refusal: Option<SinceRefusal>,
-    /// Where feeds were pinned since.
+    /// Positions that were read since then.
     pub(super) pinned: Vec<String>,
-    /// Feeds end cleanly after each batch of lines, as those of a node in maintenance mode.
+    /// Whether feeds end after each batch of lines, as those of a node in maintenance mode do.
     pub(super) maintenance: bool,
-    /// Each is for one feed that will be opened.
+    /// Faults of the next feeds, one each.
     pub(super) next_feeds: VecDeque<FeedFault>,
     pub(super) chunking: Chunking,
-    /// Events are not recorded.
+    /// Whether events are lost.
     pub(super) losing: bool,
 }
 
 impl Faults {
-    /// The status to refuse this feed request with, if it is to be refused.
+    /// Returns the status to reject this feed request with, if there is one.
     pub(super) fn take_feed_refusal(&mut self) -> Option<u16> {
         let (status, left) = self.feed_refusals.as_mut()?;
         let status = *status;
@@ -102,7 +102,7 @@ impl Faults {
     }
 }
 
-/// The response that CouchDB in maintenance mode writes into an open body.
+/// The response that CouchDB in maintenance mode writes into the body of a feed.
 pub(super) const SECOND_RESPONSE: &str = "HTTP/1.1 500 Internal Server Error\r\n\
     Content-Type: application/json\r\nContent-Length: 54\r\n\r\n\
     {\"error\":\"nodedown\",\"reason\":\"progress not possible\"}\n";

@@ -1,7 +1,7 @@
-//! Feeds of changes: what a reader asked for, and the thread that serves it.
+//! Feeds of changes: requests for them, and the thread that serves one.
 //!
 //! A continuous feed runs in the thread of its connection. It takes a batch from the log under the
-//! lock, writes it without the lock, and waits for more until a heartbeat is due.
+//! lock, writes it without the lock, and then waits for more until a heartbeat is due.
 
 use std::io;
 use std::net::TcpStream;
@@ -12,16 +12,16 @@ use super::global_changes::{Cursor, Event, GlobalChanges, mix, revision};
 use super::http::{self, Request, Response, json_string, push_chunk};
 use super::state::{OrderKind, Shared, State, wait};
 
-/// Lines that are gathered under the lock, then written in one go.
+/// Most lines that are taken under the lock at once.
 const LINES_AT_ONCE: usize = 1_024;
-/// Lines of a replay in one chunk.
+/// Most lines of a replay in one chunk.
 const LINES_OF_REPLAY: usize = 100;
-/// Without a heartbeat a feed ends after so long, unless `timeout` says otherwise.
+/// Time after which a feed without heartbeats ends, unless the request has a `timeout`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
-/// `heartbeat=true`
+/// Interval for `heartbeat=true`.
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(60);
 
-/// Which of the two feeds.
+/// The two feeds of CouchDB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FeedKind {
     /// `/_global_changes/_changes`
@@ -30,28 +30,28 @@ pub(super) enum FeedKind {
     DbUpdates,
 }
 
-/// A request for a feed, understood.
+/// A parsed request for a feed.
 #[derive(Debug)]
 pub(super) struct FeedRequest {
     kind: FeedKind,
-    /// Else it is answered at once.
+    /// Whether the feed stays open.
     pub(super) continuous: bool,
     cursor: Cursor,
     heartbeat: Option<Duration>,
     timeout: Option<Duration>,
-    /// Lines that may still be sent.
+    /// Number of lines that may still be sent.
     left: Option<usize>,
     pub(super) headers: Vec<(&'static str, String)>,
 }
 
-/// How a feed ended, as far as its connection is concerned.
+/// What becomes of the connection at the end of a feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FeedEnd {
-    /// With the zero chunk: another request may follow.
+    /// It may carry another request: the zero chunk was sent.
     KeepAlive,
-    /// The connection is to be closed.
+    /// It is closed.
     Close,
-    /// The connection is to be reset.
+    /// It is reset.
     Reset,
 }
 
@@ -72,7 +72,8 @@ impl FeedRequest {
                 if heartbeat.is_zero() && kind == FeedKind::Changes {
                     return Err(bad_request("The heartbeat value should be a positive integer."));
                 }
-                // CouchDB sends without pause then. A thousand a second show the same.
+                // CouchDB sends heartbeats without a pause then. A thousand per second have the
+                // same effect.
                 Some(heartbeat.max(Duration::from_millis(1)))
             }
         };
@@ -98,7 +99,7 @@ impl FeedRequest {
         })
     }
 
-    /// The answer of `feed=normal`.
+    /// Returns the response to `feed=normal`.
     pub(super) fn answer_at_once(&mut self, global: &GlobalChanges) -> Response {
         let mut lines: Vec<String> = Vec::new();
         let end = global.end();
@@ -125,7 +126,7 @@ impl FeedRequest {
     }
 }
 
-/// One line without its line feed; `_db_updates` has none for other documents.
+/// Returns a line without its line feed; None for documents that `_db_updates` leaves out.
 fn line(kind: FeedKind, event: &Event) -> Option<String> {
     let Event { id, seq, .. } = event;
     match kind {
@@ -176,29 +177,29 @@ fn head(shared: &Shared, request: &Request, feed: &FeedRequest) -> String {
     head
 }
 
-/// The thread of one continuous feed.
+/// A continuous feed, and the thread that serves it.
 struct Server<'a> {
     shared: &'a Shared,
     connection: u64,
-    /// The response head while it was not sent.
+    /// The head of the response until it is sent.
     head: String,
     feed: FeedRequest,
     out: Output<'a>,
     beats: u64,
     last_written: Duration,
     last_event: Duration,
-    /// Nothing is ever sent again.
+    /// Whether nothing is sent any more.
     silent: bool,
-    /// What happens to the next line.
+    /// A fault for the next line.
     spoil: Option<FeedFault>,
 }
 
-/// What a feed does next.
+/// The next step of a feed.
 enum Step {
     Lines(Vec<Vec<u8>>),
     Order(OrderKind),
     Heartbeat,
-    /// Timed out, at its limit, or its database was deleted.
+    /// The time or the lines are used up, or the database was deleted.
     CleanEnd,
     Gone,
 }
@@ -264,7 +265,7 @@ impl Server<'_> {
         }
     }
 
-    /// What there is to do without waiting.
+    /// Returns the next step if there is one without waiting.
     fn due(&mut self, state: &mut State) -> Option<Step> {
         self.out.chunking = state.faults.chunking;
         let orders = state.links.get_mut(&self.connection)?.feed.as_mut()?;
@@ -284,7 +285,7 @@ impl Server<'_> {
         (self.feed.left == Some(0)).then_some(Step::CleanEnd)
     }
 
-    /// The pause before the next heartbeat. Those of `_db_updates` come when they like.
+    /// Returns the pause before the next heartbeat. It is irregular for `_db_updates`.
     fn heartbeat(&self) -> Option<Duration> {
         let interval = self.feed.heartbeat?;
         match self.feed.kind {
@@ -391,7 +392,7 @@ impl Server<'_> {
 }
 
 impl FeedRequest {
-    /// The next lines, as one payload for each chunk. A batch is never torn.
+    /// Returns the next lines, one payload per chunk. A batch is never split.
     fn gather(&mut self, global: &GlobalChanges, end: usize) -> Vec<Vec<u8>> {
         let mut chunks: Vec<Vec<u8>> = Vec::new();
         let (mut lines, mut lines_in_chunk) = (0, 0);
@@ -424,18 +425,18 @@ impl FeedRequest {
     }
 }
 
-/// A correct line of so many bytes with its line feed, if that is enough for one.
+/// Returns a valid line of this many bytes with its line feed, or a short one if they are too few.
 fn huge_line(length: usize) -> Vec<u8> {
     let (start, end) = (r#"{"seq":"1-"#, "\",\"id\":\"updated:huge\",\"changes\":[]}\n");
     let padding = length.saturating_sub(start.len() + end.len());
     format!("{start}{}{end}", "A".repeat(padding)).into_bytes()
 }
 
-/// Breaks a chunk's first line off in its middle, or makes it longer.
+/// Cuts off the first line of a chunk in its middle, or makes the line longer.
 fn spoil_first_line(chunk: &mut Vec<u8>, fault: FeedFault) {
     let length = chunk.iter().position(|byte| *byte == b'\n').unwrap_or(chunk.len());
     if let FeedFault::PadNextLine(more) = fault {
-        // A field that nobody knows, within the closing brace.
+        // An unknown field before the closing brace.
         let field = format!(",\"pad\":\"{}\"", "A".repeat(more));
         chunk.splice(length - 1..length - 1, field.into_bytes());
     } else {
@@ -443,7 +444,7 @@ fn spoil_first_line(chunk: &mut Vec<u8>, fault: FeedFault) {
     }
 }
 
-/// Bytes on their way to a socket, cut as is wished.
+/// Bytes for a socket, split as the test asked for.
 struct Output<'a> {
     stream: &'a TcpStream,
     chunking: Chunking,
@@ -451,7 +452,7 @@ struct Output<'a> {
 }
 
 impl Output<'_> {
-    /// Frames payloads.
+    /// Adds payloads as chunks.
     fn push(&mut self, payloads: &[Vec<u8>]) {
         match self.chunking {
             Chunking::Normal => payloads.iter().for_each(|payload| push_chunk(&mut self.bytes, payload)),
@@ -467,7 +468,7 @@ impl Output<'_> {
         }
     }
 
-    /// Writes what was framed; the socket does not delay small writes.
+    /// Writes all chunks. The socket does not delay small writes.
     fn flush(&mut self) -> io::Result<()> {
         use io::Write as _;
         let length = match self.chunking {

@@ -1,20 +1,20 @@
-//! The database `_global_changes`: one document for each database and kind of event, a log of
-//! their writes, and the opaque positions in it.
+//! The database `_global_changes`: one document for each database and kind of event, a log of their
+//! writes, and opaque positions in the log.
 //!
-//! CouchDB keeps this database in two shards, and a position is a pair of positions. That is
-//! kept here: documents belong to one of two lanes, and a replay runs through one lane after the
-//! other. So the lines of a replay are not in the order of the writes, and yet a reader may
-//! resume behind any one of them and misses nothing.
+//! CouchDB keeps this database in two shards, and a position is a pair of positions. Here each
+//! document belongs to one of two lanes, and a replay runs through one lane after the other. So a
+//! replay is not in the order of the writes, and yet a reader may resume after any of its lines
+//! without missing one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::http::{from_base64, to_base64url};
 
-/// `_global_changes`, from one creation to its deletion.
+/// `_global_changes` from its creation to its deletion.
 #[derive(Debug)]
 pub(super) struct GlobalChanges {
-    /// `instance_start_time`; differs for each creation.
+    /// `instance_start_time`, which differs for each creation.
     pub(super) incarnation: u32,
     ids: HashMap<Arc<str>, u32>,
     documents: Vec<EventDocument>,
@@ -26,7 +26,7 @@ pub(super) struct GlobalChanges {
 struct EventDocument {
     id: Arc<str>,
     revision: u32,
-    /// Place in the log of the document's last write; older entries are not replayed.
+    /// Index in the log of the last write. A replay skips older ones.
     latest: usize,
 }
 
@@ -34,17 +34,17 @@ struct EventDocument {
 struct Entry {
     document: u32,
     revision: u32,
-    /// Entries of one batch go out in one chunk.
+    /// Number of the batch. The entries of a batch are sent in one chunk.
     batch: u32,
 }
 
-/// One line of a feed, before it is written as JSON.
+/// A line of a feed before it is encoded.
 #[derive(Debug)]
 pub(super) struct Event<'a> {
     pub(super) id: &'a str,
     pub(super) revision: u32,
     pub(super) seq: String,
-    /// The batch it belongs to; none in a replay.
+    /// The batch; None in a replay.
     pub(super) batch: Option<u32>,
 }
 
@@ -53,7 +53,7 @@ impl GlobalChanges {
         Self { incarnation, ids: HashMap::new(), documents: Vec::new(), log: Vec::new(), batch: 0 }
     }
 
-    /// Writes these event documents as one batch, each counted up by one.
+    /// Writes these event documents as one batch, each with the next revision.
     pub(super) fn record<S: AsRef<str>>(&mut self, ids: impl IntoIterator<Item = S>) {
         self.batch = self.batch.wrapping_add(1);
         for id in ids {
@@ -75,30 +75,30 @@ impl GlobalChanges {
         self.log.push(Entry { document: number, revision: document.revision, batch: self.batch });
     }
 
-    /// The revision of an event document.
+    /// Returns the revision of an event document.
     pub(super) fn revision(&self, id: &str) -> Option<u32> {
         let number = *self.ids.get(id)?;
         Some(self.documents[number as usize].revision)
     }
 
-    /// All ids, sorted.
+    /// Returns all ids, sorted.
     pub(super) fn ids(&self) -> Vec<&str> {
         let mut ids: Vec<&str> = self.ids.keys().map(AsRef::as_ref).collect();
         ids.sort_unstable();
         ids
     }
 
-    /// Where the log ends.
+    /// Returns the end of the log.
     pub(super) fn end(&self) -> usize {
         self.log.len()
     }
 
-    /// The position of everything written so far.
+    /// Returns the position after all writes so far.
     pub(super) fn last_seq(&self) -> String {
         encode_seq(self.incarnation, [self.end(); 2])
     }
 
-    /// Reads a `since`; none if CouchDB could not decode it.
+    /// Parses a `since`; None if CouchDB could not decode it.
     pub(super) fn cursor(&self, since: &str) -> Option<Cursor> {
         let end = self.end();
         let lanes = match since {
@@ -106,7 +106,8 @@ impl GlobalChanges {
             "0" => [0; 2],
             _ => match decode_seq(since)? {
                 (incarnation, lanes) if incarnation == self.incarnation => lanes.map(|lane| lane.min(end)),
-                // A position in a database that was deleted since: accepted, and all is replayed.
+                // CouchDB accepts a position of a database that was deleted since, and replays
+                // everything.
                 _ => [0; 2],
             },
         };
@@ -114,20 +115,20 @@ impl GlobalChanges {
     }
 }
 
-/// How far one reader is.
+/// The position of one reader.
 #[derive(Debug, Clone)]
 pub(super) struct Cursor {
     pub(super) incarnation: u32,
-    /// Entries of even documents before the first and of odd documents before the second place
-    /// were given out.
+    /// The reader has the entries of even documents before the first index, and those of odd
+    /// documents before the second one.
     lanes: [usize; 2],
-    /// What stands before this place was there when the reader came, and is replayed once for each
-    /// document. Everything behind it is given out line by line.
+    /// End of the log at the start of the feed. Earlier entries are replayed once per document,
+    /// later ones are sent line by line.
     live_from: usize,
 }
 
 impl Cursor {
-    /// The next line before `end` of the log.
+    /// Returns the next line before `end` of the log.
     pub(super) fn next<'a>(&mut self, changes: &'a GlobalChanges, end: usize) -> Option<Event<'a>> {
         for lane in 0..2 {
             while self.lanes[lane] < self.live_from {
@@ -153,26 +154,26 @@ impl Cursor {
         Event { id: &changes.documents[entry.document as usize].id, revision: entry.revision, seq: self.seq(), batch }
     }
 
-    /// Whether the line that would come next belongs to this batch.
+    /// Returns whether the next line belongs to this batch.
     pub(super) fn continues(&self, changes: &GlobalChanges, batch: Option<u32>) -> bool {
         batch.is_some()
             && changes.log.get(self.lanes[0]).map(|entry| entry.batch) == batch
             && self.lanes[0] == self.lanes[1]
     }
 
-    /// Whether everything before this place of the log was given out.
+    /// Returns whether the reader has everything before this index of the log.
     pub(super) fn reached(&self, place: usize) -> bool {
         self.lanes.iter().all(|lane| *lane >= place)
     }
 
-    /// This position as CouchDB writes it.
+    /// This position in CouchDB's notation.
     pub(super) fn seq(&self) -> String {
         encode_seq(self.incarnation, self.lanes)
     }
 }
 
-/// The revision of the `count`th write: of a document without content it depends on nothing else,
-/// so all event documents share the first one.
+/// Returns the revision of the `count`th write. For a document without content it depends on
+/// nothing else, so the first one is the same for all event documents.
 pub(super) fn revision(count: u32) -> String {
     if count == 1 {
         return "1-967a00dff5e02add41819138abb3284d".to_owned();
@@ -200,7 +201,7 @@ fn encode_seq(incarnation: u32, lanes: [usize; 2]) -> String {
     let check = checksum(&code);
     code.extend_from_slice(&check.to_be_bytes());
     let written = (lanes[0] + lanes[1]).div_ceil(2);
-    // Neighbours change places, so that the number goes backwards for everyone to see.
+    // Neighbours are swapped, so that the number sometimes goes backwards.
     let shown = if written == 0 { 0 } else { (written + 1) ^ 1 };
     let start = written % 64;
     let padding = &PADDING[start..start + PADDING_LENGTH];
@@ -230,7 +231,7 @@ fn checksum(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |sum: u32, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
-/// One step of `splitmix64`: all of its bits depend on all of the input.
+/// One step of `splitmix64`: every bit depends on the whole input.
 pub(super) fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replay_names_each_document_once_and_can_be_resumed_anywhere() {
+    fn replay_holds_each_document_once_and_resumes_anywhere() {
         let mut changes = GlobalChanges::new(7);
         for _ in 0..3 {
             changes.record(["updated:a", "updated:b", "updated:c"]);
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_after_the_start_comes_line_by_line() {
+    fn later_writes_are_sent_line_by_line() {
         let mut changes = GlobalChanges::new(7);
         changes.record(["updated:a"]);
         let mut cursor = changes.cursor("now").unwrap();
@@ -299,13 +300,13 @@ mod tests {
     }
 
     #[test]
-    fn a_position_of_an_earlier_incarnation_replays_from_the_start() {
+    fn position_of_an_earlier_incarnation_replays_everything() {
         let mut changes = GlobalChanges::new(7);
         changes.record(["updated:a", "updated:b"]);
         let seq = changes.last_seq();
-        let mut anew = GlobalChanges::new(8);
-        anew.record(["updated:c"]);
-        assert_eq!(rest(&mut anew.cursor(&seq).unwrap(), &anew).len(), 1);
+        let mut next = GlobalChanges::new(8);
+        next.record(["updated:c"]);
+        assert_eq!(rest(&mut next.cursor(&seq).unwrap(), &next).len(), 1);
     }
 
     #[test]

@@ -1,19 +1,17 @@
-//! HTTP as far as the stand-in needs it: requests as values, answers as bytes.
-//!
-//! Nothing here touches a socket; `connection.rs` does.
+//! The HTTP of the stand-in: parses requests and writes responses. It touches no socket.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-/// Longest request head that is read.
+/// Longest head of a request, in bytes.
 pub(super) const HEAD_LIMIT: usize = 64 * 1024;
-/// Longest request body that is read.
+/// Longest body of a request, in bytes.
 pub(super) const BODY_LIMIT: usize = 64 * 1024 * 1024;
-/// Most header lines in one head.
+/// Most header lines of a request.
 const HEADERS_LIMIT: usize = 128;
 
-/// One request, whole, with its body decoded.
+/// A whole request with its decoded body.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     pub(super) method: String,
@@ -26,23 +24,23 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// The first header of that name.
+    /// Returns the first header of that name.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// The path without the query.
+    /// Returns the path without the query.
     pub(super) fn path(&self) -> &str {
         self.target.split('?').next().unwrap_or_default()
     }
 
-    /// A query parameter, decoded.
+    /// Returns a decoded query parameter.
     pub(super) fn query(&self, name: &str) -> Option<String> {
         let (_, query) = self.target.split_once('?')?;
         form_field(query, name)
     }
 
-    /// Whether the connection may carry another request.
+    /// Returns whether the connection may carry another request.
     pub(super) fn keeps_alive(&self) -> bool {
         let wish = self.header("connection").unwrap_or_default();
         if self.minor_version == 0 {
@@ -52,14 +50,14 @@ impl Request {
         }
     }
 
-    /// Whether a browser's page is asked for rather than JSON.
+    /// Returns whether the sender wants a page for a browser rather than JSON.
     pub(super) fn wants_page(&self) -> bool {
         self.header("accept")
             .is_some_and(|accept| accept.contains("text/html") && !accept.contains("json") && !accept.contains("*/*"))
     }
 
-    /// Returns the peer for which wrong passwords count: the last address that a gateway says, where the gateway is
-    /// believed, else the other end of the socket.
+    /// Returns the address that wrong passwords count for: the last one of `X-Forwarded-For` if
+    /// CouchDB trusts the peer, else the peer itself.
     pub(super) fn client(&self) -> String {
         let peer = self.peer.ip();
         self.header("x-forwarded-for")
@@ -71,23 +69,23 @@ impl Request {
     }
 }
 
-/// Whether CouchDB believes a peer about where its clients are.
+/// Returns whether CouchDB trusts the `X-Forwarded-For` of a peer.
 fn is_believed(peer: IpAddr) -> bool {
     let IpAddr::V4(four) = peer else { return false };
     let [first, second, ..] = four.octets();
     four.is_private() || (first == 100 && second & 0xc0 == 64) || four == Ipv4Addr::LOCALHOST
 }
 
-/// How the body behind a head is framed.
+/// The framing of the body after a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// So many bytes.
+    /// This many bytes.
     Length(usize),
     /// Chunks up to the zero chunk.
     Chunked,
 }
 
-/// Parses a head; `Ok(None)` needs more bytes. The request comes without its body.
+/// Parses a head; `Ok(None)` needs more bytes. The body of the request is empty.
 pub(super) fn parse_head(
     bytes: &[u8],
     peer: SocketAddr,
@@ -160,18 +158,18 @@ pub(super) fn parse_chunked(bytes: &[u8]) -> Result<Option<(usize, Vec<u8>)>, &'
     }
 }
 
-/// One answer.
+/// A response.
 #[derive(Debug, Clone)]
 pub(super) struct Response {
     pub(super) status: u16,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) body: String,
-    /// Streamed by CouchDB, so without a Content-Length.
+    /// Whether the body is chunked rather than of a known length.
     pub(super) chunked: bool,
 }
 
 impl Response {
-    /// A JSON answer; like CouchDB, it ends in a line feed.
+    /// Returns a JSON response, which ends with a line feed as in CouchDB.
     pub(super) fn json(status: u16, body: &str) -> Self {
         Self {
             status,
@@ -181,19 +179,19 @@ impl Response {
         }
     }
 
-    /// CouchDB's form of an error.
+    /// Returns an error in CouchDB's form.
     pub(super) fn error(status: u16, error: &str, reason: &str) -> Self {
         let reason = json_string(reason);
         Self::json(status, &format!(r#"{{"error":"{error}","reason":{reason}}}"#))
     }
 
-    /// The same answer with one more header.
+    /// Returns the response with one more header.
     pub(super) fn with(mut self, name: &'static str, value: String) -> Self {
         self.headers.push((name, value));
         self
     }
 
-    /// The bytes of the answer; a HEAD request gets no body.
+    /// Returns the bytes of the response. There is no body for HEAD.
     pub(super) fn to_bytes(&self, request: &Request, now: Duration) -> Vec<u8> {
         let mut head = head(self.status, &self.headers, request, now);
         let with_body = request.method != "HEAD";
@@ -201,7 +199,7 @@ impl Response {
             head.push_str("Transfer-Encoding: chunked\r\n\r\n");
             let mut bytes = head.into_bytes();
             if with_body {
-                // Half and half, so that a reader of one chunk only is found out.
+                // Two chunks, to expose clients that read only one.
                 let (first, second) = self.body.as_bytes().split_at(self.body.len() / 2);
                 push_chunk(&mut bytes, first);
                 push_chunk(&mut bytes, second);
@@ -217,7 +215,7 @@ impl Response {
     }
 }
 
-/// A response head up to where the framing header is due.
+/// Returns a response head up to the header that frames the body.
 pub(super) fn head(status: u16, headers: &[(&'static str, String)], request: &Request, now: Duration) -> String {
     let reason = reason(status);
     let own_date = headers.iter().find(|(name, _)| *name == "Date").map(|(_, value)| value.clone());
@@ -236,7 +234,7 @@ pub(super) fn head(status: u16, headers: &[(&'static str, String)], request: &Re
     head
 }
 
-/// Appends one chunk; an empty payload would end the body, so it is left out.
+/// Appends a chunk. Leaves out an empty one, which would end the body.
 pub(super) fn push_chunk(bytes: &mut Vec<u8>, payload: &[u8]) {
     if !payload.is_empty() {
         bytes.extend_from_slice(format!("{:x}\r\n", payload.len()).as_bytes());
@@ -245,7 +243,7 @@ pub(super) fn push_chunk(bytes: &mut Vec<u8>, payload: &[u8]) {
     }
 }
 
-/// A JSON string with its quotes.
+/// Returns a JSON string with its quotes.
 pub(super) fn json_string(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
@@ -277,7 +275,7 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// A field of a form or a query, decoded.
+/// Returns a decoded field of a form or a query.
 pub(super) fn form_field(form: &str, name: &str) -> Option<String> {
     form.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -285,8 +283,8 @@ pub(super) fn form_field(form: &str, name: &str) -> Option<String> {
     })
 }
 
-/// Percent-decodes. A plus is a space, in paths too: that is CouchDB's default, so a database
-/// `a+b` is reached as `/a%2Bb` alone.
+/// Decodes percent-encoding. As in CouchDB, a plus is a space in paths too: a database `a+b` is
+/// reached as `/a%2Bb` only.
 pub(super) fn unquote(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -304,7 +302,7 @@ pub(super) fn unquote(text: &str) -> String {
 
 const BASE64URL: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-/// Base64url without padding.
+/// Encodes as base64url without padding.
 pub(super) fn to_base64url(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for group in bytes.chunks(3) {
@@ -320,7 +318,7 @@ pub(super) fn to_base64url(bytes: &[u8]) -> String {
     text
 }
 
-/// Either alphabet of base64, padded or not.
+/// Decodes either alphabet of base64, padded or not.
 pub(super) fn from_base64(text: &str) -> Option<Vec<u8>> {
     let text = text.trim_end_matches('=');
     if text.len() % 4 == 1 {
@@ -347,13 +345,13 @@ pub(super) fn from_base64(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The date of HTTP headers and cookies.
+/// Returns the date for HTTP headers and cookies.
 pub(super) fn http_date(since_1970: Duration) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let seconds = since_1970.as_secs();
     let days = seconds / 86_400;
-    // Howard Hinnant's civil_from_days: years that begin in March have the leap day at their end.
+    // Howard Hinnant's civil_from_days: years begin in March, so the leap day is their last day.
     let shifted = days + 719_468;
     let era = shifted / 146_097;
     let day_of_era = shifted % 146_097;
@@ -378,7 +376,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_goes_there_and_back() {
+    fn base64_round_trips() {
         for length in 0..40_u8 {
             let bytes: Vec<u8> = (0..length).map(|value| value.wrapping_mul(37)).collect();
             let text = to_base64url(&bytes);
@@ -398,12 +396,12 @@ mod tests {
     }
 
     #[test]
-    fn unquote_takes_odd_escapes_as_they_stand() {
+    fn unquote_keeps_invalid_escapes() {
         assert_eq!(unquote("a%2Fb+c%zz%4"), "a/b c%zz%4");
     }
 
     #[test]
-    fn chunked_bodies_need_all_of_themselves() {
+    fn every_prefix_of_a_chunked_body_needs_more() {
         let wire = b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n";
         for end in 0..wire.len() {
             assert_eq!(parse_chunked(&wire[..end]), Ok(None), "{end}");

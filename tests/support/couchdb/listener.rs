@@ -1,7 +1,7 @@
-//! Accepts connections, and notices at once when a peer leaves.
+//! Accepts connections, and notices at once when a peer disconnects.
 //!
-//! Both are the work of one thread with a `mio::Poll`. A connection's own thread cannot notice: it
-//! waits for changes, and leaves a byte of the request unread that hides the end behind it.
+//! One thread with a `mio::Poll` does both. The thread of a connection cannot notice it: that
+//! thread waits for changes, and leaves a byte unread that hides the end behind it.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,10 +18,10 @@ const LISTENER: Token = Token(0);
 const WAKER: Token = Token(1);
 /// Connection `n` has the token `n + FIRST_CONNECTION`.
 const FIRST_CONNECTION: u64 = 2;
-/// After an accept failed (there are no more files, say) it is tried again so much later.
+/// Pause after a failed accept, such as one without free descriptors.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// The listening socket and who is told about it.
+/// The listening socket, with the registry of the poll that watches it.
 #[derive(Debug)]
 pub(super) struct Listener {
     registry: Registry,
@@ -34,7 +34,7 @@ struct Socket {
     open: Option<(TcpListener, mio::net::TcpListener)>,
     paused: bool,
     accepted: u64,
-    /// An accept failed although someone may be waiting.
+    /// Whether the last accept failed although a client may be waiting.
     failed: bool,
 }
 
@@ -49,7 +49,7 @@ impl Listener {
         Ok((poll, listener))
     }
 
-    /// Listens; the address says on which port.
+    /// Listens on an address, and returns it with its port.
     pub(super) fn open(&self, address: SocketAddr) -> io::Result<SocketAddr> {
         let mut socket = self.socket.lock().expect("no thread panics with the lock");
         if let Some((open, _)) = &socket.open {
@@ -64,7 +64,7 @@ impl Listener {
         Ok(address)
     }
 
-    /// Stops listening: from here on connects are refused.
+    /// Stops listening: from here on connections are refused.
     pub(super) fn close(&self) {
         let mut socket = self.socket.lock().expect("no thread panics with the lock");
         if let Some((_, mut watched)) = socket.open.take() {
@@ -72,7 +72,7 @@ impl Listener {
         }
     }
 
-    /// Leaves connections in the backlog, or takes them again.
+    /// Leaves connections in the backlog, or accepts them again.
     pub(super) fn pause(&self, paused: bool) {
         let mut socket = self.socket.lock().expect("no thread panics with the lock");
         socket.paused = paused;
@@ -84,7 +84,7 @@ impl Listener {
         let _ = self.waker.wake();
     }
 
-    /// Accepts and watches until the stand-in stops.
+    /// Accepts and watches connections until the stand-in stops.
     pub(super) fn run(self: &Arc<Self>, mut poll: Poll, shared: &Arc<Shared>) {
         let mut events = Events::with_capacity(256);
         while !shared.lock().stopping {
@@ -112,7 +112,7 @@ impl Listener {
             match open.accept() {
                 Ok((stream, peer)) => {
                     socket.accepted += 1;
-                    // Under the lock of the socket: who closes it afterwards finds the connection.
+                    // Under the lock of the socket: a later `close` then finds the connection.
                     if let Err(error) = self.start(shared, stream, peer, socket.accepted) {
                         log::debug!("the stand-in cannot serve a connection: {error}");
                     }
@@ -152,7 +152,7 @@ impl Listener {
         let listener = Arc::clone(self);
         thread::Builder::new().name(format!("stand-in-{number}")).spawn(move || {
             connection::serve(&guard.shared, &stream, number, peer);
-            // All that holds the socket goes before the connection counts as closed.
+            // Every handle of the socket is dropped before the connection counts as closed.
             let _ = listener.registry.deregister(&mut watched);
             drop(watched);
             guard.shared.lock().links.remove(&number);
@@ -163,7 +163,7 @@ impl Listener {
     }
 }
 
-/// A peer that only closed its sending side counts as gone too: no client of a feed does that.
+/// Handles the end of a peer, or of its sending half: no reader of a feed ends only that.
 fn peer_left(shared: &Shared, number: u64) {
     shared.change(|state| {
         if let Some(link) = state.links.get_mut(&number) {
@@ -172,7 +172,7 @@ fn peer_left(shared: &Shared, number: u64) {
     });
 }
 
-/// Forgets a connection when its thread ends, however that ends.
+/// Removes a connection when its thread ends, even by a panic.
 struct Guard {
     shared: Arc<Shared>,
     number: u64,

@@ -1,14 +1,14 @@
-//! A stand-in for CouchDB: as much of CouchDB's HTTP as this
-//! server meets, with the oddities that were seen on the wire, and with faults on demand.
+//! A stand-in for CouchDB: the part of CouchDB's HTTP interface that the server uses, with the
+//! oddities that were seen on the wire, and with faults on demand.
 //!
-//! It is a small server of its own, with threads that block, and shares no code with the server it
-//! stands beside: a mistake in one does not hide in the other. It stores no documents, it only
-//! counts writes.
+//! It is a small server with blocking threads, and shares no code with the server under test, so
+//! that a mistake in one does not hide in the other. It stores no documents and only counts writes.
 //!
 //! ```text
-//! stand_in  the handle ──▶ listener ──▶ connection ──▶ routes ─┬▶ sessions, accounts
-//!                           (one thread)  (a thread each)      └▶ feed ──▶ global_changes
-//!                                   all of them ──▶ state (one lock), faults, http, clock
+//! stand_in ──▶ listener ──▶ connection ─┬▶ routes ──▶ sessions ──▶ rejections
+//! (handle)   (one thread)  (one each)   └▶ feed
+//!
+//! all of these ──▶ state (one lock) ──▶ accounts, global_changes, nodes, faults ──▶ http, clock
 //! ```
 
 mod accounts;
@@ -20,6 +20,8 @@ mod global_changes;
 mod http;
 mod listener;
 mod nodes;
+mod options;
+mod rejections;
 mod routes;
 mod sessions;
 mod stand_in;
@@ -27,5 +29,6 @@ mod state;
 mod tests;
 
 pub use faults::{Chunking, FeedFault, SinceRefusal};
-pub use stand_in::{Options, StandIn};
+pub use options::Options;
+pub use stand_in::StandIn;
 pub use state::RecordedRequest;

@@ -1,44 +1,46 @@
-//! The nodes of the stand-in: their names, when each started, and the lines that a write makes on a cluster.
+//! The nodes of the stand-in: their names, their starts, and the lines that a write makes on a
+//! cluster.
 //!
-//! The stand-in has a calendar of its own: every restart takes a minute of it. So restarts in quick succession have
-//! starts that differ by more than a reader's tolerance, as those of a real CouchDB do, which takes seconds to boot. And
-//! a node that restarted started later than any moment at which another node replied before.
+//! The stand-in has its own calendar, in which each restart takes a minute. So restarts in quick
+//! succession differ by more than a reader's tolerance, as those of a real CouchDB do, which takes
+//! seconds to boot. A restarted node also starts later than any earlier reply of another node.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::global_changes::mix;
 
-/// How long the nodes have been up when the stand-in starts.
+/// Uptime of the nodes when the stand-in starts.
 const UP_FOR: Duration = Duration::from_secs(86_400);
-/// How long a restart takes in the stand-in's calendar.
+/// Duration of a restart in the stand-in's calendar.
 const RESTART: Duration = Duration::from_secs(60);
-/// Within this time every line of a write on a cluster appears.
+/// Time within which all lines of a write on a cluster appear.
 const ECHOES_WITHIN: Duration = Duration::from_millis(800);
-/// Of 160 writes on a real cluster of three nodes, so many made one line, two, three and four.
+/// Numbers of writes that made one, two, three and four lines, from 160 writes on a real cluster of
+/// three nodes.
 const LINES_OF_WRITES: [u64; 4] = [27, 40, 63, 30];
 
-/// One node.
+/// A node.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) name: String,
-    /// When it started, in the stand-in's calendar.
+    /// Time of its start, in the stand-in's calendar.
     pub(super) started: Duration,
-    /// Whether it runs and can be asked.
+    /// Whether it runs and replies.
     pub(super) is_up: bool,
 }
 
-/// All nodes. One alone is no cluster.
+/// All nodes. A single one is no cluster.
 #[derive(Debug)]
 pub(super) struct Nodes {
     pub(super) all: Vec<Node>,
-    /// What `_membership` and `_node/…` are refused with.
+    /// Status that rejects requests to `_membership` and `_node/…`.
     pub(super) refusal: Option<u16>,
-    /// By how many seconds the clock of CouchDB is wrong.
+    /// Error of CouchDB's clock, in seconds.
     pub(super) clock_error: i64,
-    /// How many lines each write makes, instead of what a real cluster does.
+    /// Lines per write; None for the distribution of a real cluster.
     pub(super) lines_of_writes: Option<u64>,
-    /// Event documents that are written again, with the moment, soonest first.
+    /// Event documents to write again and their times, the earliest first.
     echoes: VecDeque<(Duration, String)>,
     restarts: u32,
     writes: u64,
@@ -69,12 +71,12 @@ impl Nodes {
         self.all.len() > 1
     }
 
-    /// Returns a moment of the stand-in's calendar, since 1970.
+    /// Returns the time in the stand-in's calendar, since 1970.
     pub(super) fn calendar(&self, now: Duration) -> Duration {
         now + RESTART * self.restarts
     }
 
-    /// Restarts all nodes, or one.
+    /// Restarts one node, or all of them.
     pub(super) fn restart(&mut self, which: Option<usize>, now: Duration) {
         self.restarts += 1;
         let started = self.calendar(now);
@@ -85,8 +87,7 @@ impl Nodes {
         }
     }
 
-    /// The node that a name stands for. A load balancer sends each request to the next node, so `_local` is any that
-    /// is up.
+    /// Returns the node of a name. `_local` is the next one that is up, as behind a load balancer.
     pub(super) fn find(&mut self, name: &str) -> Option<&Node> {
         if name != "_local" {
             return self.all.iter().find(|node| node.name == name && node.is_up);
@@ -96,7 +97,8 @@ impl Nodes {
         up.get(self.asked % up.len().max(1)).copied()
     }
 
-    /// A write of an event document: every node of a cluster writes it at its own tick, some of them together.
+    /// Schedules further lines for a write on a cluster: each node writes the event document at its
+    /// own tick, and some nodes do so together.
     pub(super) fn note_write(&mut self, id: &str, now: Duration) {
         if !self.are_a_cluster() {
             return;
@@ -120,13 +122,13 @@ impl Nodes {
         }
     }
 
-    /// The event documents that are due to be written again.
+    /// Takes the event documents that are due to be written again.
     pub(super) fn take_echoes(&mut self, now: Duration) -> Vec<String> {
         let due = self.echoes.partition_point(|(at, _)| *at <= now);
         self.echoes.drain(..due).map(|(_, id)| id).collect()
     }
 
-    /// When the next echo is due.
+    /// Returns the time of the next echo.
     pub(super) fn next_echo(&self) -> Option<Duration> {
         self.echoes.front().map(|(at, _)| *at)
     }

@@ -1,32 +1,34 @@
-//! What is asked for, who may have it, and the answers. Sessions are in `sessions.rs`.
+//! Routes: the targets of requests, the access to them, and the responses.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::accounts::{Identity, Refusal};
+use super::accounts::Identity;
 use super::faults::SinceRefusal;
 use super::feed::{FeedKind, FeedRequest};
 use super::global_changes::{GlobalChanges, revision};
 use super::http::{self, Request, Response, json_string, unquote};
+use super::rejections;
 use super::sessions;
 use super::state::{Database, Shared, State};
 
-/// What becomes of a request.
+/// The result of a request.
 #[derive(Debug)]
 pub(super) enum Answer {
     Response(Response),
     Feed(Box<FeedRequest>),
-    /// The connection ends without an answer.
+    /// The connection ends without a response.
     Close,
 }
 
-/// Answers one request; waits if a delay is wished for. That of logins is the one of when the request came.
+/// Answers a request after the delay that a test asked for. That of logins was read when the
+/// request arrived.
 pub(super) fn answer(shared: &Shared, request: &Request, login_delay: Duration) -> Answer {
     let path = request.path();
     let Some(path) = path.strip_prefix(shared.path_prefix.as_str()).and_then(|path| path.strip_prefix('/')) else {
-        return Answer::Response(missing());
+        return Answer::Response(rejections::missing());
     };
     let segments: Vec<String> = path.split('/').map(unquote).collect();
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
@@ -37,7 +39,7 @@ pub(super) fn answer(shared: &Shared, request: &Request, login_delay: Duration) 
         });
     }
     if let Some(status) = fault(shared, request, &segments, login_delay) {
-        return Answer::Response(fault_response(status));
+        return Answer::Response(rejections::fault(status));
     }
     if let Some(response) = other_security(shared, request, &segments) {
         return Answer::Response(response);
@@ -45,15 +47,15 @@ pub(super) fn answer(shared: &Shared, request: &Request, login_delay: Duration) 
     let now = shared.clock.now();
     let mut answer = shared.change(|state| {
         if request.wants_page() && feed_kind(&segments).is_some() {
-            return Answer::Response(login_page());
+            return Answer::Response(rejections::redirect_to_login());
         }
         let identity = match state.accounts.authenticate(request, now) {
             Ok(identity) => identity,
-            Err(refusal) => return Answer::Response(refuse(refusal)),
+            Err(refusal) => return Answer::Response(rejections::reject(refusal)),
         };
         let logs_in = request.method == "POST" && segments == ["_session"];
         if state.require_valid_user && identity.name.is_none() && !logs_in && segments != ["_up"] {
-            return Answer::Response(unauthorized("Authentication required."));
+            return Answer::Response(rejections::unauthorized("Authentication required."));
         }
         let mut answer = route(state, request, &segments, &identity, now);
         if let Some(cookie) = identity.renewed {
@@ -65,12 +67,12 @@ pub(super) fn answer(shared: &Shared, request: &Request, login_delay: Duration) 
         && response.status == 401
         && request.wants_page()
     {
-        *response = login_page();
+        *response = rejections::redirect_to_login();
     }
     answer
 }
 
-/// Waits as long as is wished for this kind of request, and says whether it is to fail.
+/// Waits for the delay of this kind of request, and returns the status that it is to fail with.
 fn fault(shared: &Shared, request: &Request, segments: &[&str], login_delay: Duration) -> Option<u16> {
     let is_access = matches!((request.method.as_str(), segments), ("GET" | "HEAD", [_] | [_, "_security"]))
         && !matches!(segments[0], "" | "_membership");
@@ -116,7 +118,7 @@ fn fault(shared: &Shared, request: &Request, segments: &[&str], login_delay: Dur
     }
 }
 
-/// The answer that was asked for in place of a database's `_security`.
+/// Returns the response that a test set in place of a database's `_security`.
 fn other_security(shared: &Shared, request: &Request, segments: &[&str]) -> Option<Response> {
     let ("GET", [name, "_security"]) = (request.method.as_str(), segments) else { return None };
     let state = shared.lock();
@@ -134,7 +136,7 @@ fn feed_kind(segments: &[&str]) -> Option<FeedKind> {
     }
 }
 
-/// Hands out a fresh cookie, unless the answer sets one already.
+/// Adds a new cookie, unless the response sets one already.
 fn renew(answer: &mut Answer, cookie: String) {
     let headers = match answer {
         Answer::Response(response) => &mut response.headers,
@@ -157,11 +159,11 @@ fn route(state: &mut State, request: &Request, segments: &[&str], identity: &Ide
         ("POST", ["_session"]) => sessions::log_in(state, request, now),
         ("GET" | "HEAD", ["_session"]) => sessions::show(identity),
         ("DELETE", ["_session"]) => sessions::log_out(),
-        (_, ["_session"]) => not_allowed("GET,HEAD,POST,DELETE"),
+        (_, ["_session"]) => rejections::not_allowed("GET,HEAD,POST,DELETE"),
         (_, ["_all_dbs" | "_dbs_info" | "_membership"] | ["_global_changes" | "_dbs" | "_node", ..])
             if !identity.is_admin() =>
         {
-            not_admin()
+            rejections::not_admin()
         }
         (_, ["_node", _, "_config", section, key]) => config(state, request, section, key),
         ("GET", ["_membership"] | ["_node", ..]) => nodes(state, &segments[1..], now),
@@ -176,23 +178,23 @@ fn route(state: &mut State, request: &Request, segments: &[&str], identity: &Ide
         ("PUT" | "DELETE", [name, "_local", _]) => write(state, method, name, Some("_local/"), identity),
         ("PUT" | "DELETE", [name, "_design", view]) => write(state, method, name, Some(view), identity),
         (_, [name, ..]) => match readable(state, name, identity) {
-            Ok(_) => missing(),
+            Ok(_) => rejections::missing(),
             Err(response) => response,
         },
-        (_, []) => missing(),
+        (_, []) => rejections::missing(),
     };
     Answer::Response(response)
 }
 
 fn feed(state: &mut State, request: &Request, kind: FeedKind, identity: &Identity) -> Answer {
     let parsed = if !identity.is_admin() {
-        Err(not_admin())
+        Err(rejections::not_admin())
     } else if !matches!(request.method.as_str(), "GET" | "HEAD" | "POST") {
-        Err(not_allowed("GET,HEAD,POST"))
+        Err(rejections::not_allowed("GET,HEAD,POST"))
     } else {
         match &state.global {
             Some(global) => FeedRequest::parse(request, kind, global),
-            None => Err(no_database()),
+            None => Err(rejections::no_database()),
         }
     };
     if parsed.as_ref().is_ok_and(|feed| feed.continuous)
@@ -204,7 +206,7 @@ fn feed(state: &mut State, request: &Request, kind: FeedKind, identity: &Identit
                 let elsewhere = "http://127.0.0.1:9/elsewhere".to_owned();
                 Answer::Response(Response::json(status, "").with("Location", elsewhere))
             }
-            SinceRefusal::Status(status) => Answer::Response(fault_response(status)),
+            SinceRefusal::Status(status) => Answer::Response(rejections::fault(status)),
             SinceRefusal::Close => Answer::Close,
         };
     }
@@ -223,10 +225,10 @@ fn feed(state: &mut State, request: &Request, kind: FeedKind, identity: &Identit
     }
 }
 
-/// `_membership`, and what a node says of itself.
+/// Replies to `_membership`, and to requests about a node.
 fn nodes(state: &mut State, path: &[&str], now: Duration) -> Response {
     if let Some(status) = state.nodes.refusal {
-        return fault_response(status);
+        return rejections::fault(status);
     }
     match path {
         [] => {
@@ -252,20 +254,20 @@ fn nodes(state: &mut State, path: &[&str], now: Duration) -> Response {
                     let system = format!(r#"{{"uptime":{uptime},"memory":{{"other":26200472}},"run_queue":0}}"#);
                     Response::json(200, &system).with("Date", date)
                 }
-                _ => missing(),
+                _ => rejections::missing(),
             }
         }
     }
 }
 
-/// `_global_changes` as an ordinary database, for admins.
+/// Serves `_global_changes` as an ordinary database, for admins.
 fn global_changes(state: &mut State, request: &Request, rest: &[&str]) -> Response {
     match (request.method.as_str(), rest) {
         ("PUT", []) if state.create_global_changes() => Response::json(201, r#"{"ok":true}"#),
-        ("PUT", []) => already_there(),
+        ("PUT", []) => rejections::database_exists(),
         ("DELETE", []) if state.delete_database("_global_changes") => Response::json(200, r#"{"ok":true}"#),
         (method, rest) => match &mut state.global {
-            None => no_database(),
+            None => rejections::no_database(),
             Some(global) => match (method, rest) {
                 ("GET" | "HEAD", []) => global_info(global),
                 ("GET" | "HEAD", ["_security"]) => Response::json(200, "{}"),
@@ -279,7 +281,7 @@ fn global_changes(state: &mut State, request: &Request, rest: &[&str]) -> Respon
                 },
                 ("PUT", [id]) => write_event_document(global, id),
                 ("PUT", ["_design", view]) => write_event_document(global, &format!("_design/{view}")),
-                _ => missing(),
+                _ => rejections::missing(),
             },
         },
     }
@@ -328,7 +330,8 @@ fn all_docs(global: &GlobalChanges, keys: &[Value]) -> Response {
     Response { chunked: true, ..Response::json(200, &body) }
 }
 
-/// A value of the configuration. A write answers the value before it; defaults count as not there.
+/// Serves a value of the configuration. A write returns the value before it. Defaults count as
+/// missing.
 fn config(state: &mut State, request: &Request, section: &str, key: &str) -> Response {
     let old = state.config_value(section, key).map(json_string);
     let place = (section.to_owned(), key.to_owned());
@@ -346,7 +349,7 @@ fn config(state: &mut State, request: &Request, section: &str, key: &str) -> Res
             Some(old) => Response::json(200, &json_string(&old)),
             None => Response::error(404, "not_found", "unknown_config_value"),
         },
-        _ => not_allowed("DELETE,GET,HEAD,PUT"),
+        _ => rejections::not_allowed("DELETE,GET,HEAD,PUT"),
     }
 }
 
@@ -373,18 +376,18 @@ fn database(state: &mut State, method: &str, name: &str, identity: &Identity) ->
             ),
             Err(response) => response,
         },
-        "PUT" | "DELETE" if !identity.is_admin() => not_admin(),
+        "PUT" | "DELETE" if !identity.is_admin() => rejections::not_admin(),
         "PUT" if !is_legal_name(name) => Response::error(
             400,
             "illegal_database_name",
             "Only lowercase characters (a-z), digits (0-9), and any of the characters _, $, (, ), +, -, and / are allowed. Must begin with a letter.",
         ),
         "PUT" if state.create_database(name) => Response::json(201, r#"{"ok":true}"#),
-        "PUT" => already_there(),
+        "PUT" => rejections::database_exists(),
         "DELETE" if state.delete_database(name) => Response::json(200, r#"{"ok":true}"#),
-        "DELETE" => no_database(),
+        "DELETE" => rejections::no_database(),
         "POST" => write(state, method, name, None, identity),
-        _ => not_allowed("DELETE,GET,HEAD,POST,PUT"),
+        _ => rejections::not_allowed("DELETE,GET,HEAD,POST,PUT"),
     }
 }
 
@@ -403,7 +406,7 @@ fn security(state: &mut State, request: &Request, name: &str, identity: &Identit
     };
     match request.method.as_str() {
         "GET" | "HEAD" => Response::json(200, &database.security.to_string()),
-        "PUT" if !identity.is_admin() => unauthorized("You are not a db or server admin."),
+        "PUT" if !identity.is_admin() => rejections::unauthorized("You are not a db or server admin."),
         "PUT" => match serde_json::from_slice::<Value>(&request.body) {
             Ok(security) if security.is_object() => {
                 database.security = security;
@@ -411,11 +414,11 @@ fn security(state: &mut State, request: &Request, name: &str, identity: &Identit
             }
             _ => Response::error(400, "bad_request", "invalid UTF-8 JSON"),
         },
-        _ => not_allowed("GET,HEAD,PUT"),
+        _ => rejections::not_allowed("GET,HEAD,PUT"),
     }
 }
 
-/// A write of a document: counted, never stored. A `_local` one fires no event.
+/// Counts a write of a document and stores nothing. A `_local` document fires no event.
 fn write(state: &mut State, method: &str, name: &str, id: Option<&str>, identity: &Identity) -> Response {
     let writes = match readable(state, name, identity) {
         Ok(database) => {
@@ -442,13 +445,13 @@ fn write(state: &mut State, method: &str, name: &str, id: Option<&str>, identity
     )
 }
 
-/// The database, if it is there and this user may read it.
+/// Returns the database if it exists and the user may read it.
 fn readable<'a>(state: &'a mut State, name: &str, identity: &Identity) -> Result<&'a mut Database, Response> {
-    let database = state.databases.get_mut(name).ok_or_else(no_database)?;
+    let database = state.databases.get_mut(name).ok_or_else(rejections::no_database)?;
     if is_member(&database.security, identity) {
         Ok(database)
     } else if identity.name.is_none() {
-        Err(unauthorized("You are not authorized to access this db."))
+        Err(rejections::unauthorized("You are not authorized to access this db."))
     } else {
         let reason = "You are not allowed to access this db.";
         Err(Response::error(403, "forbidden", reason))
@@ -476,62 +479,4 @@ fn welcome() -> Response {
         200,
         r#"{"couchdb":"Welcome","version":"3.5.0","git_sha":"11f0d3643","uuid":"00000000000000000000000000000000","features":["access-ready","partitioned","pluggable-storage-engines","reshard","scheduler"],"vendor":{"name":"couchdb-howler, a stand-in"}}"#,
     )
-}
-
-fn refuse(refusal: Refusal) -> Response {
-    match refusal {
-        Refusal::Incorrect => unauthorized("Name or password is incorrect."),
-        Refusal::Locked => {
-            Response::error(403, "forbidden", "Account is temporarily locked due to multiple authentication failures")
-        }
-        Refusal::MalformedCookie => {
-            Response::error(400, "bad_request", "Malformed AuthSession cookie. Please clear your cookies.")
-        }
-        Refusal::BadToken => Response::error(400, "bad_request", "Bad HMAC"),
-        Refusal::ExpiredToken => unauthorized("exp not in future"),
-    }
-}
-
-/// The answer to a refused login is the same, with an empty cookie.
-pub(super) fn refuse_login(refusal: Refusal) -> Response {
-    refuse(refusal).with("Set-Cookie", sessions::EMPTY_COOKIE.to_owned())
-}
-
-fn fault_response(status: u16) -> Response {
-    match status {
-        401 => unauthorized("Name or password is incorrect."),
-        403 => refuse(Refusal::Locked),
-        404 => no_database(),
-        _ => Response::error(status, "internal_server_error", "a fault was asked for"),
-    }
-}
-
-fn login_page() -> Response {
-    Response::json(302, "")
-        .with("Location", "/_utils/session.html?return=%2F&reason=You%20are%20not%20a%20server%20admin.".to_owned())
-}
-
-fn unauthorized(reason: &str) -> Response {
-    Response::error(401, "unauthorized", reason)
-}
-
-fn not_admin() -> Response {
-    unauthorized("You are not a server admin.")
-}
-
-fn no_database() -> Response {
-    Response::error(404, "not_found", "Database does not exist.")
-}
-
-fn missing() -> Response {
-    Response::error(404, "not_found", "missing")
-}
-
-fn already_there() -> Response {
-    Response::error(412, "file_exists", "The database could not be created, the file already exists.")
-}
-
-fn not_allowed(methods: &str) -> Response {
-    let reason = format!("Only {methods} allowed");
-    Response::error(405, "method_not_allowed", &reason).with("Allow", methods.to_owned())
 }

@@ -1,4 +1,4 @@
-//! `/_session`: logging in, asking who one is, logging out.
+//! `/_session`: login, identity and logout.
 
 use std::time::Duration;
 
@@ -6,13 +6,10 @@ use serde_json::Value;
 
 use super::accounts::{Identity, Refusal};
 use super::http::{Request, Response, form_field};
-use super::routes::refuse_login;
+use super::rejections::{EMPTY_COOKIE, reject_login};
 use super::state::State;
 
-/// What a refused login and a logout set.
-pub(super) const EMPTY_COOKIE: &str = "AuthSession=; Version=1; Path=/; HttpOnly";
-
-/// `POST /_session`
+/// Serves `POST /_session`.
 pub(super) fn log_in(state: &mut State, request: &Request, now: Duration) -> Response {
     let (name, password) = match credentials(request) {
         Ok(credentials) => credentials,
@@ -24,12 +21,12 @@ pub(super) fn log_in(state: &mut State, request: &Request, now: Duration) -> Res
             let cookie = state.accounts.new_cookie(&name, now);
             Response::json(200, &format!(r#"{{"ok":true,{}}}"#, identity.to_json())).with("Set-Cookie", cookie)
         }
-        Err(refusal @ (Refusal::Incorrect | Refusal::Locked)) => refuse_login(refusal),
-        Err(_) => refuse_login(Refusal::Incorrect),
+        Err(refusal @ (Refusal::Incorrect | Refusal::Locked)) => reject_login(refusal),
+        Err(_) => reject_login(Refusal::Incorrect),
     }
 }
 
-/// `GET /_session`
+/// Serves `GET /_session`.
 pub(super) fn show(identity: &Identity) -> Response {
     let method = identity.method.map_or_else(String::new, |method| format!(r#","authenticated":"{method}""#));
     Response::json(
@@ -41,7 +38,7 @@ pub(super) fn show(identity: &Identity) -> Response {
     )
 }
 
-/// `DELETE /_session`: the browser forgets the cookie, CouchDB does not.
+/// Serves `DELETE /_session`. The browser drops the cookie, and CouchDB goes on accepting it.
 pub(super) fn log_out() -> Response {
     Response::json(200, r#"{"ok":true}"#).with("Set-Cookie", EMPTY_COOKIE.to_owned())
 }
@@ -77,7 +74,7 @@ fn credentials(request: &Request) -> Result<(String, String), Response> {
     }
 }
 
-/// CouchDB crashes over a name or password that is no string.
+/// Returns the string of a JSON value. CouchDB crashes over any other value.
 fn text(value: &Value) -> Result<String, Response> {
     value.as_str().map(str::to_owned).ok_or_else(|| Response::error(500, "unknown_error", "badarg"))
 }

@@ -1,4 +1,4 @@
-//! Everything the stand-in remembers, behind one lock, and the two conditions to wait on.
+//! The state of the stand-in behind one lock, and two conditions to wait for.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -13,80 +13,80 @@ use super::faults::{Faults, FeedFault};
 use super::global_changes::GlobalChanges;
 use super::http::Request;
 use super::nodes::Nodes;
-use super::stand_in::Options;
+use super::options::Options;
 
-/// Requests that are remembered; the oldest are forgotten first.
+/// Most requests that are recorded. The oldest ones are dropped first.
 const RECORDED_LIMIT: usize = 100_000;
-/// How long the thread of echoes sleeps when none is due.
+/// Longest pause between two looks for due echoes.
 const ECHO_PAUSE: Duration = Duration::from_millis(20);
 
-/// A request as it came in.
+/// A received request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordedRequest {
     /// `GET`, `POST` and so on.
     pub method: String,
     /// Path and query, as sent.
     pub target: String,
-    /// Names and values in the order they were sent.
+    /// Names and values in the order of the request.
     pub headers: Vec<(String, String)>,
     /// The body without its framing.
     pub body: Vec<u8>,
-    /// The other end of the socket.
+    /// Address of the peer.
     pub peer: SocketAddr,
-    /// Counts connections: requests of one number came over one connection.
+    /// Number of the connection.
     pub connection: u64,
-    /// When it was complete, since the stand-in was started.
+    /// Time of arrival, since the start of the stand-in.
     pub at: Duration,
 }
 
 impl RecordedRequest {
-    /// The first header of that name, whatever its case.
+    /// Returns the first header of that name, in any case of letters.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 }
 
-/// What a test may wait for.
+/// Counters that a test may wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
-    /// Requests that came in, since the start.
+    /// Requests since the start.
     pub requests: usize,
-    /// Of them, those for a continuous feed.
+    /// Requests for a continuous feed.
     pub feed_requests: usize,
-    /// Of them, those for a feed that is answered at once (the pin of the start).
+    /// Requests for a feed that ends at once, such as those for the position of the start.
     pub pin_requests: usize,
-    /// Of them, those for `/_session`.
+    /// Requests for `/_session`.
     pub session_requests: usize,
-    /// Of them, those for the revisions of event documents.
+    /// Requests for the revisions of event documents.
     pub lookup_requests: usize,
-    /// Those of them for a database or its `_security`.
+    /// Requests for a database or its `_security`.
     pub access_requests: usize,
-    /// Requests being answered now; an open feed is none of them.
+    /// Requests in progress. Open feeds do not count.
     pub in_flight: usize,
-    /// The most there ever were.
+    /// Highest value of `in_flight`.
     pub peak_in_flight: usize,
-    /// Requests for `/_session` being answered now.
+    /// Requests for `/_session` in progress.
     pub sessions_in_flight: usize,
-    /// The most there ever were.
+    /// Highest value of `sessions_in_flight`.
     pub peak_sessions_in_flight: usize,
-    /// Connections that are open now.
+    /// Open connections.
     pub open_connections: usize,
-    /// The most there ever were.
+    /// Highest value of `open_connections`.
     pub peak_connections: usize,
-    /// Connections that were accepted, since the start.
+    /// Connections since the start.
     pub connections: usize,
-    /// Continuous feeds that are open now.
+    /// Open continuous feeds.
     pub open_feeds: usize,
 }
 
-/// An ordinary database: who may read it and how often it was written.
+/// An ordinary database.
 #[derive(Debug)]
 pub(super) struct Database {
     pub(super) security: Value,
     pub(super) writes: u64,
 }
 
-/// Something for one feed to do once it gave out the log up to a place.
+/// An order for a feed, to be carried out after the log up to an index.
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) at: usize,
@@ -97,24 +97,24 @@ pub(super) struct Order {
 pub(super) enum OrderKind {
     /// Send this line.
     Line(Arc<[u8]>),
-    /// Send these bytes as they are, outside of any chunk.
+    /// Send these bytes outside of any chunk.
     Raw(Arc<[u8]>),
     Break(FeedFault),
 }
 
-/// What others may do to a connection.
+/// A connection, as other threads see it.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) stream: Arc<TcpStream>,
-    /// The peer left or the stand-in wants the connection to end.
+    /// Whether the peer disconnected, or the connection is to end.
     pub(super) gone: bool,
-    /// Orders for the feed it carries, if it carries one.
+    /// Orders for its feed; None without a feed.
     pub(super) feed: Option<VecDeque<Order>>,
-    /// The connection died without a word: what comes in is not seen, and nothing goes out.
+    /// Whether the connection is dead but open: it ignores what arrives, and sends nothing.
     pub(super) silent: bool,
 }
 
-/// All that is remembered.
+/// The state of the stand-in.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) databases: BTreeMap<String, Database>,
@@ -122,7 +122,7 @@ pub(super) struct State {
     pub(super) accounts: Accounts,
     pub(super) require_valid_user: bool,
     pub(super) faults: Faults,
-    /// Values of the configuration that were set, by section and key.
+    /// Configured values by section and key.
     pub(super) config: BTreeMap<(String, String), String>,
     pub(super) links: HashMap<u64, Link>,
     pub(super) counters: Counters,
@@ -131,8 +131,8 @@ pub(super) struct State {
     pub(super) nodes: Nodes,
     clock: Clock,
     tick: Duration,
-    /// Event documents to write at the next tick. A set, for one line each, and one without an
-    /// order, as CouchDB's events of one tick have none.
+    /// Event documents to write at the next tick. A set makes one line of each, and has no order,
+    /// just like the events of a tick in CouchDB.
     pending: HashSet<String>,
     last_incarnation: u32,
 }
@@ -168,7 +168,7 @@ impl State {
         state
     }
 
-    /// Makes `_global_changes`; false if it is there.
+    /// Creates `_global_changes`; false if it exists.
     pub(super) fn create_global_changes(&mut self) -> bool {
         if self.global.is_some() {
             return false;
@@ -178,7 +178,7 @@ impl State {
         true
     }
 
-    /// Makes a database that admits admins only; false if it is there.
+    /// Creates a database that only admins may read; false if it exists.
     pub(super) fn create_database(&mut self, name: &str) -> bool {
         if name == "_global_changes" {
             return self.create_global_changes();
@@ -191,7 +191,7 @@ impl State {
         true
     }
 
-    /// Deletes a database; false if it is not there.
+    /// Deletes a database; false if there is none.
     pub(super) fn delete_database(&mut self, name: &str) -> bool {
         if name == "_global_changes" {
             return self.global.take().is_some();
@@ -203,7 +203,7 @@ impl State {
         true
     }
 
-    /// Notes that event documents are due: at once as one batch, or at the next tick.
+    /// Writes event documents, at once as one batch, or at the next tick.
     pub(super) fn fire<S: AsRef<str>>(&mut self, ids: impl IntoIterator<Item = S>) {
         if self.faults.losing || self.config_value("global_changes", "update_db") == Some("false") {
             return;
@@ -223,12 +223,12 @@ impl State {
         }
     }
 
-    /// A value of the configuration, if it was set.
+    /// Returns a value of the configuration, if it was set.
     pub(super) fn config_value(&self, section: &str, key: &str) -> Option<&str> {
         self.config.get(&(section.to_owned(), key.to_owned())).map(String::as_str)
     }
 
-    /// Makes all connections that there are die without a word.
+    /// Lets all open connections die silently.
     pub(super) fn silence_links(&mut self) {
         for link in self.links.values_mut() {
             link.silent = true;
@@ -240,7 +240,7 @@ impl State {
         self.links.get(&connection).is_some_and(|link| link.silent)
     }
 
-    /// One tick: writes the event documents that are due.
+    /// Writes the event documents of a tick.
     pub(super) fn flush_events(&mut self) {
         if self.pending.is_empty() {
             return;
@@ -259,7 +259,7 @@ impl State {
         }
     }
 
-    /// Writes the event documents whose echoes are due; when the next one is.
+    /// Writes the event documents whose echoes are due, and returns the time of the next echo.
     fn flush_echoes(&mut self) -> Option<Duration> {
         let due = self.nodes.take_echoes(self.clock.now());
         if let Some(global) = self.global.as_mut().filter(|_| !due.is_empty()) {
@@ -268,13 +268,13 @@ impl State {
         self.nodes.next_echo()
     }
 
-    /// Forgets the events that are due; their writes stand.
+    /// Drops the events of this tick. Writes that were counted stay.
     pub(super) fn lose_pending_events(&mut self) {
         self.pending.clear();
         self.nodes.forget_echoes();
     }
 
-    /// Gives all open feeds something to do after what was written so far.
+    /// Gives an order to all open feeds, to be carried out after everything written so far.
     pub(super) fn order_all(&mut self, what: &OrderKind) {
         let at = self.global.as_ref().map_or(0, GlobalChanges::end);
         for orders in self.links.values_mut().filter_map(|link| link.feed.as_mut()) {
@@ -282,11 +282,11 @@ impl State {
         }
     }
 
-    /// From here on the connection takes orders for its feed.
+    /// Lets a connection take orders for its feed.
     pub(super) fn open_feed(&mut self, connection: u64) {
         let at = self.global.as_ref().map_or(0, GlobalChanges::end);
         let fault = self.faults.next_feeds.pop_front().map(|fault| {
-            // What is replayed has lines to spoil, too.
+            // A replay has lines to spoil as well.
             let spoils = matches!(fault, FeedFault::SpoilNextLine | FeedFault::PadNextLine(_));
             Order { at: if spoils { 0 } else { at }, what: OrderKind::Break(fault) }
         });
@@ -295,7 +295,7 @@ impl State {
         }
     }
 
-    /// Tells all connections to end; their threads see it at the next read, write or wait.
+    /// Ends all connections. Their threads notice at the next read, write or wait.
     pub(super) fn close_links(&mut self) {
         for link in self.links.values_mut() {
             link.gone = true;
@@ -303,12 +303,12 @@ impl State {
         }
     }
 
-    /// Whether a connection should end.
+    /// Returns whether a connection is to end.
     pub(super) fn is_gone(&self, connection: u64) -> bool {
         self.stopping || self.links.get(&connection).is_none_or(|link| link.gone)
     }
 
-    /// Remembers a request and counts it.
+    /// Records and counts a request.
     pub(super) fn record(&mut self, request: &Request, at: Duration) {
         if self.requests.len() == RECORDED_LIMIT {
             self.requests.pop_front();
@@ -333,7 +333,7 @@ impl State {
         }
     }
 
-    /// A request is answered, or became a feed.
+    /// Counts a request as done when it was answered or became a feed.
     pub(super) fn finish(&mut self, request: &Request) {
         self.counters.in_flight -= 1;
         if is_session(request) {
@@ -353,13 +353,13 @@ impl Database {
     }
 }
 
-/// The state as all threads share it.
+/// The state that all threads share.
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
-    /// Something that feeds and delayed answers wait for.
+    /// Wakes feeds and delayed responses.
     pub(super) changed: Condvar,
-    /// Something that tests wait for.
+    /// Wakes tests.
     pub(super) observed: Condvar,
     pub(super) clock: Clock,
     pub(super) path_prefix: String,
@@ -378,7 +378,7 @@ impl Shared {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // A condition that a test handed in may panic; what it saw is whole nevertheless.
+        // The condition of a test may panic, but it cannot change the state.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -389,14 +389,14 @@ impl Shared {
         result
     }
 
-    /// Changes what tests wait for.
+    /// Changes the state and wakes the tests.
     pub(super) fn observe<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
         let result = action(&mut self.lock());
         self.observed.notify_all();
         result
     }
 
-    /// Waits on behalf of a connection, unless that ends first.
+    /// Waits in the thread of a connection until a time has passed or the connection ends.
     pub(super) fn pause(&self, connection: u64, duration: Duration) {
         let until = self.clock.now().saturating_add(duration);
         let mut state = self.lock();
@@ -409,7 +409,8 @@ impl Shared {
         }
     }
 
-    /// Waits on behalf of a connection for as long as something holds, unless the connection ends first.
+    /// Waits in the thread of a connection until a condition no longer holds or the connection
+    /// ends.
     pub(super) fn wait_while(&self, connection: u64, holds: impl Fn(&State) -> bool) {
         let mut state = self.lock();
         while holds(&state) && !state.is_gone(connection) {
@@ -417,7 +418,7 @@ impl Shared {
         }
     }
 
-    /// Waits until the state is as wished; false if the time ran out.
+    /// Waits until a condition holds; false after the timeout.
     pub(super) fn wait_until(&self, timeout: Duration, mut condition: impl FnMut(&State) -> bool) -> bool {
         let until = self.clock.now().saturating_add(timeout);
         let mut state = self.lock();
@@ -450,7 +451,7 @@ impl Shared {
 }
 
 impl Shared {
-    /// Writes the further lines that writes make on a cluster until the stand-in stops.
+    /// Writes the further lines of writes on a cluster until the stand-in stops.
     pub(super) fn echo(&self) {
         let mut state = self.lock();
         while !state.stopping {
@@ -462,7 +463,7 @@ impl Shared {
     }
 }
 
-/// Waits on a condition for a while; the guard comes back either way.
+/// Waits for a condition variable for a limited time.
 pub(super) fn wait<'a>(condition: &Condvar, state: MutexGuard<'a, State>, timeout: Duration) -> MutexGuard<'a, State> {
     condition.wait_timeout(state, timeout).unwrap_or_else(PoisonError::into_inner).0
 }

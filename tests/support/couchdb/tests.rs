@@ -1,4 +1,4 @@
-//! Talks to the stand-in over real sockets and checks it against what CouchDB was seen to do.
+//! Checks the stand-in over real sockets against the behaviour that was seen of CouchDB.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -13,7 +13,7 @@ use super::*;
 const SOON: Duration = Duration::from_secs(10);
 const ADMIN: &str = "Authorization: Basic YWRtaW46cGFzc3dvcmQ=\r\n";
 
-/// A client that reads what it is told to expect.
+/// A client that reads what a test expects.
 struct Client {
     stream: TcpStream,
     bytes: Vec<u8>,
@@ -37,7 +37,7 @@ impl Reply {
         })
     }
 
-    /// The cookie's value.
+    /// Returns the value of the cookie.
     fn cookie(&self) -> Option<&str> {
         let value = self.header("Set-Cookie")?.strip_prefix("AuthSession=")?;
         value.split(';').next()
@@ -90,7 +90,7 @@ impl Client {
         String::from_utf8(head).unwrap()
     }
 
-    /// One chunk; none is the zero chunk.
+    /// Reads a chunk; None is the zero chunk.
     fn chunk(&mut self) -> Option<String> {
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
@@ -103,7 +103,7 @@ impl Client {
         (size > 0).then(|| String::from_utf8(chunk).unwrap())
     }
 
-    /// The next chunk that is no heartbeat.
+    /// Reads the next chunk that is no heartbeat.
     fn event_chunk(&mut self) -> String {
         loop {
             let chunk = self.chunk().expect("the feed goes on");
@@ -113,7 +113,7 @@ impl Client {
         }
     }
 
-    /// Lines, whatever the chunks, until there are so many.
+    /// Reads this many lines from any number of chunks.
     fn lines(&mut self, count: usize) -> Vec<Value> {
         let mut text = String::new();
         while text.lines().filter(|line| !line.is_empty()).count() < count || !text.ends_with('\n') {
@@ -133,7 +133,7 @@ impl Client {
         self.bytes.drain(..count).collect()
     }
 
-    /// Everything up to the end, and how that came.
+    /// Reads up to the end of the connection, and returns the text and the error, if there is one.
     fn rest(&mut self) -> (String, Option<ErrorKind>) {
         let mut bytes = std::mem::take(&mut self.bytes);
         let end = self.stream.read_to_end(&mut bytes).err();
@@ -174,7 +174,7 @@ fn who(client: &mut Client, cookie: &str, headers: &str) -> Value {
     reply.json()["userCtx"]["name"].clone()
 }
 
-/// Asks now and then until there is an answer.
+/// Repeats a question until there is an answer.
 fn until<T>(mut ask: impl FnMut() -> Option<T>) -> T {
     let (_sender, receiver) = std::sync::mpsc::channel::<()>();
     let clock = Clock::start();
@@ -184,14 +184,14 @@ fn until<T>(mut ask: impl FnMut() -> Option<T>) -> T {
         }
         let _ = receiver.recv_timeout(Duration::from_millis(50));
     }
-    panic!("waited in vain");
+    panic!("no answer within {SOON:?}");
 }
 
 mod feeds {
     use super::*;
 
     #[test]
-    fn changes_come_as_chunks_of_whole_lines() {
+    fn changes_are_chunks_of_whole_lines() {
         let stand_in = start();
         let mut feed = Client::open_feed(&stand_in, "heartbeat=60000&since=now");
         assert!(stand_in.wait_for_feeds(1, SOON));
@@ -217,7 +217,7 @@ mod feeds {
     }
 
     #[test]
-    fn heartbeats_come_while_nothing_happens() {
+    fn feed_without_changes_sends_heartbeats() {
         let stand_in = start();
         let mut feed = Client::open_feed(&stand_in, "heartbeat=20&since=now");
         for _ in 0..3 {
@@ -228,7 +228,7 @@ mod feeds {
     }
 
     #[test]
-    fn without_a_heartbeat_a_feed_ends_and_the_connection_stays() {
+    fn feed_without_heartbeat_ends_and_keeps_the_connection() {
         let stand_in = start();
         stand_in.update("a");
         let mut feed = Client::open_feed(&stand_in, "timeout=30&since=now");
@@ -242,7 +242,7 @@ mod feeds {
     }
 
     #[test]
-    fn db_updates_hold_back_the_head() {
+    fn db_updates_sends_its_head_with_the_first_line() {
         let stand_in = start();
         let mut client = Client::new(&stand_in);
         let target = "/_db_updates?feed=continuous&heartbeat=60000&since=now";
@@ -267,7 +267,7 @@ mod feeds {
     }
 
     #[test]
-    fn db_updates_beat_irregularly_and_start_with_the_first_beat() {
+    fn db_updates_starts_with_a_heartbeat_and_sends_more() {
         let stand_in = start();
         let mut client = Client::new(&stand_in);
         client.send("GET", "/_db_updates?feed=continuous&heartbeat=20&since=now", ADMIN, "");
@@ -277,7 +277,7 @@ mod feeds {
     }
 
     #[test]
-    fn replays_name_each_document_once() {
+    fn replay_holds_each_document_once() {
         let stand_in = start();
         for _ in 0..5 {
             stand_in.update_many(&["a", "b", "c"]);
@@ -294,7 +294,7 @@ mod feeds {
     }
 
     #[test]
-    fn the_pin_answers_at_once() {
+    fn request_for_the_last_position_ends_at_once() {
         let stand_in = start();
         stand_in.update("a");
         let mut client = Client::new(&stand_in);
@@ -312,7 +312,7 @@ mod feeds {
     }
 
     #[test]
-    fn refusals_are_those_of_couchdb() {
+    fn feed_requests_are_rejected_as_by_couchdb() {
         let stand_in = start();
         stand_in.add_user("u", "p", &[]);
         let mut client = Client::new(&stand_in);
@@ -348,7 +348,7 @@ mod feeds {
     }
 
     #[test]
-    fn ticks_make_one_line_of_many_events() {
+    fn tick_makes_one_line_of_many_events() {
         let stand_in = StandIn::start(&Options { tick: Duration::from_millis(200), ..Options::default() }).unwrap();
         let mut feed = Client::open_feed(&stand_in, "heartbeat=60000&since=now");
         for _ in 0..50 {
@@ -366,7 +366,7 @@ mod feeds {
     }
 
     #[test]
-    fn a_deleted_global_changes_ends_its_feeds_and_starts_anew() {
+    fn deleted_global_changes_ends_its_feeds_and_restarts_revisions() {
         let stand_in = start();
         stand_in.update_many(&["a", "a"]);
         let old = stand_in.last_seq().unwrap();
@@ -393,7 +393,7 @@ mod feeds {
     }
 
     #[test]
-    fn a_million_updates_are_served() {
+    fn a_hundred_thousand_updates_are_sent() {
         let stand_in = start();
         let mut feed = Client::open_feed(&stand_in, "heartbeat=60000&since=now");
         let reader = std::thread::spawn(move || {
@@ -410,7 +410,7 @@ mod feeds {
         for round in 0..if cfg!(debug_assertions) { 100_000 } else { 1_000_000 } {
             stand_in.update(&names[round % names.len()]);
         }
-        // Thrice, should a read tear one of them.
+        // Three times, because a read may split one of them.
         stand_in.update_many(&["last", "last", "last"]);
         reader.join().unwrap();
     }
@@ -440,7 +440,7 @@ mod faults {
     }
 
     #[test]
-    fn injected_bytes_stand_between_the_lines() {
+    fn injected_bytes_appear_between_the_lines() {
         let stand_in = start();
         let mut feed = Client::open_feed(&stand_in, "heartbeat=60000&since=now");
         assert!(stand_in.wait_for_feeds(1, SOON));
@@ -462,7 +462,7 @@ mod faults {
     }
 
     #[test]
-    fn feeds_end_as_asked_for() {
+    fn faults_end_feeds() {
         let stand_in = start();
         let (text, end) = broken(&stand_in, FeedFault::Reset).rest();
         assert_eq!((text.as_str(), end), ("", Some(ErrorKind::ConnectionReset)));
@@ -480,7 +480,7 @@ mod faults {
     }
 
     #[test]
-    fn feeds_go_wrong_as_asked_for() {
+    fn faults_spoil_feeds() {
         let stand_in = start();
         let mut feed = broken(&stand_in, FeedFault::BrokenJson);
         assert!(serde_json::from_str::<Value>(&feed.chunk().unwrap()).is_err());
@@ -509,7 +509,7 @@ mod faults {
     }
 
     #[test]
-    fn a_silent_feed_stays_open() {
+    fn silent_feed_stays_open() {
         let stand_in = start();
         stand_in.break_next_feed(FeedFault::Silence);
         let mut feed = Client::open_feed(&stand_in, "heartbeat=20&since=now");
@@ -522,7 +522,7 @@ mod faults {
     }
 
     #[test]
-    fn it_refuses_and_accepts_again() {
+    fn refused_connections_are_accepted_again() {
         let stand_in = start();
         let mut feed = Client::open_feed(&stand_in, "heartbeat=60000&since=now");
         stand_in.refuse();
@@ -542,7 +542,7 @@ mod faults {
     }
 
     #[test]
-    fn a_restart_keeps_cookies_and_revisions_but_not_lost_events() {
+    fn restart_keeps_cookies_and_revisions_but_not_lost_events() {
         let stand_in = start();
         stand_in.add_user("u", "p", &[]);
         let reply = log_in(&mut Client::new(&stand_in), "u", "p", "");
@@ -559,7 +559,7 @@ mod faults {
     }
 
     #[test]
-    fn dropping_it_ends_everything() {
+    fn dropping_the_stand_in_ends_feeds_and_delays() {
         let stand_in = start();
         let mut feed = Client::open_feed(&stand_in, "heartbeat=60000&since=now");
         stand_in.set_login_delay(Duration::from_secs(3_600));
@@ -598,7 +598,7 @@ mod sessions {
     use super::*;
 
     #[test]
-    fn a_login_sets_a_cookie_that_names_the_user() {
+    fn login_sets_a_cookie_that_names_the_user() {
         let stand_in = start();
         stand_in.add_user("myuser", "p&=ä", &["gardener"]);
         let mut client = Client::new(&stand_in);
@@ -623,7 +623,7 @@ mod sessions {
     }
 
     #[test]
-    fn refused_logins_say_why() {
+    fn rejected_logins_have_a_reason() {
         let stand_in = start();
         let mut client = Client::new(&stand_in);
         let reply = log_in(&mut client, "nobody", "x", "");
@@ -651,7 +651,7 @@ mod sessions {
     }
 
     #[test]
-    fn bad_cookies_name_nobody() {
+    fn invalid_cookies_name_no_user() {
         let stand_in = start();
         stand_in.add_user("u", "p", &[]);
         let mut client = Client::new(&stand_in);
@@ -659,7 +659,7 @@ mod sessions {
         let forged = to_base64url(b"u:18F00000000:0123456789abcdef");
         for bad in ["", forged.as_str()] {
             assert_eq!(who(&mut client, bad, ""), Value::Null);
-            // Seen on the wire: credentials beside a bad cookie are taken instead.
+            // CouchDB was seen to accept credentials beside an invalid cookie.
             assert_eq!(who(&mut client, bad, ADMIN), "admin");
         }
         assert_eq!(who(&mut client, &cookie, ADMIN), "u");
@@ -700,7 +700,7 @@ mod sessions {
             StandIn::start(&Options { lockout: Some(Duration::from_secs(2)), ..Options::default() }).unwrap();
         stand_in.add_user("u", "p", &[]);
         let mut client = Client::new(&stand_in);
-        // The last address counts: the proxy before this server wrote it.
+        // The last address counts, which the nearest proxy wrote.
         let from = "X-Forwarded-For: 10.0.0.1, 192.0.2.1\r\n";
         for _ in 0..5 {
             assert_eq!(log_in(&mut client, "u", "x", from).status, 401);
@@ -714,7 +714,7 @@ mod sessions {
         assert_eq!(client.get("/", &basic).status, 403);
         assert_eq!(stand_in.lockouts(), 1);
         until(|| (log_in(&mut client, "u", "p", from).status == 200).then_some(()));
-        assert_eq!(log_in(&mut client, "u", "x", from).status, 401, "its failures are forgotten");
+        assert_eq!(log_in(&mut client, "u", "x", from).status, 401, "earlier failures no longer count");
     }
 
     #[test]
@@ -730,9 +730,9 @@ mod sessions {
         assert_eq!(accounts.lockouts, 1);
     }
 
-    /// All clients of a peer that is not believed are one, and the server's own admin is no exception.
+    /// Clients of an untrusted peer count as one, and the server's own admin is no exception.
     #[test]
-    fn a_peer_that_is_not_believed_is_locked_out_itself() {
+    fn untrusted_peer_is_locked_out_itself() {
         let address = std::net::SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0));
         let stand_in = StandIn::start(&Options { address, ..Options::default() }).unwrap();
         let mut client = Client::new(&stand_in);
@@ -763,7 +763,7 @@ mod databases {
     use super::*;
 
     #[test]
-    fn members_read_and_others_do_not() {
+    fn only_members_read() {
         let stand_in = start();
         stand_in.add_user("in", "p", &["r"]);
         stand_in.add_user("out", "p", &[]);
@@ -795,7 +795,7 @@ mod databases {
     }
 
     #[test]
-    fn a_database_for_some_or_for_everyone() {
+    fn database_is_created_for_some_or_for_everyone() {
         let stand_in = start();
         stand_in.add_user("u", "p", &[]);
         stand_in.create_database_for("hers", &["she"]);
@@ -808,7 +808,7 @@ mod databases {
     }
 
     #[test]
-    fn writes_count_up_event_documents_for_good() {
+    fn writes_increase_revisions_of_event_documents() {
         let stand_in = start();
         let mut client = Client::new(&stand_in);
         client.ask("PUT", "/a", ADMIN, "");
@@ -832,7 +832,7 @@ mod databases {
     }
 
     #[test]
-    fn everything_is_below_the_prefix() {
+    fn paths_start_with_the_prefix() {
         let stand_in = StandIn::start(&Options { path_prefix: "/couch".to_owned(), ..Options::default() }).unwrap();
         assert!(stand_in.url().ends_with("/couch"));
         let mut client = Client::new(&stand_in);
@@ -843,7 +843,7 @@ mod databases {
     }
 
     #[test]
-    fn requests_are_recorded_and_odd_ones_refused() {
+    fn requests_are_recorded_and_odd_ones_rejected() {
         let stand_in = start();
         let mut client = Client::new(&stand_in);
         let chunked = "POST /_session HTTP/1.1\r\nX-A: 1\r\nContent-Type: application/json\r\n\
