@@ -1,5 +1,5 @@
-//! A small blocking WebSocket client, independent of the server's own code: cheap enough for thousands
-//! of them in one process.
+//! A small blocking WebSocket client, independent of the server's code. One process can hold
+//! thousands of them.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::wire::{Target, Wire};
 use super::{PASSWORD, SOON, USER};
 
-/// What the server sent.
+/// What a client received.
 #[derive(Debug, PartialEq, Eq, Clone)]
 pub enum Received {
     Text(String),
@@ -18,9 +18,9 @@ pub enum Received {
     Pong(Vec<u8>),
     /// A close frame with its code and reason.
     Close(u16, String),
-    /// The end of the connection without one.
+    /// The end of the connection without a close frame.
     End,
-    /// Nothing within the time.
+    /// Nothing in time.
     Nothing,
 }
 
@@ -28,17 +28,17 @@ pub struct Client {
     wire: Wire,
     buffer: Vec<u8>,
     next_id: u64,
-    /// Events that came while an answer was awaited.
+    /// Events that arrived before an awaited response.
     pub events: Vec<Value>,
 }
 
 impl Client {
-    /// A WebSocket on a path, after a handshake that succeeded.
+    /// Opens a WebSocket on a path; fails if the server refuses it.
     pub fn open(target: impl Into<Target>, path: &str) -> Self {
         Self::try_open(target, path, "").expect("the handshake succeeds")
     }
 
-    /// The same with further header lines; what the server answered where it refused.
+    /// Opens a WebSocket with further header lines, or returns the response that refuses it.
     pub fn try_open(target: impl Into<Target>, path: &str, fields: &str) -> Result<Self, String> {
         let target = target.into();
         let mut wire = target.connect().map_err(|error| error.to_string())?;
@@ -68,7 +68,7 @@ impl Client {
         Err(head + &String::from_utf8_lossy(&client.buffer))
     }
 
-    /// A `howler.v1` session; the hello was read.
+    /// Opens a `howler.v1` session and reads its `hello`.
     pub fn json(target: impl Into<Target>) -> Self {
         let mut client = Self::open(target, "/howler");
         let hello = client.receive_json(SOON).expect("hello comes first");
@@ -76,7 +76,7 @@ impl Client {
         client
     }
 
-    /// A `howler.v1` session of the user.
+    /// Opens a `howler.v1` session and logs the user in.
     pub fn logged_in(target: impl Into<Target>) -> Self {
         let mut client = Self::json(target);
         let answer = client.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}));
@@ -84,7 +84,7 @@ impl Client {
         client
     }
 
-    /// A `howler.v1` session of the user that subscribes to databases.
+    /// Opens a `howler.v1` session, logs the user in and subscribes to databases.
     pub fn subscribed(target: impl Into<Target>, databases: &[&str]) -> Self {
         let mut client = Self::logged_in(target);
         let answer = client.ask(json!({"op": "subscribe", "dbs": databases}));
@@ -92,12 +92,12 @@ impl Client {
         client
     }
 
-    /// A Socket.IO session (Engine.IO 3) with the query's credentials; nothing was read.
+    /// Opens a Socket.IO session (Engine.IO 3) with the credentials of a query, and reads nothing.
     pub fn socket_io(target: impl Into<Target>, credentials: &str) -> Self {
         Self::open(target, &format!("/socket.io/?EIO=3&transport=websocket&{credentials}"))
     }
 
-    /// A Socket.IO session that is authenticated.
+    /// Opens a Socket.IO session and waits until the login succeeded.
     pub fn socket_io_logged_in(target: impl Into<Target>) -> Self {
         let mut client = Self::socket_io(target, &format!("username={USER}&password={PASSWORD}"));
         for start in ["0{", "40", "42[\"authenticated\""] {
@@ -107,7 +107,7 @@ impl Client {
         client
     }
 
-    /// The socket below all that it speaks.
+    /// Returns the TCP socket below.
     pub fn socket(&self) -> &TcpStream {
         self.wire.socket()
     }
@@ -121,7 +121,7 @@ impl Client {
         self.send_raw(&frame(0x81, text.as_bytes())).expect("the server reads");
     }
 
-    /// Sends a request with an id of its own; the id.
+    /// Sends a request with a new id, and returns the id.
     pub fn request(&mut self, mut request: Value) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
@@ -130,7 +130,7 @@ impl Client {
         id
     }
 
-    /// Sends a request and waits for its answer; events that come before it are kept.
+    /// Sends a request and waits for its response. Events that arrive before it are kept.
     pub fn ask(&mut self, request: Value) -> Value {
         let id = self.request(request);
         self.answer(id)
@@ -147,19 +147,19 @@ impl Client {
         }
     }
 
-    /// The next event, whatever it is.
+    /// Returns the next event of any kind.
     pub fn next_event(&mut self, within: Duration) -> Option<Value> {
         if self.events.is_empty() { self.receive_json(within) } else { Some(self.events.remove(0)) }
     }
 
-    /// The database of the next change; none is to come by way of a resync.
+    /// Returns the database of the next change; fails on any other event.
     pub fn next_change(&mut self, within: Duration) -> Option<String> {
         let event = self.next_event(within)?;
         assert_eq!(event["event"], "change", "{event}");
         Some(event["db"].as_str().expect("a name").to_owned())
     }
 
-    /// Waits for the word that changes may have been lost; the databases that were told to have changed before it.
+    /// Waits for a `resync`, and returns the databases of the changes before it.
     pub fn wait_for_resync(&mut self) -> Vec<String> {
         let mut changed = Vec::new();
         loop {
@@ -182,7 +182,7 @@ impl Client {
         Some(value)
     }
 
-    /// The next text message; None when none comes, or the connection ends.
+    /// Returns the next text message; None if none arrives in time, or if the connection ends.
     pub fn receive_text(&mut self, within: Duration) -> Option<String> {
         loop {
             match self.receive(within) {
@@ -194,7 +194,8 @@ impl Client {
         }
     }
 
-    /// Reads until the connection ends; the close frame, if there was one, and the texts before it.
+    /// Reads until the connection ends, and returns the texts and the close frame, if there was
+    /// one.
     pub fn receive_close(&mut self, within: Duration) -> (Vec<String>, Received) {
         let mut texts = Vec::new();
         loop {
@@ -222,7 +223,8 @@ impl Client {
                 Ok(true) => {}
                 Ok(false) => return Received::End,
                 Err(error) if matches!(error.kind(), WouldBlock | TimedOut | Interrupted) => {}
-                // A reset: the server closed while something of ours was on its way. The other: so did it over TLS.
+                // The server closed the connection while data of the client was on its way, over
+                // TCP or over TLS.
                 Err(error) if matches!(error.kind(), ConnectionReset | BrokenPipe | UnexpectedEof) => {
                     return Received::End;
                 }
@@ -269,8 +271,8 @@ impl Client {
     }
 }
 
-/// Cuts off positions when CouchDB started, which no test knows beforehand. Positions without it compare by their
-/// counts.
+/// Removes the start of CouchDB from a position: no test knows it beforehand. Without it positions
+/// compare by their counts.
 fn cut_starts(value: &mut Value) {
     let dbs = value.get_mut("dbs").and_then(Value::as_object_mut).map(|dbs| dbs.values_mut().collect::<Vec<_>>());
     let positions = dbs.unwrap_or_default();
@@ -285,7 +287,7 @@ fn cut_starts(value: &mut Value) {
     }
 }
 
-/// A client's frame; `first` is its first byte on the wire.
+/// Returns a frame of a client; `first` is its first byte on the wire.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x37, 0xfa, 0x21, 0x3d];
     let mut out = vec![first];

@@ -1,5 +1,5 @@
-//! A client of `howler.v1` as an app has one: it keeps the epoch and the position of each of its databases, whatever
-//! becomes of its connection, and says of which of them it was told.
+//! A client of `howler.v1` that behaves like an app: it keeps the epoch and the position of each of
+//! its databases across connections, and reports which databases changed.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -12,27 +12,27 @@ use serde_json::{Value, json};
 use super::client::{Client, Received, frame};
 use super::{PASSWORD, SOON, USER};
 
-/// An app's side of a session, and what it keeps from one to the next.
+/// An app's side of a session, and the state that it keeps between sessions.
 pub struct Device {
-    /// Its databases, each with the last position that it was told.
+    /// Its databases, each with the last position that it received.
     pub known: BTreeMap<String, Option<String>>,
     pub epoch: Option<String>,
-    /// How often everything counted as changed.
+    /// How often every database counted as changed.
     pub resyncs: u64,
     cookie: Option<String>,
     client: Option<Client>,
 }
 
-/// What one message told of.
+/// What a message reported.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Told {
     Nothing,
     Change(String),
-    /// Each of its databases counts as changed.
+    /// Every one of its databases counts as changed.
     Everything,
 }
 
-/// The connection is over, or was not to be had; what came instead.
+/// The connection ended or could not be opened; holds what was received instead.
 #[derive(Debug)]
 pub struct Gone(pub String);
 
@@ -53,18 +53,18 @@ struct Message<'a> {
 }
 
 impl Device {
-    /// An app that knows nothing of its databases.
+    /// Returns an app that knows no positions yet.
     pub fn new(databases: impl IntoIterator<Item = String>) -> Self {
         let known = databases.into_iter().map(|name| (name, None)).collect();
         Self { known, epoch: None, resyncs: 0, cookie: None, client: None }
     }
 
-    /// Leaves without a word; what it was told and did not read is lost to it.
+    /// Drops the connection without closing it. Notifications that it did not read are lost.
     pub fn leave(&mut self) {
         self.client = None;
     }
 
-    /// Connects and asks to be logged in: with the cookie of the last time, or the password.
+    /// Connects and sends a login: with the cookie of the last session, or with the password.
     pub fn begin_login(&mut self, address: SocketAddr) -> Result<(), Gone> {
         self.client = Some(Client::try_open(address, "/howler", "").map_err(Gone)?);
         let request = match &self.cookie {
@@ -74,7 +74,7 @@ impl Device {
         self.send(&request)
     }
 
-    /// Takes the answer to the log-in.
+    /// Reads the response to the login.
     pub fn finish_login(&mut self) -> Result<(), Gone> {
         loop {
             let text = self.receive_answer()?;
@@ -94,7 +94,7 @@ impl Device {
         }
     }
 
-    /// Subscribes to all of its databases; those of which that told.
+    /// Subscribes to all of its databases, and returns those that changed.
     pub fn subscribe(&mut self) -> Result<Vec<String>, Gone> {
         self.send(&json!({"id": 2, "op": "subscribe", "dbs": self.known, "epoch": self.epoch}))?;
         let mut everything = false;
@@ -110,7 +110,7 @@ impl Device {
             for (name, position) in positions {
                 let known = self.known.get_mut(&name).expect("one of its own");
                 if known.is_none() {
-                    // It knew nothing of it, so it has to look.
+                    // It knows no position of this database, so it has to read the database.
                     told.push(name);
                 }
                 if position.is_some() {
@@ -128,7 +128,7 @@ impl Device {
         self.subscribe()
     }
 
-    /// Takes the next message, or waits in vain.
+    /// Reads the next message, if one arrives in time.
     pub fn next(&mut self, within: Duration) -> Result<Told, Gone> {
         Ok(match self.receive(within)? {
             Some(text) => self.take(parse(&text)),
@@ -136,7 +136,8 @@ impl Device {
         })
     }
 
-    /// Takes all that comes before the answer to a request of its own: of which databases that told.
+    /// Reads everything before the response to a request of its own, and returns the databases that
+    /// changed.
     pub fn take_all(&mut self, told: &mut Vec<String>) -> Result<(), Gone> {
         self.send(&json!({"id": 3, "op": "heartbeat"}))?;
         loop {
@@ -153,7 +154,7 @@ impl Device {
         }
     }
 
-    /// Throws the next notification of a change away, as if it had never come; which one it was.
+    /// Discards the next notification as if it were lost, and returns its database.
     pub fn drop_next_change(&mut self, within: Duration) -> Result<Option<String>, Gone> {
         let deadline = Instant::now() + within;
         loop {
@@ -187,7 +188,8 @@ impl Device {
         }
     }
 
-    /// Positions of another epoch mean nothing; whether it is another one.
+    /// Takes note of an epoch, and returns whether it differs: positions of another epoch mean
+    /// nothing.
     fn take_epoch(&mut self, epoch: Option<String>) -> bool {
         let other = epoch.is_some() && self.epoch.is_some() && epoch != self.epoch;
         if other {

@@ -1,5 +1,5 @@
-//! A small nameserver, over UDP and TCP, that answers as a test wants; and a root folder whose
-//! files say that it is to be asked.
+//! A small nameserver, over UDP and TCP, whose replies a test sets; and a root folder whose files
+//! name it as the nameserver.
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::SOON;
 use super::howler::BINARY;
 
-/// The types of records that are asked for.
+/// The types of records that the server asks for.
 pub const A: u16 = 1;
 pub const AAAA: u16 = 28;
 
@@ -21,30 +21,30 @@ pub const SERVFAIL: u16 = 2;
 pub const NXDOMAIN: u16 = 3;
 pub const REFUSED: u16 = 5;
 
-/// What a nameserver answers.
+/// A reply of the nameserver.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// The addresses of that type among these, behind an alias.
+    /// Those of these addresses that have the requested type, behind an alias.
     Addresses(Vec<IpAddr>),
     /// A response code, and no records.
     Code(u16),
-    /// Nothing.
+    /// No reply.
     Silence,
-    /// Over UDP nothing but that it does not fit; over TCP the addresses.
+    /// The addresses over TCP, and a truncated reply over UDP.
     Truncated(Vec<IpAddr>),
-    /// A message that ends in its middle.
+    /// A message that is cut off in its middle.
     Broken,
 }
 
-/// The name exists and has no record of that type.
+/// The reply for a name that exists and has no record of the requested type.
 pub const NODATA: Answer = Answer::Addresses(Vec::new());
 
-/// Addresses in text.
+/// Returns a reply of addresses.
 pub fn addresses(texts: &[&str]) -> Answer {
     Answer::Addresses(texts.iter().map(|text| text.parse().expect("an address")).collect())
 }
 
-/// A question that was asked.
+/// A received question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
     pub name: String,
@@ -52,7 +52,7 @@ pub struct Asked {
     pub over_tcp: bool,
 }
 
-/// A nameserver on port 53 of an address of its own. Names that it was not told of do not exist.
+/// A nameserver on port 53 of an address of its own. Names without a reply do not exist.
 pub struct NameServer {
     pub ip: IpAddr,
     shared: Arc<Shared>,
@@ -66,7 +66,7 @@ struct Shared {
 }
 
 impl NameServer {
-    /// Starts on an address of the loopback that nobody else has.
+    /// Starts on an unused address of the loopback network.
     pub fn start() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         for _ in 0..1000 {
@@ -80,7 +80,7 @@ impl NameServer {
         panic!("port 53 of no address can be had: run the tests as root");
     }
 
-    /// Starts on an address, as soon as nobody else has it.
+    /// Starts on an address as soon as it is free.
     pub fn start_at(ip: IpAddr) -> Self {
         let deadline = Instant::now() + SOON;
         loop {
@@ -103,17 +103,17 @@ impl NameServer {
         Some(Self { ip, shared })
     }
 
-    /// Sets what is answered to the question for a name and a type.
+    /// Sets the reply for a name and a type.
     pub fn answer(&self, name: &str, record: u16, answer: Answer) {
         lock(&self.shared.answers).insert((name.to_owned(), record), answer);
     }
 
-    /// What was asked so far.
+    /// Returns the questions so far.
     pub fn asked(&self) -> Vec<Asked> {
         lock(&self.shared.asked).clone()
     }
 
-    /// Waits until something was asked.
+    /// Waits until there was a question.
     pub fn wait_for_question(&self) {
         let deadline = Instant::now() + SOON;
         while self.asked().is_empty() {
@@ -161,7 +161,7 @@ impl Shared {
             }
             if let Some(reply) = self.reply(&query, true) {
                 let length = u16::try_from(reply.len()).expect("a short reply").to_be_bytes();
-                // In two parts, as the network may have it.
+                // The network may split a message like this.
                 let _ = client.write_all(&[&length[..], &reply[..reply.len() / 2]].concat());
                 let _ = client.write_all(&reply[reply.len() / 2..]);
             }
@@ -219,8 +219,7 @@ impl Shared {
     }
 }
 
-/// A root folder with the server in it, and files that say how names are looked up. It is removed
-/// with it.
+/// A root folder with the server and the files of name resolution. Dropping it removes the folder.
 pub struct Root(PathBuf);
 
 impl Root {
@@ -229,7 +228,7 @@ impl Root {
         let name = format!("names-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let root = Self(Path::new(env!("CARGO_TARGET_TMPDIR")).join(name));
         root.take(Path::new(BINARY), Path::new("couchdb-howler"));
-        // What the binary of the tests needs of the system to start.
+        // The libraries that the binary of the tests needs.
         let libraries = Command::new("ldd").arg(BINARY).output().expect("ldd runs");
         let libraries = String::from_utf8(libraries.stdout).expect("text");
         for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
@@ -254,7 +253,7 @@ impl Root {
         std::fs::write(path, text).expect("the file can be written");
     }
 
-    /// The server in it.
+    /// Returns a command that starts the server in the folder.
     pub fn command(&self) -> Command {
         let mut command = Command::new("chroot");
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg(&self.0).arg("/couchdb-howler");

@@ -17,7 +17,7 @@ use super::{SECRET_MARK, SOON};
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_couchdb-howler");
 
-/// The static binary: `tests/run.sh` builds it and says where it is.
+/// Returns the static binary that `tests/run.sh` builds and names in an environment variable.
 pub fn static_binary() -> PathBuf {
     let built = std::env::var_os("HOWLER_STATIC_BINARY").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/x86_64-unknown-linux-musl/release/couchdb-howler"),
@@ -31,11 +31,11 @@ pub fn static_binary() -> PathBuf {
     built
 }
 
-/// A running server. It is killed when this is dropped, and what it printed is searched for secrets.
+/// A running server. Dropping it kills the server and searches its output for secrets.
 pub struct Howler {
     child: Child,
     output: Arc<Output>,
-    /// Where it listens, the plain port first, and by which scheme.
+    /// Addresses and their schemes, the plain port first.
     addresses: Vec<(SocketAddr, String)>,
 }
 
@@ -43,19 +43,20 @@ pub struct Howler {
 struct Output {
     lines: Mutex<Vec<String>>,
     more: Condvar,
-    /// How many of its two streams have ended.
+    /// How many of the two output streams have ended.
     ended: AtomicUsize,
 }
 
 impl Howler {
-    /// A server that follows a stand-in whose feed it has opened.
+    /// Starts a server that follows a stand-in, and waits until its feed is open.
     pub fn start(couchdb: &StandIn) -> Self {
         Self::start_with(couchdb, &[])
     }
 
-    /// The same with further options.
+    /// Starts the same server with further options.
     pub fn start_with(couchdb: &StandIn, options: &[&str]) -> Self {
-        // Counted, not looked at: the feed of a server that was killed may not have been missed yet.
+        // The number of feeds so far does not help: the stand-in may still count that of a server
+        // that was killed.
         let feeds = couchdb.counters().feed_requests;
         let howler = Self::launch(&[&["--couchdb_url", &couchdb.url()], options].concat());
         assert!(
@@ -65,9 +66,10 @@ impl Howler {
         howler
     }
 
-    /// A server that follows a stand-in, on a port that is given: so that a second can take the place of a first.
+    /// Starts a server that follows a stand-in on a given port, so that it can take the place of
+    /// another one.
     pub fn start_on(port: u16, couchdb: &StandIn, options: &[&str]) -> Self {
-        // Counted, not looked at: the feed of a server that was killed may not have been missed yet.
+        // As above: the stand-in may still count the feed of a server that was killed.
         let feeds = couchdb.counters().feed_requests;
         let url = couchdb.url();
         let howler = Self::launch_command_on(port, Command::new(BINARY).args(["--couchdb_url", &url]).args(options));
@@ -78,17 +80,18 @@ impl Howler {
         howler
     }
 
-    /// A server with these options, listening on a free port of the loopback, unless they name a host; its feed may not be open yet.
+    /// Starts a server with these options on a free port of the loopback address, unless they name
+    /// a host. Its feed may not be open yet.
     pub fn launch(options: &[&str]) -> Self {
         Self::launch_command(Command::new(BINARY).args(options))
     }
 
-    /// The same for a command that was set up otherwise.
+    /// Starts a server by a command that the caller set up.
     pub fn launch_command(command: &mut Command) -> Self {
         Self::launch_command_on(0, command)
     }
 
-    /// The same on a port that is given.
+    /// Starts a server by a command, on a given port.
     pub fn launch_command_on(port: u16, command: &mut Command) -> Self {
         if !command.get_args().any(|argument| argument == "--host") {
             command.args(["--host", "127.0.0.1"]);
@@ -117,18 +120,19 @@ impl Howler {
         howler
     }
 
-    /// Where it listens.
+    /// Returns the address of the first port.
     pub fn address(&self) -> SocketAddr {
         self.addresses[0].0
     }
 
-    /// The URL of its first port; over TLS by the name that certificates of the tests are for.
+    /// Returns the URL of the first port. For TLS it holds the name that the certificates of the
+    /// tests are for.
     pub fn url(&self) -> String {
         let (address, scheme) = &self.addresses[0];
         if scheme == "https" { format!("https://localhost:{}", address.port()) } else { format!("http://{address}") }
     }
 
-    /// Where it speaks TLS.
+    /// Returns the address of the TLS port.
     pub fn tls_address(&self) -> SocketAddr {
         let tls = self.addresses.iter().find(|(_, scheme)| scheme == "https");
         tls.expect("it has a certificate").0
@@ -142,36 +146,37 @@ impl Howler {
         self.child.id()
     }
 
-    /// All that it has printed.
+    /// Returns everything that the server has printed so far.
     pub fn output(&self) -> String {
         self.output.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
     }
 
-    /// How many lines it printed that hold a text.
+    /// Returns the number of printed lines that contain a text.
     pub fn count_lines(&self, text: &str) -> usize {
         let lines = self.output.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().filter(|line| line.contains(text)).count()
     }
 
-    /// The same without those for developers: how often an operator was told.
+    /// Returns the number of lines that contain a text and are meant for operators: debug lines do
+    /// not count.
     pub fn count_told(&self, text: &str) -> usize {
         let lines = self.output.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().filter(|line| line.contains(text) && !line.contains("DEBUG")).count()
     }
 
-    /// Expects that an operator was told something so often; waits for it, since what it prints comes here later than
-    /// what it sends.
+    /// Expects a line for operators to be printed exactly this many times. Waits for it, because
+    /// output arrives later than what the server sends to clients.
     pub fn assert_told(&self, text: &str, times: usize) {
         self.wait_for_lines(text, times);
         assert_eq!(self.count_told(text), times, "{text}:\n{}", self.output());
     }
 
-    /// Waits for a line that holds a text, from the start of its output.
+    /// Waits for a line that contains a text, from the start of the output.
     pub fn wait_for_line(&self, text: &str) -> String {
         self.wait_for_lines(text, 1)
     }
 
-    /// Waits for so many lines that hold a text; the last of them.
+    /// Waits for this many lines that contain a text, and returns the last of them.
     pub fn wait_for_lines(&self, text: &str, count: usize) -> String {
         let deadline = Instant::now() + SOON;
         let mut lines = self.output.lines.lock().expect("no test holds it");
@@ -186,13 +191,13 @@ impl Howler {
         }
     }
 
-    /// Sends it a signal, by name.
+    /// Sends a signal, by its name.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
         assert!(status.expect("kill runs").success());
     }
 
-    /// Waits for its end.
+    /// Waits until the server ends.
     pub fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + SOON;
         loop {
@@ -211,14 +216,14 @@ impl Howler {
         line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
     }
 
-    /// Where `--admin_port 0` came to be.
+    /// Returns the address that `--admin_port 0` was bound to.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         let line = self.wait_for_line("listens on ");
         let rest = line.split("health and metrics are on ").nth(1)?;
         rest.split(';').next()?.parse().ok()
     }
 
-    /// What a counter or gauge stands at; its labels belong to its name.
+    /// Returns the value of a counter or gauge. Labels are part of its name.
     pub fn metric(&self, name: &str) -> u64 {
         let page = Http::connect(self.admin_address().unwrap_or_else(|| self.address())).get("/metrics");
         let mut values = page.text().lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -227,7 +232,7 @@ impl Howler {
         value.parse().unwrap_or_else(|_| panic!("{name} is {value}"))
     }
 
-    /// Open file descriptors.
+    /// Returns the number of open file descriptors.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.id())).expect("it runs").count()
     }
@@ -245,8 +250,8 @@ impl Drop for Howler {
     }
 }
 
-/// A free port that stays free between one server and the next: below those that the system gives to outgoing
-/// connections, one of which could take it meanwhile (or, towards a closed port of theirs, connect to itself).
+/// Returns a free port that stays free between one server and the next. It lies below the ephemeral
+/// ports: an outgoing connection could take one of those meanwhile, or connect to itself.
 pub fn lasting_port() -> u16 {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let start = std::process::id() as usize * 97;
@@ -259,7 +264,7 @@ pub fn lasting_port() -> u16 {
     }
 }
 
-/// Searches what a server printed for passwords and cookies.
+/// Searches the output of a server for passwords and cookies.
 pub fn assert_no_secret(output: &str) {
     for secret in [SECRET_MARK, "AuthSession=", "Basic "] {
         if let Some(line) = output.lines().find(|line| line.contains(secret)) {
@@ -268,14 +273,14 @@ pub fn assert_no_secret(output: &str) {
     }
 }
 
-/// What a run of the binary that ends by itself printed, and its exit code.
+/// The output and exit code of a run of the binary that ends by itself.
 pub struct Ended {
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
 
-/// Runs the binary to its end, with nothing in its environment but what is given.
+/// Runs the binary until it ends, with only the given environment.
 pub fn run(options: &[&str], environment: &[(&str, &str)]) -> Ended {
     let output = Command::new(BINARY)
         .args(options)
@@ -293,7 +298,7 @@ pub fn run(options: &[&str], environment: &[(&str, &str)]) -> Ended {
     ended
 }
 
-/// A file of its own for what one server prints, kept after the test run.
+/// Returns a file for the output of one server, kept after the tests.
 fn output_file() -> File {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("output");

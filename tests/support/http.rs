@@ -1,5 +1,5 @@
-//! A small blocking HTTP/1.1 client that keeps its connection, and an Engine.IO client that polls with it.
-//! Independent of the server's own code, and free to send what no real client would.
+//! A small blocking HTTP/1.1 client that keeps its connection, and an Engine.IO client that polls
+//! with it. Both are independent of the server's code, and can send what no real client sends.
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
@@ -10,17 +10,17 @@ use serde_json::Value;
 use super::wire::{Target, Wire};
 use super::{PASSWORD, SOON, USER};
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
-    /// Status line and fields as they came.
+    /// The status line and the header fields as received.
     pub head: String,
     pub body: Vec<u8>,
 }
 
 impl Answer {
-    /// The value of a header field.
+    /// Returns the value of a header field.
     pub fn field(&self, name: &str) -> Option<&str> {
         let fields = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
         fields.map(|(n, value)| (n, value.trim())).find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
@@ -30,7 +30,7 @@ impl Answer {
         std::str::from_utf8(&self.body).expect("the body is text")
     }
 
-    /// The code of an Engine.IO refusal.
+    /// Returns the code of an Engine.IO error.
     pub fn refusal(&self) -> Option<u64> {
         serde_json::from_slice::<Value>(&self.body).ok()?.get("code")?.as_u64()
     }
@@ -52,7 +52,7 @@ impl Http {
         self.wire.write_all(bytes.as_ref()).expect("the server reads");
     }
 
-    /// Sends a request and does not wait for its answer.
+    /// Sends a request without waiting for the response.
     pub fn send(&mut self, method: &str, target: &str, fields: &str, body: &[u8]) {
         self.send_raw(request(method, target, fields, body));
     }
@@ -73,17 +73,17 @@ impl Http {
         self.answer()
     }
 
-    /// The answer that is due.
+    /// Returns the next response; fails if there is none.
     pub fn answer(&mut self) -> Answer {
         self.receive(SOON).expect("an answer comes")
     }
 
-    /// The next answer; None when none comes, or the connection ends.
+    /// Returns the next response; None if none arrives in time, or if the connection ends.
     pub fn receive(&mut self, within: Duration) -> Option<Answer> {
         let deadline = Instant::now() + within;
         let (mut answer, mut length) = self.receive_head(within)?;
         if answer.status == 304 {
-            // It tells the length of what it does not hold.
+            // The response to HEAD has the length of a body that is not sent.
             length = 0;
         }
         while self.buffer.len() < length {
@@ -112,17 +112,17 @@ impl Http {
         Some((answer, length.expect("a number")))
     }
 
-    /// Whether the server ends the connection without sending anything more.
+    /// Returns whether the server closes the connection without sending anything more.
     pub fn ends(&mut self) -> bool {
         self.buffer.is_empty() && self.read_more(Instant::now() + SOON) == Some(false)
     }
 
-    /// Whether nothing comes, not even the end.
+    /// Returns whether nothing arrives, not even the end of the connection.
     pub fn is_silent(&mut self, during: Duration) -> bool {
         self.buffer.is_empty() && self.read_more(Instant::now() + during).is_none()
     }
 
-    /// Reads once; false at the end of the connection, None when nothing comes in time.
+    /// Reads once; false at the end of the connection, None if nothing arrives in time.
     fn read_more(&mut self, deadline: Instant) -> Option<bool> {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, Interrupted, TimedOut, WouldBlock};
         let left = deadline.saturating_duration_since(Instant::now());
@@ -141,7 +141,7 @@ impl Http {
     }
 }
 
-/// The bytes of a request whose body is as long as it says.
+/// Returns the bytes of a request with the `Content-Length` of its body.
 pub fn request(method: &str, target: &str, fields: &str, body: &[u8]) -> Vec<u8> {
     let length =
         if body.is_empty() && method != "POST" { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
@@ -149,21 +149,23 @@ pub fn request(method: &str, target: &str, fields: &str, body: &[u8]) -> Vec<u8>
     [head.as_bytes(), body].concat()
 }
 
-/// An Engine.IO session that polls, with one connection for GETs and one for POSTs, as browsers do.
+/// An Engine.IO session over polling, with one connection for GETs and one for POSTs, as in
+/// browsers.
 pub struct Poller {
     target: Target,
     version: u8,
     pub sid: String,
-    /// For GETs.
+    /// Connection for GETs.
     pub polls: Http,
-    /// For POSTs.
+    /// Connection for POSTs.
     pub posts: Http,
-    /// Packets that came and were not asked for yet.
+    /// Received packets that the test has not taken yet.
     pub packets: VecDeque<String>,
 }
 
 impl Poller {
-    /// Opens a session with a query's parameters; the packets of the first answer wait to be taken.
+    /// Opens a session with the parameters of a query. The packets of the first response can be
+    /// taken next.
     pub fn open(target: impl Into<Target>, version: u8, query: &str) -> Self {
         let target = target.into();
         let mut polls = Http::connect(&target);
@@ -175,7 +177,7 @@ impl Poller {
         Self { version, sid, polls, posts: Http::connect(&target), target, packets: packets.into() }
     }
 
-    /// A session (version 3) of the user that is authenticated.
+    /// Opens a session (version 3) and logs the user in.
     pub fn logged_in(target: impl Into<Target>) -> Self {
         let mut poller = Self::open(target, 3, &format!("username={USER}&password={PASSWORD}"));
         for start in ["0{", "40", "42[\"authenticated\""] {
@@ -185,7 +187,7 @@ impl Poller {
         poller
     }
 
-    /// The same, subscribed to databases.
+    /// Opens a session (version 3), logs the user in and subscribes to databases.
     pub fn subscribed(target: impl Into<Target>, databases: &[&str]) -> Self {
         let mut poller = Self::logged_in(target);
         poller.send(&[&format!("420[\"subscribe\",{}]", serde_json::json!(databases))]);
@@ -193,12 +195,12 @@ impl Poller {
         poller
     }
 
-    /// Where its requests go.
+    /// Returns the target of its requests.
     pub fn target(&self) -> String {
         format!("/socket.io/?EIO={}&transport=polling&sid={}", self.version, self.sid)
     }
 
-    /// Where a WebSocket that takes it over is opened.
+    /// Returns the target of a WebSocket that takes the session over.
     pub fn websocket_target(&self) -> String {
         self.target().replace("polling", "websocket")
     }
@@ -209,7 +211,7 @@ impl Poller {
         self.polls.send("GET", &target, "", b"");
     }
 
-    /// The packets that the GET is answered with.
+    /// Returns the packets of the response to the GET.
     pub fn finish_poll(&mut self) -> Vec<String> {
         let answer = self.polls.answer();
         assert_eq!(answer.status, 200, "{answer:?}");
@@ -221,7 +223,7 @@ impl Poller {
         self.finish_poll()
     }
 
-    /// The next packet, polled for when none is there.
+    /// Returns the next packet; polls if there is none.
     pub fn next(&mut self) -> String {
         while self.packets.is_empty() {
             self.packets = self.poll().into();
@@ -240,7 +242,8 @@ impl Poller {
         self.posts.post(&target, body)
     }
 
-    /// Whether the server knows its session: judged by a packet that changes nothing.
+    /// Returns whether the server knows the session. Sends a packet that changes nothing to find
+    /// out.
     pub fn is_known(&self) -> bool {
         let answer = Http::connect(&self.target).post(&self.target(), join(&["6"], self.version));
         match (answer.status, answer.refusal()) {
@@ -251,7 +254,7 @@ impl Poller {
     }
 }
 
-/// The packets of a payload.
+/// Returns the packets of a payload.
 pub fn split(payload: &str, version: u8) -> Vec<String> {
     if version == 4 {
         return payload.split('\u{1e}').map(Into::into).collect();
@@ -266,7 +269,7 @@ pub fn split(payload: &str, version: u8) -> Vec<String> {
     packets
 }
 
-/// A payload of packets.
+/// Returns the payload of some packets.
 pub fn join(packets: &[&str], version: u8) -> String {
     if version == 4 {
         return packets.join("\u{1e}");

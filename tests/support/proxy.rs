@@ -1,6 +1,6 @@
-//! TCP proxies: one that a test can silence (what is sent through it then is gone, and nobody is told), one that retries,
-//! so that a restart of the server behind it shows to its clients as no more than the end of a connection, and one that
-//! rewrites what the server sends.
+//! TCP proxies. One can be silenced: it drops what is sent, and neither peer notices. One retries:
+//! clients see a restart of the server behind it only as the end of a connection. One rewrites what
+//! the server sends.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use crate::support::couchdb::StandIn;
 
 use super::SOON;
 
-/// A running proxy. Its connections end when this is dropped.
+/// A running proxy. Dropping it ends its connections.
 pub struct Proxy {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -24,28 +24,29 @@ struct Shared {
     rewrite: Rewrite,
 }
 
-/// What becomes of the bytes of one read from the server.
+/// The treatment of the bytes of one read from the server.
 type Rewrite = fn(Vec<u8>) -> Vec<u8>;
 
 struct Link {
     ends: [TcpStream; 2],
     silent: Arc<AtomicBool>,
-    /// Both peers see its end.
+    /// End the connection for both peers.
     ended: Arc<AtomicBool>,
 }
 
 impl Proxy {
-    /// Passes connections on to a server.
+    /// Starts a proxy in front of a server.
     pub fn start(to: SocketAddr) -> Self {
         Self::start_with(to, Duration::ZERO, |bytes| bytes)
     }
 
-    /// The same, and accepts connections while the server is away: they wait for it (HAProxy does with `retries`).
+    /// Starts a proxy whose connections wait for the server while it is away, as in HAProxy with
+    /// `retries`.
     pub fn retrying(to: SocketAddr) -> Self {
         Self::start_with(to, SOON, |bytes| bytes)
     }
 
-    /// Passes connections on, and rewrites what the server sends.
+    /// Starts a proxy that rewrites what the server sends.
     pub fn rewriting(to: SocketAddr, rewrite: Rewrite) -> Self {
         Self::start_with(to, Duration::ZERO, rewrite)
     }
@@ -61,7 +62,7 @@ impl Proxy {
                     return;
                 }
                 let its = its.clone();
-                // Where nobody listens, the client sees its connection end.
+                // Without a server, the client sees its connection end.
                 std::thread::spawn(move || {
                     if let Some(server) = its.connect(to, patience) {
                         its.join(client, server);
@@ -76,24 +77,25 @@ impl Proxy {
         format!("http://{}", self.address)
     }
 
-    /// The URL of a stand-in by way of this, with its credentials.
+    /// Returns the URL of a stand-in behind this proxy, with its credentials.
     pub fn url_of(&self, couchdb: &StandIn) -> String {
         couchdb.url().replace(&couchdb.address().to_string(), &self.address.to_string())
     }
 
-    /// Swallows from now on what the connections that are there send, either way; later ones are passed on.
+    /// Drops everything on the open connections from now on, in both directions. Later connections
+    /// work.
     pub fn silence(&self) {
         for link in &*self.shared.links.lock().expect("no test holds it") {
             link.silent.store(true, Ordering::Release);
         }
     }
 
-    /// Ends the connections that are there.
+    /// Ends the open connections.
     pub fn cut(&self) {
         self.end(|_| true);
     }
 
-    /// Ends the connections that were silenced, for both peers.
+    /// Ends the silenced connections for both peers.
     pub fn end_silenced(&self) {
         self.end(|link| link.silent.load(Ordering::Acquire));
     }
@@ -141,7 +143,7 @@ impl Shared {
     }
 }
 
-/// Passes on in one direction, to its end.
+/// Forwards one direction until its end.
 fn pass(mut from: TcpStream, mut to: TcpStream, (silent, ended): (Arc<AtomicBool>, Arc<AtomicBool>), rewrite: Rewrite) {
     std::thread::spawn(move || {
         let mut bytes = [0; 16 * 1024];
@@ -150,7 +152,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, (silent, ended): (Arc<AtomicBool
                 break;
             }
         }
-        // The end is silent, too.
+        // A silenced connection hides its end as well.
         if !silent.load(Ordering::Acquire) {
             let _ = (to.shutdown(Shutdown::Both), from.shutdown(Shutdown::Both));
             ended.store(true, Ordering::Release);

@@ -1,5 +1,5 @@
-//! A client in another language as a child process: commands in and events out, a line of JSON each. The
-//! vocabulary is told in `tests/clients/socket_io.js`.
+//! A client in another language as a child process: commands in, events out, one line of JSON each.
+//! `tests/clients/socket_io.js` documents the vocabulary.
 
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
@@ -12,37 +12,37 @@ use serde_json::Value;
 
 use super::SOON;
 
-/// A running script. It is killed when this is dropped.
+/// A running script. Dropping it kills the script.
 pub struct Script {
     child: Child,
     commands: ChildStdin,
     lines: Receiver<Value>,
-    /// Events that came while others were waited for.
+    /// Events that arrived while the test waited for others.
     events: Vec<Value>,
     errors: Arc<Mutex<String>>,
 }
 
 impl Script {
-    /// A script of tests/clients that node runs.
+    /// Starts a script of `tests/clients` in node.
     pub fn node(file: &str, arguments: &[&str]) -> Self {
         Self::node_trusting(None, file, arguments)
     }
 
-    /// The same; it trusts the authority whose certificate is in a file.
+    /// Starts a script in node that trusts the authority with the certificate in a file.
     pub fn node_trusting(authority: Option<&str>, file: &str, arguments: &[&str]) -> Self {
         assert_installed();
         Self::start(Path::new("node"), file, arguments, authority)
     }
 
-    /// A script of tests/clients that runs in one of the virtual environments, `py-v4` or `py-v5`; it may trust the
-    /// authority whose certificate is in a file.
+    /// Starts a script of `tests/clients` in a virtual environment, `py-v4` or `py-v5`. It may
+    /// trust the authority with the certificate in a file.
     pub fn python_trusting(authority: Option<&str>, environment: &str, file: &str, arguments: &[&str]) -> Self {
         assert_installed();
         Self::start(&target().join(environment).join("bin/python"), file, arguments, authority)
     }
 
     fn start(program: &Path, file: &str, arguments: &[&str], authority: Option<&str>) -> Self {
-        // As those who run such clients do it: each of the libraries looks into one of them.
+        // Each library reads one of these variables.
         let trust = ["NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "WEBSOCKET_CLIENT_CA_BUNDLE"];
         let mut child = Command::new(program)
             .envs(trust.iter().filter_map(|name| Some((name, authority?))))
@@ -71,15 +71,16 @@ impl Script {
         Self { child, commands, lines, events: Vec::new(), errors }
     }
 
-    /// Gives it a command.
+    /// Sends a command.
     pub fn tell(&mut self, command: &Value) {
         if let Err(error) = writeln!(self.commands, "{command}") {
             self.fail(&format!("the script took no more commands ({error})"));
         }
     }
 
-    /// Waits until the script, or the program that it starts, is ready, or has ended: on a busy machine an interpreter or a
-    /// browser takes longer to start than anything that is asked of a server. Returns the event.
+    /// Waits until the script, or the program that it starts, is ready or has ended, and returns
+    /// that event. On a busy machine an interpreter or a browser takes longer to start than
+    /// anything that a server does.
     pub fn wait_until_ready(&mut self, of: &str) -> Value {
         while let Ok(value) = self.lines.recv() {
             if value["of"] == of && value["event"] == "ready" {
@@ -90,7 +91,7 @@ impl Script {
         self.fail("the script ended");
     }
 
-    /// Waits for the next event of that name of one of its clients, and takes it out of the others.
+    /// Waits for an event of one of its clients, and keeps the other events.
     pub fn expect(&mut self, client: &str, event: &str) -> Value {
         let deadline = Instant::now() + SOON;
         let wanted = |value: &Value| value["of"] == client && value["event"] == event;
@@ -106,7 +107,7 @@ impl Script {
         }
     }
 
-    /// Waits for the acknowledgement of a command; what the server said in it.
+    /// Waits for the acknowledgement of a command, and returns its content.
     pub fn expect_ack(&mut self, client: &str, command: &str) -> Value {
         let mut ack = self.expect(client, "ack");
         if ack["to"] != command {
@@ -115,7 +116,7 @@ impl Script {
         ack["data"].take()
     }
 
-    /// Takes the events of one of its clients that have come and that nobody has waited for.
+    /// Takes the events of one of its clients that no test has waited for.
     pub fn take_others(&mut self, client: &str) -> Vec<Value> {
         self.events.extend(self.lines.try_iter());
         self.events.extract_if(.., |event| event["of"] == client).collect()
@@ -145,7 +146,7 @@ fn collect(mut stream: impl Read + Send + 'static, errors: Arc<Mutex<String>>) {
     });
 }
 
-/// A test without its clients fails; it is not left out.
+/// Fails a test without its clients: it is not skipped.
 pub fn assert_installed() {
     static PROBLEM: OnceLock<Option<String>> = OnceLock::new();
     let problem = PROBLEM.get_or_init(|| {
@@ -166,7 +167,7 @@ fn clients() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
 }
 
-/// The target folder, in which the virtual environments are.
+/// Returns the target folder, in which the virtual environments are.
 pub fn target() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("cargo makes it in the target folder")
 }

@@ -1,5 +1,5 @@
-//! TLS: a private certificate authority, files of certificates as servers take them, and a small proxy that
-//! terminates TLS in front of a stand-in.
+//! TLS: a private certificate authority, certificates in files, and a small proxy that terminates
+//! TLS in front of a stand-in.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion};
 
-/// A private certificate authority; its certificate is in a file that is removed with it.
+/// A private certificate authority with its certificate in a file. Dropping it removes the file.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     file: PathBuf,
@@ -34,17 +34,18 @@ impl Authority {
         Self { issuer, file }
     }
 
-    /// What `--ca_file` takes.
+    /// Returns the value for `--ca_file`.
     pub fn file(&self) -> &str {
         self.file.to_str().expect("a path in UTF-8")
     }
 
-    /// A server's configuration with a certificate for names and addresses.
+    /// Returns the configuration of a server with a certificate for names and addresses.
     pub fn server(&self, names: &[&str]) -> ServerConfig {
         self.server_with(names, false, rustls::ALL_VERSIONS)
     }
 
-    /// The same with a certificate that is over, or for some versions of TLS alone.
+    /// Returns the configuration of a server whose certificate has expired, or that accepts only
+    /// some versions of TLS.
     pub fn server_with(
         &self,
         names: &[&str],
@@ -70,7 +71,7 @@ impl Authority {
 }
 
 impl Authority {
-    /// A client's configuration that trusts this authority alone.
+    /// Returns the configuration of a client that trusts only this authority.
     pub fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).expect("it is a root");
@@ -82,7 +83,7 @@ impl Authority {
         Arc::new(config)
     }
 
-    /// Another authority that this one vouches for, and its certificate.
+    /// Returns an intermediate authority and its certificate, signed by this authority.
     fn intermediate(&self) -> CertifiedIssuer<'static, KeyPair> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "Deputy of the tests");
@@ -92,7 +93,7 @@ impl Authority {
     }
 }
 
-/// The files of a server's certificate for `localhost` and of its key; they are removed with it.
+/// Files of a certificate for `localhost` and of its key. Dropping this removes the files.
 pub struct Identity {
     folder: PathBuf,
     pub certificate: String,
@@ -114,13 +115,14 @@ impl Identity {
         identity
     }
 
-    /// The options that have a server use it.
+    /// Returns the options for a server that uses the files.
     pub fn options(&self) -> [&str; 4] {
         ["--tls_cert", &self.certificate, "--tls_key", &self.key]
     }
 
-    /// Puts another certificate in its place, as an operator does before the old one is over. It comes with the
-    /// certificate of a deputy of the authority, which clients have not.
+    /// Replaces the certificate, as an operator does before the old one expires. An intermediate
+    /// authority signs the new one, and its certificate, which clients do not have, is in the file
+    /// as well.
     pub fn renew(&mut self, authority: &Authority) {
         let deputy = authority.intermediate();
         let names = ["localhost", "127.0.0.1"].map(str::to_owned);
@@ -145,8 +147,8 @@ impl Drop for Authority {
     }
 }
 
-/// A proxy that takes TLS connections and makes plain ones to a stand-in, or to any server, of them. Where that ends a
-/// connection, the proxy ends its own with `close_notify`.
+/// A proxy that accepts TLS connections and forwards them as plain ones to a stand-in or any other
+/// server. When that server ends a connection, the proxy ends its own with `close_notify`.
 pub struct TlsProxy {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -155,7 +157,7 @@ pub struct TlsProxy {
 struct Shared {
     to: SocketAddr,
     config: Arc<ServerConfig>,
-    /// Every byte is a write of its own.
+    /// Whether every byte is a write of its own.
     byte_by_byte: bool,
     stopping: AtomicBool,
     clients: Mutex<Vec<TcpStream>>,
@@ -174,7 +176,7 @@ impl TlsProxy {
         Self::serve(to, config, SocketAddr::new(host, 0), byte_by_byte)
     }
 
-    /// The same on an address and a port.
+    /// Starts a proxy on an address and a port.
     pub fn start_on(to: SocketAddr, config: ServerConfig, listen: SocketAddr) -> Self {
         Self::serve(to, config, listen, false)
     }
@@ -206,7 +208,7 @@ impl TlsProxy {
         self.address.port()
     }
 
-    /// The URL of the stand-in behind it, by a name of this machine.
+    /// Returns the URL of the stand-in behind the proxy, with a name of this machine.
     pub fn url(&self, couchdb: &StandIn, host: &str) -> String {
         tls_url(couchdb, &format!("{host}:{}", self.address.port()))
     }
@@ -227,7 +229,7 @@ impl Drop for TlsProxy {
     }
 }
 
-/// The URL of a stand-in with another scheme and address.
+/// Returns the URL of a stand-in with another scheme and address.
 pub fn tls_url(couchdb: &StandIn, address: &str) -> String {
     couchdb.url().replacen("http:", "https:", 1).replace(&couchdb.address().to_string(), address)
 }
@@ -237,7 +239,7 @@ impl Shared {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves a connection until one side ends it. What fails here ends the connection.
+    /// Serves a connection until one side ends it. An error ends the connection.
     fn serve(self: Arc<Self>, client: TcpStream) {
         let _ = client.set_nodelay(true);
         let Ok(upstream) = TcpStream::connect(self.to) else { return };
@@ -257,7 +259,7 @@ impl Shared {
     }
 }
 
-/// One connection.
+/// A connection.
 struct Tunnel {
     session: Mutex<ServerConnection>,
     client: TcpStream,
@@ -266,7 +268,7 @@ struct Tunnel {
 }
 
 impl Tunnel {
-    /// From the client to the stand-in.
+    /// Forwards data of the client to the stand-in.
     fn carry_up(&self) -> io::Result<()> {
         let mut bytes = [0; 16 * 1024];
         loop {
@@ -294,7 +296,7 @@ impl Tunnel {
         }
     }
 
-    /// From the stand-in to the client.
+    /// Forwards data of the stand-in to the client.
     fn carry_down(&self) -> io::Result<()> {
         let mut bytes = [0; 16 * 1024];
         loop {

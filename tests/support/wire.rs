@@ -1,4 +1,4 @@
-//! Where a client connects to, and the blocking stream that it has then: TCP, or TLS over it.
+//! The target of a client, and the blocking stream to it: TCP, or TLS over it.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,12 +10,12 @@ use rustls::{ClientConfig, ClientConnection};
 
 use super::SOON;
 
-/// A port and how it is spoken to; a plain address speaks plain HTTP.
+/// A port and its protocol. A plain address stands for plain HTTP.
 #[derive(Clone)]
 pub struct Target {
     pub address: SocketAddr,
     tls: Option<Arc<ClientConfig>>,
-    /// Most bytes that a write hands to the system.
+    /// Most bytes of one write.
     piece: usize,
 }
 
@@ -32,17 +32,17 @@ impl From<&Target> for Target {
 }
 
 impl Target {
-    /// Over TLS; the certificate must be for `localhost`.
+    /// Returns a target over TLS. Its certificate must be for `localhost`.
     pub fn tls(address: SocketAddr, config: Arc<ClientConfig>) -> Self {
         Self { address, tls: Some(config), piece: usize::MAX }
     }
 
-    /// Every byte that is sent is a write of its own.
+    /// Returns a target to which every byte is a write of its own.
     pub fn byte_by_byte(self) -> Self {
         Self { piece: 1, ..self }
     }
 
-    /// A connection; over TLS the handshake is over.
+    /// Connects; over TLS this includes the handshake.
     pub fn connect(&self) -> io::Result<Wire> {
         let socket = TcpStream::connect(self.address)?;
         socket.set_nodelay(true)?;
@@ -71,12 +71,12 @@ impl Wire {
         self.socket.socket.set_read_timeout(Some(within))
     }
 
-    /// The session of TLS.
+    /// Returns the TLS session.
     pub fn session(&mut self) -> &mut ClientConnection {
         self.tls.as_mut().expect("it is over TLS")
     }
 
-    /// Sends what the session has to say by itself.
+    /// Sends what the session has to say by itself, such as alerts.
     pub fn flush_session(&mut self) {
         let session = self.tls.as_mut().expect("it is over TLS");
         while session.wants_write() {
@@ -84,14 +84,14 @@ impl Wire {
         }
     }
 
-    /// The socket below.
+    /// Returns the TCP socket below.
     pub fn socket(&self) -> &TcpStream {
         &self.socket.socket
     }
 }
 
 impl Read for Wire {
-    /// Over TLS an end without `close_notify` is an error, `UnexpectedEof`.
+    /// Reads from the stream. Over TLS an end without `close_notify` is the error `UnexpectedEof`.
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match &mut self.tls {
             None => self.socket.read(bytes),
