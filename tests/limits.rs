@@ -1,5 +1,5 @@
-//! What one client, one address and all of them together may use, each by its option: what happens at the limit, by which
-//! counter that is seen, and that the others do not notice.
+//! The limits of one client, of one address and of the whole server, each with its option, its
+//! counter and the effect of exceeding it. Other clients are not affected.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -14,19 +14,21 @@ use crate::support::howler::{BINARY, Howler};
 use crate::support::http::{Http, Poller, join, request};
 use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
 
-/// Beside one client that does what it likes, another is logged in and told of changes.
+/// Asserts that another client can log in and is notified of changes.
 fn assert_serves(howler: &Howler, couchdb: &StandIn) {
     let mut client = Client::subscribed(howler.address(), &["served"]);
     couchdb.update("served");
     assert_eq!(client.next_change(SOON).as_deref(), Some("served"));
 }
 
-/// A server with limits. Its counters are on a port of their own, where looking at them takes nobody's place.
+/// Starts a server with limits. The admin port serves its counters, so that reading them uses none
+/// of the limited connections.
 fn start(couchdb: &StandIn, options: &[&str]) -> Howler {
     Howler::start_with(couchdb, &[options, &["--admin_port", "0"]].concat())
 }
 
-/// Expects that so many were closed for a reason; the last of them may be just about to be counted.
+/// Asserts that the server closes this number of connections for a reason. Waits for the last of
+/// them to be counted.
 fn assert_counted(howler: &Howler, reason: &str, count: u64) {
     assert_metric(howler, &format!("howler_closes_total{{reason=\"{reason}\"}}"), count);
 }
@@ -44,12 +46,12 @@ fn assert_closed(client: &mut Client, code: u16, reason: &str) {
     assert_eq!(close, Received::Close(code, reason.into()));
 }
 
-/// A WebSocket of a client that a proxy says is at an address.
+/// Opens a WebSocket of a client that a proxy reports at an address.
 fn from(howler: &Howler, address: &str) -> Result<Client, String> {
     Client::try_open(howler.address(), "/howler", &format!("X-Forwarded-For: {address}\r\n"))
 }
 
-/// Waits until a client gets in: a connection that is over is missed a little later.
+/// Waits until a client is accepted. The server notices closed connections with a delay.
 fn open_soon(open: impl Fn() -> Result<Client, String>) -> Client {
     let deadline = Instant::now() + SOON;
     loop {
@@ -61,26 +63,26 @@ fn open_soon(open: impl Fn() -> Result<Client, String>) -> Client {
 }
 
 #[test]
-fn connections_in_all() {
+fn connections_beyond_the_total_limit_are_rejected() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &["--max_connections", "3"]);
     let mut clients: Vec<_> = (0..3).map(|_| Client::subscribed(howler.address(), &["db"])).collect();
     for _ in 0..5 {
-        let refused = Client::try_open(howler.address(), "/howler", "").err().expect("there is no place");
+        let refused = Client::try_open(howler.address(), "/howler", "").err().expect("the connection is rejected");
         assert!(!refused.contains("HTTP") || refused.starts_with("HTTP/1.1 503 "), "{refused}");
     }
     howler.assert_told("is turned away: too many connections", 1);
     assert_counted(&howler, "too_many_connections", 5);
     couchdb.update("db");
     for client in &mut clients {
-        assert_eq!(client.next_change(SOON).as_deref(), Some("db"), "those who are in notice nothing");
+        assert_eq!(client.next_change(SOON).as_deref(), Some("db"), "connected clients are not affected");
     }
     clients.pop();
     open_soon(|| Client::try_open(howler.address(), "/howler", ""));
 }
 
 #[test]
-fn who_does_not_log_in_makes_way_when_all_places_are_taken() {
+fn unauthenticated_clients_are_evicted_at_the_connection_limit() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &["--max_connections", "4"]);
     let mut user = Client::subscribed(howler.address(), &["db"]);
@@ -89,11 +91,11 @@ fn who_does_not_log_in_makes_way_when_all_places_are_taken() {
     let mut idle = Client::json(howler.address());
     let mut other = Client::json(howler.address());
     let mut first = Client::logged_in(howler.address());
-    assert!(half.receive(SOON).is_none_or(|answer| answer.status == 503), "the oldest goes first");
+    assert!(half.receive(SOON).is_none_or(|answer| answer.status == 503), "the oldest is evicted first");
     let mut second = Client::logged_in(howler.address());
     assert_closed(&mut idle, 1013, "evicted for newer clients without a login");
     assert_eq!(other.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}))["ok"], true);
-    assert!(Client::try_open(howler.address(), "/howler", "").is_err(), "nobody is left to make way");
+    assert!(Client::try_open(howler.address(), "/howler", "").is_err(), "there is no client left to evict");
     assert_counted(&howler, "made_way", 2);
     assert_counted(&howler, "too_many_connections", 1);
     couchdb.update("db");
@@ -104,11 +106,11 @@ fn who_does_not_log_in_makes_way_when_all_places_are_taken() {
 }
 
 #[test]
-fn connections_of_an_address() {
+fn connections_beyond_the_limit_of_an_address_are_rejected() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &["--max_connections_per_address", "2"]);
     let clients: Vec<_> = (0..2).map(|_| Client::logged_in(howler.address())).collect();
-    let refused = Client::try_open(howler.address(), "/howler", "").err().expect("there is no place");
+    let refused = Client::try_open(howler.address(), "/howler", "").err().expect("the connection is rejected");
     assert!(!refused.contains("HTTP") || refused.starts_with("HTTP/1.1 429 "), "{refused}");
     assert_counted(&howler, "too_many_of_address", 1);
     drop(clients);
@@ -116,19 +118,23 @@ fn connections_of_an_address() {
 }
 
 #[test]
-fn connections_of_an_address_behind_a_proxy() {
+fn limit_of_an_address_applies_to_clients_behind_a_proxy() {
     let couchdb = couchdb();
     let options = ["--max_connections_per_address", "2", "--trusted_proxies", "127.0.0.1"];
     let howler = start(&couchdb, &options);
-    let clients: Vec<_> = (0..2).map(|_| from(&howler, "10.0.0.1").expect("a place")).collect();
-    let refused = from(&howler, "10.0.0.1").err().expect("there is no place");
+    let clients: Vec<_> = (0..2).map(|_| from(&howler, "10.0.0.1").expect("the connection is accepted")).collect();
+    let refused = from(&howler, "10.0.0.1").err().expect("the connection is rejected");
     assert!(refused.starts_with("HTTP/1.1 429 ") && refused.contains("too many connections"), "{refused}");
     assert!(refused.ends_with(".\n"), "{refused}");
-    let _others: Vec<_> = (2..9).map(|last| from(&howler, &format!("10.0.0.{last}")).expect("a place")).collect();
-    let _six = [from(&howler, "2001:db8::1").expect("a place"), from(&howler, "2001:db8::2").expect("a place")];
-    assert!(from(&howler, "2001:db8::3").is_err(), "one network of IPv6 is one client's");
+    let _others: Vec<_> =
+        (2..9).map(|last| from(&howler, &format!("10.0.0.{last}")).expect("the connection is accepted")).collect();
+    let _six = [
+        from(&howler, "2001:db8::1").expect("the connection is accepted"),
+        from(&howler, "2001:db8::2").expect("the connection is accepted"),
+    ];
+    assert!(from(&howler, "2001:db8::3").is_err(), "an IPv6 network counts as one client");
     assert_counted(&howler, "too_many_of_address", 2);
-    // One connection of the proxy brings requests of many.
+    // One connection of the proxy carries requests of many clients.
     let mut shared = Http::connect(howler.address());
     for last in 2..20 {
         let fields = format!("X-Forwarded-For: 10.0.1.{last}\r\n");
@@ -139,7 +145,7 @@ fn connections_of_an_address_behind_a_proxy() {
 }
 
 #[test]
-fn connections_without_a_log_in() {
+fn unauthenticated_clients_beyond_the_limit_are_evicted() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &["--max_newcomers", "4"]);
     let mut user = Client::subscribed(howler.address(), &["db"]);
@@ -151,22 +157,22 @@ fn connections_without_a_log_in() {
     for late in &mut newcomers[6..] {
         assert_eq!(late.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}))["ok"], true);
     }
-    // Half heads and polling sessions count as well.
+    // Incomplete heads and polling sessions count, too.
     let mut half = Http::connect(howler.address());
     half.send_raw("GET /howler HTTP/1.1\r\n");
     let mut polling = Poller::open(howler.address(), 4, "");
     let _more: Vec<_> = (0..10).map(|_| Client::json(howler.address())).collect();
-    let answer = half.receive(SOON).expect("it is told");
+    let answer = half.receive(SOON).expect("a reply arrives");
     assert_eq!(answer.status, 503, "{answer:?}");
     polling.start_poll();
     let answer = polling.polls.receive(SOON);
-    assert!(answer.is_none_or(|answer| answer.status != 200), "its session is gone");
+    assert!(answer.is_none_or(|answer| answer.status != 200), "the session is evicted");
     couchdb.update("db");
     assert_eq!(user.next_change(SOON).as_deref(), Some("db"));
 }
 
 #[test]
-fn time_for_the_log_in() {
+fn clients_without_a_login_in_time_are_closed() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &["--login_timeout", "1"]);
     let begun = Instant::now();
@@ -180,14 +186,14 @@ fn time_for_the_log_in() {
 }
 
 #[test]
-fn heads_and_bodies() {
+fn large_or_slow_requests_are_rejected() {
     let couchdb = couchdb();
     let options = ["--max_head", "1024", "--max_post", "2048", "--request_timeout", "1"];
     let howler = start(&couchdb, &options);
     let ask = |bytes: &str| {
         let mut http = Http::connect(howler.address());
         http.send_raw(bytes);
-        let answer = http.receive(SOON).expect("an answer");
+        let answer = http.receive(SOON).expect("a reply arrives");
         assert!(http.ends(), "{answer:?}");
         answer.status
     };
@@ -196,7 +202,7 @@ fn heads_and_bodies() {
         format!("{start}{}\r\n\r\n", "y".repeat(length - start.len() - 4))
     };
     assert_eq!((ask(&head(1024)), ask(&head(1025)), ask(&head(9000))), (404, 431, 431));
-    assert_eq!(ask(&head(9000)[..3000]), 431, "it is not waited for");
+    assert_eq!(ask(&head(9000)[..3000]), 431, "the rest is not awaited");
     let begun = Instant::now();
     assert_eq!(ask("GET /nothing HT"), 408);
     assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
@@ -212,7 +218,7 @@ fn heads_and_bodies() {
         http.send_raw(&bytes[..bytes.len() - length + sent]);
         http.receive(SOON).map(|answer| answer.status)
     };
-    assert_eq!(post(2049, 0), Some(413), "its length says enough");
+    assert_eq!(post(2049, 0), Some(413), "the declared length is too large");
     assert_eq!(post(2048, 100), None, "the rest does not come in time");
     let mut chunked = Http::connect(howler.address());
     let fields = "Transfer-Encoding: chunked\r\n";
@@ -220,13 +226,13 @@ fn heads_and_bodies() {
     chunked.send_raw(vec![b'x'; 0x900]);
     assert_eq!(chunked.answer().status, 413);
     assert_counted(&howler, "body_too_large", 2);
-    // A head, a body, and a connection of the poller that never brought a request.
+    // A head, a body, and a connection of the poller without any request.
     assert_counted(&howler, "request_timeout", 3);
     assert_serves(&howler, &couchdb);
 }
 
 #[test]
-fn messages() {
+fn large_messages_close_the_connection() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &["--max_message", "2048"]);
     let mut client = Client::logged_in(howler.address());
@@ -247,13 +253,13 @@ fn messages() {
 }
 
 #[test]
-fn messages_a_second() {
+fn message_floods_close_the_session() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &["--max_message_rate", "2"]);
     let reason = "too many messages a second";
     let mut burst = Client::logged_in(howler.address());
     for _ in 0..35 {
-        assert_eq!(burst.ask(json!({"op": "heartbeat"}))["ok"], true, "a burst is no flood");
+        assert_eq!(burst.ask(json!({"op": "heartbeat"}))["ok"], true, "a burst is allowed");
     }
     let flood = |opcode: u8, payload: &[u8]| {
         let mut client = Client::logged_in(howler.address());
@@ -278,14 +284,14 @@ fn messages_a_second() {
     assert!(poller.is_known());
     let version = 3;
     poller.post(join(&["42[\"heartbeat\"]"; 30], version));
-    assert!(!poller.is_known(), "its session is over");
+    assert!(!poller.is_known(), "the session is closed");
     assert_counted(&howler, "too_many_messages", 5);
     assert_eq!(burst.ask(json!({"op": "heartbeat"}))["ok"], true);
     assert_serves(&howler, &couchdb);
 }
 
 #[test]
-fn subscriptions_and_names() {
+fn subscriptions_and_name_lengths_are_limited() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &["--max_subscriptions", "3", "--max_name", "8"]);
     let mut client = Client::logged_in(howler.address());
@@ -294,7 +300,7 @@ fn subscriptions_and_names() {
     let answer = subscribe(&mut client, &["a", "c"]);
     assert_eq!(answer["error"], "LimitError", "{answer}");
     assert_eq!(answer["message"], "a client may have 3 subscriptions and no more");
-    assert_eq!(subscribe(&mut client, &["a", "b"])["ok"], true, "what it has it may name again");
+    assert_eq!(subscribe(&mut client, &["a", "b"])["ok"], true, "existing subscriptions may be repeated");
     let answer = subscribe(&mut client, &["123456789"]);
     assert_eq!(answer["message"], "a database name is longer than 8 bytes", "{answer}");
     couchdb.update("b");
@@ -306,7 +312,7 @@ fn subscriptions_and_names() {
     assert_closed(&mut client, 1008, "too many subscriptions");
     let mut socket_io = Client::socket_io_logged_in(howler.address());
     socket_io.send("427[\"subscribe\",[\"a\",\"b\",\"c\",\"d\"]]");
-    let ack = socket_io.receive_text(SOON).expect("an answer");
+    let ack = socket_io.receive_text(SOON).expect("a reply arrives");
     assert!(ack.starts_with("437[") && ack.contains("LimitError"), "{ack}");
     assert_counted(&howler, "too_many_subscriptions", 1);
     assert_metric(&howler, "howler_subscriptions_refused_total", 18);
@@ -314,7 +320,7 @@ fn subscriptions_and_names() {
 }
 
 #[test]
-fn unanswered_requests() {
+fn too_many_unanswered_requests_close_the_connection() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &["--max_requests", "3"]);
     let mut client = Client::logged_in(howler.address());
@@ -338,15 +344,15 @@ fn unanswered_requests() {
 }
 
 #[test]
-fn log_ins_that_wait() {
+fn logins_beyond_the_queue_are_rejected() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &["--login_queue", "2", "--login_concurrency", "1"]);
     couchdb.set_login_delay(Duration::from_millis(700));
     let mut clients: Vec<_> = (0..4).map(|_| Client::json(howler.address())).collect();
     let log_in = json!({"op": "log-in", "cookie": "AuthSession=bXl1c2VyOjVFOnh4eA"});
     clients[0].request(log_in.clone());
-    assert!(couchdb.wait_for(SOON, |seen| seen.session_requests > 0), "CouchDB is asked");
-    // One is under way, two wait, and the last one is told at once.
+    assert!(couchdb.wait_for(SOON, |seen| seen.session_requests > 0), "CouchDB receives a login");
+    // One login runs, two wait, and the last one is rejected at once.
     for client in &mut clients[1..] {
         client.request(log_in.clone());
     }
@@ -356,7 +362,7 @@ fn log_ins_that_wait() {
     assert_eq!((overloaded.len(), others.len()), (1, 3), "{answers:?}");
     assert!(overloaded[0]["retry_after_ms"].as_u64().is_some_and(|wait| wait >= 5_000), "{overloaded:?}");
     assert_metric(&howler, "howler_log_ins_overloaded_total", 1);
-    // Who leaves takes no place from others.
+    // Clients that leave free their places.
     drop(clients);
     couchdb.set_login_delay(Duration::ZERO);
     assert_serves(&howler, &couchdb);
@@ -370,11 +376,11 @@ fn limited(descriptors: u32, couchdb: &StandIn, options: &[&str]) -> Howler {
 }
 
 fn connect_many(address: SocketAddr, count: usize) -> Vec<std::net::TcpStream> {
-    (0..count).map(|_| std::net::TcpStream::connect(address).expect("the system accepts")).collect()
+    (0..count).map(|_| std::net::TcpStream::connect(address).expect("the kernel accepts the connection")).collect()
 }
 
 #[test]
-fn descriptors_are_told_and_never_run_out() {
+fn descriptor_limit_is_logged_and_respected() {
     let couchdb = couchdb();
     let howler = limited(300, &couchdb, &["--max_connections", "5000"]);
     howler.assert_told("--max_connections is 5000, but 300 descriptors (RLIMIT_NOFILE) are enough for 91 clients", 1);
@@ -386,21 +392,21 @@ fn descriptors_are_told_and_never_run_out() {
 }
 
 #[test]
-fn a_soft_limit_is_raised() {
+fn soft_descriptor_limit_is_raised() {
     let couchdb = couchdb();
     let script = "ulimit -S -n 100; exec \"$0\" \"$@\"";
     let mut command = Command::new("bash");
     command.args(["-c", script, BINARY, "--couchdb_url", &couchdb.url()]);
     let howler = Howler::launch_command(&mut command);
     howler.wait_for_line("descriptors (RLIMIT_NOFILE) are enough for");
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", howler.id())).expect("Linux says so");
-    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", howler.id())).expect("Linux reports the limits");
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("the limit is listed");
     let words: Vec<&str> = line.split_whitespace().collect();
     assert_eq!(words[3], words[4], "soft and hard: {line}");
 }
 
 #[test]
-fn accepting_pauses_when_descriptors_run_out_all_the_same() {
+fn accepting_pauses_when_descriptors_run_out() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &[]);
     let mut user = Client::subscribed(howler.address(), &["db"]);
@@ -410,28 +416,28 @@ fn accepting_pauses_when_descriptors_run_out_all_the_same() {
         assert!(set.expect("prlimit runs").success());
     };
     set(howler.descriptors());
-    let _waiting = std::net::TcpStream::connect(howler.address()).expect("the system accepts");
+    let _waiting = std::net::TcpStream::connect(howler.address()).expect("the kernel accepts the connection");
     howler.wait_for_line("No more clients can be accepted for the moment");
     couchdb.update("db");
-    assert_eq!(user.next_change(SOON).as_deref(), Some("db"), "those who are in notice nothing");
+    assert_eq!(user.next_change(SOON).as_deref(), Some("db"), "connected clients are not affected");
     set(1_000);
     assert_serves(&howler, &couchdb);
-    assert!(howler.count_lines("No more clients can be accepted") < 100, "it does not spin");
+    assert!(howler.count_lines("No more clients can be accepted") < 100, "the accept loop does not spin");
     assert!((1..100).contains(&howler.metric("howler_accept_pauses_total")), "each pause is counted");
     assert_eq!(user.next_event(A_MOMENT), None);
 }
 
 #[test]
-fn a_client_that_keeps_sending_after_it_was_rejected_is_cut() {
+fn rejected_client_that_keeps_sending_is_cut() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &[]);
     let garbage = b"\x00".repeat(64 * 1024);
     for first in ["\x00", "GET /howler HTTP/1.1\r\n\r\n", "BREW / HTTP/9.9\r\n\r\n"] {
-        let mut socket = std::net::TcpStream::connect(howler.address()).expect("the system accepts");
-        socket.set_write_timeout(Some(SOON)).expect("a socket option");
+        let mut socket = std::net::TcpStream::connect(howler.address()).expect("the kernel accepts the connection");
+        socket.set_write_timeout(Some(SOON)).expect("the socket is open");
         socket.write_all(first.as_bytes()).expect("the server reads");
         let sent = std::iter::from_fn(|| socket.write(&garbage).ok()).take(1_000).sum::<usize>();
-        // What the buffers of the system hold comes on top of what the server reads.
+        // Socket buffers hold more bytes than the server reads.
         assert!(sent < 32 * 1024 * 1024, "{first:?}: {sent} bytes were taken");
     }
     assert_metric(&howler, "howler_connections_cut_total", 3);
@@ -439,7 +445,7 @@ fn a_client_that_keeps_sending_after_it_was_rejected_is_cut() {
 }
 
 #[test]
-fn forwarded_addresses_of_others_than_trusted_proxies_are_warned_of_once() {
+fn forwarded_addresses_of_untrusted_proxies_are_logged_once() {
     const WARNING: &str = "127.0.0.1 is not in --trusted_proxies: all clients behind that address count as one";
     let couchdb = couchdb();
     for options in [&[][..], &["--trusted_proxies", "10.0.0.0/8"]] {
@@ -447,18 +453,18 @@ fn forwarded_addresses_of_others_than_trusted_proxies_are_warned_of_once() {
         assert_serves(&howler, &couchdb);
         assert_eq!(howler.count_told("X-Forwarded-For"), 0);
         for last in 1..6 {
-            drop(from(&howler, &format!("192.0.2.{last}")).expect("it is served"));
+            drop(from(&howler, &format!("192.0.2.{last}")).expect("the client is accepted"));
         }
         howler.assert_told(WARNING, 1);
     }
     let trusting = start(&couchdb, &["--trusted_proxies", "127.0.0.1"]);
-    drop(from(&trusting, "192.0.2.1").expect("it is served"));
+    drop(from(&trusting, "192.0.2.1").expect("the client is accepted"));
     assert_serves(&trusting, &couchdb);
     assert_eq!(trusting.count_told("X-Forwarded-For"), 0);
 }
 
 #[test]
-fn long_epochs_and_positions_are_not_kept() {
+fn long_epochs_and_positions_take_no_memory() {
     const REQUESTS: usize = 250;
     let couchdb = couchdb();
     let howler = start(&couchdb, &[]);
@@ -477,20 +483,20 @@ fn long_epochs_and_positions_are_not_kept() {
     assert!(held < 4 * 1024, "{held} KiB are held");
     couchdb.set_lookup_delay(Duration::ZERO);
     for _ in 0..REQUESTS {
-        let answer = client.receive_json(SOON).expect("an answer");
-        let names: Vec<&String> = answer["dbs"].as_object().expect("positions").keys().collect();
-        assert_eq!(answer["changed"], json!(names), "an over-long one counts as changed: {answer}");
+        let answer = client.receive_json(SOON).expect("a reply arrives");
+        let names: Vec<&String> = answer["dbs"].as_object().expect("the reply has positions").keys().collect();
+        assert_eq!(answer["changed"], json!(names), "a position that is too long counts as changed: {answer}");
     }
 }
 
-/// A handshake of a polling session, as often as it takes to fill a write.
+/// Returns pipelined handshakes of polling sessions.
 fn handshakes(fields: &str) -> Vec<u8> {
     request("GET", "/socket.io/?EIO=4&transport=polling", fields, b"").repeat(500)
 }
 
-/// Writes bytes until the server takes no more or closes, at most so many.
+/// Writes the bytes repeatedly until the server stops reading or closes, up to `most` bytes.
 fn pour(socket: &mut std::net::TcpStream, bytes: &[u8], most: usize) {
-    socket.set_write_timeout(Some(A_MOMENT)).expect("a socket option");
+    socket.set_write_timeout(Some(A_MOMENT)).expect("the socket is open");
     let mut written = 0;
     while let (true, Ok(more @ 1..)) = (written < most, socket.write(bytes)) {
         written += more;
@@ -498,7 +504,7 @@ fn pour(socket: &mut std::net::TcpStream, bytes: &[u8], most: usize) {
 }
 
 #[test]
-fn pipelined_requests_hold_little() {
+fn pipelined_requests_take_little_memory() {
     const EACH: u64 = 1024;
     let couchdb = couchdb();
     let howler = start(&couchdb, &[]);
@@ -511,7 +517,7 @@ fn pipelined_requests_hold_little() {
     let before = howler.resident_kib();
     let mut sockets = connect_many(howler.address(), 12);
     for (number, socket) in sockets.iter_mut().enumerate() {
-        // The poll is parked: what is pipelined behind it waits.
+        // The poll is parked, so the requests pipelined after it wait.
         pour(socket, &inputs[number % 3], 16 * 1024 * 1024);
     }
     let held = howler.resident_kib().saturating_sub(before);
@@ -522,7 +528,7 @@ fn pipelined_requests_hold_little() {
 }
 
 #[test]
-fn one_address_does_not_evict_the_clients_of_others() {
+fn flood_of_one_address_does_not_evict_clients_of_others() {
     let couchdb = couchdb();
     let howler =
         start(&couchdb, &["--max_newcomers", "60", "--trusted_proxies", "127.0.0.1", "--login_timeout", "120"]);
@@ -536,26 +542,26 @@ fn one_address_does_not_evict_the_clients_of_others() {
                 while !stopped() {
                     let Ok(mut socket) = std::net::TcpStream::connect(howler.address()) else { continue };
                     pour(&mut socket, &bytes, 256 * 1024);
-                    // It is the sessions that are many, not the connections.
+                    // The attack uses many sessions, not many connections.
                     std::thread::sleep(Duration::from_millis(50));
                 }
             });
         }
         let deadline = Instant::now() + SOON;
         while howler.metric("howler_closes_total{reason=\"made_way\"}") < 100 {
-            assert!(Instant::now() < deadline, "somebody is evicted");
+            assert!(Instant::now() < deadline, "timeout waiting for evictions");
         }
         let mut clients: Vec<_> = (0..12)
             .map(|number| {
-                let mut client = from(&howler, &format!("198.51.100.{number}")).expect("it is served");
-                assert_eq!(client.receive_json(SOON).expect("hello")["event"], "hello");
+                let mut client = from(&howler, &format!("198.51.100.{number}")).expect("the client is accepted");
+                assert_eq!(client.receive_json(SOON).expect("hello arrives")["event"], "hello");
                 client
             })
             .collect();
         let evicted = howler.metric("howler_closes_total{reason=\"made_way\"}");
         let deadline = Instant::now() + SOON;
         while howler.metric("howler_closes_total{reason=\"made_way\"}") < evicted + 500 {
-            assert!(Instant::now() < deadline, "the attack goes on");
+            assert!(Instant::now() < deadline, "timeout waiting for more evictions");
             std::thread::sleep(Duration::from_millis(10));
         }
         for client in &mut clients {
@@ -565,7 +571,7 @@ fn one_address_does_not_evict_the_clients_of_others() {
     });
 }
 
-/// Tells threads to stop, also when an assertion fails.
+/// Stops threads, even when an assertion fails.
 struct StopOnDrop<'a>(&'a std::sync::atomic::AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
@@ -575,7 +581,7 @@ impl Drop for StopOnDrop<'_> {
 }
 
 #[test]
-fn sessions_that_a_connection_opens_without_logging_in() {
+fn unauthenticated_sessions_of_a_connection_are_limited() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &[]);
     let mut http = Http::connect(howler.address());
@@ -588,13 +594,15 @@ fn sessions_that_a_connection_opens_without_logging_in() {
     assert!(http.ends());
     assert_counted(&howler, "too_many_sessions", 1);
     assert_eq!(Http::connect(howler.address()).get(handshake).status, 200, "another connection is served");
-    // Sessions that are logged in do not count.
+    // Logged-in sessions do not count.
     let mut http = Http::connect(howler.address());
     for number in 0..20 {
         let open = http.get(&format!("/socket.io/?EIO=3&transport=polling&username={USER}&password={PASSWORD}"));
         assert_eq!(open.status, 200, "{number}");
-        let sid =
-            open.field("Set-Cookie").and_then(|cookie| cookie.strip_prefix("io=")?.split(';').next()).expect("an id");
+        let sid = open
+            .field("Set-Cookie")
+            .and_then(|cookie| cookie.strip_prefix("io=")?.split(';').next())
+            .expect("the reply has a session id");
         let answer = http.get(&format!("/socket.io/?EIO=3&transport=polling&sid={sid}"));
         assert!(answer.text().contains("authenticated"), "{answer:?}");
     }
@@ -603,7 +611,7 @@ fn sessions_that_a_connection_opens_without_logging_in() {
 }
 
 #[test]
-fn polling_sessions_of_an_address() {
+fn polling_sessions_of_an_address_are_limited() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &["--max_connections_per_address", "3"]);
     let mut http = Http::connect(howler.address());
@@ -613,12 +621,12 @@ fn polling_sessions_of_an_address() {
     let rejected = http.get(handshake);
     assert_eq!((rejected.status, rejected.field("Retry-After")), (429, Some("5")), "{rejected:?}");
     assert_counted(&howler, "too_many_of_address", 1);
-    let refused = Client::try_open(howler.address(), "/howler", "").err().expect("there is no place");
+    let refused = Client::try_open(howler.address(), "/howler", "").err().expect("the connection is rejected");
     assert!(!refused.contains("HTTP") || refused.starts_with("HTTP/1.1 429 "), "{refused}");
-    let sid = open.text().split('"').nth(3).expect("an id").to_owned();
+    let sid = open.text().split('"').nth(3).expect("the reply has a session id").to_owned();
     assert_eq!(http.post(&format!("{handshake}&sid={sid}"), "1").status, 200, "the session ends");
     assert_eq!(http.get(handshake).status, 200);
-    // Behind a trusted proxy the address of the client counts.
+    // Behind a trusted proxy the client's own address counts.
     let howler = start(&couchdb, &["--max_connections_per_address", "3", "--trusted_proxies", "127.0.0.1"]);
     let mut http = Http::connect(howler.address());
     for last in 0..30 {
@@ -627,18 +635,18 @@ fn polling_sessions_of_an_address() {
     }
     let fields = "X-Forwarded-For: 192.0.2.29\r\n";
     let answers: Vec<u16> = (0..2).map(|_| http.ask("GET", handshake, fields, b"").status).collect();
-    assert_eq!(answers, [200, 429], "the proxy's connection carries others on");
+    assert_eq!(answers, [200, 429], "the address is limited, not the proxy's connection");
     assert_eq!(http.ask("GET", handshake, "X-Forwarded-For: 192.0.2.77\r\n", b"").status, 200);
 }
 
 #[test]
-fn messages_before_the_login() {
+fn messages_before_the_login_are_limited() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &[]);
     let padded = |start: &str, length: usize| format!("{start}{}", "x".repeat(length - start.len()));
     let mut client = Client::json(howler.address());
     client.send(&padded("{", 4096));
-    assert_eq!(client.receive_json(SOON).expect("an answer")["error"], "TypeError");
+    assert_eq!(client.receive_json(SOON).expect("a reply arrives")["error"], "TypeError");
     client.send(&padded("{", 4097));
     assert_closed(&mut client, 1009, "message too big");
     let mut parts = Client::json(howler.address());
@@ -646,12 +654,12 @@ fn messages_before_the_login() {
     parts.send_raw(&frame(0x00, &[b'x'; 97])).expect("the server reads");
     assert_closed(&mut parts, 1009, "message too big");
     let mut fourth = Client::open(howler.address(), "/socket.io/?EIO=4&transport=websocket");
-    fourth.receive_text(SOON).expect("the open packet");
+    fourth.receive_text(SOON).expect("the open packet arrives");
     fourth.send_raw(&frame(0x81, &vec![b'x'; 60_000])[..20]).expect("the server reads");
     assert_closed(&mut fourth, 1009, "message too big");
     let mut poller = Poller::open(howler.address(), 4, "");
     assert_eq!(poller.post(padded("44", 4097)).status, 413);
-    assert!(poller.is_known(), "the session goes on");
+    assert!(poller.is_known(), "the session continues");
     assert_counted(&howler, "message_too_big", 3);
     assert_counted(&howler, "body_too_large", 1);
     let mut user = Client::logged_in(howler.address());
@@ -661,13 +669,13 @@ fn messages_before_the_login() {
     };
     user.send(&heartbeat(1024 * 1024));
     assert_eq!(user.receive_json(SOON), Some(json!({"id": 1, "ok": true})));
-    // The head of the frame is enough: the server closes the connection while the rest is under way.
+    // The head of the frame is enough: the server closes the connection before the rest arrives.
     user.send_raw(&frame(0x81, heartbeat(1024 * 1024 + 1).as_bytes())[..20]).expect("the server reads");
     assert_closed(&mut user, 1009, "message too big");
 }
 
 #[test]
-fn a_client_subscribes_to_everything_while_its_login_is_under_way() {
+fn long_subscription_during_a_login_is_accepted() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &[]);
     couchdb.set_login_delay(Duration::from_secs(1));
@@ -687,12 +695,12 @@ fn a_client_subscribes_to_everything_while_its_login_is_under_way() {
     let ack = std::iter::from_fn(|| fourth.receive_text(SOON)).find(|text| text.starts_with("431"));
     assert_eq!(ack.as_deref(), Some("431[{}]"));
     couchdb.update(&names[1_499]);
-    let change = client.receive_text(SOON).expect("a change");
+    let change = client.receive_text(SOON).expect("a change arrives");
     assert!(change.contains(&names[1_499]), "{change}");
 }
 
 #[test]
-fn long_credentials() {
+fn long_credentials_are_rejected_without_asking_couchdb() {
     const MESSAGE: &str = "A user name, password, cookie or token may have 1024 bytes and no more.";
     let couchdb = couchdb();
     let howler = start(&couchdb, &[]);
@@ -710,20 +718,20 @@ fn long_credentials() {
             assert_eq!(answer["error"], error, "{answer}");
             assert_eq!(answer["message"] == MESSAGE, error == "LimitError", "{answer}");
             assert_closed(&mut client, 4401, "not authenticated");
-            assert!(error != "LimitError" || couchdb.counters().session_requests == asked, "CouchDB is not asked");
+            assert!(error != "LimitError" || couchdb.counters().session_requests == asked, "CouchDB receives no login");
         }
     }
     for query in [format!("username={USER}&password={}", long(1025)), format!("token={}", long(15_000))] {
         let mut client = Client::socket_io(howler.address(), &query);
         let (texts, _) = client.receive_close(SOON);
-        let refusal = texts.iter().find(|text| text.starts_with("42[\"not-authenticated\"")).expect("it is told");
+        let refusal = texts.iter().find(|text| text.starts_with("42[\"not-authenticated\"")).expect("a reply arrives");
         assert!(refusal.contains("LimitError") && refusal.contains(MESSAGE), "{refusal}");
     }
     assert_serves(&howler, &couchdb);
 }
 
 #[test]
-fn memory_of_all_unauthenticated_clients() {
+fn memory_of_unauthenticated_clients_is_limited() {
     const MIB: u64 = 1024 * 1024;
     let couchdb = couchdb();
     let howler = start(&couchdb, &["--max_unauthenticated_memory", "1"]);
@@ -740,26 +748,26 @@ fn memory_of_all_unauthenticated_clients() {
     assert_eq!(
         close,
         Received::Close(1013, "evicted for newer clients without a login".into()),
-        "the oldest goes first"
+        "the oldest is evicted first"
     );
     let deadline = Instant::now() + SOON;
     while howler.metric("howler_unauthenticated_bytes") > MIB {
-        assert!(Instant::now() < deadline, "the limit holds");
+        assert!(Instant::now() < deadline, "timeout waiting for the memory to shrink below the limit");
     }
     assert!(howler.metric("howler_closes_total{reason=\"made_way\"}") >= 20);
     couchdb.set_login_delay(Duration::ZERO);
     drop(clients);
-    // CouchDB still works on logins that nobody waits for.
+    // CouchDB still processes the logins of closed connections.
     let deadline = Instant::now() + SOON;
     let log_in = json!({"op": "log-in", "username": USER, "password": PASSWORD});
     while Client::json(howler.address()).ask(log_in.clone())["ok"] != true {
-        assert!(Instant::now() < deadline, "others are served");
+        assert!(Instant::now() < deadline, "timeout waiting for other logins to succeed");
     }
     assert_serves(&howler, &couchdb);
 }
 
 #[test]
-fn an_anonymous_session_that_polls_holds_little() {
+fn unauthenticated_polling_session_takes_little_memory() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &[]);
     let connect = format!("40/{}", "n".repeat(900));
@@ -767,14 +775,14 @@ fn an_anonymous_session_that_polls_holds_little() {
     for (number, poller) in pollers.iter_mut().enumerate() {
         let payload = join(&[&*connect; 4], if number % 2 == 0 { 3 } else { 4 });
         let posts = (0..20).take_while(|_| poller.post(&payload).status == 200).count();
-        assert!(posts < 5, "{posts} posts whose answers nobody polls for");
+        assert!(posts < 5, "{posts} posts accepted without polling for replies");
     }
     assert!(howler.metric("howler_unauthenticated_bytes") < 10 * 8 * 1024);
     assert_serves(&howler, &couchdb);
 }
 
 #[test]
-fn subscriptions_of_a_user() {
+fn subscriptions_of_a_user_are_limited() {
     const MESSAGE: &str = "a user may have 5 subscriptions over all sessions and no more";
     let couchdb = couchdb();
     couchdb.add_user("other", PASSWORD, &[]);
@@ -786,17 +794,17 @@ fn subscriptions_of_a_user() {
     assert_eq!(subscribe(&mut second, &["a", "b"])["ok"], true);
     let answer = subscribe(&mut second, &["d"]);
     assert_eq!((&answer["error"], &answer["message"]), (&json!("LimitError"), &json!(MESSAGE)));
-    assert_eq!(subscribe(&mut second, &["a", "b"])["ok"], true, "what it has it may name again");
+    assert_eq!(subscribe(&mut second, &["a", "b"])["ok"], true, "existing subscriptions may be repeated");
     assert_eq!(first.ask(json!({"op": "unsubscribe", "dbs": ["c"]}))["ok"], true);
     assert_eq!(subscribe(&mut second, &["d"])["ok"], true);
     assert_eq!(subscribe(&mut first, &["e"])["error"], "LimitError");
     let mut other = Client::json(howler.address());
     assert_eq!(other.ask(json!({"op": "log-in", "username": "other", "password": PASSWORD}))["ok"], true);
-    assert_eq!(subscribe(&mut other, &["a", "b", "c", "d", "e"])["ok"], true, "another user has its own");
+    assert_eq!(subscribe(&mut other, &["a", "b", "c", "d", "e"])["ok"], true, "another user has its own limit");
     drop(second);
     let deadline = Instant::now() + SOON;
     while subscribe(&mut first, &["e", "f", "g"])["ok"] != true {
-        assert!(Instant::now() < deadline, "sessions that ended do not count");
+        assert!(Instant::now() < deadline, "timeout waiting for the end of a session to free its subscriptions");
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(howler.metric("howler_subscriptions_refused_total") >= 2);
@@ -804,14 +812,14 @@ fn subscriptions_of_a_user() {
 }
 
 #[test]
-fn memory_of_the_process() {
+fn memory_limit_rejects_clients_and_keeps_connected_ones() {
     let couchdb = couchdb();
     let small = start(&couchdb, &["--max_memory", "1"]);
     let deadline = Instant::now() + SOON;
     let rejected = loop {
         match Client::try_open(small.address(), "/howler", "") {
             Err(rejected) if rejected.starts_with("HTTP/1.1 503 ") => break rejected,
-            _ => assert!(Instant::now() < deadline, "new connections are rejected"),
+            _ => assert!(Instant::now() < deadline, "timeout waiting for a rejected connection"),
         }
     };
     assert!(rejected.contains("Retry-After: ") && rejected.contains("too much memory in use"), "{rejected}");
@@ -831,14 +839,14 @@ fn memory_of_the_process() {
     }
     let deadline = Instant::now() + SOON;
     while howler.metric("howler_memory_full") != 1 {
-        assert!(Instant::now() < deadline, "the memory is full");
+        assert!(Instant::now() < deadline, "timeout waiting for the memory limit");
         late.request(json!({"op": "heartbeat"}));
     }
     assert_closed(&mut idle, 1013, "evicted for newer clients without a login");
     let answer = user.ask(json!({"op": "subscribe", "dbs": ["more"]}));
     assert_eq!(answer["error"], "ServiceUnavailableError", "{answer}");
     assert!(answer["retry_after_ms"].as_u64().is_some_and(|wait| wait >= 5_000), "{answer}");
-    assert!(Client::try_open(howler.address(), "/howler", "").is_err(), "nobody else gets in");
+    assert!(Client::try_open(howler.address(), "/howler", "").is_err(), "new connections are rejected");
     couchdb.update("db");
     assert_eq!(user.next_change(SOON).as_deref(), Some("db"), "connected clients are served");
     assert_eq!(user.ask(json!({"op": "unsubscribe", "dbs": ["db"]}))["ok"], true);

@@ -1,4 +1,5 @@
-//! Standard error that nobody reads, or that is gone: the server goes on, and counts what it could not log.
+//! A standard error that is not read, or closed: the server continues and counts the lines that it
+//! could not log.
 
 use std::io::{BufRead as _, BufReader, PipeWriter, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -14,7 +15,7 @@ use crate::support::{SOON, couchdb};
 
 const DROPPED: &str = "howler_log_lines_dropped_total";
 
-/// A server whose standard error is a pipe that the test reads when it wants to.
+/// A server whose standard error is a pipe that the test reads when it chooses to.
 struct Server {
     child: Child,
     stderr: Option<ChildStderr>,
@@ -37,13 +38,13 @@ impl Server {
         let server = Self { child, stderr, address: ([127, 0, 0, 1], port).into() };
         let began = Instant::now();
         while std::net::TcpStream::connect(server.address).is_err() {
-            assert!(began.elapsed() < SOON, "it listens");
+            assert!(began.elapsed() < SOON, "timeout waiting for the server to listen");
             std::thread::sleep(Duration::from_millis(10));
         }
         server
     }
 
-    /// Sends requests, each of which makes one long line, until lines were dropped.
+    /// Sends requests, each of which logs one long line, until lines are dropped.
     fn fill_the_log(&self) {
         let mut http = Http::connect(self.address);
         let target = format!("/{}", "nowhere/".repeat(50));
@@ -61,31 +62,31 @@ impl Server {
     fn dropped(&self) -> u64 {
         let page = Http::connect(self.address).get("/metrics");
         let mut values = page.text().lines().filter_map(|line| line.strip_prefix(DROPPED)?.strip_prefix(' '));
-        values.next().expect("it is counted").parse().expect("a number")
+        values.next().expect("the metric exists").parse().expect("the value is a number")
     }
 
     fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux says so");
-        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the server runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux reports VmRSS");
+        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("the value is a number")
     }
 
     fn has_thread(&self, name: &str) -> bool {
-        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("the server runs");
         threads
             .flatten()
             .any(|thread| std::fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name))
     }
 
-    /// Sends SIGTERM and waits for the end.
+    /// Sends SIGTERM and waits for the exit.
     fn stop(&mut self) -> ExitStatus {
         assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
         let began = Instant::now();
         loop {
-            if let Some(status) = self.child.try_wait().expect("it is our child") {
+            if let Some(status) = self.child.try_wait().expect("the child can be waited for") {
                 return status;
             }
-            assert!(began.elapsed() < SOON, "the server does not end");
+            assert!(began.elapsed() < SOON, "timeout waiting for the server to exit");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -99,7 +100,7 @@ impl Drop for Server {
 }
 
 #[test]
-fn a_log_that_is_not_read_blocks_neither_clients_nor_sigterm() {
+fn unread_log_blocks_neither_clients_nor_sigterm() {
     let couchdb = couchdb();
     for format in ["text", "json"] {
         let mut server = Server::start(&couchdb, format);
@@ -109,29 +110,32 @@ fn a_log_that_is_not_read_blocks_neither_clients_nor_sigterm() {
         assert!(grown < 16 * 1024, "{format}: the queue grew by {grown} KiB");
         assert_eq!(server.stop().code(), Some(0), "{format}");
         let mut log = String::new();
-        server.stderr.take().expect("piped").read_to_string(&mut log).expect("text");
+        server.stderr.take().expect("stderr is piped").read_to_string(&mut log).expect("the log is UTF-8");
         assert_no_secret(&log);
-        let first = log.lines().next().expect("a first line");
+        let first = log.lines().next().expect("the log has a line");
         assert!(first.contains("listens on") && first.contains(&server.address.to_string()), "{first}");
     }
 }
 
 #[test]
-fn the_number_of_dropped_lines_is_logged_when_the_log_is_read_again() {
+fn number_of_dropped_lines_is_logged_once_the_log_is_read() {
     let couchdb = couchdb();
     for format in ["text", "json"] {
         let mut server = Server::start(&couchdb, format);
         server.fill_the_log();
         let dropped = server.dropped();
-        let mut lines = BufReader::new(server.stderr.take().expect("piped")).lines();
-        let line = lines.by_ref().map(|line| line.expect("text")).find(|line| line.contains("log lines were dropped"));
-        let line = line.expect("the log goes on");
+        let mut lines = BufReader::new(server.stderr.take().expect("stderr is piped")).lines();
+        let line = lines
+            .by_ref()
+            .map(|line| line.expect("the log is UTF-8"))
+            .find(|line| line.contains("log lines were dropped"));
+        let line = line.expect("the number of dropped lines is logged");
         assert!(line.to_ascii_uppercase().contains("WARN"), "{line}");
         let number = line.split(" log lines").next().and_then(|before| before.rsplit([' ', '"']).next()?.parse().ok());
         assert!(number.is_some_and(|number: u64| number >= dropped), "{dropped}: {line}");
-        // From here on lines come as ever.
+        // From here on no lines are missing.
         assert_eq!(Http::connect(server.address).get("/read-again").status, 404);
-        let line = lines.by_ref().map(|line| line.expect("text")).find(|line| line.contains("/read-again"));
+        let line = lines.by_ref().map(|line| line.expect("the log is UTF-8")).find(|line| line.contains("/read-again"));
         assert!(line.is_some(), "{format}");
         std::thread::spawn(move || lines.count());
         assert_eq!(server.stop().code(), Some(0), "{format}");
@@ -148,7 +152,7 @@ fn lines_are_dropped_and_counted_when_the_reader_is_gone() {
         let began = Instant::now();
         while server.dropped() < 10 {
             assert_eq!(http.get("/nowhere").status, 404);
-            assert!(began.elapsed() < SOON, "{format}: lines that cannot be written are counted");
+            assert!(began.elapsed() < SOON, "{format}: timeout waiting for dropped lines");
         }
         assert!(server.has_thread("log"), "{format}: a panic in this thread would end a release build");
         assert_eq!(server.stop().code(), Some(0), "{format}");
@@ -156,30 +160,30 @@ fn lines_are_dropped_and_counted_when_the_reader_is_gone() {
 }
 
 #[test]
-fn an_error_at_the_start_ends_the_process_although_nobody_reads_it() {
-    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+fn startup_error_ends_the_process_even_if_stderr_is_full() {
+    let (reader, mut writer) = std::io::pipe().expect("the pipe opens");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    // Fills the pipe as another process that shares it would.
+    // Fills the pipe, as another process that shares it could.
     while takes_more(&writer) {
-        writer.write_all(&[b'x'; 4096]).expect("it is read");
+        writer.write_all(&[b'x'; 4096]).expect("the reader is open");
     }
     for (options, code) in [(vec!["--port", "x"], 2), (vec!["-u", "http://a:zq7-b@c", "-p", &*port], 1)] {
         let mut child = Command::new(BINARY)
             .args(options)
             .args(["--host", "127.0.0.1"])
             .stdout(Stdio::null())
-            .stderr(writer.try_clone().expect("a descriptor"))
+            .stderr(writer.try_clone().expect("there is a free descriptor"))
             .spawn()
             .expect("the binary starts");
         let began = Instant::now();
         let status = loop {
-            if let Some(status) = child.try_wait().expect("it is our child") {
+            if let Some(status) = child.try_wait().expect("the child can be waited for") {
                 break status;
             }
             if began.elapsed() > SOON {
                 let _ = child.kill();
-                panic!("the process does not end");
+                panic!("timeout waiting for the process to exit");
             }
             std::thread::sleep(Duration::from_millis(5));
         };
@@ -188,8 +192,8 @@ fn an_error_at_the_start_ends_the_process_although_nobody_reads_it() {
     drop(reader);
 }
 
-/// Whether a write to a pipe would not block.
+/// Returns whether a write to a pipe would not block.
 fn takes_more(pipe: &PipeWriter) -> bool {
     let mut fds = [PollFd::new(pipe, PollFlags::OUT)];
-    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).expect("it can be polled") > 0
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).expect("the pipe can be polled") > 0
 }

@@ -12,17 +12,18 @@ use crate::support::howler::{BINARY, Howler, run};
 use crate::support::http::{Http, Poller};
 use crate::support::{PASSWORD, SOON, USER, couchdb};
 
-/// What the server logged, each line an object of JSON.
+/// Parses the log of a server, one JSON object per line.
 fn lines(howler: &Howler) -> Vec<Value> {
     let output = howler.output();
     output.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
 fn fields(event: &Value) -> BTreeSet<&str> {
-    event.as_object().expect("an object").keys().map(String::as_str).collect()
+    event.as_object().expect("the line is an object").keys().map(String::as_str).collect()
 }
 
-/// The events of a kind, each checked for its fields; those behind a question mark may be missing.
+/// Returns the events of a kind and asserts that they have the documented fields. Fields with a
+/// question mark are optional.
 fn events<'a>(lines: &'a [Value], kind: &str, documented: &[&str]) -> Vec<&'a Value> {
     let found = lines.iter().filter(|line| line["event"] == kind).collect::<Vec<_>>();
     let always = ["time", "level", "message", "event"];
@@ -36,7 +37,7 @@ fn events<'a>(lines: &'a [Value], kind: &str, documented: &[&str]) -> Vec<&'a Va
     found
 }
 
-/// Whether a text is a time as in 2026-11-24T03:58:26.123Z.
+/// Returns whether a text is a time like 2026-11-24T03:58:26.123Z.
 fn is_time(text: &str) -> bool {
     let shape = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect::<String>();
     shape == "0000-00-00T00:00:00.000Z"
@@ -93,12 +94,12 @@ fn every_line_is_an_object_and_events_have_their_fields() {
         ]
     );
     let upgrades = requests.iter().filter(|event| event["status"] == 101).count();
-    assert_eq!(upgrades, 3, "the WebSockets");
+    assert_eq!(upgrades, 3, "each WebSocket logs a request");
     sessions_are_told(&lines);
 }
 
 #[test]
-fn a_line_of_text_is_time_level_module_and_message_without_colors() {
+fn text_lines_have_time_level_module_and_message_without_colors() {
     let couchdb = couchdb();
     let mut command = Command::new(BINARY);
     command.args(["--couchdb_url", &couchdb.url()]).env("CLICOLOR_FORCE", "1");
@@ -110,11 +111,12 @@ fn a_line_of_text_is_time_level_module_and_message_without_colors() {
     howler.wait_for_line("Stopped.");
     let output = howler.output();
     for line in output.lines() {
-        let (time, rest) = line.split_once(' ').expect("a time");
+        let (time, rest) = line.split_once(' ').expect("the line has a time");
         assert!(is_time(time), "{line}");
         let (level, rest) = rest.split_at(5);
         assert!(["ERROR", "WARN ", "INFO ", "DEBUG"].contains(&level), "{line}");
-        let (target, message) = rest.strip_prefix(" [").and_then(|rest| rest.split_once("] ")).expect("a target");
+        let (target, message) =
+            rest.strip_prefix(" [").and_then(|rest| rest.split_once("] ")).expect("the line has a target");
         assert!(target.starts_with("couchdb_howler") && !message.is_empty(), "{line}");
         assert!(!line.contains('\u{1b}'), "{line}");
     }
@@ -145,9 +147,9 @@ fn sessions_are_told(lines: &[Value]) {
 }
 
 #[test]
-fn at_the_usual_level_no_request_is_told() {
+fn default_level_logs_no_requests() {
     let couchdb = couchdb();
-    // The tests' own helper asks for more, so this one is started without.
+    // The helper of the tests sets another log level, so this server is started without it.
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = couchdb.url();
     let mut server = Server::start(&["json", "--couchdb_url", &url, "--port", &free.to_string()]);
@@ -163,7 +165,7 @@ fn at_the_usual_level_no_request_is_told() {
     assert!(said.contains("Stopped.") && !said.contains("\"event\""), "{said}");
 }
 
-/// A client of a server that is about to listen.
+/// Connects to a server that may not listen yet.
 fn first_client(address: std::net::SocketAddr) -> Client {
     let began = std::time::Instant::now();
     loop {
@@ -178,7 +180,7 @@ fn first_client(address: std::net::SocketAddr) -> Client {
     }
 }
 
-/// A server that is started without the helper's options, and killed when this is dropped.
+/// A server started without the helper's options. Dropping the value kills the process.
 struct Server(Child);
 
 impl Server {
@@ -188,7 +190,7 @@ impl Server {
         Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts"))
     }
 
-    /// Stops it in order; its exit code.
+    /// Shuts the server down. Returns its exit code.
     fn stop(&mut self) -> Option<i32> {
         assert!(Command::new("kill").arg(self.0.id().to_string()).status().unwrap().success());
         self.0.wait().unwrap().code()
@@ -202,9 +204,9 @@ impl Drop for Server {
     }
 }
 
-/// Whoever reads the log may go: the server stays.
+/// Closes the log's pipes. The server keeps running.
 #[test]
-fn a_log_that_nobody_reads_ends_nothing() {
+fn server_keeps_running_when_its_log_is_closed() {
     let couchdb = couchdb();
     for format in ["text", "json"] {
         let feeds = couchdb.counters().feed_requests;
@@ -221,7 +223,7 @@ fn a_log_that_nobody_reads_ends_nothing() {
 }
 
 #[test]
-fn mistakes_at_the_start_stay_plain_lines() {
+fn startup_errors_are_plain_text_lines() {
     let ended = run(&["--log_format", "json", "-u", "http://a:zq7-b@c", "--port", "x"], &[]);
     assert_eq!((ended.code, ended.stderr.lines().count()), (Some(2), 1));
     assert!(ended.stderr.starts_with("couchdb-howler: --port: "), "{}", ended.stderr);

@@ -1,4 +1,4 @@
-//! How failed logins are limited, so that CouchDB locks nobody out because of others.
+//! Limits of failed logins. They prevent CouchDB from locking out users because of others.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::support::{ADMIN, ADMIN_PASSWORD, PASSWORD, SOON, USER, couchdb, couch
 
 const OTHER: &str = "other";
 const OTHER_PASSWORD: &str = "zq7-other-secret";
-/// What makes the server believe the tests about where clients are.
+/// Options that make the server trust the client addresses that the tests send.
 const BELIEVE: [&str; 2] = ["--trusted_proxies", "127.0.0.0/8,::1"];
 /// Longest `retry_after_ms` because of an address: CouchDB's five minutes and a second.
 const WINDOW_MS: u64 = 301_000;
@@ -24,27 +24,28 @@ fn scene() -> (StandIn, Howler) {
     (couchdb, howler)
 }
 
-/// A client that is at an address, as a proxy says.
+/// Opens a client that a proxy reports at an address.
 fn client_at(howler: &Howler, address: &str) -> Client {
-    Client::try_open(howler.address(), "/howler", &format!("X-Forwarded-For: {address}\r\n")).expect("it opens")
+    Client::try_open(howler.address(), "/howler", &format!("X-Forwarded-For: {address}\r\n"))
+        .expect("the connection opens")
 }
 
-/// Has a client log in; the answer is not read.
+/// Sends a login without reading the reply.
 fn send(client: &mut Client, name: &str, password: &str) -> u64 {
     client.request(json!({"op": "log-in", "username": name, "password": password}))
 }
 
-/// The answer to a login at an address.
+/// Logs in from an address. Returns the reply.
 fn log_in(howler: &Howler, address: &str, name: &str, password: &str) -> Value {
     client_at(howler, address).ask(json!({"op": "log-in", "username": name, "password": password}))
 }
 
-/// The error of a login at an address; none where it succeeds.
+/// Logs in from an address. Returns the error, or null after a success.
 fn try_password(howler: &Howler, address: &str, name: &str, password: &str) -> Value {
     log_in(howler, address, name, password)["error"].clone()
 }
 
-/// Logs in at once, each with a name, a password and an address; the errors.
+/// Sends logins at once, each with an address, a name and a password. Returns the replies.
 fn log_in_at_once(howler: &Howler, logins: &[(String, String, String)]) -> Vec<Value> {
     let mut clients: Vec<_> = logins.iter().map(|(address, ..)| client_at(howler, address)).collect();
     let ids: Vec<_> =
@@ -56,7 +57,7 @@ fn count_errors(answers: &[Value], name: &str) -> usize {
     answers.iter().filter(|answer| answer["error"] == name).count()
 }
 
-/// How many passwords for a name CouchDB was asked about.
+/// Returns the number of passwords for a name that CouchDB received.
 fn passwords_asked(couchdb: &StandIn, name: &str) -> usize {
     let of_name = format!("\"name\":\"{name}\"");
     let requests = couchdb.requests();
@@ -65,7 +66,7 @@ fn passwords_asked(couchdb: &StandIn, name: &str) -> usize {
 }
 
 #[test]
-fn an_address_that_tries_many_names_at_once_is_limited_and_then_served() {
+fn address_that_tries_many_names_is_limited_and_then_served() {
     let (couchdb, howler) = scene();
     couchdb.set_login_delay(Duration::from_millis(100));
     let begun = Instant::now();
@@ -83,11 +84,15 @@ fn an_address_that_tries_many_names_at_once_is_limited_and_then_served() {
         assert!(answer["retry_after_ms"].as_u64().is_some_and(|wait| (1..=2_000).contains(&wait)), "{answer}");
     }
     assert_eq!(howler.metric("howler_log_ins_slowed_total"), u64::try_from(400 - asked).unwrap());
-    assert_eq!(try_password(&howler, "198.51.100.2", OTHER, OTHER_PASSWORD), Value::Null, "others are let alone");
-    // The debt has not grown with what was tried.
+    assert_eq!(
+        try_password(&howler, "198.51.100.2", OTHER, OTHER_PASSWORD),
+        Value::Null,
+        "other addresses are not affected"
+    );
+    // Rejected logins do not lengthen the wait.
     let deadline = Instant::now() + SOON;
     while try_password(&howler, "198.51.100.1", OTHER, OTHER_PASSWORD) != Value::Null {
-        assert!(Instant::now() < deadline, "the address is not served");
+        assert!(Instant::now() < deadline, "timeout waiting for the address to be served");
         std::thread::sleep(Duration::from_millis(100));
     }
 }
@@ -112,7 +117,7 @@ fn one_user_with_many_tabs_logs_in_at_once() {
 }
 
 #[test]
-fn a_right_password_opens_no_way_for_wrong_ones() {
+fn right_password_does_not_lift_the_limit_for_wrong_ones() {
     let (couchdb, howler) = scene();
     let address = "198.51.100.1";
     assert_eq!(try_password(&howler, address, USER, PASSWORD), Value::Null);
@@ -123,16 +128,16 @@ fn a_right_password_opens_no_way_for_wrong_ones() {
     assert!((1..=4).contains(&asked), "{asked} wrong passwords reached CouchDB");
     assert_eq!((count_errors(&answers, "LimitError"), couchdb.lockouts()), (50 - asked, 0));
     assert_eq!(try_password(&howler, "198.51.100.2", USER, PASSWORD), Value::Null);
-    // The user, who is at the same address as who guesses, is not kept out for the five minutes.
+    // The user shares an address with the attacker and is not locked out for five minutes.
     let deadline = Instant::now() + SOON;
     while try_password(&howler, address, USER, PASSWORD) != Value::Null {
-        assert!(Instant::now() < deadline, "the user is kept out");
+        assert!(Instant::now() < deadline, "timeout waiting for the user to be served");
         std::thread::sleep(Duration::from_millis(200));
     }
 }
 
 #[test]
-fn tabs_with_the_password_before_the_last_lock_nobody_out() {
+fn tabs_with_an_old_password_do_not_lock_the_user_out() {
     let (couchdb, howler) = scene();
     let address = "198.51.100.1";
     assert_eq!(try_password(&howler, address, USER, PASSWORD), Value::Null);
@@ -144,7 +149,7 @@ fn tabs_with_the_password_before_the_last_lock_nobody_out() {
 }
 
 #[test]
-fn wrong_passwords_of_one_client_lock_nobody_out() {
+fn wrong_passwords_of_one_client_do_not_lock_the_user_out() {
     let (couchdb, howler) = scene();
     let mut answers = Vec::new();
     for _ in 0..6 {
@@ -152,10 +157,10 @@ fn wrong_passwords_of_one_client_lock_nobody_out() {
         answers.extend(log_in_at_once(&howler, &(0..50).map(login).collect::<Vec<_>>()));
     }
     assert_eq!((count_errors(&answers, "NotAuthenticatedError"), count_errors(&answers, "LimitError")), (4, 296));
-    assert_eq!(passwords_asked(&couchdb, USER), 4, "CouchDB, which locks at five, was asked no oftener");
-    // The fifth is to come after all of CouchDB's five minutes.
+    assert_eq!(passwords_asked(&couchdb, USER), 4, "CouchDB, which locks after five, received four passwords");
+    // A fifth attempt must come after the whole of CouchDB's five minutes.
     for answer in answers.iter().filter(|answer| answer["error"] == "LimitError") {
-        let wait = answer["retry_after_ms"].as_u64().expect("a time");
+        let wait = answer["retry_after_ms"].as_u64().expect("the reply has a time");
         assert!((WINDOW_MS - 60_000..=WINDOW_MS).contains(&wait), "{answer}");
     }
     assert_eq!(try_password(&howler, "192.0.2.1", USER, PASSWORD), Value::Null);
@@ -164,21 +169,21 @@ fn wrong_passwords_of_one_client_lock_nobody_out() {
 }
 
 #[test]
-fn socket_io_clients_are_told_of_the_limit() {
+fn socket_io_clients_receive_the_limit_error() {
     let (couchdb, howler) = scene();
     for _ in 0..4 {
         assert_eq!(try_password(&howler, "127.0.0.1", USER, "zq7-wrong"), "NotAuthenticatedError");
     }
     let mut client = Client::socket_io(howler.address(), &format!("username={USER}&password=zq7-wrong"));
     let texts: Vec<_> = std::iter::from_fn(|| client.receive_text(SOON)).collect();
-    let event = texts.iter().find_map(|text| text.strip_prefix("42")).expect("an event");
-    let event: Value = serde_json::from_str(event).expect("JSON");
+    let event = texts.iter().find_map(|text| text.strip_prefix("42")).expect("an event arrives");
+    let event: Value = serde_json::from_str(event).expect("the event is JSON");
     assert_eq!((&event[0], &event[1]["errorName"]), (&json!("not-authenticated"), &json!("LimitError")), "{texts:?}");
     assert_eq!(couchdb.lockouts(), 0);
 }
 
 #[test]
-fn failures_elsewhere_keep_no_client_out() {
+fn failures_of_other_addresses_do_not_block_a_client() {
     let (couchdb, howler) = scene();
     let logins: Vec<_> = (0..256)
         .map(|n| (format!("2001:db8:0:{n:x}::1"), USER.to_owned(), format!("zq7-wrong-{n}")))
@@ -193,7 +198,7 @@ fn failures_elsewhere_keep_no_client_out() {
     assert_eq!(couchdb.lockouts(), 0);
 }
 
-/// A network of 64 bits is one client's.
+/// A client owns a whole /64 network.
 #[test]
 fn addresses_of_one_network_count_as_one() {
     let (couchdb, howler) = scene();
@@ -203,12 +208,12 @@ fn addresses_of_one_network_count_as_one() {
 }
 
 #[test]
-fn a_flood_of_logins_of_one_address_delays_only_that_address() {
+fn login_flood_of_one_address_delays_only_that_address() {
     let couchdb = couchdb();
     couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
     let howler = Howler::start_with(&couchdb, &[&BELIEVE[..], &["--login_concurrency", "1"]].concat());
     couchdb.set_login_delay(Duration::from_millis(100));
-    // Together they take a minute: cookies, which nobody is locked out by, and passwords.
+    // All logins together take a minute. Cookies cannot lock anyone out; passwords can.
     let mut flood: Vec<_> = (0..600).map(|_| client_at(&howler, "198.51.100.1")).collect();
     for (number, client) in flood.iter_mut().enumerate() {
         if number % 4 == 0 {
@@ -220,20 +225,20 @@ fn a_flood_of_logins_of_one_address_delays_only_that_address() {
     let pending = "howler_couchdb_requests_pending{queue=\"log_ins\"}";
     let deadline = Instant::now() + SOON;
     while howler.metric(pending) < 400 {
-        assert!(Instant::now() < deadline, "they do not queue");
+        assert!(Instant::now() < deadline, "timeout waiting for queued logins");
     }
     let before = couchdb.counters().session_requests;
     for address in ["198.51.100.2", "2001:db8::1"] {
         assert_eq!(try_password(&howler, address, OTHER, OTHER_PASSWORD), Value::Null);
     }
     let served = couchdb.counters().session_requests - before;
-    assert!(served <= 10, "{served} others were served meanwhile");
+    assert!(served <= 10, "{served} logins ran meanwhile");
     assert!(howler.metric(pending) > 100, "the flood still waits");
 }
 
-/// It would keep the server itself out, as CouchDB locks its own admin like anybody.
+/// A wrong password could lock the server itself out, since CouchDB also locks its admin.
 #[test]
-fn wrong_passwords_for_the_own_admin_never_reach_couchdb() {
+fn wrong_passwords_for_the_server_admin_never_reach_couchdb() {
     let (couchdb, howler) = scene();
     for _ in 0..6 {
         let answer = log_in(&howler, "127.0.0.1", ADMIN, "zq7-wrong");
@@ -247,21 +252,25 @@ fn wrong_passwords_for_the_own_admin_never_reach_couchdb() {
     let texts: Vec<_> = std::iter::from_fn(|| old.receive_text(SOON)).collect();
     assert!(texts.iter().any(|text| text.contains("NotAuthenticatedError")), "{texts:?}");
     assert_eq!((passwords_asked(&couchdb, ADMIN), couchdb.lockouts()), (0, 0));
-    // Other cases are other names.
+    // Names are case-sensitive.
     assert_eq!(try_password(&howler, "127.0.0.1", "Admin", "zq7-wrong"), "NotAuthenticatedError");
     assert_eq!(passwords_asked(&couchdb, "Admin"), 1);
     assert_eq!(try_password(&howler, "127.0.0.1", ADMIN, ADMIN_PASSWORD), Value::Null);
     let feeds = couchdb.counters().feed_requests;
     couchdb.break_feed(FeedFault::Cut);
-    assert!(couchdb.wait_for(SOON, |seen| seen.feed_requests > feeds && seen.open_feeds == 1), "the feed is refused");
-    // Guesses count for the address.
+    assert!(
+        couchdb.wait_for(SOON, |seen| seen.feed_requests > feeds && seen.open_feeds == 1),
+        "the feed is not rejected"
+    );
+    // Guesses count against the address.
     let answers: Vec<_> = (0..60).map(|_| log_in(&howler, "198.51.100.1", ADMIN, "zq7-wrong")).collect();
     assert!(count_errors(&answers, "NotAuthenticatedError") >= 30);
     assert!(answers.iter().any(|answer| answer["error"] == "LimitError" && answer["retry_after_ms"].is_u64()));
     assert_eq!(passwords_asked(&couchdb, ADMIN), 1);
 }
 
-/// CouchDB takes all clients of a server that it does not believe for one.
+/// Asserts that logins are limited by name. A CouchDB that does not trust the server counts all of
+/// its clients as one.
 fn assert_limited_by_name(couchdb: &StandIn, howler: &Howler) {
     assert_eq!(try_password(howler, "192.0.2.1", USER, PASSWORD), Value::Null);
     couchdb.forget_requests();
@@ -271,7 +280,8 @@ fn assert_limited_by_name(couchdb: &StandIn, howler: &Howler) {
     assert!((1..=4).contains(&asked), "{asked} wrong passwords reached CouchDB");
     assert_eq!((count_errors(&answers, "LimitError"), couchdb.lockouts()), (50 - asked, 0), "{answers:?}");
     assert!(answers.iter().all(|answer| answer["error"] != "LimitError" || answer["retry_after_ms"].is_u64()));
-    // Who was here before may try, and so may who knows the password.
+    // Addresses that logged in before may try again, and so may other addresses with the right
+    // password.
     for address in ["192.0.2.1", "192.0.2.2", "192.0.2.1"] {
         assert_eq!(try_password(howler, address, USER, PASSWORD), Value::Null, "{address}");
     }
@@ -281,7 +291,7 @@ fn assert_limited_by_name(couchdb: &StandIn, howler: &Howler) {
 }
 
 #[test]
-fn names_are_limited_where_couchdb_does_not_believe_the_server() {
+fn names_are_limited_if_couchdb_does_not_trust_the_server() {
     let address = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
     let couchdb = couchdb_with(Options { address, ..Options::default() });
     let howler = Howler::start_with(&couchdb, &BELIEVE);
@@ -290,14 +300,14 @@ fn names_are_limited_where_couchdb_does_not_believe_the_server() {
 }
 
 #[test]
-fn names_are_limited_where_the_operator_says_so() {
+fn names_are_limited_if_the_option_says_so() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &[&BELIEVE[..], &["--couchdb_trusts_forwarded", "no"]].concat());
     assert_limited_by_name(&couchdb, &howler);
 }
 
 #[test]
-fn addresses_are_limited_where_the_operator_says_so() {
+fn addresses_are_limited_if_the_option_says_so() {
     let address = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
     let couchdb = couchdb_with(Options { address, lockout: None, ..Options::default() });
     let howler = Howler::start_with(&couchdb, &[&BELIEVE[..], &["--couchdb_trusts_forwarded", "yes"]].concat());
@@ -307,22 +317,22 @@ fn addresses_are_limited_where_the_operator_says_so() {
 }
 
 #[test]
-fn nobody_but_a_trusted_proxy_is_believed_about_where_a_client_is() {
+fn forwarded_addresses_of_untrusted_proxies_are_ignored() {
     for options in [&[][..], &["--trusted_proxies", "10.0.0.0/8,::1"]] {
         let couchdb = couchdb();
         let howler = Howler::start_with(&couchdb, options);
         let places = (0..8).map(|last| try_password(&howler, &format!("192.0.2.{last}"), USER, "zq7-guess"));
         let asked = places.filter(|error| error == "NotAuthenticatedError").count();
-        assert_eq!(asked, 4, "{options:?}: it is one client");
+        assert_eq!(asked, 4, "{options:?}: all requests count as one client");
         let mut told = couchdb.requests();
         told.retain(|request| request.target == "/_session");
         assert!(told.iter().all(|request| request.header("X-Forwarded-For") == Some("127.0.0.1")), "{options:?}");
     }
 }
 
-/// CouchDB may have counted a wrong password although its answer was lost.
+/// CouchDB may have counted a wrong password even if its response was lost.
 #[test]
-fn logins_that_were_not_answered_count() {
+fn unanswered_logins_count_as_failures() {
     let (couchdb, howler) = scene();
     couchdb.lose_login_answers(true);
     for number in 0..12 {
@@ -335,9 +345,9 @@ fn logins_that_were_not_answered_count() {
     assert_eq!(try_password(&howler, "198.51.100.1", OTHER, OTHER_PASSWORD), Value::Null);
 }
 
-/// Those who have logged in are not kept out for minutes because CouchDB was silent.
+/// An outage of CouchDB does not lock out users who have logged in before.
 #[test]
-fn right_passwords_that_were_not_answered_keep_nobody_out() {
+fn unanswered_right_passwords_do_not_block_the_user() {
     let (couchdb, howler) = scene();
     assert_eq!(try_password(&howler, "198.51.100.1", USER, PASSWORD), Value::Null);
     couchdb.lose_login_answers(true);
@@ -349,7 +359,7 @@ fn right_passwords_that_were_not_answered_keep_nobody_out() {
 }
 
 #[test]
-fn only_couchdb_itself_says_that_an_account_is_locked() {
+fn only_a_lockout_reply_of_couchdb_reports_a_locked_account() {
     let (couchdb, howler) = scene();
     couchdb.fail_logins(Some(403));
     assert_eq!(try_password(&howler, "198.51.100.1", USER, PASSWORD), "AccountLockedError");
@@ -364,26 +374,26 @@ fn only_couchdb_itself_says_that_an_account_is_locked() {
     assert_eq!(try_password(&howler, "198.51.100.1", USER, PASSWORD), Value::Null);
 }
 
-/// A session that logs in again while CouchDB checks its login before keeps the new one.
+/// A session that logs in again while its previous login is checked keeps the new login.
 #[test]
-fn the_answer_to_a_check_is_for_the_login_that_was_checked() {
+fn session_check_result_applies_only_to_the_checked_login() {
     let couchdb = couchdb();
     couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
     let howler = Howler::start_with(&couchdb, &["--session_check", "1"]);
     let deadline = Instant::now() + SOON;
-    // The machine may be too busy for the check to be under way still.
+    // On a busy machine the check may be over too early.
     let mut client = loop {
         let mut client = Client::logged_in(howler.address());
         couchdb.set_login_delay(Duration::from_secs(3));
         let before = couchdb.counters().session_requests;
-        assert!(couchdb.wait_for(SOON, |seen| seen.session_requests > before), "the session is checked");
+        assert!(couchdb.wait_for(SOON, |seen| seen.session_requests > before), "CouchDB receives the session check");
         couchdb.set_login_delay(Duration::ZERO);
         let answer = client.ask(json!({"op": "log-in", "username": OTHER, "password": OTHER_PASSWORD}));
         assert_eq!(answer["username"], OTHER);
         if couchdb.counters().sessions_in_flight > 0 {
             break client;
         }
-        assert!(Instant::now() < deadline, "no check is under way");
+        assert!(Instant::now() < deadline, "timeout waiting for a running check");
     };
     couchdb.remove_user(USER);
     assert!(couchdb.wait_for(SOON, |seen| seen.sessions_in_flight == 0));
@@ -392,9 +402,9 @@ fn the_answer_to_a_check_is_for_the_login_that_was_checked() {
         std::thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(howler.metric("howler_log_ins_ended_total"), 0);
-    // The new login is checked as any other.
+    // The new login is checked like any other.
     couchdb.remove_user(OTHER);
     let event = std::iter::from_fn(|| client.next_event(SOON)).find(|event| event["event"] != "session");
-    assert_eq!(event.expect("an event")["event"], "not-authenticated");
+    assert_eq!(event.expect("an event arrives")["event"], "not-authenticated");
     assert_eq!(client.receive_close(SOON).1, Received::Close(4401, "not authenticated".into()));
 }
