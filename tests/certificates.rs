@@ -51,8 +51,8 @@ impl Folder {
     /// certificate.
     fn server(&self, versions: &[&'static SupportedProtocolVersion]) -> ServerConfig {
         let chain = CertificateDer::pem_file_iter(self.0.join("cert.pem")).expect("the file exists");
-        let chain: Vec<_> = chain.map(|one| one.expect("a certificate")).collect();
-        let key = PrivateKeyDer::from_pem_file(self.0.join("key.pem")).expect("a key");
+        let chain: Vec<_> = chain.map(|one| one.expect("the file has valid certificates")).collect();
+        let key = PrivateKeyDer::from_pem_file(self.0.join("key.pem")).expect("the file has a key");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let key = provider.key_provider.load_private_key(key).expect("ring supports the key");
         let resolver = SingleCertAndKey::from(CertifiedKey::new(chain, key));
@@ -162,11 +162,12 @@ fn orphan(change: impl FnOnce(&mut CertificateParams)) -> (Folder, String) {
     params.distinguished_name.push(DnType::CommonName, "Authority of orphans");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority");
-    let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("ring generates a key"))
+        .expect("the parameters are valid");
+    let mut params = CertificateParams::new(["localhost".to_owned()]).expect("the name is valid");
     change(&mut params);
-    let key = KeyPair::generate().expect("a key");
-    let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+    let key = KeyPair::generate().expect("ring generates a key");
+    let certificate = params.signed_by(&key, &issuer).expect("the parameters are valid");
     let folder = Folder::new();
     folder.write("cert.pem", &certificate.pem());
     folder.write("key.pem", &key.serialize_pem());

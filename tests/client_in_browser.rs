@@ -41,15 +41,16 @@ fn happen(apps: &mut Apps, page: &str, what: &str, fields: &Value) {
 
 /// Returns the cookies of a page.
 fn cookies(apps: &mut Apps, page: &str) -> Vec<Value> {
-    tell(apps, "cookies", page, &json!({}), "cookies")["cookies"].as_array().expect("a list").clone()
+    tell(apps, "cookies", page, &json!({}), "cookies")["cookies"].as_array().expect("the value is a list").clone()
 }
 
 /// Asserts that the console of a page contains nothing but the browser's reports of failed
 /// connections.
 fn assert_quiet(apps: &mut Apps, page: &str) {
     let told = tell(apps, "complaints", page, &json!({}), "complaints");
-    let complaints = told["complaints"].as_array().expect("a list");
-    let own = |text: &&Value| !text.as_str().expect("a text").starts_with("WebSocket connection to ");
+    let complaints = told["complaints"].as_array().expect("the value is a list");
+    let own =
+        |text: &&Value| !text.as_str().expect("the complaint is a string").starts_with("WebSocket connection to ");
     let own: Vec<&Value> = complaints.iter().filter(own).collect();
     assert!(own.is_empty(), "{own:?}");
 }

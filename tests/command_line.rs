@@ -71,7 +71,7 @@ fn missing_ca_file_is_reported() {
 
 /// Passes the URL from each possible source.
 #[test]
-fn the_url_comes_from_option_environment_or_file() {
+fn url_comes_from_option_environment_or_file() {
     let couchdb = couchdb();
     let url = couchdb.url();
     assert!(!url.contains(ADMIN_PASSWORD), "the password must be escaped in the URL");

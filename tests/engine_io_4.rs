@@ -40,7 +40,7 @@ fn connect(client: &mut Client, packet: &str, event: &str) -> String {
     assert!(text.starts_with(&format!("42[\"{event}\",{{")), "{text}");
     assert!(connected.elapsed() >= DISTANCE, "{:?}", connected.elapsed());
     let confirmed: Value = serde_json::from_str(confirmed.strip_prefix("40").expect("40")).expect("JSON");
-    assert_eq!(confirmed.as_object().expect("an object").len(), 1);
+    assert_eq!(confirmed.as_object().expect("the value is an object").len(), 1);
     confirmed["sid"].as_str().expect("the id is a string").to_owned()
 }
 
