@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::{Client, Received};
 use crate::support::howler::Howler;
-use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb, couchdb_with};
+use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb, couchdb_with, position};
 
 const OTHER: &str = "other";
 const OTHER_PASSWORD: &str = "zq7-other-secret";
@@ -183,7 +183,8 @@ fn replies_treat_an_undecided_database_as_missing() {
     let howler = members(&couchdb);
     let mut user = client_of(&howler, USER, PASSWORD);
     let mut other = client_of(&howler, OTHER, OTHER_PASSWORD);
-    let known = [Value::Null, json!("0.0.0"), json!("0.1.0"), json!("0.1.1"), json!("9.9.9")];
+    let [none, made, gone, far] = ["0.0.0", "0.1.0", "0.1.1", "9.9.9"].map(|counts| json!(position(&couchdb, counts)));
+    let known = [Value::Null, none, made, gone, far];
     let names = ["later", "again"];
     let ask = |client: &mut Client| -> Vec<Value> {
         let of = |(name, known): (&str, &Value)| {
@@ -238,7 +239,7 @@ fn a_deleted_database_is_undecided_until_its_security_is_read_again() {
     couchdb.create_database_for("mine", &[OTHER]);
     couchdb.update("mine");
     assert_eq!(user.next_event(A_MOMENT), None, "no change is sent, as this may be another database");
-    let answer = user.ask(json!({"op": "subscribe", "dbs": {"mine": "0.1.1"}}));
+    let answer = user.ask(json!({"op": "subscribe", "dbs": {"mine": position(&couchdb, "0.1.1")}}));
     assert_eq!((&answer["dbs"]["mine"], &answer["changed"]), (&json!("0.1.1"), &json!([])), "{answer}");
     couchdb.fail_access(None);
     let event = user.next_event(SOON).expect("an event");

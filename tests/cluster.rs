@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::client::Client;
 use crate::support::device::{Device, Told};
 use crate::support::howler::Howler;
-use crate::support::{A_MOMENT, SOON, couchdb, couchdb_with};
+use crate::support::{A_MOMENT, SOON, couchdb, couchdb_with, position};
 
 /// Time within which all events of a write arrive.
 const ECHOES_WITHIN: Duration = Duration::from_millis(800);
@@ -29,10 +29,11 @@ fn start(couchdb: &StandIn, options: &[&str]) -> Howler {
 }
 
 /// Returns a client with subscriptions at known positions.
-fn subscribed(howler: &Howler, names: &[&str]) -> Client {
+fn subscribed(couchdb: &StandIn, howler: &Howler, names: &[&str]) -> Client {
     let mut client = Client::logged_in(howler.address());
+    let none = json!(position(couchdb, "0.0.0"));
     let known: Value =
-        names.iter().map(|name| ((*name).to_owned(), json!("0.0.0"))).collect::<serde_json::Map<_, _>>().into();
+        names.iter().map(|name| ((*name).to_owned(), none.clone())).collect::<serde_json::Map<_, _>>().into();
     assert_eq!(client.ask(json!({"op": "subscribe", "dbs": known}))["changed"], json!([]));
     client
 }
@@ -52,7 +53,7 @@ fn write_on_a_cluster_causes_two_notifications() {
     let couchdb = cluster(4);
     // Longer than the events of a write take, even on a busy machine.
     let howler = start(&couchdb, &["--merge_window", "3000"]);
-    let mut client = subscribed(&howler, &["a", "b"]);
+    let mut client = subscribed(&couchdb, &howler, &["a", "b"]);
     let mut socket_io = Client::socket_io_logged_in(howler.address());
     socket_io.send(r#"421["subscribe",["a"]]"#);
     assert_eq!(socket_io.receive_text(SOON).as_deref(), Some("431[{}]"));
@@ -74,7 +75,7 @@ fn write_on_a_cluster_causes_two_notifications() {
 fn write_with_one_event_causes_one_notification() {
     let couchdb = cluster(1);
     let howler = start(&couchdb, &[]);
-    let mut client = subscribed(&howler, &["a"]);
+    let mut client = subscribed(&couchdb, &howler, &["a"]);
     couchdb.update("a");
     assert_eq!(positions_to(&mut client, "1.0.0").len(), 1);
     assert_eq!(client.next_event(2 * ECHOES_WITHIN), None);
@@ -86,7 +87,7 @@ fn each_database_has_its_own_merge_window() {
     let howler = start(&couchdb, &[]);
     let names: Vec<String> = (0..200).map(|number| format!("db-{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let mut client = subscribed(&howler, &names);
+    let mut client = subscribed(&couchdb, &howler, &names);
     couchdb.update_many(&names);
     let (mut events, mut last) = (0, std::collections::BTreeMap::new());
     while last.len() < 200 || last.values().any(|position| position != "3.0.0") {
@@ -104,14 +105,14 @@ fn each_database_has_its_own_merge_window() {
 fn merge_window_option_overrides_the_default() {
     let couchdb = cluster(4);
     let howler = start(&couchdb, &["--merge_window", "0"]);
-    let mut client = subscribed(&howler, &["a"]);
+    let mut client = subscribed(&couchdb, &howler, &["a"]);
     couchdb.update("a");
     positions_to(&mut client, "4.0.0");
     assert_eq!(howler.metric("howler_changes_merged_total"), 0);
     // The option also applies to a single node.
     let single = self::couchdb();
     let howler = start(&single, &["--merge_window", "5000"]);
-    let mut client = subscribed(&howler, &["a"]);
+    let mut client = subscribed(&single, &howler, &["a"]);
     single.update("a");
     assert_eq!(positions_to(&mut client, "1.0.0").len(), 1);
     for _ in 0..4 {
@@ -125,7 +126,7 @@ fn merge_window_option_overrides_the_default() {
 fn events_of_a_single_node_are_not_merged() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &[]);
-    let mut client = subscribed(&howler, &["a"]);
+    let mut client = subscribed(&couchdb, &howler, &["a"]);
     for number in 1..=5 {
         couchdb.update("a");
         assert_eq!(positions_to(&mut client, &format!("{number}.0.0")).len(), 1);
@@ -157,15 +158,16 @@ fn held_changes_reach_clients_that_leave_and_clients_that_arrive() {
     );
     // A client that subscribes within the window gets the position after all events, and may be
     // notified once more.
-    let mut comes = subscribed_from(&howlers[0], "a");
+    let mut comes = subscribed_from(&couchdb, &howlers[0], "a");
     couchdb.update("b");
     assert_eq!(comes.next_event(A_MOMENT), None);
 }
 
 /// Returns a client that knows the position of a database.
-fn subscribed_from(howler: &Howler, name: &str) -> Client {
+fn subscribed_from(couchdb: &StandIn, howler: &Howler, name: &str) -> Client {
     let mut client = Client::logged_in(howler.address());
-    let position = client.ask(json!({"op": "subscribe", "dbs": [name]}))["dbs"][name].take();
+    let counts = client.ask(json!({"op": "subscribe", "dbs": [name]}))["dbs"][name].take();
+    let position = position(couchdb, counts.as_str().expect("it is known"));
     assert_eq!(client.ask(json!({"op": "subscribe", "dbs": {name: position}}))["changed"], json!([]));
     client
 }

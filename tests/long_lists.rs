@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::howler::Howler;
-use crate::support::{A_MOMENT, SOON, couchdb};
+use crate::support::{A_MOMENT, SOON, couchdb, position};
 
 /// Names that nobody else has.
 fn names(prefix: &str, count: usize) -> Vec<String> {
@@ -227,7 +227,7 @@ fn what_changes_while_a_long_list_is_worked_off_is_in_the_answer_or_comes_after_
     for round in 0..3 {
         let databases = names(&format!("r{round}-"), 10_000);
         let known: serde_json::Map<String, Value> =
-            databases.iter().map(|name| (name.clone(), Value::from("0.0.0"))).collect();
+            databases.iter().map(|name| (name.clone(), Value::from(position(&couchdb, "0.0.0")))).collect();
         let mut client = Client::logged_in(howler.address());
         let changed: Vec<String> = databases.iter().step_by(50).cloned().collect();
         let mut found = std::collections::BTreeSet::new();

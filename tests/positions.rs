@@ -12,7 +12,7 @@ use crate::support::client::Client;
 use crate::support::device::{Device, Told};
 use crate::support::howler::{Howler, lasting_port};
 use crate::support::http::Poller;
-use crate::support::{A_MOMENT, SOON, couchdb};
+use crate::support::{A_MOMENT, SOON, couchdb, position};
 
 /// Longest time to the reply to `subscribe` when positions cannot be looked up: five seconds, plus
 /// room for a busy machine.
@@ -312,10 +312,11 @@ fn the_same_lookup_of_a_thousand_clients_is_one_request() {
     let howler = Howler::start(&couchdb);
     couchdb.update("b");
     couchdb.set_lookup_delay(Duration::from_millis(300));
+    let none = position(&couchdb, "0.0.0");
     let mut clients: Vec<_> = (0..1_000).map(|_| Client::logged_in(howler.address())).collect();
     let asked: Vec<_> = clients
         .iter_mut()
-        .map(|client| client.request(json!({"op": "subscribe", "dbs": {"a": "0.0.0", "b": "0.0.0"}})))
+        .map(|client| client.request(json!({"op": "subscribe", "dbs": {"a": none, "b": none}})))
         .collect();
     for (client, id) in clients.iter_mut().zip(asked) {
         let answer = client.answer(id);
@@ -375,11 +376,12 @@ fn failed_lookups_leave_clients_without_positions() {
     assert_eq!(change, json!({"event": "change", "db": "b", "kind": "updated"}));
     couchdb.fail_lookups(None);
     let mut known = Value::Null;
+    let [none, once] = ["0.0.0", "1.0.0"].map(|counts| position(&couchdb, counts));
     let deadline = Instant::now() + SOON;
     // The server retries the lookup after a while, which may be longer than a reply waits.
     while !known["dbs"]["a"].is_string() || !known["dbs"]["b"].is_string() {
         assert!(Instant::now() < deadline, "{known}");
-        known = client.ask(json!({"op": "subscribe", "dbs": {"a": "0.0.0", "b": "1.0.0"}}));
+        known = client.ask(json!({"op": "subscribe", "dbs": {"a": none, "b": once}}));
     }
     assert_eq!((&known["dbs"], &known["changed"]), (&json!({"a": "0.0.0", "b": "1.0.0"}), &json!([])));
     couchdb.update("b");
@@ -434,10 +436,11 @@ fn a_change_while_a_subscription_waits_is_in_the_reply_or_follows_it() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut client = Client::logged_in(howler.address());
+    let none = position(&couchdb, "0.0.0");
     for round in 0..200 {
         let name = format!("db-{round}");
         couchdb.set_lookup_delay(Duration::from_millis(round % 4));
-        let id = client.request(json!({"op": "subscribe", "dbs": {&name: "0.0.0"}}));
+        let id = client.request(json!({"op": "subscribe", "dbs": {&name: none}}));
         thread::sleep(Duration::from_micros(round * 25));
         couchdb.update(&name);
         let answer = client.answer(id);

@@ -1,17 +1,18 @@
 //! Restarts of CouchDB: clients are notified of changes that may have been lost, and not if none
 //! were lost.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::couchdb::{Options, StandIn};
 use serde_json::{Value, json};
 
 use crate::support::client::Client;
+use crate::support::couchdb::{FeedFault, Options, StandIn};
 use crate::support::device::{Device, Told};
 use crate::support::howler::{Howler, lasting_port};
 use crate::support::http::Poller;
 use crate::support::proxy::Proxy;
-use crate::support::{A_MOMENT, SOON, couchdb_with};
+use crate::support::{A_MOMENT, SOON, couchdb_with, position};
 
 /// CouchDB's default delay between a write and its event.
 const TICK: Duration = Duration::from_millis(500);
@@ -90,6 +91,9 @@ fn a_restart_behind_a_retrying_proxy_resyncs_clients() {
         }
         assert_eq!(socket_io.next(), r#"42["change","db-7"]"#);
     }
+    for (place, device) in there.iter_mut().enumerate() {
+        assert_eq!(told_at_return(device, &howlers[1 - place]), 0, "the resync was enough");
+    }
     for (place, device) in away.iter_mut().enumerate() {
         assert_eq!(told_at_return(device, &howlers[1 - place]), 60);
         assert_eq!(told_at_return(device, &howlers[place]), 0, "the client is notified once");
@@ -136,19 +140,24 @@ fn a_network_outage_without_a_restart_causes_no_resync() {
 }
 
 #[test]
-fn a_clock_set_forward_causes_one_needless_resync() {
+fn a_clock_that_is_wrong_for_a_while_looks_like_a_restart() {
     let couchdb = ticking(1);
     let howler = Howler::start(&couchdb);
-    let mut device = settled(&howler);
+    let mut devices = [true, false].map(|compares_again| {
+        let mut device = settled(&howler);
+        device.compares_again = compares_again;
+        device
+    });
     couchdb.set_clock_error(30);
-    couchdb.break_feed(crate::support::couchdb::FeedFault::CleanEnd);
-    wait_for_everything(&mut device);
+    couchdb.break_feed(FeedFault::CleanEnd);
+    devices.iter_mut().for_each(wait_for_everything);
     couchdb.set_clock_error(0);
     let read = readings(&howler);
-    couchdb.break_feed(crate::support::couchdb::FeedFault::CleanEnd);
+    couchdb.break_feed(FeedFault::CleanEnd);
     wait_for_readings(&howler, read + 1);
-    assert_eq!(resyncs(&howler), 1, "a clock set back is not a restart");
-    assert_eq!(told_at_return(&mut device, &howler), 0, "the positions are older than the resync");
+    assert_eq!(resyncs(&howler), 1, "a clock that is set back is no restart");
+    let returns = devices.each_mut().map(|device| [0; 2].map(|_| told_at_return(device, &howler)));
+    assert_eq!(returns, [[60, 0], [0, 0]], "by when the positions were given");
 }
 
 #[test]
@@ -208,21 +217,103 @@ fn without_a_start_time_an_outage_counts_as_a_restart() {
         howler.wait_for_line("The changes feed is not connected: ");
         couchdb.accept_again().expect("the port is free");
         wait_for_everything(&mut device);
-        assert_eq!(told_at_return(&mut device, &howler), 60);
+        assert_eq!(told_at_return(&mut device, &howler), 0, "it has compared again");
+        couchdb.refuse();
+        howler.wait_for_lines("The changes feed is not connected: ", 2);
+        couchdb.accept_again().expect("its port is free");
+        device.compares_again = false;
+        wait_for_everything(&mut device);
+        assert_eq!(told_at_return(&mut device, &howler), 60, "its positions are from before");
         assert_eq!(told_at_return(&mut device, &howler), 0);
     }
 }
 
+/// A client whose positions were given by a server that does not know when CouchDB started.
+fn settled_without_start(howler: &Howler) -> Device {
+    let mut device = Device::new(names());
+    assert_eq!(device.come_back(howler.address()).expect("it is served").len(), 60, "it knew nothing");
+    assert!(
+        device.known.values().all(|known| known.as_ref().is_some_and(|it| !it.contains('@'))),
+        "{:?}",
+        device.known
+    );
+    device
+}
+
 #[test]
-fn a_position_without_a_start_time_is_compared_by_its_counters() {
+fn a_position_without_a_start_counts_as_changed_where_the_start_is_known() {
     let couchdb = ticking(1);
     let howler = Howler::start(&couchdb);
     let mut client = Client::logged_in(howler.address());
     let mut changed =
         |position: &str| -> Value { client.ask(json!({"op": "subscribe", "dbs": {"a": position}}))["changed"].take() };
-    assert_eq!(changed("0.0.0"), json!([]));
-    assert_eq!(changed("1.0.0"), json!(["a"]));
-    assert_eq!(changed("0.0.0@1"), json!(["a"]));
+    for given in ["0.0.0", "1.0.0", "0.0.0@1", &position(&couchdb, "1.0.0")] {
+        assert_eq!(changed(given), json!(["a"]), "{given}");
+    }
+    assert_eq!(changed(&position(&couchdb, "0.0.0")), json!([]));
+}
+
+#[test]
+fn positions_from_before_the_start_was_known_count_as_changed_once() {
+    for hidden_restart in [false, true] {
+        let couchdb = ticking(1);
+        let proxy = Proxy::retrying(couchdb.address());
+        couchdb.refuse_uptime(Some(403));
+        let howlers = [0, 1].map(|_| Howler::launch(&["--couchdb_url", &proxy.url_of(&couchdb)]));
+        assert!(couchdb.wait_for_feeds(2, SOON));
+        let (mut away, mut there) = (settled_without_start(&howlers[0]), settled_without_start(&howlers[0]));
+        away.leave();
+        if hidden_restart {
+            // By how long it has been up, a restart shows that is some seconds behind the beginning of the feed.
+            thread::sleep(Duration::from_secs(4));
+            couchdb.update_many(&refs(&names()));
+            couchdb.restart(true).expect("its port is free");
+            assert!(couchdb.wait_for_feeds(2, SOON));
+        }
+        couchdb.refuse_uptime(None);
+        let read = howlers.each_ref().map(readings);
+        couchdb.break_feed(FeedFault::CleanEnd);
+        for (howler, read) in howlers.iter().zip(read) {
+            wait_for_readings(howler, read + 1);
+        }
+        if hidden_restart {
+            wait_for_everything(&mut there);
+        } else {
+            assert_eq!(there.next(A_MOMENT).expect("it is connected"), Told::Nothing);
+        }
+        let returns = [1, 0, 1].map(|place: usize| told_at_return(&mut away, &howlers[place]));
+        assert_eq!(returns, [60, 0, 0], "restarted: {hidden_restart}");
+        assert_eq!(howlers.each_ref().map(resyncs), [u64::from(hidden_restart); 2]);
+    }
+}
+
+#[test]
+fn a_restart_of_all_between_an_unknown_and_a_known_start_is_notified_once() {
+    let couchdb = ticking(1);
+    couchdb.refuse_uptime(Some(403));
+    let port = lasting_port();
+    let howler = Howler::start_on(port, &couchdb, &[]);
+    let mut device = settled_without_start(&howler);
+    couchdb.update_many(&refs(&names()));
+    drop(howler);
+    couchdb.restart(true).expect("its port is free");
+    couchdb.refuse_uptime(None);
+    let howler = Howler::start_on(port, &couchdb, &[]);
+    assert_eq!([0; 3].map(|_| told_at_return(&mut device, &howler)), [60, 0, 0]);
+}
+
+#[test]
+fn positions_are_given_once_the_start_is_known() {
+    let couchdb = ticking(1);
+    couchdb.refuse_uptime(Some(503));
+    let howler = Howler::start(&couchdb);
+    let mut device = Device::new(["a".to_owned()]);
+    device.begin_login(howler.address()).and_then(|()| device.finish_login()).expect("it is served");
+    let asked = couchdb.wait_for_request(SOON, |request| request.target.ends_with("/_membership"));
+    assert!(asked.is_some(), "the nodes are asked for");
+    couchdb.refuse_uptime(None);
+    device.subscribe().expect("it is served");
+    assert!(device.known["a"].as_ref().is_some_and(|position| position.starts_with("0.0.0@")), "{:?}", device.known);
 }
 
 #[test]

@@ -409,7 +409,7 @@ impl Server {
         }
         let lost = match continuity {
             Continuity::Whole | Continuity::Gap => None,
-            Continuity::Doubtful if self.databases.restarts.suspect() => None,
+            Continuity::Doubtful if self.databases.restarts.suspect(now) => None,
             Continuity::Doubtful => Some(AWAY),
             Continuity::Unrecorded => Some("CouchDB did not record changes for a while"),
         };

@@ -100,7 +100,7 @@ pub struct Restarts {
     failures: u32,
     backoff: Backoff,
     jitter: Jitter,
-    /// Since when changes are followed without that start being known: a node that has been up for less time restarted.
+    /// Since when changes are followed although no node is known: a node that has been up for less time restarted.
     followed_from: Option<Millis>,
     /// Whether CouchDB was away and the next reading is to say whether it restarted.
     is_suspected: bool,
@@ -198,9 +198,13 @@ impl Restarts {
         }
     }
 
-    /// CouchDB was away: the next finding says whether it restarted. Returns false if no finding will.
-    pub fn suspect(&mut self) -> bool {
+    /// CouchDB was away: the next finding says whether it restarted. Returns false if the starts are unknown: the
+    /// caller treats that as a restart, and readings are compared with this moment from here on.
+    pub fn suspect(&mut self, now: Millis) -> bool {
         self.is_suspected = self.starts().is_some();
+        if !self.is_suspected {
+            self.forget(now);
+        }
         self.is_suspected
     }
 
@@ -252,8 +256,8 @@ impl Restarts {
     fn fail(&mut self, reading: &Reading, now: Millis) -> Option<Finding> {
         self.failures += 1;
         let most = match (self.starts(), reading.refused) {
-            // A host that said it before may refuse for a moment. Positions that are given while the start is unknown
-            // do not show a restart later.
+            // A host that said it before may refuse for a moment. Positions from before count as changed while the start
+            // is unknown, and those that are given meanwhile count as changed afterwards.
             (Some(_), _) => MAX_FAILURES,
             (None, true) => 1,
             (None, false) => MAX_FIRST_FAILURES,
@@ -263,10 +267,20 @@ impl Restarts {
             self.next_reading = self.next_reading.map(|next| next.min(again));
             return None;
         }
-        self.nodes.clear();
         self.knowledge = Knowledge::Unknown;
-        self.followed_from = Some(now);
+        if self.is_suspected {
+            // The caller acts as after a restart.
+            self.forget(now);
+        }
+        // Otherwise the next reading that succeeds is compared with the last one that did, or with the time since which
+        // the feed is followed.
         Some(Finding::Unknown)
+    }
+
+    /// Forgets the nodes: restarts until now are dealt with.
+    fn forget(&mut self, now: Millis) {
+        self.nodes.clear();
+        self.followed_from = Some(now);
     }
 
     /// Compares the starts that were found with those that were known. Returns None if the next reading is to say.
@@ -713,7 +727,7 @@ mod tests {
         let mut rig = Rig { membership: 404, system: 403, ..Rig::new(&[100]) };
         assert_eq!(rig.read(), Some(Finding::Unknown));
         assert_eq!((rig.asked, rig.restarts.is_settled(), rig.restarts.starts()), (2, true, None));
-        assert!(!rig.restarts.suspect() && !rig.restarts.take_suspicion());
+        assert!(!rig.restarts.suspect(rig.now) && !rig.restarts.take_suspicion());
         let next = rig.restarts.poll_timeout().expect("it is asked again");
         assert!((rig.now + READ_EVERY / 2..=rig.now + READ_EVERY).contains(&next), "{next}");
     }
@@ -734,10 +748,61 @@ mod tests {
         assert_eq!(tries(&mut rig), (Some(Finding::Unknown), MAX_FIRST_FAILURES));
         rig.system = 200;
         assert_eq!(rig.read(), Some(Finding::First));
-        assert!(rig.restarts.suspect());
+        assert!(rig.restarts.suspect(rig.now));
         rig.system = 503;
         assert_eq!(tries(&mut rig), (Some(Finding::Unknown), MAX_FAILURES));
         assert!(rig.restarts.take_suspicion() && !rig.restarts.take_suspicion());
+    }
+
+    /// Reads until the start counts as unknown.
+    fn read_until_unknown(rig: &mut Rig) {
+        rig.system = 403;
+        let mut finding = rig.read();
+        while finding.is_none() {
+            rig.now = rig.restarts.poll_timeout().expect("it is tried again");
+            finding = rig.go_on();
+        }
+        assert_eq!(finding, Some(Finding::Unknown));
+        rig.system = 200;
+    }
+
+    #[test]
+    fn a_restart_while_the_start_is_unknown_is_noticed_afterwards() {
+        for is_known_before in [false, true] {
+            for restarts in [false, true] {
+                let mut rig = Rig::new(&[100]);
+                if is_known_before {
+                    assert_eq!(rig.read(), Some(Finding::First));
+                }
+                read_until_unknown(&mut rig);
+                rig.now += 20_000;
+                // A proxy hides it.
+                if restarts {
+                    rig.nodes[0].1 = 10_000 + rig.now / 1_000;
+                }
+                read_until_unknown(&mut rig);
+                let otherwise = if is_known_before { Finding::Continuous } else { Finding::First };
+                assert_eq!(rig.read(), Some(if restarts { Finding::Restarted } else { otherwise }));
+                assert_eq!(rig.read(), Some(Finding::Continuous));
+            }
+        }
+    }
+
+    #[test]
+    fn a_restart_that_was_dealt_with_while_the_start_was_unknown_is_not_found_again() {
+        let mut rig = Rig::new(&[100]);
+        assert_eq!(rig.read(), Some(Finding::First));
+        // It was away, and refuses afterwards to say when it started.
+        rig.nodes[0].1 = 10_000 + rig.now / 1_000;
+        assert!(rig.restarts.suspect(rig.now));
+        read_until_unknown(&mut rig);
+        assert!(rig.restarts.take_suspicion());
+        assert_eq!(rig.read(), Some(Finding::First));
+        read_until_unknown(&mut rig);
+        // It is away while the start is unknown.
+        rig.nodes[0].1 = 10_000 + rig.now / 1_000;
+        assert!(!rig.restarts.suspect(rig.now));
+        assert_eq!(rig.read(), Some(Finding::First));
     }
 
     #[test]

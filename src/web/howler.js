@@ -452,7 +452,9 @@ export default class Client {
         return this._changed(link, message.db, message.kind, message.position)
       case 'resync':
         this.emit('resync', { reason: message.reason })
-        for (const name of Array.from(this._subscriptions.keys())) this._changed(link, name)
+        // As after a reconnect.
+        for (const subscription of this._subscriptions.values()) subscription.link = null
+        this._announce(Array.from(this._subscriptions.values()))
         return
       case 'session':
         // One that crosses the log-out is nobody's.

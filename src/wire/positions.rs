@@ -115,13 +115,15 @@ impl Position {
         numbers.next().is_none().then_some(Self { counts, doubt, start })
     }
 
-    /// Returns whether nothing happened since a position that was given, with a CouchDB whose nodes started then.
+    /// Returns whether no event happened, and none was lost, since a given position. `starts` says when the nodes of
+    /// CouchDB started, if that is known.
     ///
-    /// A position without a start was given by a server that did not know it; its counts alone decide. Where the starts
-    /// are not known, a position with one may be from before a restart, and is not this one.
+    /// - Starts are known: a node must have been up since the start in the given position. A position without a start
+    ///   was given by a server that did not know the start. It may be from before a restart, so it is not the same.
+    /// - Starts are unknown: the given position must have no start either. A position with a start may be from before
+    ///   a restart that this server cannot notice.
     pub fn is_same(self, given: Self, starts: Option<Starts>) -> bool {
-        let reaches_back = |starts: Starts| starts.reach_back_to(given.start);
-        let is_of_this_run = given.start == 0 || starts.is_some_and(reaches_back);
+        let is_of_this_run = starts.map_or(given.start == 0, |starts| starts.reach_back_to(given.start));
         (self.counts, self.doubt) == (given.counts, given.doubt) && is_of_this_run
     }
 
@@ -336,13 +338,14 @@ mod tests {
         assert_eq!(Position { doubt: 255, ..position }.to_string(), "29.1.0-ff@1000");
         let starts = Some(Starts { earliest: 0x1000, latest: 0x1000, is_single: true });
         let differs = |position: Position, given: &str, starts| Given::of(Some(given)).differs(Some(position), starts);
-        for same in ["29.1.0@1000", "29.1.0@1002", "29.1.0@ffe", "29.1.0"] {
+        for same in ["29.1.0@1000", "29.1.0@1002", "29.1.0@ffe"] {
             assert!(!differs(position, same, starts), "{same}");
         }
-        for other in ["29.1.0@ffd", "29.1.0@1003", "30.1.0@1000", "29.1.0-1@1000"] {
+        for other in ["29.1.0@ffd", "29.1.0@1003", "30.1.0@1000", "29.1.0-1@1000", "29.1.0"] {
             assert!(differs(position, other, starts), "{other}");
         }
-        assert!(differs(position, "29.1.0@1000", None), "it is not known whether CouchDB restarted");
+        assert!(differs(position, "29.1.0@1000", None), "whether CouchDB restarted is unknown");
+        assert!(!differs(position, "29.1.0", None), "no start is known, then and now");
         assert!(!differs(Position { doubt: 255, ..position }, "29.1.0-ff@1001", starts));
     }
 

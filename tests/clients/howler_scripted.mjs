@@ -767,15 +767,33 @@ scripted('another epoch makes everything count as changed, once', async (server,
   server.tell({ event: 'hello', ...server.hello })
   server.tell({ event: 'resync', reason: 'another epoch' })
   await until(() => client.changes.length === 2)
-  assert.deepEqual(client.changes.splice(0), [['a', undefined, undefined], ['b', undefined, undefined]])
+  assert.deepEqual(client.changes.splice(0), [['a', undefined, '1'], ['b', undefined, '1']])
   assert.deepEqual(client.log[client.log.length - 1], ['resync', { reason: 'another epoch' }])
   server.change('a', '2')
   await until(() => client.changes.splice(0).length === 1)
-  // The client has no position of `b` in this epoch.
-  assert.deepEqual(await back(server, client), [['b', undefined, '1']])
-  const sent = server.of('subscribe').slice(-2)
-  assert.deepEqual(sent.map(({ epoch, dbs }) => [epoch, { ...dbs }]), [['3', { a: '2' }], ['2a', { b: '1' }]])
   assert.deepEqual(await back(server, client), [])
+  const sent = server.of('subscribe').slice(-2)
+  assert.deepEqual(sent.map(({ epoch, dbs }) => [epoch, { ...dbs }]), [['2a', { a: '1', b: '1' }], ['3', { a: '2', b: '1' }]])
+})
+
+scripted('a resync is compared like a reconnect, and is over with its answer', async (server, start) => {
+  const client = start()
+  await away(server, client)
+  assert.deepEqual(await back(server, client), [])
+  // CouchDB restarted: positions from before are others.
+  server.positions.set('a', '1@2').set('b', '1@2')
+  server.tell({ event: 'resync', reason: 'CouchDB restarted' })
+  await until(() => client.changes.length === 2)
+  assert.deepEqual(client.changes.splice(0), [['a', undefined, '1@2'], ['b', undefined, '1@2']])
+  assert.deepEqual(await back(server, client), [])
+  // The connection breaks before the answer.
+  server.positions.set('a', '1@3').set('b', '1@3')
+  server.answers.subscribe = () => undefined
+  const asked = server.of('subscribe').length
+  server.tell({ event: 'resync', reason: 'CouchDB restarted' })
+  await until(() => server.of('subscribe').length > asked)
+  delete server.answers.subscribe
+  assert.deepEqual(await back(server, client), [['a', undefined, '1@3'], ['b', undefined, '1@3']])
 })
 
 scripted('an epoch that the server did not know at first is read from its reply', async (server, start) => {

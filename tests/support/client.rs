@@ -271,8 +271,8 @@ impl Client {
     }
 }
 
-/// Removes the start of CouchDB from a position: no test knows it beforehand. Without it positions
-/// compare by their counts.
+/// Removes the start of CouchDB from a position: no test knows it to the second. A position to give
+/// comes from [`super::position`].
 fn cut_starts(value: &mut Value) {
     let dbs = value.get_mut("dbs").and_then(Value::as_object_mut).map(|dbs| dbs.values_mut().collect::<Vec<_>>());
     let positions = dbs.unwrap_or_default();

@@ -19,6 +19,8 @@ pub struct Device {
     pub epoch: Option<String>,
     /// How often every database counted as changed.
     pub resyncs: u64,
+    /// Whether it subscribes again after a resync, for positions that outlast what was lost.
+    pub compares_again: bool,
     cookie: Option<String>,
     client: Option<Client>,
 }
@@ -56,7 +58,7 @@ impl Device {
     /// Returns an app that knows no positions yet.
     pub fn new(databases: impl IntoIterator<Item = String>) -> Self {
         let known = databases.into_iter().map(|name| (name, None)).collect();
-        Self { known, epoch: None, resyncs: 0, cookie: None, client: None }
+        Self { known, epoch: None, resyncs: 0, compares_again: true, cookie: None, client: None }
     }
 
     /// Drops the connection without closing it. Notifications that it did not read are lost.
@@ -96,6 +98,16 @@ impl Device {
 
     /// Subscribes to all of its databases, and returns those that changed.
     pub fn subscribe(&mut self) -> Result<Vec<String>, Gone> {
+        loop {
+            let (changed, is_resync) = self.subscribe_once()?;
+            // The response may be from before the resync that came meanwhile.
+            if !is_resync || !self.compares_again {
+                return Ok(if is_resync { self.known.keys().cloned().collect() } else { changed });
+            }
+        }
+    }
+
+    fn subscribe_once(&mut self) -> Result<(Vec<String>, bool), Gone> {
         self.send(&json!({"id": 2, "op": "subscribe", "dbs": self.known, "epoch": self.epoch}))?;
         let mut everything = false;
         loop {
@@ -117,7 +129,7 @@ impl Device {
                     *known = position;
                 }
             }
-            return Ok(if everything { self.known.keys().cloned().collect() } else { told });
+            return Ok((told, everything));
         }
     }
 
@@ -130,10 +142,12 @@ impl Device {
 
     /// Reads the next message, if one arrives in time.
     pub fn next(&mut self, within: Duration) -> Result<Told, Gone> {
-        Ok(match self.receive(within)? {
-            Some(text) => self.take(parse(&text)),
-            None => Told::Nothing,
-        })
+        let Some(text) = self.receive(within)? else { return Ok(Told::Nothing) };
+        let told = self.take(parse(&text));
+        if told == Told::Everything && self.compares_again {
+            self.subscribe()?;
+        }
+        Ok(told)
     }
 
     /// Reads everything before the response to a request of its own, and returns the databases that

@@ -45,3 +45,8 @@ pub fn couchdb_with(options: Options) -> StandIn {
     stand_in.add_user(USER, PASSWORD, &[]);
     stand_in
 }
+
+/// Returns the position of these counts as a server gives it that knows when CouchDB started.
+pub fn position(couchdb: &StandIn, counts: &str) -> String {
+    format!("{counts}@{:x}", couchdb.latest_start())
+}

@@ -267,6 +267,11 @@ impl StandIn {
         self.shared.change(|state| state.nodes.clock_error = seconds);
     }
 
+    /// Returns when the node that started last did so, in seconds since 1970.
+    pub fn latest_start(&self) -> u64 {
+        self.shared.lock().nodes.all.iter().map(|node| node.started.as_secs()).max().unwrap_or(0)
+    }
+
     /// Sets the lines per write on a cluster; None for the distribution of a real one.
     pub fn set_lines_of_writes(&self, lines: Option<u64>) {
         self.shared.change(|state| state.nodes.lines_of_writes = lines);
