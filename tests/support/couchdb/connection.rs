@@ -21,7 +21,8 @@ pub(super) fn serve(shared: &Shared, stream: &TcpStream, number: u64, peer: Sock
                 break;
             }
         };
-        if shared.lock().is_silent(number) {
+        let at = shared.clock.elapsed();
+        if shared.observe(|state| state.swallow(&request, at)) {
             continue;
         }
         match exchange(shared, reader.stream, &request) {

@@ -421,7 +421,15 @@ impl StandIn {
 
     /// Drops the recorded requests. The counters stay.
     pub fn forget_requests(&self) {
-        self.shared.lock().requests.clear();
+        let mut state = self.shared.lock();
+        state.requests.clear();
+        state.swallowed.clear();
+    }
+
+    /// Returns the requests over connections that died silently (see [`StandIn::silence_connections`]), oldest first.
+    /// They are in nothing else that the stand-in counts or records.
+    pub fn swallowed_requests(&self) -> Vec<RecordedRequest> {
+        self.shared.lock().swallowed.clone()
     }
 
     /// Returns the counters.

@@ -40,6 +40,18 @@ pub struct RecordedRequest {
 }
 
 impl RecordedRequest {
+    pub(super) fn new(request: &Request, at: Duration) -> Self {
+        Self {
+            method: request.method.clone(),
+            target: request.target.clone(),
+            headers: request.headers.clone(),
+            body: request.body.clone(),
+            peer: request.peer,
+            connection: request.connection,
+            at,
+        }
+    }
+
     /// Returns the first header of that name, in any case of letters.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
@@ -127,6 +139,8 @@ pub(super) struct State {
     pub(super) links: HashMap<u64, Link>,
     pub(super) counters: Counters,
     pub(super) requests: VecDeque<RecordedRequest>,
+    /// Requests that came over connections that died silently.
+    pub(super) swallowed: Vec<RecordedRequest>,
     pub(super) stopping: bool,
     pub(super) nodes: Nodes,
     clock: Clock,
@@ -152,6 +166,7 @@ impl State {
             links: HashMap::new(),
             counters: Counters::default(),
             requests: VecDeque::new(),
+            swallowed: Vec::new(),
             stopping: false,
             nodes: Nodes::new(options.nodes, clock.now()),
             clock,
@@ -240,6 +255,15 @@ impl State {
         self.links.get(&connection).is_some_and(|link| link.silent)
     }
 
+    /// Takes note of a request over a connection that died silently; false over any other.
+    pub(super) fn swallow(&mut self, request: &Request, at: Duration) -> bool {
+        let is_silent = self.is_silent(request.connection);
+        if is_silent && self.swallowed.len() < RECORDED_LIMIT {
+            self.swallowed.push(RecordedRequest::new(request, at));
+        }
+        is_silent
+    }
+
     /// Writes the event documents of a tick.
     pub(super) fn flush_events(&mut self) {
         if self.pending.is_empty() {
@@ -313,15 +337,7 @@ impl State {
         if self.requests.len() == RECORDED_LIMIT {
             self.requests.pop_front();
         }
-        self.requests.push_back(RecordedRequest {
-            method: request.method.clone(),
-            target: request.target.clone(),
-            headers: request.headers.clone(),
-            body: request.body.clone(),
-            peer: request.peer,
-            connection: request.connection,
-            at,
-        });
+        self.requests.push_back(RecordedRequest::new(request, at));
         let counters = &mut self.counters;
         counters.requests += 1;
         counters.in_flight += 1;
