@@ -96,7 +96,7 @@ impl Device {
         }
     }
 
-    /// Subscribes to all of its databases, and returns those that changed.
+    /// Subscribes to all of its databases. Returns those that count as changed.
     pub fn subscribe(&mut self) -> Result<Vec<String>, Gone> {
         loop {
             let (changed, is_resync) = self.subscribe_once()?;
@@ -198,6 +198,10 @@ impl Device {
             }
             (Some("resync"), _) => Told::Everything,
             (Some("hello"), _) if self.take_epoch(message.epoch) => Told::Everything,
+            (Some("session"), _) => {
+                self.cookie = message.cookie;
+                Told::Nothing
+            }
             _ => Told::Nothing,
         }
     }

@@ -139,6 +139,11 @@ impl Accounts {
         self.tokens.get_mut(token).is_some_and(|token| !std::mem::replace(&mut token.expired, true))
     }
 
+    /// Gives cookies another life, including those that are out.
+    pub(super) fn set_cookie_life(&mut self, life: Duration) {
+        self.cookie_life = life;
+    }
+
     /// Forgets wrong passwords, as a restarted CouchDB does.
     pub(super) fn forget_failures(&mut self) {
         self.failures.clear();

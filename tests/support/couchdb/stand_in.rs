@@ -101,6 +101,11 @@ impl StandIn {
         self.shared.lock().accounts.lockouts
     }
 
+    /// Gives cookies another life, including those that are out.
+    pub fn set_cookie_life(&self, life: Duration) {
+        self.shared.change(|state| state.accounts.set_cookie_life(life));
+    }
+
     /// Accepts `Authorization: Bearer <token>` as this user, who needs no password.
     pub fn add_token(&self, token: &str, name: &str, roles: &[&str]) {
         self.shared.change(|state| state.accounts.add_token(token, name, roles));
