@@ -396,7 +396,7 @@ fn the_wrong_port_answers_with_a_hint() {
     assert_eq!(client.next_change(SOON).as_deref(), Some("db"));
 }
 
-/// Start of a ClientHello: a record, a message of 508 bytes, version 1.2.
+/// Start of a `ClientHello`: a record, a message of 508 bytes, version 1.2.
 const CLIENT_HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
 
 #[test]

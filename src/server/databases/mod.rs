@@ -42,7 +42,7 @@ pub(super) struct Databases {
     /// Throttles the lines about resyncs, by their reason.
     pub(super) resync_log: LogThrottles<&'static str>,
     pub(super) pending_resync: Option<StaggeredResync>,
-    /// When clients were told last in a pending_resync.
+    /// Time of the last notification of a resync.
     pub(super) last_resync_at: Option<Millis>,
     pub(super) name_lists: NameLists,
     pub(super) departures: Departures,
