@@ -93,7 +93,7 @@ pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals, mut notifie
         server.expire_timers(now);
         server.send_lookups(now);
         server.flush_dirty(now);
-        server.see_off(now);
+        server.drain_clients(now);
         server.review_clients(now);
         server.reap_closed();
         notifier.handle_timeout(now, server.client_count());

@@ -18,7 +18,7 @@ use couchdb_howler::logging;
 use couchdb_howler::net::descriptors;
 use couchdb_howler::net::listener::Listener;
 use couchdb_howler::net::tls::{self, Identity};
-use couchdb_howler::server::{Doors, Server, Settings, UPSTREAMS};
+use couchdb_howler::server::{Listeners, Server, Settings, UPSTREAMS};
 use couchdb_howler::state::feed::FeedSettings;
 use couchdb_howler::state::session::Rules;
 use couchdb_howler::state::static_assets::{Console, DemoAccount, StaticAssets};
@@ -149,7 +149,7 @@ type Place = (SocketAddr, &'static str);
 
 /// The ports, and where they are.
 struct Ports {
-    doors: Doors,
+    doors: Listeners,
     /// Those for clients, the plain one first.
     clients: Vec<Place>,
     admin: Option<SocketAddr>,
@@ -172,7 +172,7 @@ fn open_doors(config: &Config) -> Result<Ports, String> {
     };
     let places = [(plain_address, "http"), (tls_address, "https")];
     let clients = places.into_iter().filter_map(|(address, scheme)| Some((address?, scheme))).collect();
-    Ok(Ports { doors: Doors::new(plain, tls).with_admin(admin_listener), clients, admin })
+    Ok(Ports { doors: Listeners::new(plain, tls).with_admin(admin_listener), clients, admin })
 }
 
 /// Listens on the socket that is handed over, or else on a port, where one is given.

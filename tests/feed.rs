@@ -532,7 +532,7 @@ fn login_succeeds_after_a_short_outage() {
     scene.couchdb.refuse();
     let mut client = Client::json(scene.howler.address());
     let id = client.request(log_in());
-    scene.howler.wait_for_lines("A connection for log-ins failed", 3);
+    scene.howler.wait_for_lines("A connection for logins failed", 3);
     scene.couchdb.accept_again().expect("the port is still free");
     assert_eq!(client.answer(id)["ok"], true);
 }
@@ -583,5 +583,5 @@ fn connections_closed_by_couchdb_between_logins_are_no_failure() {
         }
         scene.couchdb.restart(false).expect("the port is still free");
     }
-    assert_eq!(scene.howler.count_lines("A log-in failed"), 0);
+    assert_eq!(scene.howler.count_lines("A login failed"), 0);
 }

@@ -71,7 +71,7 @@ fn connections_beyond_the_total_limit_are_rejected() {
         let refused = Client::try_open(howler.address(), "/howler", "").err().expect("the connection is rejected");
         assert!(!refused.contains("HTTP") || refused.starts_with("HTTP/1.1 503 "), "{refused}");
     }
-    howler.assert_told("is turned away: too many connections", 1);
+    howler.assert_told("is rejected: too many connections", 1);
     assert_counted(&howler, "too_many_connections", 5);
     couchdb.update("db");
     for client in &mut clients {

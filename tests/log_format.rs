@@ -120,7 +120,7 @@ fn text_lines_have_time_level_module_and_message_without_colors() {
         assert!(target.starts_with("couchdb_howler") && !message.is_empty(), "{line}");
         assert!(!line.contains('\u{1b}'), "{line}");
     }
-    assert!(output.contains("DEBUG [couchdb_howler::server::events] GET /nowhere: 404"), "{output}");
+    assert!(output.contains("DEBUG [couchdb_howler::server::connections::respond] GET /nowhere: 404"), "{output}");
 }
 
 fn sessions_are_told(lines: &[Value]) {

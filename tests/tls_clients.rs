@@ -275,7 +275,7 @@ fn a_renewed_certificate_keeps_two_hundred_connections() {
         let good = std::fs::read(file).unwrap();
         std::fs::write(file, content).unwrap();
         served.howler.signal("HUP");
-        let line = served.howler.wait_for_lines("SIGHUP: the certificate stays the old one. ", number + 1);
+        let line = served.howler.wait_for_lines("SIGHUP: the old certificate stays in use. ", number + 1);
         assert!(line.contains("ERROR") && line.contains(file) && line.contains(problem), "{line}");
         assert_eq!(shown(&served), second);
         crowd.is_told(&served.couchdb);
@@ -283,7 +283,7 @@ fn a_renewed_certificate_keeps_two_hundred_connections() {
     }
     std::fs::remove_file(&certificate).unwrap();
     served.howler.signal("HUP");
-    let line = served.howler.wait_for_lines("SIGHUP: the certificate stays the old one. ", 5);
+    let line = served.howler.wait_for_lines("SIGHUP: the old certificate stays in use. ", 5);
     assert!(line.contains(&certificate) && line.contains("No such file"), "{line}");
     crowd.start_polls();
     crowd.is_told(&served.couchdb);

@@ -1,6 +1,6 @@
 //! Tables that every owner uses, passed in with each event.
 
-use super::ids::Timer;
+use super::ids::Handle;
 use crate::state::jitter::Jitter;
 use crate::state::limits::Limits;
 use crate::state::metrics::Metrics;
@@ -11,7 +11,7 @@ use crate::state::timers::Timers;
 pub(super) struct Context {
     pub(super) metrics: Metrics,
     /// Deadlines of connections and sessions.
-    pub(super) timers: Timers<Timer>,
+    pub(super) timers: Timers<Handle>,
     pub(super) jitter: Jitter,
     pub(super) limits: Limits,
 }

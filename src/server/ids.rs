@@ -1,11 +1,13 @@
 //! Names of connections, sessions and request queues, by which the owners refer to each other's entries.
 
+use mio::Token;
+
 use crate::state::table::Key;
 
 /// A connection or a session: the owner of a deadline, or an unauthenticated client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Timer {
-    Peer(Key),
+pub(super) enum Handle {
+    Connection(Key),
     Session(Key),
 }
 
@@ -16,7 +18,7 @@ pub(super) enum UpstreamId {
     Pool(Queue, usize),
 }
 
-/// A queue of requests to CouchDB.
+/// A queue of requests to CouchDB, with a pool of connections of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
     Logins,
@@ -27,15 +29,16 @@ pub(super) enum Queue {
 impl Queue {
     pub(super) const ALL: [Self; 3] = [Self::Logins, Self::Lookups, Self::Checks];
 
+    /// Returns the name of the queue in log lines.
     pub(super) fn text(self) -> &'static str {
         match self {
-            Self::Logins => "log-ins",
-            Self::Lookups => "look-ups",
+            Self::Logins => "logins",
+            Self::Lookups => "lookups",
             Self::Checks => "checks",
         }
     }
 
-    /// The same as the value of a label.
+    /// Returns the name of the queue as the value of a metric's label.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Logins => "log_ins",
@@ -43,4 +46,15 @@ impl Queue {
             Self::Checks => "checks",
         }
     }
+}
+
+/// Returns the token under which the poll reports the events of a connection.
+pub(super) fn token_of(key: Key) -> Token {
+    Token((key.generation as usize) << 32 | key.index as usize)
+}
+
+/// Returns the connection of a token.
+pub(super) fn key_of(token: Token) -> Key {
+    let low = |number: usize| u32::try_from(number & 0xffff_ffff).expect("masked");
+    Key { index: low(token.0), generation: low(token.0 >> 32) }
 }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use crate::state::admin_access::AdminUse;
 use crate::state::positions::Batch;
 use crate::state::subscriptions::DatabaseId;
 use crate::state::table::Key;
@@ -11,20 +12,40 @@ use crate::wire::couchdb::Credentials;
 /// What a request to CouchDB is for.
 #[derive(Debug)]
 pub(super) enum Purpose {
-    /// A login, and its key in the login limits.
-    LogIn(Login, Key),
-    /// A login that nobody waits for any more.
+    /// A login, and its key in the limits of logins.
+    Login(Login, Key),
+    /// A login that no session waits for any more, with its key and credentials.
     Abandoned(Key, Credentials),
+    /// Who may read a database.
     Security(DatabaseId),
-    /// A session, the number of its login, and what that is good with.
+    /// Whether a session is still logged in: the session, the number of its login, and the credentials.
     Check(Key, u32, Credentials),
+    /// Positions of databases.
     Lookup(Batch),
+    /// The epoch of positions.
     Epoch,
+    /// When the nodes of CouchDB started.
     Restarts,
     /// Whether CouchDB records changes.
     Recording,
     /// Whether CouchDB accepts the server's own credentials again.
     Admin,
+}
+
+impl Purpose {
+    /// Returns the use of the server's own credentials; None where the request carries those of a user.
+    pub(super) fn admin_use(&self) -> Option<AdminUse> {
+        match self {
+            Self::Login(..) | Self::Abandoned(..) | Self::Check(..) => None,
+            Self::Security(_) => Some(AdminUse::Security),
+            Self::Lookup(_) | Self::Epoch | Self::Restarts | Self::Recording | Self::Admin => Some(AdminUse::Lookup),
+        }
+    }
+
+    /// Returns whether hosts and proxies may forbid the request although they accept the credentials.
+    pub(super) fn may_be_forbidden(&self) -> bool {
+        matches!(self, Self::Restarts | Self::Recording)
+    }
 }
 
 /// A login of a session that CouchDB has not answered yet.

@@ -1,4 +1,4 @@
-//! HTTP requests that are not answered yet: one exchange is a request and its answer.
+//! HTTP exchanges: a request that has no response yet, and what decides the form of the response.
 
 use crate::state::metrics::CloseReason;
 use crate::state::routes::PostFormat;
@@ -7,30 +7,30 @@ use crate::wire::body::BodyDecoder;
 use crate::wire::engine_io::Sid;
 use crate::wire::http::Request;
 
-/// What of a request decides the form of its answer.
+/// Properties of a request that decide the form of its response.
 #[derive(Debug)]
 pub(crate) struct Exchange {
     pub(crate) keep_alive: bool,
     pub(crate) head_only: bool,
-    /// Whether the client takes a close packet for the wish of its own app, and would not come back.
-    /// `python-socketio` does while it polls; it says who it is by the HTTP library that it uses.
+    /// Whether the client takes a close packet for a wish of its own app and would not reconnect. `python-socketio`
+    /// does while it polls; its HTTP library shows in `User-Agent`.
     pub(crate) close_is_final: bool,
-    /// The page that a browser asks for.
+    /// Origin of the page that sent the request (RFC 6454).
     pub(crate) origin: Option<Box<str>>,
-    /// The JSONP callback to answer to.
+    /// Number of the JSONP callback that wraps the response.
     pub(crate) jsonp: Option<u32>,
-    /// For the log, where it is to be told.
-    pub(crate) asked: Option<Box<Asked>>,
-    /// The session, once it is known: load balancers find it in a cookie.
+    /// Method and path, where the log needs them.
+    pub(crate) line: Option<Box<RequestLine>>,
+    /// Id of the session, once it is known: load balancers find it in a cookie.
     pub(crate) sid: Option<Sid>,
     /// Whether the client speaks TLS, to this server or to a trusted proxy.
     pub(crate) secure: bool,
-    /// Why the connection is closed behind the answer, if it is.
+    /// Reason for closing the connection after the response, if it is closed.
     pub(crate) closed_for: CloseReason,
 }
 
 impl Exchange {
-    pub(crate) fn of(request: &Request<'_>) -> Self {
+    pub(crate) fn new(request: &Request<'_>) -> Self {
         Self {
             keep_alive: request.keep_alive && request.content_length == Some(0),
             head_only: request.method == "HEAD",
@@ -39,7 +39,7 @@ impl Exchange {
                 .is_some_and(|agent| agent.starts_with("python-requests/") || agent.starts_with("Python/")),
             origin: request.origin.map(Into::into),
             jsonp: None,
-            asked: Asked::of(request),
+            line: RequestLine::new(request),
             sid: None,
             secure: false,
             closed_for: CloseReason::Served,
@@ -47,46 +47,40 @@ impl Exchange {
     }
 }
 
-/// A POST whose body comes in.
+/// Method and path of a request, kept for the log until the response.
+#[derive(Debug)]
+pub(crate) struct RequestLine {
+    pub(super) method: Box<str>,
+    pub(super) path: Box<str>,
+}
+
+impl RequestLine {
+    /// Copies method and path if the log wants them: polls wait for long, and there are many.
+    fn new(request: &Request<'_>) -> Option<Box<Self>> {
+        log::log_enabled!(log::Level::Debug)
+            .then(|| Box::new(Self { method: request.method.into(), path: request.path.into() }))
+    }
+}
+
+/// A POST whose body is being received.
 #[derive(Debug)]
 pub(crate) struct Post {
     pub(crate) exchange: Exchange,
     pub(crate) session: Key,
     pub(crate) format: PostFormat,
-    pub(crate) decoder: BodyDecoder,
+    pub(super) decoder: BodyDecoder,
     pub(crate) body: Vec<u8>,
 }
 
 impl Post {
-    /// The session that it is for.
-    pub(crate) fn session(&self) -> Key {
-        self.session
-    }
-
-    /// Returns how many bytes of memory hold what has come.
-    pub(crate) fn held_bytes(&self) -> usize {
-        self.body.capacity()
+    pub(crate) fn new(exchange: Exchange, session: Key, format: PostFormat, decoder: BodyDecoder) -> Self {
+        Self { exchange, session, format, decoder, body: Vec::new() }
     }
 }
 
-/// A GET that waits for something to tell.
+/// A GET that is answered once its session has something to send.
 #[derive(Debug)]
 pub(crate) struct Parked {
     pub(crate) exchange: Exchange,
     pub(crate) session: Key,
-}
-
-/// What was asked, kept for the log until it is answered.
-#[derive(Debug)]
-pub(crate) struct Asked {
-    pub(crate) method: Box<str>,
-    pub(crate) path: Box<str>,
-}
-
-impl Asked {
-    /// Only where it will be logged: polls wait for long, and there are many.
-    pub(crate) fn of(request: &Request<'_>) -> Option<Box<Self>> {
-        log::log_enabled!(log::Level::Debug)
-            .then(|| Box::new(Self { method: request.method.into(), path: request.path.into() }))
-    }
 }

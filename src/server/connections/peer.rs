@@ -9,69 +9,89 @@ use crate::state::table::Key;
 use crate::state::timers::{Alarm, Deadline};
 use crate::wire::websocket::Decoder;
 
-/// A connection and what it is used for.
+/// A connection: its socket, the protocol that it speaks, and how it counts.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    pub(crate) connection: Connection,
-    pub(crate) protocol: Protocol,
-    pub(crate) address: IpAddr,
-    pub(crate) seat: Seat,
-    /// When to give it up; never while its session, or the feed or the pool, sees to that.
-    pub(crate) deadline: Deadline,
-    pub(crate) alarm: Alarm,
-    /// Whether there may be input that was not read: no event will tell of it.
-    pub(crate) unread: bool,
-    /// Whether it brought a request of somebody who is logged in; of CouchDB, whether it brought anything.
-    pub(crate) known: bool,
-    /// Whether it is to be read in the next turn.
-    pub(crate) postponed: bool,
-    /// Whether a request came before the one in front of it was answered, and was not looked at yet.
-    pub(crate) early: bool,
+    pub(super) connection: Connection,
+    pub(super) protocol: Protocol,
+    /// Address of the client, as far as trusted proxies tell; of CouchDB on an upstream connection.
+    pub(super) address: IpAddr,
+    pub(super) quota: Quota,
+    /// Time at which the connection is given up; never where its session, the feed or the pool has the deadline.
+    pub(super) deadline: Deadline,
+    pub(super) alarm: Alarm,
+    /// Whether input may be left in the socket: no further event announces it.
+    pub(super) unread: bool,
+    /// Whether a logged-in client sent a request on it; on an upstream connection, whether CouchDB sent anything.
+    pub(super) known: bool,
+    /// Whether it is in the list of postponed connections.
+    pub(super) postponed: bool,
+    /// Whether the inbox holds a request that came before the response to the one in front of it.
+    pub(super) pipelined: bool,
     /// Whether it is among the unauthenticated clients.
-    pub(crate) listed: bool,
+    pub(super) listed: bool,
     /// Whether a trusted proxy opened it.
-    pub(crate) proxied: bool,
+    pub(super) proxied: bool,
 }
 
-/// How a connection counts among those that there may be.
+impl Peer {
+    pub(super) fn new(connection: Connection, protocol: Protocol, address: IpAddr, deadline: Deadline) -> Self {
+        Self {
+            connection,
+            protocol,
+            address,
+            quota: Quota::None,
+            deadline,
+            alarm: Alarm::default(),
+            unread: false,
+            known: false,
+            postponed: false,
+            pipelined: false,
+            listed: false,
+            proxied: false,
+        }
+    }
+}
+
+/// How a connection or a polling session counts toward the limits of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Seat {
-    /// Not at all: it leads to CouchDB, or is over.
+pub(crate) enum Quota {
+    /// Not at all: an upstream connection, or one that is closed.
     None,
-    /// Not at all: an operator came in by the port for those.
+    /// Not at all: a connection on the admin port.
     Operator,
-    /// As a client, and not at its address.
-    Taken,
-    /// As a client, and as one of its address.
-    OfAddress,
+    /// Toward the total only.
+    Total,
+    /// Toward the total and toward its address.
+    Address,
 }
 
-/// What a connection is used for.
+/// The protocol that a connection speaks.
 #[derive(Debug)]
 pub(crate) enum Protocol {
-    /// A client's TLS is being set up.
+    /// The TLS handshake of a client.
     Handshake,
-    /// A client's requests.
+    /// HTTP requests of a client.
     Http(Http),
-    /// It carries a session.
+    /// A WebSocket that carries a session.
     WebSocket(Key, Decoder),
-    /// It is to take over a session that polls.
+    /// A WebSocket that is about to take over a polling session.
     Probing(Key, Decoder),
-    /// The last bytes are on their way out. What comes in is ignored until the peer closes; `received` counts it.
+    /// The last bytes leave. Input is ignored until the peer closes; `received` counts it.
     Lingering { shut_down: bool, received: usize },
-    /// It leads to CouchDB, and stands or not yet.
-    Upstream { owner: UpstreamId, connected: bool },
-    /// It is over.
+    /// A connection to CouchDB, established or not yet.
+    Upstream { id: UpstreamId, connected: bool },
+    /// Closed; the slot is freed at the end of the turn.
     Closed,
 }
 
-/// Where a connection stands with its requests.
+/// State of a connection between and within HTTP requests.
 #[derive(Debug)]
 pub(crate) enum Http {
-    /// A head is awaited.
+    /// Waits for the head of a request.
     Head,
-    /// The body of a POST comes in.
+    /// Receives the body of a POST.
     Body(Box<Post>),
-    /// The answer to a GET waits for something to tell.
+    /// Holds a GET until its session has something to send.
     Parked(Box<Parked>),
 }

@@ -1,0 +1,18 @@
+//! A `subscribe` request on its way through access and positions.
+
+use crate::state::positions::Named;
+use crate::state::session::Reply;
+use crate::state::table::Key;
+
+/// A `subscribe`, or a part of a long one.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) session: Key,
+    pub(crate) reply: Reply,
+    /// The databases, each once and held once, with the positions that the client gave.
+    pub(crate) names: Named,
+    /// The epoch of these positions.
+    pub(crate) epoch: Option<Box<str>>,
+    /// The list that this is a part of.
+    pub(crate) group: Option<Key>,
+}
