@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::couchdb::{FeedFault, Options, StandIn};
 use serde_json::{Value, json};
 
 use crate::support::client::{Client, Received};
+use crate::support::couchdb::{FeedFault, Options, StandIn};
 use crate::support::howler::Howler;
 use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb, couchdb_with, position};
 

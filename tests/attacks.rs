@@ -6,13 +6,13 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::couchdb::StandIn;
 use serde_json::json;
 
 use crate::support::client::{Client, Received, frame};
+use crate::support::couchdb::StandIn;
 use crate::support::howler::{Howler, static_binary};
 use crate::support::http::{Http, Poller, request};
-use crate::support::{ADMIN, SOON, couchdb};
+use crate::support::{ADMIN, SOON, couchdb, wait_until};
 
 /// Another client is served within this time.
 const SERVED_WITHIN: Duration = Duration::from_secs(2);
@@ -584,11 +584,9 @@ fn unauthenticated_clients_take_limited_memory() {
     for poller in &mut pollers {
         let _ = poller.post(vec![b'x'; 60_000]);
     }
-    let deadline = Instant::now() + SOON;
-    while target.howler.metric("howler_unauthenticated_bytes") > 4 * 1024 * 1024 {
-        assert!(Instant::now() < deadline, "the largest clients are not evicted");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("the largest clients are evicted", || {
+        target.howler.metric("howler_unauthenticated_bytes") <= 4 * 1024 * 1024
+    });
     assert!(target.howler.metric("howler_closes_total{reason=\"made_way\"}") > 0);
     target.couchdb.set_login_delay(Duration::ZERO);
     drop((clients, strangers, pollers));

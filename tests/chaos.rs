@@ -61,10 +61,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::support::couchdb::{Chunking, FeedFault, Options, SinceRefusal, StandIn};
 use couchdb_howler::state::jitter::Jitter;
 use serde_json::json;
 
+use crate::support::couchdb::{Chunking, FeedFault, Options, SinceRefusal, StandIn};
 use crate::support::device::{Device, Gone, Told};
 use crate::support::howler::{BINARY, Howler, lasting_port};
 use crate::support::http::Http;

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::support::couchdb::{Options, StandIn};
-
 use crate::support::howler::{Ended, Howler, run};
 use crate::support::tls::{Authority, Identity, TlsProxy, tls_url};
 use crate::support::{PASSWORD, SOON, USER, couchdb, couchdb_with};

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::couchdb::Options;
 use serde_json::{Value, json};
 
+use crate::support::couchdb::Options;
 use crate::support::howler::{Howler, lasting_port};
 use crate::support::proxy::Proxy;
 use crate::support::script::Script;
@@ -311,7 +311,7 @@ fn ended_session_is_reported_and_stops_retries_until_the_next_login() {
         apps.log_in("a");
         apps.expect("a", "ready");
         if expires {
-            // The life of the cookie began at the latest before the login was answered.
+            // The cookie expires by the clock alone, and its life began before the login was answered.
             std::thread::sleep(life + A_MOMENT);
         } else {
             assert!(couchdb.change_password(USER, "zq7-another"));
@@ -548,7 +548,7 @@ fn dead_connection_is_detected_within_two_heartbeats() {
     for event in ["connect", "ready"] {
         apps.expect("a", event);
     }
-    // A live link is kept.
+    // Proves that a live connection is kept.
     std::thread::sleep(Duration::from_millis(HEARTBEAT * 2));
     assert_eq!(apps.others("a"), [] as [Value; 0]);
     couchdb.update("db");

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use crate::support::couchdb::{Options, StandIn};
 use serde_json::{Value, json};
 
 use crate::support::client::Client;
+use crate::support::couchdb::{Options, StandIn};
 use crate::support::device::{Device, Told};
 use crate::support::howler::Howler;
 use crate::support::{A_MOMENT, SOON, couchdb, couchdb_with, position};

@@ -2,14 +2,12 @@
 //!
 //! The tests leave pictures in `console` in cargo's folder for tests (`target/tmp`).
 
-use std::time::Instant;
-
 use couchdb_howler::demo;
 use serde_json::{Value, json};
 
 use crate::support::howler::{Howler, lasting_port};
 use crate::support::script::Script;
-use crate::support::{PASSWORD, SOON, USER, couchdb};
+use crate::support::{PASSWORD, USER, couchdb, retry};
 
 struct Browser {
     script: Script,
@@ -83,19 +81,11 @@ impl Page<'_> {
 
     /// Waits until the page shows something.
     fn until(&mut self, what: &str, is_seen: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + SOON;
-        loop {
+        retry(|| {
             let seen = self.look();
-            if is_seen(&seen) {
-                return seen;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "{}: timeout waiting for {what}, but the page shows {seen:#}",
-                self.name
-            );
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
+            let name = &self.name;
+            if is_seen(&seen) { Ok(seen) } else { Err(format!("{name}: no {what}, but the page shows {seen:#}")) }
+        })
     }
 
     fn log_in(&mut self, password: &str) {

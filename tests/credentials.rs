@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use crate::support::couchdb::StandIn;
 use serde_json::json;
 
 use crate::support::client::Client;
+use crate::support::couchdb::StandIn;
 use crate::support::howler::{Howler, run};
 use crate::support::http::Http;
-use crate::support::{A_MOMENT, ADMIN, ADMIN_PASSWORD, SOON, USER, couchdb};
+use crate::support::{ADMIN, ADMIN_PASSWORD, SOON, USER, couchdb};
 
 const REFUSED: &str = "the user in --couchdb_url must be a server admin";
 const ACCEPTED: &str = "CouchDB accepts the name and the password in --couchdb_url again.";
@@ -26,6 +26,7 @@ fn with_credentials(couchdb: &StandIn) -> usize {
 fn wait_for_tries(couchdb: &StandIn, howler: &Howler) {
     // Retries come 0.5 s, 2 s and 8 s after the first attempt.
     assert!(couchdb.wait_for(SOON, |_| howler.metric("howler_couchdb_refusals_total") >= 4), "{}", howler.output());
+    // Proves that no fifth attempt follows.
     std::thread::sleep(Duration::from_secs(2));
 }
 
@@ -98,6 +99,7 @@ fn any_request_detects_a_changed_password() {
     howler.wait_for_line(REFUSED);
     assert_eq!(readiness(&howler).0, 503);
     assert_eq!(couchdb.open_feeds(), 1, "the open feed continues");
+    // Proves that no fifth attempt follows.
     std::thread::sleep(Duration::from_secs(12));
     assert!((1..=4).contains(&with_credentials(&couchdb)), "{}", with_credentials(&couchdb));
     howler.assert_told(REFUSED, 1);
@@ -133,7 +135,6 @@ fn locked_admin_is_handled_like_a_wrong_password() {
     assert_eq!(with_credentials(&couchdb), 4);
     howler.assert_told("(403)", 1);
     assert_eq!(readiness(&howler).0, 503);
-    std::thread::sleep(A_MOMENT);
 }
 
 #[test]

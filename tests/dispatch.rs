@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::support::client::Client;
 use crate::support::howler::Howler;
-use crate::support::{SOON, couchdb};
+use crate::support::{SOON, couchdb, wait_until};
 
 /// Opens this number of clients, half of each protocol, in a few threads.
 fn many(address: SocketAddr, count: usize, database: &'static str) -> Vec<(Client, &'static str)> {
@@ -109,7 +109,7 @@ fn closed_connections_leave_no_memory_or_descriptors() {
             couchdb.update("db");
         }
         drop(clients);
-        wait_until(|| howler.descriptors() <= descriptors + 12);
+        wait_until("descriptors are closed", || howler.descriptors() <= descriptors + 12);
         resident.push(howler.resident_kib());
         println!(
             "1000 clients came (peak {peak} KiB) and went: {} KiB, {} descriptors",
@@ -123,16 +123,8 @@ fn closed_connections_leave_no_memory_or_descriptors() {
         let mut socket = std::net::TcpStream::connect(howler.address()).expect("the server accepts the connection");
         std::io::Write::write_all(&mut socket, b"GET /howler HT").expect("the request is sent");
     }
-    wait_until(|| howler.descriptors() <= descriptors + 12);
+    wait_until("descriptors are closed", || howler.descriptors() <= descriptors + 12);
     let mut client = Client::subscribed(howler.address(), &["db"]);
     couchdb.update("db");
     assert_eq!(client.next_change(SOON).as_deref(), Some("db"));
-}
-
-fn wait_until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !condition() {
-        assert!(Instant::now() < deadline, "timeout waiting for the condition");
-        thread::sleep(Duration::from_millis(10));
-    }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::support::client::{Client, Received, frame};
 use crate::support::howler::Howler;
 use crate::support::http::{Http, Poller};
-use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
+use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb, wait_until};
 
 /// Minimum time between an event and the packet before it. Measured from before the request for
 /// that packet, because the time of reading says nothing about the server.
@@ -96,8 +96,9 @@ fn polling_carries_requests_events_and_rejections() {
     // A rejection sends each packet in a poll of its own.
     let mut poller = Poller::open(howler.address(), 4, "username=nobody");
     poller.packets.clear();
+    let rejected = howler.metric("howler_log_ins_failed_total");
     poller.send(&["40"]);
-    std::thread::sleep(A_MOMENT);
+    wait_until("the login is rejected", || howler.metric("howler_log_ins_failed_total") > rejected);
     for start in ["40{", "42[\"not-authenticated\",", "41", "1"] {
         let packets = poller.poll();
         assert!(packets.len() == 1 && packets[0].starts_with(start), "{start}: {packets:?}");
@@ -230,7 +231,7 @@ fn second_connect_is_answered_for_the_new_credentials() {
     let (mut client, _) = open(&howler, "");
     client.send(&auth());
     assert!(client.receive_text(SOON).unwrap().starts_with("40{"));
-    std::thread::sleep(A_MOMENT / 2);
+    assert!(couchdb.wait_for(SOON, |seen| seen.sessions_in_flight == 1));
     client.send("41");
     connect(&mut client, r#"40{"username":"nobody","password":"zq7-x"}"#, "not-authenticated");
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::couchdb::{Chunking, FeedFault, Options, RecordedRequest, SinceRefusal, StandIn};
 use serde_json::json;
 
 use crate::support::client::Client;
+use crate::support::couchdb::{Chunking, FeedFault, Options, RecordedRequest, SinceRefusal, StandIn};
 use crate::support::howler::Howler;
 use crate::support::http::Http;
 use crate::support::{A_MOMENT, ANSWERED_WITHIN, PASSWORD, SOON, USER, couchdb, couchdb_with};

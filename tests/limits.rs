@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::couchdb::StandIn;
 use serde_json::json;
 
 use crate::support::client::{Client, Received, frame};
+use crate::support::couchdb::StandIn;
 use crate::support::howler::{BINARY, Howler};
 use crate::support::http::{Http, Poller, join, request};
 use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};

@@ -6,9 +6,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::couchdb::StandIn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::support::couchdb::StandIn;
 use crate::support::howler::{BINARY, assert_no_secret};
 use crate::support::http::Http;
 use crate::support::{SOON, couchdb};

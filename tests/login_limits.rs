@@ -3,10 +3,10 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use crate::support::couchdb::{FeedFault, Options, StandIn};
 use serde_json::{Value, json};
 
 use crate::support::client::{Client, Received};
+use crate::support::couchdb::{FeedFault, Options, StandIn};
 use crate::support::howler::Howler;
 use crate::support::{ADMIN, ADMIN_PASSWORD, PASSWORD, SOON, USER, couchdb, couchdb_with};
 

@@ -5,13 +5,12 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::support::couchdb::StandIn;
-
 use crate::support::client::Client;
+use crate::support::couchdb::StandIn;
 use crate::support::dns::{A, AAAA, Answer, Asked, NODATA, NXDOMAIN, NameServer, REFUSED, Root, SERVFAIL, addresses};
 use crate::support::howler::{Howler, assert_no_secret};
 use crate::support::tls::{Authority, TlsProxy, tls_url};
-use crate::support::{SOON, couchdb};
+use crate::support::{SOON, couchdb, wait_until};
 
 /// Creates a root folder whose `resolv.conf` lists these nameservers.
 fn root(servers: &[&NameServer], rest: &str) -> Root {
@@ -367,11 +366,7 @@ impl Forwarder {
     }
 
     fn wait_for_connections(&self, count: usize) {
-        let deadline = std::time::Instant::now() + SOON;
-        while self.connections.load(Ordering::Acquire) < count {
-            assert!(std::time::Instant::now() < deadline, "no connection to the new address");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
+        wait_until("a connection goes to the new address", || self.connections.load(Ordering::Acquire) >= count);
     }
 }
 

@@ -3,7 +3,6 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -12,24 +11,19 @@ use crate::support::howler::{Howler, assert_no_secret};
 use crate::support::http::{Answer, Http, Poller};
 use crate::support::tls::{Authority, Identity};
 use crate::support::wire::Target;
-use crate::support::{ADMIN, ADMIN_PASSWORD, PASSWORD, SOON, USER, couchdb};
+use crate::support::{ADMIN, ADMIN_PASSWORD, PASSWORD, SOON, USER, couchdb, retry};
 
 fn get(target: impl Into<Target>, path: &str) -> Answer {
     Http::connect(target).get(path)
 }
 
 /// Repeats a request until the response is as expected; the machine may be slow.
-fn wait_until(target: impl Into<Target>, path: &str, is_right: impl Fn(&Answer) -> bool) -> Answer {
-    let (mut http, deadline) = (Http::connect(target), Instant::now() + SOON);
-    loop {
+fn wait_for_response(target: impl Into<Target>, path: &str, is_right: impl Fn(&Answer) -> bool) -> Answer {
+    let mut http = Http::connect(target);
+    retry(|| {
         let answer = http.get(path);
-        if is_right(&answer) {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "{path} stays {answer:?}\n{}", answer.text());
-        // Leaves the processor to the processes that this test waits for.
-        std::thread::sleep(Duration::from_millis(5));
-    }
+        if is_right(&answer) { Ok(answer) } else { Err(format!("{path} stays {answer:?}\n{}", answer.text())) }
+    })
 }
 
 /// Returns the value of a sample, which is named with its labels.
@@ -42,7 +36,7 @@ fn sample(page: &str, name: &str) -> u64 {
 
 /// Waits until a sample has a value and returns the page of metrics.
 fn wait_for_sample(address: SocketAddr, name: &str, value: u64) -> String {
-    let answer = wait_until(address, "/metrics", |answer| sample(answer.text(), name) == value);
+    let answer = wait_for_response(address, "/metrics", |answer| sample(answer.text(), name) == value);
     answer.text().to_owned()
 }
 
@@ -50,7 +44,7 @@ fn wait_for_sample(address: SocketAddr, name: &str, value: u64) -> String {
 fn operator_paths_share_the_port_and_allow_no_origin() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
-    wait_until(howler.address(), "/readyz", |answer| answer.status == 200);
+    wait_for_response(howler.address(), "/readyz", |answer| answer.status == 200);
     // One connection for all requests: each response leaves it usable.
     let mut http = Http::connect(howler.address());
     for (path, content_type, start) in [
@@ -96,10 +90,10 @@ fn readiness_follows_the_feed() {
     assert_eq!(get(howler.address(), "/healthz").status, 200, "the server is healthy");
     wait_for_sample(howler.address(), "howler_feed_up", 0);
     couchdb.accept_again().expect("its port is still free");
-    wait_until(howler.address(), "/readyz", |answer| (answer.status, answer.text()) == (200, "ready\n"));
+    wait_for_response(howler.address(), "/readyz", |answer| (answer.status, answer.text()) == (200, "ready\n"));
     wait_for_sample(howler.address(), "howler_feed_up", 1);
     couchdb.refuse();
-    let down = wait_until(howler.address(), "/readyz", |answer| answer.status == 503);
+    let down = wait_for_response(howler.address(), "/readyz", |answer| answer.status == 503);
     assert!(down.text().contains("is down") && down.text().lines().count() == 1, "{}", down.text());
     assert!(!down.text().contains(&couchdb.address().to_string()), "the address of CouchDB is not disclosed");
     let page = wait_for_sample(howler.address(), "howler_feed_up", 0);
@@ -201,7 +195,7 @@ fn the_admin_port_serves_operator_paths_only_and_other_ports_none() {
     let admin = howler.admin_address().expect("there is an admin port");
     let clients = Target::tls(howler.tls_address(), authority.client(rustls::ALL_VERSIONS));
     // Plain HTTP, even where clients use TLS.
-    wait_until(admin, "/readyz", |answer| answer.status == 200);
+    wait_for_response(admin, "/readyz", |answer| answer.status == 200);
     assert_eq!(get(admin, "/healthz").text(), "ok\n");
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(get(&clients, path).status, 404, "{path}");
@@ -259,7 +253,7 @@ fn operators_are_served_until_the_server_ends() {
     let mut howler = Howler::start_with(&couchdb, &["--admin_port", "0"]);
     let admin = howler.admin_address().expect("there is an admin port");
     let mut kept = Http::connect(admin);
-    wait_until(admin, "/readyz", |answer| answer.status == 200);
+    wait_for_response(admin, "/readyz", |answer| answer.status == 200);
     assert_eq!(kept.get("/readyz").status, 200);
     // This client never closes its side, and so delays the shutdown.
     let silent = Client::logged_in(howler.address());

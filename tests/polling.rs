@@ -8,7 +8,7 @@ use crate::support::howler::Howler;
 use crate::support::http::{Http, Poller, join, request, split};
 use crate::support::tls::{Authority, Identity};
 use crate::support::wire::Target;
-use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
+use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb, wait_until};
 
 /// Least time between an event and the packet before it. Tests measure from before they request
 /// that packet, because the time at which they read it proves nothing about the server.
@@ -433,11 +433,7 @@ fn an_abandoned_poll_loses_nothing() {
     let mut give_up = |connection: &mut Http| {
         let before = ends();
         *connection = Http::connect(howler.address());
-        let deadline = Instant::now() + SOON;
-        while ends() == before {
-            assert!(Instant::now() < deadline, "the server did not notice the end");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until("the server notices the end", || ends() > before);
     };
     for _ in 0..3 {
         poller.start_poll();

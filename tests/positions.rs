@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::couchdb::{FeedFault, RecordedRequest, StandIn};
 use serde_json::{Value, json};
 
 use crate::support::client::Client;
+use crate::support::couchdb::{FeedFault, RecordedRequest, StandIn};
 use crate::support::device::{Device, Told};
 use crate::support::howler::{Howler, lasting_port};
 use crate::support::http::Poller;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::support::client::Client;
 use crate::support::howler::{BINARY, Howler, lasting_port};
 use crate::support::script::Script;
-use crate::support::{A_MOMENT, ADMIN, ADMIN_PASSWORD, PASSWORD, SOON, USER};
+use crate::support::{A_MOMENT, ADMIN, ADMIN_PASSWORD, PASSWORD, SOON, USER, retry, wait_until};
 
 /// A PouchDB Server with a `_global_changes` database that is written as CouchDB does.
 struct Server {
@@ -80,25 +80,19 @@ impl Server {
 
     /// Waits until a document holds a number.
     fn wait_for(&mut self, database: &str, id: &str, number: u32) {
-        let deadline = Instant::now() + SOON;
-        loop {
+        retry(|| {
             let document = self.ask(&json!({"do": "read", "db": database, "id": id}));
-            if document["number"] == number {
-                return;
-            }
-            assert!(Instant::now() < deadline, "no {id} with {number} in {database} but {document}");
-            std::thread::sleep(A_MOMENT / 10);
-        }
+            let is_there = document["number"] == number;
+            if is_there { Ok(()) } else { Err(format!("no {id} with {number} in {database} but {document}")) }
+        });
     }
 
     /// Waits until a page's request for changes is open.
     fn wait_for_pull(&mut self, database: &str) {
-        let deadline = Instant::now() + SOON;
         let start = format!("GET /{database}/_changes");
-        while !self.requests().open.iter().any(|line| line.starts_with(&start)) {
-            assert!(Instant::now() < deadline, "no page asks for the changes of {database}");
-            std::thread::sleep(A_MOMENT / 10);
-        }
+        wait_until(&format!("a page asks for the changes of {database}"), || {
+            self.requests().open.iter().any(|line| line.starts_with(&start))
+        });
     }
 
     /// Returns the requests of pages since the last call.
@@ -116,6 +110,7 @@ impl Server {
         let deadline = Instant::now() + SOON;
         let mut all = Vec::new();
         loop {
+            // Proves that no request follows.
             std::thread::sleep(A_MOMENT);
             let requests = self.requests();
             let quiet = requests.done.is_empty() && requests.open.is_empty();
@@ -177,16 +172,13 @@ fn positions_are_read_from_revisions_of_pouchdb_server() {
     server.create("garden");
     server.write("garden", "rose", 1);
     let mut client = Client::logged_in(howler.address());
-    let known = loop {
+    // The server writes event documents shortly after the change.
+    let known = retry(|| {
         let answer = client.ask(json!({"op": "subscribe", "dbs": ["garden"]}));
         let position = answer["dbs"]["garden"].clone();
-        assert!(position.is_string(), "{answer}");
-        // The server writes event documents shortly after the change.
-        if position.as_str().is_some_and(|position| position.starts_with("1.1.")) {
-            break position;
-        }
-        std::thread::sleep(A_MOMENT / 10);
-    };
+        let is_written = position.as_str().expect("a position").starts_with("1.1.");
+        if is_written { Ok(position) } else { Err(format!("the position stays {position}")) }
+    });
     let mut again = Client::logged_in(howler.address());
     let answer = again.ask(json!({"op": "subscribe", "dbs": {"garden": known}}));
     assert_eq!(answer["changed"], json!([]), "{answer}");
@@ -342,6 +334,7 @@ fn the_recipe_of_the_manual_replicates_changed_databases() {
     server.settle();
     server.ask(&json!({"do": "hold"}));
     server.write("garden", "rose", 3);
+    // Proves that no request follows the change.
     std::thread::sleep(A_MOMENT);
     let requests = server.requests();
     assert_eq!((requests.done, requests.open), (vec![], vec![]), "before howler notifies the page of the change");
@@ -417,6 +410,7 @@ fn the_recipe_of_the_manual_runs_one_replication_per_database() {
         browser.script.expect("app", "change");
     }
     browser.write("app", "garden", "lily", 1);
+    // Proves that no second request follows.
     std::thread::sleep(A_MOMENT);
     let requests = server.requests();
     assert_eq!(requests.open.len(), 1, "{:?}", requests.open);

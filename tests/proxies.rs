@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::browser::Browser;
 use crate::support::howler::Howler;
 use crate::support::script::Script;
-use crate::support::{PASSWORD, SOON, USER, couchdb};
+use crate::support::{PASSWORD, SOON, USER, couchdb, retry};
 
 /// A running proxy, killed on drop.
 struct Proxy {
@@ -72,13 +72,12 @@ impl Proxy {
             .spawn()
             .unwrap_or_else(|error| panic!("{program} does not start ({error}): install its Debian package"));
         let mut proxy = Self { child, port, tls_port };
-        let began = Instant::now();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        retry(|| {
             let ended = proxy.child.try_wait().expect("the proxy is a child process");
-            let listens_late = ended.is_some() || began.elapsed() > SOON;
-            assert!(!listens_late, "{program} does not listen, see {}", log_name.display());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+            let silent = format!("{program} does not listen, see {}", log_name.display());
+            assert!(ended.is_none(), "{silent}");
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).map_err(|_| silent)
+        });
         proxy
     }
 

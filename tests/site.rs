@@ -2,12 +2,11 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
 
 use crate::support::client::Client;
 use crate::support::howler::Howler;
 use crate::support::http::{Answer, Http, request};
-use crate::support::{SOON, couchdb};
+use crate::support::{SOON, couchdb, wait_until};
 
 const LIBRARY: &[(&str, &str)] =
     &[("/howler.js", "text/javascript; charset=utf-8"), ("/howler.d.ts", "application/typescript; charset=utf-8")];
@@ -186,11 +185,7 @@ fn a_client_that_requests_files_and_does_not_read_costs_little() {
     drop(strangers);
     // Meanwhile the server may have opened a few more connections to CouchDB, which it keeps for a
     // while.
-    let deadline = Instant::now() + SOON;
-    while howler.descriptors() > descriptors + TO_COUCHDB {
-        assert!(Instant::now() < deadline, "{} of {descriptors}", howler.descriptors());
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("descriptors are closed", || howler.descriptors() <= descriptors + TO_COUCHDB);
 }
 
 #[test]

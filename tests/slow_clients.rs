@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::support::couchdb::StandIn;
 use serde_json::{Value, json};
 
 use crate::support::client::{Client, Received};
+use crate::support::couchdb::StandIn;
 use crate::support::howler::Howler;
 use crate::support::http::Poller;
 use crate::support::{SOON, couchdb};

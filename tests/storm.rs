@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::couchdb::StandIn;
 use serde_json::json;
 
 use crate::support::client::{Client, Received};
+use crate::support::couchdb::StandIn;
 use crate::support::device::{Device, Told};
 use crate::support::howler::{Howler, lasting_port};
 use crate::support::http::Http;

@@ -3,11 +3,11 @@
 use std::net::{Ipv6Addr, TcpListener};
 use std::time::Instant;
 
-use crate::support::couchdb::{FeedFault, Options, StandIn};
 use rustls::version::{TLS12, TLS13};
 use serde_json::json;
 
 use crate::support::client::Client;
+use crate::support::couchdb::{FeedFault, Options, StandIn};
 use crate::support::howler::Howler;
 use crate::support::tls::{Authority, TlsProxy, tls_url};
 use crate::support::{ANSWERED_WITHIN, PASSWORD, SOON, USER, couchdb, couchdb_with};

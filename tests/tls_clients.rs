@@ -6,17 +6,17 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::couchdb::StandIn;
 use rustls::HandshakeKind;
 use rustls::version::{TLS12, TLS13};
 use serde_json::json;
 
 use crate::support::client::{Client, Received};
+use crate::support::couchdb::StandIn;
 use crate::support::howler::{BINARY, Howler, run};
 use crate::support::http::{Http, Poller, request};
 use crate::support::tls::{Authority, Identity};
 use crate::support::wire::Target;
-use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
+use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb, retry};
 
 /// A server with a certificate, and what its clients need.
 struct Served {
@@ -225,6 +225,7 @@ impl Crowd {
 
     /// Asserts that clients receive nothing and stay connected.
     fn is_quiet(&mut self) {
+        // Proves that nothing arrives.
         std::thread::sleep(A_MOMENT);
         for (client, _) in &mut self.clients {
             assert_eq!(client.receive(Duration::from_millis(1)), Received::Nothing);
@@ -435,6 +436,7 @@ fn idle_descriptors(howler: &Howler) -> usize {
     howler.wait_for_line("Session of 127.0.0.1 ended");
     let mut last = howler.descriptors();
     loop {
+        // Proves that no further descriptor is closed.
         std::thread::sleep(A_MOMENT);
         let now = howler.descriptors();
         if std::mem::replace(&mut last, now) == now {
@@ -444,11 +446,10 @@ fn idle_descriptors(howler: &Howler) -> usize {
 }
 
 fn wait_for_descriptors(howler: &Howler, count: usize) {
-    let deadline = Instant::now() + SOON;
-    while howler.descriptors() > count {
-        assert!(Instant::now() < deadline, "{} descriptors, not {count}", howler.descriptors());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    retry(|| match howler.descriptors() {
+        now if now > count => Err(format!("{now} descriptors, not {count}")),
+        _ => Ok(()),
+    });
 }
 
 #[test]
@@ -581,6 +582,7 @@ fn three_hundred_clients_receive_each_change_once() {
             assert_eq!(client.next_change(SOON).as_deref(), Some("db"));
         }
     }
+    // Proves that no second notification follows.
     std::thread::sleep(A_MOMENT);
     for client in &mut clients {
         assert_eq!(client.receive(Duration::from_millis(1)), Received::Nothing);

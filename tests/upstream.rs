@@ -233,6 +233,7 @@ fn a_cookie_of_unknown_age_is_checked_in_time() {
     let event = client.next_event(SOON).expect("the cookie is renewed");
     assert_eq!(event["event"], "session", "{event}");
     assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    // Proves that the session outlives its first cookie.
     std::thread::sleep(Duration::from_secs(9).saturating_sub(start.elapsed()));
     assert_eq!(client.ask(json!({"op": "heartbeat"}))["ok"], true);
 }
@@ -240,6 +241,7 @@ fn a_cookie_of_unknown_age_is_checked_in_time() {
 /// Fails logins at CouchDB until all existing cookies have expired.
 fn outlasts_cookies(couchdb: &StandIn, life: Duration) {
     couchdb.fail_logins(Some(503));
+    // The cookies expire by the clock alone.
     std::thread::sleep(life + Duration::from_millis(500));
     couchdb.fail_logins(None);
 }

@@ -6,10 +6,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::support::couchdb::{FeedFault, StandIn};
 use serde_json::json;
 
 use crate::support::client::Client;
+use crate::support::couchdb::{FeedFault, StandIn};
 use crate::support::howler::{BINARY, Howler};
 use crate::support::{ADMIN, SOON, couchdb};
 

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::SOON;
 use super::howler::BINARY;
+use super::{retry, wait_until};
 
 /// The types of records that the server asks for.
 pub const A: u16 = 1;
@@ -82,14 +82,7 @@ impl NameServer {
 
     /// Starts on an address as soon as it is free.
     pub fn start_at(ip: IpAddr) -> Self {
-        let deadline = Instant::now() + SOON;
-        loop {
-            if let Some(server) = Self::try_start(ip) {
-                return server;
-            }
-            assert!(Instant::now() < deadline, "port 53 of {ip} cannot be had");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        retry(|| Self::try_start(ip).ok_or_else(|| format!("port 53 of {ip} is in use")))
     }
 
     fn try_start(ip: IpAddr) -> Option<Self> {
@@ -115,11 +108,7 @@ impl NameServer {
 
     /// Waits until there was a question.
     pub fn wait_for_question(&self) {
-        let deadline = Instant::now() + SOON;
-        while self.asked().is_empty() {
-            assert!(Instant::now() < deadline, "nobody asks {}", self.ip);
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_until(&format!("{} is asked", self.ip), || !self.asked().is_empty());
     }
 }
 

@@ -9,10 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::support::couchdb::StandIn;
-
+use super::couchdb::StandIn;
 use super::http::Http;
-use super::{SECRET_MARK, SOON};
+use super::{SECRET_MARK, SOON, retry};
 
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_couchdb-howler");
@@ -199,14 +198,10 @@ impl Howler {
 
     /// Waits until the server ends.
     pub fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + SOON;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("it is our child") {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the server does not end:\n{}", self.output());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        retry(|| {
+            let status = self.child.try_wait().expect("it is our child");
+            status.ok_or_else(|| format!("the server does not end:\n{}", self.output()))
+        })
     }
 
     /// Resident memory in KiB.

@@ -13,7 +13,7 @@ pub mod wire;
 
 pub mod http;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use couchdb::{Options, StandIn};
 
@@ -30,8 +30,30 @@ pub const SECRET_MARK: &str = "zq7-";
 pub const SOON: Duration = Duration::from_secs(20);
 /// Longest time to the response to a login when CouchDB does not reply.
 pub const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
+/// Pause between two looks at a condition.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Wait after which an event counts as absent.
 pub const A_MOMENT: Duration = Duration::from_millis(300);
+
+/// Waits until a condition holds; fails after [`SOON`].
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    retry(|| if condition() { Ok(()) } else { Err(format!("timeout waiting until {what}")) });
+}
+
+/// Repeats a question until it succeeds; fails with the last error after [`SOON`].
+#[track_caller]
+pub fn retry<T>(mut ask: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match ask() {
+            Ok(found) => return found,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        // Leaves the processor to the processes that the test waits for.
+        std::thread::sleep(PAUSE);
+    }
+}
 
 /// Starts a stand-in for CouchDB with a user.
 pub fn couchdb() -> StandIn {

@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::support::couchdb::StandIn;
-
 use super::SOON;
+use super::couchdb::StandIn;
 
 /// A running proxy. Dropping it ends its connections.
 pub struct Proxy {
