@@ -125,6 +125,15 @@ pub struct Group {
     pub changed: Vec<DatabaseId>,
     /// Those that the user may not read.
     pub refused: Vec<Refused>,
+    /// Groups of the session that have arrived while this one was being completed, and are completed after it.
+    next: Vec<Key>,
+}
+
+impl Group {
+    /// Returns whether its completion has begun.
+    fn is_begun(&self) -> bool {
+        self.completed > 0 || self.error.is_some()
+    }
 }
 
 /// Messages of a session that wait for the end of its work.
@@ -252,6 +261,7 @@ impl NameLists {
             stand: Vec::new(),
             changed: Vec::new(),
             refused: Vec::new(),
+            next: Vec::new(),
         });
         self.groups_of.entry(session).or_default().push(group);
         group
@@ -263,9 +273,30 @@ impl NameLists {
         its.parts -= 1;
         its.names.extend(names);
         if its.parts == 0 {
-            // Before the messages behind it, so that they are answered in order.
-            self.work.push_front(its.session, Work::Complete(group));
+            self.queue_completion(group);
         }
+    }
+
+    /// Queues the completion of a group, behind the one of its session that has begun.
+    fn queue_completion(&mut self, group: Key) {
+        let Some(session) = self.groups.get(group).map(|its| its.session) else { return };
+        let others = self.groups_of.get(&session).into_iter().flatten();
+        let begun = others.copied().find(|other| self.groups.get(*other).is_some_and(Group::is_begun));
+        match begun.and_then(|begun| self.groups.get_mut(begun)) {
+            // One that fails ends the subscriptions that it has added, also those that this one shares with it.
+            Some(begun) => begun.next.push(group),
+            // Before the messages behind it, so that they are answered in order.
+            None => self.work.push_front(session, Work::Complete(group)),
+        }
+    }
+
+    /// Takes a group out whose completion is over; those that wait for that are queued.
+    pub fn finish_group(&mut self, group: Key) -> Option<Group> {
+        let its = self.take_group(group)?;
+        for next in &its.next {
+            self.queue_completion(*next);
+        }
+        Some(its)
     }
 
     /// Returns a group.

@@ -164,7 +164,7 @@ impl Databases {
             self.name_lists.put_back(key, Work::Complete(group));
             return (None, cost);
         }
-        (self.name_lists.take_group(group), cost)
+        (self.name_lists.finish_group(group), cost)
     }
 
     fn complete_slice(
