@@ -3,6 +3,7 @@
 
 pub mod access;
 pub mod feed;
+pub mod lists;
 pub mod positions;
 pub mod sessions;
 

@@ -36,7 +36,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use couchdb_howler::state::limits::{LONGEST_NAME, UNAUTHENTICATED_MESSAGE};
 use couchdb_howler::state::metrics::CloseReason;
 use couchdb_howler::state::session::{
-    Action, Dialect, Opening, PendingLogin, Polling, Reply, Rules, Session, TAG, Transport, SessionContext, messages,
+    Action, Dialect, Opening, PendingLogin, Polling, Reply, Rules, Session, SessionContext, TAG, Transport, messages,
 };
 use couchdb_howler::state::subscriptions::Subscriptions;
 use couchdb_howler::state::table::Key;
