@@ -543,7 +543,7 @@ export default class Client {
       const position = own(answer.dbs, name)
       const seen = subscription.acknowledged || subscription.known !== undefined
       subscription.acknowledged = true
-      const same = position && position === given && epoch === link.epoch
+      const same = position && given && epoch === link.epoch
       // Seen before, and nobody can say that it is still the same.
       if (changed.has(name) || (seen && !same)) this._changed(link, name, undefined, position)
       else if (position) this._remember(name, subscription, link.epoch, position)

@@ -776,6 +776,16 @@ scripted('another epoch makes everything count as changed, once', async (server,
   assert.deepEqual(sent.map(({ epoch, dbs }) => [epoch, { ...dbs }]), [['2a', { a: '1', b: '1' }], ['3', { a: '2', b: '1' }]])
 })
 
+scripted('the server says which positions are the same', async (server, start) => {
+  const client = start()
+  await away(server, client)
+  server.answers.subscribe = () => ({ ok: true, dbs: { a: '1@101', b: '1@101' }, changed: [] })
+  assert.deepEqual(await back(server, client), [])
+  delete server.answers.subscribe
+  server.positions.set('a', '1@101').set('b', '1@101')
+  assert.deepEqual(await back(server, client), [], 'the text of the reply is kept')
+})
+
 scripted('a resync is compared like a reconnect, and is over with its answer', async (server, start) => {
   const client = start()
   await away(server, client)
