@@ -79,7 +79,10 @@ const KIND: u64 = (1 << KIND_BITS) - 1;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::state::jitter::Jitter;
     use ChangeKind::{Created, Deleted, Updated};
 
     #[test]
@@ -127,5 +130,54 @@ mod tests {
             notified += u64::from(window.release(800).is_some());
             assert_eq!(notified, most);
         }
+    }
+
+    /// Time between two records of a node.
+    const TICK: Millis = 500;
+    /// Of 160 writes on a real cluster of three nodes, this many caused one line, two, three and four.
+    const LINES_OF_WRITES: [u64; 4] = [27, 40, 63, 30];
+
+    /// Returns the lines of 461 writes to 10 databases within 135 s: time and database, sorted by
+    /// time. They are generated from what was measured on a real cluster of three nodes: the lines
+    /// of a write, and that each node records a database at most once per tick.
+    fn generate_recording(seed: u64) -> Vec<(Millis, usize)> {
+        let mut jitter = Jitter::new(seed);
+        let mut below = |bound: u64| jitter.below(bound);
+        let phases = [(); 3].map(|()| below(TICK));
+        let mut lines = BTreeSet::new();
+        for _ in 0..461 {
+            let (written, database, first_node) = (below(135_000), below(10), below(3));
+            let mut left = below(LINES_OF_WRITES.iter().sum());
+            let fits = |share: &u64| left.checked_sub(*share).map(|rest| left = rest).is_none();
+            let count = LINES_OF_WRITES.iter().position(fits).expect("below the sum") + 1;
+            for line in 0..u64::try_from(count).expect("at most four") {
+                let node = (first_node + line) % 3;
+                let phase = phases[usize::try_from(node).expect("one of three")];
+                // The fourth line is an echo at the next tick of the first node.
+                let ticks = (written + TICK - phase) / TICK + line / 3;
+                lines.insert((phase + ticks * TICK, database, node));
+            }
+        }
+        lines.into_iter().map(|(time, database, _)| (time, usize::try_from(database).expect("one of ten"))).collect()
+    }
+
+    /// A recording of 461 writes on a real cluster had 1,115 lines, which merged to 726 notifications.
+    #[test]
+    fn merging_the_lines_of_a_cluster_removes_a_third_of_the_notifications() {
+        let recordings =
+            (0..).map(|number| generate_recording(2 * number + 1)).filter(|lines| lines.len() == 1_115).take(8);
+        let counts = recordings.map(|lines| {
+            let mut windows = [MergeWindow::default(); 10];
+            let mut notified = 0;
+            for (time, database) in lines {
+                let window = &mut windows[database];
+                notified += u32::from(window.release(time).is_some());
+                notified += u32::from(matches!(window.admit(Updated, 800, time), Admission::Notify(_)));
+            }
+            notified + windows.iter_mut().map(|window| u32::from(window.release(Millis::MAX).is_some())).sum::<u32>()
+        });
+        let counts: Vec<u32> = counts.collect();
+        assert!(counts.iter().all(|count| (690..=760).contains(count)), "{counts:?}");
+        println!("notifications of 1,115 lines: {counts:?}");
     }
 }
