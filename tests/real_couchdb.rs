@@ -12,6 +12,7 @@
 //!
 //! The tests create databases whose names begin with `howler-test-`, a user and `_global_changes`.
 //! A client that is notified of a database reads its number of documents, as a replication would.
+//! The test of a wrong password takes more than five minutes.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::support::client::Client;
 use crate::support::device::{Device, Told};
 use crate::support::howler::{Howler, lasting_port};
 use crate::support::http::{Answer, Http};
@@ -322,6 +324,40 @@ fn a_write_on_a_single_node_is_notified_once() {
     let Some(couchdb) = CouchDb::find("HOWLER_TEST_COUCHDB", "notifications a write") else { return };
     notifications_per_write(&couchdb, 1.02);
 }
+/// Sends wrong passwords of the server's own user for longer than CouchDB counts them.
+#[test]
+fn a_wrong_admin_password_does_not_lock_the_admin() {
+    const COUNTED_FOR: Duration = Duration::from_secs(300);
+    let Some(couchdb) = CouchDb::find("HOWLER_TEST_COUCHDB", "a wrong admin password") else { return };
+    let (name, rest) = couchdb.url["http://".len()..].split_once(':').expect("a name and a password");
+    let host = rest.rsplit_once('@').expect("a password and a host").1;
+    let url = format!("http://{name}:wrong@{host}");
+    let began = Instant::now();
+    let howler = Howler::launch(&["--couchdb_url", &url, "--access", "members"]);
+    let rejected = || howler.metric("howler_couchdb_refusals_total");
+    let mut readiness = 200;
+    while began.elapsed() < COUNTED_FOR {
+        // Clients log in and subscribe meanwhile.
+        let mut client = Client::logged_in(howler.address());
+        client.request(json!({"op": "subscribe", "dbs": names()}));
+        std::thread::sleep(Duration::from_secs(10));
+        assert!(rejected() <= 4, "{}", howler.output());
+        // 403 where the name is locked.
+        assert_eq!(couchdb.ask("GET", "/_all_dbs", None).status, 200, "the admin can log in");
+        readiness = Http::connect(howler.address()).get("/readyz").status;
+    }
+    let within = rejected();
+    std::thread::sleep(Duration::from_secs(20));
+    print(&format!(
+        "a wrong admin password: sent {within} times in {} s, {} times in {} s; /readyz is {readiness}",
+        COUNTED_FOR.as_secs(),
+        rejected(),
+        began.elapsed().as_secs(),
+    ));
+    assert_eq!((within, readiness), (4, 503));
+    assert_eq!(couchdb.ask("GET", "/_all_dbs", None).status, 200, "the admin can log in");
+}
+
 
 #[test]
 fn a_write_on_a_cluster_is_notified_about_twice() {
