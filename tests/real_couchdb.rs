@@ -1,16 +1,16 @@
-//! The same clients against a CouchDB that is not the stand-in. These tests do nothing, and say so on
-//! stderr, unless environment variables name one:
+//! Clients against a real CouchDB. Without these environment variables the tests do nothing, and
+//! print that on stderr:
 //!
-//! | variable | |
+//! | variable | value |
 //! |---|---|
-//! | `HOWLER_TEST_COUCHDB` | URL of a single node with the name and password of a server admin |
-//! | `HOWLER_TEST_COUCHDB_STOP` | a shell command that stops it; `$SIGNAL` is `KILL` or `TERM` |
-//! | `HOWLER_TEST_COUCHDB_START` | a shell command that starts it, and ends when it answers |
-//! | `HOWLER_TEST_CLUSTER` | the same URL of one node of a cluster |
-//! | `HOWLER_TEST_CLUSTER_STOP`, `HOWLER_TEST_CLUSTER_START` | the same commands for the node of the URL |
+//! | `HOWLER_TEST_COUCHDB` | URL of a single node, with the name and password of a server admin |
+//! | `HOWLER_TEST_COUCHDB_STOP` | shell command that stops the node; `$SIGNAL` is `KILL` or `TERM` |
+//! | `HOWLER_TEST_COUCHDB_START` | shell command that starts the node and ends when it replies |
+//! | `HOWLER_TEST_CLUSTER` | URL of one node of a cluster |
+//! | `HOWLER_TEST_CLUSTER_STOP`, `HOWLER_TEST_CLUSTER_START` | the same commands for this node |
 //! | `HOWLER_TEST_CLUSTER_STOP_ALL`, `HOWLER_TEST_CLUSTER_START_ALL` | the same commands for all nodes |
 //!
-//! The tests create databases whose names begin with `howler-test-`, a user and `_global_changes`.
+//! The tests create databases whose names begin with `howler-test-`, a user, and `_global_changes`.
 //! A client that is notified of a database reads its number of documents, as a replication would.
 //! The test of a wrong password takes more than five minutes.
 
@@ -33,16 +33,16 @@ use crate::support::proxy::Proxy;
 use crate::support::{PASSWORD, SOON, USER};
 
 const DATABASES: usize = 60;
-/// Clients of each database.
+/// Number of clients of each database.
 const CLIENTS: usize = 4;
 const PAIRS: usize = CLIENTS * DATABASES;
-/// All events of a write on a cluster, and what is merged of them, have come after this time.
+/// Time after which all notifications of a write have arrived, on a cluster too.
 const QUIET_AFTER: Duration = Duration::from_secs(3);
 
-/// One CouchDB at a time.
+/// Held by the test that uses CouchDB.
 static IN_USE: Mutex<()> = Mutex::new(());
 
-/// A CouchDB that is not ours.
+/// A real CouchDB.
 struct CouchDb {
     address: SocketAddr,
     url: String,
@@ -52,17 +52,18 @@ struct CouchDb {
 }
 
 impl CouchDb {
-    /// Prepares the CouchDB that a variable names; without one there is nothing to test.
+    /// Creates databases and a user in the CouchDB that a variable names. Returns None without one.
     fn find(variable: &'static str, test: &str) -> Option<Self> {
         let Ok(url) = std::env::var(variable) else {
-            // Past the harness, which hides what tests that succeed print.
+            // Not with `println!`: the harness hides the output of tests that succeed.
             let _ = writeln!(std::io::stderr(), "NOT RUN: {test}: {variable} names no CouchDB");
             return None;
         };
         let in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
         let (credentials, host) =
             url.strip_prefix("http://").and_then(|rest| rest.split_once('@')).expect("http://a:b@c");
-        let address = host.trim_end_matches('/').to_socket_addrs().expect("it has a port").next().expect("an address");
+        let address =
+            host.trim_end_matches('/').to_socket_addrs().expect("a host and a port").next().expect("an address");
         let credentials = data_encoding::BASE64.encode(credentials.as_bytes());
         let couchdb = Self { address, credentials, variable, _in_use: in_use, url };
         couchdb.ask("PUT", "/_global_changes", None);
@@ -72,17 +73,17 @@ impl CouchDb {
         for name in names() {
             couchdb.ask("PUT", &format!("/{name}"), None);
         }
-        // What was made just now is in the feed when the first client looks.
+        // The events of these databases come before the first client subscribes.
         std::thread::sleep(QUIET_AFTER);
         Some(couchdb)
     }
 
-    /// Asks as the admin; repeats where there is no reply, as clients do while CouchDB boots.
+    /// Sends a request as the admin, and repeats it until a reply comes: CouchDB may be booting.
     fn ask(&self, method: &str, target: &str, body: Option<Value>) -> Answer {
         ask(self.address, &self.credentials, method, target, body)
     }
 
-    /// Writes a document to each of these databases.
+    /// Creates a document in each of these databases.
     fn write(&self, names: &[String]) {
         for name in names {
             let answer = self.ask("POST", &format!("/{name}"), Some(json!({})));
@@ -90,7 +91,7 @@ impl CouchDb {
         }
     }
 
-    /// Runs the command of a variable whose name begins like that of the URL.
+    /// Runs the shell command of a variable, such as `STOP`.
     fn command(&self, what: &str, signal: &str) {
         let variable = format!("{}_{what}", self.variable);
         let command = std::env::var(&variable).unwrap_or_else(|_| panic!("{variable} is a shell command"));
@@ -140,14 +141,14 @@ fn start(port: u16, url: &str) -> Howler {
     howler
 }
 
-/// A client that stays until it is told to leave.
+/// A client in a thread of its own.
 struct Follower {
     thread: JoinHandle<()>,
     synced: Arc<Mutex<Synced>>,
     leaves: Arc<AtomicBool>,
 }
 
-/// What a client has.
+/// What a client has received and read.
 #[derive(Default)]
 struct Synced {
     documents: BTreeMap<String, u64>,
@@ -155,7 +156,7 @@ struct Synced {
     resyncs: u64,
 }
 
-/// Lets a client stay, and come back where its connection breaks. It reads each database that it is notified of.
+/// Keeps a client connected. It reads each database that it is notified of.
 fn follow(couchdb: &CouchDb, mut device: Device, address: SocketAddr) -> Follower {
     let (at, credentials) = (couchdb.address, couchdb.credentials.clone());
     let synced = Arc::new(Mutex::new(Synced::default()));
@@ -166,10 +167,10 @@ fn follow(couchdb: &CouchDb, mut device: Device, address: SocketAddr) -> Followe
         while !its_end.load(SeqCst) {
             for name in std::mem::take(&mut told) {
                 let count = documents(at, &credentials, &name);
-                its.lock().expect("nobody panics with it").documents.insert(name, count);
+                its.lock().expect("no thread panics while it holds this").documents.insert(name, count);
             }
             let next = device.next(Duration::from_millis(50));
-            let mut synced = its.lock().expect("nobody panics with it");
+            let mut synced = its.lock().expect("no thread panics while it holds this");
             match next {
                 Ok(Told::Nothing) => {}
                 Ok(Told::Change(name)) => {
@@ -189,15 +190,17 @@ fn follow(couchdb: &CouchDb, mut device: Device, address: SocketAddr) -> Followe
     Follower { thread, synced, leaves }
 }
 
-/// Clients of each database, half of them at each server.
+/// Starts clients of all databases, half of them at each server.
 fn follow_all(couchdb: &CouchDb, howlers: &[Howler; 2]) -> Vec<Follower> {
     let clients = (0..CLIENTS).map(|number| {
         let howler = &howlers[number % 2];
         follow(couchdb, settled(howler), howler.address())
     });
     let clients = clients.collect::<Vec<_>>();
-    // Each has read all of its databases.
-    while clients.iter().any(|client| client.synced.lock().expect("nobody panics with it").documents.len() < DATABASES)
+    // Until each client has read all of its databases.
+    while clients
+        .iter()
+        .any(|client| client.synced.lock().expect("no thread panics while it holds this").documents.len() < DATABASES)
     {
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -205,7 +208,8 @@ fn follow_all(couchdb: &CouchDb, howlers: &[Howler; 2]) -> Vec<Follower> {
     clients
 }
 
-/// Waits until no pair is lost, or the time is over, and lets the clients leave; the lost pairs.
+/// Waits until no pair is lost, and stops the clients. Returns the number of pairs that are lost
+/// when the time is over.
 fn finish(couchdb: &CouchDb, clients: Vec<Follower>) -> usize {
     let deadline = Instant::now() + 2 * SOON;
     let mut left = lost(couchdb, &clients);
@@ -215,23 +219,23 @@ fn finish(couchdb: &CouchDb, clients: Vec<Follower>) -> usize {
     }
     for client in clients {
         client.leaves.store(true, SeqCst);
-        client.thread.join().expect("it is served");
+        client.thread.join().expect("the server accepts the client");
     }
     left
 }
 
 fn settled(howler: &Howler) -> Device {
     let mut device = Device::new(names());
-    device.come_back(howler.address()).expect("it is served");
+    device.come_back(howler.address()).expect("the server accepts the client");
     assert!(device.known.values().all(Option::is_some), "{:?}", device.known);
     device
 }
 
-/// Number of (client, database) pairs whose last change the client does not have.
+/// Returns the number of (client, database) pairs whose last change the client has not read.
 fn lost(couchdb: &CouchDb, clients: &[Follower]) -> usize {
     let truth = couchdb.documents();
     let lost = |client: &Follower| {
-        let synced = client.synced.lock().expect("nobody panics with it");
+        let synced = client.synced.lock().expect("no thread panics while it holds this");
         truth.iter().filter(|(name, count)| synced.documents.get(*name).is_none_or(|synced| synced < *count)).count()
     };
     clients.iter().map(lost).sum()
@@ -286,7 +290,7 @@ fn clients_are_notified_once_after_couchdb_and_the_servers_restarted() {
         for (number, device) in devices.iter_mut().enumerate() {
             let returns = [0, 1, 1, 0].map(|place| {
                 device.leave();
-                device.come_back(howlers[(number + place) % 2].address()).expect("it is served").len()
+                device.come_back(howlers[(number + place) % 2].address()).expect("the server accepts the client").len()
             });
             print(&format!("both restarted by SIG{signal}: client {number}: {returns:?} notified at its returns"));
             assert_eq!(returns, [DATABASES, 0, 0, 0], "SIG{signal}");
@@ -294,7 +298,7 @@ fn clients_are_notified_once_after_couchdb_and_the_servers_restarted() {
     }
 }
 
-/// Writes single changes, and compares the notifications of one client with them.
+/// Writes one document after the other, and compares the notifications of one client with them.
 fn notifications_per_write(couchdb: &CouchDb, most: f64) {
     const WRITES: u32 = 240;
     let howler = start(0, &couchdb.url);
@@ -305,7 +309,8 @@ fn notifications_per_write(couchdb: &CouchDb, most: f64) {
         std::thread::sleep(Duration::from_millis(100));
     }
     std::thread::sleep(2 * QUIET_AFTER);
-    let events = u32::try_from(client.synced.lock().expect("nobody panics with it").events).expect("few");
+    let events =
+        u32::try_from(client.synced.lock().expect("no thread panics while it holds this").events).expect("few");
     let lost = finish(couchdb, vec![client]);
     let per_write = f64::from(events) / f64::from(WRITES);
     print(&format!(
@@ -319,11 +324,6 @@ fn notifications_per_write(couchdb: &CouchDb, most: f64) {
     assert!(per_write <= most, "{per_write} notifications a write");
 }
 
-#[test]
-fn a_write_on_a_single_node_is_notified_once() {
-    let Some(couchdb) = CouchDb::find("HOWLER_TEST_COUCHDB", "notifications a write") else { return };
-    notifications_per_write(&couchdb, 1.02);
-}
 /// Sends wrong passwords of the server's own user for longer than CouchDB counts them.
 #[test]
 fn a_wrong_admin_password_does_not_lock_the_admin() {
@@ -358,11 +358,16 @@ fn a_wrong_admin_password_does_not_lock_the_admin() {
     assert_eq!(couchdb.ask("GET", "/_all_dbs", None).status, 200, "the admin can log in");
 }
 
+#[test]
+fn a_write_on_a_single_node_is_notified_once() {
+    let Some(couchdb) = CouchDb::find("HOWLER_TEST_COUCHDB", "notifications a write") else { return };
+    notifications_per_write(&couchdb, 1.02);
+}
 
 #[test]
 fn a_write_on_a_cluster_is_notified_about_twice() {
     let Some(couchdb) = CouchDb::find("HOWLER_TEST_CLUSTER", "notifications a write on a cluster") else { return };
-    // A line that comes late, behind the window, is a third notification.
+    // A late line, after the merge window, causes a third notification.
     notifications_per_write(&couchdb, 2.2);
 }
 
