@@ -1,57 +1,55 @@
-//! Nothing is lost: many clients, two servers and a CouchDB to which faults happen at random.
+//! Many clients, two servers, and a CouchDB with random faults: no change is lost.
 //!
-//! The truth is the number of writes of each database. A client that is notified of a database syncs:
-//! it takes note of that number. The faults come in rounds of some seconds. When those of a round
-//! have stopped, each client's number of each of its databases must be the true one: the client was
-//! notified of every database whose last change it had not seen. The writer moves through the
-//! databases, so the last change of each is at any moment of a round.
+//! The truth is the number of writes of each database. A client that is notified of a database reads
+//! that number, as a replication would. Faults come in rounds of some seconds. After each round every
+//! client must know the true number of each of its databases, so it was notified of every database
+//! whose last change it had not read. The writer moves through the databases, so the last changes of
+//! the databases are spread over the round.
 //!
-//! There is one test for a single node and one for a cluster of three. The servers reach CouchDB
-//! through a proxy that waits while CouchDB is away, so a restart shows as no more than the end of a
+//! One test runs against a single node, one against a cluster of three. The servers reach CouchDB
+//! through a proxy that waits while CouchDB is away, so a restart shows only as the end of a
 //! connection.
 //!
-//! Environment variables set the run, for long ones by hand:
+//! Environment variables set the run:
 //!
-//! | variable | default | |
+//! | variable | default | meaning |
 //! |---|---|---|
-//! | `HOWLER_CHAOS_SEED` | the clock | the schedule of faults; the test prints it. Threads and sockets have their own time, so a seed repeats the schedule and not the run |
-//! | `HOWLER_CHAOS_SECONDS` | 40 | least time during which faults happen |
-//! | `HOWLER_CHAOS_CHANGES` | 80000 | least number of writes; they are spread over the time |
+//! | `HOWLER_CHAOS_SEED` | the clock | schedule of faults, printed by the test. Threads and sockets keep their own time, so a seed repeats the schedule and not the run |
+//! | `HOWLER_CHAOS_SECONDS` | 40 | minimum time with faults |
+//! | `HOWLER_CHAOS_CHANGES` | 80000 | minimum number of writes, spread over the time |
 //!
 //! ```sh
 //! HOWLER_CHAOS_CHANGES=1000000 HOWLER_CHAOS_SECONDS=110 cargo test --test tests chaos:: -- --nocapture
 //! ```
 //!
-//! # What CouchDB loses
+//! # Events that CouchDB loses
 //!
-//! Events of the last tick before CouchDB stops are in no feed and in no position. A server knows of
-//! the loss because CouchDB says when it started, and positions carry that start. So events are lost,
-//! and servers killed, at any time and in any order, while clients come and go.
+//! Events of the last tick before CouchDB stops are in no feed and in no position. A server detects
+//! the loss because CouchDB reports its uptime, and positions carry the start. So events may be lost
+//! and servers killed at any time and in any order, while clients come and go.
 //!
 //! # Useless notifications
 //!
-//! A notification is useless if the client had already synced the database at its present number of
-//! writes: there is nothing to fetch. Events and names in `changed` of a reply count. These do not:
-//! a resync; the first reply to a client that knows no position; and `changed` after a restart that
-//! lost events, since the client's last reply: that is the resync of clients that were away.
+//! A notification is useless if the client has already read the database at its present number of
+//! writes. Events count, and so do names in `changed` of a response. These do not count: a resync, the
+//! first response to a client without positions, and `changed` after a restart that lost events since
+//! the client's last response, which is the resync of a client that was away.
 //!
-//! The test prints the count as a share of what was written (each write once for each client of the
-//! database) and of the useful notifications, and fails where the first is over its target. Some
-//! are not to be avoided: a client that syncs reads what was written within the tick that is not
-//! over, and is notified of that later. On a cluster every node writes its own event. A client that
-//! moves between a server that knows when CouchDB started and one that does not is notified of all of
-//! its databases.
+//! The test prints the share of useless notifications in what was written (each write once for each
+//! client of the database) and in the useful notifications. It fails if the first share exceeds its
+//! target. Some useless notifications are unavoidable: a client reads what was written within the
+//! current tick, and is notified of it at the end of the tick. On a cluster every node writes its own
+//! event. A client that moves between a server that knows the start of CouchDB and one that does not
+//! is notified of all its databases.
 //!
-//! # What is shorter than at a real CouchDB
+//! # Differences from a real CouchDB
 //!
-//! Names are locked for two seconds instead of five minutes, so that clients come back within the round.
-//! A server sends refused credentials at most four times in 300 s. Servers are started again after the
-//! lockout of their own user, as an operator would do, because a second lockout would stop the feed for
+//! Names are locked for two seconds instead of five minutes, so that clients return within the round.
+//! A server sends rejected credentials at most four times in 300 s. After a lockout of their own user
+//! the servers are restarted, as an operator would do: a second lockout would stop the feed for
 //! minutes.
 //!
-//! # What is left out
-//!
-//! Names and certificates, see `names.rs` and `certificates.rs`.
+//! Names and certificates have tests of their own, see `names.rs` and `certificates.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -74,26 +72,26 @@ use crate::support::{ADMIN, SOON, USER, couchdb_with};
 const CLIENTS: usize = 200;
 const DATABASES: usize = 500;
 const SERVERS: usize = 2;
-/// A client is notified of everything within this time once the faults have stopped; a machine may be slow.
+/// Longest time from the end of the faults to the last notification. Generous: machines are shared.
 const NOTIFIED_WITHIN: Duration = Duration::from_secs(40);
-/// Length of a round of faults.
+/// Duration of a round of faults.
 const ROUND: Duration = Duration::from_secs(6);
 /// Time between two writes.
 const BEAT: Duration = Duration::from_millis(20);
-/// Number of databases that are written to at a time.
+/// Number of neighboring databases that are written to at a time.
 const HOT: usize = 60;
-/// Time between two ticks of CouchDB: what it loses when it restarts.
+/// Time between two ticks of CouchDB. A restart loses the events of the last tick.
 const TICK: Duration = Duration::from_millis(100);
-/// All events of the last write have come after this time: ticks, echoes and the merge window.
+/// Time after which all notifications of a write have arrived: ticks, echoes and the merge window.
 const QUIET_AFTER: Duration = Duration::from_millis(2_500);
 const OPTIONS: [&str; 2] = ["--feed_heartbeat", "300"];
-/// How long CouchDB locks a name.
+/// Duration of a lockout.
 const LOCKOUT: Duration = Duration::from_secs(2);
-/// Lives of cookies: as CouchDB has it by default, and a short one.
+/// Lifetimes of cookies: CouchDB's default, and a short one.
 const COOKIE_LIFE: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(2)];
-/// An uptime shows a restart that is this much later than the opening of the feed, in milliseconds.
+/// Time from the opening of the feed after which an uptime shows a restart, in milliseconds.
 const SHOWN_BY_UPTIME: u64 = 3_500;
-/// A feed is dead after three missed heartbeats; this is longer.
+/// Duration of silence, in milliseconds: longer than the three heartbeats that a feed may miss.
 const SILENCE: u64 = 1_500;
 
 /// The schedule of a run.
@@ -101,16 +99,16 @@ struct Plan {
     seed: u64,
     during: Duration,
     changes: u64,
-    /// Nodes of CouchDB.
+    /// Number of nodes of CouchDB.
     nodes: usize,
     faults: Vec<Fault>,
-    /// Whether a client throws a notification away, once the faults have stopped: the switch that makes the check fail.
+    /// Whether a client drops a notification after the faults, which must fail the check.
     drops_one: bool,
     notified_within: Duration,
 }
 
 impl Plan {
-    /// Returns the names of its faults.
+    /// Returns the names of the faults.
     fn kinds(&self) -> BTreeSet<String> {
         self.faults.iter().map(|fault| format!("{fault:?}")).collect()
     }
@@ -118,41 +116,41 @@ impl Plan {
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
-    /// Many clients lose their connections at once; besides, each does now and then by itself.
+    /// Half of the clients lose their connections at once.
     ClientsReset,
-    /// The feed breaks in this way, for both servers.
+    /// The feeds of both servers break in this way.
     Feed(FeedFault),
-    /// The feed breaks, and is refused for some tries.
+    /// The feed breaks, and CouchDB rejects some attempts to open it.
     FeedRefused,
-    /// CouchDB refuses for a while to resume feeds.
+    /// CouchDB rejects requests to resume feeds for a while.
     SinceRefused(SinceRefusal),
     /// Feeds end cleanly after each batch for a while, as on a node in maintenance mode.
     Maintenance,
-    /// The connections to CouchDB die without a word, at CouchDB.
+    /// The connections to CouchDB die silently, at CouchDB.
     SilentConnections,
-    /// The same in between.
+    /// The connections to CouchDB die silently, at the proxy.
     SilentProxy,
-    /// The proxy ends all connections.
+    /// The proxy closes all connections.
     ProxyCut,
-    /// The stream is cut into other pieces.
+    /// The feed is cut into other chunks for a while.
     Chunks(Chunking),
-    /// CouchDB does not answer lookups for a while, or late.
+    /// CouchDB rejects lookups for a while, or answers them late.
     NoLookups,
-    /// CouchDB does not say for a while when it started.
+    /// CouchDB does not report its uptime for a while.
     NoUptime,
-    /// The same from the start of a server on. CouchDB restarts meanwhile, or does not.
+    /// A server starts while CouchDB does not report its uptime. CouchDB may restart meanwhile.
     StartUnknown,
-    /// Cookies run out after two seconds, for a while. CouchDB is away meanwhile, or is not.
+    /// Cookies expire after two seconds for a while. CouchDB may be away meanwhile.
     ShortCookies,
-    /// CouchDB locks the name of the clients.
+    /// CouchDB locks the user of the clients.
     ClientsLocked,
-    /// CouchDB locks the name of the servers.
+    /// CouchDB locks the user of the servers.
     ServersLocked,
-    /// CouchDB is away for a while, and loses nothing.
+    /// CouchDB is away for a while and loses no events.
     Away,
-    /// CouchDB restarts, and its databases have changes that its feed does not have.
+    /// CouchDB restarts and loses the events of what was written just before.
     AwayWithLoss,
-    /// The same in the middle of what is being written.
+    /// CouchDB restarts during writes and loses events.
     RestartAtAnyTime,
     /// One node of the cluster restarts.
     RestartNode,
@@ -160,7 +158,7 @@ enum Fault {
     NodeDown,
     /// A server is killed and started again.
     Kill,
-    /// The same while CouchDB is away.
+    /// A server is killed and started again while CouchDB is away.
     KillWhileAway,
     /// A server is killed, CouchDB restarts and loses events, and the server starts again.
     KillWithLoss,
@@ -168,7 +166,7 @@ enum Fault {
     KillAllWithLoss,
 }
 
-/// Faults that may happen with any number of nodes; each happens before one happens again.
+/// Faults of single nodes and clusters. Each happens before one happens again.
 const EVERYTHING: &[Fault] = &[
     Fault::ClientsReset,
     Fault::Feed(FeedFault::Reset),
@@ -210,38 +208,38 @@ const EVERYTHING: &[Fault] = &[
     Fault::KillAllWithLoss,
 ];
 
-/// Faults of clusters, besides.
+/// Additional faults of clusters.
 const CLUSTER: &[Fault] = &[Fault::RestartNode, Fault::RestartNode, Fault::NodeDown];
 
-/// Faults that cause no resync: nothing hides a loss.
+/// Faults that cause no resync, which would hide a lost notification.
 const QUIET: &[Fault] =
     &[Fault::ClientsReset, Fault::Feed(FeedFault::Cut), Fault::Feed(FeedFault::CleanEnd), Fault::Kill];
 
-/// What all threads share.
+/// State that all threads share.
 struct World {
     couchdb: StandIn,
-    /// Between the servers and CouchDB.
+    /// Proxy between the servers and CouchDB.
     proxy: Proxy,
     nodes: usize,
-    /// How often CouchDB restarted and lost events.
+    /// Number of restarts of CouchDB that lost events.
     losses: AtomicUsize,
     names: Vec<String>,
-    /// The truth: how often each database was written.
+    /// Number of writes of each database: the truth.
     writes: Vec<AtomicU64>,
     written: AtomicU64,
-    /// Held while something is written; true while CouchDB is away and nothing can be.
+    /// Whether CouchDB is away and takes no writes. Locked during a write.
     away: Mutex<bool>,
     ports: [u16; SERVERS],
-    /// Clients stay connected.
+    /// Whether clients stay connected and nothing is written.
     calm: AtomicBool,
     over: AtomicBool,
-    /// One client is to throw its next notification away.
+    /// Whether the first client drops its next notification.
     drops: AtomicBool,
-    /// And waits for that.
+    /// Whether the first client waits for that notification.
     about_to_drop: AtomicBool,
-    /// How often many clients were reset.
+    /// Number of faults that reset half of the clients.
     resets: AtomicUsize,
-    told: Counts,
+    counts: Counts,
 }
 
 #[derive(Default)]
@@ -249,9 +247,9 @@ struct Counts {
     rounds: AtomicU64,
     connections: AtomicU64,
     refusals: AtomicU64,
-    /// Databases in `changed` of replies.
+    /// Number of names in `changed` of responses.
     compared: AtomicU64,
-    /// The same after a restart that lost events.
+    /// Number of these after a restart that lost events.
     compared_after_loss: AtomicU64,
     changes: AtomicU64,
     useless_compared: AtomicU64,
@@ -259,24 +257,24 @@ struct Counts {
     resyncs: AtomicU64,
 }
 
-/// What is known of a client from outside.
+/// State of a client that the check reads.
 struct View {
-    /// Databases, each with how often it was written when the client synced it last.
+    /// Number of writes of each database when the client read it last.
     synced: BTreeMap<usize, AtomicU64>,
-    /// What it threw away.
+    /// Database of the notification that the client dropped.
     dropped: Mutex<Option<String>>,
 }
 
-/// A database that a client was not told of: client, name, how often it was written when it synced, and now.
+/// A lost change: client, database, number of writes when the client read it last, and now.
 #[derive(Debug, PartialEq, Eq)]
 struct Missed(usize, String, u64, u64);
 
-/// What came of a run.
+/// Result of a run.
 struct Report {
     missed: Vec<Missed>,
     dropped: Option<String>,
     happened: BTreeMap<String, usize>,
-    /// Useless notifications, in percent of what was written for clients.
+    /// Useless notifications in percent of the writes for clients.
     useless_percent: f64,
 }
 
@@ -296,7 +294,7 @@ fn run(plan: &Plan) -> Report {
     threads.push(start_writer(plan, &world, jitter.below(u64::MAX)));
     let mut happened = BTreeMap::new();
     let (mut bag, mut missed) = (Vec::new(), Vec::new());
-    // Each of the faults happens at least once.
+    // Each fault happens at least once.
     let kinds = plan.kinds();
     while missed.is_empty()
         && (began.elapsed() < plan.during || world.written.load(SeqCst) < plan.changes || happened.len() < kinds.len())
@@ -311,11 +309,11 @@ fn run(plan: &Plan) -> Report {
             let fault = bag.swap_remove(which);
             *happened.entry(format!("{fault:?}")).or_default() += 1;
             world.pause(jitter.below(400));
-            world.suffer(fault, &mut servers, &mut jitter);
+            world.cause(fault, &mut servers, &mut jitter);
         }
         world.settle(&servers);
         missed = world.wait_until_notified(&views, plan.notified_within);
-        world.told.rounds.fetch_add(1, SeqCst);
+        world.counts.rounds.fetch_add(1, SeqCst);
     }
     let took = began.elapsed();
     world.pause(millis(QUIET_AFTER));
@@ -329,11 +327,11 @@ fn run(plan: &Plan) -> Report {
         }
         world.write(&(0..DATABASES).collect::<Vec<_>>());
         missed = world.wait_until_notified(&views, plan.notified_within);
-        dropped.clone_from(&views[0].dropped.lock().expect("nobody panics with it"));
+        dropped.clone_from(&views[0].dropped.lock().expect("no thread panics while it holds this"));
     }
     world.over.store(true, SeqCst);
     for thread in threads {
-        thread.join().expect("no client is sent what it must not be");
+        thread.join().expect("the server keeps to the protocol");
     }
     let useless_percent = world.print_figures(plan, took, &views, &missed, &happened);
     Report { missed, dropped, happened, useless_percent }
@@ -345,7 +343,7 @@ impl World {
         let couchdb =
             couchdb_with(Options { nodes, tick: TICK, lockout: Some(LOCKOUT), cookie_life, ..Options::default() });
         let proxy = Proxy::retrying(couchdb.address());
-        // Names of all kinds that CouchDB allows.
+        // Names with all characters that CouchDB allows.
         let names = (0..DATABASES).map(|number| format!("{}{number}", ["db-", "user/", "a+b$", "x()_"][number % 4]));
         Self {
             couchdb,
@@ -362,13 +360,13 @@ impl World {
             drops: AtomicBool::new(false),
             about_to_drop: AtomicBool::new(false),
             resets: AtomicUsize::new(0),
-            told: Counts::default(),
+            counts: Counts::default(),
         }
     }
 
     /// Starts a server on its own port, and waits until it has opened its feed.
     fn start_server(&self, number: usize) -> Howler {
-        // Counted, not looked at: the feed of a server that was killed may not have been missed yet.
+        // The number of open feeds may still include the feed of a server that was killed.
         let feeds = self.couchdb.counters().feed_requests;
         let url = self.proxy.url_of(&self.couchdb);
         let mut command = Command::new(BINARY);
@@ -380,13 +378,13 @@ impl World {
         howler
     }
 
-    /// Writes to databases, unless CouchDB is away.
+    /// Writes to databases unless CouchDB is away.
     fn write(&self, databases: &[usize]) {
         let away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
         if *away {
             return;
         }
-        // First the write, then its event.
+        // The write comes before its event.
         for database in databases {
             self.writes[*database].fetch_add(1, SeqCst);
         }
@@ -405,13 +403,13 @@ impl World {
     }
 
     fn pause(&self, milliseconds: u64) {
-        // What is recorded is of no use here, and would fill the memory.
+        // Recorded requests are not needed here and would fill the memory.
         self.couchdb.forget_requests();
         thread::sleep(Duration::from_millis(milliseconds));
     }
 
     #[expect(clippy::too_many_lines, reason = "one arm for each fault")]
-    fn suffer(&self, fault: Fault, servers: &mut [Option<Howler>], jitter: &mut Jitter) {
+    fn cause(&self, fault: Fault, servers: &mut [Option<Howler>], jitter: &mut Jitter) {
         let which = usize::try_from(jitter.below(SERVERS as u64)).expect("small");
         let a_while = jitter.below(1_200);
         match fault {
@@ -553,14 +551,14 @@ impl World {
         }
     }
 
-    /// Restarts CouchDB, which loses the events of the tick that is not over.
+    /// Restarts CouchDB, which loses the events of the current tick.
     fn restart(&self) {
         let _away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
         self.losses.fetch_add(1, SeqCst);
         self.couchdb.restart(true).expect("the port is the stand-in's");
     }
 
-    /// Sends wrong passwords to CouchDB until it locks a name, for all who connect from this machine.
+    /// Sends wrong passwords to CouchDB until it locks a user for all peers on this machine.
     fn lock_out(&self, name: &str) {
         let lockouts = self.couchdb.lockouts();
         let body = json!({"name": name, "password": "wrong"}).to_string();
@@ -570,7 +568,7 @@ impl World {
         }
     }
 
-    /// Restarts CouchDB, at once or after a while; what was written just before is in no feed.
+    /// Writes, and restarts CouchDB at once or after a while. The events of these writes are lost.
     fn lose(&self, a_while: u64, jitter: &mut Jitter) {
         self.couchdb.lose_next_events(true);
         self.write(&(0..DATABASES).filter(|_| jitter.below(2) == 0).collect::<Vec<_>>());
@@ -586,19 +584,19 @@ impl World {
         *away = false;
     }
 
-    /// The faults stop: all servers run, all clients come back and stay, nothing is written any more.
+    /// Ends the faults: all servers run, all clients return and stay, and nothing is written.
     fn settle(&self, servers: &[Option<Howler>]) {
         assert!(servers.iter().all(Option::is_some), "all servers run");
         self.calm.store(true, SeqCst);
-        assert!(self.couchdb.wait_for_feeds(SERVERS, 3 * SOON), "both servers follow CouchDB");
+        assert!(self.couchdb.wait_for_feeds(SERVERS, 3 * SOON), "both servers open their feeds");
     }
 
-    /// Waits until every client has synced what was written last; what it did not, when the time is over.
+    /// Waits until every client has read the last writes. Returns those missing when the time is over.
     fn wait_until_notified(&self, views: &[Arc<View>], within: Duration) -> Vec<Missed> {
         self.wait_until_synced(views, &self.writes, within)
     }
 
-    /// Waits until every client has synced all of its databases when they had been written so often, or later.
+    /// Waits until every client has read all of its databases at these numbers of writes, or later.
     fn wait_until_synced(&self, views: &[Arc<View>], truth: &[AtomicU64], within: Duration) -> Vec<Missed> {
         let deadline = Instant::now() + within;
         loop {
@@ -618,7 +616,7 @@ impl World {
         }
     }
 
-    /// Prints what happened; the useless notifications, in percent of what was written for clients.
+    /// Prints the figures. Returns the useless notifications in percent of the writes for clients.
     fn print_figures(
         &self,
         plan: &Plan,
@@ -627,7 +625,7 @@ impl World {
         missed: &[Missed],
         happened: &BTreeMap<String, usize>,
     ) -> f64 {
-        let counts = &self.told;
+        let counts = &self.counts;
         let load = |counter: &AtomicU64| counter.load(SeqCst);
         let due: u64 = views.iter().flat_map(|view| view.synced.keys()).map(|number| load(&self.writes[*number])).sum();
         let useless = load(&counts.useless_changes) + load(&counts.useless_compared);
@@ -635,7 +633,7 @@ impl World {
         let percent = |of: u64| 100.0 * as_number(useless) / as_number(of.max(1));
         println!(
             "chaos: seed {}, nodes {}: {} changes of {DATABASES} databases in {} rounds and {:.0} s, {CLIENTS} clients \
-             connected {} times ({} tries in vain); {} events, {} names in `changed` of replies ({} more after restarts \
+             connected {} times ({} failed attempts); {} events, {} names in `changed` of replies ({} more after restarts \
              that lost events), {} resyncs; CouchDB restarted and lost events {} times; faults: {happened:?}",
             plan.seed,
             plan.nodes,
@@ -666,7 +664,7 @@ impl World {
 }
 
 impl View {
-    /// Most clients have a few databases, some have all.
+    /// Chooses databases: a few for most clients, all for some.
     fn new(number: usize, jitter: &mut Jitter) -> Self {
         let count = if number % 40 == 1 { DATABASES } else { 1 + usize::try_from(jitter.below(24)).expect("small") };
         let all = count == DATABASES;
@@ -692,7 +690,7 @@ fn start_writer(plan: &Plan, world: &Arc<World>, seed: u64) -> JoinHandle<()> {
             if below(10) == 0 {
                 hot = below(DATABASES);
             }
-            // Bursts, and single writes.
+            // Bursts and single writes.
             let count = if below(4) == 0 { 1 } else { below(8 * per_beat / 3) + 1 };
             let databases = (0..count).map(|_| (hot + below(HOT)) % DATABASES);
             world.write(&databases.collect::<Vec<_>>());
@@ -709,14 +707,14 @@ fn start_client(number: usize, view: &Arc<View>, world: &Arc<World>, seed: u64) 
     thread::spawn(move || Actor { number, device, numbers, view, world, losses: 0, jitter: Jitter::new(seed) }.run())
 }
 
-/// A client at work.
+/// A client in its thread.
 struct Actor {
     number: usize,
     device: Device,
     numbers: BTreeMap<String, usize>,
     view: Arc<View>,
     world: Arc<World>,
-    /// How often CouchDB had lost events when the client subscribed last.
+    /// Number of restarts that lost events before the client's last `subscribe`.
     losses: usize,
     jitter: Jitter,
 }
@@ -728,12 +726,12 @@ impl Actor {
             let address = SocketAddr::from(([127, 0, 0, 1], self.world.ports[server]));
             let Err(Gone(reason)) = self.visit(address) else { continue };
             assert!(!reason.contains("TypeError") && !reason.contains("LimitError"), "{reason}");
-            self.world.told.refusals.fetch_add(1, SeqCst);
+            self.world.counts.refusals.fetch_add(1, SeqCst);
             thread::sleep(Duration::from_millis(20 + self.jitter.below(200)));
         }
     }
 
-    /// One connection, until it breaks or the client leaves.
+    /// Connects, and stays until the connection breaks or the client leaves.
     fn visit(&mut self, address: SocketAddr) -> Result<(), Gone> {
         self.device.begin_login(address)?;
         self.device.finish_login()?;
@@ -760,13 +758,13 @@ impl Actor {
         let unknown: BTreeSet<String> =
             self.device.known.iter().filter(|(_, position)| position.is_none()).map(|(name, _)| name.clone()).collect();
         let resyncs = self.device.resyncs;
-        let told = self.device.subscribe()?;
+        let changed = self.device.subscribe()?;
         let losses = self.world.losses.load(SeqCst);
-        let counts = &self.world.told;
+        let counts = &self.world.counts;
         counts.connections.fetch_add(1, SeqCst);
         let is_resync = losses != self.losses || resyncs != self.device.resyncs;
         self.losses = losses;
-        for name in &told {
+        for name in &changed {
             let is_useless = self.sync(name);
             if is_resync {
                 counts.compared_after_loss.fetch_add(1, SeqCst);
@@ -785,7 +783,7 @@ impl Actor {
             let dropped = self.device.drop_next_change(LISTEN)?;
             if dropped.is_some() {
                 self.world.drops.store(false, SeqCst);
-                *self.view.dropped.lock().expect("nobody panics with it") = dropped;
+                *self.view.dropped.lock().expect("no thread panics while it holds this") = dropped;
             }
             return Ok(());
         }
@@ -793,11 +791,11 @@ impl Actor {
             Told::Nothing => {}
             Told::Change(name) => {
                 let is_useless = self.sync(&name);
-                self.world.told.changes.fetch_add(1, SeqCst);
-                self.world.told.useless_changes.fetch_add(u64::from(is_useless), SeqCst);
+                self.world.counts.changes.fetch_add(1, SeqCst);
+                self.world.counts.useless_changes.fetch_add(u64::from(is_useless), SeqCst);
             }
             Told::Everything => {
-                self.world.told.resyncs.fetch_add(1, SeqCst);
+                self.world.counts.resyncs.fetch_add(1, SeqCst);
                 for (database, synced) in &self.view.synced {
                     synced.store(self.world.writes[*database].load(SeqCst), SeqCst);
                 }
@@ -806,8 +804,8 @@ impl Actor {
         Ok(())
     }
 
-    /// Replicates, as a client does that is notified: it has then all that was written. Returns whether it had that
-    /// before.
+    /// Reads a database, as a client does that is notified. Returns whether it had read it at this
+    /// number of writes before.
     fn sync(&self, name: &str) -> bool {
         let database = self.numbers[name];
         let writes = self.world.writes[database].load(SeqCst);
@@ -834,7 +832,7 @@ fn seed() -> u64 {
     from_environment("HOWLER_CHAOS_SEED", u64::try_from(clock).expect("before the year 500 million") % 1_000_000)
 }
 
-/// Runs all faults, and compares the useless notifications with a target in percent.
+/// Runs all faults. Useless notifications may be at most `most_useless` percent of the writes.
 fn run_everything(nodes: usize, faults: Vec<Fault>, most_useless: f64) {
     let plan = Plan {
         seed: seed(),
@@ -873,7 +871,7 @@ fn one_notification_that_is_dropped_makes_the_check_fail() {
         notified_within: Duration::from_secs(8),
     };
     let report = run(&plan);
-    let dropped = report.dropped.expect("the client was notified of something, which it threw away");
+    let dropped = report.dropped.expect("the client dropped a notification");
     let missed: Vec<_> = report.missed.iter().map(|Missed(client, name, ..)| (*client, name.clone())).collect();
-    assert_eq!(missed, [(0, dropped)], "the check finds what was dropped, and nothing else: seed {}", plan.seed);
+    assert_eq!(missed, [(0, dropped)], "the check finds exactly the dropped notification: seed {}", plan.seed);
 }
