@@ -1,19 +1,24 @@
-//! Who may subscribe to what: the `_security` of each watched database, read once for all clients, kept while someone
-//! subscribes, and read again every minute and when the database is created or deleted.
+//! Access control: which user may subscribe to which database.
+//!
+//! The machine reads the `_security` object of each watched database once for all clients. It keeps
+//! the object while there are subscribers, and reads it again every minute and when the database is
+//! created or deleted.
 //!
 //! ```text
 //!  subscribe ──▶ Queued ──▶ Asked ──▶ Known(security | missing) ──▶ decided
 //!                  ▲  ▲       │              │ a minute, or a line `created` or `deleted`
 //!                  │  └───────┼──────────────┘
-//!                  └─ Backoff ◀ CouchDB does not say; only while someone waits or subscribes
+//!                  └─ Backoff ◀ no valid reply; only while a request or a subscriber needs it
 //! ```
 //!
-//! A database that does not exist may be subscribed to. From a line `created` or `deleted` on a database is in doubt: it
-//! may be another one. Until its `_security` was read again no subscriber is notified, and answers show it as it was
-//! before, so that they do not tell a missing database from one that is not decided.
+//! Users may subscribe to a database that does not exist. After a line `created` or `deleted` a
+//! database is in doubt, since it may be another one. Until its `_security` was read again, no
+//! subscriber is notified, and replies show the database as it was before. So a reply does not
+//! reveal whether an undecided database exists.
 //!
-//! Questions are queued by session and served in turn (`Questions`). What a session and a user may have waiting is
-//! limited. Whom a new verdict concerns is reconsidered step by step ([`Access::next_step`]).
+//! Lookups are queued by session and served in turn. A session and a user may have a limited number
+//! of them waiting. After a new verdict the subscriptions that it concerns are decided again step
+//! by step ([`Access::next_step`]).
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
@@ -31,52 +36,54 @@ use crate::wire::database_name;
 use crate::wire::positions::Position;
 use crate::wire::security::{Refusal, Security, is_server_admin, is_system};
 
-/// Who may subscribe.
+/// Users that may subscribe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// Every user, to everything.
+    /// Every user, to every database.
     Open,
-    /// Those who may read a database.
+    /// Users that may read the database.
     Members,
 }
 
-/// A verdict is asked for again after so long, in milliseconds: the answer is there within a minute.
+/// Age at which a verdict is read again, in milliseconds, so that the reply is there within a
+/// minute.
 const REFRESH: Millis = 50_000;
-/// A question that CouchDB did not answer is asked again after about this long, in milliseconds, then after twice as
-/// long, and so on.
+/// First wait after a lookup without a valid reply, in milliseconds. It doubles with each failure.
 const FIRST_RETRY: Millis = 1_000;
-/// The longest such time, in milliseconds.
+/// Longest such wait, in milliseconds.
 const LONGEST_RETRY: Millis = 60_000;
-/// A `subscribe` fails when it is not decided after this long, in milliseconds.
+/// Time after which an undecided `subscribe` fails, in milliseconds.
 const DECIDE_WITHIN: Millis = 5_000;
-/// Most questions that CouchDB is asked at once.
+/// Most lookups in flight.
 pub const MAX_QUESTIONS: usize = 4;
-/// Most databases that the requests of one user wait for, over all sessions.
+/// Most databases for which the requests of one user wait, over all sessions.
 pub const MAX_WAITING_OF_USER: usize = 20_000;
-/// Most databases that all requests wait for. One user gets at most as many as there is room for others.
+/// Most databases for which all requests wait. One user gets at most as many as there is room left
+/// for others.
 pub const MAX_WAITING: usize = 200_000;
-/// Refreshes, retries and late names that are handled in one turn.
+/// Most refreshes, retries and late names per turn.
 const EXPIRED_A_TURN: usize = 1_000;
-/// Names of cancelled requests that are released in one turn, about.
+/// Approximate number of names of cancelled requests that are released per turn.
 const SWEPT_A_TURN: usize = 2_000;
-/// A queue may hold so many questions beyond those that are waited for.
+/// Most queued lookups beyond those that a request waits for.
 const MAX_STALE: usize = 256;
 
-/// What CouchDB says of a database.
+/// State of a database, as CouchDB reported it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Who may read it.
+    /// It exists, with these permissions.
     Security(Box<Security>),
-    /// Its `_security` is too long to be read: only server admins may watch it.
+    /// Its `_security` is too long to read, so only server admins may watch it.
     TooLarge,
-    /// Its `_security` was read and not kept, since all take too much memory: only server admins may watch it.
+    /// Its `_security` is not kept because all objects take too much memory, so only server admins
+    /// may watch it.
     NoRoom,
     /// It does not exist.
     Missing,
 }
 
 impl Verdict {
-    /// Returns the bytes that it takes beside the entry.
+    /// Returns its bytes beside the entry.
     fn bytes(&self) -> usize {
         match self {
             Self::Security(security) => security.bytes(),
@@ -85,95 +92,95 @@ impl Verdict {
     }
 }
 
-/// Whether someone may subscribe to a database.
+/// Decision whether a user may subscribe to a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Yes.
+    /// The user may subscribe.
     Allowed,
-    /// No.
+    /// The user may not subscribe.
     Forbidden(Refusal),
     /// CouchDB has to be asked.
     Unknown,
 }
 
-/// A part of reconsidering subscriptions.
+/// A step of deciding subscriptions again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Decide again whether a session may subscribe to a database.
     Decide(SessionIndex, DatabaseId),
     /// Notify the subscribers of a database: all of them may read it.
     Notify(DatabaseId, ChangeKind),
-    /// A session was reconsidered: it may be written to again.
+    /// The subscriptions of a session are decided: write to it again.
     Resume(Key),
 }
 
 /// A `subscribe` that waits for decisions.
 #[derive(Debug)]
 pub struct Undecided {
-    /// The session that subscribes.
+    /// Session that subscribes.
     pub session: Key,
-    /// How to answer.
+    /// Form of the reply.
     pub reply: Reply,
-    /// To what.
+    /// Databases of the request.
     pub names: Named,
-    /// The epoch of the positions beside the names.
+    /// Epoch of the positions of these databases.
     pub epoch: Option<Box<str>>,
-    /// The list that it is a part of.
+    /// Group of the list that it is a part of.
     pub group: Option<Key>,
-    /// The databases that it waits for.
+    /// Databases whose verdict it waits for.
     awaits: HashSet<DatabaseId>,
     stage: Stage,
 }
 
-/// Where a `subscribe` stands.
+/// Stage of a `subscribe`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Some of its databases are not decided.
+    /// Some of its databases are undecided.
     Waiting,
-    /// All are.
+    /// All are decided.
     Ready,
-    /// It was taken back: its holds are still to end.
+    /// It was cancelled; its holds have to be released.
     Cancelled,
 }
 
-/// Where the question about a database is.
+/// State of the lookup of a database.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Question {
-    /// Nowhere.
+    /// There is none.
     #[default]
     None,
-    /// In a queue.
+    /// It is queued.
     Queued,
-    /// In the queue of databases in doubt.
+    /// It is queued among the databases in doubt.
     Urgent,
-    /// At CouchDB.
+    /// It is in flight.
     Asked,
-    /// To be queued again at this moment.
+    /// It is queued again at this time.
     Backoff(Millis),
 }
 
-/// What is known of a database, which is held once for that.
+/// Knowledge about a database, which is held once for it.
 #[derive(Debug, Default)]
 struct Entry {
     verdict: Option<Verdict>,
     question: Question,
-    /// How often in a row CouchDB did not say.
+    /// Number of consecutive lookups without a valid reply.
     failures: u8,
-    /// What happened since the question was asked: the answer may be from before that.
+    /// Last event since the lookup began; the reply may be older.
     since: Option<ChangeKind>,
-    /// The requests that wait for it; some of them may not wait any more.
+    /// Requests that wait for it, including some that no longer wait.
     waiting: Vec<Key>,
-    /// How many requests wait for it.
+    /// Number of requests that wait for it.
     waiters: u32,
-    /// Whether something happened that makes it another database, maybe.
+    /// Whether it may be another database since the last verdict.
     in_doubt: bool,
-    /// What its subscribers are to be notified of once it is decided who they are.
+    /// Change of which its subscribers are notified once they are decided.
     untold: Option<ChangeKind>,
-    /// Its position before it came into doubt.
+    /// Position before it came into doubt.
     stood_at: Option<Position>,
-    /// While its subscribers are reconsidered: how many are left.
+    /// Number of subscribers left to decide again, during that pass.
     left: Option<usize>,
-    /// When it is to be refreshed.
+    /// Time of the next refresh.
     refresh: Option<Millis>,
 }
 
@@ -190,14 +197,15 @@ impl Entry {
         self.verdict = verdict;
     }
 
-    /// Takes note that something happens to the database.
+    /// Notes an event of the database.
     fn note(&mut self, kind: ChangeKind) {
         let earlier = self.since.filter(|_| kind == ChangeKind::Updated);
         self.since = (self.question == Question::Asked).then_some(earlier.unwrap_or(kind));
     }
 
-    /// Whether an answer may be from before something that it depends on. An update says no more than that the database
-    /// is there; if each of them made an answer worthless, a busy database would never have one.
+    /// Returns whether a reply may be older than an event that changes it. An update only shows
+    /// that the database exists. If updates invalidated replies, a busy database would never get a
+    /// verdict.
     fn is_from_before(&self, verdict: &Verdict) -> bool {
         match self.since {
             None => false,
@@ -207,16 +215,16 @@ impl Entry {
     }
 }
 
-/// The questions that wait. Databases in doubt, refreshes, and what clients wait for each have their turn, and among
-/// what clients wait for each session has.
+/// Queued lookups. Databases in doubt, refreshes, and requests of clients take turns, and among the
+/// last ones the sessions do.
 #[derive(Debug, Default)]
 struct Questions {
     doubts: VecDeque<DatabaseId>,
     refreshes: VecDeque<DatabaseId>,
     of_sessions: FairQueue<Key, DatabaseId>,
-    /// Which of the three has its turn.
+    /// Number of the queue that was served last.
     turn: u8,
-    /// How many CouchDB is asked at the moment.
+    /// Number of lookups in flight.
     asking: usize,
 }
 
@@ -241,46 +249,48 @@ impl Questions {
     }
 }
 
-/// What a session has waiting.
+/// Waiting requests of a session.
 #[derive(Debug, Default)]
 struct Share {
     user: Box<str>,
     requests: Vec<Key>,
-    /// Databases that its requests wait for.
+    /// Number of databases that its requests wait for.
     awaits: usize,
 }
 
-/// The subscribers to reconsider.
+/// Subscriptions to decide again.
 #[derive(Clone, Copy, Debug)]
 enum Pass {
     Database(DatabaseId),
-    /// A session, and how many of its subscriptions are left.
+    /// A session, and the number of its subscriptions that are left.
     Session(Key, usize),
 }
 
-/// The machine.
+/// Verdicts, lookups and waiting requests.
 #[derive(Debug)]
 pub struct Access {
     policy: Policy,
     entries: HashMap<DatabaseId, Entry>,
     memory: SecurityMemory,
-    /// `_security` objects that were not kept for want of room, since [`Access::take_evictions`].
+    /// Number of `_security` objects that were dropped for lack of memory, since
+    /// [`Access::take_evictions`].
     evictions: u64,
     questions: Questions,
     undecided: Table<Undecided>,
     shares: HashMap<Key, Share>,
-    /// Databases that the requests of each user wait for.
+    /// Number of databases that the requests of each user wait for.
     awaited_by: HashMap<Box<str>, usize>,
-    /// Databases that all requests wait for.
+    /// Number of databases that all requests wait for.
     awaited: usize,
     deadlines: VecDeque<(Millis, Key)>,
-    /// When to ask again, soonest first. Some of both are out of date: the entries say when.
+    /// Times of refreshes and retries, soonest first. Some are obsolete: the entries have the valid
+    /// time.
     refreshes: VecDeque<(Millis, DatabaseId)>,
     retries: BinaryHeap<Reverse<(Millis, DatabaseId)>>,
     passes: VecDeque<Pass>,
-    /// Sessions that are not written to before they were reconsidered.
+    /// Sessions that are not written to until their subscriptions are decided again.
     withheld: HashSet<Key>,
-    /// Requests that are decided; some of them were taken back.
+    /// Decided requests, including some that were cancelled.
     ready: VecDeque<Key>,
     late: VecDeque<Undecided>,
     cancelled: VecDeque<Key>,
@@ -310,37 +320,38 @@ impl Access {
         }
     }
 
-    /// Returns whether anything is restricted.
+    /// Returns whether the policy restricts access.
     pub fn is_restricted(&self) -> bool {
         self.policy == Policy::Members
     }
 
-    /// Returns of how many databases something is known or asked.
+    /// Returns the number of databases with an entry.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Returns whether nothing is known or asked.
+    /// Returns whether no database has an entry.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Returns how many bytes the kept `_security` objects take.
+    /// Returns the bytes of all kept `_security` objects.
     pub fn security_bytes(&self) -> usize {
         self.memory.bytes()
     }
 
-    /// Returns how many `_security` objects that are needed were not kept for want of room since the last call.
+    /// Returns the number of needed `_security` objects that were dropped for lack of memory since
+    /// the last call.
     pub fn take_evictions(&mut self) -> u64 {
         std::mem::take(&mut self.evictions)
     }
 
-    /// Returns how many questions wait for their turn.
+    /// Returns the number of queued lookups.
     pub fn waiting_questions(&self) -> usize {
         self.questions.len()
     }
 
-    /// Decides whether someone may subscribe to a database, as far as is known.
+    /// Decides whether a user may subscribe to a database, as far as that is known.
     pub fn decide(
         &self,
         database: DatabaseId,
@@ -356,7 +367,7 @@ impl Access {
             return Decision::Forbidden(Refusal::NotReader);
         }
         match self.entries.get(&database).and_then(|entry| entry.verdict.as_ref()) {
-            // CouchDB has no such database, and is not asked.
+            // CouchDB cannot have a database of this name, so no lookup is needed.
             None if !database_name::is_possible(name) => Decision::Allowed,
             None => Decision::Unknown,
             Some(Verdict::Missing) => Decision::Allowed,
@@ -367,7 +378,8 @@ impl Access {
         }
     }
 
-    /// Returns the position of a database as clients may see it: of one that is in doubt, the position before that.
+    /// Returns the position of a database as clients may see it. For a database in doubt it is the
+    /// position before the doubt.
     pub fn shown(&self, database: DatabaseId, subscriptions: &Subscriptions) -> Option<Position> {
         let position = subscriptions.known(database);
         let Some(entry) = self.entries.get(&database) else { return position };
@@ -375,7 +387,7 @@ impl Access {
         if entry.in_doubt || is_new { entry.stood_at.or(position.map(before_creation)) } else { position }
     }
 
-    /// Returns the position to notify subscribers of, likewise.
+    /// Returns the position for notifications, with the same rule.
     pub fn told(&self, database: DatabaseId, subscriptions: &Subscriptions) -> Option<Position> {
         match self.entries.get(&database) {
             Some(entry) if entry.in_doubt => entry.stood_at.or(subscriptions.told(database).map(before_creation)),
@@ -383,18 +395,18 @@ impl Access {
         }
     }
 
-    /// Returns whether a user may have this many more databases waited for.
+    /// Returns whether a user may wait for so many more databases.
     pub fn has_room(&self, user: &str, more: usize) -> bool {
         let own = self.awaited_by.get(user).copied().unwrap_or(0) + more;
         own <= MAX_WAITING_OF_USER && own <= MAX_WAITING.saturating_sub(self.awaited)
     }
 
-    /// Returns how many databases all requests wait for, and what is kept for others to come.
+    /// Returns the number of databases that all requests wait for, reservations included.
     pub fn awaited(&self) -> usize {
         self.awaited
     }
 
-    /// Keeps room for databases of a user that a long list is about to wait for.
+    /// Reserves room for databases that a long list of a user will wait for.
     pub fn reserve(&mut self, user: &str, count: usize) {
         if count > 0 {
             *self.awaited_by.entry(user.into()).or_default() += count;
@@ -402,7 +414,7 @@ impl Access {
         }
     }
 
-    /// Gives room back that [`Access::reserve`] has kept.
+    /// Returns the room of [`Access::reserve`].
     pub fn give_up_reserve(&mut self, user: &str, count: usize) {
         let Some(awaited) = self.awaited_by.get_mut(user) else { return };
         *awaited -= count;
@@ -412,7 +424,7 @@ impl Access {
         }
     }
 
-    /// Puts a `subscribe` of a user aside until all its databases are decided.
+    /// Lets a `subscribe` of a user wait until all its databases are decided.
     pub fn wait(
         &mut self,
         undecided: Undecided,
@@ -447,7 +459,7 @@ impl Access {
         self.deadlines.push_back((now + DECIDE_WITHIN, key));
     }
 
-    /// Creates a `subscribe` that waits; see [`Access::wait`].
+    /// Creates a waiting `subscribe`, for [`Access::wait`].
     pub fn undecided(session: Key, reply: Reply, names: Named, epoch: Option<Box<str>>) -> Undecided {
         Undecided { session, reply, names, epoch, group: None, awaits: HashSet::new(), stage: Stage::Waiting }
     }
@@ -456,20 +468,20 @@ impl Access {
         self.shares.get(&session).into_iter().flat_map(|share| share.requests.iter().copied())
     }
 
-    /// Returns to how many names a session is about to be subscribed once they are decided.
+    /// Returns the number of names in the waiting requests of a session.
     pub fn pending_names(&self, session: Key) -> usize {
         let requests = self.requests_of(session).filter_map(|key| self.undecided.get(key));
         requests.map(|undecided| undecided.names.len()).sum()
     }
 
-    /// Returns how many requests of a session wait, not counting parts of lists.
+    /// Returns the number of waiting requests of a session, without parts of lists.
     pub fn pending_requests(&self, session: Key) -> usize {
         let requests = self.requests_of(session).filter_map(|key| self.undecided.get(key));
         requests.filter(|undecided| undecided.group.is_none()).count()
     }
 
-    /// Withdraws databases from the requests of a session, in time linear in both. A request that waits for nothing
-    /// else is ready.
+    /// Withdraws databases from the requests of a session, in time linear in both. A request that
+    /// waits for no other database becomes ready.
     pub fn withdraw(&mut self, session: Key, databases: &HashSet<DatabaseId>, subscriptions: &mut Subscriptions) {
         for key in self.requests_of(session).collect::<Vec<_>>() {
             let Some(undecided) = self.undecided.get_mut(key) else { continue };
@@ -494,8 +506,8 @@ impl Access {
         self.drop_stale_questions(session);
     }
 
-    /// Takes all requests of a session back. Returns how each wanted to be answered. Their holds end in
-    /// [`Access::sweep`].
+    /// Cancels all requests of a session. Returns the form of their replies. [`Access::sweep`]
+    /// releases their holds.
     pub fn cancel(&mut self, session: Key, subscriptions: &mut Subscriptions) -> Vec<Reply> {
         let mut over = Vec::new();
         if self.late.iter().any(|undecided| undecided.session == session) {
@@ -524,7 +536,7 @@ impl Access {
         replies
     }
 
-    /// Ends the holds of requests that were cancelled: in one turn those of some.
+    /// Releases the holds of cancelled requests, a limited number per turn.
     pub fn sweep(&mut self, subscriptions: &mut Subscriptions) {
         let mut budget = SWEPT_A_TURN;
         while budget > 0
@@ -537,20 +549,20 @@ impl Access {
         }
     }
 
-    /// Ends the holds of a request that is not to be answered, or was rejected.
+    /// Releases the holds of a request that is not answered, or was rejected.
     pub fn end(&mut self, undecided: Undecided, subscriptions: &mut Subscriptions) {
         for (database, _) in undecided.names {
             self.release(database, subscriptions);
         }
     }
 
-    /// Ends a hold; what is known of a database that nobody else needs is forgotten.
+    /// Releases a hold. A database that is not needed otherwise is forgotten.
     pub fn release(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
         subscriptions.release(database);
         self.drop_unused(database, subscriptions);
     }
 
-    /// A request does not wait any more. It can be taken back until its turn comes.
+    /// Makes a request ready. It can still be cancelled.
     fn make_ready(&mut self, key: Key) {
         if let Some(undecided) = self.undecided.get_mut(key)
             && undecided.stage == Stage::Waiting
@@ -560,7 +572,7 @@ impl Access {
         }
     }
 
-    /// Takes a request out that is not decided.
+    /// Takes out a request that is undecided.
     fn give_up(&mut self, key: Key, subscriptions: &mut Subscriptions) -> Option<Undecided> {
         let awaited: Vec<DatabaseId> = self.undecided.get_mut(key)?.awaits.drain().collect();
         let session = self.undecided.get(key)?.session;
@@ -568,13 +580,13 @@ impl Access {
         self.take_undecided(key)
     }
 
-    /// A request does not wait any more for these databases.
+    /// Removes databases from those that a session waits for.
     fn stop_waiting(&mut self, session: Key, databases: &[DatabaseId], subscriptions: &mut Subscriptions) {
         self.uncount(session, databases.len());
         self.forget_waiter(databases.iter().copied(), subscriptions);
     }
 
-    /// A request less waits for each of these databases.
+    /// Reduces the number of waiting requests of each of these databases.
     fn forget_waiter(&mut self, databases: impl Iterator<Item = DatabaseId>, subscriptions: &mut Subscriptions) {
         for database in databases {
             if let Some(entry) = self.entries.get_mut(&database) {
@@ -594,7 +606,7 @@ impl Access {
         self.give_up_reserve(&user, count);
     }
 
-    /// Takes a request out of the tables.
+    /// Removes a request from the tables.
     fn take_undecided(&mut self, key: Key) -> Option<Undecided> {
         let undecided = self.undecided.remove(key)?;
         let session = undecided.session;
@@ -605,7 +617,7 @@ impl Access {
         Some(undecided)
     }
 
-    /// Takes the questions out of a session's queue that it does not wait for any more, once there are many.
+    /// Removes the lookups from a session's queue that it no longer waits for, once there are many.
     fn drop_stale_questions(&mut self, session: Key) {
         let awaits = self.shares.get(&session).map_or(0, |share| share.awaits);
         let queue = &mut self.questions.of_sessions;
@@ -623,7 +635,7 @@ impl Access {
         }
     }
 
-    /// Returns the next request all of whose databases are decided.
+    /// Returns the next request whose databases are all decided.
     pub fn next_ready(&mut self) -> Option<Undecided> {
         while let Some(key) = self.ready.pop_front() {
             if self.undecided.get(key).is_none_or(|undecided| undecided.stage != Stage::Ready) {
@@ -641,7 +653,7 @@ impl Access {
         self.late.pop_front()
     }
 
-    /// Makes an entry of a database, which is held for that.
+    /// Creates the entry of a database, and holds the database.
     fn enter(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
         self.entries.entry(database).or_insert_with(|| {
             subscriptions.hold_id(database);
@@ -649,8 +661,8 @@ impl Access {
         });
     }
 
-    /// Has CouchDB asked about a database with subscribers of which nothing is known. No subscriber is notified until
-    /// it is known who may read it.
+    /// Queues a lookup of a database with subscribers but without a verdict. No subscriber is
+    /// notified until it is known which users may read it.
     pub fn ask(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
         self.enter(database, subscriptions);
         self.queue_doubt(database);
@@ -664,8 +676,9 @@ impl Access {
         }
     }
 
-    /// Forgets a database that nobody waits for or subscribes to, unless it is worth to be kept until its refresh:
-    /// that it is missing is not, for there are names without end.
+    /// Forgets a database without waiting requests and subscribers, unless its verdict is worth
+    /// keeping until the refresh. That a database is missing is not worth keeping, since there are
+    /// any number of names.
     pub fn drop_unused(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
         let Some(entry) = self.entries.get(&database) else { return };
         let is_used = entry.waiters > 0 || subscriptions.has_subscribers(database);
@@ -692,8 +705,8 @@ impl Access {
         }
     }
 
-    /// Returns the next database to ask CouchDB about, unless enough is asked. It is kept until the answer. A question
-    /// that nobody waits for any more is dropped.
+    /// Returns the next database to look up, unless enough lookups are in flight. It is kept until
+    /// the reply. Lookups that are no longer needed are dropped.
     pub fn next_question(&mut self, subscriptions: &mut Subscriptions) -> Option<DatabaseId> {
         while self.questions.asking < MAX_QUESTIONS {
             let database = self.questions.pop()?;
@@ -713,9 +726,10 @@ impl Access {
         None
     }
 
-    /// Takes a line of the feed, or a position, that tells of a change of a database. Returns whether its subscribers
-    /// are to be notified now. If they may not, they are once it is known who may. What is no news was told before, or
-    /// is in the answers to those who subscribed since. `before` is the position before the line, if it is known.
+    /// Handles a change of a database, from a line of the feed or a position. Returns whether to
+    /// notify its subscribers now. If not, they are notified once it is known which of them may
+    /// read it. Changes that are no news were notified before, or are in the replies to later
+    /// subscribers. `before` is the position before the line, if it is known.
     pub fn handle_line(
         &mut self,
         database: DatabaseId,
@@ -728,7 +742,8 @@ impl Access {
             return is_news;
         }
         let Some(entry) = self.entries.get_mut(&database) else {
-            // One without an entry has no subscribers but server admins, or is one that CouchDB cannot have.
+            // A database without an entry has only server admins as subscribers, or has a name that
+            // CouchDB cannot have.
             return is_news && database_name::is_possible(subscriptions.name(database));
         };
         let was_there = entry.is_there();
@@ -753,7 +768,7 @@ impl Access {
             let now = subscriptions.known(database).or(subscriptions.told(database));
             entry.stood_at = now.map(before_creation).or(entry.stood_at);
             if is_news {
-                // A subscription now is answered as if the database were missing, which it may be.
+                // A new subscription is answered as if the database were missing, as it may be.
                 entry.set_verdict(database, Some(Verdict::Missing), &mut self.memory);
                 entry.left = None;
             }
@@ -767,9 +782,9 @@ impl Access {
         tells_now
     }
 
-    /// Takes CouchDB's answer about a database; None when it did not say. Returns what its subscribers are to be
-    /// notified of now. When they have to be reconsidered before that, [`Access::next_step`] says so. The database may
-    /// be kept no longer.
+    /// Handles CouchDB's reply about a database; None if it was not valid. Returns the change of
+    /// which to notify subscribers now. If they have to be decided before, [`Access::next_step`]
+    /// returns it. The database may be forgotten.
     pub fn handle_verdict(
         &mut self,
         database: DatabaseId,
@@ -798,7 +813,7 @@ impl Access {
         let is_other = entry.verdict.as_ref() != Some(&verdict);
         let verdict = if is_other { self.admit(database, verdict, subscriptions) } else { verdict };
         let entry = self.entries.get_mut(&database)?;
-        // What it is replaced by can be the same: there is no room still.
+        // The replacement can be the same if there is still no room.
         let is_other = entry.verdict.as_ref() != Some(&verdict);
         entry.question = Question::None;
         if is_other {
@@ -834,7 +849,7 @@ impl Access {
         tells_now
     }
 
-    /// Makes room for the answer about a database. Returns what is kept of the answer.
+    /// Makes room for a verdict. Returns the verdict that is kept.
     fn admit(&mut self, database: DatabaseId, verdict: Verdict, subscriptions: &mut Subscriptions) -> Verdict {
         let bytes = verdict.bytes();
         while !self.memory.has_room(database, bytes) {
@@ -853,7 +868,7 @@ impl Access {
         verdict
     }
 
-    /// Forgets a database that nobody needed when that was last looked at, unless it is needed now.
+    /// Forgets an idle database, unless it is needed now.
     fn drop_idle(&mut self, idle: DatabaseId, answered: DatabaseId, subscriptions: &mut Subscriptions) {
         self.memory.set_in_use(idle);
         let Some(entry) = self.entries.get(&idle) else { return };
@@ -863,7 +878,8 @@ impl Access {
         }
     }
 
-    /// Gives the `_security` of a database up that takes too much room. Its subscribers are reconsidered.
+    /// Drops the `_security` of a database that takes too much memory. Its subscriptions are
+    /// decided again.
     fn evict(&mut self, database: DatabaseId, subscriptions: &Subscriptions) {
         let Some(entry) = self.entries.get_mut(&database) else { return };
         entry.set_verdict(database, Some(Verdict::NoRoom), &mut self.memory);
@@ -874,13 +890,13 @@ impl Access {
         }
     }
 
-    /// Has all subscriptions of a session reconsidered, since its user's roles are others. The session is not written
-    /// to before that is done.
+    /// Starts to decide all subscriptions of a session again, because its user's roles have
+    /// changed. The session is not written to until that is done.
     pub fn reconsider_session(&mut self, session: Key, subscriptions: &Subscriptions) {
         if self.is_restricted() && self.withheld.insert(session) {
             self.passes.push_back(Pass::Session(session, subscriptions.count(session.index)));
         } else if self.withheld.contains(&session) {
-            // Its roles changed again while it was reconsidered.
+            // The roles have changed again during the pass.
             for pass in &mut self.passes {
                 if let Pass::Session(one, left) = pass
                     && *one == session
@@ -891,7 +907,7 @@ impl Access {
         }
     }
 
-    /// Returns whether a session is not to be written to yet.
+    /// Returns whether a session must not be written to yet.
     pub fn is_withheld(&self, session: Key) -> bool {
         !self.withheld.is_empty() && self.withheld.contains(&session)
     }
@@ -902,8 +918,9 @@ impl Access {
         sweeps || !self.passes.is_empty() || !self.ready.is_empty() || !self.late.is_empty()
     }
 
-    /// Returns the next step of reconsidering subscriptions. Whatever subscribers come and go between two steps, each
-    /// that was there at the start is decided about: the last takes the place of one that goes.
+    /// Returns the next step of deciding subscriptions again. Between two steps subscribers may
+    /// come and go: every one of the start is decided, since the last one takes the place of one
+    /// that goes.
     pub fn next_step(&mut self, subscriptions: &Subscriptions) -> Option<Step> {
         while let Some(pass) = self.passes.front_mut() {
             match pass {
@@ -914,7 +931,7 @@ impl Access {
                         entry.left = left.checked_sub(1);
                         match entry.left {
                             Some(next) => Some(Step::Decide(subscriptions.subscriber_at(database, next)?, database)),
-                            // One that came into doubt meanwhile waits for its next verdict.
+                            // A database that came into doubt meanwhile waits for its next verdict.
                             None if entry.in_doubt => None,
                             None => entry.untold.take().map(|kind| Step::Notify(database, kind)),
                         }
@@ -955,7 +972,7 @@ impl Access {
         [deadline, refresh, retry].into_iter().flatten().min()
     }
 
-    /// Does what the time asks for, in one turn a part of it.
+    /// Handles a timeout, a limited part per turn.
     pub fn handle_timeout(&mut self, now: Millis, subscriptions: &mut Subscriptions) {
         let mut budget = EXPIRED_A_TURN;
         while let Some((at, key)) = self.deadlines.front().copied()
@@ -996,7 +1013,7 @@ impl Access {
         self.give_back();
     }
 
-    /// Queues a question again that CouchDB did not answer.
+    /// Queues the next lookup of a database after one without a valid reply.
     fn retry(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
         let Some(entry) = self.entries.get_mut(&database) else { return };
         entry.question = Question::None;
@@ -1028,7 +1045,7 @@ impl Access {
         }
     }
 
-    /// Gives back the room of a crowd that is through.
+    /// Shrinks the tables after many requests.
     fn give_back(&mut self) {
         let room = |length: usize, capacity: usize| (length < capacity / 8).then_some(2 * length);
         if let Some(room) = room(self.deadlines.len(), self.deadlines.capacity()) {
@@ -1043,7 +1060,7 @@ impl Access {
     }
 }
 
-/// Returns the position of a database as it was before it was created, as far as that can be told.
+/// Returns the position of a database before its creation, as far as it can be derived.
 fn before_creation(position: Position) -> Position {
     if !position.is_there() {
         return position;
@@ -1073,7 +1090,7 @@ mod tests {
 
     const MISSING: Verdict = Verdict::Missing;
 
-    /// The machine with the table of databases, and what came of it.
+    /// The machine with the table of databases, and its results.
     struct Scene {
         access: Access,
         subscriptions: Subscriptions,
@@ -1106,7 +1123,7 @@ mod tests {
             decision
         }
 
-        /// Asks what may be asked at the moment.
+        /// Starts the lookups that are possible now.
         fn questions(&mut self) -> Vec<String> {
             let Self { access, subscriptions, .. } = self;
             std::iter::from_fn(|| access.next_question(subscriptions).map(|id| subscriptions.name(id).to_owned()))
@@ -1126,7 +1143,7 @@ mod tests {
             self.access.handle_line(self.id(name), kind, is_news, None, &self.subscriptions)
         }
 
-        /// The sessions whose requests are decided; they are subscribed.
+        /// Returns the sessions whose requests are decided; they are subscribed.
         fn ready(&mut self) -> Vec<u32> {
             let mut sessions = Vec::new();
             while let Some(undecided) = self.access.next_ready() {
@@ -1182,7 +1199,7 @@ mod tests {
         }
     }
 
-    /// A scene with one database, which session 0 subscribes to.
+    /// Creates a scene with one database, to which session 0 subscribes.
     fn knows(verdict: Verdict) -> Scene {
         let mut scene = Scene::new();
         scene.wait(0, "u", &["db"]);
@@ -1222,7 +1239,7 @@ mod tests {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         scene.wait(0, "u", &names);
         scene.wait(1, "v", &["mine"]);
-        // The last of the first session's, too: it does not wait for the first session's turn.
+        // The last lookup of the first session too, which does not wait for that session's turn.
         scene.wait(2, "w", &["db-999"]);
         assert_eq!(scene.questions(), ["db-0", "mine", "db-999", "db-1"]);
         scene.answer("db-999", MISSING);
@@ -1278,7 +1295,7 @@ mod tests {
         scene.ready();
         scene.unsubscribe(1, "mine");
         scene.assert_empty();
-        // One that is under way is kept until its answer.
+        // A lookup in flight is kept until its reply.
         scene.wait(0, "u", &["a"]);
         assert_eq!(scene.questions(), ["a"]);
         assert_eq!(scene.cancel(0), 1);
@@ -1363,7 +1380,7 @@ mod tests {
         let id = scene.id("db");
         assert_eq!(scene.steps(), [Step::Decide(0, id), Step::Notify(id, Created)]);
         assert!(scene.line("db", Updated, true));
-        // A position told of it before the line.
+        // A position shows the change before the line does.
         let mut scene = knows(MISSING);
         assert!(!scene.line("db", Created, false));
         assert_eq!(scene.questions(), ["db"]);
@@ -1410,7 +1427,7 @@ mod tests {
         assert!(!scene.line("db", Updated, true));
         scene.answer("db", of("u"));
         assert!(matches!(scene.steps()[..], [Step::Decide(..), Step::Notify(..)]));
-        // One that was deleted at once is missing for good.
+        // A database that was deleted at once stays missing.
         let mut scene = knows(MISSING);
         assert!(!scene.line("db", Created, true) && !scene.line("db", Deleted, true));
         assert_eq!(scene.questions(), ["db"]);
@@ -1429,7 +1446,7 @@ mod tests {
         };
         look_up(&mut scene, [7, 1, 1]);
         assert_eq!(scene.access.shown(id, &scene.subscriptions), Some(position([7, 1, 1])));
-        // It was created, which a position tells before any line.
+        // A position shows the creation before any line does.
         look_up(&mut scene, [8, 2, 1]);
         assert_eq!(scene.access.shown(id, &scene.subscriptions), Some(position([8, 1, 1])));
         let before = Some(position([7, 1, 1]));
@@ -1477,7 +1494,7 @@ mod tests {
         scene.pass(DECIDE_WITHIN);
         assert_eq!(scene.late(), [0]);
         assert_eq!(scene.access.pending_requests(key(0)), 0);
-        // The answer comes all the same, and nothing stays.
+        // The reply still comes, and nothing remains.
         scene.answer("b", MISSING);
         scene.assert_empty();
     }
@@ -1506,7 +1523,7 @@ mod tests {
             }
         }
         assert!((1..9).filter(|session| *session != 5).all(|session| decided.contains(&session)), "{decided:?}");
-        // A session whose roles are others is not written to before all of its databases were decided about.
+        // A session with new roles is not written to until all of its databases are decided.
         scene.access.reconsider_session(key(3), &scene.subscriptions);
         assert!(scene.access.is_withheld(key(3)) && !scene.access.is_withheld(key(4)));
         assert_eq!(scene.steps(), [Step::Decide(3, id), Step::Resume(key(3))]);

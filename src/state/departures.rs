@@ -1,15 +1,15 @@
-//! Sessions that have ended and whose subscriptions are being ended, some each turn: many sessions with many
-//! subscriptions may break at once.
+//! Cleanup of sessions that have ended. Their subscriptions end over several turns, since many
+//! sessions with many subscriptions may break at once.
 //!
-//! The queue is bounded by the subscriptions that there were: the slot of a session is not used again before its
-//! departure is over, and its subscriptions count in the total until they end.
+//! The queue is bounded by the number of subscriptions: the slot of a session is not reused until
+//! its cleanup is over, and its subscriptions count in the total until they end.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use crate::state::timers::Millis;
 
-/// A user with more departing sessions than this has all of its databases count as changed until they are gone.
+/// Number of sessions in cleanup above which all databases of their user count as changed.
 const MANY: usize = 8;
 
 /// A session that has ended.
@@ -17,26 +17,26 @@ const MANY: usize = 8;
 pub struct Departure {
     /// Its slot, which is reserved.
     pub session: SessionIndex,
-    /// What is remembered of it, if anything.
+    /// Data to remember for its client, if any.
     pub memory: Option<Memory>,
 }
 
-/// What is remembered of a session whose client may come back.
+/// Data to remember of a session whose client may come back.
 #[derive(Debug)]
 pub struct Memory {
-    /// The user who was logged in.
+    /// User of the session.
     pub user: Box<str>,
-    /// When the client was last heard of.
+    /// Time of the last sign of life of the client.
     pub heard: Millis,
-    /// Whether it was told of every resync when it ended.
+    /// Whether the client had been notified of every resync when the session ended.
     pub is_certain: bool,
 }
 
-/// The sessions that have ended, the next to be gone first.
+/// Sessions that have ended, the next one to clean up first.
 #[derive(Debug, Default)]
 pub struct Departures {
     queue: VecDeque<Departure>,
-    /// Those of each user that are remembered.
+    /// Sessions of each user that are to be remembered.
     of_user: HashMap<Box<str>, VecDeque<SessionIndex>>,
 }
 
@@ -54,13 +54,13 @@ impl Departures {
         self.queue.front()
     }
 
-    /// Takes the first session out: nothing is left of it.
+    /// Takes out the first session, which has no subscription left.
     pub fn pop(&mut self) -> Option<Departure> {
         let departure = self.queue.pop_front()?;
         if let Some(Memory { user, .. }) = &departure.memory
             && let Some(sessions) = self.of_user.get_mut(user)
         {
-            // Those of a user are gone in the order in which they came.
+            // The sessions of a user leave in the order in which they came.
             sessions.pop_front();
             if sessions.is_empty() {
                 self.of_user.remove(user);
@@ -72,18 +72,18 @@ impl Departures {
         Some(departure)
     }
 
-    /// Returns how many sessions are departing.
+    /// Returns the number of sessions in cleanup.
     pub fn len(&self) -> usize {
         self.queue.len()
     }
 
-    /// Returns whether none is.
+    /// Returns whether no session is in cleanup.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
-    /// Returns whether a departing session of a user may subscribe to a database: how far it had come is not remembered
-    /// yet.
+    /// Returns whether an ended session of a user may still subscribe to a database, so that its
+    /// position is not remembered yet.
     pub fn may_subscribe(&self, user: &str, database: DatabaseId, subscriptions: &Subscriptions) -> bool {
         let Some(sessions) = self.of_user.get(user) else { return false };
         sessions.len() > MANY || sessions.iter().any(|session| subscriptions.has(*session, database))

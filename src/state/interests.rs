@@ -1,23 +1,23 @@
-//! One session's side of the index of subscriptions: its databases, and which of them it has not been told of.
+//! The subscriptions of one session, and its pending notifications.
 //!
 //! ```text
 //!  None ──▶ One: the database, and whether it is dirty
-//!              └──▶ Many: entries; those that are dirty are a chain, oldest first
+//!              └──▶ Many: entries; dirty entries form a list, oldest first
 //! ```
 //!
-//! Most sessions have one database and are idle: that takes no memory beside the value itself.
+//! Most sessions have one database and are idle, which takes no memory beside the value itself.
 
 use std::collections::HashMap;
 
 use super::subscriptions::index;
 use crate::wire::couchdb::ChangeKind;
 
-/// Sessions with more subscriptions than this look theirs up by hash.
+/// Number of subscriptions above which a hash map finds them.
 const LOOKUP_FROM: usize = 32;
-/// No entry: the end of a chain.
+/// Index of no entry, at the ends of the list.
 const NONE: u32 = u32::MAX;
 
-/// The databases of a session. They are numbered from 0 without gaps.
+/// Subscriptions of a session, numbered from 0 without gaps.
 #[derive(Debug, Default)]
 pub(super) enum Interests {
     #[default]
@@ -30,24 +30,24 @@ pub(super) enum Interests {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub(super) database: u32,
-    /// Where in the database's subscribers this subscription stands.
+    /// Number of the subscription among the database's subscribers.
     pub(super) position: u32,
-    /// What the session has not been told.
+    /// Pending change.
     pub(super) dirty: Option<ChangeKind>,
 }
 
-/// More than one, or what is left of them.
+/// More than one subscription, or what is left of them.
 #[derive(Debug)]
 pub(super) struct Many {
     entries: Vec<Linked>,
-    /// Database to entry, where there are many.
+    /// Number of the entry by database, if there are many.
     lookup: Option<HashMap<u32, u32>>,
-    /// The chain of dirty entries.
+    /// Ends of the list of dirty entries.
     first: u32,
     last: u32,
 }
 
-/// An entry, and its neighbours in the chain of dirty ones; meaningless while it is not dirty.
+/// An entry, and its neighbours in the list of dirty entries; meaningless while it is not dirty.
 #[derive(Clone, Copy, Debug)]
 struct Linked {
     entry: Entry,
@@ -84,7 +84,7 @@ impl Interests {
         }
     }
 
-    /// The place of a subscription in its database's subscribers is another one.
+    /// Changes the number of a subscription among the database's subscribers.
     pub(super) fn set_position(&mut self, number: u32, position: u32) {
         match self {
             Self::None => {}
@@ -110,7 +110,7 @@ impl Interests {
         }
     }
 
-    /// Takes an entry out; the last one takes its place.
+    /// Removes an entry; the last one takes its place.
     pub(super) fn remove(&mut self, number: u32) -> Entry {
         if let Self::Many(many) = self {
             let removed = many.remove(number);
@@ -125,7 +125,7 @@ impl Interests {
         }
     }
 
-    /// Notes a change; false when another was noted already and not told.
+    /// Marks a change. Returns false if it was merged with a pending one.
     pub(super) fn mark(&mut self, number: u32, kind: ChangeKind) -> bool {
         match self {
             Self::None => false,
@@ -134,7 +134,7 @@ impl Interests {
         }
     }
 
-    /// Takes the database that has been dirty for longest.
+    /// Takes the change that has been pending for longest.
     pub(super) fn take_dirty(&mut self) -> Option<(u32, ChangeKind)> {
         match self {
             Self::None => None,
@@ -219,7 +219,7 @@ impl Many {
         fresh
     }
 
-    /// Takes an entry out of the chain; what it had to tell, if anything.
+    /// Removes an entry from the list. Returns the pending change, if there is one.
     fn unmark(&mut self, number: u32) -> Option<ChangeKind> {
         let its = self.entries.get_mut(number as usize)?;
         let kind = its.entry.dirty.take()?;
@@ -228,7 +228,7 @@ impl Many {
         Some(kind)
     }
 
-    /// Makes two entries neighbours in the chain; [`NONE`] stands for its ends.
+    /// Makes two entries neighbours in the list; [`NONE`] stands for its ends.
     fn link(&mut self, before: u32, after: u32) {
         match self.entries.get_mut(before as usize) {
             Some(linked) => linked.next = after,

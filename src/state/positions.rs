@@ -1,18 +1,18 @@
-//! Looks the positions of databases up, in batches, and puts `subscribe` requests aside until the positions that they
-//! are to be compared with are known.
+//! Looks up the positions of databases in batches, and lets `subscribe` requests wait for the
+//! positions with which the client's ones are compared.
 //!
 //! ```text
 //!  subscribe {a: "29.1.0"} ──▶ waits for a ──┐
-//!  subscribe {a: null, b: …} ──▶ waits ──────┤    one look-up of a, whoever asks
+//!  subscribe {a: null, b: …} ──▶ waits ──────┤    one lookup of a for all requests
 //!                                            ▼
-//!     wanted: a b … ──▶ batches ──▶ _all_docs ──▶ what is known of a  ◀── lines of the feed
+//!     queue: a b …  ──▶ batches ──▶ _all_docs ──▶ position of a  ◀── lines of the feed
 //!                                            │
 //!                                            └──▶ compare and subscribe, in one step
 //! ```
 //!
-//! A database that is waited for is kept from then on, so that the feed's lines about it count; who waits is subscribed
-//! at the moment of the answer and not before. So a change is either in the position that is compared, or comes after
-//! the answer.
+//! A database is held from the start of the wait, so that the feed's lines about it count. The
+//! session is subscribed at the moment of the reply, not before. So a change is either in the
+//! compared position, or comes after the reply.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -26,57 +26,60 @@ use crate::wire::couchdb::ChangeKind;
 use crate::wire::database_name;
 use crate::wire::positions::{self, Given, MAX_NAMES};
 
-/// Fewer deadlines than this are not swept.
+/// Number of deadlines below which they are not swept.
 const FEW: usize = 64;
-/// Most look-ups at once.
+/// Most lookups in flight.
 pub const MAX_BATCHES: usize = 2;
-/// A `subscribe` is answered after this long without the positions that are not known by then, in milliseconds.
+/// Time after which a `subscribe` is answered without the positions that are still unknown, in
+/// milliseconds.
 const ANSWER_WITHIN: Millis = 5_000;
-/// The position of a database is kept for this long after its last subscriber left, in milliseconds.
+/// Time for which the position of a database without subscribers is kept, in milliseconds.
 const LINGER: Millis = 60_000;
 /// Most databases that are kept without subscribers.
 const MAX_LINGERING: usize = 100_000;
-/// Most databases that wait to be looked up; beyond, positions are not known.
+/// Most databases in the queue. Beyond that, positions stay unknown.
 const MAX_WANTED: usize = 200_000;
-/// The same for one session.
+/// Most databases in the queue for one session.
 const MAX_WANTED_OF_SESSION: usize = 20_000;
-/// A session that wants no more than this gets its turn although [`MAX_WANTED`] is reached.
+/// Databases that a session may always queue, even at [`MAX_WANTED`].
 const ALWAYS_WANTED: usize = 1_000;
-/// Databases that are taken from the queue in one turn; those that nobody needs any more are dropped.
+/// Most databases that are taken from the queue per turn, including those that are no longer
+/// needed.
 const TAKEN_A_TURN: usize = 4 * MAX_NAMES;
 
-/// Databases of cancelled requests that are released in one turn, and databases that are looked at after a doubt.
+/// Most databases of cancelled requests that are released per turn, and most databases that are
+/// checked after a doubt.
 const SWEPT_A_TURN: usize = 2_000;
 
-/// The databases of a request, each once and held once, with the position that the client gave.
+/// Databases of a request, each once and held once, with the position that the client gave.
 pub type Named = Vec<(DatabaseId, Given)>;
 
-/// A `subscribe` whose answer waits, or is due.
+/// A `subscribe` whose reply waits or is due.
 #[derive(Debug)]
 pub struct Pending {
-    /// Who is to be subscribed.
+    /// Session that subscribes.
     pub session: Key,
-    /// How to answer.
+    /// Form of the reply.
     pub reply: Reply,
-    /// To what.
+    /// Databases of the request.
     pub names: Named,
-    /// The epoch of the positions that the client knows, where it says so.
+    /// Epoch of the client's positions, if it gave one.
     pub epoch: Option<Box<str>>,
-    /// The list that it is a part of.
+    /// Group of the list that it is a part of.
     pub group: Option<Key>,
-    /// The databases whose positions it waits for.
+    /// Databases whose positions it waits for.
     awaits: HashSet<DatabaseId>,
-    /// Whether its answer is due.
+    /// Whether its reply is due.
     is_ready: bool,
 }
 
 impl Pending {
-    /// A `subscribe` that waits for nothing yet.
+    /// Creates a `subscribe` that waits for no database yet.
     pub fn new(session: Key, reply: Reply, names: Named, epoch: Option<Box<str>>) -> Self {
         Self { session, reply, names, epoch, group: None, awaits: HashSet::new(), is_ready: false }
     }
 
-    /// It was answered, or is not to be.
+    /// Releases the databases of a request that was answered or dropped.
     pub fn release(self, subscriptions: &mut Subscriptions) {
         for (database, _) in self.names {
             subscriptions.release(database);
@@ -99,58 +102,60 @@ impl Pending {
 /// Databases that are looked up together.
 #[derive(Debug)]
 pub struct Batch {
-    /// The databases, each held once.
+    /// Databases, each held once.
     pub databases: Vec<DatabaseId>,
-    /// On whose turn each was taken.
+    /// Owner of each database in the queue.
     owners: Vec<Owner>,
-    /// What is found out before the feed started anew says nothing about what came before it started.
+    /// Number of the era. Results of an earlier era are void, since the feed has lost lines
+    /// meanwhile.
     era: u32,
 }
 
-/// The session that wants a position; None when the feed made it necessary.
+/// Session that wants a position; None for the feed.
 type Owner = Option<Key>;
 
-/// Whether positions mean anything.
+/// Availability of positions.
 #[derive(Debug, PartialEq, Eq)]
 enum Epoch {
-    /// The feed has none.
+    /// The feed has no positions.
     Never,
-    /// Not known yet.
+    /// The epoch is not known yet.
     Awaited,
     Known(Box<str>),
 }
 
-/// The machine.
+/// Queue of lookups, and waiting requests.
 #[derive(Debug)]
 pub struct Positions {
     epoch: Epoch,
     era: u32,
-    /// To be looked up, sessions in turn; each is held once. One that several sessions wait for is in it for each of
-    /// them, and is dropped when it was taken for another.
+    /// Databases to look up, by session in turn; each is held once. A database that several
+    /// sessions wait for is queued for each of them. It is dropped if another session's turn came
+    /// first.
     wanted: FairQueue<Owner, DatabaseId>,
-    /// Whether the last turn did not come to the end of those to be dropped.
+    /// Whether the last turn left databases to drop.
     unswept: bool,
     batches: usize,
-    /// Those of all batches.
+    /// Databases of all batches in flight.
     in_flight: HashSet<DatabaseId>,
     pending: Table<Pending>,
     waiting_for: HashMap<DatabaseId, Vec<Key>>,
     pending_of: HashMap<Key, Vec<Key>>,
     deadlines: VecDeque<(Millis, Key)>,
-    /// Databases without subscribers, each held once, until when.
+    /// Databases without subscribers, each held once, and until when.
     lingering: VecDeque<(Millis, DatabaseId)>,
     retry_at: Option<Millis>,
     backoff: Backoff,
-    /// Requests whose answer is due; some of them were taken back.
+    /// Requests whose reply is due, including some that were cancelled.
     ready: VecDeque<Key>,
-    /// From which slot on databases are still to be looked up that are not known.
+    /// Slot from which databases without a position are still to be queued.
     unchecked_from: Option<u32>,
-    /// Databases that sessions wanted which do not any more; somebody else may.
+    /// Databases whose session no longer wants them; others may.
     unowned: VecDeque<DatabaseId>,
 }
 
 impl Positions {
-    /// For a feed whose lines have revisions, or one whose lines do not.
+    /// Creates the machine for a feed whose lines have revisions, or do not.
     pub fn new(with_revisions: bool) -> Self {
         Self {
             epoch: if with_revisions { Epoch::Awaited } else { Epoch::Never },
@@ -172,12 +177,12 @@ impl Positions {
         }
     }
 
-    /// Whether there are positions, now or later.
+    /// Returns whether there are positions, now or later.
     pub fn are_kept(&self) -> bool {
         self.epoch != Epoch::Never
     }
 
-    /// What positions are good in.
+    /// Returns the epoch, if it is known.
     pub fn epoch(&self) -> Option<&str> {
         match &self.epoch {
             Epoch::Known(epoch) => Some(epoch),
@@ -185,17 +190,17 @@ impl Positions {
         }
     }
 
-    /// How many `subscribe` requests wait for positions.
+    /// Returns the number of waiting `subscribe` requests.
     pub fn waiting(&self) -> usize {
         self.pending.len()
     }
 
-    /// To how many names a session is about to be subscribed.
+    /// Returns the number of names in the waiting requests of a session.
     pub fn pending_names(&self, session: Key) -> usize {
         self.pending_of(session).map(|pending| pending.names.len()).sum()
     }
 
-    /// How many requests of a session wait, not counting parts of lists.
+    /// Returns the number of waiting requests of a session, without parts of lists.
     pub fn pending_requests(&self, session: Key) -> usize {
         self.pending_of(session).filter(|pending| pending.group.is_none()).count()
     }
@@ -204,7 +209,7 @@ impl Positions {
         self.pending_of.get(&session).into_iter().flatten().filter_map(|key| self.pending.get(*key))
     }
 
-    /// Takes what CouchDB says about the epoch; whether another one was known before.
+    /// Handles the epoch that CouchDB reported. Returns whether another one was known before.
     pub fn handle_epoch(&mut self, epoch: Option<Box<str>>, subscriptions: &mut Subscriptions) -> bool {
         let epoch = epoch.map_or(Epoch::Never, Epoch::Known);
         if epoch == self.epoch {
@@ -213,7 +218,7 @@ impl Positions {
         let other = self.epoch != Epoch::Awaited;
         self.epoch = epoch;
         subscriptions.keeps_orphans = self.are_kept();
-        // Lines that came before the first one was known may be of an earlier one, too.
+        // Earlier lines may belong to an earlier epoch.
         self.era += 1;
         subscriptions.for_each_watch(|_, _, watch| watch.forget());
         if self.epoch == Epoch::Never {
@@ -226,7 +231,7 @@ impl Positions {
         other
     }
 
-    /// Has what someone subscribes to looked up that is not known: in one turn some of it.
+    /// Queues lookups of unknown positions with subscribers, a limited number per turn.
     fn want_unknown(&mut self, subscriptions: &mut Subscriptions) {
         let Some(from) = self.unchecked_from.filter(|_| self.are_kept()) else { return };
         let mut next = Some(from);
@@ -238,7 +243,8 @@ impl Positions {
             next = Some(slot + 1);
             let needed = subscriptions.has_subscribers(database) || self.is_awaited(database);
             if !needed {
-                // Nobody is told of what comes, so what a later look-up finds is no news either.
+                // No subscriber is notified of earlier changes, so a later lookup finds no news
+                // either.
                 subscriptions.watch_mut(database).forget();
             } else if subscriptions.watch(database).known().is_none() {
                 self.want(database, None, subscriptions);
@@ -247,8 +253,9 @@ impl Positions {
         self.unchecked_from = next;
     }
 
-    /// Lines of the feed may have been missed, all up to a moment having come: all positions are looked up anew, and what
-    /// moved meanwhile is told. Returns the databases with subscribers of which no position was known to compare with.
+    /// Handles a possible loss of lines after `followed_until`: all positions are looked up again,
+    /// and subscribers are notified of differences. Returns the databases with subscribers but
+    /// without a position to compare with.
     pub fn handle_doubt(&mut self, followed_until: Millis, subscriptions: &mut Subscriptions) -> Vec<DatabaseId> {
         self.era += 1;
         let mut unknown = Vec::new();
@@ -283,7 +290,8 @@ impl Positions {
         owner.is_some() && its >= MAX_WANTED_OF_SESSION || self.wanted.len() >= MAX_WANTED && its >= ALWAYS_WANTED
     }
 
-    /// Takes a `subscribe` that is to be compared: its answer is due when all positions are known, or its time is over.
+    /// Lets a `subscribe` wait. Its reply is due when all positions are known, or after its
+    /// timeout.
     pub fn wait(&mut self, mut pending: Pending, now: Millis, subscriptions: &mut Subscriptions) {
         let (mut awaited, session) = (Vec::new(), pending.session);
         for (database, _) in &pending.names {
@@ -291,7 +299,7 @@ impl Positions {
             self.want(*database, Some(session), subscriptions);
             if subscriptions.watch(*database).wanted {
                 awaited.push(*database);
-                // It may stand far behind in the queue of another session.
+                // It may be far behind in the queue of another session.
                 if queued && !self.in_flight.contains(database) && !self.is_full(Some(session)) {
                     subscriptions.hold_id(*database);
                     self.wanted.push(Some(session), *database);
@@ -308,21 +316,21 @@ impl Positions {
         for database in awaited {
             let waiting = self.waiting_for.entry(database).or_default();
             if waiting.len() == waiting.capacity() {
-                // Those who do not wait any more make room first.
+                // Drop stale waiters before growing.
                 waiting.retain(|key| self.pending.get(*key).is_some());
             }
             waiting.push(key);
         }
         self.deadlines.push_back((now + ANSWER_WITHIN, key));
         if self.deadlines.len() > 2 * self.pending.len() + FEW {
-            // Most requests were taken back before their time.
+            // Most requests were cancelled before their deadline.
             let pending = &self.pending;
             self.deadlines.retain(|(_, key)| pending.get(*key).is_some());
         }
     }
 
-    /// Withdraws databases from the requests of a session, in time linear in both. A request that waits for nothing
-    /// else is due.
+    /// Withdraws databases from the requests of a session, in time linear in both. The reply is due
+    /// for a request that waits for no other database.
     pub fn withdraw(&mut self, session: Key, databases: &HashSet<DatabaseId>, subscriptions: &mut Subscriptions) {
         let mut due = Vec::new();
         for key in self.pending_of.get(&session).into_iter().flatten() {
@@ -336,8 +344,8 @@ impl Positions {
         }
     }
 
-    /// Takes all requests of a session back. Returns how each wanted to be answered, and the databases that they held,
-    /// for the caller to release. What the session wanted is dropped in [`Positions::sweep`].
+    /// Cancels all requests of a session. Returns the form of their replies, and the databases that
+    /// they held, for the caller to release. [`Positions::sweep`] drops the session's queue.
     pub fn cancel(&mut self, session: Key) -> (Vec<Reply>, Vec<DatabaseId>) {
         let (mut replies, mut held) = (Vec::new(), Vec::new());
         for key in self.pending_of.remove(&session).unwrap_or_default() {
@@ -350,13 +358,13 @@ impl Positions {
         (replies, held)
     }
 
-    /// Goes on with what takes more than a turn: in one turn some of it. Returns databases that are not wanted any more,
+    /// Continues work that takes more than a turn. Returns databases that are no longer wanted,
     /// each of which may be gone.
     pub fn sweep(&mut self, subscriptions: &mut Subscriptions) -> Vec<DatabaseId> {
         let mut dropped = Vec::new();
         self.want_unknown(subscriptions);
         for _ in 0..SWEPT_A_TURN {
-            // Where there are no positions, nothing is looked up any more.
+            // Without positions there are no lookups.
             if self.are_kept() {
                 break;
             }
@@ -375,13 +383,13 @@ impl Positions {
         dropped
     }
 
-    /// Whether somebody waits for the position of a database, or is told of it with changes.
+    /// Returns whether a queued lookup is needed by a request or by subscribers.
     fn is_needed(&self, database: DatabaseId, subscriptions: &Subscriptions) -> bool {
         let queued = subscriptions.watch(database).wanted && !self.in_flight.contains(&database);
         queued && (subscriptions.has_subscribers(database) || self.is_awaited(database))
     }
 
-    /// Drops a database that was taken from the queue and is not needed, or was taken before for another session.
+    /// Drops a database from the queue that is not needed, or was taken before for another session.
     fn drop_wanted(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
         if !self.in_flight.contains(&database) && subscriptions.watch(database).wanted {
             self.waiting_for.remove(&database);
@@ -391,7 +399,8 @@ impl Positions {
         subscriptions.release(database);
     }
 
-    /// The next answer that is due: its session is subscribed and told in one step. It is to be released then.
+    /// Returns the next due request. The caller subscribes its session and answers in one step, and
+    /// releases it.
     pub fn next_ready(&mut self) -> Option<Pending> {
         while let Some(key) = self.ready.pop_front() {
             let Some(pending) = self.pending.remove(key) else { continue };
@@ -406,14 +415,14 @@ impl Positions {
         None
     }
 
-    /// Returns whether an answer is due, or something to be swept.
+    /// Returns whether a reply is due, or work to sweep.
     pub fn has_work(&self) -> bool {
         let drops = !self.are_kept() && !self.wanted.is_empty();
         let sweeps = drops || self.unchecked_from.is_some() || !self.unowned.is_empty();
         sweeps || !self.ready.is_empty()
     }
 
-    /// The next databases to look up together, unless enough are being looked up.
+    /// Returns the next databases to look up together, unless enough lookups are in flight.
     pub fn next_batch(&mut self, subscriptions: &mut Subscriptions) -> Option<Batch> {
         let may = self.epoch().is_some() && self.retry_at.is_none() && self.batches < MAX_BATCHES;
         let (mut databases, mut owners) = (Vec::new(), Vec::new());
@@ -441,8 +450,9 @@ impl Positions {
         waiting.is_some_and(|waiting| waiting.iter().any(awaits))
     }
 
-    /// Takes CouchDB's answer to a batch, None when there is none. `woken` gets the sessions that are to be told of
-    /// changes. Returns whether the answer was one; else it is asked again.
+    /// Handles CouchDB's reply to a batch; None if there was none. Sessions to notify of changes
+    /// are appended to `woken`. Returns whether the reply was valid; otherwise the lookup is
+    /// repeated.
     pub fn handle_lookup(
         &mut self,
         batch: Batch,
@@ -454,7 +464,7 @@ impl Positions {
         self.handle_lookup_if(batch, body, times, subscriptions, woken, |_, _, _| true)
     }
 
-    /// The same where not every change may be told at once: `may_tell` says which, and sees to the others.
+    /// The same with a filter: changes for which `may_tell` returns false are left to it.
     pub fn handle_lookup_if(
         &mut self,
         batch: Batch,
@@ -499,7 +509,7 @@ impl Positions {
         true
     }
 
-    /// A position that was waited for is known.
+    /// Handles a position that has become known.
     fn found(&mut self, database: DatabaseId) {
         let Some(waiting) = self.waiting_for.remove(&database) else { return };
         for key in waiting {
@@ -535,7 +545,7 @@ impl Positions {
         }
     }
 
-    /// When [`Positions::handle_timeout`] is due.
+    /// Returns when [`Positions::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Millis> {
         let retry = self.retry_at.filter(|_| !self.wanted.is_empty());
         let deadline = self.deadlines.front().map(|(at, _)| *at);
@@ -544,7 +554,7 @@ impl Positions {
         [retry, deadline, linger, sweep].into_iter().flatten().min()
     }
 
-    /// Does what the time asks for.
+    /// Handles a timeout.
     pub fn handle_timeout(&mut self, now: Millis, subscriptions: &mut Subscriptions) {
         self.retry_at = self.retry_at.filter(|at| now < *at);
         while self.deadlines.front().is_some_and(|(at, _)| *at <= now) {
@@ -560,7 +570,7 @@ impl Positions {
         self.give_back();
     }
 
-    /// Gives back the room of a crowd that is through.
+    /// Shrinks the tables after many requests.
     fn give_back(&mut self) {
         let room = |length: usize, capacity: usize| (length < capacity / 8).then_some(2 * length);
         if let Some(room) = room(self.unowned.len(), self.unowned.capacity()) {

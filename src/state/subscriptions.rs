@@ -1,18 +1,20 @@
-//! The inverted index from database name to subscribers, and what each subscriber has not been told.
+//! The inverted index from database name to subscribers, and the pending notifications of each
+//! subscriber.
 //!
-//! Both sides point at each other, so that a change reaches its subscribers in O(subscribers), and a
-//! subscription ends in O(1):
+//! Both sides point at each other, so that a change reaches its subscribers in O(subscribers), and
+//! a subscription ends in O(1):
 //!
 //! ```text
 //! names: "db1" ─▶ Database ─▶ subscribers: [ (session 7, entry 0), (session 9, entry 2), … ]
 //!                                                │ ▲
-//! sessions[7]: interests: [ (database, position in its subscribers, what was not told of it), … ]
+//! sessions[7]: entries: [ (database, position in its subscribers, pending change), … ]
 //! ```
 //!
-//! A database is kept while someone subscribes to it or holds it, with what is known of its position.
+//! A database is kept while it has subscribers or holds, together with its position.
 //!
-//! What a session has not been told stands in its own entries: marking allocates nothing, a
-//! database is in it once however often it changed, and it is bounded by the session's subscriptions.
+//! Pending notifications are stored in the session's own entries. So marking allocates nothing, a
+//! database is pending once however often it changed, and the memory is bounded by the session's
+//! subscriptions.
 
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -28,45 +30,46 @@ use crate::wire::couchdb::ChangeKind;
 use crate::wire::nodes::Starts;
 use crate::wire::positions::Position;
 
-/// Room for fewer databases than this is never given back.
+/// Number of databases below which the tables are not shrunk.
 const KEPT: usize = 64;
 
-/// A database that someone subscribes to or holds: valid until the last of them leaves.
+/// Id of a database with subscribers or holds, valid until the last of them ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DatabaseId(u32);
 
-/// The index of a session's slot; the session's own generation is its owner's affair.
+/// Index of a session's slot. The owner of the sessions checks its generation.
 pub type SessionIndex = u32;
 
-/// A session subscribes to as many databases as it may already.
+/// The session has reached its limit of subscriptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManySubscriptions;
 
-/// The index.
+/// Index of databases, sessions and subscriptions.
 #[derive(Debug)]
 pub struct Subscriptions {
-    /// Most databases that one session may subscribe to.
+    /// Most databases to which one session may subscribe.
     max_per_session: usize,
-    /// Databases by their names, which stand in them.
+    /// Databases by name; the names are stored in the databases.
     names: HashTable<u32>,
     hasher: RandomState,
     databases: Vec<Database>,
     free: Vec<u32>,
-    /// Room for databases is given back when there are fewer.
+    /// Number of databases below which the tables shrink.
     shrink_below: usize,
     sessions: Vec<Interests>,
-    /// Subscriptions of all sessions together.
+    /// Number of subscriptions of all sessions.
     total: usize,
-    /// Databases with a subscriber.
+    /// Number of databases with a subscriber.
     watched: usize,
-    /// Holds of all databases together.
+    /// Number of holds of all databases.
     held: usize,
     /// Whether databases without subscribers are kept for [`Subscriptions::take_orphans`].
     pub keeps_orphans: bool,
     orphans: Vec<DatabaseId>,
-    /// What tells positions from the same ones before CouchDB may have lost events; 0 when it never did.
+    /// Number that distinguishes positions from equal ones before CouchDB may have lost events; 0
+    /// if it never did.
     doubt: u32,
-    /// When the nodes of CouchDB started, where that is known.
+    /// Start times of CouchDB's nodes, if they are known.
     pub starts: Option<Starts>,
 }
 
@@ -76,17 +79,17 @@ struct Database {
     subscribers: SmallList<Subscriber>,
     watch: Watch,
     window: MergeWindow,
-    /// How many keep it beside its subscribers, and [`LINGERS`]. There is one in each database, so both share a number.
+    /// Number of holds, and [`LINGERS`]. Every database has both, so they share one number.
     holds: u32,
 }
 
-/// In [`Database::holds`]: the database is kept for a while because its last subscriber left.
+/// Flag in [`Database::holds`]: the database is kept for a while after its last subscriber left.
 const LINGERS: u32 = 1 << 31;
 
 #[derive(Clone, Copy, Debug)]
 struct Subscriber {
     session: SessionIndex,
-    /// Where among the session's interests this subscription stands.
+    /// Number of the subscription among the session's entries.
     entry: u32,
 }
 
@@ -97,7 +100,7 @@ impl Default for Subscriptions {
 }
 
 impl Subscriptions {
-    /// No subscriptions, and how many a session may have.
+    /// Creates an empty index with the limit of a session.
     pub fn new(max_per_session: usize) -> Self {
         Self {
             max_per_session,
@@ -117,10 +120,10 @@ impl Subscriptions {
         }
     }
 
-    /// Subscribes a session to a database that is kept; false when it was subscribed already.
+    /// Subscribes a session to a kept database. Returns false if it was subscribed already.
     ///
     /// # Errors
-    /// [`TooManySubscriptions`] when the session is at its limit; nothing changes.
+    /// [`TooManySubscriptions`] if the session is at its limit; nothing changes.
     pub fn subscribe(&mut self, session: SessionIndex, database: DatabaseId) -> Result<bool, TooManySubscriptions> {
         let slot = session as usize;
         if slot >= self.sessions.len() {
@@ -143,7 +146,7 @@ impl Subscriptions {
         Ok(true)
     }
 
-    /// Ends a subscription, with what the session was not told of it; false when there was none.
+    /// Ends a subscription and drops its pending notification. Returns false if there was none.
     pub fn unsubscribe(&mut self, session: SessionIndex, database: DatabaseId) -> bool {
         let Some(interests) = self.sessions.get_mut(session as usize) else { return false };
         let Some(entry) = interests.find(database.0) else { return false };
@@ -164,7 +167,7 @@ impl Subscriptions {
         }
     }
 
-    /// Ends the last of a session's subscriptions; None when there is none.
+    /// Ends the last subscription of a session. Returns None if there is none.
     pub fn drop_last(&mut self, session: SessionIndex) -> Option<DatabaseId> {
         let interests = self.sessions.get_mut(session as usize)?;
         let removed = interests.remove(index(interests.len()).checked_sub(1)?);
@@ -172,19 +175,19 @@ impl Subscriptions {
         Some(DatabaseId(removed.database))
     }
 
-    /// Whether a session subscribes to a database.
+    /// Returns whether a session subscribes to a database.
     pub fn has(&self, session: SessionIndex, database: DatabaseId) -> bool {
         self.sessions.get(session as usize).is_some_and(|interests| interests.find(database.0).is_some())
     }
 
-    /// The database of a name, kept until [`Subscriptions::release`].
+    /// Returns the database of a name and holds it until [`Subscriptions::release`].
     pub fn hold(&mut self, name: &str) -> DatabaseId {
         let database = DatabaseId(self.slot(name).unwrap_or_else(|| self.add_database(name)));
         self.hold_id(database);
         database
     }
 
-    /// Keeps a database once more.
+    /// Adds a hold of a database.
     pub fn hold_id(&mut self, database: DatabaseId) {
         self.databases[database.0 as usize].holds += 1;
         self.held += 1;
@@ -197,41 +200,42 @@ impl Subscriptions {
         self.drop_unused(database.0);
     }
 
-    /// Ends the hold of a database that [`Subscriptions::take_orphans`] handed out.
+    /// Ends the hold of a database that [`Subscriptions::take_orphans`] returned.
     pub fn release_orphan(&mut self, database: DatabaseId) {
         self.databases[database.0 as usize].holds &= !LINGERS;
         self.held -= 1;
         self.drop_unused(database.0);
     }
 
-    /// Returns the number of holds of all databases: none is left when everything that was asked for is over.
+    /// Returns the number of holds of all databases, which is 0 when no work is left.
     pub fn held(&self) -> usize {
         self.held
     }
 
-    /// The databases whose last subscriber has left, each held once for the caller until
+    /// Takes the databases whose last subscriber has left. Each is held once until
     /// [`Subscriptions::release_orphan`].
     pub fn take_orphans(&mut self) -> Vec<DatabaseId> {
         std::mem::take(&mut self.orphans)
     }
 
-    /// What is known of a database.
+    /// Returns the tracked position of a database.
     pub fn watch(&self, database: DatabaseId) -> &Watch {
         &self.databases[database.0 as usize].watch
     }
 
-    /// What is known of a database.
+    /// Returns the tracked position of a database.
     pub fn watch_mut(&mut self, database: DatabaseId) -> &mut Watch {
         &mut self.databases[database.0 as usize].watch
     }
 
-    /// The position of a database as clients are given it, if it is certain.
+    /// Returns the position of a database in the form for clients, if it is certain.
     pub fn known(&self, database: DatabaseId) -> Option<Position> {
         let watch = self.watch(database);
         watch.known().map(|position| self.with_doubt(position, watch))
     }
 
-    /// The position of a database up to which its subscribers were told, as clients are given it.
+    /// Returns the position up to which subscribers of a database were notified, in the form for
+    /// clients.
     pub fn told(&self, database: DatabaseId) -> Option<Position> {
         let watch = self.watch(database);
         watch.told().map(|position| self.with_doubt(position, watch))
@@ -242,8 +246,8 @@ impl Subscriptions {
         Position { doubt, start: self.starts.map_or(0, |starts| starts.latest), ..position }
     }
 
-    /// CouchDB may have lost events: whoever comes back with a position from before is told, even when it is still
-    /// the same. `doubt` is any number that was not used before.
+    /// Handles a possible loss of events in CouchDB: clients with an older position are notified
+    /// even if it is still the same. `doubt` is a number that was not used before.
     pub fn doubt(&mut self, doubt: u32) {
         self.doubt = doubt.max(1);
         for database in &mut self.databases {
@@ -251,23 +255,24 @@ impl Subscriptions {
         }
     }
 
-    /// Whether someone subscribes to a database.
+    /// Returns whether a database has subscribers.
     pub fn has_subscribers(&self, database: DatabaseId) -> bool {
         !self.databases[database.0 as usize].subscribers.is_empty()
     }
 
-    /// Returns how many sessions subscribe to a database.
+    /// Returns the number of sessions that subscribe to a database.
     pub fn subscriber_count(&self, database: DatabaseId) -> usize {
         self.databases[database.0 as usize].subscribers.len()
     }
 
-    /// Returns one of the sessions that subscribe to a database. When one leaves, the last takes its place.
+    /// Returns one of the sessions that subscribe to a database. When one leaves, the last takes
+    /// its place.
     pub fn subscriber_at(&self, database: DatabaseId, place: usize) -> Option<SessionIndex> {
         self.databases[database.0 as usize].subscribers.get(place).map(|subscriber| subscriber.session)
     }
 
-    /// Returns the last databases of a session, at most so many and the last first, each with whether the session was
-    /// told of everything in it. [`Subscriptions::drop_last`] ends them in this order.
+    /// Returns at most `most` databases of a session, the last first, each with whether the session
+    /// has no pending notification of it. [`Subscriptions::drop_last`] ends them in this order.
     pub fn last_of_session(&self, session: SessionIndex, most: usize) -> impl Iterator<Item = (DatabaseId, bool)> {
         let interests = self.sessions.get(session as usize);
         let entries = interests.into_iter().flat_map(move |interests| {
@@ -283,13 +288,13 @@ impl Subscriptions {
         Some(DatabaseId(entry.database))
     }
 
-    /// Returns whether a database is held by more than the one who asks, not counting that it lingers.
+    /// Returns whether a database has a hold beside the caller's one, not counting that it lingers.
     pub fn is_awaited(&self, database: DatabaseId) -> bool {
         self.databases[database.0 as usize].holds & !LINGERS > 1
     }
 
-    /// Hands out what is known of each database that is kept, with whether someone subscribes to it. They are visited in
-    /// the order of memory: 100,000 take about a millisecond.
+    /// Visits the tracked position of each kept database, with whether it has subscribers, in the
+    /// order of memory. 100,000 databases take about a millisecond.
     pub fn for_each_watch(&mut self, mut visit: impl FnMut(DatabaseId, bool, &mut Watch)) {
         for (slot, database) in (0..).zip(&mut self.databases) {
             if database.holds > 0 || !database.subscribers.is_empty() {
@@ -298,7 +303,7 @@ impl Subscriptions {
         }
     }
 
-    /// Returns the first database that is kept in a slot from this one on, and its slot.
+    /// Returns the first kept database in a slot from this one on, and its slot.
     pub fn next_from(&self, slot: u32) -> Option<(u32, DatabaseId)> {
         let is_used = |database: &Database| database.holds > 0 || !database.subscribers.is_empty();
         let rest = self.databases.get(slot as usize..)?;
@@ -306,7 +311,7 @@ impl Subscriptions {
         Some((found, DatabaseId(found)))
     }
 
-    /// The database of a name, when someone subscribes to it or holds it.
+    /// Returns the database of a name, if it is kept.
     pub fn find(&self, name: &str) -> Option<DatabaseId> {
         self.slot(name).map(DatabaseId)
     }
@@ -316,28 +321,30 @@ impl Subscriptions {
         self.names.find(self.hasher.hash_one(name), is_its).copied()
     }
 
-    /// The name of a database.
+    /// Returns the name of a database.
     pub fn name(&self, database: DatabaseId) -> &str {
         &self.databases[database.0 as usize].name
     }
 
-    /// Takes a change of a database: what is to be done with it, where others may follow within so many milliseconds.
+    /// Handles a change of a database: decides whether to notify now. `window` is the length of a
+    /// merge window in milliseconds.
     pub fn admit(&mut self, database: DatabaseId, kind: ChangeKind, window: Millis, now: Millis) -> Admission {
         self.databases[database.0 as usize].window.admit(kind, window, now)
     }
 
-    /// Takes the change of a database that was held back until now. The database may be gone, and another in its place.
+    /// Takes the held change of a database. The id may refer to a removed or another database.
     pub fn release_held(&mut self, database: DatabaseId, now: Millis) -> Option<ChangeKind> {
         self.databases.get_mut(database.0 as usize)?.window.release(now)
     }
 
-    /// Returns whether the subscribers of a database were not notified of its last change yet.
+    /// Returns whether a change of a database is held.
     pub fn holds_back(&self, database: DatabaseId) -> bool {
         self.databases[database.0 as usize].window.holds_back()
     }
 
-    /// Notes for each subscriber of a database that it changed. Sessions that had nothing noted before are
-    /// appended to `woken`. Returns for how many subscribers the change became one with an earlier one.
+    /// Marks a change for each subscriber of a database. Sessions without pending notifications are
+    /// appended to `woken`. Returns the number of subscribers for which the change was merged with
+    /// a pending one.
     pub fn mark(&mut self, database: DatabaseId, kind: ChangeKind, woken: &mut Vec<SessionIndex>) -> u64 {
         let mut merged = 0;
         for subscriber in self.databases[database.0 as usize].subscribers.iter() {
@@ -351,7 +358,8 @@ impl Subscriptions {
         merged
     }
 
-    /// Notes for one subscriber that a database changed; whether it subscribes to that.
+    /// Marks a change of a database for one subscriber. Returns whether the session subscribes to
+    /// it.
     pub fn mark_for(&mut self, session: SessionIndex, database: DatabaseId, kind: ChangeKind) -> bool {
         let Some(interests) = self.sessions.get_mut(session as usize) else { return false };
         let Some(entry) = interests.find(database.0) else { return false };
@@ -359,7 +367,7 @@ impl Subscriptions {
         true
     }
 
-    /// Notes for a session that each of its databases may have changed.
+    /// Marks a change of each database of a session.
     pub fn mark_all(&mut self, session: SessionIndex) {
         let Some(interests) = self.sessions.get_mut(session as usize) else { return };
         for entry in 0..index(interests.len()) {
@@ -367,39 +375,40 @@ impl Subscriptions {
         }
     }
 
-    /// The databases of a session, each with whether the session was told of everything in it.
+    /// Returns the databases of a session, each with whether the session has no pending
+    /// notification of it.
     pub fn of_session(&self, session: SessionIndex) -> impl Iterator<Item = (DatabaseId, bool)> + '_ {
         let interests = self.sessions.get(session as usize);
         interests.into_iter().flat_map(Interests::iter).map(|entry| (DatabaseId(entry.database), entry.dirty.is_none()))
     }
 
-    /// Takes the database that has been waiting longest to be told to a session.
+    /// Takes the longest pending notification of a session.
     pub fn take_dirty(&mut self, session: SessionIndex) -> Option<(DatabaseId, ChangeKind)> {
         let (database, kind) = self.sessions.get_mut(session as usize)?.take_dirty()?;
         Some((DatabaseId(database), kind))
     }
 
-    /// Whether a session has not been told everything.
+    /// Returns whether a session has pending notifications.
     pub fn is_dirty(&self, session: SessionIndex) -> bool {
         self.sessions.get(session as usize).is_some_and(Interests::is_dirty)
     }
 
-    /// How many databases a session subscribes to.
+    /// Returns the number of databases to which a session subscribes.
     pub fn count(&self, session: SessionIndex) -> usize {
         self.sessions.get(session as usize).map_or(0, Interests::len)
     }
 
-    /// How many databases someone subscribes to or holds.
+    /// Returns the number of kept databases.
     pub fn databases(&self) -> usize {
         self.names.len()
     }
 
-    /// How many databases someone subscribes to.
+    /// Returns the number of databases with subscribers.
     pub fn watched(&self) -> usize {
         self.watched
     }
 
-    /// How many subscriptions there are.
+    /// Returns the number of subscriptions.
     pub fn total(&self) -> usize {
         self.total
     }
@@ -425,12 +434,12 @@ impl Subscriptions {
         slot
     }
 
-    /// Takes a subscription out of its database's side.
+    /// Removes a subscription from its database.
     fn leave(&mut self, entry: Entry) {
         let database = &mut self.databases[entry.database as usize];
         database.subscribers.swap_remove(entry.position as usize);
-        // The last subscriber took the place of the one that left. It is another session's: a session
-        // subscribes to a database once.
+        // The last subscriber took the place of the removed one. It is of another session, since a
+        // session subscribes to a database once.
         if let Some(moved) = database.subscribers.get(entry.position as usize) {
             self.sessions[moved.session as usize].set_position(moved.entry, entry.position);
         }
@@ -450,7 +459,7 @@ impl Subscriptions {
         let its = &mut self.databases[database as usize];
         if its.holds == 0 && its.subscribers.is_empty() {
             let name = std::mem::take(&mut its.name);
-            // Its window may have a timer still.
+            // A timer of its window may be left.
             its.window = MergeWindow::default();
             if let Ok(entry) = self.names.find_entry(self.hasher.hash_one(&*name), |slot| *slot == database) {
                 entry.remove();
@@ -462,8 +471,8 @@ impl Subscriptions {
         }
     }
 
-    /// Gives back the room behind the last database. Where that one stands far behind, this is tried again when half of
-    /// them are gone.
+    /// Drops the slots after the last database. If that one is far behind, the tables shrink again
+    /// when half of the databases are gone.
     fn shrink(&mut self) {
         let is_used = |database: &Database| database.holds > 0 || !database.subscribers.is_empty();
         let used = self.databases.iter().rposition(is_used).map_or(0, |last| last + 1);
@@ -479,12 +488,12 @@ impl Subscriptions {
 
 #[cfg(test)]
 impl Subscriptions {
-    /// What the only subscription of a session to a database of its own takes, in bytes.
+    /// Returns the bytes of a session's only subscription, to a database of its own.
     pub(crate) fn sizes() -> [(&'static str, usize); 3] {
         [
             ("subscription of the session", size_of::<Interests>()),
             ("database, its subscriber included", size_of::<Database>()),
-            // A number and a byte of control for each, at most half of them unused.
+            // A number and a control byte for each, at most half of them unused.
             ("place in the table of names", 2 * (size_of::<u32>() + 1)),
         ]
     }
@@ -561,7 +570,7 @@ mod tests {
         assert_eq!(subscribe(&mut s, 1, "7"), Ok(true));
     }
 
-    /// Random operations against maps and sets that do the same in the obvious way.
+    /// Compares random operations with a naive model of maps and sets.
     #[test]
     fn agrees_with_a_naive_model() {
         let mut seed = 0x2545_f491_4f6c_dd1d_u64;

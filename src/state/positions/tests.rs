@@ -1,5 +1,5 @@
-//! All orders in which changes, lines of the feed, look-ups and a client can meet, one after the other: whatever
-//! happens, the client has in the end been told of the last change of each of its databases.
+//! Tests all orders of changes, lines of the feed, lookups and a client, one after the other. In
+//! the end the client has always been notified of the last change of each of its databases.
 
 use std::collections::VecDeque;
 
@@ -8,52 +8,53 @@ use crate::wire::couchdb::ChangeKind::Updated;
 use crate::wire::positions::Revision;
 
 const CLIENT: Key = Key { index: 0, generation: 0 };
-/// Somebody else who subscribes, and knows no positions.
+/// Another subscriber, which knows no positions.
 const OTHER: SessionIndex = 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// A database changes, and its line is on its way.
+    /// A database changes; its line is in flight.
     Write(usize),
     /// The next line arrives.
     Line,
-    /// CouchDB reads the revisions that it is asked for.
+    /// CouchDB reads the revisions of a lookup.
     Snapshot,
-    /// And its answer arrives.
+    /// The reply arrives.
     Answer,
-    /// Its answer is that it has none.
+    /// The lookup fails.
     Refusal,
     Subscribe,
     Unsubscribe(usize),
     /// The client leaves, to come back later.
     Leave,
-    /// Somebody else subscribes to everything.
+    /// The other subscriber subscribes to all databases.
     Other,
-    /// The feed starts anew from now on: the lines on their way never arrive.
+    /// The feed starts from now: lines in flight never arrive.
     Gap,
-    /// So much time passes that who waits is answered.
+    /// Time passes until waiting requests are answered.
     Wait,
 }
 
-/// What is allowed how often, and how many steps there are in all.
+/// How often each step may occur, and the total number of steps.
 struct Bounds {
     databases: usize,
     steps: usize,
     most: &'static [(Step, usize)],
 }
 
-/// One run, of which each decision is made by the next number of a list; where that ends, the first choice is taken.
+/// One run. Each decision is made by the next number of a list; at its end the first choice is
+/// taken.
 struct Run<'a> {
     bounds: &'a Bounds,
     positions: Positions,
     subscriptions: Subscriptions,
     jitter: Jitter,
     now: Millis,
-    /// How often each database was written.
+    /// Number of writes of each database.
     writes: Vec<u32>,
     lines: VecDeque<(usize, u32)>,
     batch: Option<(Batch, Option<Vec<u8>>)>,
-    /// The client: what it knows, and up to which write it has synced.
+    /// Knowledge of the client, and the write up to which it has synced.
     known: Vec<Option<Box<str>>>,
     synced: Vec<u32>,
     wishes: Vec<bool>,
@@ -70,7 +71,7 @@ fn revision(number: u32) -> String {
 }
 
 impl<'a> Run<'a> {
-    /// The client was here before, and knows how each database stood after its first write.
+    /// Creates a run whose client knows the position of each database after its first write.
     fn new(bounds: &'a Bounds) -> Self {
         let mut run = Self {
             bounds,
@@ -91,7 +92,7 @@ impl<'a> Run<'a> {
         run
     }
 
-    /// What can happen next.
+    /// Returns the steps that are possible next.
     fn choices(&self) -> Vec<Step> {
         use Step::{Answer, Gap, Leave, Line, Other, Refusal, Snapshot, Subscribe, Unsubscribe, Wait, Write};
         let all = (0..self.bounds.databases).flat_map(|database| [Write(database), Unsubscribe(database)]);
@@ -209,7 +210,7 @@ impl<'a> Run<'a> {
         self.positions.wait(pending, self.now, &mut self.subscriptions);
     }
 
-    /// What the server does behind each step: answers, tells, asks.
+    /// Does what the server does after each step: answers, notifies, looks up.
     fn end_turn(&mut self) {
         while let Some(pending) = self.positions.next_ready() {
             for (id, given) in &pending.names {
@@ -234,7 +235,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The client is told where a database stands; when it counts as changed, it syncs.
+    /// Gives the client a position. It syncs if the database counts as changed.
     fn told(&mut self, database: usize, position: Option<String>, changed: bool) {
         if let Some(position) = position {
             self.known[database] = Some(position.into());
@@ -244,7 +245,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Everything that is on its way arrives, and the client is there.
+    /// Delivers everything in flight while the client is connected.
     fn come_to_rest(&mut self) {
         let taken = self.taken.len();
         for _ in 0..50 {
@@ -254,7 +255,7 @@ impl<'a> Run<'a> {
                 Some((_, Some(_))) => Step::Answer,
                 None if self.positions.waiting() == 0 && self.wishes.contains(&false) => Step::Subscribe,
                 None => match self.positions.poll_timeout().filter(|at| *at < LINGER) {
-                    // What was refused is asked again.
+                    // Failed lookups are repeated.
                     Some(at) => {
                         self.now = self.now.max(at);
                         self.positions.handle_timeout(self.now, &mut self.subscriptions);
@@ -272,9 +273,9 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Runs every sequence of steps; how many there are.
+/// Runs every sequence of steps. Returns their number.
 fn every_run(bounds: &Bounds) -> usize {
-    // For each step of the run, the choice that was made, and how many there were.
+    // The choice of each step of the run, and the number of choices.
     let mut path: Vec<(usize, usize)> = Vec::new();
     let mut runs = 0;
     loop {
@@ -433,7 +434,7 @@ fn a_session_with_few_names_waits_for_no_session_with_many() {
     for session in 0..20 {
         wait(session, session * 8_000..(session + 1) * 8_000);
     }
-    // Its last name stands far behind in the queue of another session.
+    // Its last name is far behind in the queue of another session.
     wait(20, 200_000..200_009);
     wait(21, 7_999..8_000);
     let batch = positions.next_batch(&mut subscriptions).expect("names");
