@@ -11,7 +11,6 @@ pub mod drain;
 pub mod fair_queue;
 pub mod feed;
 pub mod forwarded_for;
-mod interests;
 pub mod jitter;
 pub mod limits;
 pub mod log_throttle;

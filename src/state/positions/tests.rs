@@ -3,9 +3,11 @@
 
 use std::collections::VecDeque;
 
+use super::waiting::ANSWER_WITHIN;
 use super::*;
+use crate::state::session::Reply;
 use crate::wire::couchdb::ChangeKind::Updated;
-use crate::wire::positions::Revision;
+use crate::wire::positions::{Given, Revision};
 
 const CLIENT: Key = Key { index: 0, generation: 0 };
 /// Another subscriber, which knows no positions.

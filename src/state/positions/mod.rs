@@ -14,25 +14,27 @@
 //! session is subscribed at the moment of the reply, not before. So a change is either in the
 //! compared position, or comes after the reply.
 
+mod batch;
+mod pending;
+mod waiting;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::state::fair_queue::FairQueue;
 use crate::state::jitter::{Backoff, Jitter};
-use crate::state::session::Reply;
 use crate::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::database_name;
-use crate::wire::positions::{self, Given, MAX_NAMES};
+use crate::wire::positions::{self, MAX_NAMES};
 
-/// Number of deadlines below which they are not swept.
-const FEW: usize = 64;
+pub use batch::Batch;
+use batch::Owner;
+pub use pending::{Named, Pending};
+
 /// Most lookups in flight.
 pub const MAX_BATCHES: usize = 2;
-/// Time after which a `subscribe` is answered without the positions that are still unknown, in
-/// milliseconds.
-const ANSWER_WITHIN: Millis = 5_000;
 /// Time for which the position of a database without subscribers is kept, in milliseconds.
 const LINGER: Millis = 60_000;
 /// Most databases that are kept without subscribers.
@@ -50,69 +52,6 @@ const TAKEN_A_TURN: usize = 4 * MAX_NAMES;
 /// Most databases of cancelled requests that are released per turn, and most databases that are
 /// checked after a doubt.
 const SWEPT_A_TURN: usize = 2_000;
-
-/// Databases of a request, each once and held once, with the position that the client gave.
-pub type Named = Vec<(DatabaseId, Given)>;
-
-/// A `subscribe` whose reply waits or is due.
-#[derive(Debug)]
-pub struct Pending {
-    /// Session that subscribes.
-    pub session: Key,
-    /// Form of the reply.
-    pub reply: Reply,
-    /// Databases of the request.
-    pub names: Named,
-    /// Epoch of the client's positions, if it gave one.
-    pub epoch: Option<Box<str>>,
-    /// Group of the list that it is a part of.
-    pub group: Option<Key>,
-    /// Databases whose positions it waits for.
-    awaits: HashSet<DatabaseId>,
-    /// Whether its reply is due.
-    is_ready: bool,
-}
-
-impl Pending {
-    /// Creates a `subscribe` that waits for no database yet.
-    pub fn new(session: Key, reply: Reply, names: Named, epoch: Option<Box<str>>) -> Self {
-        Self { session, reply, names, epoch, group: None, awaits: HashSet::new(), is_ready: false }
-    }
-
-    /// Releases the databases of a request that was answered or dropped.
-    pub fn release(self, subscriptions: &mut Subscriptions) {
-        for (database, _) in self.names {
-            subscriptions.release(database);
-        }
-    }
-
-    /// Withdraws databases from it.
-    fn withdraw(&mut self, databases: &HashSet<DatabaseId>, subscriptions: &mut Subscriptions) {
-        self.names.retain(|(database, _)| {
-            let stays = !databases.contains(database);
-            if !stays {
-                self.awaits.remove(database);
-                subscriptions.release(*database);
-            }
-            stays
-        });
-    }
-}
-
-/// Databases that are looked up together.
-#[derive(Debug)]
-pub struct Batch {
-    /// Databases, each held once.
-    pub databases: Vec<DatabaseId>,
-    /// Owner of each database in the queue.
-    owners: Vec<Owner>,
-    /// Number of the era. Results of an earlier era are void, since the feed has lost lines
-    /// meanwhile.
-    era: u32,
-}
-
-/// Session that wants a position; None for the feed.
-type Owner = Option<Key>;
 
 /// Availability of positions.
 #[derive(Debug, PartialEq, Eq)]
@@ -188,25 +127,6 @@ impl Positions {
             Epoch::Known(epoch) => Some(epoch),
             _ => None,
         }
-    }
-
-    /// Returns the number of waiting `subscribe` requests.
-    pub fn waiting(&self) -> usize {
-        self.pending.len()
-    }
-
-    /// Returns the number of names in the waiting requests of a session.
-    pub fn pending_names(&self, session: Key) -> usize {
-        self.pending_of(session).map(|pending| pending.names.len()).sum()
-    }
-
-    /// Returns the number of waiting requests of a session, without parts of lists.
-    pub fn pending_requests(&self, session: Key) -> usize {
-        self.pending_of(session).filter(|pending| pending.group.is_none()).count()
-    }
-
-    fn pending_of(&self, session: Key) -> impl Iterator<Item = &Pending> {
-        self.pending_of.get(&session).into_iter().flatten().filter_map(|key| self.pending.get(*key))
     }
 
     /// Handles the epoch that CouchDB reported. Returns whether another one was known before.
@@ -290,74 +210,6 @@ impl Positions {
         owner.is_some() && its >= MAX_WANTED_OF_SESSION || self.wanted.len() >= MAX_WANTED && its >= ALWAYS_WANTED
     }
 
-    /// Lets a `subscribe` wait. Its reply is due when all positions are known, or after its
-    /// timeout.
-    pub fn wait(&mut self, mut pending: Pending, now: Millis, subscriptions: &mut Subscriptions) {
-        let (mut awaited, session) = (Vec::new(), pending.session);
-        for (database, _) in &pending.names {
-            let queued = subscriptions.watch(*database).wanted;
-            self.want(*database, Some(session), subscriptions);
-            if subscriptions.watch(*database).wanted {
-                awaited.push(*database);
-                // It may be far behind in the queue of another session.
-                if queued && !self.in_flight.contains(database) && !self.is_full(Some(session)) {
-                    subscriptions.hold_id(*database);
-                    self.wanted.push(Some(session), *database);
-                }
-            }
-        }
-        pending.awaits = awaited.iter().copied().collect();
-        let is_due = awaited.is_empty();
-        let key = self.pending.insert(pending);
-        self.pending_of.entry(session).or_default().push(key);
-        if is_due {
-            return self.answer(key);
-        }
-        for database in awaited {
-            let waiting = self.waiting_for.entry(database).or_default();
-            if waiting.len() == waiting.capacity() {
-                // Drop stale waiters before growing.
-                waiting.retain(|key| self.pending.get(*key).is_some());
-            }
-            waiting.push(key);
-        }
-        self.deadlines.push_back((now + ANSWER_WITHIN, key));
-        if self.deadlines.len() > 2 * self.pending.len() + FEW {
-            // Most requests were cancelled before their deadline.
-            let pending = &self.pending;
-            self.deadlines.retain(|(_, key)| pending.get(*key).is_some());
-        }
-    }
-
-    /// Withdraws databases from the requests of a session, in time linear in both. The reply is due
-    /// for a request that waits for no other database.
-    pub fn withdraw(&mut self, session: Key, databases: &HashSet<DatabaseId>, subscriptions: &mut Subscriptions) {
-        let mut due = Vec::new();
-        for key in self.pending_of.get(&session).into_iter().flatten() {
-            if let Some(pending) = self.pending.get_mut(*key) {
-                pending.withdraw(databases, subscriptions);
-                due.extend(pending.awaits.is_empty().then_some(*key));
-            }
-        }
-        for key in due {
-            self.answer(key);
-        }
-    }
-
-    /// Cancels all requests of a session. Returns the form of their replies, and the databases that
-    /// they held, for the caller to release. [`Positions::sweep`] drops the session's queue.
-    pub fn cancel(&mut self, session: Key) -> (Vec<Reply>, Vec<DatabaseId>) {
-        let (mut replies, mut held) = (Vec::new(), Vec::new());
-        for key in self.pending_of.remove(&session).unwrap_or_default() {
-            if let Some(pending) = self.pending.remove(key) {
-                replies.push(pending.reply);
-                held.extend(pending.names.into_iter().map(|(database, _)| database));
-            }
-        }
-        self.unowned.append(&mut self.wanted.remove_owner(Some(session)));
-        (replies, held)
-    }
-
     /// Continues work that takes more than a turn. Returns databases that are no longer wanted,
     /// each of which may be gone.
     pub fn sweep(&mut self, subscriptions: &mut Subscriptions) -> Vec<DatabaseId> {
@@ -399,22 +251,6 @@ impl Positions {
         subscriptions.release(database);
     }
 
-    /// Returns the next due request. The caller subscribes its session and answers in one step, and
-    /// releases it.
-    pub fn next_ready(&mut self) -> Option<Pending> {
-        while let Some(key) = self.ready.pop_front() {
-            let Some(pending) = self.pending.remove(key) else { continue };
-            if let Some(keys) = self.pending_of.get_mut(&pending.session) {
-                keys.retain(|other| *other != key);
-                if keys.is_empty() {
-                    self.pending_of.remove(&pending.session);
-                }
-            }
-            return Some(pending);
-        }
-        None
-    }
-
     /// Returns whether a reply is due, or work to sweep.
     pub fn has_work(&self) -> bool {
         let drops = !self.are_kept() && !self.wanted.is_empty();
@@ -442,12 +278,6 @@ impl Positions {
         self.unswept = taken == TAKEN_A_TURN;
         self.batches += usize::from(!databases.is_empty());
         (!databases.is_empty()).then_some(Batch { databases, owners, era: self.era })
-    }
-
-    fn is_awaited(&self, database: DatabaseId) -> bool {
-        let waiting = self.waiting_for.get(&database);
-        let awaits = |key: &Key| self.pending.get(*key).is_some_and(|pending| pending.awaits.contains(&database));
-        waiting.is_some_and(|waiting| waiting.iter().any(awaits))
     }
 
     /// Handles CouchDB's reply to a batch; None if there was none. Sessions to notify of changes
@@ -507,31 +337,6 @@ impl Positions {
             subscriptions.release(database);
         }
         true
-    }
-
-    /// Handles a position that has become known.
-    fn found(&mut self, database: DatabaseId) {
-        let Some(waiting) = self.waiting_for.remove(&database) else { return };
-        for key in waiting {
-            let Some(pending) = self.pending.get_mut(key) else { continue };
-            if pending.awaits.remove(&database) && pending.awaits.is_empty() {
-                self.answer(key);
-            }
-        }
-    }
-
-    fn answer(&mut self, key: Key) {
-        if let Some(pending) = self.pending.get_mut(key)
-            && !std::mem::replace(&mut pending.is_ready, true)
-        {
-            self.ready.push_back(key);
-        }
-    }
-
-    fn answer_all(&mut self) {
-        for key in self.pending.keys().collect::<Vec<_>>() {
-            self.answer(key);
-        }
     }
 
     /// Keeps databases whose last subscriber has left for a while.

@@ -9,7 +9,6 @@
 
 use std::collections::HashMap;
 
-use super::subscriptions::index;
 use crate::wire::couchdb::ChangeKind;
 
 /// Number of subscriptions above which a hash map finds them.
@@ -19,7 +18,7 @@ const NONE: u32 = u32::MAX;
 
 /// Subscriptions of a session, numbered from 0 without gaps.
 #[derive(Debug, Default)]
-pub(super) enum Interests {
+pub(super) enum SessionSubscriptions {
     #[default]
     None,
     One(Entry),
@@ -55,7 +54,7 @@ struct Linked {
     next: u32,
 }
 
-impl Interests {
+impl SessionSubscriptions {
     pub(super) fn len(&self) -> usize {
         match self {
             Self::None => 0,
@@ -239,4 +238,9 @@ impl Many {
             None => self.last = before,
         }
     }
+}
+
+/// Converts a count to an index.
+pub(super) fn index(number: usize) -> u32 {
+    u32::try_from(number).expect("limits keep all counts far below 2^32")
 }

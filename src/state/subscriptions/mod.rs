@@ -16,11 +16,13 @@
 //! database is pending once however often it changed, and the memory is bounded by the session's
 //! subscriptions.
 
+mod session_subscriptions;
+
 use std::hash::{BuildHasher as _, RandomState};
 
 use hashbrown::HashTable;
+use session_subscriptions::{Entry, SessionSubscriptions, index};
 
-use crate::state::interests::{Entry, Interests};
 use crate::state::limits::Limits;
 use crate::state::merge_window::{Admission, MergeWindow};
 use crate::state::small_list::SmallList;
@@ -56,7 +58,7 @@ pub struct Subscriptions {
     free: Vec<u32>,
     /// Number of databases below which the tables shrink.
     shrink_below: usize,
-    sessions: Vec<Interests>,
+    sessions: Vec<SessionSubscriptions>,
     /// Number of subscriptions of all sessions.
     total: usize,
     /// Number of databases with a subscriber.
@@ -127,14 +129,14 @@ impl Subscriptions {
     pub fn subscribe(&mut self, session: SessionIndex, database: DatabaseId) -> Result<bool, TooManySubscriptions> {
         let slot = session as usize;
         if slot >= self.sessions.len() {
-            self.sessions.resize_with(slot + 1, Interests::default);
+            self.sessions.resize_with(slot + 1, SessionSubscriptions::default);
         }
         let DatabaseId(database) = database;
-        let interests = &self.sessions[slot];
-        if interests.find(database).is_some() {
+        let entries = &self.sessions[slot];
+        if entries.find(database).is_some() {
             return Ok(false);
         }
-        if interests.len() >= self.max_per_session {
+        if entries.len() >= self.max_per_session {
             return Err(TooManySubscriptions);
         }
         let subscribers = &mut self.databases[database as usize].subscribers;
@@ -148,11 +150,11 @@ impl Subscriptions {
 
     /// Ends a subscription and drops its pending notification. Returns false if there was none.
     pub fn unsubscribe(&mut self, session: SessionIndex, database: DatabaseId) -> bool {
-        let Some(interests) = self.sessions.get_mut(session as usize) else { return false };
-        let Some(entry) = interests.find(database.0) else { return false };
-        let removed = interests.remove(entry);
+        let Some(entries) = self.sessions.get_mut(session as usize) else { return false };
+        let Some(entry) = entries.find(database.0) else { return false };
+        let removed = entries.remove(entry);
         // The last entry took the place of the removed one.
-        if let Some(moved) = interests.get(entry) {
+        if let Some(moved) = entries.get(entry) {
             self.databases[moved.database as usize].subscribers[moved.position as usize].entry = entry;
         }
         self.leave(removed);
@@ -161,23 +163,23 @@ impl Subscriptions {
 
     /// Ends all subscriptions of a session.
     pub fn remove_session(&mut self, session: SessionIndex) {
-        let Some(interests) = self.sessions.get_mut(session as usize) else { return };
-        for entry in std::mem::take(interests).iter() {
+        let Some(entries) = self.sessions.get_mut(session as usize) else { return };
+        for entry in std::mem::take(entries).iter() {
             self.leave(entry);
         }
     }
 
     /// Ends the last subscription of a session. Returns None if there is none.
     pub fn drop_last(&mut self, session: SessionIndex) -> Option<DatabaseId> {
-        let interests = self.sessions.get_mut(session as usize)?;
-        let removed = interests.remove(index(interests.len()).checked_sub(1)?);
+        let entries = self.sessions.get_mut(session as usize)?;
+        let removed = entries.remove(index(entries.len()).checked_sub(1)?);
         self.leave(removed);
         Some(DatabaseId(removed.database))
     }
 
     /// Returns whether a session subscribes to a database.
     pub fn has(&self, session: SessionIndex, database: DatabaseId) -> bool {
-        self.sessions.get(session as usize).is_some_and(|interests| interests.find(database.0).is_some())
+        self.sessions.get(session as usize).is_some_and(|entries| entries.find(database.0).is_some())
     }
 
     /// Returns the database of a name and holds it until [`Subscriptions::release`].
@@ -274,10 +276,10 @@ impl Subscriptions {
     /// Returns at most `most` databases of a session, the last first, each with whether the session
     /// has no pending notification of it. [`Subscriptions::drop_last`] ends them in this order.
     pub fn last_of_session(&self, session: SessionIndex, most: usize) -> impl Iterator<Item = (DatabaseId, bool)> {
-        let interests = self.sessions.get(session as usize);
-        let entries = interests.into_iter().flat_map(move |interests| {
-            let numbers = (0..index(interests.len())).rev().take(most);
-            numbers.filter_map(|number| interests.get(number))
+        let entries = self.sessions.get(session as usize);
+        let entries = entries.into_iter().flat_map(move |entries| {
+            let numbers = (0..index(entries.len())).rev().take(most);
+            numbers.filter_map(|number| entries.get(number))
         });
         entries.map(|entry| (DatabaseId(entry.database), entry.dirty.is_none()))
     }
@@ -348,9 +350,9 @@ impl Subscriptions {
     pub fn mark(&mut self, database: DatabaseId, kind: ChangeKind, woken: &mut Vec<SessionIndex>) -> u64 {
         let mut merged = 0;
         for subscriber in self.databases[database.0 as usize].subscribers.iter() {
-            let interests = &mut self.sessions[subscriber.session as usize];
-            let idle = !interests.is_dirty();
-            merged += u64::from(!interests.mark(subscriber.entry, kind));
+            let entries = &mut self.sessions[subscriber.session as usize];
+            let idle = !entries.is_dirty();
+            merged += u64::from(!entries.mark(subscriber.entry, kind));
             if idle {
                 woken.push(subscriber.session);
             }
@@ -361,25 +363,28 @@ impl Subscriptions {
     /// Marks a change of a database for one subscriber. Returns whether the session subscribes to
     /// it.
     pub fn mark_for(&mut self, session: SessionIndex, database: DatabaseId, kind: ChangeKind) -> bool {
-        let Some(interests) = self.sessions.get_mut(session as usize) else { return false };
-        let Some(entry) = interests.find(database.0) else { return false };
-        interests.mark(entry, kind);
+        let Some(entries) = self.sessions.get_mut(session as usize) else { return false };
+        let Some(entry) = entries.find(database.0) else { return false };
+        entries.mark(entry, kind);
         true
     }
 
     /// Marks a change of each database of a session.
     pub fn mark_all(&mut self, session: SessionIndex) {
-        let Some(interests) = self.sessions.get_mut(session as usize) else { return };
-        for entry in 0..index(interests.len()) {
-            interests.mark(entry, ChangeKind::Updated);
+        let Some(entries) = self.sessions.get_mut(session as usize) else { return };
+        for entry in 0..index(entries.len()) {
+            entries.mark(entry, ChangeKind::Updated);
         }
     }
 
     /// Returns the databases of a session, each with whether the session has no pending
     /// notification of it.
     pub fn of_session(&self, session: SessionIndex) -> impl Iterator<Item = (DatabaseId, bool)> + '_ {
-        let interests = self.sessions.get(session as usize);
-        interests.into_iter().flat_map(Interests::iter).map(|entry| (DatabaseId(entry.database), entry.dirty.is_none()))
+        let entries = self.sessions.get(session as usize);
+        entries
+            .into_iter()
+            .flat_map(SessionSubscriptions::iter)
+            .map(|entry| (DatabaseId(entry.database), entry.dirty.is_none()))
     }
 
     /// Takes the longest pending notification of a session.
@@ -390,12 +395,12 @@ impl Subscriptions {
 
     /// Returns whether a session has pending notifications.
     pub fn is_dirty(&self, session: SessionIndex) -> bool {
-        self.sessions.get(session as usize).is_some_and(Interests::is_dirty)
+        self.sessions.get(session as usize).is_some_and(SessionSubscriptions::is_dirty)
     }
 
     /// Returns the number of databases to which a session subscribes.
     pub fn count(&self, session: SessionIndex) -> usize {
-        self.sessions.get(session as usize).map_or(0, Interests::len)
+        self.sessions.get(session as usize).map_or(0, SessionSubscriptions::len)
     }
 
     /// Returns the number of kept databases.
@@ -491,7 +496,7 @@ impl Subscriptions {
     /// Returns the bytes of a session's only subscription, to a database of its own.
     pub(crate) fn sizes() -> [(&'static str, usize); 3] {
         [
-            ("subscription of the session", size_of::<Interests>()),
+            ("subscription of the session", size_of::<SessionSubscriptions>()),
             ("database, its subscriber included", size_of::<Database>()),
             // A number and a control byte for each, at most half of them unused.
             ("place in the table of names", 2 * (size_of::<u32>() + 1)),
@@ -499,147 +504,5 @@ impl Subscriptions {
     }
 }
 
-pub(super) fn index(number: usize) -> u32 {
-    u32::try_from(number).expect("limits keep all counts far below 2^32")
-}
-
 #[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use super::*;
-
-    /// Subscribes to a database that may not be kept yet.
-    fn subscribe(s: &mut Subscriptions, session: SessionIndex, name: &str) -> Result<bool, TooManySubscriptions> {
-        let database = s.hold(name);
-        let subscribed = s.subscribe(session, database);
-        s.release(database);
-        subscribed
-    }
-
-    fn unsubscribe(s: &mut Subscriptions, session: SessionIndex, name: &str) -> bool {
-        s.find(name).is_some_and(|database| s.unsubscribe(session, database))
-    }
-
-    fn told(subscriptions: &mut Subscriptions, session: SessionIndex) -> Vec<(String, ChangeKind)> {
-        std::iter::from_fn(|| {
-            let (database, kind) = subscriptions.take_dirty(session)?;
-            Some((subscriptions.name(database).to_owned(), kind))
-        })
-        .collect()
-    }
-
-    fn change(subscriptions: &mut Subscriptions, name: &str) -> Vec<SessionIndex> {
-        let mut woken = Vec::new();
-        if let Some(database) = subscriptions.find(name) {
-            subscriptions.mark(database, ChangeKind::Updated, &mut woken);
-        }
-        woken
-    }
-
-    #[test]
-    fn tells_each_change_once_in_order() {
-        let mut s = Subscriptions::default();
-        for name in ["a", "b", "__proto__"] {
-            assert_eq!(subscribe(&mut s, 3, name), Ok(true));
-            assert_eq!(subscribe(&mut s, 3, name), Ok(false));
-        }
-        assert_eq!(change(&mut s, "__proto__"), [3]);
-        assert!(change(&mut s, "a").is_empty(), "already woken");
-        assert!(change(&mut s, "__proto__").is_empty());
-        assert!(change(&mut s, "unknown").is_empty());
-        let names: Vec<_> = told(&mut s, 3).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["__proto__", "a"]);
-        assert!(!s.is_dirty(3));
-        assert_eq!(change(&mut s, "b"), [3]);
-        assert!(unsubscribe(&mut s, 3, "b"));
-        assert!(!s.is_dirty(3), "what was not told of it is gone");
-        assert!(!unsubscribe(&mut s, 3, "b"));
-        s.remove_session(3);
-        assert_eq!((s.databases(), s.total(), s.count(3), s.watched(), s.held()), (0, 0, 0, 0, 0));
-    }
-
-    #[test]
-    fn is_limited() {
-        let mut s = Subscriptions::default();
-        for i in 0..Limits::default().subscriptions {
-            assert_eq!(subscribe(&mut s, 0, &i.to_string()), Ok(true));
-        }
-        assert_eq!(subscribe(&mut s, 0, "one more"), Err(TooManySubscriptions));
-        assert_eq!(subscribe(&mut s, 0, "7"), Ok(false));
-        assert_eq!(subscribe(&mut s, 1, "7"), Ok(true));
-    }
-
-    /// Compares random operations with a naive model of maps and sets.
-    #[test]
-    fn agrees_with_a_naive_model() {
-        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
-        let mut random = move |below: u64| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            u32::try_from(seed % below).unwrap()
-        };
-        let mut s = Subscriptions::default();
-        let mut model: BTreeMap<u32, BTreeMap<String, bool>> = BTreeMap::new();
-        for step in 0..60_000 {
-            let (session, name) = (random(6), format!("db{}", random(80)));
-            let its = model.entry(session).or_default();
-            match random(100) {
-                0..35 => assert_eq!(
-                    subscribe(&mut s, session, &name).unwrap(),
-                    its.insert(name.clone(), its.get(&name) == Some(&true)).is_none()
-                ),
-                35..55 => assert_eq!(unsubscribe(&mut s, session, &name), its.remove(&name).is_some()),
-                55..90 => {
-                    change(&mut s, &name);
-                    for dirty in model.values_mut().filter_map(|its| its.get_mut(&name)) {
-                        *dirty = true;
-                    }
-                }
-                90..98 => {
-                    let names: BTreeSet<_> = told(&mut s, session).into_iter().map(|(name, _)| name).collect();
-                    let expected: BTreeSet<_> =
-                        its.iter().filter(|(_, dirty)| **dirty).map(|(name, _)| name.clone()).collect();
-                    assert_eq!(names, expected, "step {step}");
-                    for dirty in its.values_mut() {
-                        *dirty = false;
-                    }
-                }
-                98 => {
-                    let last = s.last_of_session(session, 1).next();
-                    let last = last.map(|(database, told)| (s.name(database).to_owned(), told));
-                    let dropped = s.drop_last(session);
-                    assert_eq!((dropped.is_some(), last.is_some()), (!its.is_empty(), !its.is_empty()));
-                    if let Some((name, told)) = last {
-                        assert_eq!(its.remove(&name), Some(!told), "step {step}");
-                    }
-                }
-                _ => {
-                    s.remove_session(session);
-                    its.clear();
-                }
-            }
-            assert_eq!(s.total(), model.values().map(BTreeMap::len).sum::<usize>());
-            assert_eq!(s.watched(), model.values().flat_map(BTreeMap::keys).collect::<BTreeSet<_>>().len());
-        }
-        for session in 0..6 {
-            s.remove_session(session);
-        }
-        assert_eq!((s.databases(), s.total(), s.watched(), s.held()), (0, 0, 0, 0));
-    }
-
-    #[test]
-    fn a_database_lingers_once_whoever_holds_it() {
-        let mut s = Subscriptions { keeps_orphans: true, ..Subscriptions::default() };
-        let database = s.hold("a");
-        for _ in 0..3 {
-            s.subscribe(0, database).expect("within the limit");
-            s.remove_session(0);
-        }
-        assert_eq!((s.take_orphans(), s.held()), (vec![database], 2));
-        s.release(database);
-        s.release_orphan(database);
-        assert_eq!((s.databases(), s.held()), (0, 0));
-    }
-}
+mod tests;
