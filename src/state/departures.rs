@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn databases_of_departing_sessions_are_known_until_they_are_gone() {
+    fn databases_of_ended_sessions_are_found_until_the_cleanup() {
         let (mut departures, mut subscriptions) = (Departures::default(), Subscriptions::default());
         let [a, b] = ["a", "b"].map(|name| subscriptions.hold(name));
         subscriptions.subscribe(3, a).expect("within the limit");
@@ -107,7 +107,7 @@ mod tests {
         for session in 10..20 {
             departures.push(Departure { session, memory: memory("w") });
         }
-        assert!(may(&departures, "w", b), "there are too many to look at each");
+        assert!(may(&departures, "w", b), "there are too many sessions to check each");
         assert_eq!(departures.pop().map(|departure| departure.session), Some(3));
         assert!(!may(&departures, "u", a));
         while departures.pop().is_some() {}

@@ -144,7 +144,7 @@ fn knows(verdict: Verdict) -> Scene {
 const NONE: [&str; 0] = [];
 
 #[test]
-fn a_database_is_asked_about_once_for_all_who_wait() {
+fn a_database_is_looked_up_once_for_all_waiting_requests() {
     let mut scene = Scene::new();
     scene.wait(0, "u", &["a", "b"]);
     scene.wait(1, "v", &["b"]);
@@ -180,7 +180,7 @@ fn sessions_are_served_in_turn() {
 }
 
 #[test]
-fn refreshes_and_new_questions_do_not_starve_each_other() {
+fn refreshes_and_new_lookups_do_not_starve_each_other() {
     let mut scene = Scene::new();
     let names: Vec<String> = (0..500).map(|number| format!("db-{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -211,7 +211,7 @@ fn refreshes_and_new_questions_do_not_starve_each_other() {
 }
 
 #[test]
-fn a_question_that_nobody_waits_for_any_more_is_not_asked_and_takes_no_memory() {
+fn a_lookup_that_is_no_longer_needed_is_dropped() {
     let mut scene = Scene::new();
     for round in 0..200 {
         let names: Vec<String> = (0..250).map(|number| format!("db-{round}-{number}")).collect();
@@ -237,7 +237,7 @@ fn a_question_that_nobody_waits_for_any_more_is_not_asked_and_takes_no_memory() 
 }
 
 #[test]
-fn a_session_that_leaves_takes_only_its_own_questions_away() {
+fn a_session_that_leaves_drops_only_its_own_lookups() {
     let mut scene = Scene::new();
     scene.wait(0, "u", &["a", "b"]);
     scene.wait(1, "v", &["b", "c"]);
@@ -250,7 +250,7 @@ fn a_session_that_leaves_takes_only_its_own_questions_away() {
 }
 
 #[test]
-fn a_user_has_so_many_databases_waiting_and_leaves_room_for_others() {
+fn waiting_databases_of_a_user_are_limited_and_leave_room_for_others() {
     let mut scene = Scene::new();
     let names: Vec<String> = (0..MAX_WAITING_OF_USER).map(|number| format!("db-{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -268,14 +268,14 @@ fn a_user_has_so_many_databases_waiting_and_leaves_room_for_others() {
 }
 
 #[test]
-fn who_may_read_is_asked_again_within_each_minute_while_someone_subscribes() {
+fn a_verdict_is_refreshed_every_minute_while_there_are_subscribers() {
     let mut scene = knows(of("u"));
     scene.steps();
     let mut answered = 0;
     while scene.now < 600_000 {
-        let due = scene.access.poll_timeout().expect("it is watched");
+        let due = scene.access.poll_timeout().expect("there is a refresh");
         scene.pass(due.saturating_sub(scene.now));
-        assert_eq!(scene.decide("db", "u", &[]), Decision::Allowed, "what was known counts meanwhile");
+        assert_eq!(scene.decide("db", "u", &[]), Decision::Allowed, "the earlier verdict counts meanwhile");
         if scene.questions().is_empty() {
             continue;
         }
@@ -283,7 +283,7 @@ fn who_may_read_is_asked_again_within_each_minute_while_someone_subscribes() {
         assert!(scene.now - answered <= 60_000, "{answered} to {}", scene.now);
         answered = scene.now;
         assert_eq!(scene.answer("db", of("u")), None);
-        assert_eq!(scene.steps(), [], "nothing is reconsidered when the verdict is the same");
+        assert_eq!(scene.steps(), [], "an equal verdict causes no pass");
     }
     scene.pass(REFRESH);
     assert_eq!(scene.questions(), ["db"]);
@@ -291,24 +291,24 @@ fn who_may_read_is_asked_again_within_each_minute_while_someone_subscribes() {
     assert_eq!(scene.steps(), [Step::Decide(0, scene.id("db"))]);
     assert_eq!(scene.decide("db", "u", &[]), Decision::Forbidden(Refusal::NotReader));
     scene.unsubscribe(0, "db");
-    assert_eq!(scene.access.len(), 1, "a database that is there is kept until its refresh");
+    assert_eq!(scene.access.len(), 1, "an existing database is kept until its refresh");
     scene.pass(REFRESH);
     assert_eq!(scene.access.poll_timeout(), None);
     scene.assert_empty();
 }
 
 #[test]
-fn what_is_not_there_is_told_to_nobody_before_it_was_asked_about() {
+fn no_subscriber_is_notified_of_a_missing_database_before_its_lookup() {
     let mut scene = knows(MISSING);
     assert!(!scene.line("db", Created, true) && !scene.line("db", Updated, true));
     assert_eq!(scene.questions(), ["db"]);
     assert_eq!(scene.answer("db", None), None);
-    assert!(!scene.line("db", Updated, true), "CouchDB did not say");
+    assert!(!scene.line("db", Updated, true), "there is no verdict");
     assert_eq!(scene.questions(), NONE);
     scene.pass(FIRST_RETRY);
     assert_eq!(scene.questions(), ["db"]);
-    assert_eq!(scene.answer("db", of("u")), None, "its subscribers are reconsidered first");
-    assert!(!scene.line("db", Updated, true), "so long they are not notified");
+    assert_eq!(scene.answer("db", of("u")), None, "its subscribers are decided first");
+    assert!(!scene.line("db", Updated, true), "subscribers are not notified during the pass");
     let id = scene.id("db");
     assert_eq!(scene.steps(), [Step::Decide(0, id), Step::Notify(id, Created)]);
     assert!(scene.line("db", Updated, true));
@@ -317,44 +317,44 @@ fn what_is_not_there_is_told_to_nobody_before_it_was_asked_about() {
     assert!(!scene.line("db", Created, false));
     assert_eq!(scene.questions(), ["db"]);
     scene.answer("db", of("u"));
-    assert_eq!(scene.steps().last(), Some(&Step::Notify(scene.id("db"), Created)), "nobody was notified of it");
+    assert_eq!(scene.steps().last(), Some(&Step::Notify(scene.id("db"), Created)), "no subscriber was notified of it");
 }
 
 #[test]
-fn a_database_that_is_deleted_is_in_doubt_until_it_was_asked_about() {
+fn a_deleted_database_is_in_doubt_until_its_lookup() {
     let mut scene = knows(of("u"));
     scene.steps();
     assert!(scene.line("db", Updated, true) && !scene.line("db", Updated, false));
     assert_eq!(scene.questions(), NONE);
-    assert!(scene.line("db", Deleted, true), "those who could read it are notified");
+    assert!(scene.line("db", Deleted, true), "subscribers that could read it are notified");
     assert_eq!(scene.questions(), ["db"]);
     assert_eq!(scene.answer("db", None), None);
     for kind in [Updated, Created, Updated, Deleted, Updated] {
         assert!(!scene.line("db", kind, true), "it may be another one: {kind:?}");
     }
-    assert_eq!(scene.decide("db", "v", &[]), Decision::Allowed, "as of one that is missing");
+    assert_eq!(scene.decide("db", "v", &[]), Decision::Allowed, "it counts as missing");
     scene.pass(FIRST_RETRY);
     assert_eq!(scene.questions(), ["db"]);
     assert!(!scene.line("db", Created, true));
-    assert_eq!(scene.answer("db", MISSING), None, "from in between, maybe");
+    assert_eq!(scene.answer("db", MISSING), None, "the reply may be outdated");
     assert_eq!(scene.questions(), ["db"]);
     scene.answer("db", of("v"));
     let id = scene.id("db");
     assert_eq!(scene.steps(), [Step::Decide(0, id), Step::Notify(id, Created)]);
     assert_eq!(scene.decide("db", "u", &[]), Decision::Forbidden(Refusal::NotReader));
     assert!(!scene.line("db", Created, false));
-    assert_eq!(scene.questions(), ["db"], "it is asked about, too, when it was told of before");
+    assert_eq!(scene.questions(), ["db"], "a repeated line causes a lookup too");
     assert_eq!(scene.answer("db", of("v")), None);
     assert_eq!(scene.steps(), []);
 }
 
 #[test]
-fn a_busy_database_gets_its_answer() {
+fn updates_do_not_invalidate_a_reply() {
     let mut scene = knows(MISSING);
     assert!(!scene.line("db", Created, true));
     assert_eq!(scene.questions(), ["db"]);
     assert!(!scene.line("db", Updated, true));
-    assert_eq!(scene.answer("db", MISSING), None, "it was there by then");
+    assert_eq!(scene.answer("db", MISSING), None, "it existed by then");
     assert_eq!(scene.questions(), ["db"]);
     assert!(!scene.line("db", Updated, true));
     scene.answer("db", of("u"));
@@ -368,7 +368,7 @@ fn a_busy_database_gets_its_answer() {
 }
 
 #[test]
-fn a_database_in_doubt_is_shown_as_it_was() {
+fn a_database_in_doubt_shows_its_earlier_position() {
     let mut scene = knows(MISSING);
     let id = scene.id("db");
     let position = |counts| Position { counts, ..Position::default() };
@@ -392,7 +392,7 @@ fn a_database_in_doubt_is_shown_as_it_was() {
 }
 
 #[test]
-fn questions_without_an_answer_are_asked_again_ever_later_and_not_for_nobody() {
+fn failed_lookups_are_repeated_with_backoff_while_they_are_needed() {
     let mut scene = knows(of("u"));
     scene.steps();
     scene.line("db", Deleted, true);
@@ -400,7 +400,7 @@ fn questions_without_an_answer_are_asked_again_ever_later_and_not_for_nobody() {
     for _ in 0..12 {
         assert_eq!(scene.questions(), ["db"]);
         scene.answer("db", None);
-        let due = scene.access.retries.peek().expect("it is asked again").0.0;
+        let due = scene.access.retries.peek().expect("a retry is scheduled").0.0;
         waits.push(due - scene.now);
         scene.pass(due - scene.now);
     }
@@ -414,7 +414,7 @@ fn questions_without_an_answer_are_asked_again_ever_later_and_not_for_nobody() {
 }
 
 #[test]
-fn what_cannot_be_decided_in_time_is_given_up() {
+fn undecided_requests_fail_after_a_while() {
     let mut scene = Scene::new();
     scene.wait(0, "u", &["a"]);
     scene.wait(1, "v", &["a", "b"]);
@@ -432,7 +432,7 @@ fn what_cannot_be_decided_in_time_is_given_up() {
 }
 
 #[test]
-fn subscribers_that_come_and_go_meanwhile_are_all_reconsidered() {
+fn subscribers_that_come_and_go_during_a_pass_are_all_decided() {
     let mut scene = knows(of("u"));
     scene.steps();
     let id = scene.id("db");

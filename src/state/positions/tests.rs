@@ -270,7 +270,7 @@ impl<'a> Run<'a> {
             self.take(step);
         }
         let (before, after) = self.taken.split_at(taken);
-        assert_eq!(self.synced, self.writes, "not told of a change: {before:?}, then {after:?}");
+        assert_eq!(self.synced, self.writes, "not notified of a change: {before:?}, then {after:?}");
         assert!(self.wishes.iter().all(|wish| *wish) && self.positions.waiting() == 0, "{before:?}, then {after:?}");
     }
 }
@@ -321,7 +321,7 @@ fn one_database_in_every_order() {
 }
 
 #[test]
-fn one_database_in_every_order_with_all_that_is_usual() {
+fn one_database_in_every_order_of_common_steps() {
     use Step::{Gap, Leave, Other, Refusal, Subscribe, Unsubscribe, Wait, Write};
     let most = &[
         (Write(0), 4),
@@ -363,7 +363,7 @@ fn subscribed(subscriptions: &mut Subscriptions, name: &str) -> DatabaseId {
 }
 
 #[test]
-fn nothing_is_kept_for_look_ups_that_are_not_to_be() {
+fn no_database_is_kept_when_there_are_no_positions() {
     let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
     positions.handle_epoch(Some("1".into()), &mut subscriptions);
     let want = |name: &str, positions: &mut Positions, subscriptions: &mut Subscriptions| {
@@ -379,16 +379,16 @@ fn nothing_is_kept_for_look_ups_that_are_not_to_be() {
     positions.handle_lookup(batch, None, answer, &mut subscriptions, &mut Vec::new());
     positions.sweep(&mut subscriptions);
     assert!(positions.next_batch(&mut subscriptions).is_none() && !positions.has_work());
-    assert_eq!(subscriptions.databases(), 0, "without positions nothing lingers");
+    assert_eq!(subscriptions.databases(), 0, "without positions no database lingers");
 }
 
 #[test]
-fn lines_from_before_the_epoch_was_known_count_for_nothing() {
+fn lines_before_the_epoch_is_known_are_ignored() {
     let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
     let database = subscribed(&mut subscriptions, "a");
     let line = Revision::parse("7-a");
-    assert!(subscriptions.watch_mut(database).handle_line(Updated, line, 0), "it is told all the same");
-    assert!(!positions.handle_epoch(Some("made anew since".into()), &mut subscriptions));
+    assert!(subscriptions.watch_mut(database).handle_line(Updated, line, 0), "subscribers are notified nevertheless");
+    assert!(!positions.handle_epoch(Some("created again since".into()), &mut subscriptions));
     positions.sweep(&mut subscriptions);
     let batch = positions.next_batch(&mut subscriptions).expect("a");
     let body = br#"{"rows":[{"key":"updated:a","value":{"rev":"1-b"}},{"key":"created:a","error":"not_found"},
@@ -399,7 +399,7 @@ fn lines_from_before_the_epoch_was_known_count_for_nothing() {
 }
 
 #[test]
-fn a_look_up_that_a_line_without_a_revision_outran_is_asked_again() {
+fn a_line_without_a_revision_repeats_the_lookup_in_flight() {
     let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
     positions.handle_epoch(Some("e".into()), &mut subscriptions);
     let database = subscribed(&mut subscriptions, "a");
@@ -410,7 +410,10 @@ fn a_look_up_that_a_line_without_a_revision_outran_is_asked_again() {
         )
     };
     for (number, outrun, known) in [(1, true, None), (2, false, Some(2)), (3, true, None), (4, false, Some(4))] {
-        assert!(subscriptions.watch_mut(database).handle_line(Updated, None, 0), "it is told all the same");
+        assert!(
+            subscriptions.watch_mut(database).handle_line(Updated, None, 0),
+            "subscribers are notified nevertheless"
+        );
         positions.want(database, None, &mut subscriptions);
         let batch = positions.next_batch(&mut subscriptions).expect("a");
         if outrun {
@@ -425,7 +428,7 @@ fn a_look_up_that_a_line_without_a_revision_outran_is_asked_again() {
 }
 
 #[test]
-fn a_session_with_few_names_waits_for_no_session_with_many() {
+fn a_session_with_few_names_does_not_wait_for_one_with_many() {
     let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
     positions.handle_epoch(Some("e".into()), &mut subscriptions);
     let mut wait = |session: u32, names: std::ops::Range<u32>| {
@@ -462,7 +465,7 @@ fn a_session_with_few_names_waits_for_no_session_with_many() {
 }
 
 #[test]
-fn what_nobody_waits_for_any_more_is_not_looked_up() {
+fn a_database_that_is_no_longer_needed_is_not_looked_up() {
     let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
     positions.handle_epoch(Some("e".into()), &mut subscriptions);
     for round in 0..3 {
@@ -471,11 +474,11 @@ fn what_nobody_waits_for_any_more_is_not_looked_up() {
         let wanted = names.iter().map(|database| (*database, Given::Nothing)).collect();
         positions.wait(Pending::new(CLIENT, Reply::Silent, wanted, None), 0, &mut subscriptions);
         positions.withdraw(CLIENT, &names.into_iter().collect(), &mut subscriptions);
-        let answered = positions.next_ready().expect("it waits for nothing");
+        let answered = positions.next_ready().expect("it waits for no database");
         assert!(answered.names.is_empty());
         answered.release(&mut subscriptions);
     }
-    assert_eq!(positions.wanted.len(), MAX_WANTED_OF_SESSION, "and no more is queued for one session");
+    assert_eq!(positions.wanted.len(), MAX_WANTED_OF_SESSION, "the queue of one session is limited");
     let mut turns = 0;
     while positions.poll_timeout() == Some(0) || turns == 0 {
         assert!(positions.next_batch(&mut subscriptions).is_none());

@@ -120,7 +120,7 @@ impl SessionSubscriptions {
         }
         match std::mem::take(self) {
             Self::One(entry) => entry,
-            _ => unreachable!("whoever removes an entry has found it"),
+            _ => unreachable!("the caller has found the entry"),
         }
     }
 

@@ -31,14 +31,14 @@ fn change(subscriptions: &mut Subscriptions, name: &str) -> Vec<SessionIndex> {
 }
 
 #[test]
-fn tells_each_change_once_in_order() {
+fn each_change_is_pending_once_in_order() {
     let mut s = Subscriptions::default();
     for name in ["a", "b", "__proto__"] {
         assert_eq!(subscribe(&mut s, 3, name), Ok(true));
         assert_eq!(subscribe(&mut s, 3, name), Ok(false));
     }
     assert_eq!(change(&mut s, "__proto__"), [3]);
-    assert!(change(&mut s, "a").is_empty(), "already woken");
+    assert!(change(&mut s, "a").is_empty(), "it is dirty already");
     assert!(change(&mut s, "__proto__").is_empty());
     assert!(change(&mut s, "unknown").is_empty());
     let names: Vec<_> = told(&mut s, 3).into_iter().map(|(name, _)| name).collect();
@@ -46,14 +46,14 @@ fn tells_each_change_once_in_order() {
     assert!(!s.is_dirty(3));
     assert_eq!(change(&mut s, "b"), [3]);
     assert!(unsubscribe(&mut s, 3, "b"));
-    assert!(!s.is_dirty(3), "what was not told of it is gone");
+    assert!(!s.is_dirty(3), "its pending change is dropped");
     assert!(!unsubscribe(&mut s, 3, "b"));
     s.remove_session(3);
     assert_eq!((s.databases(), s.total(), s.count(3), s.watched(), s.held()), (0, 0, 0, 0, 0));
 }
 
 #[test]
-fn is_limited() {
+fn subscriptions_of_a_session_are_limited() {
     let mut s = Subscriptions::default();
     for i in 0..Limits::default().subscriptions {
         assert_eq!(subscribe(&mut s, 0, &i.to_string()), Ok(true));
@@ -123,7 +123,7 @@ fn agrees_with_a_naive_model() {
 }
 
 #[test]
-fn a_database_lingers_once_whoever_holds_it() {
+fn a_database_lingers_once_even_if_it_is_held() {
     let mut s = Subscriptions { keeps_orphans: true, ..Subscriptions::default() };
     let database = s.hold("a");
     for _ in 0..3 {
