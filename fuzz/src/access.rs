@@ -260,7 +260,7 @@ impl World {
             }
             // While it is not known to exist it looks like one that is missing.
             let hidden = self.known.get(&name).is_none_or(|known| known.verdict == Some(None));
-            let shown = self.access.shown(*database, &self.subscriptions);
+            let shown = self.access.visible_position(*database, &self.subscriptions);
             let is_admin = self.sessions[session as usize].roles.iter().any(|role| **role == *"_admin");
             assert!(!hidden || is_admin || shown.is_none_or(|position| !position.is_there()), "{name} is there");
             if self.subscriptions.subscribe(session, *database).expect("within the limit") {
@@ -297,9 +297,9 @@ impl World {
 
     fn line(&mut self, name: &'static str, kind: ChangeKind, revision: u32) {
         let Some(database) = self.subscriptions.find(name) else { return };
-        let before = self.subscriptions.told(database);
+        let before = self.subscriptions.notified(database);
         let revision = Revision::parse(&format!("{revision}-{revision}")).expect("a revision");
-        let is_news = self.subscriptions.watch_mut(database).handle_line(kind, Some(revision), self.now);
+        let is_news = self.subscriptions.tracked_mut(database).handle_line(kind, Some(revision), self.now);
         self.tell(database, name, kind, is_news, before);
     }
 
@@ -364,7 +364,7 @@ impl World {
             count => Revision::parse(&format!("{count}-{count}")).expect("a revision"),
         });
         let subscribed = self.subscriptions.has_subscribers(database);
-        let kinds = self.subscriptions.watch_mut(database).handle_lookup(rows, subscribed, self.now);
+        let kinds = self.subscriptions.tracked_mut(database).handle_lookup(rows, subscribed, self.now);
         for kind in kinds.collect::<Vec<_>>() {
             self.tell(database, name, kind, true, None);
         }

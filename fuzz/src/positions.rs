@@ -131,7 +131,7 @@ struct World {
     positions: Positions,
     subscriptions: Subscriptions,
     jitter: Jitter,
-    woken: Vec<SessionIndex>,
+    newly_dirty: Vec<SessionIndex>,
     clients: Vec<Client>,
     requests: u64,
     bulk: usize,
@@ -191,7 +191,7 @@ impl World {
             positions: Positions::new(true),
             subscriptions: Subscriptions::default(),
             jitter: Jitter::new(7),
-            woken: Vec::new(),
+            newly_dirty: Vec::new(),
             clients: (0..CLIENTS).map(|_| Client::default()).collect(),
             requests: 0,
             bulk: 0,
@@ -396,7 +396,7 @@ impl World {
         self.lines.clear();
         if !self.followed {
             for database in self.positions.handle_doubt(0, &mut self.subscriptions) {
-                self.subscriptions.mark(database, ChangeKind::Updated, &mut self.woken);
+                self.subscriptions.mark(database, ChangeKind::Updated, &mut self.newly_dirty);
             }
             self.all_restless();
         }
@@ -429,7 +429,7 @@ impl World {
             return self.tell_resync();
         }
         for database in unknown {
-            self.subscriptions.mark(database, ChangeKind::Updated, &mut self.woken);
+            self.subscriptions.mark(database, ChangeKind::Updated, &mut self.newly_dirty);
         }
     }
 
@@ -459,10 +459,10 @@ impl World {
             self.restless.insert(line.name.to_owned());
         }
         let Some(database) = self.subscriptions.find(line.name) else { return };
-        if self.subscriptions.watch_mut(database).handle_line(line.kind, revision, self.now) {
+        if self.subscriptions.tracked_mut(database).handle_line(line.kind, revision, self.now) {
             match self.subscriptions.admit(database, line.kind, self.window, self.now) {
                 Admission::Notify(kind) => {
-                    self.subscriptions.mark(database, kind, &mut self.woken);
+                    self.subscriptions.mark(database, kind, &mut self.newly_dirty);
                 }
                 Admission::Hold(until) => {
                     // A client that subscribes meanwhile knows the position already.
@@ -510,8 +510,8 @@ impl World {
 
     fn land(&mut self, number: usize, body: Option<Vec<u8>>) {
         let Flight { batch, names, .. } = self.flights.remove(number);
-        let Self { positions, subscriptions, jitter, woken, now, .. } = self;
-        let found = positions.handle_lookup(batch, body.as_deref(), (*now, jitter), subscriptions, woken);
+        let Self { positions, subscriptions, jitter, newly_dirty, now, .. } = self;
+        let found = positions.handle_lookup(batch, body.as_deref(), (*now, jitter), subscriptions, newly_dirty);
         let whole = body.as_ref().is_some_and(|body| body.ends_with(b"]}"));
         assert_eq!(found, whole);
         for name in names.iter().filter_map(|name| NAMES.iter().copied().find(|it| it == name)) {
@@ -529,7 +529,7 @@ impl World {
         let now = self.now;
         for (_, database) in self.held.extract_if(.., |(at, _)| *at <= now).collect::<Vec<_>>() {
             if let Some(kind) = self.subscriptions.release_held(database, now) {
-                self.subscriptions.mark(database, kind, &mut self.woken);
+                self.subscriptions.mark(database, kind, &mut self.newly_dirty);
             }
         }
     }
@@ -565,7 +565,7 @@ impl World {
                 assert!(flight.names.iter().all(|name| asked.insert(name)), "asked for twice at once");
             }
         }
-        for index in std::mem::take(&mut self.woken) {
+        for index in std::mem::take(&mut self.newly_dirty) {
             if self.clients[index as usize].session.as_ref().is_some_and(|session| session.reads) {
                 self.flush(index);
             }
@@ -597,7 +597,7 @@ impl World {
         let Some(session) = &mut client.session else { return };
         while let Some((database, kind)) = subscriptions.take_dirty(slot) {
             let name = subscriptions.name(database);
-            let told = subscriptions.told(database).map(|position| position.to_string());
+            let told = subscriptions.notified(database).map(|position| position.to_string());
             let known = session.subscribed.get_mut(name).expect("subscribed to it");
             let needed = known.position.is_none() || known.position != told;
             assert!(needed || restless.contains(name), "{name}: {kind:?} without need");
@@ -643,7 +643,7 @@ impl World {
     fn answer_ready(&mut self) {
         while let Some(pending) = self.positions.next_ready() {
             self.complete(&pending);
-            self.woken.push(pending.session.index);
+            self.newly_dirty.push(pending.session.index);
             pending.release(&mut self.subscriptions);
         }
     }
@@ -760,7 +760,7 @@ impl World {
             let Some(session) = &mut client.session else { continue };
             if slot >= SOCKET_IO {
                 self.subscriptions.mark_all(slot);
-                self.woken.push(slot);
+                self.newly_dirty.push(slot);
                 continue;
             }
             for (name, known) in &mut session.subscribed {

@@ -517,7 +517,7 @@ impl World {
     }
 
     fn change(&mut self, name: &str, kind: ChangeKind) {
-        let (mut woken, mut expected) = (Vec::new(), BTreeSet::new());
+        let (mut newly_dirty, mut expected) = (Vec::new(), BTreeSet::new());
         for (slot, client) in &mut self.clients {
             let idle = !client.is_dirty();
             let Some(untold) = client.wanted.get_mut(name) else { continue };
@@ -526,10 +526,10 @@ impl World {
         }
         if let Some(database) = self.subscriptions.find(name) {
             assert_eq!(self.subscriptions.name(database), name);
-            self.subscriptions.mark(database, kind, &mut woken);
+            self.subscriptions.mark(database, kind, &mut newly_dirty);
         }
-        assert_eq!(woken.len(), expected.len());
-        assert_eq!(woken.into_iter().collect::<BTreeSet<_>>(), expected);
+        assert_eq!(newly_dirty.len(), expected.len());
+        assert_eq!(newly_dirty.into_iter().collect::<BTreeSet<_>>(), expected);
     }
 
     /// As the server does: an input, then what the session asks for.

@@ -33,8 +33,8 @@ impl Databases {
         context.metrics.changes += 1;
         let Self { subscriptions, positions, access, notified, merge_timers, .. } = self;
         let Some(database) = subscriptions.find(name) else { return };
-        let before = access.is_restricted().then(|| subscriptions.told(database)).flatten();
-        let is_news = subscriptions.watch_mut(database).handle_line(kind, revision, now);
+        let before = access.is_restricted().then(|| subscriptions.notified(database)).flatten();
+        let is_news = subscriptions.tracked_mut(database).handle_line(kind, revision, now);
         // Where access is not known, the subscribers are notified once it is.
         if access.handle_line(database, kind, is_news, before, subscriptions) {
             // A deletion puts access in doubt, so it is not held back.

@@ -6,7 +6,7 @@ use crate::state::session::{Dialect, Session};
 use crate::state::subscriptions::SessionIndex;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
-use crate::state::watch::IN_FLIGHT;
+use crate::state::tracked_position::IN_FLIGHT;
 
 /// Subscriptions of ended sessions that are removed in one turn: about a millisecond.
 const ENDED_A_TURN: usize = 2_000;
@@ -47,8 +47,8 @@ impl Databases {
                 let (subscriptions, access) = (&mut self.subscriptions, &self.access);
                 let databases = subscriptions.last_of_session(session, most).map(|(database, told)| {
                     let told = told && is_certain && !subscriptions.holds_back(database);
-                    let told = told && subscriptions.watch(database).told_by(memory.heard);
-                    (database, access.told(database, subscriptions).filter(|_| told))
+                    let told = told && subscriptions.tracked(database).is_notified_by(memory.heard);
+                    (database, access.notified_position(database, subscriptions).filter(|_| told))
                 });
                 let databases = databases.collect::<Vec<_>>();
                 self.catch_up.remember(&memory.user, &databases, now, subscriptions);

@@ -207,7 +207,7 @@ impl Databases {
                 }
             }
             positions.want(*database, Some(key), subscriptions);
-            let position = access.shown(*database, subscriptions);
+            let position = access.visible_position(*database, subscriptions);
             list.stand.push((*database, position));
             if given.is_given() && (foreign || given.differs(position, subscriptions.starts)) {
                 list.changed.push(*database);

@@ -194,7 +194,7 @@ impl Databases {
         match dialect {
             Dialect::SocketIo(_) => socket_io::write_change(out, name),
             Dialect::Json => {
-                howler_v1::write_change(out, name, kind, self.access.told(database, &self.subscriptions));
+                howler_v1::write_change(out, name, kind, self.access.notified_position(database, &self.subscriptions));
             }
         }
     }

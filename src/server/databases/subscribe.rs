@@ -263,7 +263,7 @@ impl Databases {
         let mut changed = Vec::new();
         for (database, given) in &names {
             positions.want(*database, Some(key), subscriptions);
-            let position = access.shown(*database, subscriptions);
+            let position = access.visible_position(*database, subscriptions);
             stand.push((*database, position));
             // Without a known position, a database that the client knew at one counts as changed.
             if given.is_given() && (foreign || given.differs(position, subscriptions.starts)) {

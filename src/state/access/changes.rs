@@ -63,7 +63,7 @@ impl Access {
             };
         }
         if kind == ChangeKind::Deleted {
-            let now = subscriptions.known(database).or(subscriptions.told(database));
+            let now = subscriptions.known(database).or(subscriptions.notified(database));
             entry.stood_at = now.map(before_creation).or(entry.stood_at);
             if is_news {
                 // A new subscription is answered as if the database were missing, as it may be.

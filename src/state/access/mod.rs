@@ -172,7 +172,7 @@ impl Access {
 
     /// Returns the position of a database as clients may see it. For a database in doubt it is the
     /// position before the doubt.
-    pub fn shown(&self, database: DatabaseId, subscriptions: &Subscriptions) -> Option<Position> {
+    pub fn visible_position(&self, database: DatabaseId, subscriptions: &Subscriptions) -> Option<Position> {
         let position = subscriptions.known(database);
         let Some(entry) = self.entries.get(&database) else { return position };
         let is_new = !entry.is_there() && position.is_some_and(|position| position.is_there());
@@ -180,10 +180,10 @@ impl Access {
     }
 
     /// Returns the position for notifications, with the same rule.
-    pub fn told(&self, database: DatabaseId, subscriptions: &Subscriptions) -> Option<Position> {
+    pub fn notified_position(&self, database: DatabaseId, subscriptions: &Subscriptions) -> Option<Position> {
         match self.entries.get(&database) {
-            Some(entry) if entry.in_doubt => entry.stood_at.or(subscriptions.told(database).map(before_creation)),
-            _ => subscriptions.told(database),
+            Some(entry) if entry.in_doubt => entry.stood_at.or(subscriptions.notified(database).map(before_creation)),
+            _ => subscriptions.notified(database),
         }
     }
 

@@ -374,21 +374,21 @@ fn a_database_in_doubt_shows_its_earlier_position() {
     let position = |counts| Position { counts, ..Position::default() };
     let look_up = |scene: &mut Scene, counts: [u32; 3]| {
         let rows = counts.map(|number| crate::wire::positions::Revision { number, mark: number });
-        scene.subscriptions.watch_mut(id).handle_lookup(rows, false, 0).count();
+        scene.subscriptions.tracked_mut(id).handle_lookup(rows, false, 0).count();
     };
     look_up(&mut scene, [7, 1, 1]);
-    assert_eq!(scene.access.shown(id, &scene.subscriptions), Some(position([7, 1, 1])));
+    assert_eq!(scene.access.visible_position(id, &scene.subscriptions), Some(position([7, 1, 1])));
     // A position shows the creation before any line does.
     look_up(&mut scene, [8, 2, 1]);
-    assert_eq!(scene.access.shown(id, &scene.subscriptions), Some(position([8, 1, 1])));
+    assert_eq!(scene.access.visible_position(id, &scene.subscriptions), Some(position([8, 1, 1])));
     let before = Some(position([7, 1, 1]));
     scene.access.handle_line(id, Created, true, before, &scene.subscriptions);
     look_up(&mut scene, [9, 2, 1]);
-    assert_eq!(scene.access.shown(id, &scene.subscriptions), before);
-    assert_eq!(scene.access.told(id, &scene.subscriptions), before);
+    assert_eq!(scene.access.visible_position(id, &scene.subscriptions), before);
+    assert_eq!(scene.access.notified_position(id, &scene.subscriptions), before);
     assert_eq!(scene.questions(), ["db"]);
     scene.answer("db", of("u"));
-    assert_eq!(scene.access.shown(id, &scene.subscriptions), Some(position([9, 2, 1])));
+    assert_eq!(scene.access.visible_position(id, &scene.subscriptions), Some(position([9, 2, 1])));
 }
 
 #[test]

@@ -140,7 +140,7 @@ impl Positions {
         subscriptions.keeps_orphans = self.are_kept();
         // Earlier lines may belong to an earlier epoch.
         self.era += 1;
-        subscriptions.for_each_watch(|_, _, watch| watch.forget());
+        subscriptions.for_each_tracked(|_, _, tracked| tracked.forget());
         if self.epoch == Epoch::Never {
             self.answer_all();
             self.waiting_for.clear();
@@ -165,8 +165,8 @@ impl Positions {
             if !needed {
                 // No subscriber is notified of earlier changes, so a later lookup finds no news
                 // either.
-                subscriptions.watch_mut(database).forget();
-            } else if subscriptions.watch(database).known().is_none() {
+                subscriptions.tracked_mut(database).forget();
+            } else if subscriptions.tracked(database).known().is_none() {
                 self.want(database, None, subscriptions);
             }
         }
@@ -179,9 +179,9 @@ impl Positions {
     pub fn handle_doubt(&mut self, followed_until: Millis, subscriptions: &mut Subscriptions) -> Vec<DatabaseId> {
         self.era += 1;
         let mut unknown = Vec::new();
-        subscriptions.for_each_watch(|database, is_subscribed, watch| {
-            unknown.extend((is_subscribed && watch.awaits_lines(followed_until)).then_some(database));
-            watch.doubt();
+        subscriptions.for_each_tracked(|database, is_subscribed, tracked| {
+            unknown.extend((is_subscribed && tracked.awaits_lines(followed_until)).then_some(database));
+            tracked.doubt();
         });
         self.unchecked_from = self.are_kept().then_some(0);
         unknown
@@ -189,17 +189,17 @@ impl Positions {
 
     /// Queues a lookup of a database's position for a session unless it is already known or queued.
     pub fn want(&mut self, database: DatabaseId, owner: Owner, subscriptions: &mut Subscriptions) {
-        if !self.are_kept() || subscriptions.watch(database).known().is_some() {
+        if !self.are_kept() || subscriptions.tracked(database).known().is_some() {
             return;
         }
         if !database_name::is_possible(subscriptions.name(database)) {
-            return subscriptions.watch_mut(database).assume();
+            return subscriptions.tracked_mut(database).assume();
         }
         if self.is_full(owner) {
             return;
         }
-        let watch = subscriptions.watch_mut(database);
-        if !std::mem::replace(&mut watch.wanted, true) {
+        let tracked = subscriptions.tracked_mut(database);
+        if !std::mem::replace(&mut tracked.lookup_pending, true) {
             subscriptions.hold_id(database);
             self.wanted.push(owner, database);
         }
@@ -237,16 +237,16 @@ impl Positions {
 
     /// Returns whether a queued lookup is needed by a request or by subscribers.
     fn is_needed(&self, database: DatabaseId, subscriptions: &Subscriptions) -> bool {
-        let queued = subscriptions.watch(database).wanted && !self.in_flight.contains(&database);
+        let queued = subscriptions.tracked(database).lookup_pending && !self.in_flight.contains(&database);
         queued && (subscriptions.has_subscribers(database) || self.is_awaited(database))
     }
 
     /// Drops a database from the queue that is not needed, or was taken before for another session.
     fn drop_wanted(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
-        if !self.in_flight.contains(&database) && subscriptions.watch(database).wanted {
+        if !self.in_flight.contains(&database) && subscriptions.tracked(database).lookup_pending {
             self.waiting_for.remove(&database);
-            subscriptions.watch_mut(database).forget();
-            subscriptions.watch_mut(database).wanted = false;
+            subscriptions.tracked_mut(database).forget();
+            subscriptions.tracked_mut(database).lookup_pending = false;
         }
         subscriptions.release(database);
     }
@@ -267,7 +267,7 @@ impl Positions {
             let Some((owner, database)) = self.wanted.pop() else { break };
             taken += 1;
             if self.is_needed(database, subscriptions) {
-                subscriptions.watch_mut(database).outrun = false;
+                subscriptions.tracked_mut(database).lookup_outdated = false;
                 self.in_flight.insert(database);
                 databases.push(database);
                 owners.push(owner);
@@ -281,7 +281,7 @@ impl Positions {
     }
 
     /// Handles CouchDB's reply to a batch; None if there was none. Sessions to notify of changes
-    /// are appended to `woken`. Returns whether the reply was valid; otherwise the lookup is
+    /// are appended to `newly_dirty`. Returns whether the reply was valid; otherwise the lookup is
     /// repeated.
     pub fn handle_lookup(
         &mut self,
@@ -289,9 +289,9 @@ impl Positions {
         body: Option<&[u8]>,
         times: (Millis, &mut Jitter),
         subscriptions: &mut Subscriptions,
-        woken: &mut Vec<SessionIndex>,
+        newly_dirty: &mut Vec<SessionIndex>,
     ) -> bool {
-        self.handle_lookup_if(batch, body, times, subscriptions, woken, |_, _, _| true)
+        self.handle_lookup_if(batch, body, times, subscriptions, newly_dirty, |_, _, _| true)
     }
 
     /// The same with a filter: changes for which `may_tell` returns false are left to it.
@@ -301,7 +301,7 @@ impl Positions {
         body: Option<&[u8]>,
         (now, jitter): (Millis, &mut Jitter),
         subscriptions: &mut Subscriptions,
-        woken: &mut Vec<SessionIndex>,
+        newly_dirty: &mut Vec<SessionIndex>,
         mut may_tell: impl FnMut(DatabaseId, ChangeKind, &Subscriptions) -> bool,
     ) -> bool {
         self.batches -= 1;
@@ -322,15 +322,15 @@ impl Positions {
         for ((database, owner), revisions) in batch.databases.into_iter().zip(batch.owners).zip(rows) {
             self.in_flight.remove(&database);
             let subscribed = subscriptions.has_subscribers(database);
-            let watch = subscriptions.watch_mut(database);
-            if watch.outrun {
+            let tracked = subscriptions.tracked_mut(database);
+            if tracked.lookup_outdated {
                 self.wanted.push(owner, database);
                 continue;
             }
-            watch.wanted = false;
-            for kind in watch.handle_lookup(revisions, subscribed, now) {
+            tracked.lookup_pending = false;
+            for kind in tracked.handle_lookup(revisions, subscribed, now) {
                 if may_tell(database, kind, subscriptions) {
-                    subscriptions.mark(database, kind, woken);
+                    subscriptions.mark(database, kind, newly_dirty);
                 }
             }
             self.found(database);

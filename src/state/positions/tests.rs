@@ -173,7 +173,7 @@ impl<'a> Run<'a> {
         let Some((database, number)) = self.lines.pop_front() else { return };
         let Some(id) = self.subscriptions.find(&name(database)) else { return };
         let revision = Revision::parse(&revision(number));
-        if self.subscriptions.watch_mut(id).handle_line(Updated, revision, self.now) {
+        if self.subscriptions.tracked_mut(id).handle_line(Updated, revision, self.now) {
             self.subscriptions.mark(id, Updated, &mut Vec::new());
         }
     }
@@ -227,7 +227,7 @@ impl<'a> Run<'a> {
         }
         while let Some((id, _)) = self.subscriptions.take_dirty(CLIENT.index) {
             let database = self.subscriptions.name(id)["db-".len()..].parse().expect("a number");
-            self.told(database, self.subscriptions.told(id).map(|position| position.to_string()), true);
+            self.told(database, self.subscriptions.notified(id).map(|position| position.to_string()), true);
         }
         while self.subscriptions.take_dirty(OTHER).is_some() {}
         self.positions.sweep(&mut self.subscriptions);
@@ -387,7 +387,7 @@ fn lines_before_the_epoch_is_known_are_ignored() {
     let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
     let database = subscribed(&mut subscriptions, "a");
     let line = Revision::parse("7-a");
-    assert!(subscriptions.watch_mut(database).handle_line(Updated, line, 0), "subscribers are notified nevertheless");
+    assert!(subscriptions.tracked_mut(database).handle_line(Updated, line, 0), "subscribers are notified nevertheless");
     assert!(!positions.handle_epoch(Some("created again since".into()), &mut subscriptions));
     positions.sweep(&mut subscriptions);
     let batch = positions.next_batch(&mut subscriptions).expect("a");
@@ -411,17 +411,17 @@ fn a_line_without_a_revision_repeats_the_lookup_in_flight() {
     };
     for (number, outrun, known) in [(1, true, None), (2, false, Some(2)), (3, true, None), (4, false, Some(4))] {
         assert!(
-            subscriptions.watch_mut(database).handle_line(Updated, None, 0),
+            subscriptions.tracked_mut(database).handle_line(Updated, None, 0),
             "subscribers are notified nevertheless"
         );
         positions.want(database, None, &mut subscriptions);
         let batch = positions.next_batch(&mut subscriptions).expect("a");
         if outrun {
             // CouchDB has read the revisions by now.
-            assert!(subscriptions.watch_mut(database).handle_line(Updated, None, 0));
+            assert!(subscriptions.tracked_mut(database).handle_line(Updated, None, 0));
         }
-        let (body, answer, woken) = (body(number), (0, &mut Jitter::new(7)), &mut Vec::new());
-        assert!(positions.handle_lookup(batch, Some(body.as_bytes()), answer, &mut subscriptions, woken));
+        let (body, answer, newly_dirty) = (body(number), (0, &mut Jitter::new(7)), &mut Vec::new());
+        assert!(positions.handle_lookup(batch, Some(body.as_bytes()), answer, &mut subscriptions, newly_dirty));
         let position = subscriptions.known(database);
         assert_eq!(position.map(|position| position.counts), known.map(|number| [number, 0, 0]));
     }

@@ -40,9 +40,9 @@ impl Positions {
     pub fn wait(&mut self, mut pending: Pending, now: Millis, subscriptions: &mut Subscriptions) {
         let (mut awaited, session) = (Vec::new(), pending.session);
         for (database, _) in &pending.names {
-            let queued = subscriptions.watch(*database).wanted;
+            let queued = subscriptions.tracked(*database).lookup_pending;
             self.want(*database, Some(session), subscriptions);
-            if subscriptions.watch(*database).wanted {
+            if subscriptions.tracked(*database).lookup_pending {
                 awaited.push(*database);
                 // It may be far behind in the queue of another session.
                 if queued && !self.in_flight.contains(database) && !self.is_full(Some(session)) {

@@ -27,7 +27,7 @@ use crate::state::limits::Limits;
 use crate::state::merge_window::{Admission, MergeWindow};
 use crate::state::small_list::SmallList;
 use crate::state::timers::Millis;
-use crate::state::watch::Watch;
+use crate::state::tracked_position::TrackedPosition;
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::nodes::Starts;
 use crate::wire::positions::Position;
@@ -79,7 +79,7 @@ pub struct Subscriptions {
 struct Database {
     name: Box<str>,
     subscribers: SmallList<Subscriber>,
-    watch: Watch,
+    position: TrackedPosition,
     window: MergeWindow,
     /// Number of holds, and [`LINGERS`]. Every database has both, so they share one number.
     holds: u32,
@@ -221,30 +221,30 @@ impl Subscriptions {
     }
 
     /// Returns the tracked position of a database.
-    pub fn watch(&self, database: DatabaseId) -> &Watch {
-        &self.databases[database.0 as usize].watch
+    pub fn tracked(&self, database: DatabaseId) -> &TrackedPosition {
+        &self.databases[database.0 as usize].position
     }
 
     /// Returns the tracked position of a database.
-    pub fn watch_mut(&mut self, database: DatabaseId) -> &mut Watch {
-        &mut self.databases[database.0 as usize].watch
+    pub fn tracked_mut(&mut self, database: DatabaseId) -> &mut TrackedPosition {
+        &mut self.databases[database.0 as usize].position
     }
 
     /// Returns the position of a database in the form for clients, if it is certain.
     pub fn known(&self, database: DatabaseId) -> Option<Position> {
-        let watch = self.watch(database);
-        watch.known().map(|position| self.with_doubt(position, watch))
+        let tracked = self.tracked(database);
+        tracked.known().map(|position| self.with_doubt(position, tracked))
     }
 
     /// Returns the position up to which subscribers of a database were notified, in the form for
     /// clients.
-    pub fn told(&self, database: DatabaseId) -> Option<Position> {
-        let watch = self.watch(database);
-        watch.told().map(|position| self.with_doubt(position, watch))
+    pub fn notified(&self, database: DatabaseId) -> Option<Position> {
+        let tracked = self.tracked(database);
+        tracked.notified().map(|position| self.with_doubt(position, tracked))
     }
 
-    fn with_doubt(&self, position: Position, watch: &Watch) -> Position {
-        let doubt = if watch.is_settled() { 0 } else { self.doubt };
+    fn with_doubt(&self, position: Position, tracked: &TrackedPosition) -> Position {
+        let doubt = if tracked.is_settled() { 0 } else { self.doubt };
         Position { doubt, start: self.starts.map_or(0, |starts| starts.latest), ..position }
     }
 
@@ -253,7 +253,7 @@ impl Subscriptions {
     pub fn doubt(&mut self, doubt: u32) {
         self.doubt = doubt.max(1);
         for database in &mut self.databases {
-            database.watch.unsettle();
+            database.position.unsettle();
         }
     }
 
@@ -297,10 +297,10 @@ impl Subscriptions {
 
     /// Visits the tracked position of each kept database, with whether it has subscribers, in the
     /// order of memory. 100,000 databases take about a millisecond.
-    pub fn for_each_watch(&mut self, mut visit: impl FnMut(DatabaseId, bool, &mut Watch)) {
+    pub fn for_each_tracked(&mut self, mut visit: impl FnMut(DatabaseId, bool, &mut TrackedPosition)) {
         for (slot, database) in (0..).zip(&mut self.databases) {
             if database.holds > 0 || !database.subscribers.is_empty() {
-                visit(DatabaseId(slot), !database.subscribers.is_empty(), &mut database.watch);
+                visit(DatabaseId(slot), !database.subscribers.is_empty(), &mut database.position);
             }
         }
     }
@@ -345,16 +345,16 @@ impl Subscriptions {
     }
 
     /// Marks a change for each subscriber of a database. Sessions without pending notifications are
-    /// appended to `woken`. Returns the number of subscribers for which the change was merged with
+    /// appended to `newly_dirty`. Returns the number of subscribers for which the change was merged with
     /// a pending one.
-    pub fn mark(&mut self, database: DatabaseId, kind: ChangeKind, woken: &mut Vec<SessionIndex>) -> u64 {
+    pub fn mark(&mut self, database: DatabaseId, kind: ChangeKind, newly_dirty: &mut Vec<SessionIndex>) -> u64 {
         let mut merged = 0;
         for subscriber in self.databases[database.0 as usize].subscribers.iter() {
             let entries = &mut self.sessions[subscriber.session as usize];
             let idle = !entries.is_dirty();
             merged += u64::from(!entries.mark(subscriber.entry, kind));
             if idle {
-                woken.push(subscriber.session);
+                newly_dirty.push(subscriber.session);
             }
         }
         merged
@@ -422,7 +422,7 @@ impl Subscriptions {
         let database = Database {
             name: name.into(),
             subscribers: SmallList::None,
-            watch: Watch::default(),
+            position: TrackedPosition::default(),
             window: MergeWindow::default(),
             holds: 0,
         };

@@ -23,11 +23,11 @@ fn told(subscriptions: &mut Subscriptions, session: SessionIndex) -> Vec<(String
 }
 
 fn change(subscriptions: &mut Subscriptions, name: &str) -> Vec<SessionIndex> {
-    let mut woken = Vec::new();
+    let mut newly_dirty = Vec::new();
     if let Some(database) = subscriptions.find(name) {
-        subscriptions.mark(database, ChangeKind::Updated, &mut woken);
+        subscriptions.mark(database, ChangeKind::Updated, &mut newly_dirty);
     }
-    woken
+    newly_dirty
 }
 
 #[test]

@@ -26,17 +26,17 @@ fn seconds(time: Millis) -> u32 {
 
 /// Position of a database, as far as it is known.
 #[derive(Clone, Debug, Default)]
-pub struct Watch {
+pub struct TrackedPosition {
     /// Maximum of lines and lookups; certain while [`Certainty::Known`].
     position: Position,
     /// Per kind, the fingerprint of the last line of which subscribers were notified.
-    told: [u32; 3],
+    notified_lines: [u32; 3],
     certainty: Certainty,
     /// Whether a lookup is queued or in flight.
-    pub wanted: bool,
+    pub lookup_pending: bool,
     /// Whether a line without a revision has come since the lookup began: the reply may be older
     /// than the line.
-    pub outrun: bool,
+    pub lookup_outdated: bool,
     /// Whether an event certainly happened after CouchDB may have lost events, so that the position
     /// is a new one.
     settled: bool,
@@ -58,7 +58,7 @@ enum Certainty {
     Known,
 }
 
-impl Watch {
+impl TrackedPosition {
     /// Returns the position, if it is certain.
     pub fn known(&self) -> Option<Position> {
         (self.certainty == Certainty::Known).then_some(self.position)
@@ -78,7 +78,7 @@ impl Watch {
 
     /// Returns the position up to which subscribers were notified, if there is one. A client that
     /// comes back with it is notified of everything that it missed.
-    pub fn told(&self) -> Option<Position> {
+    pub fn notified(&self) -> Option<Position> {
         (self.certainty != Certainty::Unknown).then_some(self.position)
     }
 
@@ -86,20 +86,20 @@ impl Watch {
     pub fn handle_line(&mut self, kind: ChangeKind, revision: Option<Revision>, now: Millis) -> bool {
         self.changed = seconds(now);
         let Some(revision) = revision else {
-            self.outrun = true;
+            self.lookup_outdated = true;
             self.doubt();
             return true;
         };
         let slot = slot(kind);
         let count = &mut self.position.counts[slot];
-        if *count == revision.number && self.told[slot] == revision.mark {
+        if *count == revision.number && self.notified_lines[slot] == revision.mark {
             return false;
         }
         // A line may be older than the doubt, late or repeated. A line beyond a lookup since the
         // doubt is new.
         self.settled |= self.certainty == Certainty::Known && revision.number > *count;
         *count = revision.number.max(*count);
-        self.told[slot] = revision.mark;
+        self.notified_lines[slot] = revision.mark;
         true
     }
 
@@ -127,7 +127,7 @@ impl Watch {
             }
             if moved[slot] || !subscribed {
                 // The line with the same content may be in flight.
-                self.told[slot] = revision.mark;
+                self.notified_lines[slot] = revision.mark;
             }
         }
         self.certainty = Certainty::Known;
@@ -140,15 +140,15 @@ impl Watch {
 
     /// Returns whether a client with this last sign of life has certainly received all
     /// notifications. A message shortly before a connection breaks may never arrive.
-    pub fn told_by(&self, heard: Millis) -> bool {
-        self.changed.max(self.overtook) < seconds(heard.saturating_sub(IN_FLIGHT))
+    pub fn is_notified_by(&self, last_seen: Millis) -> bool {
+        self.changed.max(self.overtook) < seconds(last_seen.saturating_sub(IN_FLIGHT))
     }
 
     /// Returns whether subscribers may lack notifications of changes that the position includes, if
     /// the lines stopped at that time.
     pub fn awaits_lines(&self, followed_until: Millis) -> bool {
         let overtook = self.overtook > 0 && Millis::from(self.overtook) * 1_000 >= followed_until;
-        self.told().is_none() || overtook
+        self.notified().is_none() || overtook
     }
 
     /// Handles a possible loss of lines.
@@ -160,7 +160,7 @@ impl Watch {
 
     /// Forgets the position, for a database without subscribers or in another epoch.
     pub fn forget(&mut self) {
-        *self = Self { wanted: self.wanted, outrun: self.outrun, ..Self::default() };
+        *self = Self { lookup_pending: self.lookup_pending, lookup_outdated: self.lookup_outdated, ..Self::default() };
     }
 
     /// Declares the position certain without a lookup, for names that no database can have.
@@ -183,8 +183,8 @@ mod tests {
         counts.map(|count| if count == 0 { Revision::default() } else { revision(count) })
     }
 
-    fn look_up(watch: &mut Watch, counts: [u32; 3], subscribed: bool) -> Vec<ChangeKind> {
-        watch.handle_lookup(rows(counts), subscribed, 0).collect()
+    fn look_up(tracked: &mut TrackedPosition, counts: [u32; 3], subscribed: bool) -> Vec<ChangeKind> {
+        tracked.handle_lookup(rows(counts), subscribed, 0).collect()
     }
 
     fn text(position: Option<Position>) -> String {
@@ -193,100 +193,100 @@ mod tests {
 
     #[test]
     fn lines_update_the_position_of_a_lookup() {
-        let mut watch = Watch::default();
-        assert_eq!((text(watch.known()), text(watch.told())), ("-".into(), "-".into()));
-        assert!(look_up(&mut watch, [29, 1, 0], false).is_empty());
-        assert_eq!(text(watch.known()), "29.1.0");
+        let mut tracked = TrackedPosition::default();
+        assert_eq!((text(tracked.known()), text(tracked.notified())), ("-".into(), "-".into()));
+        assert!(look_up(&mut tracked, [29, 1, 0], false).is_empty());
+        assert_eq!(text(tracked.known()), "29.1.0");
         assert!(
-            !watch.handle_line(Updated, Some(revision(29)), 0),
+            !tracked.handle_line(Updated, Some(revision(29)), 0),
             "the lookup included it, before there was a subscriber"
         );
-        assert!(watch.handle_line(Updated, Some(revision(30)), 0));
-        assert!(!watch.handle_line(Updated, Some(revision(30)), 0), "a repeated line");
-        assert!(watch.handle_line(Deleted, Some(revision(1)), 0));
-        assert_eq!(text(watch.known()), "30.1.1");
+        assert!(tracked.handle_line(Updated, Some(revision(30)), 0));
+        assert!(!tracked.handle_line(Updated, Some(revision(30)), 0), "a repeated line");
+        assert!(tracked.handle_line(Deleted, Some(revision(1)), 0));
+        assert_eq!(text(tracked.known()), "30.1.1");
         let elsewhere = Revision::parse("30-other").expect("a revision");
-        assert!(watch.handle_line(Updated, Some(elsewhere), 0), "the same number, and not the same write");
-        assert!(watch.handle_line(Updated, Some(revision(28)), 0), "an older number may be new to subscribers");
-        assert_eq!(text(watch.known()), "30.1.1");
+        assert!(tracked.handle_line(Updated, Some(elsewhere), 0), "the same number, and not the same write");
+        assert!(tracked.handle_line(Updated, Some(revision(28)), 0), "an older number may be new to subscribers");
+        assert_eq!(text(tracked.known()), "30.1.1");
     }
 
     #[test]
     fn a_line_and_a_reply_may_come_in_any_order() {
         // A client without positions subscribes before the lookup: it is notified of the line,
         // whether that comes before or after the reply.
-        let mut watch = Watch::default();
-        assert!(watch.handle_line(Updated, Some(revision(5)), 0));
-        assert!(look_up(&mut watch, [5, 1, 0], true).is_empty());
-        assert!(!watch.handle_line(Updated, Some(revision(5)), 0));
-        let mut watch = Watch::default();
-        assert!(look_up(&mut watch, [5, 1, 0], true).is_empty());
-        assert!(watch.handle_line(Updated, Some(revision(5)), 0));
+        let mut tracked = TrackedPosition::default();
+        assert!(tracked.handle_line(Updated, Some(revision(5)), 0));
+        assert!(look_up(&mut tracked, [5, 1, 0], true).is_empty());
+        assert!(!tracked.handle_line(Updated, Some(revision(5)), 0));
+        let mut tracked = TrackedPosition::default();
+        assert!(look_up(&mut tracked, [5, 1, 0], true).is_empty());
+        assert!(tracked.handle_line(Updated, Some(revision(5)), 0));
         // The line is faster than a lookup that does not include it.
-        let mut watch = Watch::default();
-        assert!(watch.handle_line(Updated, Some(revision(6)), 0));
-        assert!(look_up(&mut watch, [5, 1, 0], false).is_empty());
-        assert_eq!(text(watch.known()), "6.1.0");
+        let mut tracked = TrackedPosition::default();
+        assert!(tracked.handle_line(Updated, Some(revision(6)), 0));
+        assert!(look_up(&mut tracked, [5, 1, 0], false).is_empty());
+        assert_eq!(text(tracked.known()), "6.1.0");
     }
 
     #[test]
     fn changes_during_a_doubt_are_notified_once() {
-        let mut watch = Watch::default();
-        look_up(&mut watch, [5, 1, 0], false);
-        watch.doubt();
-        assert_eq!((text(watch.known()), text(watch.told())), ("-".into(), "5.1.0".into()));
-        assert_eq!(look_up(&mut watch, [7, 2, 1], true), [Updated, Deleted, Created]);
-        assert!(!watch.handle_line(Updated, Some(revision(7)), 0), "subscribers were notified of it");
-        watch.doubt();
-        assert!(look_up(&mut watch, [7, 2, 1], true).is_empty());
-        watch.doubt();
-        assert_eq!(look_up(&mut watch, [7, 2, 2], true), [Deleted]);
-        watch.doubt();
-        assert!(watch.handle_line(Updated, Some(revision(8)), 0));
-        assert!(look_up(&mut watch, [8, 2, 2], true).is_empty(), "subscribers were notified by the line");
-        watch.forget();
-        assert_eq!(text(watch.told()), "-");
-        assert!(look_up(&mut watch, [1, 0, 0], true).is_empty());
-        assert_eq!(text(watch.known()), "1.0.0");
+        let mut tracked = TrackedPosition::default();
+        look_up(&mut tracked, [5, 1, 0], false);
+        tracked.doubt();
+        assert_eq!((text(tracked.known()), text(tracked.notified())), ("-".into(), "5.1.0".into()));
+        assert_eq!(look_up(&mut tracked, [7, 2, 1], true), [Updated, Deleted, Created]);
+        assert!(!tracked.handle_line(Updated, Some(revision(7)), 0), "subscribers were notified of it");
+        tracked.doubt();
+        assert!(look_up(&mut tracked, [7, 2, 1], true).is_empty());
+        tracked.doubt();
+        assert_eq!(look_up(&mut tracked, [7, 2, 2], true), [Deleted]);
+        tracked.doubt();
+        assert!(tracked.handle_line(Updated, Some(revision(8)), 0));
+        assert!(look_up(&mut tracked, [8, 2, 2], true).is_empty(), "subscribers were notified by the line");
+        tracked.forget();
+        assert_eq!(text(tracked.notified()), "-");
+        assert!(look_up(&mut tracked, [1, 0, 0], true).is_empty());
+        assert_eq!(text(tracked.known()), "1.0.0");
     }
 
     #[test]
     fn subscribers_wait_for_the_lines_that_a_first_lookup_overtook() {
-        let mut watch = Watch::default();
-        assert!(watch.awaits_lines(100_000));
-        look_up(&mut watch, [5, 1, 0], false);
-        assert!(!watch.awaits_lines(0), "there was no subscriber");
-        watch.forget();
-        assert!(watch.handle_lookup(rows([5, 1, 0]), true, 60_000).next().is_none());
-        assert!(watch.awaits_lines(60_000) && watch.awaits_lines(60_000 + IN_FLIGHT), "lines may be in flight");
-        assert!(!watch.awaits_lines(60_000 + 2 * IN_FLIGHT));
-        assert!(!watch.told_by(60_000 + IN_FLIGHT) && watch.told_by(60_000 + 3 * IN_FLIGHT));
+        let mut tracked = TrackedPosition::default();
+        assert!(tracked.awaits_lines(100_000));
+        look_up(&mut tracked, [5, 1, 0], false);
+        assert!(!tracked.awaits_lines(0), "there was no subscriber");
+        tracked.forget();
+        assert!(tracked.handle_lookup(rows([5, 1, 0]), true, 60_000).next().is_none());
+        assert!(tracked.awaits_lines(60_000) && tracked.awaits_lines(60_000 + IN_FLIGHT), "lines may be in flight");
+        assert!(!tracked.awaits_lines(60_000 + 2 * IN_FLIGHT));
+        assert!(!tracked.is_notified_by(60_000 + IN_FLIGHT) && tracked.is_notified_by(60_000 + 3 * IN_FLIGHT));
     }
 
     #[test]
     fn only_certainly_newer_events_settle_a_doubt() {
-        let mut watch = Watch::default();
-        look_up(&mut watch, [5, 1, 0], true);
-        watch.handle_line(Updated, Some(revision(6)), 0);
-        assert!(watch.is_settled());
-        watch.unsettle();
-        assert!(watch.handle_line(Updated, Some(revision(7)), 0), "CouchDB may have written it before it stopped");
-        assert!(!watch.is_settled());
-        look_up(&mut watch, [8, 1, 0], true);
+        let mut tracked = TrackedPosition::default();
+        look_up(&mut tracked, [5, 1, 0], true);
+        tracked.handle_line(Updated, Some(revision(6)), 0);
+        assert!(tracked.is_settled());
+        tracked.unsettle();
+        assert!(tracked.handle_line(Updated, Some(revision(7)), 0), "CouchDB may have written it before it stopped");
+        assert!(!tracked.is_settled());
+        look_up(&mut tracked, [8, 1, 0], true);
         for (kind, number) in [(Updated, 7), (Updated, 8), (Created, 1)] {
-            watch.handle_line(kind, Some(revision(number)), 0);
-            assert!(!watch.is_settled(), "a repeated or late line: {number}");
+            tracked.handle_line(kind, Some(revision(number)), 0);
+            assert!(!tracked.is_settled(), "a repeated or late line: {number}");
         }
-        assert!(watch.handle_line(Updated, Some(revision(9)), 0));
-        assert!(watch.is_settled());
+        assert!(tracked.handle_line(Updated, Some(revision(9)), 0));
+        assert!(tracked.is_settled());
     }
 
     #[test]
     fn a_line_without_a_revision_is_notified_and_leaves_doubt() {
-        let mut watch = Watch::default();
-        assert!(watch.handle_line(Created, None, 0));
-        look_up(&mut watch, [1, 1, 0], false);
-        assert!(watch.handle_line(Created, None, 0));
-        assert_eq!((text(watch.known()), text(watch.told())), ("-".into(), "1.1.0".into()));
+        let mut tracked = TrackedPosition::default();
+        assert!(tracked.handle_line(Created, None, 0));
+        look_up(&mut tracked, [1, 1, 0], false);
+        assert!(tracked.handle_line(Created, None, 0));
+        assert_eq!((text(tracked.known()), text(tracked.notified())), ("-".into(), "1.1.0".into()));
     }
 }
