@@ -471,7 +471,7 @@ impl World {
                 }
             }
             if revision.is_none() {
-                self.positions.want(database, None, &mut self.subscriptions);
+                self.positions.queue_lookup(database, None, &mut self.subscriptions);
             }
         }
     }
@@ -659,7 +659,7 @@ impl World {
         let foreign = epoch.is_some() && epoch.as_deref() != self.positions.epoch();
         let mut answer = Vec::new();
         for (database, given) in names {
-            self.positions.want(*database, Some(*key), &mut self.subscriptions);
+            self.positions.queue_lookup(*database, Some(*key), &mut self.subscriptions);
             let position = self.subscriptions.known(*database);
             let changed = given.is_given() && (foreign || given.differs(position, self.subscriptions.starts));
             let name = self.subscriptions.name(*database).to_owned();

@@ -51,7 +51,7 @@ impl Databases {
             }
         }
         if is_news && revision.is_none() {
-            positions.want(database, None, subscriptions);
+            positions.queue_lookup(database, None, subscriptions);
         }
     }
 

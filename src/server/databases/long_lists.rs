@@ -206,7 +206,7 @@ impl Databases {
                     break;
                 }
             }
-            positions.want(*database, Some(key), subscriptions);
+            positions.queue_lookup(*database, Some(key), subscriptions);
             let position = access.visible_position(*database, subscriptions);
             list.stand.push((*database, position));
             if given.is_given() && (foreign || given.differs(position, subscriptions.starts)) {

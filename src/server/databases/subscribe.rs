@@ -262,7 +262,7 @@ impl Databases {
         let mut stand = Vec::with_capacity(names.len());
         let mut changed = Vec::new();
         for (database, given) in &names {
-            positions.want(*database, Some(key), subscriptions);
+            positions.queue_lookup(*database, Some(key), subscriptions);
             let position = access.visible_position(*database, subscriptions);
             stand.push((*database, position));
             // Without a known position, a database that the client knew at one counts as changed.

@@ -40,11 +40,11 @@ const LINGER: Millis = 60_000;
 /// Most databases that are kept without subscribers.
 const MAX_LINGERING: usize = 100_000;
 /// Most databases in the queue. Beyond that, positions stay unknown.
-const MAX_WANTED: usize = 200_000;
+const MAX_QUEUED: usize = 200_000;
 /// Most databases in the queue for one session.
-const MAX_WANTED_OF_SESSION: usize = 20_000;
-/// Databases that a session may always queue, even at [`MAX_WANTED`].
-const ALWAYS_WANTED: usize = 1_000;
+const MAX_QUEUED_OF_SESSION: usize = 20_000;
+/// Databases that a session may always queue, even at [`MAX_QUEUED`].
+const ALWAYS_QUEUED: usize = 1_000;
 /// Most databases that are taken from the queue per turn, including those that are no longer
 /// needed.
 const TAKEN_A_TURN: usize = 4 * MAX_NAMES;
@@ -71,7 +71,7 @@ pub struct Positions {
     /// Databases to look up, by session in turn; each is held once. A database that several
     /// sessions wait for is queued for each of them. It is dropped if another session's turn came
     /// first.
-    wanted: FairQueue<Owner, DatabaseId>,
+    queue: FairQueue<Owner, DatabaseId>,
     /// Whether the last turn left databases to drop.
     unswept: bool,
     batches: usize,
@@ -99,7 +99,7 @@ impl Positions {
         Self {
             epoch: if with_revisions { Epoch::Awaited } else { Epoch::Never },
             era: 0,
-            wanted: FairQueue::default(),
+            queue: FairQueue::default(),
             unswept: false,
             batches: 0,
             in_flight: HashSet::new(),
@@ -152,7 +152,7 @@ impl Positions {
     }
 
     /// Queues lookups of unknown positions with subscribers, a limited number per turn.
-    fn want_unknown(&mut self, subscriptions: &mut Subscriptions) {
+    fn queue_unknown(&mut self, subscriptions: &mut Subscriptions) {
         let Some(from) = self.unchecked_from.filter(|_| self.are_kept()) else { return };
         let mut next = Some(from);
         for _ in 0..SWEPT_A_TURN {
@@ -167,7 +167,7 @@ impl Positions {
                 // either.
                 subscriptions.tracked_mut(database).forget();
             } else if subscriptions.tracked(database).known().is_none() {
-                self.want(database, None, subscriptions);
+                self.queue_lookup(database, None, subscriptions);
             }
         }
         self.unchecked_from = next;
@@ -188,7 +188,7 @@ impl Positions {
     }
 
     /// Queues a lookup of a database's position for a session unless it is already known or queued.
-    pub fn want(&mut self, database: DatabaseId, owner: Owner, subscriptions: &mut Subscriptions) {
+    pub fn queue_lookup(&mut self, database: DatabaseId, owner: Owner, subscriptions: &mut Subscriptions) {
         if !self.are_kept() || subscriptions.tracked(database).known().is_some() {
             return;
         }
@@ -201,34 +201,34 @@ impl Positions {
         let tracked = subscriptions.tracked_mut(database);
         if !std::mem::replace(&mut tracked.lookup_pending, true) {
             subscriptions.hold_id(database);
-            self.wanted.push(owner, database);
+            self.queue.push(owner, database);
         }
     }
 
     fn is_full(&self, owner: Owner) -> bool {
-        let its = self.wanted.len_of(owner);
-        owner.is_some() && its >= MAX_WANTED_OF_SESSION || self.wanted.len() >= MAX_WANTED && its >= ALWAYS_WANTED
+        let its = self.queue.len_of(owner);
+        owner.is_some() && its >= MAX_QUEUED_OF_SESSION || self.queue.len() >= MAX_QUEUED && its >= ALWAYS_QUEUED
     }
 
     /// Continues work that takes more than a turn. Returns databases that are no longer wanted,
     /// each of which may be gone.
     pub fn sweep(&mut self, subscriptions: &mut Subscriptions) -> Vec<DatabaseId> {
         let mut dropped = Vec::new();
-        self.want_unknown(subscriptions);
+        self.queue_unknown(subscriptions);
         for _ in 0..SWEPT_A_TURN {
             // Without positions there are no lookups.
             if self.are_kept() {
                 break;
             }
-            let Some((_, database)) = self.wanted.pop() else { break };
-            self.drop_wanted(database, subscriptions);
+            let Some((_, database)) = self.queue.pop() else { break };
+            self.drop_queued(database, subscriptions);
         }
         for _ in 0..SWEPT_A_TURN {
             let Some(database) = self.unowned.pop_front() else { break };
             if self.are_kept() && self.is_needed(database, subscriptions) {
-                self.wanted.push(None, database);
+                self.queue.push(None, database);
             } else {
-                self.drop_wanted(database, subscriptions);
+                self.drop_queued(database, subscriptions);
                 dropped.push(database);
             }
         }
@@ -242,7 +242,7 @@ impl Positions {
     }
 
     /// Drops a database from the queue that is not needed, or was taken before for another session.
-    fn drop_wanted(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
+    fn drop_queued(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
         if !self.in_flight.contains(&database) && subscriptions.tracked(database).lookup_pending {
             self.waiting_for.remove(&database);
             subscriptions.tracked_mut(database).forget();
@@ -253,7 +253,7 @@ impl Positions {
 
     /// Returns whether a reply is due, or work to sweep.
     pub fn has_work(&self) -> bool {
-        let drops = !self.are_kept() && !self.wanted.is_empty();
+        let drops = !self.are_kept() && !self.queue.is_empty();
         let sweeps = drops || self.unchecked_from.is_some() || !self.unowned.is_empty();
         sweeps || !self.ready.is_empty()
     }
@@ -264,7 +264,7 @@ impl Positions {
         let (mut databases, mut owners) = (Vec::new(), Vec::new());
         let mut taken = 0;
         while may && databases.len() < MAX_NAMES && taken < TAKEN_A_TURN {
-            let Some((owner, database)) = self.wanted.pop() else { break };
+            let Some((owner, database)) = self.queue.pop() else { break };
             taken += 1;
             if self.is_needed(database, subscriptions) {
                 subscriptions.tracked_mut(database).lookup_outdated = false;
@@ -272,7 +272,7 @@ impl Positions {
                 databases.push(database);
                 owners.push(owner);
             } else {
-                self.drop_wanted(database, subscriptions);
+                self.drop_queued(database, subscriptions);
             }
         }
         self.unswept = taken == TAKEN_A_TURN;
@@ -294,7 +294,7 @@ impl Positions {
         self.handle_lookup_if(batch, body, times, subscriptions, newly_dirty, |_, _, _| true)
     }
 
-    /// The same with a filter: changes for which `may_tell` returns false are left to it.
+    /// The same with a filter: changes for which `may_notify` returns false are left to it.
     pub fn handle_lookup_if(
         &mut self,
         batch: Batch,
@@ -302,7 +302,7 @@ impl Positions {
         (now, jitter): (Millis, &mut Jitter),
         subscriptions: &mut Subscriptions,
         newly_dirty: &mut Vec<SessionIndex>,
-        mut may_tell: impl FnMut(DatabaseId, ChangeKind, &Subscriptions) -> bool,
+        mut may_notify: impl FnMut(DatabaseId, ChangeKind, &Subscriptions) -> bool,
     ) -> bool {
         self.batches -= 1;
         let names = batch.databases.iter().map(|database| subscriptions.name(*database));
@@ -314,7 +314,7 @@ impl Positions {
             }
             for (database, owner) in batch.databases.into_iter().zip(batch.owners).rev() {
                 self.in_flight.remove(&database);
-                self.wanted.push_front(owner, database);
+                self.queue.push_front(owner, database);
             }
             return found;
         };
@@ -324,12 +324,12 @@ impl Positions {
             let subscribed = subscriptions.has_subscribers(database);
             let tracked = subscriptions.tracked_mut(database);
             if tracked.lookup_outdated {
-                self.wanted.push(owner, database);
+                self.queue.push(owner, database);
                 continue;
             }
             tracked.lookup_pending = false;
             for kind in tracked.handle_lookup(revisions, subscribed, now) {
-                if may_tell(database, kind, subscriptions) {
+                if may_notify(database, kind, subscriptions) {
                     subscriptions.mark(database, kind, newly_dirty);
                 }
             }
@@ -352,7 +352,7 @@ impl Positions {
 
     /// Returns when [`Positions::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Millis> {
-        let retry = self.retry_at.filter(|_| !self.wanted.is_empty());
+        let retry = self.retry_at.filter(|_| !self.queue.is_empty());
         let deadline = self.deadlines.front().map(|(at, _)| *at);
         let linger = self.lingering.front().map(|(at, _)| *at);
         let sweep = self.unswept.then_some(0);

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::waiting::ANSWER_WITHIN;
+use super::waiting::REPLY_TIMEOUT;
 use super::*;
 use crate::state::session::Reply;
 use crate::wire::couchdb::ChangeKind::Updated;
@@ -151,7 +151,7 @@ impl<'a> Run<'a> {
                 for database in 0..self.bounds.databases {
                     let id = self.subscriptions.hold(&name(database));
                     self.subscriptions.subscribe(OTHER, id).expect("few");
-                    self.positions.want(id, None, &mut self.subscriptions);
+                    self.positions.queue_lookup(id, None, &mut self.subscriptions);
                     self.subscriptions.release(id);
                 }
             }
@@ -162,7 +162,7 @@ impl<'a> Run<'a> {
                 }
             }
             Step::Wait => {
-                self.now += ANSWER_WITHIN;
+                self.now += REPLY_TIMEOUT;
                 self.positions.handle_timeout(self.now, &mut self.subscriptions);
             }
         }
@@ -217,7 +217,7 @@ impl<'a> Run<'a> {
         while let Some(pending) = self.positions.next_ready() {
             for (id, given) in &pending.names {
                 self.subscriptions.subscribe(CLIENT.index, *id).expect("few");
-                self.positions.want(*id, Some(CLIENT), &mut self.subscriptions);
+                self.positions.queue_lookup(*id, Some(CLIENT), &mut self.subscriptions);
                 let position = self.subscriptions.known(*id);
                 let same = given.is_given() && !given.differs(position, None);
                 let database = self.subscriptions.name(*id)["db-".len()..].parse().expect("a number");
@@ -368,7 +368,7 @@ fn no_database_is_kept_when_there_are_no_positions() {
     positions.handle_epoch(Some("1".into()), &mut subscriptions);
     let want = |name: &str, positions: &mut Positions, subscriptions: &mut Subscriptions| {
         let database = subscribed(subscriptions, name);
-        positions.want(database, None, subscriptions);
+        positions.queue_lookup(database, None, subscriptions);
     };
     want("a", &mut positions, &mut subscriptions);
     let batch = positions.next_batch(&mut subscriptions).expect("a");
@@ -414,7 +414,7 @@ fn a_line_without_a_revision_repeats_the_lookup_in_flight() {
             subscriptions.tracked_mut(database).handle_line(Updated, None, 0),
             "subscribers are notified nevertheless"
         );
-        positions.want(database, None, &mut subscriptions);
+        positions.queue_lookup(database, None, &mut subscriptions);
         let batch = positions.next_batch(&mut subscriptions).expect("a");
         if outrun {
             // CouchDB has read the revisions by now.
@@ -456,7 +456,7 @@ fn a_session_with_few_names_does_not_wait_for_one_with_many() {
     while positions.has_work() {
         positions.sweep(&mut subscriptions);
     }
-    assert!(positions.wanted.is_empty() && positions.waiting() == 0);
+    assert!(positions.queue.is_empty() && positions.waiting() == 0);
     positions.handle_lookup(batch, None, (0, &mut Jitter::new(7)), &mut subscriptions, &mut Vec::new());
     positions.handle_timeout(60_000, &mut subscriptions);
     while positions.next_batch(&mut subscriptions).is_some() {}
@@ -478,13 +478,13 @@ fn a_database_that_is_no_longer_needed_is_not_looked_up() {
         assert!(answered.names.is_empty());
         answered.release(&mut subscriptions);
     }
-    assert_eq!(positions.wanted.len(), MAX_WANTED_OF_SESSION, "the queue of one session is limited");
+    assert_eq!(positions.queue.len(), MAX_QUEUED_OF_SESSION, "the queue of one session is limited");
     let mut turns = 0;
     while positions.poll_timeout() == Some(0) || turns == 0 {
         assert!(positions.next_batch(&mut subscriptions).is_none());
         turns += 1;
     }
-    assert_eq!(turns, 1 + MAX_WANTED_OF_SESSION / TAKEN_A_TURN);
+    assert_eq!(turns, 1 + MAX_QUEUED_OF_SESSION / TAKEN_A_TURN);
     assert_eq!((subscriptions.held(), subscriptions.databases()), (0, 0));
 }
 
@@ -500,12 +500,12 @@ fn after_a_doubt_databases_are_queued_over_several_turns() {
     assert_eq!(positions.handle_doubt(0, &mut subscriptions).len(), count);
     let mut turns = 0;
     while positions.has_work() {
-        let before = positions.wanted.len();
+        let before = positions.queue.len();
         positions.sweep(&mut subscriptions);
-        assert!(positions.wanted.len() - before <= SWEPT_A_TURN);
+        assert!(positions.queue.len() - before <= SWEPT_A_TURN);
         turns += 1;
     }
-    assert_eq!((positions.wanted.len(), turns), (count, 4));
+    assert_eq!((positions.queue.len(), turns), (count, 4));
     positions.handle_epoch(None, &mut subscriptions);
     subscriptions.remove_session(0);
     while positions.has_work() {

@@ -10,10 +10,10 @@ use crate::state::table::Key;
 use crate::state::timers::Millis;
 
 /// Number of deadlines below which they are not swept.
-const FEW: usize = 64;
+const MIN_SWEPT: usize = 64;
 /// Time after which a `subscribe` is answered without the positions that are still unknown, in
 /// milliseconds.
-pub(super) const ANSWER_WITHIN: Millis = 5_000;
+pub(super) const REPLY_TIMEOUT: Millis = 5_000;
 
 impl Positions {
     /// Returns the number of waiting `subscribe` requests.
@@ -41,13 +41,13 @@ impl Positions {
         let (mut awaited, session) = (Vec::new(), pending.session);
         for (database, _) in &pending.names {
             let queued = subscriptions.tracked(*database).lookup_pending;
-            self.want(*database, Some(session), subscriptions);
+            self.queue_lookup(*database, Some(session), subscriptions);
             if subscriptions.tracked(*database).lookup_pending {
                 awaited.push(*database);
                 // It may be far behind in the queue of another session.
                 if queued && !self.in_flight.contains(database) && !self.is_full(Some(session)) {
                     subscriptions.hold_id(*database);
-                    self.wanted.push(Some(session), *database);
+                    self.queue.push(Some(session), *database);
                 }
             }
         }
@@ -66,8 +66,8 @@ impl Positions {
             }
             waiting.push(key);
         }
-        self.deadlines.push_back((now + ANSWER_WITHIN, key));
-        if self.deadlines.len() > 2 * self.pending.len() + FEW {
+        self.deadlines.push_back((now + REPLY_TIMEOUT, key));
+        if self.deadlines.len() > 2 * self.pending.len() + MIN_SWEPT {
             // Most requests were cancelled before their deadline.
             let pending = &self.pending;
             self.deadlines.retain(|(_, key)| pending.get(*key).is_some());
@@ -99,7 +99,7 @@ impl Positions {
                 held.extend(pending.names.into_iter().map(|(database, _)| database));
             }
         }
-        self.unowned.append(&mut self.wanted.remove_owner(Some(session)));
+        self.unowned.append(&mut self.queue.remove_owner(Some(session)));
         (replies, held)
     }
 
