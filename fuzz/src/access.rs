@@ -19,7 +19,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use couchdb_howler::state::access::{Access, Decision, MAX_QUESTIONS, Policy, Step, Undecided, Verdict};
+use couchdb_howler::state::access::{Access, Decision, MAX_LOOKUPS, Policy, Step, Undecided, Verdict};
 use couchdb_howler::state::jitter::Jitter;
 use couchdb_howler::state::session::Reply;
 use couchdb_howler::state::subscriptions::{DatabaseId, Subscriptions};
@@ -255,7 +255,7 @@ impl World {
             let name = self.subscriptions.name(*database).to_owned();
             match self.decide(session, *database) {
                 Decision::Forbidden(_) => continue,
-                Decision::Unknown => self.access.ask(*database, &mut self.subscriptions),
+                Decision::Unknown => self.access.queue_lookup(*database, &mut self.subscriptions),
                 Decision::Allowed => {}
             }
             // While it is not known to exist it looks like one that is missing.
@@ -440,14 +440,14 @@ impl World {
             self.answered(&undecided);
             self.access.end(undecided, &mut self.subscriptions);
         }
-        while let Some(database) = self.access.next_question(&mut self.subscriptions) {
+        while let Some(database) = self.access.next_lookup(&mut self.subscriptions) {
             let name = self.subscriptions.name(database).to_owned();
             assert!(name != ".." && name != "_users", "{name} is never asked about");
             assert!(self.questions.iter().all(|question| question.name != name), "{name} is asked about twice");
             self.known.entry(name.clone()).or_default().since.clear();
             self.questions.push(Question { database, name, found: None });
         }
-        assert!(self.questions.len() <= MAX_QUESTIONS);
+        assert!(self.questions.len() <= MAX_LOOKUPS);
         for session in 0..SESSIONS {
             if self.access.is_withheld(self.key(session)) {
                 continue;
@@ -469,7 +469,7 @@ impl World {
     fn reconsider(&mut self, session: u32, database: DatabaseId) {
         match self.decide(session, database) {
             Decision::Allowed => {}
-            Decision::Unknown => self.access.ask(database, &mut self.subscriptions),
+            Decision::Unknown => self.access.queue_lookup(database, &mut self.subscriptions),
             Decision::Forbidden(_) => {
                 let name = self.subscriptions.name(database).to_owned();
                 if self.subscriptions.unsubscribe(session, database) {
@@ -520,7 +520,7 @@ impl World {
         }
         self.pass(100_000);
         assert!(self.questions.is_empty() && self.access.is_empty() && !self.access.has_work());
-        assert_eq!((self.access.waiting_questions(), self.subscriptions.held()), (0, 0), "nothing is left behind");
+        assert_eq!((self.access.queued_lookups(), self.subscriptions.held()), (0, 0), "nothing is left behind");
     }
 }
 

@@ -28,7 +28,7 @@ impl Databases {
 
     /// Returns the next database whose `_security` CouchDB is to be asked for, and its name.
     pub(crate) fn next_question(&mut self) -> Option<(DatabaseId, &str)> {
-        let database = self.access.next_question(&mut self.subscriptions)?;
+        let database = self.access.next_lookup(&mut self.subscriptions)?;
         Some((database, self.subscriptions.name(database)))
     }
 
@@ -116,7 +116,7 @@ impl Databases {
             Decision::Allowed => false,
             // Its only subscribers were server admins, of whom this session was one.
             Decision::Unknown => {
-                self.access.ask(database, &mut self.subscriptions);
+                self.access.queue_lookup(database, &mut self.subscriptions);
                 false
             }
             Decision::Forbidden(why) => {

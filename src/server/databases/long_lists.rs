@@ -111,7 +111,7 @@ impl Databases {
         let rest = intake.databases.split_off(intake.databases.len().min(PART));
         let names = std::mem::replace(&mut intake.databases, rest);
         let user = intake.user.take().unwrap_or_default();
-        self.access.give_up_reserve(&user, intake.unknown);
+        self.access.release_reserved(&user, intake.unknown);
         let request = Request { session: key, reply: Reply::Silent, names, epoch: None, group: Some(group) };
         Some((request, user, self.access.awaited()))
     }
@@ -192,7 +192,7 @@ impl Databases {
             done += 1;
             match access.decide(*database, user, roles, subscriptions) {
                 Decision::Allowed => {}
-                Decision::Unknown => access.ask(*database, subscriptions),
+                Decision::Unknown => access.queue_lookup(*database, subscriptions),
                 Decision::Forbidden(why) => {
                     list.refused.push((subscriptions.name(*database).into(), why));
                     continue;
@@ -319,7 +319,7 @@ impl Databases {
     /// Gives up the room that was reserved for cancelled lists.
     fn give_up_reserves(&mut self, cancelled: &Cancelled) {
         for (user, count) in &cancelled.reserved {
-            self.access.give_up_reserve(user, *count);
+            self.access.release_reserved(user, *count);
         }
     }
 }

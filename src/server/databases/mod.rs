@@ -215,7 +215,7 @@ impl Databases {
             databases: self.subscriptions.watched(),
             names: self.subscriptions.databases(),
             remembered: self.catch_up.remembered(),
-            access: (self.access.waiting_questions(), self.access.security_bytes()),
+            access: (self.access.queued_lookups(), self.access.security_bytes()),
         }
     }
 }

@@ -241,7 +241,7 @@ impl Databases {
         }
         // Subscribed to as if they were missing, and reconsidered once it is known who may read them.
         for database in unknown {
-            access.ask(database, subscriptions);
+            access.queue_lookup(database, subscriptions);
         }
         // All or nothing.
         let mut added = Vec::new();

@@ -26,7 +26,7 @@ use super::context::Context;
 use super::ids::{Queue, UpstreamId};
 use super::settings::Settings;
 use crate::net::resolver::Resolver;
-use crate::state::access::MAX_QUESTIONS;
+use crate::state::access::MAX_LOOKUPS;
 use crate::state::admin_access::{AdminAccess, AdminEvent, AdminUse};
 use crate::state::dialer::{DialAction, Dialer};
 use crate::state::feed::{Feed, FeedAction};
@@ -43,7 +43,7 @@ use crate::wire::security::MAX_SECURITY;
 use crate::wire::url::CouchUrl;
 
 /// Connections for questions about access and for checks of sessions.
-const CHECKS: usize = MAX_QUESTIONS;
+const CHECKS: usize = MAX_LOOKUPS;
 /// Connections for lookups: one for each batch, one for the epoch, and one for the start of CouchDB and other questions.
 const LOOKUPS: usize = MAX_BATCHES + 2;
 

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use super::Access;
-use super::entry::{Question, before_creation};
+use super::entry::{LookupState, before_creation};
 use super::request::Stage;
 use super::step::Pass;
 use super::verdict::Verdict;
@@ -48,23 +48,23 @@ impl Access {
         let is_held_back = entry.in_doubt || entry.left.is_some() || !was_there;
         if kind == ChangeKind::Updated && was_there && !entry.in_doubt {
             if is_held_back && is_news {
-                entry.untold = Some(entry.untold.map_or(kind, |earlier| earlier.merge(kind)));
+                entry.pending_change = Some(entry.pending_change.map_or(kind, |earlier| earlier.merge(kind)));
             }
             return is_news && !is_held_back;
         }
         let tells_now = is_news && !is_held_back && kind == ChangeKind::Deleted;
         if !entry.in_doubt {
             entry.in_doubt = true;
-            entry.stood_at = if was_there {
-                before.or(entry.stood_at)
+            entry.position_before = if was_there {
+                before.or(entry.position_before)
             } else {
                 let missing = before.filter(|position| !position.is_there());
-                missing.or(entry.stood_at).or(before.map(before_creation))
+                missing.or(entry.position_before).or(before.map(before_creation))
             };
         }
         if kind == ChangeKind::Deleted {
             let now = subscriptions.known(database).or(subscriptions.notified(database));
-            entry.stood_at = now.map(before_creation).or(entry.stood_at);
+            entry.position_before = now.map(before_creation).or(entry.position_before);
             if is_news {
                 // A new subscription is answered as if the database were missing, as it may be.
                 entry.set_verdict(database, Some(Verdict::Missing), &mut self.memory);
@@ -73,10 +73,10 @@ impl Access {
         }
         // No subscriber was notified of a database that did not exist.
         if !tells_now && (is_news || !was_there) {
-            entry.untold = Some(entry.untold.map_or(kind, |earlier| earlier.merge(kind)));
+            entry.pending_change = Some(entry.pending_change.map_or(kind, |earlier| earlier.merge(kind)));
         }
         entry.note(kind);
-        self.queue_doubt(database);
+        self.queue_urgent(database);
         tells_now
     }
 
@@ -90,7 +90,7 @@ impl Access {
         (now, jitter): (Millis, &mut Jitter),
         subscriptions: &mut Subscriptions,
     ) -> Option<ChangeKind> {
-        self.questions.asking -= 1;
+        self.lookups.in_flight -= 1;
         let entry = self.entries.get_mut(&database)?;
         let Some(verdict) = verdict else {
             let span = (FIRST_RETRY << entry.failures.min(6)).min(LONGEST_RETRY);
@@ -99,9 +99,9 @@ impl Access {
             return None;
         };
         entry.failures = 0;
-        if entry.is_from_before(&verdict) {
-            entry.question = Question::None;
-            self.queue_doubt(database);
+        if entry.is_outdated(&verdict) {
+            entry.lookup = LookupState::None;
+            self.queue_urgent(database);
             return None;
         }
         let has_subscribers = subscriptions.has_subscribers(database);
@@ -110,18 +110,18 @@ impl Access {
         let entry = self.entries.get_mut(&database)?;
         // The replacement can be the same if there is still no room.
         let is_other = entry.verdict.as_ref() != Some(&verdict);
-        entry.question = Question::None;
+        entry.lookup = LookupState::None;
         if is_other {
             entry.set_verdict(database, Some(verdict), &mut self.memory);
         }
         entry.in_doubt = false;
         let is_there = entry.is_there();
-        entry.stood_at = subscriptions.known(database).filter(|position| is_there || !position.is_there());
+        entry.position_before = subscriptions.known(database).filter(|position| is_there || !position.is_there());
         if is_other && has_subscribers {
             entry.left = Some(subscriptions.subscriber_count(database));
             self.passes.push_back(Pass::Database(database));
         }
-        let tells_now = if entry.left.is_none() { entry.untold.take() } else { None };
+        let tells_now = if entry.left.is_none() { entry.pending_change.take() } else { None };
         let waiting = std::mem::take(&mut entry.waiting);
         let at = now + REFRESH;
         entry.refresh = Some(at);
@@ -135,7 +135,7 @@ impl Access {
     /// Schedules the next lookup of a database after one without a valid reply.
     fn back_off(&mut self, database: DatabaseId, at: Millis, subscriptions: &mut Subscriptions) {
         let Some(entry) = self.entries.get_mut(&database) else { return };
-        entry.question = Question::Backoff(at);
+        entry.lookup = LookupState::Backoff(at);
         self.retries.push(Reverse((at, database)));
         self.drop_unused(database, subscriptions);
     }
@@ -180,7 +180,7 @@ impl Access {
     fn drop_idle(&mut self, idle: DatabaseId, answered: DatabaseId, subscriptions: &mut Subscriptions) {
         self.memory.set_in_use(idle);
         let Some(entry) = self.entries.get(&idle) else { return };
-        let is_needed = entry.waiters > 0 || entry.question == Question::Asked || idle == answered;
+        let is_needed = entry.waiters > 0 || entry.lookup == LookupState::InFlight || idle == answered;
         if !is_needed && !subscriptions.has_subscribers(idle) && !subscriptions.is_awaited(idle) {
             self.forget(idle, subscriptions);
         }

@@ -10,7 +10,7 @@ use crate::wire::positions::Position;
 
 /// State of the lookup of a database.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Question {
+pub(super) enum LookupState {
     /// There is none.
     #[default]
     None,
@@ -19,7 +19,7 @@ pub(super) enum Question {
     /// It is queued among the databases in doubt.
     Urgent,
     /// It is in flight.
-    Asked,
+    InFlight,
     /// It is queued again at this time.
     Backoff(Millis),
 }
@@ -28,7 +28,7 @@ pub(super) enum Question {
 #[derive(Debug, Default)]
 pub(super) struct Entry {
     pub(super) verdict: Option<Verdict>,
-    pub(super) question: Question,
+    pub(super) lookup: LookupState,
     /// Number of consecutive lookups without a valid reply.
     pub(super) failures: u8,
     /// Last event since the lookup began; the reply may be older.
@@ -40,9 +40,9 @@ pub(super) struct Entry {
     /// Whether it may be another database since the last verdict.
     pub(super) in_doubt: bool,
     /// Change of which its subscribers are notified once they are decided.
-    pub(super) untold: Option<ChangeKind>,
+    pub(super) pending_change: Option<ChangeKind>,
     /// Position before it came into doubt.
-    pub(super) stood_at: Option<Position>,
+    pub(super) position_before: Option<Position>,
     /// Number of subscribers left to decide again, during that pass.
     pub(super) left: Option<usize>,
     /// Time of the next refresh.
@@ -65,13 +65,13 @@ impl Entry {
     /// Notes an event of the database.
     pub(super) fn note(&mut self, kind: ChangeKind) {
         let earlier = self.since.filter(|_| kind == ChangeKind::Updated);
-        self.since = (self.question == Question::Asked).then_some(earlier.unwrap_or(kind));
+        self.since = (self.lookup == LookupState::InFlight).then_some(earlier.unwrap_or(kind));
     }
 
     /// Returns whether a reply may be older than an event that changes it. An update only shows
     /// that the database exists. If updates invalidated replies, a busy database would never get a
     /// verdict.
-    pub(super) fn is_from_before(&self, verdict: &Verdict) -> bool {
+    pub(super) fn is_outdated(&self, verdict: &Verdict) -> bool {
         match self.since {
             None => false,
             Some(ChangeKind::Updated) => *verdict == Verdict::Missing,

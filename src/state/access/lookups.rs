@@ -9,22 +9,22 @@ use crate::state::table::Key;
 /// Queued lookups. Databases in doubt, refreshes, and requests of clients take turns, and among the
 /// last ones the sessions do.
 #[derive(Debug, Default)]
-pub(super) struct Questions {
-    pub(super) doubts: VecDeque<DatabaseId>,
+pub(super) struct LookupQueue {
+    pub(super) urgent: VecDeque<DatabaseId>,
     pub(super) refreshes: VecDeque<DatabaseId>,
     pub(super) of_sessions: FairQueue<Key, DatabaseId>,
     /// Number of the queue that was served last.
     turn: u8,
     /// Number of lookups in flight.
-    pub(super) asking: usize,
+    pub(super) in_flight: usize,
 }
 
-impl Questions {
+impl LookupQueue {
     pub(super) fn pop(&mut self) -> Option<DatabaseId> {
         for _ in 0..3 {
             self.turn = (self.turn + 1) % 3;
             let next = match self.turn {
-                0 => self.doubts.pop_front(),
+                0 => self.urgent.pop_front(),
                 1 => self.refreshes.pop_front(),
                 _ => self.of_sessions.pop().map(|(_, database)| database),
             };
@@ -36,6 +36,6 @@ impl Questions {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.doubts.len() + self.refreshes.len() + self.of_sessions.len()
+        self.urgent.len() + self.refreshes.len() + self.of_sessions.len()
     }
 }

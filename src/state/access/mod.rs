@@ -32,8 +32,8 @@ mod waiting;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 
-use entry::{Entry, Question, before_creation};
-use lookups::Questions;
+use entry::{Entry, LookupState, before_creation};
+use lookups::LookupQueue;
 pub use request::Undecided;
 use request::{Share, Stage};
 use step::Pass;
@@ -49,7 +49,7 @@ use crate::wire::positions::Position;
 use crate::wire::security::{Refusal, is_server_admin, is_system};
 
 /// Most lookups in flight.
-pub const MAX_QUESTIONS: usize = 4;
+pub const MAX_LOOKUPS: usize = 4;
 /// Most databases for which the requests of one user wait, over all sessions.
 pub const MAX_WAITING_OF_USER: usize = 20_000;
 /// Most databases for which all requests wait. One user gets at most as many as there is room left
@@ -67,7 +67,7 @@ pub struct Access {
     /// Number of `_security` objects that were dropped for lack of memory, since
     /// [`Access::take_evictions`].
     evictions: u64,
-    questions: Questions,
+    lookups: LookupQueue,
     undecided: Table<Undecided>,
     shares: HashMap<Key, Share>,
     /// Number of databases that the requests of each user wait for.
@@ -96,7 +96,7 @@ impl Access {
             entries: HashMap::new(),
             memory: SecurityMemory::default(),
             evictions: 0,
-            questions: Questions::default(),
+            lookups: LookupQueue::default(),
             undecided: Table::default(),
             shares: HashMap::new(),
             awaited_by: HashMap::new(),
@@ -139,8 +139,8 @@ impl Access {
     }
 
     /// Returns the number of queued lookups.
-    pub fn waiting_questions(&self) -> usize {
-        self.questions.len()
+    pub fn queued_lookups(&self) -> usize {
+        self.lookups.len()
     }
 
     /// Decides whether a user may subscribe to a database, as far as that is known.
@@ -176,13 +176,15 @@ impl Access {
         let position = subscriptions.known(database);
         let Some(entry) = self.entries.get(&database) else { return position };
         let is_new = !entry.is_there() && position.is_some_and(|position| position.is_there());
-        if entry.in_doubt || is_new { entry.stood_at.or(position.map(before_creation)) } else { position }
+        if entry.in_doubt || is_new { entry.position_before.or(position.map(before_creation)) } else { position }
     }
 
     /// Returns the position for notifications, with the same rule.
     pub fn notified_position(&self, database: DatabaseId, subscriptions: &Subscriptions) -> Option<Position> {
         match self.entries.get(&database) {
-            Some(entry) if entry.in_doubt => entry.stood_at.or(subscriptions.notified(database).map(before_creation)),
+            Some(entry) if entry.in_doubt => {
+                entry.position_before.or(subscriptions.notified(database).map(before_creation))
+            }
             _ => subscriptions.notified(database),
         }
     }
@@ -203,16 +205,16 @@ impl Access {
 
     /// Queues a lookup of a database with subscribers but without a verdict. No subscriber is
     /// notified until it is known which users may read it.
-    pub fn ask(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
+    pub fn queue_lookup(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
         self.enter(database, subscriptions);
-        self.queue_doubt(database);
+        self.queue_urgent(database);
     }
 
-    fn queue_doubt(&mut self, database: DatabaseId) {
+    fn queue_urgent(&mut self, database: DatabaseId) {
         let Some(entry) = self.entries.get_mut(&database) else { return };
-        if matches!(entry.question, Question::None | Question::Queued) {
-            entry.question = Question::Urgent;
-            self.questions.doubts.push_back(database);
+        if matches!(entry.lookup, LookupState::None | LookupState::Queued) {
+            entry.lookup = LookupState::Urgent;
+            self.lookups.urgent.push_back(database);
         }
     }
 
@@ -228,7 +230,7 @@ impl Access {
             Some(Verdict::Missing) => !is_awaited,
             Some(_) => entry.in_doubt && !is_awaited,
         };
-        if !is_used && is_worthless && entry.question != Question::Asked {
+        if !is_used && is_worthless && entry.lookup != LookupState::InFlight {
             self.forget(database, subscriptions);
         } else if !is_used && !is_awaited {
             self.memory.set_idle(database);
@@ -247,20 +249,20 @@ impl Access {
 
     /// Returns the next database to look up, unless enough lookups are in flight. It is kept until
     /// the reply. Lookups that are no longer needed are dropped.
-    pub fn next_question(&mut self, subscriptions: &mut Subscriptions) -> Option<DatabaseId> {
-        while self.questions.asking < MAX_QUESTIONS {
-            let database = self.questions.pop()?;
+    pub fn next_lookup(&mut self, subscriptions: &mut Subscriptions) -> Option<DatabaseId> {
+        while self.lookups.in_flight < MAX_LOOKUPS {
+            let database = self.lookups.pop()?;
             let Some(entry) = self.entries.get_mut(&database) else { continue };
-            if !matches!(entry.question, Question::Queued | Question::Urgent) {
+            if !matches!(entry.lookup, LookupState::Queued | LookupState::Urgent) {
                 continue;
             }
             if entry.waiters == 0 && !subscriptions.has_subscribers(database) {
                 self.forget(database, subscriptions);
                 continue;
             }
-            entry.question = Question::Asked;
+            entry.lookup = LookupState::InFlight;
             entry.since = None;
-            self.questions.asking += 1;
+            self.lookups.in_flight += 1;
             return Some(database);
         }
         None
@@ -291,11 +293,11 @@ impl Access {
             if self.undecided.get(key).is_some_and(|undecided| undecided.stage != Stage::Waiting) {
                 continue;
             }
-            if let Some(undecided) = self.give_up(key, subscriptions) {
+            if let Some(undecided) = self.take_late(key, subscriptions) {
                 budget = budget.saturating_sub(undecided.names.len());
                 let session = undecided.session;
                 self.late.push_back(undecided);
-                self.drop_stale_questions(session);
+                self.drop_stale_lookups(session);
             }
         }
         let mut budget = EXPIRED_A_TURN;
@@ -305,7 +307,7 @@ impl Access {
         {
             budget -= 1;
             self.retries.pop();
-            if self.entries.get(&database).is_some_and(|entry| entry.question == Question::Backoff(at)) {
+            if self.entries.get(&database).is_some_and(|entry| entry.lookup == LookupState::Backoff(at)) {
                 self.retry(database, subscriptions);
             }
         }
@@ -324,18 +326,18 @@ impl Access {
     /// Queues the next lookup of a database after one without a valid reply.
     fn retry(&mut self, database: DatabaseId, subscriptions: &mut Subscriptions) {
         let Some(entry) = self.entries.get_mut(&database) else { return };
-        entry.question = Question::None;
+        entry.lookup = LookupState::None;
         if subscriptions.has_subscribers(database) {
-            return self.queue_doubt(database);
+            return self.queue_urgent(database);
         }
         for key in &entry.waiting {
             let waits = |one: &&Undecided| one.stage == Stage::Waiting && one.awaits.contains(&database);
             if let Some(undecided) = self.undecided.get(*key).filter(waits) {
-                entry.question = Question::Queued;
-                self.questions.of_sessions.push(undecided.session, database);
+                entry.lookup = LookupState::Queued;
+                self.lookups.of_sessions.push(undecided.session, database);
             }
         }
-        if entry.question == Question::None {
+        if entry.lookup == LookupState::None {
             self.forget(database, subscriptions);
         }
     }
@@ -344,11 +346,11 @@ impl Access {
         let Some(entry) = self.entries.get_mut(&database).filter(|entry| entry.refresh == Some(at)) else { return };
         entry.refresh = None;
         if subscriptions.has_subscribers(database) {
-            if entry.question == Question::None {
-                entry.question = Question::Queued;
-                self.questions.refreshes.push_back(database);
+            if entry.lookup == LookupState::None {
+                entry.lookup = LookupState::Queued;
+                self.lookups.refreshes.push_back(database);
             }
-        } else if entry.waiters == 0 && entry.question != Question::Asked {
+        } else if entry.waiters == 0 && entry.lookup != LookupState::InFlight {
             self.forget(database, subscriptions);
         }
     }

@@ -43,7 +43,7 @@ impl Access {
                             Some(next) => Some(Step::Decide(subscriptions.subscriber_at(database, next)?, database)),
                             // A database that came into doubt meanwhile waits for its next verdict.
                             None if entry.in_doubt => None,
-                            None => entry.untold.take().map(|kind| Step::Notify(database, kind)),
+                            None => entry.pending_change.take().map(|kind| Step::Notify(database, kind)),
                         }
                     });
                     let goes_on = self.entries.get(&database).is_some_and(|entry| entry.left.is_some());

@@ -1,7 +1,7 @@
 use ChangeKind::{Created, Deleted, Updated};
 
 use super::changes::{FIRST_RETRY, LONGEST_RETRY, REFRESH};
-use super::waiting::{DECIDE_WITHIN, MAX_STALE};
+use super::waiting::{DECISION_TIMEOUT, MAX_STALE};
 use super::*;
 use crate::state::jitter::Jitter;
 use crate::state::session::Reply;
@@ -59,16 +59,16 @@ impl Scene {
     /// Starts the lookups that are possible now.
     fn questions(&mut self) -> Vec<String> {
         let Self { access, subscriptions, .. } = self;
-        std::iter::from_fn(|| access.next_question(subscriptions).map(|id| subscriptions.name(id).to_owned())).collect()
+        std::iter::from_fn(|| access.next_lookup(subscriptions).map(|id| subscriptions.name(id).to_owned())).collect()
     }
 
     fn answer(&mut self, name: &str, verdict: impl Into<Option<Verdict>>) -> Option<ChangeKind> {
         let database = self.id(name);
         self.subscriptions.hold_id(database);
         let times = (self.now, &mut self.jitter);
-        let untold = self.access.handle_verdict(database, verdict.into(), times, &mut self.subscriptions);
+        let pending_change = self.access.handle_verdict(database, verdict.into(), times, &mut self.subscriptions);
         self.access.release(database, &mut self.subscriptions);
-        untold
+        pending_change
     }
 
     fn line(&mut self, name: &str, kind: ChangeKind, is_news: bool) -> bool {
@@ -218,7 +218,7 @@ fn a_lookup_that_is_no_longer_needed_is_dropped() {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         scene.wait(0, "u", &names);
         scene.withdraw(0, &names);
-        assert!(scene.access.len() <= 4 && scene.access.waiting_questions() <= MAX_STALE + 250);
+        assert!(scene.access.len() <= 4 && scene.access.queued_lookups() <= MAX_STALE + 250);
         assert_eq!(scene.ready(), [0], "the request is answered");
     }
     scene.wait(1, "v", &["mine"]);
@@ -423,7 +423,7 @@ fn undecided_requests_fail_after_a_while() {
     assert_eq!(scene.access.pending_names(key(1)), 1);
     assert_eq!(scene.cancel(1), 1);
     scene.answer("a", None);
-    scene.pass(DECIDE_WITHIN);
+    scene.pass(DECISION_TIMEOUT);
     assert_eq!(scene.late(), [0]);
     assert_eq!(scene.access.pending_requests(key(0)), 0);
     // The reply still comes, and nothing remains.

@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::entry::Question;
+use super::entry::LookupState;
 use super::request::{Share, Stage, Undecided};
 use super::{Access, MAX_WAITING, MAX_WAITING_OF_USER};
 use crate::state::positions::Named;
@@ -12,7 +12,7 @@ use crate::state::table::Key;
 use crate::state::timers::Millis;
 
 /// Time after which an undecided `subscribe` fails, in milliseconds.
-pub(super) const DECIDE_WITHIN: Millis = 5_000;
+pub(super) const DECISION_TIMEOUT: Millis = 5_000;
 /// Approximate number of names of cancelled requests that are released per turn.
 const SWEPT_A_TURN: usize = 2_000;
 /// Most queued lookups beyond those that a request waits for.
@@ -39,7 +39,7 @@ impl Access {
     }
 
     /// Returns the room of [`Access::reserve`].
-    pub fn give_up_reserve(&mut self, user: &str, count: usize) {
+    pub fn release_reserved(&mut self, user: &str, count: usize) {
         let Some(awaited) = self.awaited_by.get_mut(user) else { return };
         *awaited -= count;
         self.awaited -= count;
@@ -75,12 +75,12 @@ impl Access {
             }
             entry.waiting.push(key);
             entry.waiters += 1;
-            if matches!(entry.question, Question::None | Question::Queued) {
-                entry.question = Question::Queued;
-                self.questions.of_sessions.push(session, *database);
+            if matches!(entry.lookup, LookupState::None | LookupState::Queued) {
+                entry.lookup = LookupState::Queued;
+                self.lookups.of_sessions.push(session, *database);
             }
         }
-        self.deadlines.push_back((now + DECIDE_WITHIN, key));
+        self.deadlines.push_back((now + DECISION_TIMEOUT, key));
     }
 
     /// Creates a waiting `subscribe`, for [`Access::wait`].
@@ -127,7 +127,7 @@ impl Access {
                 self.make_ready(key);
             }
         }
-        self.drop_stale_questions(session);
+        self.drop_stale_lookups(session);
     }
 
     /// Cancels all requests of a session. Returns the form of their replies. [`Access::sweep`]
@@ -156,7 +156,7 @@ impl Access {
             self.uncount(session, awaits);
             self.shares.remove(&session);
         }
-        self.questions.of_sessions.remove_owner(session);
+        self.lookups.of_sessions.remove_owner(session);
         replies
     }
 
@@ -191,7 +191,7 @@ impl Access {
     }
 
     /// Takes out a request that is undecided.
-    pub(super) fn give_up(&mut self, key: Key, subscriptions: &mut Subscriptions) -> Option<Undecided> {
+    pub(super) fn take_late(&mut self, key: Key, subscriptions: &mut Subscriptions) -> Option<Undecided> {
         let awaited: Vec<DatabaseId> = self.undecided.get_mut(key)?.awaits.drain().collect();
         let session = self.undecided.get(key)?.session;
         self.stop_waiting(session, &awaited, subscriptions);
@@ -221,7 +221,7 @@ impl Access {
         if share.requests.is_empty() {
             self.shares.remove(&session);
         }
-        self.give_up_reserve(&user, count);
+        self.release_reserved(&user, count);
     }
 
     /// Removes a request from the tables.
@@ -236,9 +236,9 @@ impl Access {
     }
 
     /// Removes the lookups from a session's queue that it no longer waits for, once there are many.
-    pub(super) fn drop_stale_questions(&mut self, session: Key) {
+    pub(super) fn drop_stale_lookups(&mut self, session: Key) {
         let awaits = self.shares.get(&session).map_or(0, |share| share.awaits);
-        let queue = &mut self.questions.of_sessions;
+        let queue = &mut self.lookups.of_sessions;
         if queue.len_of(session) <= 2 * awaits + MAX_STALE {
             return;
         }
