@@ -3,9 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::Server;
-use crate::state::departures::Memory;
 use crate::state::metrics::CloseReason;
 use crate::state::session::{Action, Dialect, Session, SessionContext, Transport, messages};
+use crate::state::session_cleanup::RememberedSession;
 use crate::state::table::Key;
 use crate::state::timers::{Millis, seconds};
 use crate::wire::couchdb::Credentials;
@@ -145,7 +145,7 @@ impl Server {
         self.remove_session(key, memory, now);
     }
 
-    fn remove_session(&mut self, key: Key, memory: Option<Memory>, now: Millis) {
+    fn remove_session(&mut self, key: Key, memory: Option<RememberedSession>, now: Millis) {
         self.abandon_login(key, now);
         self.unlist_session(key);
         self.leave_polling(key);

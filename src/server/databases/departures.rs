@@ -1,8 +1,8 @@
 //! Sessions that have ended: their subscriptions are removed over the next turns, and their positions are remembered.
 
 use super::Databases;
-use crate::state::departures::{Departure, Memory};
 use crate::state::session::{Dialect, Session};
+use crate::state::session_cleanup::{EndedSession, Memory};
 use crate::state::subscriptions::SessionIndex;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
@@ -31,13 +31,13 @@ impl Databases {
 
     /// Queues a session whose slot is reserved until [`Self::next_departed`] returns it.
     pub(crate) fn depart(&mut self, session: Key, memory: Option<Memory>) {
-        self.departures.push(Departure { session: session.index, memory });
+        self.departures.push(EndedSession { session: session.index, memory });
     }
 
     /// Removes subscriptions of ended sessions, some in each turn. Returns the next session whose last one is removed.
     pub(crate) fn next_departed(&mut self, now: Millis) -> Option<SessionIndex> {
         while self.ended_this_turn < ENDED_A_TURN
-            && let Some(Departure { session, memory }) = self.departures.front()
+            && let Some(EndedSession { session, memory }) = self.departures.front()
         {
             let session = *session;
             let most = self.subscriptions.count(session).min(ENDED_A_TURN - self.ended_this_turn);

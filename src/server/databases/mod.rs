@@ -29,7 +29,6 @@ use std::collections::VecDeque;
 use super::settings::Settings;
 use crate::state::access::Access;
 use crate::state::catch_up::CatchUp;
-use crate::state::departures::Departures;
 use crate::state::jitter::Jitter;
 use crate::state::log_throttle::{LogThrottle, LogThrottles, MINUTE, TEN_MINUTES};
 use crate::state::name_lists::NameLists;
@@ -37,6 +36,7 @@ use crate::state::positions::Positions;
 use crate::state::restarts::Restarts;
 use crate::state::resync::{Policy, StaggeredResync};
 use crate::state::session::Dialect;
+use crate::state::session_cleanup::SessionCleanup;
 use crate::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use crate::state::table::Key;
 use crate::state::timers::{Millis, Timers};
@@ -55,7 +55,7 @@ pub(super) struct Databases {
     catch_up: CatchUp,
     restarts: Restarts,
     name_lists: NameLists,
-    departures: Departures,
+    departures: SessionCleanup,
     /// Slots of the sessions that have become dirty and are to be written to.
     notified: Vec<SessionIndex>,
     /// Databases whose subscribers are to be notified since a change may have been missed; each is held once.
@@ -112,7 +112,7 @@ impl Databases {
             catch_up: CatchUp::new(settings.catch_up_for),
             restarts: Restarts::new(Jitter::new(settings.seed.rotate_left(16))),
             name_lists: NameLists::default(),
-            departures: Departures::default(),
+            departures: SessionCleanup::default(),
             notified: Vec::new(),
             unnotified: VecDeque::new(),
             merge_window: settings.merge_window,

@@ -14,50 +14,50 @@ const MANY: usize = 8;
 
 /// A session that has ended.
 #[derive(Debug)]
-pub struct Departure {
+pub struct EndedSession {
     /// Its slot, which is reserved.
     pub session: SessionIndex,
     /// Data to remember for its client, if any.
-    pub memory: Option<Memory>,
+    pub memory: Option<RememberedSession>,
 }
 
 /// Data to remember of a session whose client may come back.
 #[derive(Debug)]
-pub struct Memory {
+pub struct RememberedSession {
     /// User of the session.
     pub user: Box<str>,
     /// Time of the last sign of life of the client.
-    pub heard: Millis,
+    pub last_seen: Millis,
     /// Whether the client had been notified of every resync when the session ended.
     pub is_certain: bool,
 }
 
 /// Sessions that have ended, the next one to clean up first.
 #[derive(Debug, Default)]
-pub struct Departures {
-    queue: VecDeque<Departure>,
+pub struct SessionCleanup {
+    queue: VecDeque<EndedSession>,
     /// Sessions of each user that are to be remembered.
     of_user: HashMap<Box<str>, VecDeque<SessionIndex>>,
 }
 
-impl Departures {
+impl SessionCleanup {
     /// Queues a session.
-    pub fn push(&mut self, departure: Departure) {
-        if let Some(Memory { user, .. }) = &departure.memory {
-            self.of_user.entry(user.clone()).or_default().push_back(departure.session);
+    pub fn push(&mut self, ended: EndedSession) {
+        if let Some(RememberedSession { user, .. }) = &ended.memory {
+            self.of_user.entry(user.clone()).or_default().push_back(ended.session);
         }
-        self.queue.push_back(departure);
+        self.queue.push_back(ended);
     }
 
     /// Returns the session whose subscriptions end next.
-    pub fn front(&self) -> Option<&Departure> {
+    pub fn front(&self) -> Option<&EndedSession> {
         self.queue.front()
     }
 
     /// Takes out the first session, which has no subscription left.
-    pub fn pop(&mut self) -> Option<Departure> {
-        let departure = self.queue.pop_front()?;
-        if let Some(Memory { user, .. }) = &departure.memory
+    pub fn pop(&mut self) -> Option<EndedSession> {
+        let ended = self.queue.pop_front()?;
+        if let Some(RememberedSession { user, .. }) = &ended.memory
             && let Some(sessions) = self.of_user.get_mut(user)
         {
             // The sessions of a user leave in the order in which they came.
@@ -69,7 +69,7 @@ impl Departures {
         if self.queue.capacity() > MANY && self.queue.len() < self.queue.capacity() / 8 {
             self.queue.shrink_to(2 * self.queue.len());
         }
-        Some(departure)
+        Some(ended)
     }
 
     /// Returns the number of sessions in cleanup.
@@ -96,21 +96,21 @@ mod tests {
 
     #[test]
     fn databases_of_ended_sessions_are_found_until_the_cleanup() {
-        let (mut departures, mut subscriptions) = (Departures::default(), Subscriptions::default());
+        let (mut cleanup, mut subscriptions) = (SessionCleanup::default(), Subscriptions::default());
         let [a, b] = ["a", "b"].map(|name| subscriptions.hold(name));
         subscriptions.subscribe(3, a).expect("within the limit");
-        let memory = |user: &str| Some(Memory { user: user.into(), heard: 0, is_certain: true });
-        departures.push(Departure { session: 3, memory: memory("u") });
-        departures.push(Departure { session: 4, memory: None });
-        let may = |departures: &Departures, user, database| departures.may_subscribe(user, database, &subscriptions);
-        assert!(may(&departures, "u", a) && !may(&departures, "u", b) && !may(&departures, "v", a));
+        let memory = |user: &str| Some(RememberedSession { user: user.into(), last_seen: 0, is_certain: true });
+        cleanup.push(EndedSession { session: 3, memory: memory("u") });
+        cleanup.push(EndedSession { session: 4, memory: None });
+        let may = |cleanup: &SessionCleanup, user, database| cleanup.may_subscribe(user, database, &subscriptions);
+        assert!(may(&cleanup, "u", a) && !may(&cleanup, "u", b) && !may(&cleanup, "v", a));
         for session in 10..20 {
-            departures.push(Departure { session, memory: memory("w") });
+            cleanup.push(EndedSession { session, memory: memory("w") });
         }
-        assert!(may(&departures, "w", b), "there are too many sessions to check each");
-        assert_eq!(departures.pop().map(|departure| departure.session), Some(3));
-        assert!(!may(&departures, "u", a));
-        while departures.pop().is_some() {}
-        assert!(departures.is_empty() && departures.of_user.is_empty());
+        assert!(may(&cleanup, "w", b), "there are too many sessions to check each");
+        assert_eq!(cleanup.pop().map(|ended| ended.session), Some(3));
+        assert!(!may(&cleanup, "u", a));
+        while cleanup.pop().is_some() {}
+        assert!(cleanup.is_empty() && cleanup.of_user.is_empty());
     }
 }
