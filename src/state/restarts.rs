@@ -1,54 +1,60 @@
-//! Notices restarts of CouchDB, by when its nodes started.
+//! Detects restarts of CouchDB by the start times of its nodes.
 //!
 //! ```text
 //!  the feed is opened, or some minutes passed
 //!     └─▶ which nodes? ─┬─ one ───▶ when did it start? ─────────────────────────┐
-//!                       ├─ many ──▶ when did each start? ── none may be asked ─┐├▶ Finding
-//!                       └─ no answer to that ─▶ which node is this? ─▶ when ───┴┘
+//!                       ├─ many ──▶ when did each start? ── none is allowed ───┐├▶ Finding
+//!                       └─ no valid reply ───▶ which node is this? ─▶ when ────┴┘
 //! ```
 //!
-//! A single node that restarted has lost the events of its last tick. Of a cluster one node alone that restarted has
-//! lost nothing: the others recorded the same events. If every node restarted since it was seen last, events may be
-//! lost. A load balancer may send each request to another node, so nodes are told apart by their names.
+//! A single node that restarts loses the events of its last tick. If one node of a cluster restarts
+//! alone, nothing is lost, since the others recorded the same events. If every node has restarted
+//! since its last reading, events may be lost. A load balancer may send each request to another
+//! node, so nodes are identified by their names.
 //!
-//! A node restarted if its start is later than before by more than the tolerance, or if it has been up for less time
-//! than before. If the clock of CouchDB is set forward, that looks like a restart: clients are told once without need.
-//! If it is set back, the start is earlier: connected clients are not told, and a client that comes back to a single
-//! node with a position from before is. Nothing is lost in either case, unless a node restarts and its clock is set
-//! back over the whole time that it had been up: then only that it has been up for less time tells.
+//! A node has restarted if its start is later than before by more than the tolerance, or if its
+//! uptime is shorter than before. If the clock of CouchDB is set forward, that looks like a
+//! restart, and clients are notified once without need. If it is set back, the start is earlier.
+//! Then connected clients are not notified, but clients that come back to a single node with an
+//! older position are. Nothing is lost in either case. The exception is a node that restarts while
+//! its clock is set back over its whole uptime: then only the shorter uptime shows the restart.
 //!
-//! A reading takes several requests, and CouchDB may restart between them. So the nodes that were asked behind the last
-//! one that had been up say nothing of the time since that one was asked, and do not vouch for the next interval:
+//! A reading takes several requests, and CouchDB may restart between them. So the nodes that were
+//! asked after the last continuous one prove nothing about the time since that request, and do not
+//! vouch for the next interval:
 //!
 //! ```text
 //!                  asked: a    all nodes restart    b  c                 a  b  c
 //!   a  ───────────────────x    x─────────────────────────────────────────────────   restarted in this reading
-//!   b  ───────────────────────x    x─────────────────────────────────────────────   restarted behind a: does not vouch
+//!   b  ───────────────────────x    x─────────────────────────────────────────────   restarted after a: does not vouch
 //! ```
 //!
-//! Nothing that such a reading says of the starts is used. The next one follows at once, and asks these nodes first.
+//! The start times of such a reading are not used. The next reading follows at once, and asks these
+//! nodes first.
 //!
-//! What this is not: it neither sends requests nor tells clients.
+//! The machine neither sends requests nor notifies clients.
 
 use crate::state::jitter::{Backoff, Jitter};
 use crate::state::timers::Millis;
 use crate::wire::nodes::{self, Starts, TOLERANCE};
 
-/// Time from one reading to the next while the feed stays open, in milliseconds; half of it to all of it.
+/// Longest time between two readings while the feed stays open, in milliseconds; the shortest is
+/// half of it.
 const READ_EVERY: Millis = 240_000;
-/// Least time between the beginnings of two readings, in milliseconds. A node in maintenance mode ends the feed after
-/// every line, and each opening asks for a reading; no node restarts twice in this time.
+/// Shortest time between the starts of two readings, in milliseconds. A node in maintenance mode
+/// ends the feed after every line, and each opening causes a reading. No node restarts twice in
+/// this time.
 const READ_PAUSE: Millis = 1_000;
-/// Readings in a row that may fail before the start counts as unknown, when it was not known before.
+/// Consecutive failed readings after which the start counts as unknown, if it was not known before.
 const MAX_FIRST_FAILURES: u32 = 3;
-/// The same when it was known: clients that come back would all be told meanwhile.
+/// The same if the start was known. While it is unknown, all clients that come back are notified.
 const MAX_FAILURES: u32 = 8;
 /// Most nodes that are asked in one reading.
 const MAX_ASKED: usize = 32;
 /// Most nodes that are remembered.
 const MAX_NODES: usize = 64;
 
-/// What CouchDB is to be asked.
+/// A request to CouchDB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
     /// `GET /_membership`
@@ -59,56 +65,57 @@ pub enum Question {
     System(Option<Box<str>>),
 }
 
-/// What CouchDB replied.
+/// Reply of CouchDB.
 #[derive(Clone, Copy, Debug)]
 pub struct Reply<'a> {
-    /// The status code.
+    /// Status code.
     pub status: u16,
-    /// The `Date` of the answer, in seconds since 1970.
+    /// `Date` of the reply, in seconds since 1970.
     pub date: Option<u64>,
-    /// The body.
+    /// Body.
     pub body: &'a [u8],
 }
 
-/// What a reading came to.
+/// Result of a reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// It is the first one: there is nothing to compare with.
+    /// The first reading, without an earlier one to compare with.
     First,
-    /// A node has been up since the last reading: no event was lost.
+    /// A node has been up since the last reading, so no event was lost.
     Continuous,
-    /// Every node restarted: events may be lost.
+    /// Every node has restarted, so events may be lost.
     Restarted,
-    /// CouchDB does not say when it started.
+    /// CouchDB does not report its start.
     Unknown,
 }
 
-/// The machine.
+/// Known nodes, and the reading in progress.
 #[derive(Debug)]
 pub struct Restarts {
     nodes: Vec<Node>,
     knowledge: Knowledge,
-    /// The most nodes that there were, where CouchDB says so.
+    /// Largest number of nodes that CouchDB reported.
     count: Option<usize>,
     reading: Option<Reading>,
-    /// Whether a question of the reading is under way.
+    /// Whether a request of the reading is in flight.
     is_asking: bool,
     next_reading: Option<Millis>,
     last_began: Option<Millis>,
-    /// The date of the first answer of the last reading, in seconds since 1970.
+    /// Date of the first reply of the last reading, in seconds since 1970.
     read_at: u32,
     failures: u32,
     backoff: Backoff,
     jitter: Jitter,
-    /// Since when changes are followed although no node is known: a node that has been up for less time restarted.
+    /// Since when changes are followed although no node is known: a node that has been up for less
+    /// time restarted.
     followed_from: Option<Millis>,
-    /// Whether CouchDB was away and the next reading is to say whether it restarted.
+    /// Whether CouchDB was away, so that the next finding decides whether it restarted.
     is_suspected: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Knowledge {
-    /// Not asked yet, or not answered.
+    /// No reading has ended yet.
     Awaited,
     Unknown,
     Known(Starts),
@@ -119,31 +126,32 @@ struct Node {
     name: Box<str>,
     start: u32,
     uptime: u64,
-    /// Whether it restarted, and no other node is known to have been up until this one was asked again.
+    /// Whether it has restarted, without another node known to be up until this one was asked
+    /// again.
     has_restarted: bool,
 }
 
 #[derive(Debug)]
 struct Reading {
     question: Question,
-    /// Nodes that are to be asked before others.
+    /// Nodes to ask before others.
     first: Vec<Box<str>>,
-    /// Nodes that are still to be asked, the next one last.
+    /// Nodes that are left to ask, the next one last.
     left: Vec<Box<str>>,
-    /// Whether the feed was opened or broke meanwhile: some of the answers are from before that.
+    /// Whether the feed was opened or broke meanwhile, so that some replies are older than that.
     is_stale: bool,
     found: Vec<(Box<str>, u32, u64)>,
-    /// The node that answers for itself; None unless the nodes cannot be asked by name.
+    /// Name of the node that answers for itself; None unless nodes cannot be asked by name.
     own_name: Option<Box<str>>,
-    /// Whether nodes are met one at a time, as they answer for themselves.
+    /// Whether each reading reaches only one node, which answers for itself.
     by_itself: bool,
-    /// The date of the first answer that counts.
+    /// Date of the first valid reply.
     date: u32,
     refused: bool,
 }
 
 impl Restarts {
-    /// A machine that has asked nothing yet.
+    /// Creates a machine without a reading.
     pub fn new(jitter: Jitter) -> Self {
         Self {
             nodes: Vec::new(),
@@ -162,7 +170,7 @@ impl Restarts {
         }
     }
 
-    /// Returns when the nodes started, where that is known.
+    /// Returns the start times of the nodes, if they are known.
     pub fn starts(&self) -> Option<Starts> {
         match self.knowledge {
             Knowledge::Known(starts) => Some(starts),
@@ -170,17 +178,17 @@ impl Restarts {
         }
     }
 
-    /// Returns whether it is settled if starts are known at all.
+    /// Returns whether it is decided if the start times are known.
     pub fn is_settled(&self) -> bool {
         self.knowledge != Knowledge::Awaited
     }
 
-    /// Returns whether CouchDB is a cluster, as far as is known.
+    /// Returns whether CouchDB is a cluster, as far as that is known.
     pub fn is_cluster(&self) -> bool {
         self.count.unwrap_or(self.nodes.len()) > 1
     }
 
-    /// The feed was opened: CouchDB may have restarted before that.
+    /// Handles the opening of the feed: CouchDB may have restarted before it.
     pub fn handle_opened(&mut self, now: Millis) {
         let soonest = self.last_began.map_or(now, |began| now.max(began + READ_PAUSE));
         self.next_reading = Some(soonest);
@@ -190,7 +198,8 @@ impl Restarts {
         self.backoff.reset();
     }
 
-    /// The feed broke or was opened: answers from before and from behind that do not make one reading.
+    /// Handles a break or an opening of the feed: replies from before and after it do not make one
+    /// reading.
     pub fn handle_broken(&mut self) {
         match &mut self.reading {
             Some(reading) if self.is_asking => reading.is_stale = true,
@@ -198,8 +207,9 @@ impl Restarts {
         }
     }
 
-    /// CouchDB was away: the next finding says whether it restarted. Returns false if the starts are unknown: the
-    /// caller treats that as a restart, and readings are compared with this moment from here on.
+    /// CouchDB was away: the next finding says whether it restarted. Returns false if the starts
+    /// are unknown: the caller treats that as a restart, and readings are compared with this moment
+    /// from here on.
     pub fn suspect(&mut self, now: Millis) -> bool {
         self.is_suspected = self.starts().is_some();
         if !self.is_suspected {
@@ -208,12 +218,12 @@ impl Restarts {
         self.is_suspected
     }
 
-    /// Takes the suspicion back, if there is one, to be acted on.
+    /// Takes back the suspicion, if there is one, for the caller to act on it.
     pub fn take_suspicion(&mut self) -> bool {
         std::mem::take(&mut self.is_suspected)
     }
 
-    /// Returns when [`Restarts::next_question`] is due. To be heeded while the feed is open.
+    /// Returns when [`Restarts::next_question`] is due, while the feed is open.
     pub fn poll_timeout(&self) -> Option<Millis> {
         match (&self.reading, self.is_asking) {
             (_, true) => None,
@@ -222,7 +232,7 @@ impl Restarts {
         }
     }
 
-    /// Returns the next question, unless one is under way or none is due.
+    /// Returns the next request, unless one is in flight or none is due.
     pub fn next_question(&mut self, now: Millis) -> Option<Question> {
         if self.is_asking {
             return None;
@@ -237,8 +247,8 @@ impl Restarts {
         self.reading.as_ref().map(|reading| reading.question.clone())
     }
 
-    /// Takes the reply to the question that is under way; None when there was none. Returns what the reading came to,
-    /// when that was its last question.
+    /// Handles the reply to the request in flight; None if there was none. Returns the finding if
+    /// the reading has ended.
     pub fn handle_reply(&mut self, reply: Option<Reply<'_>>, now: Millis) -> Option<Finding> {
         self.is_asking = false;
         let mut reading = self.reading.take().filter(|reading| !reading.is_stale)?;
@@ -246,7 +256,7 @@ impl Restarts {
             self.reading = Some(reading);
             return None;
         }
-        // The feed may have been opened again meanwhile; then the next reading is to begin soon.
+        // If the feed was opened again meanwhile, the next reading is due soon.
         if self.next_reading.is_none() {
             self.next_reading = Some(now + self.jitter.around(READ_EVERY));
         }
@@ -256,8 +266,9 @@ impl Restarts {
     fn fail(&mut self, reading: &Reading, now: Millis) -> Option<Finding> {
         self.failures += 1;
         let most = match (self.starts(), reading.refused) {
-            // A host that said it before may refuse for a moment. Positions from before count as changed while the start
-            // is unknown, and those that are given meanwhile count as changed afterwards.
+            // A host that said it before may refuse for a moment. Positions from before count as
+            // changed while the start is unknown, and those that are given meanwhile count as
+            // changed afterwards.
             (Some(_), _) => MAX_FAILURES,
             (None, true) => 1,
             (None, false) => MAX_FIRST_FAILURES,
@@ -272,8 +283,8 @@ impl Restarts {
             // The caller acts as after a restart.
             self.forget(now);
         }
-        // Otherwise the next reading that succeeds is compared with the last one that did, or with the time since which
-        // the feed is followed.
+        // Otherwise the next reading that succeeds is compared with the last one that did, or with
+        // the time since which the feed is followed.
         Some(Finding::Unknown)
     }
 
@@ -283,7 +294,8 @@ impl Restarts {
         self.followed_from = Some(now);
     }
 
-    /// Compares the starts that were found with those that were known. Returns None if the next reading is to say.
+    /// Compares the start times with the known ones. Returns None if the next reading has to
+    /// decide.
     fn compare(&mut self, reading: Reading, now: Millis) -> Option<Finding> {
         self.failures = 0;
         self.backoff.reset();
@@ -291,11 +303,12 @@ impl Restarts {
         let is_up_since = |uptime: u64| uptime + u64::from(TOLERANCE) >= followed_for;
         let is_first = self.nodes.is_empty() && reading.found.iter().any(|(.., uptime)| is_up_since(*uptime));
         let mut is_continuous = false;
-        // Nodes in the order in which they were asked, and how many of them there are up to the last that vouches.
+        // Nodes in the order in which they were asked, and their number up to the last one that
+        // vouches.
         let (mut asked, mut up_to): (Vec<usize>, usize) = (Vec::new(), 0);
         let by_itself = reading.by_itself;
         if !by_itself {
-            // Those that are not there any more vouch for nothing.
+            // Nodes that are gone vouch for nothing.
             self.nodes.retain(|node| reading.found.iter().any(|(name, ..)| *name == node.name));
         }
         for (name, start, uptime) in reading.found {
@@ -310,7 +323,7 @@ impl Restarts {
                 asked.push(place);
                 up_to = if vouches { asked.len() } else { up_to };
             } else if self.nodes.len() < MAX_NODES {
-                // It may have been there all the time.
+                // The node may have been there all the time.
                 let is_new = start.saturating_add(TOLERANCE) >= self.read_at;
                 is_continuous |= !is_new;
                 asked.push(self.nodes.len());
@@ -319,7 +332,7 @@ impl Restarts {
             }
         }
         if by_itself {
-            // The others were not asked: what was seen of them last counts.
+            // The other nodes were not asked, so their last reading counts.
             is_continuous |= self.nodes.iter().any(|node| !node.has_restarted);
         }
         let mut earliest = self.nodes.iter().map(|node| node.start).min().unwrap_or(0);
@@ -327,15 +340,15 @@ impl Restarts {
         self.read_at = reading.date;
         let is_doubtful = !by_itself && is_continuous && up_to < asked.len();
         if is_doubtful {
-            // All may have restarted behind the last that vouches.
+            // All nodes may have restarted after the last one that vouches.
             self.next_reading = Some(now + READ_PAUSE);
             asked[..up_to].iter().for_each(|place| self.nodes[*place].has_restarted = false);
             asked[up_to..].iter().for_each(|place| self.nodes[*place].has_restarted = true);
             return None;
         }
         if let (Some(known), true, false) = (self.starts(), is_continuous, by_itself) {
-            // Where nodes restart in turn, what was given before all of that still counts here: it was seen that one
-            // was up at any time. A server that starts later has not seen that.
+            // If nodes restart in turn, positions from before are still valid here, because one
+            // node was seen up at any time. A server that starts later has not seen that.
             earliest = earliest.min(known.earliest);
         }
         self.knowledge = Knowledge::Known(Starts { earliest, latest, is_single: !self.is_cluster() });
@@ -345,7 +358,7 @@ impl Restarts {
             (false, false) => Finding::Restarted,
         };
         if !by_itself || finding != Finding::Continuous {
-            // Where nodes are met one at a time, those that were not met since count as they did.
+            // If readings reach one node each, nodes that were not reached keep their state.
             self.nodes.iter_mut().for_each(|node| node.has_restarted = false);
         }
         Some(finding)
@@ -367,16 +380,16 @@ impl Reading {
         }
     }
 
-    /// Takes the reply to its question; whether it has another one.
+    /// Handles the reply to its request. Returns whether there is another request.
     fn handle_reply(&mut self, reply: Option<Reply<'_>>, count: &mut Option<usize>) -> bool {
         let ok = reply.filter(|reply| reply.status == 200);
-        // A proxy that cannot reach CouchDB, and a CouchDB that is busy, may do better the next time.
+        // A proxy without CouchDB, or a busy CouchDB, may succeed the next time.
         self.refused =
             reply.is_some_and(|reply| matches!(reply.status, 400..=499) && !matches!(reply.status, 408 | 429));
         match std::mem::replace(&mut self.question, Question::Membership) {
             Question::Membership => match ok.and_then(|reply| nodes::read_membership(reply.body)) {
                 Some(connected) => {
-                    // Nodes of a cluster that are down are nodes of it.
+                    // Nodes that are down belong to the cluster too.
                     *count = (*count).max(Some(connected.len()));
                     if connected.len() == 1 {
                         self.question = Question::System(None);
@@ -398,7 +411,7 @@ impl Reading {
                 }
                 (Some(name), Some(before)) => {
                     if name != *before {
-                        // A load balancer: whose uptime that was is not known.
+                        // Behind a load balancer it is unknown which node has this uptime.
                         self.found.clear();
                     }
                     false
@@ -440,7 +453,8 @@ impl Reading {
         more
     }
 
-    /// The nodes cannot be asked by name: whoever answers is asked for its own.
+    /// Falls back to asking the node that answers for its own start, because nodes cannot be asked
+    /// by name.
     fn ask_itself(&mut self) -> bool {
         self.by_itself = true;
         self.question = Question::Name;
@@ -454,18 +468,18 @@ mod tests {
 
     const DATE: u64 = 1_795_000_000;
 
-    /// A CouchDB of some nodes, and a machine that asks it.
+    /// A CouchDB of several nodes, and a machine that asks it.
     struct Rig {
         restarts: Restarts,
         now: Millis,
-        /// Names, starts in seconds, and whether the node can be asked.
+        /// Name, start in seconds, and whether the node can be asked.
         nodes: Vec<(&'static str, u64, bool)>,
         clock_error: u64,
         membership: u16,
         by_name: u16,
         system: u16,
         asked: usize,
-        /// Which of the nodes answers for itself.
+        /// Number of the node that answers for itself.
         own: usize,
     }
 
@@ -514,7 +528,7 @@ mod tests {
             }
         }
 
-        /// One reading, after a while.
+        /// Runs one reading after a while.
         fn read(&mut self) -> Option<Finding> {
             self.now += 20_000;
             self.restarts.handle_opened(self.now);
@@ -527,7 +541,7 @@ mod tests {
             finding
         }
 
-        /// A reading, and the one that follows where it is doubtful.
+        /// Runs a reading, and the following one if it is doubtful.
         fn read_until_settled(&mut self) -> Option<Finding> {
             self.read().or_else(|| {
                 self.now += READ_PAUSE;
@@ -535,7 +549,7 @@ mod tests {
             })
         }
 
-        /// One question and what its answer came to; false if none is due.
+        /// Runs one request. Returns false if none is due.
         fn step(&mut self, finding: &mut Option<Finding>) -> bool {
             let Some(question) = self.restarts.next_question(self.now) else { return false };
             self.asked += 1;
@@ -575,7 +589,7 @@ mod tests {
             let starts = rig.restarts.starts();
             rig.now += 20_000;
             rig.restarts.handle_opened(rig.now);
-            // The nodes, and the starts of some of them.
+            // The nodes, and the start times of some of them.
             for _ in 0..=asked_before {
                 assert!(rig.step(&mut None));
             }
@@ -656,7 +670,7 @@ mod tests {
         rig.clock_error = 0;
         assert_eq!(rig.read(), Some(Finding::Continuous));
         assert!(!rig.restarts.starts().expect("known").reach_back_to(ahead), "clients that come back are told");
-        // A restart behind a clock that is set back shows in the uptime.
+        // The uptime shows a restart while the clock is set back.
         rig.nodes[0].1 = 9_990;
         rig.clock_error = 0_u64.wrapping_sub(9_950);
         let date = DATE.wrapping_add(rig.clock_error) + rig.now / 1_000;
