@@ -78,7 +78,7 @@ impl Databases {
 
     /// Returns the next question about the nodes of CouchDB.
     pub(crate) fn next_restart_question(&mut self, now: Millis) -> Option<Question> {
-        self.restarts.next_question(now)
+        self.restarts.next_request(now)
     }
 
     /// Handles CouchDB's answer about its nodes; None when there is none. `is_streaming` tells whether the feed is open.
@@ -89,7 +89,7 @@ impl Databases {
         now: Millis,
     ) -> Option<Finding> {
         if !is_streaming {
-            self.restarts.handle_broken();
+            self.restarts.handle_break();
         }
         let reply = answer.map(|answer| Reply { status: answer.status, date: answer.date, body: &answer.body });
         let finding = self.restarts.handle_reply(reply, now)?;

@@ -71,9 +71,9 @@ impl Upstream {
     pub(crate) fn ask_restarts(&mut self, question: Question, now: Millis) {
         let requests = &self.requests;
         let request = match question {
-            Question::Membership => requests.membership(),
-            Question::Name => requests.node_name(),
-            Question::System(node) => requests.system(node.as_deref()),
+            Request::Membership => requests.membership(),
+            Request::Name => requests.node_name(),
+            Request::System(node) => requests.system(node.as_deref()),
         };
         self.submit_lookup(request, Purpose::Restarts, now);
     }

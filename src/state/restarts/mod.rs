@@ -37,7 +37,7 @@
 mod reading;
 
 use reading::Reading;
-pub use reading::{Question, Reply};
+pub use reading::{Reply, Request};
 
 use crate::state::jitter::{Backoff, Jitter};
 use crate::state::timers::Millis;
@@ -79,7 +79,7 @@ pub struct Restarts {
     count: Option<usize>,
     reading: Option<Reading>,
     /// Whether a request of the reading is in flight.
-    is_asking: bool,
+    in_flight: bool,
     next_reading: Option<Millis>,
     last_began: Option<Millis>,
     /// Date of the first reply of the last reading, in seconds since 1970.
@@ -87,8 +87,8 @@ pub struct Restarts {
     failures: u32,
     backoff: Backoff,
     jitter: Jitter,
-    /// Since when changes are followed although no node is known: a node that has been up for less
-    /// time restarted.
+    /// Time since which changes are followed without a known node. A node with a shorter uptime has
+    /// restarted.
     followed_from: Option<Millis>,
     /// Whether CouchDB was away, so that the next finding decides whether it restarted.
     is_suspected: bool,
@@ -130,7 +130,7 @@ impl Restarts {
             knowledge: Knowledge::Awaited,
             count: None,
             reading: None,
-            is_asking: false,
+            in_flight: false,
             next_reading: None,
             last_began: None,
             read_at: 0,
@@ -165,23 +165,23 @@ impl Restarts {
         let soonest = self.last_began.map_or(now, |began| now.max(began + READ_PAUSE));
         self.next_reading = Some(soonest);
         self.followed_from.get_or_insert(now);
-        self.handle_broken();
+        self.handle_break();
         self.failures = 0;
         self.backoff.reset();
     }
 
     /// Handles a break or an opening of the feed: replies from before and after it do not make one
     /// reading.
-    pub fn handle_broken(&mut self) {
+    pub fn handle_break(&mut self) {
         match &mut self.reading {
-            Some(reading) if self.is_asking => reading.is_stale = true,
+            Some(reading) if self.in_flight => reading.is_stale = true,
             reading => *reading = None,
         }
     }
 
-    /// CouchDB was away: the next finding says whether it restarted. Returns false if the starts
-    /// are unknown: the caller treats that as a restart, and readings are compared with this moment
-    /// from here on.
+    /// Notes that CouchDB was away: the next finding decides whether it restarted. Returns false if
+    /// the start times are unknown. The caller treats that as a restart, and readings are compared
+    /// with this time from now on.
     pub fn suspect(&mut self, now: Millis) -> bool {
         self.is_suspected = self.starts().is_some();
         if !self.is_suspected {
@@ -195,9 +195,9 @@ impl Restarts {
         std::mem::take(&mut self.is_suspected)
     }
 
-    /// Returns when [`Restarts::next_question`] is due, while the feed is open.
+    /// Returns when [`Restarts::next_request`] is due, while the feed is open.
     pub fn poll_timeout(&self) -> Option<Millis> {
-        match (&self.reading, self.is_asking) {
+        match (&self.reading, self.in_flight) {
             (_, true) => None,
             (Some(_), false) => Some(0),
             (None, false) => self.next_reading,
@@ -205,8 +205,8 @@ impl Restarts {
     }
 
     /// Returns the next request, unless one is in flight or none is due.
-    pub fn next_question(&mut self, now: Millis) -> Option<Question> {
-        if self.is_asking {
+    pub fn next_request(&mut self, now: Millis) -> Option<Request> {
+        if self.in_flight {
             return None;
         }
         if self.reading.is_none() {
@@ -215,14 +215,14 @@ impl Restarts {
             let first = self.nodes.iter().filter(|node| node.has_restarted).map(|node| node.name.clone()).collect();
             self.reading = Some(Reading::new(first));
         }
-        self.is_asking = true;
-        self.reading.as_ref().map(|reading| reading.question.clone())
+        self.in_flight = true;
+        self.reading.as_ref().map(|reading| reading.request.clone())
     }
 
     /// Handles the reply to the request in flight; None if there was none. Returns the finding if
     /// the reading has ended.
     pub fn handle_reply(&mut self, reply: Option<Reply<'_>>, now: Millis) -> Option<Finding> {
-        self.is_asking = false;
+        self.in_flight = false;
         let mut reading = self.reading.take().filter(|reading| !reading.is_stale)?;
         if reading.handle_reply(reply, &mut self.count) {
             self.reading = Some(reading);
@@ -238,9 +238,8 @@ impl Restarts {
     fn fail(&mut self, reading: &Reading, now: Millis) -> Option<Finding> {
         self.failures += 1;
         let most = match (self.starts(), reading.refused) {
-            // A host that said it before may refuse for a moment. Positions from before count as
-            // changed while the start is unknown, and those that are given meanwhile count as
-            // changed afterwards.
+            // A host that has reported its start may refuse for a moment. Positions from before count
+            // as changed while the start is unknown, and later those that are given meanwhile do.
             (Some(_), _) => MAX_FAILURES,
             (None, true) => 1,
             (None, false) => MAX_FIRST_FAILURES,
@@ -252,15 +251,15 @@ impl Restarts {
         }
         self.knowledge = Knowledge::Unknown;
         if self.is_suspected {
-            // The caller acts as after a restart.
+            // The caller treats it as a restart.
             self.forget(now);
         }
-        // Otherwise the next reading that succeeds is compared with the last one that did, or with
-        // the time since which the feed is followed.
+        // Otherwise the next successful reading is compared with the last one, or with the time since
+        // which the feed is followed.
         Some(Finding::Unknown)
     }
 
-    /// Forgets the nodes: restarts until now are dealt with.
+    /// Forgets the nodes, since all restarts until now are handled.
     fn forget(&mut self, now: Millis) {
         self.nodes.clear();
         self.followed_from = Some(now);
@@ -274,13 +273,13 @@ impl Restarts {
         let followed_for = self.followed_from.map_or(0, |from| now.saturating_sub(from) / 1_000);
         let is_up_since = |uptime: u64| uptime + u64::from(TOLERANCE) >= followed_for;
         let is_first = self.nodes.is_empty() && reading.found.iter().any(|(.., uptime)| is_up_since(*uptime));
-        let by_itself = reading.by_itself;
+        let one_at_a_time = reading.one_at_a_time;
         let date = reading.date;
         let Comparison { is_continuous, asked, up_to } = self.merge(reading);
         let mut earliest = self.nodes.iter().map(|node| node.start).min().unwrap_or(0);
         let latest = self.nodes.iter().map(|node| node.start).max().unwrap_or(0);
         self.read_at = date;
-        let is_doubtful = !by_itself && is_continuous && up_to < asked.len();
+        let is_doubtful = !one_at_a_time && is_continuous && up_to < asked.len();
         if is_doubtful {
             // All nodes may have restarted after the last one that vouches.
             self.next_reading = Some(now + READ_PAUSE);
@@ -288,7 +287,7 @@ impl Restarts {
             asked[up_to..].iter().for_each(|place| self.nodes[*place].has_restarted = true);
             return None;
         }
-        if let (Some(known), true, false) = (self.starts(), is_continuous, by_itself) {
+        if let (Some(known), true, false) = (self.starts(), is_continuous, one_at_a_time) {
             // If nodes restart in turn, positions from before are still valid here, because one
             // node was seen up at any time. A server that starts later has not seen that.
             earliest = earliest.min(known.earliest);
@@ -299,7 +298,7 @@ impl Restarts {
             (false, true) => Finding::Continuous,
             (false, false) => Finding::Restarted,
         };
-        if !by_itself || finding != Finding::Continuous {
+        if !one_at_a_time || finding != Finding::Continuous {
             // If readings reach one node each, nodes that were not reached keep their state.
             self.nodes.iter_mut().for_each(|node| node.has_restarted = false);
         }
@@ -312,8 +311,8 @@ impl Restarts {
         // Nodes in the order in which they were asked, and their number up to the last one that
         // vouches.
         let (mut asked, mut up_to): (Vec<usize>, usize) = (Vec::new(), 0);
-        let by_itself = reading.by_itself;
-        if !by_itself {
+        let one_at_a_time = reading.one_at_a_time;
+        if !one_at_a_time {
             // Nodes that are gone vouch for nothing.
             self.nodes.retain(|node| reading.found.iter().any(|(name, ..)| *name == node.name));
         }
@@ -322,7 +321,7 @@ impl Restarts {
             if let Some(place) = place {
                 let node = &mut self.nodes[place];
                 let restarted = start > node.start.saturating_add(TOLERANCE) || uptime < node.uptime;
-                let vouches = !restarted && (by_itself || !node.has_restarted);
+                let vouches = !restarted && (one_at_a_time || !node.has_restarted);
                 is_continuous |= vouches;
                 node.has_restarted |= restarted;
                 (node.start, node.uptime) = (start, uptime);
@@ -337,7 +336,7 @@ impl Restarts {
                 self.nodes.push(Node { name, start, uptime, has_restarted: is_new });
             }
         }
-        if by_itself {
+        if one_at_a_time {
             // The other nodes were not asked, so their last reading counts.
             is_continuous |= self.nodes.iter().any(|node| !node.has_restarted);
         }

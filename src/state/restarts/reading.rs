@@ -7,7 +7,7 @@ const MAX_ASKED: usize = 32;
 
 /// A request to CouchDB.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Question {
+pub enum Request {
     /// `GET /_membership`
     Membership,
     /// `GET /_node/_local`
@@ -29,7 +29,7 @@ pub struct Reply<'a> {
 
 #[derive(Debug)]
 pub(super) struct Reading {
-    pub(super) question: Question,
+    pub(super) request: Request,
     /// Nodes to ask before others.
     pub(super) first: Vec<Box<str>>,
     /// Nodes that are left to ask, the next one last.
@@ -40,7 +40,7 @@ pub(super) struct Reading {
     /// Name of the node that answers for itself; None unless nodes cannot be asked by name.
     pub(super) own_name: Option<Box<str>>,
     /// Whether each reading reaches only one node, which answers for itself.
-    pub(super) by_itself: bool,
+    pub(super) one_at_a_time: bool,
     /// Date of the first valid reply.
     pub(super) date: u32,
     pub(super) refused: bool,
@@ -49,13 +49,13 @@ pub(super) struct Reading {
 impl Reading {
     pub(super) fn new(first: Vec<Box<str>>) -> Self {
         Self {
-            question: Question::Membership,
+            request: Request::Membership,
             first,
             left: Vec::new(),
             is_stale: false,
             found: Vec::new(),
             own_name: None,
-            by_itself: false,
+            one_at_a_time: false,
             date: 0,
             refused: false,
         }
@@ -67,14 +67,14 @@ impl Reading {
         // A proxy without CouchDB, or a busy CouchDB, may succeed the next time.
         self.refused =
             reply.is_some_and(|reply| matches!(reply.status, 400..=499) && !matches!(reply.status, 408 | 429));
-        match std::mem::replace(&mut self.question, Question::Membership) {
-            Question::Membership => match ok.and_then(|reply| nodes::read_membership(reply.body)) {
+        match std::mem::replace(&mut self.request, Request::Membership) {
+            Request::Membership => match ok.and_then(|reply| nodes::read_membership(reply.body)) {
                 Some(connected) => self.handle_membership(connected, count),
-                None if self.refused => self.ask_itself(),
+                None if self.refused => self.ask_answering_node(),
                 None => false,
             },
-            Question::Name => self.handle_name(ok.and_then(|reply| nodes::read_node_name(reply.body))),
-            Question::System(name) => self.handle_system(name, ok),
+            Request::Name => self.handle_name(ok.and_then(|reply| nodes::read_node_name(reply.body))),
+            Request::System(name) => self.handle_system(name, ok),
         }
     }
 
@@ -82,7 +82,7 @@ impl Reading {
         // Nodes that are down belong to the cluster too.
         *count = (*count).max(Some(connected.len()));
         if connected.len() == 1 {
-            self.question = Question::System(None);
+            self.request = Request::System(None);
             return true;
         }
         self.left = connected;
@@ -95,7 +95,7 @@ impl Reading {
         match (name, &self.own_name) {
             (Some(name), None) => {
                 self.own_name = Some(name);
-                self.question = Question::System(None);
+                self.request = Request::System(None);
                 return true;
             }
             (Some(name), Some(before)) if name == *before => {}
@@ -117,9 +117,9 @@ impl Reading {
             self.found.push((name, start, uptime));
         }
         match name {
-            Some(_) => self.ask_next() || self.found.is_empty() && self.refused && self.ask_itself(),
-            None if self.by_itself && !self.found.is_empty() => {
-                self.question = Question::Name;
+            Some(_) => self.ask_next() || self.found.is_empty() && self.refused && self.ask_answering_node(),
+            None if self.one_at_a_time && !self.found.is_empty() => {
+                self.request = Request::Name;
                 true
             }
             None => false,
@@ -130,16 +130,16 @@ impl Reading {
         let next = self.left.pop();
         let more = next.is_some();
         if more {
-            self.question = Question::System(next);
+            self.request = Request::System(next);
         }
         more
     }
 
     /// Falls back to asking the node that answers for its own start, because nodes cannot be asked
     /// by name.
-    fn ask_itself(&mut self) -> bool {
-        self.by_itself = true;
-        self.question = Question::Name;
+    fn ask_answering_node(&mut self) -> bool {
+        self.one_at_a_time = true;
+        self.request = Request::Name;
         true
     }
 }

@@ -34,9 +34,9 @@ impl Rig {
         }
     }
 
-    fn reply(&self, question: &Question) -> (u16, String) {
-        match question {
-            Question::Membership => {
+    fn reply(&self, request: &Request) -> (u16, String) {
+        match request {
+            Request::Membership => {
                 let names = |up: bool| {
                     let nodes = self.nodes.iter().filter(|(.., is_up)| *is_up || !up);
                     nodes.map(|(name, ..)| format!("{name:?}")).collect::<Vec<_>>().join(",")
@@ -44,8 +44,8 @@ impl Rig {
                 let body = format!(r#"{{"all_nodes":[{}],"cluster_nodes":[{}]}}"#, names(true), names(false));
                 (self.membership, body)
             }
-            Question::Name => (self.system, format!(r#"{{"name":{:?}}}"#, self.nodes[self.own].0)),
-            Question::System(node) => {
+            Request::Name => (self.system, format!(r#"{{"name":{:?}}}"#, self.nodes[self.own].0)),
+            Request::System(node) => {
                 let found = match node {
                     Some(node) => self.nodes.iter().find(|(name, _, is_up)| **name == **node && *is_up),
                     None => self.nodes.get(self.own),
@@ -85,19 +85,19 @@ impl Rig {
 
     /// Runs one request. Returns false if none is due.
     fn step(&mut self, finding: &mut Option<Finding>) -> bool {
-        let Some(question) = self.restarts.next_question(self.now) else { return false };
+        let Some(request) = self.restarts.next_request(self.now) else { return false };
         self.asked += 1;
-        let (status, body) = self.reply(&question);
+        let (status, body) = self.reply(&request);
         let date = Some(DATE + self.now / 1_000 + self.clock_error);
         let reply = Reply { status, date, body: body.as_bytes() };
-        assert_eq!(self.restarts.next_question(self.now), None, "one at a time");
+        assert_eq!(self.restarts.next_request(self.now), None, "one at a time");
         *finding = self.restarts.handle_reply(Some(reply), self.now);
         true
     }
 }
 
 #[test]
-fn a_single_node_that_started_later_restarted() {
+fn a_single_node_with_a_later_start_has_restarted() {
     let mut rig = Rig::new(&[100]);
     assert!(!rig.restarts.is_settled() && rig.restarts.starts().is_none());
     assert_eq!(rig.read(), Some(Finding::First));
@@ -113,7 +113,7 @@ fn a_single_node_that_started_later_restarted() {
 }
 
 #[test]
-fn a_cluster_that_restarts_in_the_middle_of_a_reading_is_noticed() {
+fn a_restart_of_a_cluster_during_a_reading_is_detected() {
     for asked_before in 1..3 {
         let mut rig = Rig::new(&[100, 200, 300]);
         assert_eq!(rig.read(), Some(Finding::First));
@@ -125,8 +125,8 @@ fn a_cluster_that_restarts_in_the_middle_of_a_reading_is_noticed() {
             assert!(rig.step(&mut None));
         }
         rig.nodes.iter_mut().for_each(|(_, start, _)| *start += 900);
-        assert_eq!(rig.go_on(), None, "some were up, and all may have restarted behind them");
-        assert_eq!(rig.restarts.starts(), starts, "nothing of it is used");
+        assert_eq!(rig.go_on(), None, "some were up, and all may have restarted after them");
+        assert_eq!(rig.restarts.starts(), starts, "the reading is not used");
         rig.now += READ_PAUSE;
         assert_eq!(rig.go_on(), Some(Finding::Restarted), "{asked_before} were asked before");
         assert_eq!(rig.read(), Some(Finding::Continuous));
@@ -134,7 +134,7 @@ fn a_cluster_that_restarts_in_the_middle_of_a_reading_is_noticed() {
 }
 
 #[test]
-fn a_node_that_restarted_and_was_asked_last_is_asked_first_the_next_time() {
+fn a_restarted_node_that_was_asked_last_is_asked_first_next_time() {
     for number in 0..3 {
         let mut rig = Rig::new(&[100, 200, 300]);
         rig.read();
@@ -149,23 +149,23 @@ fn a_node_that_restarted_and_was_asked_last_is_asked_first_the_next_time() {
 }
 
 #[test]
-fn answers_from_before_the_feed_was_opened_are_not_used() {
+fn replies_from_before_the_feed_was_opened_are_not_used() {
     let mut rig = Rig::new(&[100]);
     assert_eq!(rig.read(), Some(Finding::First));
     rig.now += 20_000;
     rig.restarts.handle_opened(rig.now);
     assert!(rig.step(&mut None));
-    assert_eq!(rig.restarts.next_question(rig.now), Some(Question::System(None)));
+    assert_eq!(rig.restarts.next_request(rig.now), Some(Request::System(None)));
     rig.now += 2 * READ_PAUSE;
     rig.restarts.handle_opened(rig.now);
     let reply = Reply { status: 200, date: Some(DATE), body: br#"{"uptime":1}"# };
-    assert_eq!(rig.restarts.handle_reply(Some(reply), rig.now), None, "it is of the time before");
+    assert_eq!(rig.restarts.handle_reply(Some(reply), rig.now), None, "the reply is from before");
     rig.nodes[0].1 += 900;
     assert_eq!(rig.go_on(), Some(Finding::Restarted));
 }
 
 #[test]
-fn a_refusal_that_passes_does_not_make_a_known_start_unknown() {
+fn a_temporary_refusal_does_not_make_a_known_start_unknown() {
     let mut rig = Rig::new(&[100]);
     assert_eq!(rig.read(), Some(Finding::First));
     let starts = rig.restarts.starts();
@@ -177,22 +177,22 @@ fn a_refusal_that_passes_does_not_make_a_known_start_unknown() {
     }
     (rig.membership, rig.system) = (200, 200);
     rig.nodes[0].1 += 900;
-    assert_eq!(rig.go_on(), Some(Finding::Restarted), "it is compared with what was known");
+    assert_eq!(rig.go_on(), Some(Finding::Restarted), "it is compared with the known start");
 }
 
 #[test]
-fn a_restart_before_the_first_answer_is_noticed_by_the_uptime() {
+fn a_restart_before_the_first_reply_is_detected_by_the_uptime() {
     let mut rig = Rig { system: 503, ..Rig::new(&[100]) };
     assert_eq!(rig.read(), None);
     rig.system = 200;
     rig.now += 10_000;
     rig.nodes[0].1 = 10_000 + rig.now / 1_000 - 5;
-    assert_eq!(rig.go_on(), Some(Finding::Restarted), "it has been up for 5 s, and was followed for 10");
+    assert_eq!(rig.go_on(), Some(Finding::Restarted), "it has been up for 5 s, and the feed was followed for 10 s");
     assert_eq!(rig.read(), Some(Finding::Continuous));
 }
 
 #[test]
-fn a_clock_that_is_set_forward_looks_like_a_restart_and_one_that_is_set_back_does_not() {
+fn only_a_clock_that_is_set_forward_looks_like_a_restart() {
     let mut rig = Rig::new(&[100]);
     rig.read();
     rig.clock_error = 60;
@@ -200,51 +200,51 @@ fn a_clock_that_is_set_forward_looks_like_a_restart_and_one_that_is_set_back_doe
     let ahead = rig.restarts.starts().expect("known").latest;
     rig.clock_error = 0;
     assert_eq!(rig.read(), Some(Finding::Continuous));
-    assert!(!rig.restarts.starts().expect("known").reach_back_to(ahead), "clients that come back are told");
+    assert!(!rig.restarts.starts().expect("known").reach_back_to(ahead), "clients that come back are notified");
     // The uptime shows a restart while the clock is set back.
     rig.nodes[0].1 = 9_990;
     rig.clock_error = 0_u64.wrapping_sub(9_950);
     let date = DATE.wrapping_add(rig.clock_error) + rig.now / 1_000;
     rig.restarts.handle_opened(rig.now + READ_PAUSE);
     rig.now += READ_PAUSE;
-    assert_eq!(rig.restarts.next_question(rig.now), Some(Question::Membership));
+    assert_eq!(rig.restarts.next_request(rig.now), Some(Request::Membership));
     let body = br#"{"all_nodes":["a@x"],"cluster_nodes":["a@x"]}"#;
     assert_eq!(rig.restarts.handle_reply(Some(Reply { status: 200, date: None, body }), rig.now), None);
-    rig.restarts.next_question(rig.now);
+    rig.restarts.next_request(rig.now);
     let reply = Reply { status: 200, date: Some(date), body: br#"{"uptime":3}"# };
     assert_eq!(rig.restarts.handle_reply(Some(reply), rig.now), Some(Finding::Restarted));
 }
 
 #[test]
-fn a_cluster_lost_something_only_if_all_nodes_restarted() {
+fn a_cluster_has_lost_events_only_if_all_nodes_restarted() {
     let mut rig = Rig::new(&[100, 200, 300]);
     assert_eq!(rig.read(), Some(Finding::First));
     assert!(rig.restarts.is_cluster());
     let given = rig.restarts.starts().expect("known").latest;
     for (node, start) in [(0, 400), (1, 500), (2, 600), (0, 700)] {
         rig.nodes[node].1 = start;
-        assert_eq!(rig.read_until_settled(), Some(Finding::Continuous), "one after the other");
+        assert_eq!(rig.read_until_settled(), Some(Finding::Continuous), "the nodes restart in turn");
     }
     let reaches_back = |rig: &Rig, given| rig.restarts.starts().expect("known").reach_back_to(given);
-    assert!(reaches_back(&rig, given), "one was up at any time");
+    assert!(reaches_back(&rig, given), "one node was up at any time");
     let mut later = Rig::new(&[700, 500, 600]);
     later.read();
-    assert!(!reaches_back(&later, given), "and who was not there does not know");
+    assert!(!reaches_back(&later, given), "a later server does not know that");
     assert!(reaches_back(&later, rig.restarts.starts().expect("known").latest));
     rig.nodes[2].2 = false;
     rig.nodes[0].1 = 800;
     assert_eq!(rig.read_until_settled(), Some(Finding::Continuous), "one is down, one restarted, one stayed");
     rig.nodes[2].2 = true;
-    assert_eq!(rig.read_until_settled(), Some(Finding::Continuous), "it was cut off, and is back");
+    assert_eq!(rig.read_until_settled(), Some(Finding::Continuous), "a node was cut off, and is back");
     let given = rig.restarts.starts().expect("known").latest;
     rig.nodes = vec![("a@x", 10_100, true), ("b@x", 10_101, true), ("c@x", 600, false)];
-    assert_eq!(rig.read(), Some(Finding::Restarted), "those that are up did, and the third is away");
+    assert_eq!(rig.read(), Some(Finding::Restarted), "all nodes that are up have restarted");
     assert!(!rig.restarts.starts().expect("known").reach_back_to(given));
     assert_eq!(rig.read_until_settled(), Some(Finding::Continuous));
 }
 
 #[test]
-fn nodes_that_cannot_be_asked_by_name_are_met_one_at_a_time() {
+fn nodes_that_cannot_be_asked_by_name_are_read_one_at_a_time() {
     for (membership, by_name) in [(200, 404), (403, 200)] {
         let mut rig = Rig { membership, by_name, ..Rig::new(&[100, 200, 300]) };
         assert_eq!(rig.read(), Some(Finding::First));
@@ -268,23 +268,23 @@ fn nodes_that_cannot_be_asked_by_name_are_met_one_at_a_time() {
 }
 
 #[test]
-fn a_host_that_says_nothing_is_left_alone() {
+fn a_host_that_reports_no_start_is_rarely_asked() {
     let mut rig = Rig { membership: 404, system: 403, ..Rig::new(&[100]) };
     assert_eq!(rig.read(), Some(Finding::Unknown));
     assert_eq!((rig.asked, rig.restarts.is_settled(), rig.restarts.starts()), (2, true, None));
     assert!(!rig.restarts.suspect(rig.now) && !rig.restarts.take_suspicion());
-    let next = rig.restarts.poll_timeout().expect("it is asked again");
+    let next = rig.restarts.poll_timeout().expect("a retry is scheduled");
     assert!((rig.now + READ_EVERY / 2..=rig.now + READ_EVERY).contains(&next), "{next}");
 }
 
 #[test]
-fn failures_are_tried_again_for_a_while() {
+fn failed_readings_are_repeated_for_a_while() {
     let mut rig = Rig { system: 503, ..Rig::new(&[100]) };
     let tries = |rig: &mut Rig| {
         let mut finding = rig.read();
         let mut tries = 1;
         while finding.is_none() {
-            rig.now = rig.restarts.poll_timeout().expect("it is tried again");
+            rig.now = rig.restarts.poll_timeout().expect("a retry is scheduled");
             finding = rig.go_on();
             tries += 1;
         }
@@ -304,7 +304,7 @@ fn read_until_unknown(rig: &mut Rig) {
     rig.system = 403;
     let mut finding = rig.read();
     while finding.is_none() {
-        rig.now = rig.restarts.poll_timeout().expect("it is tried again");
+        rig.now = rig.restarts.poll_timeout().expect("a retry is scheduled");
         finding = rig.go_on();
     }
     assert_eq!(finding, Some(Finding::Unknown));
@@ -312,7 +312,7 @@ fn read_until_unknown(rig: &mut Rig) {
 }
 
 #[test]
-fn a_restart_while_the_start_is_unknown_is_noticed_afterwards() {
+fn a_restart_while_the_start_is_unknown_is_detected_afterwards() {
     for is_known_before in [false, true] {
         for restarts in [false, true] {
             let mut rig = Rig::new(&[100]);
@@ -334,10 +334,10 @@ fn a_restart_while_the_start_is_unknown_is_noticed_afterwards() {
 }
 
 #[test]
-fn a_restart_that_was_dealt_with_while_the_start_was_unknown_is_not_found_again() {
+fn a_handled_restart_is_not_found_again() {
     let mut rig = Rig::new(&[100]);
     assert_eq!(rig.read(), Some(Finding::First));
-    // It was away, and refuses afterwards to say when it started.
+    // It was away, and afterwards refuses to report its start.
     rig.nodes[0].1 = 10_000 + rig.now / 1_000;
     assert!(rig.restarts.suspect(rig.now));
     read_until_unknown(&mut rig);
@@ -351,7 +351,7 @@ fn a_restart_that_was_dealt_with_while_the_start_was_unknown_is_not_found_again(
 }
 
 #[test]
-fn openings_in_a_row_make_one_reading_a_second() {
+fn repeated_openings_cause_one_reading_per_second() {
     let mut rig = Rig::new(&[100]);
     rig.read();
     let asked = rig.asked;
