@@ -269,7 +269,7 @@ fn feed_starts_when_the_operator_creates_global_changes() {
     let mut scene = Scene { client, howler, couchdb };
     scene.howler.wait_for_lines("Next try in", 2);
     scene.said_once(
-        "no _global_changes database (404): make it with PUT /_global_changes, or start with \
+        "no _global_changes database (404): create it with PUT /_global_changes, or start with \
                      --create_global_changes. Trying again.",
     );
     scene.couchdb.create_database("_global_changes");
@@ -286,13 +286,13 @@ fn server_creates_global_changes_on_request() {
     let couchdb = couchdb_with(Options { global_changes: false, ..Options::default() });
     let mut scene = Scene::at(couchdb, &["--create_global_changes"]);
     scene.is_told("after");
-    scene.said_once("CouchDB has no _global_changes database: making it.");
+    scene.said_once("CouchDB has no _global_changes database: creating it.");
     // The server also creates the database when it is deleted while the feed is open.
     scene.couchdb.delete_database("_global_changes");
     assert!(scene.couchdb.wait_for(SOON, |counters| counters.feed_requests == 3 && counters.open_feeds == 1));
     assert!(scene.client.wait_for_resync().is_empty());
     scene.is_told("after");
-    scene.howler.assert_told("making it.", 1);
+    scene.howler.assert_told("creating it.", 1);
 }
 
 #[test]
@@ -387,14 +387,14 @@ fn line_that_is_no_json_is_read_again_and_then_skipped() {
     scene.couchdb.update("during");
     scene.hears("during");
     scene.hears_nothing_more();
-    scene.said_once("A line of the changes feed is no JSON: reading it again.");
+    scene.said_once("A line of the changes feed is not JSON: reading it again.");
     assert_eq!(scene.couchdb.counters().feed_requests, 2);
     // A line that stays broken does not stop the feed.
     scene.couchdb.break_next_feed(FeedFault::BrokenJson);
     scene.couchdb.break_feed(FeedFault::BrokenJson);
     scene.howler.wait_for_line("Skipped");
     scene.is_told("after");
-    scene.said("Skipped a line of the changes feed that is no JSON, twice.");
+    scene.said("Skipped a line of the changes feed that is not JSON, twice.");
     assert_eq!(scene.couchdb.counters().feed_requests, 3, "the feed continued");
 }
 
@@ -410,8 +410,8 @@ fn feed_of_broken_lines_logs_few_lines() {
         assert!(began.elapsed() < SOON, "{}", scene.howler.output());
     }
     scene.is_told("after");
-    scene.said("Skipped a line of the changes feed that is no JSON, twice.");
-    assert_eq!(scene.howler.count_lines("no JSON"), 2, "{}", scene.howler.output());
+    scene.said("Skipped a line of the changes feed that is not JSON, twice.");
+    assert_eq!(scene.howler.count_lines("not JSON"), 2, "{}", scene.howler.output());
     // The resyncs and lookups that follow are not logged one by one, either.
     let others = scene.howler.count_told("INFO") + scene.howler.count_told("WARN");
     assert!(others < 20, "{}", scene.howler.output());

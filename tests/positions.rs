@@ -302,7 +302,7 @@ fn changes_in_unreadable_lines_are_found_by_position() {
     couchdb.break_feed(FeedFault::SpoilNextLine);
     couchdb.update("db-5");
     assert_eq!(next(&mut device), Told::Change("db-5".to_owned()), "{}", howler.output());
-    howler.assert_told("Skipped a line of the changes feed that is no JSON, twice.", 1);
+    howler.assert_told("Skipped a line of the changes feed that is not JSON, twice.", 1);
     hears_nothing(&mut device);
 }
 

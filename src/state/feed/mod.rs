@@ -316,7 +316,7 @@ impl Feed {
     pub fn handle_malformed_line(&mut self, now: Millis, actions: &mut Vec<FeedAction>) -> bool {
         if self.malformed_after.is_some() && self.malformed_after.as_deref() == self.since.get() {
             if let Some(more) = self.log.pass(LogCause::MalformedLine, now) {
-                log::warn!("Skipped a line of the changes feed that is no JSON, twice{more}.");
+                log::warn!("Skipped a line of the changes feed that is not JSON, twice{more}.");
             }
             return true;
         }
@@ -395,7 +395,7 @@ impl Feed {
         self.must_create = self.settings.create;
         if self.must_create && kind != RequestKind::Create {
             if let Some(more) = self.log.pass(LogCause::Creation, now) {
-                log::warn!("CouchDB has no _global_changes database: making it{more}.");
+                log::warn!("CouchDB has no _global_changes database: creating it{more}.");
             }
             return self.send_next(RequestKind::Create, keep_alive, now, actions);
         }

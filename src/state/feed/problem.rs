@@ -52,11 +52,11 @@ impl fmt::Display for Problem {
             Self::Cut => f.write_str("CouchDB cut the changes feed: resuming it."),
             Self::Ended => f.write_str("CouchDB ended the changes feed: resuming it."),
             Self::Framing(error) => write!(f, "The changes feed is broken: {error}. Resuming it."),
-            Self::MalformedLine => f.write_str("A line of the changes feed is no JSON: reading it again."),
+            Self::MalformedLine => f.write_str("A line of the changes feed is not JSON: reading it again."),
             Self::Unauthorized => f.write_str("CouchDB refuses the changes feed (401)."),
             Self::Locked => f.write_str("CouchDB refuses the changes feed (403)."),
             Self::Missing(false) => f.write_str(
-                "CouchDB has no _global_changes database (404): make it with PUT /_global_changes, or start with \
+                "CouchDB has no _global_changes database (404): create it with PUT /_global_changes, or start with \
                  --create_global_changes. Trying again.",
             ),
             Self::Missing(true) => f.write_str(
@@ -70,7 +70,7 @@ impl fmt::Display for Problem {
             ),
             Self::Status(status) => write!(f, "CouchDB answers the changes feed with status {status}: trying again."),
             Self::NoSequence => f.write_str(
-                "What answers the changes feed is no CouchDB (no last_seq): check the address and path in \
+                "The reply to the changes feed is not from CouchDB (no last_seq): check the address and path in \
                  --couchdb_url. Trying again.",
             ),
         }

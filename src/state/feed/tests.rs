@@ -435,7 +435,7 @@ fn backoff_grows_until_a_change_comes_or_the_stream_is_stable() {
 #[test]
 fn each_error_status_is_logged_once_with_advice() {
     for (status, words) in [
-        (404, "make it with PUT /_global_changes, or start with --create_global_changes."),
+        (404, "create it with PUT /_global_changes, or start with --create_global_changes."),
         (500, "with status 500"),
         (302, "with status 302"),
     ] {
@@ -469,7 +469,7 @@ fn a_problem_of_another_kind_is_logged_too() {
     rig.connect("GET /_global_changes/_changes?since=now&limit=1");
     rig.give(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nwelcome");
     rig.closes();
-    assert!(logged()[0].contains("is no CouchDB (no last_seq)"));
+    assert!(logged()[0].contains("is not from CouchDB (no last_seq)"));
 }
 
 #[test]
@@ -670,9 +670,9 @@ fn a_feed_of_malformed_lines_logs_one_line_per_minute() {
         }
         lines.append(&mut logged());
     }
-    let twice = "Skipped a line of the changes feed that is no JSON, twice.";
+    let twice = "Skipped a line of the changes feed that is not JSON, twice.";
     let announced = "Following the changes feed of CouchDB.";
-    assert_eq!(lines, ["A line of the changes feed is no JSON: reading it again.", announced, twice]);
+    assert_eq!(lines, ["A line of the changes feed is not JSON: reading it again.", announced, twice]);
     rig.now += MINUTE;
     rig.give(&broken);
     let lines = logged();
