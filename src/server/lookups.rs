@@ -67,7 +67,7 @@ impl Server {
         if !self.upstream.is_streaming() || !self.upstream.may_ask(AdminUse::Lookup, now) {
             return;
         }
-        let Some(question) = self.databases.next_restart_question(now) else { return };
+        let Some(question) = self.databases.next_restart_request(now) else { return };
         self.upstream.ask_restarts(question, now);
         self.perform_queue_actions(Queue::Lookups, now);
     }

@@ -2,7 +2,7 @@
 
 use super::Databases;
 use crate::state::session::{Dialect, Session};
-use crate::state::session_cleanup::{EndedSession, Memory};
+use crate::state::session_cleanup::{EndedSession, RememberedSession};
 use crate::state::subscriptions::SessionIndex;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
@@ -15,22 +15,22 @@ const SESSION_COST: usize = 4;
 
 impl Databases {
     /// Returns what to remember of a session whose client may come back.
-    pub(crate) fn memory_of(&self, session: &Session) -> Option<Memory> {
+    pub(crate) fn memory_of(&self, session: &Session) -> Option<RememberedSession> {
         if session.dialect() == Dialect::Json {
             return None;
         }
         let user = session.user_name().filter(|_| self.catch_up.is_on())?;
-        let heard = session.last_seen();
-        Some(Memory { user: user.into(), heard, is_certain: self.was_resynced(heard) })
+        let last_seen = session.last_seen();
+        Some(RememberedSession { user: user.into(), last_seen, is_certain: self.was_resynced(last_seen) })
     }
 
-    /// Returns whether a client that was heard at a time certainly got the last resync.
-    fn was_resynced(&self, heard: Millis) -> bool {
-        self.resync.is_none() && self.last_resync.is_none_or(|at| at + IN_FLIGHT < heard)
+    /// Returns whether a client with this last sign of life certainly got the last resync.
+    fn was_resynced(&self, last_seen: Millis) -> bool {
+        self.resync.is_none() && self.last_resync.is_none_or(|at| at + IN_FLIGHT < last_seen)
     }
 
     /// Queues a session whose slot is reserved until [`Self::next_departed`] returns it.
-    pub(crate) fn depart(&mut self, session: Key, memory: Option<Memory>) {
+    pub(crate) fn depart(&mut self, session: Key, memory: Option<RememberedSession>) {
         self.departures.push(EndedSession { session: session.index, memory });
     }
 
@@ -43,11 +43,11 @@ impl Databases {
             let most = self.subscriptions.count(session).min(ENDED_A_TURN - self.ended_this_turn);
             self.ended_this_turn += most.max(SESSION_COST);
             if let Some(memory) = memory {
-                let is_certain = memory.is_certain && self.was_resynced(memory.heard);
+                let is_certain = memory.is_certain && self.was_resynced(memory.last_seen);
                 let (subscriptions, access) = (&mut self.subscriptions, &self.access);
                 let databases = subscriptions.last_of_session(session, most).map(|(database, told)| {
                     let told = told && is_certain && !subscriptions.holds_back(database);
-                    let told = told && subscriptions.tracked(database).is_notified_by(memory.heard);
+                    let told = told && subscriptions.tracked(database).is_notified_by(memory.last_seen);
                     (database, access.notified_position(database, subscriptions).filter(|_| told))
                 });
                 let databases = databases.collect::<Vec<_>>();

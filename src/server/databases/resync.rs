@@ -4,7 +4,7 @@ use super::Databases;
 use crate::server::context::Context;
 use crate::state::feed::Continuity;
 use crate::state::pool::Answer;
-use crate::state::restarts::{Finding, Question, Reply};
+use crate::state::restarts::{Finding, Reply, Request};
 use crate::state::resync::{Policy, StaggeredResync};
 use crate::state::session::{Dialect, Session};
 use crate::state::table::Key;
@@ -77,7 +77,7 @@ impl Databases {
     }
 
     /// Returns the next question about the nodes of CouchDB.
-    pub(crate) fn next_restart_question(&mut self, now: Millis) -> Option<Question> {
+    pub(crate) fn next_restart_request(&mut self, now: Millis) -> Option<Request> {
         self.restarts.next_request(now)
     }
 

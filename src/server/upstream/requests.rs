@@ -9,7 +9,7 @@ use crate::server::ids::Queue;
 use crate::server::purpose::{Login, Purpose};
 use crate::state::pool::{Answer, NoAnswer, Owner, PoolAction, Rejection, Submission};
 use crate::state::positions::Batch;
-use crate::state::restarts::Question;
+use crate::state::restarts::Request;
 use crate::state::subscriptions::DatabaseId;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
@@ -68,9 +68,9 @@ impl Upstream {
     }
 
     /// Asks about the nodes of CouchDB.
-    pub(crate) fn ask_restarts(&mut self, question: Question, now: Millis) {
+    pub(crate) fn ask_restarts(&mut self, request: Request, now: Millis) {
         let requests = &self.requests;
-        let request = match question {
+        let request = match request {
             Request::Membership => requests.membership(),
             Request::Name => requests.node_name(),
             Request::System(node) => requests.system(node.as_deref()),
