@@ -28,10 +28,10 @@ const KEPT_TO: &[(&str, &[&str])] = &[
 ];
 
 /// Folders whose files still import each other in a circle.
-const CIRCULAR: &[&str] = &["check", "config", "logging", "net", "state", "wire"];
+const CIRCULAR: &[&str] = &["check", "config", "logging", "net", "wire"];
 
 /// Files that are still too long.
-const LONG: &[&str] = &["state/access"];
+const LONG: &[&str] = &[];
 
 /// Most lines of code in a file, without comments, blank lines and tests.
 const LONGEST: usize = 500;
