@@ -231,7 +231,7 @@ fn rejected_start_is_replaced_at_once() {
     }
 }
 
-const REPINNED: &str = "CouchDB did not open the changes feed where it broke in 10 tries: following it from now on;";
+const REPINNED: &str = "CouchDB did not open the changes feed where it broke in 10 attempts: following it from now on;";
 
 #[test]
 fn start_that_opens_no_stream_is_replaced_after_ten_attempts() {
