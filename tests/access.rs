@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::client::{Client, Received};
 use crate::support::couchdb::{FeedFault, Options, StandIn};
 use crate::support::howler::Howler;
-use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb, couchdb_with, position};
+use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb, couchdb_with, position, wait_until};
 
 const OTHER: &str = "other";
 const OTHER_PASSWORD: &str = "zq7-other-secret";
@@ -275,9 +275,11 @@ fn unreadable_responses_do_not_cause_endless_requests() {
             );
         }
     }
-    // All clients have disconnected.
-    std::thread::sleep(A_MOMENT);
+    wait_until("the server has noticed that all clients left", || {
+        howler.metric("howler_sessions_logged_in") == 0 && couchdb.counters().in_flight == 0
+    });
     let asked = couchdb.counters().access_requests;
+    // Proves that no further request follows.
     std::thread::sleep(Duration::from_millis(2_500));
     assert_eq!(couchdb.counters().access_requests, asked, "no more requests, as no client waits");
     assert_eq!(howler.count_told(LINE), 4, "one line for each cause:\n{}", howler.output());
@@ -315,6 +317,7 @@ fn a_client_with_endless_new_names_delays_no_one_and_takes_little_memory() {
     let grown = howler.resident_kib().saturating_sub(before);
     assert!(grown < 8_000, "{grown} KiB");
     let asked = couchdb.counters().access_requests;
+    // Proves that not many more requests follow.
     std::thread::sleep(Duration::from_millis(500));
     assert!(couchdb.counters().access_requests - asked <= 8, "names without subscribers are not looked up");
     couchdb.update("theirs");
@@ -364,9 +367,10 @@ fn session_checks_do_not_starve_access_lookups() {
     couchdb.create_database_for("mine", &[USER]);
     let howler = Howler::start_with(&couchdb, &["--access", "members", "--session_check", "2"]);
     let mut clients: Vec<_> = (0..300).map(|_| client_of(&howler, USER, PASSWORD)).collect();
-    // This allows 40 checks a second, and over 150 are due.
+    // This allows 40 checks a second, while 150 a second become due.
     couchdb.set_login_delay(Duration::from_millis(100));
-    std::thread::sleep(Duration::from_secs(4));
+    let before = couchdb.counters().session_requests;
+    assert!(couchdb.wait_for(SOON, |seen| seen.session_requests > before + 150));
     for (round, client) in clients.iter_mut().enumerate().take(3) {
         let begun = Instant::now();
         let answer = subscribe(client, &["mine", &format!("missing-{round}")]);
@@ -485,6 +489,7 @@ fn sessions_of_removed_users_end() {
     assert_eq!(howler.metric("howler_log_ins_ended_total"), 2);
     // Sessions of existing users stay, even while CouchDB does not answer.
     couchdb.fail_logins(Some(500));
+    // Proves that a failed check ends no session; there is one every second.
     std::thread::sleep(Duration::from_millis(1_500));
     couchdb.fail_logins(None);
     assert_eq!(user.ask(json!({"op": "heartbeat"}))["ok"], true);
@@ -538,6 +543,7 @@ fn sessions_are_not_checked_if_checks_are_off() {
     let mut goes = client_of(&checked, OTHER, OTHER_PASSWORD);
     couchdb.remove_user(OTHER);
     assert_eq!(goes.next_event(SOON).expect("an event")["event"], "not-authenticated");
+    // Proves that no check follows.
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(stays.ask(json!({"op": "heartbeat"}))["ok"], true);
     assert_eq!(unchecked.metric("howler_log_ins_ended_total"), 0);
@@ -838,9 +844,5 @@ fn a_request_that_ends_while_it_waits_for_positions_leaves_nothing_behind() {
     user.send(&json!({"id": 1, "op": "subscribe", "dbs": names}).to_string());
     assert!(couchdb.wait_for(SOON, |seen| seen.lookup_requests > before.0), "the request does not wait for positions");
     drop(user);
-    let deadline = Instant::now() + SOON;
-    while howler.metric("howler_names_stored") > before.1 {
-        assert!(Instant::now() < deadline, "{} names are left", howler.metric("howler_names_stored"));
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("its names are dropped", || howler.metric("howler_names_stored") <= before.1);
 }

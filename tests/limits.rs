@@ -12,7 +12,7 @@ use crate::support::client::{Client, Received, frame};
 use crate::support::couchdb::StandIn;
 use crate::support::howler::{BINARY, Howler};
 use crate::support::http::{Http, Poller, join, request};
-use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb};
+use crate::support::{A_MOMENT, PASSWORD, SOON, USER, couchdb, wait_until};
 
 /// Asserts that another client can log in and is notified of changes.
 fn assert_serves(howler: &Howler, couchdb: &StandIn) {
@@ -34,10 +34,7 @@ fn assert_counted(howler: &Howler, reason: &str, count: u64) {
 }
 
 fn assert_metric(howler: &Howler, name: &str, value: u64) {
-    let deadline = Instant::now() + SOON;
-    while howler.metric(name) < value && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until(&format!("{name} is {value}"), || howler.metric(name) >= value);
     assert_eq!(howler.metric(name), value, "{name}");
 }
 
@@ -547,10 +544,7 @@ fn flood_of_one_address_does_not_evict_clients_of_others() {
                 }
             });
         }
-        let deadline = Instant::now() + SOON;
-        while howler.metric("howler_closes_total{reason=\"made_way\"}") < 100 {
-            assert!(Instant::now() < deadline, "timeout waiting for evictions");
-        }
+        wait_until("there are evictions", || howler.metric("howler_closes_total{reason=\"made_way\"}") >= 100);
         let mut clients: Vec<_> = (0..12)
             .map(|number| {
                 let mut client = from(&howler, &format!("198.51.100.{number}")).expect("the client is accepted");
@@ -559,11 +553,9 @@ fn flood_of_one_address_does_not_evict_clients_of_others() {
             })
             .collect();
         let evicted = howler.metric("howler_closes_total{reason=\"made_way\"}");
-        let deadline = Instant::now() + SOON;
-        while howler.metric("howler_closes_total{reason=\"made_way\"}") < evicted + 500 {
-            assert!(Instant::now() < deadline, "timeout waiting for more evictions");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_until("there are more evictions", || {
+            howler.metric("howler_closes_total{reason=\"made_way\"}") >= evicted + 500
+        });
         for client in &mut clients {
             let answer = client.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}));
             assert_eq!(answer["ok"], true, "{answer}");
@@ -805,6 +797,7 @@ fn subscriptions_of_a_user_are_limited() {
     let deadline = Instant::now() + SOON;
     while subscribe(&mut first, &["e", "f", "g"])["ok"] != true {
         assert!(Instant::now() < deadline, "timeout waiting for the end of a session to free its subscriptions");
+        // Stays below the message rate of a client.
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(howler.metric("howler_subscriptions_refused_total") >= 2);

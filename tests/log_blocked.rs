@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::support::couchdb::StandIn;
 use crate::support::howler::{BINARY, assert_no_secret};
 use crate::support::http::Http;
-use crate::support::{SOON, couchdb};
+use crate::support::{SOON, couchdb, retry, wait_until};
 
 const DROPPED: &str = "howler_log_lines_dropped_total";
 
@@ -36,11 +36,7 @@ impl Server {
             .expect("the binary starts");
         let stderr = child.stderr.take();
         let server = Self { child, stderr, address: ([127, 0, 0, 1], port).into() };
-        let began = Instant::now();
-        while std::net::TcpStream::connect(server.address).is_err() {
-            assert!(began.elapsed() < SOON, "timeout waiting for the server to listen");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_until("the server listens", || std::net::TcpStream::connect(server.address).is_ok());
         server
     }
 
@@ -81,14 +77,10 @@ impl Server {
     /// Sends SIGTERM and waits for the exit.
     fn stop(&mut self) -> ExitStatus {
         assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
-        let began = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().expect("the child can be waited for") {
-                return status;
-            }
-            assert!(began.elapsed() < SOON, "timeout waiting for the server to exit");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        retry(|| {
+            let status = self.child.try_wait().expect("the child can be waited for");
+            status.ok_or_else(|| "timeout waiting for the server to exit".to_owned())
+        })
     }
 }
 

@@ -397,6 +397,7 @@ fn session_check_result_applies_only_to_the_checked_login() {
     };
     couchdb.remove_user(USER);
     assert!(couchdb.wait_for(SOON, |seen| seen.sessions_in_flight == 0));
+    // Proves that the session stays.
     for _ in 0..5 {
         assert_eq!(client.ask(json!({"op": "heartbeat"}))["ok"], true);
         std::thread::sleep(Duration::from_millis(100));
