@@ -1,18 +1,19 @@
-//! Long lists of names that sessions subscribe to or unsubscribe from: they are worked off in slices, session by session
-//! in turn, so that no list holds the loop and each delays only its own session.
+//! Long lists of names in `subscribe` and `unsubscribe`. They are processed in slices, session by
+//! session in turn, so that no list holds the event loop and each delays only its own session.
 //!
 //! ```text
 //!  subscribe [10,000 names]
 //!      │ Intake: names become ids, then parts of the list wait until they are decided and their positions known
 //!      ▼
 //!    Group: collects the parts; the last one that arrives queues its completion
-//!      │ Complete: subscribe and compare in slices, the session being withheld; one answer at the end
+//!      │ Complete: subscribe and compare in slices, nothing is written to the session; one reply at the end
 //!      ▼
-//!   released: the holds of what is over, some each turn
+//!   released: the holds of completed work, some each turn
 //! ```
 //!
-//! A session with work here is busy: its later messages wait, in order. While its list is being completed nothing is
-//! written to it, so a change of a database that is subscribed to already is notified after the answer.
+//! A session with work here is busy: its later messages wait, in order. While its list is being
+//! completed nothing is written to it, so a notification of a database that is subscribed to
+//! already comes after the reply.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -25,76 +26,76 @@ use crate::wire::howler_v1::Refused;
 use crate::wire::names::NameList;
 use crate::wire::positions::Position;
 
-/// Lists of more names than this are worked off in slices of as many.
+/// Length of a slice, and longest list that is processed at once.
 pub const SLICE: usize = 500;
-/// Names in a part of a list that waits as a whole.
+/// Names in a part of a list, which waits as a whole.
 pub const PART: usize = 500;
 
 /// A piece of work of a session.
 #[derive(Debug)]
 pub enum Work {
-    /// A `subscribe` comes in.
+    /// Read the names of a `subscribe`.
     Intake(Box<Intake>),
-    /// A `subscribe` all of whose parts have arrived.
+    /// Complete a `subscribe` whose parts have all arrived.
     Complete(Key),
-    /// An `unsubscribe`.
+    /// Execute an `unsubscribe`.
     Remove(Box<Removal>),
-    /// The session ends all of its subscriptions, and goes on.
+    /// End all subscriptions of the session, which stays open.
     Leave,
-    /// The next message that waits is handed to the session.
+    /// Pass the next deferred message to the session.
     Resume,
 }
 
 /// A `subscribe` whose names are being read.
 #[derive(Debug)]
 pub struct Intake {
-    /// How to answer, until a group has it.
+    /// Form of the reply, until a group has it.
     pub reply: Reply,
-    /// The names of the message.
+    /// Names of the message.
     pub names: NameList,
-    /// The epoch of the positions beside them.
+    /// Epoch of the positions of these names.
     pub epoch: Option<Box<str>>,
-    /// How many of the names were read.
+    /// Number of names that were read.
     pub read: usize,
-    /// The databases so far, each once and held once.
+    /// Databases so far, each once and held once.
     pub databases: Named,
-    /// Where each stands among them.
+    /// Index of each database among them.
     pub places: HashMap<DatabaseId, usize>,
-    /// How many of them the session does not subscribe to.
+    /// Number of them to which the session does not subscribe yet.
     pub new: usize,
-    /// For how many of them it has to be asked whether the user may read them.
+    /// Number of them without a verdict about the user's access.
     pub unknown: usize,
-    /// The user for whom room for these is kept, once all names are read.
+    /// User with reserved room for these, once all names are read.
     pub user: Option<Box<str>>,
-    /// The group of the parts, once all names are read.
+    /// Group of the parts, once all names are read.
     pub group: Option<Key>,
 }
 
 impl Intake {
-    /// Creates the work for a list of which nothing is read.
+    /// Creates the work for a list that is not read yet.
     pub fn new(reply: Reply, names: NameList, epoch: Option<Box<str>>) -> Self {
         let (databases, places) = (Named::new(), HashMap::new());
         Self { reply, names, epoch, read: 0, databases, places, new: 0, unknown: 0, user: None, group: None }
     }
 }
 
-/// An `unsubscribe`: the names are read, withdrawn from what waits, and then ended.
+/// An `unsubscribe`: its names are read, withdrawn from waiting requests, and then ended.
 #[derive(Debug)]
 pub struct Removal {
-    /// How to answer.
+    /// Form of the reply.
     pub reply: Reply,
-    /// The names of the message.
+    /// Names of the message.
     pub names: NameList,
-    /// How many of the names were read.
+    /// Number of names that were read.
     pub read: usize,
     /// Databases of these names, each held once.
     pub databases: HashSet<DatabaseId>,
-    /// Those that are still to be ended, once all names are read.
+    /// Databases whose subscriptions are still to end, once all names are read.
     pub left: Option<Vec<DatabaseId>>,
 }
 
 impl Removal {
-    /// Creates the work for a list of which nothing is read.
+    /// Creates the work for a list that is not read yet.
     pub fn new(reply: Reply, names: NameList) -> Self {
         Self { reply, names, read: 0, databases: HashSet::new(), left: None }
     }
@@ -103,29 +104,30 @@ impl Removal {
 /// A `subscribe` whose parts wait, or are being completed.
 #[derive(Debug)]
 pub struct Group {
-    /// The session that subscribes.
+    /// Session that subscribes.
     pub session: Key,
-    /// How to answer.
+    /// Form of the reply.
     pub reply: Reply,
-    /// The epoch of the positions that the client gave.
+    /// Epoch of the client's positions.
     pub epoch: Option<Box<str>>,
-    /// The names that have arrived, each held once.
+    /// Databases that have arrived, each held once.
     pub names: Named,
-    /// How many parts have not arrived.
+    /// Number of parts that have not arrived.
     parts: usize,
-    /// Why the request fails: the name of the error and its message.
+    /// Error of the request: its name and its message.
     pub error: Option<(&'static str, String)>,
-    /// How many names were completed.
+    /// Number of completed names.
     pub completed: usize,
-    /// What was subscribed to for it, in order.
+    /// New subscriptions, in order.
     pub added: Vec<DatabaseId>,
-    /// Where each database stands that is subscribed to.
+    /// Position of each subscribed database.
     pub stand: Vec<(DatabaseId, Option<Position>)>,
-    /// Those whose position is not the one that the client gave.
+    /// Databases whose position differs from the client's.
     pub changed: Vec<DatabaseId>,
-    /// Those that the user may not read.
+    /// Databases that the user may not read.
     pub refused: Vec<Refused>,
-    /// Groups of the session that have arrived while this one was being completed, and are completed after it.
+    /// Groups of the session that have arrived while this one was being completed, and are
+    /// completed after it.
     next: Vec<Key>,
 }
 
@@ -136,36 +138,36 @@ impl Group {
     }
 }
 
-/// Messages of a session that wait for the end of its work.
+/// Deferred messages of a busy session.
 #[derive(Debug, Default)]
 struct Deferred {
     messages: VecDeque<Box<str>>,
     bytes: usize,
 }
 
-/// What a session had under way.
+/// Cancelled work of a session.
 #[derive(Debug, Default)]
 pub struct Cancelled {
-    /// How its requests wanted to be answered.
+    /// Forms of the replies to its requests.
     pub replies: Vec<Reply>,
-    /// Whether it was about to end its subscriptions.
+    /// Whether the session was about to end its subscriptions.
     pub leaves: bool,
-    /// For whom room for how many databases was kept.
+    /// Users and the number of databases for which room was reserved.
     pub reserved: Vec<(Box<str>, usize)>,
 }
 
-/// The machine.
+/// Queued work of all sessions.
 #[derive(Debug, Default)]
 pub struct NameLists {
     work: FairQueue<Key, Work>,
     groups: Table<Group>,
     groups_of: HashMap<Key, Vec<Key>>,
     deferred: HashMap<Key, Deferred>,
-    /// The session that is handed a message at the moment.
+    /// Session that is handling a deferred message.
     resuming: Option<Key>,
     /// Sessions that are not written to.
     withheld: HashSet<Key>,
-    /// Databases whose holds are over.
+    /// Databases whose holds have to be released.
     released: VecDeque<Vec<DatabaseId>>,
 }
 
@@ -175,7 +177,7 @@ impl NameLists {
         self.work.push(session, work);
     }
 
-    /// Puts back work that is not finished; the other sessions come first.
+    /// Puts back unfinished work; the other sessions come first.
     pub fn put_back(&mut self, session: Key, work: Work) {
         self.work.push_front(session, work);
     }
@@ -185,17 +187,17 @@ impl NameLists {
         self.work.pop()
     }
 
-    /// Returns whether a session has work, so that its messages are to wait.
+    /// Returns whether a session has work, so that its messages are deferred.
     pub fn is_busy(&self, session: Key) -> bool {
         !self.work.is_empty() && self.work.len_of(session) > 0
     }
 
-    /// Returns whether there is anything to do now.
+    /// Returns whether there is work now.
     pub fn has_work(&self) -> bool {
         !self.work.is_empty() || !self.released.is_empty()
     }
 
-    /// Puts a message of a busy session aside; false when that has more than so many bytes waiting.
+    /// Defers a message of a busy session. Returns false if more than `most` bytes wait.
     pub fn defer(&mut self, session: Key, text: &str, most: usize) -> bool {
         let deferred = self.deferred.entry(session).or_default();
         deferred.bytes += text.len() + size_of::<Box<str>>();
@@ -209,7 +211,7 @@ impl NameLists {
         is_within
     }
 
-    /// Takes the next message that waits, for [`Work::Resume`]; the ones behind it go on waiting.
+    /// Takes the next deferred message, for [`Work::Resume`].
     pub fn next_message(&mut self, session: Key) -> Option<Box<str>> {
         let deferred = self.deferred.get_mut(&session)?;
         self.resuming = Some(session);
@@ -218,7 +220,7 @@ impl NameLists {
         Some(text)
     }
 
-    /// Queues the message behind the one that was handed on, after whatever work that one has made.
+    /// Queues the message after the one that was handled, behind all work of that one.
     pub fn resume(&mut self, session: Key) {
         self.resuming = None;
         match self.deferred.get(&session) {
@@ -230,19 +232,19 @@ impl NameLists {
         }
     }
 
-    /// Has nothing written to a session until [`NameLists::show`].
+    /// Stops writing to a session until [`NameLists::show`].
     pub fn withhold(&mut self, session: Key) {
         self.withheld.insert(session);
     }
 
-    /// Lets a session be written to again, unless another of its lists is being completed.
+    /// Resumes writing to a session, unless another of its lists is being completed.
     pub fn show(&mut self, session: Key) {
         if !self.groups_of(session).any(|group| group.completed > 0) {
             self.withheld.remove(&session);
         }
     }
 
-    /// Returns whether a session is not to be written to.
+    /// Returns whether nothing may be written to a session.
     pub fn is_withheld(&self, session: Key) -> bool {
         !self.withheld.is_empty() && self.withheld.contains(&session)
     }
@@ -267,7 +269,7 @@ impl NameLists {
         group
     }
 
-    /// Takes a part of a group that waits no more. The last one queues the completion.
+    /// Adds a part that no longer waits to its group. The last part queues the completion.
     pub fn arrive(&mut self, group: Key, names: Named) {
         let Some(its) = self.groups.get_mut(group) else { return self.release(names) };
         its.parts -= 1;
@@ -283,14 +285,15 @@ impl NameLists {
         let others = self.groups_of.get(&session).into_iter().flatten();
         let begun = others.copied().find(|other| self.groups.get(*other).is_some_and(Group::is_begun));
         match begun.and_then(|begun| self.groups.get_mut(begun)) {
-            // One that fails ends the subscriptions that it has added, also those that this one shares with it.
+            // A failed completion ends the subscriptions that it has added, also those that it
+            // shares with this group.
             Some(begun) => begun.next.push(group),
-            // Before the messages behind it, so that they are answered in order.
+            // The completion goes before later messages, so that the replies keep their order.
             None => self.work.push_front(session, Work::Complete(group)),
         }
     }
 
-    /// Takes a group out whose completion is over; those that wait for that are queued.
+    /// Takes out a group whose completion is over, and queues the groups behind it.
     pub fn finish_group(&mut self, group: Key) -> Option<Group> {
         let its = self.take_group(group)?;
         for next in &its.next {
@@ -304,7 +307,7 @@ impl NameLists {
         self.groups.get_mut(group)
     }
 
-    /// Takes a group out that is about to be answered. Its names are released over the next turns.
+    /// Takes out a group that is about to be answered. Its names are released over the next turns.
     pub fn take_group(&mut self, group: Key) -> Option<Group> {
         let mut its = self.groups.remove(group)?;
         if let Some(groups) = self.groups_of.get_mut(&its.session) {
@@ -321,12 +324,12 @@ impl NameLists {
         self.groups_of.get(&session).into_iter().flatten().filter_map(|group| self.groups.get(*group))
     }
 
-    /// Returns to how many names of its groups a session is about to be subscribed, beside those that wait elsewhere.
+    /// Returns the number of names in the groups of a session, without those that wait elsewhere.
     pub fn pending_names(&self, session: Key) -> usize {
         self.groups_of(session).map(|group| group.names.len()).sum()
     }
 
-    /// Returns how many groups of a session wait.
+    /// Returns the number of waiting groups of a session.
     pub fn pending_requests(&self, session: Key) -> usize {
         self.groups_of.get(&session).map_or(0, Vec::len)
     }
@@ -345,7 +348,8 @@ impl NameLists {
         self.release_databases(withdrawn);
     }
 
-    /// Drops the work of a session, but no message that waits. Holds are released over the next turns.
+    /// Cancels the work of a session, but keeps its deferred messages. Holds are released over the
+    /// next turns.
     pub fn cancel(&mut self, session: Key) -> Cancelled {
         let mut cancelled = Cancelled::default();
         for work in self.work.remove_owner(session) {
@@ -372,7 +376,8 @@ impl NameLists {
         cancelled
     }
 
-    /// Queues the messages of a session again whose work was dropped, behind work that came in its place.
+    /// Queues the deferred messages of a session whose work was cancelled, behind the work that
+    /// replaced it.
     pub fn resume_later(&mut self, session: Key) {
         if self.deferred.contains_key(&session) && self.resuming != Some(session) {
             self.work.push(session, Work::Resume);
@@ -385,19 +390,19 @@ impl NameLists {
         self.cancel(session)
     }
 
-    /// Has the holds of names released over the next turns.
+    /// Queues the holds of names for release over the next turns.
     pub fn release(&mut self, names: Named) {
         self.release_databases(names.into_iter().map(|(database, _)| database).collect());
     }
 
-    /// The same of databases.
+    /// Queues the holds of databases for release over the next turns.
     pub fn release_databases(&mut self, databases: Vec<DatabaseId>) {
         if !databases.is_empty() {
             self.released.push_back(databases);
         }
     }
 
-    /// Returns the next database whose hold is over; the caller releases it.
+    /// Returns the next database whose hold the caller has to release.
     pub fn next_released(&mut self) -> Option<DatabaseId> {
         let databases = self.released.front_mut()?;
         let database = databases.pop();
@@ -407,7 +412,7 @@ impl NameLists {
         database
     }
 
-    /// Returns whether nothing is under way.
+    /// Returns whether there is no work and no waiting message.
     pub fn is_empty(&self) -> bool {
         let tables = self.groups.is_empty() && self.groups_of.is_empty() && self.deferred.is_empty();
         tables && self.withheld.is_empty() && !self.has_work()
