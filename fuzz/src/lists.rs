@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use couchdb_howler::state::departures::{Departure, Departures, Memory};
 use couchdb_howler::state::jitter::Jitter;
 use couchdb_howler::state::name_lists::{Intake, NameLists, Removal, Work};
-use couchdb_howler::state::positions::{Batch, MAX_BATCHES, Named, Pending, Positions};
+use couchdb_howler::state::positions::{Batch, MAX_BATCHES, RequestedDatabases, Pending, Positions};
 use couchdb_howler::state::session::Reply;
 use couchdb_howler::state::subscriptions::{DatabaseId, Subscriptions};
 use couchdb_howler::state::table::{Key, Table};
@@ -166,7 +166,7 @@ impl World {
             '=' => self.limit = number.filter(|limit| *limit > 0).unwrap_or(usize::MAX),
             'E' => {
                 let epoch = (!self.has_epoch).then(|| "epoch".into());
-                self.has_epoch |= self.positions.are_kept() && epoch.is_some();
+                self.has_epoch |= self.positions.are_available() && epoch.is_some();
                 self.positions.handle_epoch(epoch, &mut self.subscriptions);
                 self.answer_ready();
             }
@@ -332,7 +332,7 @@ impl World {
         self.waits.insert(number, self.now);
         for (database, _) in &pending.names {
             let name = self.subscriptions.name(*database);
-            if self.own.contains_key(name) && self.subscriptions.known(*database).is_none() && self.positions.are_kept()
+            if self.own.contains_key(name) && self.subscriptions.known(*database).is_none() && self.positions.are_available()
             {
                 self.wanted.insert(name.to_owned());
             }
@@ -352,7 +352,7 @@ impl World {
     }
 
     fn complete(&mut self, who: usize, key: Key, group: Key) -> usize {
-        self.lists.withhold(key);
+        self.lists.pause_writes(key);
         let total = self.subscriptions.total();
         let Some(its) = self.lists.group_mut(group) else { return 0 };
         let cost = if its.error.is_some() {
@@ -363,7 +363,7 @@ impl World {
             }
             undone.len()
         } else {
-            let slice: Named = its.names[its.completed..].iter().take(SLICE * self.scale).copied().collect();
+            let slice: RequestedDatabases = its.names[its.completed..].iter().take(SLICE * self.scale).copied().collect();
             if total + slice.len() > self.limit {
                 its.error = Some(("LimitError", String::new()));
             } else {
@@ -388,7 +388,7 @@ impl World {
         let Reply::Ack(number) = its.reply else { unreachable!("all have a number") };
         let stand = its.stand.iter().map(|(database, _)| self.subscriptions.name(*database).to_owned()).collect();
         self.be_subscribed(who, number, its.error.is_none().then_some(stand));
-        self.lists.show(key);
+        self.lists.resume_writes(key);
         cost
     }
 
@@ -452,7 +452,7 @@ impl World {
         let (replies, _) = self.cancel(key, false);
         assert!(replies.iter().eq(self.clients[who].asked.keys()), "what is not answered is given back");
         if self.subscriptions.count(key.index) > SLICE * self.scale {
-            self.lists.withhold(key);
+            self.lists.pause_writes(key);
             self.lists.push(key, Work::Leave);
             self.clients[who].leaves = true;
         } else {
@@ -475,7 +475,7 @@ impl World {
         if self.subscriptions.count(key.index) > 0 {
             self.lists.put_back(key, Work::Leave);
         } else {
-            self.lists.show(key);
+            self.lists.resume_writes(key);
             self.clients[who].leaves = false;
         }
         SLICE

@@ -38,7 +38,7 @@ use std::fmt::Write as _;
 
 use couchdb_howler::state::jitter::Jitter;
 use couchdb_howler::state::merge_window::Admission;
-use couchdb_howler::state::positions::{Batch, MAX_BATCHES, Named, Pending, Positions};
+use couchdb_howler::state::positions::{Batch, MAX_BATCHES, RequestedDatabases, Pending, Positions};
 use couchdb_howler::state::session::Reply;
 use couchdb_howler::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use couchdb_howler::state::table::Key;
@@ -425,7 +425,7 @@ impl World {
     fn gap(&mut self) {
         let unknown = self.positions.handle_doubt(self.followed_until, &mut self.subscriptions);
         self.all_restless();
-        if !self.positions.are_kept() {
+        if !self.positions.are_available() {
             return self.tell_resync();
         }
         for database in unknown {
@@ -622,7 +622,7 @@ impl World {
         let key = key(slot, self.clients[slot as usize].generation);
         let Some(session) = &mut self.clients[slot as usize].session else { return };
         let json = slot < SOCKET_IO;
-        let named: Named = names
+        let named: RequestedDatabases = names
             .iter()
             .map(|(name, known)| {
                 let known = known.as_ref().filter(|_| json).and_then(|known| known.position.as_deref());
@@ -823,7 +823,7 @@ impl World {
     }
 
     fn all_known(&self) -> bool {
-        !self.positions.are_kept()
+        !self.positions.are_available()
             || kept(&self.subscriptions).all(|database| {
                 !self.subscriptions.has_subscribers(database) || self.subscriptions.known(database).is_some()
             })
@@ -833,7 +833,7 @@ impl World {
         let truth = self.truth.get(name).cloned().unwrap_or_default();
         assert!(known.synced >= truth.changed, "{slot} was not told of {name}: {known:?}, {truth:?}");
         let database = self.subscriptions.find(name).expect("subscribed");
-        if !self.positions.are_kept() {
+        if !self.positions.are_available() {
             return;
         }
         let position = self.subscriptions.known(database).expect("looked up");

@@ -4,7 +4,7 @@ use super::Server;
 use super::databases::Databases;
 use super::databases::errors::TOO_MANY_UNDECIDED;
 use crate::state::name_lists::{Intake, Work};
-use crate::state::positions::Named;
+use crate::state::positions::RequestedDatabases;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 
@@ -102,7 +102,7 @@ impl Server {
     }
 
     /// Fails a list of which a part waited for too long.
-    pub(super) fn fail_list(&mut self, group: Key, names: Named, name: &str, message: &str) {
+    pub(super) fn fail_list(&mut self, group: Key, names: RequestedDatabases, name: &str, message: &str) {
         if let Some(group) = self.databases.take_group(group)
             && let Some(session) = self.sessions.get_mut(group.session)
         {

@@ -19,7 +19,7 @@ impl AddressLimit {
     }
 
     /// Counts one more connection of an address. Returns false if the address is at its limit.
-    pub fn enter(&mut self, address: IpAddr) -> bool {
+    pub fn try_add(&mut self, address: IpAddr) -> bool {
         let Some(limit) = self.limit else { return true };
         let count = self.counts.entry(network(address)).or_default();
         let allowed = *count < limit;
@@ -28,7 +28,7 @@ impl AddressLimit {
     }
 
     /// Removes one connection of an address.
-    pub fn leave(&mut self, address: IpAddr) {
+    pub fn remove(&mut self, address: IpAddr) {
         let address = network(address);
         if let Some(count) = self.counts.get_mut(&address) {
             *count -= 1;
@@ -48,16 +48,16 @@ mod tests {
         let address = |text: &str| text.parse().expect("an address");
         let mut addresses = AddressLimit::new(Some(2));
         let one = address("10.0.0.1");
-        assert!(addresses.enter(one) && addresses.enter(address("::ffff:10.0.0.1")));
-        assert!(!addresses.enter(one) && addresses.enter(address("10.0.0.2")));
-        addresses.leave(one);
-        assert!(addresses.enter(one) && !addresses.enter(one));
-        assert!(addresses.enter(address("2001:db8::1")) && addresses.enter(address("2001:db8::2")));
-        assert!(!addresses.enter(address("2001:db8::3")), "a /64 network counts as one address");
-        for who in [one, one, address("10.0.0.2"), address("2001:db8::9"), address("2001:db8::9")] {
-            addresses.leave(who);
+        assert!(addresses.try_add(one) && addresses.try_add(address("::ffff:10.0.0.1")));
+        assert!(!addresses.try_add(one) && addresses.try_add(address("10.0.0.2")));
+        addresses.remove(one);
+        assert!(addresses.try_add(one) && !addresses.try_add(one));
+        assert!(addresses.try_add(address("2001:db8::1")) && addresses.try_add(address("2001:db8::2")));
+        assert!(!addresses.try_add(address("2001:db8::3")), "a /64 network counts as one address");
+        for address in [one, one, address("10.0.0.2"), address("2001:db8::9"), address("2001:db8::9")] {
+            addresses.remove(address);
         }
         assert!(addresses.counts.is_empty());
-        assert!(AddressLimit::new(None).enter(one));
+        assert!(AddressLimit::new(None).try_add(one));
     }
 }

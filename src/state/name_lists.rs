@@ -18,7 +18,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::state::fair_queue::FairQueue;
-use crate::state::positions::Named;
+use crate::state::positions::RequestedDatabases;
 use crate::state::session::Reply;
 use crate::state::subscriptions::DatabaseId;
 use crate::state::table::{Key, Table};
@@ -58,7 +58,7 @@ pub struct Intake {
     /// Number of names that were read.
     pub read: usize,
     /// Databases so far, each once and held once.
-    pub databases: Named,
+    pub databases: RequestedDatabases,
     /// Index of each database among them.
     pub places: HashMap<DatabaseId, usize>,
     /// Number of them to which the session does not subscribe yet.
@@ -74,7 +74,7 @@ pub struct Intake {
 impl Intake {
     /// Creates the work for a list that is not read yet.
     pub fn new(reply: Reply, names: NameList, epoch: Option<Box<str>>) -> Self {
-        let (databases, places) = (Named::new(), HashMap::new());
+        let (databases, places) = (RequestedDatabases::new(), HashMap::new());
         Self { reply, names, epoch, read: 0, databases, places, new: 0, unknown: 0, user: None, group: None }
     }
 }
@@ -111,7 +111,7 @@ pub struct Group {
     /// Epoch of the client's positions.
     pub epoch: Option<Box<str>>,
     /// Databases that have arrived, each held once.
-    pub names: Named,
+    pub names: RequestedDatabases,
     /// Number of parts that have not arrived.
     parts: usize,
     /// Error of the request: its name and its message.
@@ -232,13 +232,13 @@ impl NameLists {
         }
     }
 
-    /// Stops writing to a session until [`NameLists::show`].
-    pub fn withhold(&mut self, session: Key) {
+    /// Stops writing to a session until [`NameLists::resume_writes`].
+    pub fn pause_writes(&mut self, session: Key) {
         self.withheld.insert(session);
     }
 
     /// Resumes writing to a session, unless another of its lists is being completed.
-    pub fn show(&mut self, session: Key) {
+    pub fn resume_writes(&mut self, session: Key) {
         if !self.groups_of(session).any(|group| group.completed > 0) {
             self.withheld.remove(&session);
         }
@@ -255,7 +255,7 @@ impl NameLists {
             session,
             reply,
             epoch,
-            names: Named::new(),
+            names: RequestedDatabases::new(),
             parts,
             error: None,
             completed: 0,
@@ -270,7 +270,7 @@ impl NameLists {
     }
 
     /// Adds a part that no longer waits to its group. The last part queues the completion.
-    pub fn arrive(&mut self, group: Key, names: Named) {
+    pub fn arrive(&mut self, group: Key, names: RequestedDatabases) {
         let Some(its) = self.groups.get_mut(group) else { return self.release(names) };
         its.parts -= 1;
         its.names.extend(names);
@@ -372,7 +372,7 @@ impl NameLists {
         for group in self.groups_of.get(&session).cloned().unwrap_or_default() {
             cancelled.replies.extend(self.take_group(group).map(|group| group.reply));
         }
-        self.show(session);
+        self.resume_writes(session);
         cancelled
     }
 
@@ -391,7 +391,7 @@ impl NameLists {
     }
 
     /// Queues the holds of names for release over the next turns.
-    pub fn release(&mut self, names: Named) {
+    pub fn release(&mut self, names: RequestedDatabases) {
         self.release_databases(names.into_iter().map(|(database, _)| database).collect());
     }
 

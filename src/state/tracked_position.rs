@@ -164,7 +164,7 @@ impl TrackedPosition {
     }
 
     /// Declares the position certain without a lookup, for names that no database can have.
-    pub fn assume(&mut self) {
+    pub fn set_certain(&mut self) {
         self.certainty = Certainty::Known;
     }
 }

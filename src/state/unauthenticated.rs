@@ -121,9 +121,9 @@ impl<T: Copy + Eq + Hash> Unauthenticated<T> {
     }
 
     /// Adds or updates a client. An update does not change its age.
-    pub fn set(&mut self, who: T, holding: Holding) {
+    pub fn set(&mut self, id: T, holding: Holding) {
         let holding = Holding { address: network(holding.address), ..holding };
-        let number = match self.clients.get(&who) {
+        let number = match self.clients.get(&id) {
             Some(client) if client.holding == holding => return,
             Some(client) => client.number,
             None => {
@@ -131,28 +131,28 @@ impl<T: Copy + Eq + Hash> Unauthenticated<T> {
                 self.arrivals
             }
         };
-        self.take_out(who);
+        self.take_out(id);
         let client = Client { holding, number };
-        self.clients.insert(who, client);
+        self.clients.insert(id, client);
         self.idle += usize::from(client.is_idle());
         self.bytes += holding.bytes;
         self.change(client, |network| {
             if client.is_idle() {
-                network.idle.insert(number, who);
+                network.idle.insert(number, id);
             }
             if client.is_connection() {
-                network.connections.insert(number, who);
+                network.connections.insert(number, id);
             }
             if holding.bytes > 0 {
-                network.holders.insert(number, who);
+                network.holders.insert(number, id);
             }
             network.bytes += holding.bytes;
         });
     }
 
     /// Removes a client that has logged in or ended.
-    pub fn remove(&mut self, who: T) {
-        self.take_out(who);
+    pub fn remove(&mut self, id: T) {
+        self.take_out(id);
         if self.clients.capacity() > KEPT && self.clients.len() < self.clients.capacity() / 4 {
             self.clients.shrink_to(2 * self.clients.len());
             self.networks.shrink_to(2 * self.networks.len());
@@ -185,8 +185,8 @@ impl<T: Copy + Eq + Hash> Unauthenticated<T> {
         self.networks.get(network)?.connections.values().next().copied()
     }
 
-    fn take_out(&mut self, who: T) {
-        let Some(client) = self.clients.remove(&who) else { return };
+    fn take_out(&mut self, id: T) {
+        let Some(client) = self.clients.remove(&id) else { return };
         self.idle -= usize::from(client.is_idle());
         self.bytes -= client.holding.bytes;
         self.change(client, |network| {
@@ -250,9 +250,9 @@ mod tests {
 
     fn evicted(table: &mut Unauthenticated<u32>) -> Vec<u32> {
         std::iter::from_fn(|| {
-            let who = table.surplus()?;
-            table.remove(who);
-            Some(who)
+            let id = table.surplus()?;
+            table.remove(id);
+            Some(id)
         })
         .collect()
     }
@@ -261,17 +261,17 @@ mod tests {
     fn the_network_with_most_clients_is_evicted_first() {
         let mut table = Unauthenticated::new(4, 1_000);
         table.set(0, holding("10.0.0.1", 0));
-        for who in 1..8 {
-            table.set(who, holding(&format!("2001:db8::{who}"), 0));
+        for id in 1..8 {
+            table.set(id, holding(&format!("2001:db8::{id}"), 0));
         }
         table.set(8, holding("::ffff:10.0.0.1", 0));
         assert_eq!(evicted(&mut table), [1, 2, 3, 4, 5]);
         assert_eq!((table.len(), table.bytes()), (4, 0));
         table.set(6, Holding { stage: Stage::LoggingIn, ..holding("2001:db8::6", 0) });
         assert_eq!((table.len(), table.surplus()), (3, None));
-        for who in [0, 6, 7, 8] {
-            table.remove(who);
-            table.remove(who);
+        for id in [0, 6, 7, 8] {
+            table.remove(id);
+            table.remove(id);
         }
         assert!(table.networks.is_empty() && table.by_clients.is_empty() && table.by_connections.is_empty());
     }
@@ -281,8 +281,8 @@ mod tests {
         let mut table = Unauthenticated::new(100, 1_000);
         table.set(0, holding("10.0.0.1", 0));
         table.set(1, holding("10.0.0.2", 300));
-        for who in 2..6 {
-            table.set(who, Holding { stage: Stage::LoggingIn, ..holding("10.0.0.1", 100) });
+        for id in 2..6 {
+            table.set(id, Holding { stage: Stage::LoggingIn, ..holding("10.0.0.1", 100) });
         }
         assert_eq!((table.bytes(), table.surplus()), (700, None));
         table.set(4, holding("10.0.0.1", 500));
@@ -305,11 +305,11 @@ mod tests {
     #[test]
     fn clients_that_logged_in_take_no_memory() {
         let mut table = Unauthenticated::new(100_000, 1_000);
-        for who in 0..15_000 {
-            table.set(who, holding(&format!("10.0.{}.{}", who / 250, who % 250), 0));
+        for id in 0..15_000 {
+            table.set(id, holding(&format!("10.0.{}.{}", id / 250, id % 250), 0));
         }
-        for who in 0..15_000 {
-            table.remove(who);
+        for id in 0..15_000 {
+            table.remove(id);
         }
         assert!(table.clients.capacity() <= 4 * KEPT && table.networks.capacity() <= 4 * KEPT);
         assert_eq!((table.len(), table.surplus()), (0, None));

@@ -42,7 +42,7 @@ impl UserQuotas {
     }
 
     /// Updates the number of subscriptions of a session. `user` is None for a session that ends.
-    pub fn recount(&mut self, session: Key, user: Option<&str>, count: usize) {
+    pub fn update(&mut self, session: Key, user: Option<&str>, count: usize) {
         let Some(limit) = self.limit else { return };
         let count = if count > limit / 1_000 { count } else { 0 };
         if let Some(before) = self.sessions.remove(&session)
@@ -78,20 +78,20 @@ mod tests {
         let [first, second, other] = keys();
         assert_eq!(totals.exceeded(first, "u", 10), None);
         assert_eq!(totals.exceeded(first, "u", 11), Some(10));
-        totals.recount(first, Some("u"), 6);
+        totals.update(first, Some("u"), 6);
         assert_eq!(totals.exceeded(second, "u", 4), None);
         assert_eq!(totals.exceeded(second, "u", 5), Some(10));
         assert_eq!(totals.exceeded(first, "u", 10), None, "its own are not counted twice");
         assert_eq!(totals.exceeded(second, "v", 10), None);
-        totals.recount(second, Some("u"), 4);
-        totals.recount(first, Some("u"), 5);
+        totals.update(second, Some("u"), 4);
+        totals.update(first, Some("u"), 5);
         assert_eq!(totals.exceeded(second, "u", 5), None);
         // The session logs in as another user.
-        totals.recount(second, Some("v"), 2);
-        totals.recount(other, Some("v"), 8);
+        totals.update(second, Some("v"), 2);
+        totals.update(other, Some("v"), 8);
         assert_eq!(totals.exceeded(second, "v", 3), Some(10));
         for session in keys() {
-            totals.recount(session, Some("u"), 0);
+            totals.update(session, Some("u"), 0);
             assert!(!totals.sessions.contains_key(&session));
         }
         assert!(totals.totals.is_empty());
@@ -101,12 +101,12 @@ mod tests {
     fn sessions_with_few_subscriptions_take_no_memory() {
         let mut totals = UserQuotas::new(Some(100_000));
         let [session, ..] = keys();
-        totals.recount(session, Some("u"), 100);
+        totals.update(session, Some("u"), 100);
         assert!(totals.sessions.is_empty() && totals.totals.is_empty());
-        totals.recount(session, Some("u"), 101);
+        totals.update(session, Some("u"), 101);
         assert!(totals.sessions.contains_key(&session));
         let mut unlimited = UserQuotas::new(None);
-        unlimited.recount(session, Some("u"), 1_000_000);
+        unlimited.update(session, Some("u"), 1_000_000);
         assert_eq!(unlimited.exceeded(session, "u", usize::MAX), None);
     }
 }

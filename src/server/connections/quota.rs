@@ -16,7 +16,7 @@ impl Connections {
     pub(crate) fn take_quota(&mut self, address: IpAddr, context: &Context) -> Option<Quota> {
         match context.limits.per_address {
             Some(_) if !self.trusted_proxies.contains(address) => {
-                self.addresses.enter(address).then_some(Quota::Address)
+                self.addresses.try_add(address).then_some(Quota::Address)
             }
             _ => Some(Quota::Total),
         }
@@ -25,7 +25,7 @@ impl Connections {
     /// Returns the place of a client at an address.
     pub(crate) fn return_quota(&mut self, quota: Quota, address: IpAddr) {
         if quota == Quota::Address {
-            self.addresses.leave(address);
+            self.addresses.remove(address);
         }
     }
 

@@ -8,7 +8,7 @@ use super::request::Request;
 use crate::server::context::Context;
 use crate::state::access::Decision;
 use crate::state::name_lists::{Cancelled, Group, Intake, PART, Removal, SLICE, Work};
-use crate::state::positions::Named;
+use crate::state::positions::RequestedDatabases;
 use crate::state::session::{Dialect, Reply, Session};
 use crate::state::subscriptions::{DatabaseId, TooManySubscriptions};
 use crate::state::table::Key;
@@ -128,7 +128,7 @@ impl Databases {
     }
 
     /// Ends the holds of names over the next turns.
-    pub(crate) fn release_later(&mut self, names: Named) {
+    pub(crate) fn release_later(&mut self, names: RequestedDatabases) {
         self.name_lists.release(names);
     }
 
@@ -146,7 +146,7 @@ impl Databases {
         user_quotas: &UserQuotas,
         context: &mut Context,
     ) -> (Option<Group>, usize) {
-        self.name_lists.withhold(key);
+        self.name_lists.pause_writes(key);
         let Some(list) = self.name_lists.group_mut(group) else { return (None, 0) };
         let cost = if list.error.is_some() {
             let from = list.added.len().saturating_sub(SLICE);
@@ -222,7 +222,7 @@ impl Databases {
 
     /// Answers a list that is done, and lets its session be written to again.
     pub(crate) fn answer_group(&mut self, (key, session): (Key, Option<&mut Session>), group: Group) {
-        self.name_lists.show(key);
+        self.name_lists.resume_writes(key);
         let Some(session) = session else { return };
         let Group { reply, error, mut stand, mut changed, mut refused, .. } = group;
         let (subscriptions, positions) = (&self.subscriptions, &self.positions);
@@ -289,7 +289,7 @@ impl Databases {
         self.give_up_reserves(&cancelled);
         replies.extend(cancelled.replies);
         if self.subscriptions.count(key.index) > SLICE {
-            self.name_lists.withhold(key);
+            self.name_lists.pause_writes(key);
             self.name_lists.push(key, Work::Leave);
         } else {
             self.end_subscriptions(key.index, SLICE);
@@ -304,7 +304,7 @@ impl Databases {
         if self.subscriptions.count(key.index) > 0 {
             self.name_lists.put_back(key, Work::Leave);
         } else {
-            self.name_lists.show(key);
+            self.name_lists.resume_writes(key);
         }
         SLICE
     }

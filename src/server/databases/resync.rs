@@ -26,7 +26,7 @@ impl Databases {
     /// changed. Returns the reason of a resync if one is needed.
     pub(crate) fn handle_gap(&mut self, followed_until: Millis) -> Option<&'static str> {
         let unknown = self.positions.handle_doubt(followed_until, &mut self.subscriptions);
-        if self.positions.are_kept() {
+        if self.positions.are_available() {
             self.notify_later(unknown);
             return None;
         }
@@ -116,7 +116,7 @@ impl Databases {
 
     /// Returns whether the epoch is to be requested after a finding.
     pub(crate) fn wants_epoch(&self) -> bool {
-        self.needs_epoch && self.positions.epoch().is_none() && self.positions.are_kept()
+        self.needs_epoch && self.positions.epoch().is_none() && self.positions.are_available()
     }
 
     /// Returns whether sessions are told to resync at all.

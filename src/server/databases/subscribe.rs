@@ -18,7 +18,7 @@ use super::request::Request;
 use crate::server::context::Context;
 use crate::state::access::{Access, Decision};
 use crate::state::name_lists::{Intake, Removal, SLICE, Work};
-use crate::state::positions::{Named, Pending};
+use crate::state::positions::{Pending, RequestedDatabases};
 use crate::state::session::{Dialect, Reply, Session};
 use crate::state::subscriptions::{DatabaseId, TooManySubscriptions};
 use crate::state::table::Key;
@@ -107,7 +107,7 @@ impl Databases {
     }
 
     /// Ends the holds of a request's names, and forgets databases that nothing else needs.
-    pub(crate) fn release_all(&mut self, names: Named) {
+    pub(crate) fn release_all(&mut self, names: RequestedDatabases) {
         for (database, _) in names {
             self.access.release(database, &mut self.subscriptions);
         }

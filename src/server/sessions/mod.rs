@@ -238,12 +238,12 @@ impl Sessions {
     /// Updates the number of a session's subscriptions in the total of its user.
     pub(super) fn recount_user(&mut self, key: Key, count: usize) {
         let Some(session) = self.table.get(key) else { return };
-        self.user_quotas.recount(key, session.user_name(), count);
+        self.user_quotas.update(key, session.user_name(), count);
     }
 
     /// Removes a session from the total of its user.
     pub(super) fn uncount_user(&mut self, key: Key) {
-        self.user_quotas.recount(key, None, 0);
+        self.user_quotas.update(key, None, 0);
     }
 
     /// Returns the stage of a session, None for a logged-in one, and the bytes that it holds.

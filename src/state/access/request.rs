@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::state::positions::Named;
+use crate::state::positions::RequestedDatabases;
 use crate::state::session::Reply;
 use crate::state::subscriptions::DatabaseId;
 use crate::state::table::Key;
@@ -15,7 +15,7 @@ pub struct Undecided {
     /// Form of the reply.
     pub reply: Reply,
     /// Databases of the request.
-    pub names: Named,
+    pub names: RequestedDatabases,
     /// Epoch of the positions of these databases.
     pub epoch: Option<Box<str>>,
     /// Group of the list that it is a part of.

@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use super::entry::LookupState;
 use super::request::{Share, Stage, Undecided};
 use super::{Access, MAX_WAITING, MAX_WAITING_OF_USER};
-use crate::state::positions::Named;
+use crate::state::positions::RequestedDatabases;
 use crate::state::session::Reply;
 use crate::state::subscriptions::{DatabaseId, Subscriptions};
 use crate::state::table::Key;
@@ -84,7 +84,7 @@ impl Access {
     }
 
     /// Creates a waiting `subscribe`, for [`Access::wait`].
-    pub fn undecided(session: Key, reply: Reply, names: Named, epoch: Option<Box<str>>) -> Undecided {
+    pub fn undecided(session: Key, reply: Reply, names: RequestedDatabases, epoch: Option<Box<str>>) -> Undecided {
         Undecided { session, reply, names, epoch, group: None, awaits: HashSet::new(), stage: Stage::Waiting }
     }
 

@@ -167,7 +167,7 @@ impl Account {
     }
 
     /// Moves logins with the right password to the front.
-    pub(super) fn free(&mut self) {
+    pub(super) fn promote_proven(&mut self) {
         let Some(queues) = &mut self.waiting else { return };
         for priority in [Priority::Proven, Priority::Roaming] {
             while let Some((address, key)) = queues[priority as usize].pop() {
@@ -178,7 +178,7 @@ impl Account {
 
     /// Marks all waiting logins for rejection: they have waited as long as the login that CouchDB
     /// did not answer.
-    pub(super) fn give_up(&mut self) {
+    pub(super) fn reject_waiting(&mut self) {
         let Some(queues) = &mut self.waiting else { return };
         for priority in Priority::ALL.into_iter().filter(|priority| *priority != Priority::Unanswered) {
             while let Some((address, key)) = queues[priority as usize].pop() {

@@ -60,7 +60,7 @@ impl<W> Attempt<W> {
     /// Sets the priority, and whether the failures of other clients at the address matter.
     pub(super) fn prioritize(&mut self, history: &History, budgets: &HashMap<BudgetKey, Budget>, now: Millis) {
         let Some(password) = &mut self.password else { return };
-        let is_good = history.is_good(password.pair);
+        let is_good = history.has_logged_in(password.pair);
         self.exempt = is_good;
         password.priority = if is_good { Priority::Known } else { Priority::Stranger };
         password.differs = false;

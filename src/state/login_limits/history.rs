@@ -39,7 +39,7 @@ impl Secret {
 
 impl History {
     /// Returns whether a login under this name succeeded from this address.
-    pub(super) fn is_good(&self, pair: Hash) -> bool {
+    pub(super) fn has_logged_in(&self, pair: Hash) -> bool {
         self.good.find(pair).is_some()
     }
 
@@ -56,7 +56,7 @@ impl History {
 
     /// Stores a right password. Returns whether that changes anything.
     pub(super) fn handle_right(&mut self, pair: Hash, name: Hash, password: Secret) -> bool {
-        let is_same = self.is_good(pair) && self.right_password(name) == Some(password);
+        let is_same = self.has_logged_in(pair) && self.right_password(name) == Some(password);
         self.good.insert(pair, 0);
         self.names.insert(name, password.0.get());
         !is_same
@@ -142,6 +142,9 @@ mod tests {
         assert!(!history.handle_right(pair, name, right));
         assert_eq!(history.right_password(name), Some(right));
         assert!(!history.handle_wrong(name, other) && history.handle_wrong(name, right));
-        assert_eq!((history.right_password(name), history.knows(name), history.is_good(pair)), (None, true, true));
+        assert_eq!(
+            (history.right_password(name), history.knows(name), history.has_logged_in(pair)),
+            (None, true, true)
+        );
     }
 }

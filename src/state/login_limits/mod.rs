@@ -127,11 +127,11 @@ impl<W> LoginLimits<W> {
                 Admission::Wait(key)
             }
             Progress::Wait => {
-                self.leave(key, now);
+                self.remove(key, now);
                 Admission::Reject(Rejection::Overloaded)
             }
             Progress::Reject(rejection) => {
-                self.leave(key, now);
+                self.remove(key, now);
                 Admission::Reject(rejection)
             }
         }
@@ -139,7 +139,7 @@ impl<W> LoginLimits<W> {
 
     /// Handles the outcome of an admitted login.
     pub fn finish(&mut self, key: Key, outcome: Outcome, now: Millis) {
-        let Some(attempt) = self.leave(key, now) else { return };
+        let Some(attempt) = self.remove(key, now) else { return };
         let failed = matches!(outcome, Outcome::Wrong | Outcome::Locked);
         let Some(password) = attempt.password else {
             if failed {
@@ -163,7 +163,7 @@ impl<W> LoginLimits<W> {
                 Some(account.fail(password.secret, true, now))
             }
             Outcome::Unanswered => {
-                account.give_up();
+                account.reject_waiting();
                 Some(account.fail(password.secret, false, now))
             }
             Outcome::Locked | Outcome::NotAsked => None,
@@ -173,14 +173,14 @@ impl<W> LoginLimits<W> {
             self.prioritize_waiting(password.account, now);
         }
         if let (Outcome::Right, Some(account)) = (outcome, self.accounts.get_mut(&password.account)) {
-            account.free();
+            account.promote_proven();
         }
         self.forget_account(password.account, now);
     }
 
     /// Cancels a login.
     pub fn cancel(&mut self, key: Key, now: Millis) {
-        self.leave(key, now);
+        self.remove(key, now);
     }
 
     /// Counts a password that the caller has compared with the right one.
@@ -210,7 +210,7 @@ impl<W> LoginLimits<W> {
                 break;
             }
             self.order.pop_front();
-            if waits && let Some(waiting) = self.leave(key, now).and_then(|attempt| attempt.waiting) {
+            if waits && let Some(waiting) = self.remove(key, now).and_then(|attempt| attempt.waiting) {
                 return Some((waiting, Err(Rejection::Overloaded)));
             }
         }
@@ -228,7 +228,7 @@ impl<W> LoginLimits<W> {
                     return Some((waiting, Ok(key)));
                 }
                 Progress::Reject(rejection) => {
-                    let waiting = self.leave(key, now).and_then(|attempt| attempt.waiting);
+                    let waiting = self.remove(key, now).and_then(|attempt| attempt.waiting);
                     return Some((waiting.expect("only logins that wait are taken out"), Err(rejection)));
                 }
             }
@@ -332,7 +332,7 @@ impl<W> LoginLimits<W> {
     }
 
     /// Removes a login from all its steps.
-    fn leave(&mut self, key: Key, now: Millis) -> Option<Attempt<W>> {
+    fn remove(&mut self, key: Key, now: Millis) -> Option<Attempt<W>> {
         let waiting = self.take_waiting(key);
         let attempt = self.attempts.remove(key)?;
         for step in (0..attempt.passed).filter_map(|number| attempt.step(number)) {

@@ -31,7 +31,7 @@ use crate::wire::positions::{self, MAX_NAMES};
 
 pub use batch::Batch;
 use batch::Owner;
-pub use pending::{Named, Pending};
+pub use pending::{Pending, RequestedDatabases};
 
 /// Most lookups in flight.
 pub const MAX_BATCHES: usize = 2;
@@ -117,7 +117,7 @@ impl Positions {
     }
 
     /// Returns whether there are positions, now or later.
-    pub fn are_kept(&self) -> bool {
+    pub fn are_available(&self) -> bool {
         self.epoch != Epoch::Never
     }
 
@@ -137,7 +137,7 @@ impl Positions {
         }
         let other = self.epoch != Epoch::Awaited;
         self.epoch = epoch;
-        subscriptions.keeps_orphans = self.are_kept();
+        subscriptions.keeps_orphans = self.are_available();
         // Earlier lines may belong to an earlier epoch.
         self.era += 1;
         subscriptions.for_each_tracked(|_, _, tracked| tracked.forget());
@@ -153,7 +153,7 @@ impl Positions {
 
     /// Queues lookups of unknown positions with subscribers, a limited number per turn.
     fn queue_unknown(&mut self, subscriptions: &mut Subscriptions) {
-        let Some(from) = self.unchecked_from.filter(|_| self.are_kept()) else { return };
+        let Some(from) = self.unchecked_from.filter(|_| self.are_available()) else { return };
         let mut next = Some(from);
         for _ in 0..SWEPT_A_TURN {
             let Some((slot, database)) = next.and_then(|slot| subscriptions.next_from(slot)) else {
@@ -183,17 +183,17 @@ impl Positions {
             unknown.extend((is_subscribed && tracked.awaits_lines(followed_until)).then_some(database));
             tracked.doubt();
         });
-        self.unchecked_from = self.are_kept().then_some(0);
+        self.unchecked_from = self.are_available().then_some(0);
         unknown
     }
 
     /// Queues a lookup of a database's position for a session unless it is already known or queued.
     pub fn queue_lookup(&mut self, database: DatabaseId, owner: Owner, subscriptions: &mut Subscriptions) {
-        if !self.are_kept() || subscriptions.tracked(database).known().is_some() {
+        if !self.are_available() || subscriptions.tracked(database).known().is_some() {
             return;
         }
         if !database_name::is_possible(subscriptions.name(database)) {
-            return subscriptions.tracked_mut(database).assume();
+            return subscriptions.tracked_mut(database).set_certain();
         }
         if self.is_full(owner) {
             return;
@@ -217,7 +217,7 @@ impl Positions {
         self.queue_unknown(subscriptions);
         for _ in 0..SWEPT_A_TURN {
             // Without positions there are no lookups.
-            if self.are_kept() {
+            if self.are_available() {
                 break;
             }
             let Some((_, database)) = self.queue.pop() else { break };
@@ -225,7 +225,7 @@ impl Positions {
         }
         for _ in 0..SWEPT_A_TURN {
             let Some(database) = self.unowned.pop_front() else { break };
-            if self.are_kept() && self.is_needed(database, subscriptions) {
+            if self.are_available() && self.is_needed(database, subscriptions) {
                 self.queue.push(None, database);
             } else {
                 self.drop_queued(database, subscriptions);
@@ -253,7 +253,7 @@ impl Positions {
 
     /// Returns whether a reply is due, or work to sweep.
     pub fn has_work(&self) -> bool {
-        let drops = !self.are_kept() && !self.queue.is_empty();
+        let drops = !self.are_available() && !self.queue.is_empty();
         let sweeps = drops || self.unchecked_from.is_some() || !self.unowned.is_empty();
         sweeps || !self.ready.is_empty()
     }

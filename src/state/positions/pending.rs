@@ -8,7 +8,7 @@ use crate::state::table::Key;
 use crate::wire::positions::Given;
 
 /// Databases of a request, each once and held once, with the position that the client gave.
-pub type Named = Vec<(DatabaseId, Given)>;
+pub type RequestedDatabases = Vec<(DatabaseId, Given)>;
 
 /// A `subscribe` whose reply waits or is due.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct Pending {
     /// Form of the reply.
     pub reply: Reply,
     /// Databases of the request.
-    pub names: Named,
+    pub names: RequestedDatabases,
     /// Epoch of the client's positions, if it gave one.
     pub epoch: Option<Box<str>>,
     /// Group of the list that it is a part of.
@@ -31,7 +31,7 @@ pub struct Pending {
 
 impl Pending {
     /// Creates a `subscribe` that waits for no database yet.
-    pub fn new(session: Key, reply: Reply, names: Named, epoch: Option<Box<str>>) -> Self {
+    pub fn new(session: Key, reply: Reply, names: RequestedDatabases, epoch: Option<Box<str>>) -> Self {
         Self { session, reply, names, epoch, group: None, awaits: HashSet::new(), is_ready: false }
     }
 

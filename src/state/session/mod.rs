@@ -238,13 +238,6 @@ impl Session {
         self.last_seen
     }
 
-    /// Handles progress in writing to the client. It counts as a sign of life, since nothing is
-    /// read from the client meanwhile.
-    pub fn handle_taking(&mut self, now: Millis) {
-        self.last_seen = now;
-        self.ping_pending = false;
-    }
-
     /// Returns the WebSocket that carries the session.
     pub fn websocket(&self) -> Option<Key> {
         match self.transport {
