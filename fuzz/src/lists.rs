@@ -23,11 +23,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
-use couchdb_howler::state::departures::{Departure, Departures, Memory};
 use couchdb_howler::state::jitter::Jitter;
 use couchdb_howler::state::name_lists::{Intake, NameLists, Removal, Work};
-use couchdb_howler::state::positions::{Batch, MAX_BATCHES, RequestedDatabases, Pending, Positions};
+use couchdb_howler::state::positions::{Batch, MAX_BATCHES, Pending, Positions, RequestedDatabases};
 use couchdb_howler::state::session::Reply;
+use couchdb_howler::state::session_cleanup::{EndedSession, RememberedSession, SessionCleanup};
 use couchdb_howler::state::subscriptions::{DatabaseId, Subscriptions};
 use couchdb_howler::state::table::{Key, Table};
 use couchdb_howler::state::timers::Millis;
@@ -91,7 +91,7 @@ struct World {
     lists: NameLists,
     positions: Positions,
     subscriptions: Subscriptions,
-    departures: Departures,
+    departures: SessionCleanup,
     jitter: Jitter,
     sessions: Table<usize>,
     clients: Vec<Client>,
@@ -134,7 +134,7 @@ impl World {
             lists: NameLists::default(),
             positions: Positions::new(true),
             subscriptions: Subscriptions::default(),
-            departures: Departures::default(),
+            departures: SessionCleanup::default(),
             jitter: Jitter::new(3),
             sessions: Table::default(),
             clients: (0..SESSIONS).map(|_| Client::default()).collect(),
@@ -332,7 +332,9 @@ impl World {
         self.waits.insert(number, self.now);
         for (database, _) in &pending.names {
             let name = self.subscriptions.name(*database);
-            if self.own.contains_key(name) && self.subscriptions.known(*database).is_none() && self.positions.are_available()
+            if self.own.contains_key(name)
+                && self.subscriptions.known(*database).is_none()
+                && self.positions.are_available()
             {
                 self.wanted.insert(name.to_owned());
             }
@@ -363,7 +365,8 @@ impl World {
             }
             undone.len()
         } else {
-            let slice: RequestedDatabases = its.names[its.completed..].iter().take(SLICE * self.scale).copied().collect();
+            let slice: RequestedDatabases =
+                its.names[its.completed..].iter().take(SLICE * self.scale).copied().collect();
             if total + slice.len() > self.limit {
                 its.error = Some(("LimitError", String::new()));
             } else {
@@ -371,7 +374,7 @@ impl World {
                     if self.subscriptions.subscribe(key.index, *database).expect("within the limit") {
                         its.added.push(*database);
                     }
-                    self.positions.want(*database, Some(key), &mut self.subscriptions);
+                    self.positions.queue_lookup(*database, Some(key), &mut self.subscriptions);
                     its.stand.push((*database, self.subscriptions.known(*database)));
                 }
                 its.completed += slice.len();
@@ -495,8 +498,8 @@ impl World {
         let (replies, _) = self.cancel(key, true);
         assert!(replies.iter().eq(self.clients[who].asked.keys()), "what is not answered is given back");
         assert_eq!(self.sessions.remove_and_reserve(key), Some(who));
-        let memory = Some(Memory { user: format!("user {who}").into(), heard: 0, is_certain: true });
-        self.departures.push(Departure { session: key.index, memory });
+        let memory = Some(RememberedSession { user: format!("user {who}").into(), last_seen: 0, is_certain: true });
+        self.departures.push(EndedSession { session: key.index, memory });
         self.took_back[who] = true;
         for number in replies {
             self.waits.remove(&number);

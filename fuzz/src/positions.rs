@@ -38,7 +38,7 @@ use std::fmt::Write as _;
 
 use couchdb_howler::state::jitter::Jitter;
 use couchdb_howler::state::merge_window::Admission;
-use couchdb_howler::state::positions::{Batch, MAX_BATCHES, RequestedDatabases, Pending, Positions};
+use couchdb_howler::state::positions::{Batch, MAX_BATCHES, Pending, Positions, RequestedDatabases};
 use couchdb_howler::state::session::Reply;
 use couchdb_howler::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use couchdb_howler::state::table::Key;
