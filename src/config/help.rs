@@ -28,6 +28,11 @@ pub fn help() -> String {
     text
 }
 
+/// The version alone, as scripts like it.
+pub fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
 pub(super) const PURPOSE: &str = "Tells WebSocket clients which CouchDB databases changed, over one changes feed.";
 
 const USAGE: &str = "\

@@ -2,9 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::help::{EXAMPLES, EXIT_CODES, PURPOSE, RULES};
+use super::help::{EXAMPLES, EXIT_CODES, PURPOSE, RULES, version};
 use super::table::{COMMANDS, OPTIONS, OptionRow};
-use super::version;
 
 /// The manual page, in roff.
 pub fn man() -> String {

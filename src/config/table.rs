@@ -45,27 +45,27 @@ pub struct CommandRow {
     pub name: &'static str,
     /// What it does.
     pub help: &'static str,
-    pub(super) word: Word,
+    pub(super) kind: CommandKind,
 }
 
 /// What a command is to the rest of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Word {
+pub(super) enum CommandKind {
     Check,
     HealthCheck,
 }
 
 /// Every command, in the order in which they are told of. Completions and the manual page are read off it, too.
 pub const COMMANDS: &[CommandRow] = &[
-    CommandRow { name: "check", help: "Check whether serving with these options would work", word: Word::Check },
+    CommandRow { name: "check", help: "Check whether serving with these options would work", kind: CommandKind::Check },
     CommandRow {
         name: "healthcheck",
         help: "Ask whether the server with these options lives",
-        word: Word::HealthCheck,
+        kind: CommandKind::HealthCheck,
     },
 ];
 
-/// Every option, in the order of `--help`. A new one is a row here and a field of [`super::Config`].
+/// Every option, in the order of `--help`. A new one is a row here and a field of [`Config`](super::Config).
 pub const OPTIONS: &[OptionRow] = &[
     text(
         "couchdb_url",

@@ -2,7 +2,19 @@
 
 use std::collections::HashMap;
 
+use std::net::IpAddr;
+use std::path::PathBuf;
+
 use super::*;
+use crate::logging;
+use crate::state::access;
+use crate::state::forwarded_for::TrustsForwarded;
+use crate::state::limits::Limits;
+use crate::state::trusted_proxies::TrustedProxies;
+use crate::state::resync::Policy;
+use crate::state::routes::{Origins, SameSite};
+use crate::wire::couchdb::FeedSource;
+use crate::wire::url::CouchUrl;
 
 const URL: &str = "http://admin:hunter2@localhost:5984";
 

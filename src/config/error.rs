@@ -4,10 +4,15 @@ use std::error::Error;
 use std::fmt::{self, Write as _};
 use std::net::Ipv6Addr;
 
-use super::ConfigError;
+use super::given::{Given, Source};
 use super::table::OptionRow;
-use super::typed::{Given, Source};
+
 use crate::wire::url::mask_credentials;
+
+/// Why the server cannot be started as asked: one line that names the option, shows its value without
+/// credentials and says what was expected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError(String);
 
 impl OptionRow {
     pub(super) fn wrong(&self, source: &Source, problem: &str) -> ConfigError {

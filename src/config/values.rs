@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use super::command::{Config, HealthPort, TlsFiles};
 use super::completions::Shell;
+use super::error::ConfigError;
+use super::given::{Given, Source};
+use super::raw_options::RawOptions;
 use super::table::{A_CERTIFICATE, A_KEY, MERGE_WINDOWS, OPTIONS, OptionRow, Takes};
-use super::typed::{Given, Source, Typed};
-use super::{Config, ConfigError, HealthPort, TlsFiles};
 use crate::logging;
 use crate::state::access;
 use crate::state::forwarded_for::TrustsForwarded;
@@ -20,7 +22,7 @@ use crate::wire::url::CouchUrl;
 /// `--login_timeout` of the demo unless it is given: time to type a login by hand, in milliseconds.
 const DEMO_LOGIN_TIMEOUT_MS: u64 = 60_000;
 
-impl Typed {
+impl RawOptions {
     pub(super) fn check(&self) -> Result<Config, ConfigError> {
         let demo = self.switch("demo")?;
         Ok(Config {

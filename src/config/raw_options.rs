@@ -4,39 +4,32 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::ConfigError;
-use super::mistakes::{LONGEST_SHOWN, shown_url};
-use super::table::{COMMANDS, OPTIONS, OptionRow, Takes, Word};
+use super::error::{ConfigError, LONGEST_SHOWN, shown_url};
+use super::given::{Given, Source};
+use super::suggestions::{nearest_command, nearest_option};
+use super::table::{COMMANDS, CommandKind, OPTIONS, OptionRow, Takes};
 use crate::wire::url::file_content;
 
-/// A text and where it came from. Holds secrets in the clear, so it does not print.
-pub(super) struct Given {
-    pub(super) text: String,
-    pub(super) source: Source,
-}
-
-pub(super) enum Source {
-    CommandLine,
-    Environment(String),
-    /// The variable, and the file that it names.
-    File(String, PathBuf),
-    Default,
-}
-
 /// The options that say where the server is: all that `healthcheck` looks at, so that nothing else can fail it.
-const PLACES: [&str; 8] = ["host", "port", "tls_cert", "tls_key", "tls_port", "admin_port", "help", "version"];
+const ENDPOINT_OPTIONS: [&str; 8] =
+    ["host", "port", "tls_cert", "tls_key", "tls_port", "admin_port", "help", "version"];
 
 /// What was typed.
-pub(super) struct Typed {
+pub(super) struct RawOptions {
     /// For each row of [`OPTIONS`], in that order.
     pub(super) given: Vec<Option<Given>>,
     /// The command, when it is another one than to serve.
-    pub(super) word: Option<Word>,
+    pub(super) command: Option<CommandKind>,
     /// The first thing that could not be read at all.
     pub(super) mistake: Option<ConfigError>,
 }
 
-impl Typed {
+impl RawOptions {
+    /// Creates options of which none is given.
+    pub(super) fn new() -> Self {
+        Self { given: OPTIONS.iter().map(|_| None).collect(), command: None, mistake: None }
+    }
+
     /// Takes all arguments, past mistakes, for help may be asked for behind them. A later argument
     /// replaces an earlier one.
     pub(super) fn take_arguments(&mut self, args: impl IntoIterator<Item = OsString>) {
@@ -47,9 +40,9 @@ impl Typed {
                 Ok(Some(lexopt::Arg::Long(name))) => (find_long(name), true),
                 Ok(Some(lexopt::Arg::Short(letter))) => (find_short(letter), false),
                 Ok(Some(lexopt::Arg::Value(text))) => {
-                    let word = COMMANDS.iter().find(|row| text == row.name).map(|row| row.word);
-                    if word.is_some() && self.word.is_none() {
-                        self.word = word;
+                    let kind = COMMANDS.iter().find(|row| text == row.name).map(|row| row.kind);
+                    if kind.is_some() && self.command.is_none() {
+                        self.command = kind;
                         continue;
                     }
                     (Err(unexpected_argument(&text)), false)
@@ -71,7 +64,8 @@ impl Typed {
         env: &dyn Fn(&str) -> Option<OsString>,
         read_file: &dyn Fn(&Path) -> io::Result<String>,
     ) {
-        let counts = |row: &OptionRow| self.word != Some(Word::HealthCheck) || PLACES.contains(&row.name);
+        let counts =
+            |row: &OptionRow| self.command != Some(CommandKind::HealthCheck) || ENDPOINT_OPTIONS.contains(&row.name);
         for (row, slot) in OPTIONS.iter().zip(&mut self.given).filter(|(row, slot)| slot.is_none() && counts(row)) {
             let default = row.default.map(|text| Given { text: text.to_owned(), source: Source::Default });
             match from_environment(row, env, read_file) {
@@ -110,7 +104,7 @@ fn find_long(name: &str) -> Result<usize, ConfigError> {
     let end = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-').unwrap_or(name.len());
     let plain = &name[..end.min(LONGEST_SHOWN)];
     let cut = if plain.len() < name.len() { "..." } else { "" };
-    let hint = nearest(&plain.replace('-', "_")).map_or_else(
+    let hint = nearest_option(&plain.replace('-', "_")).map_or_else(
         || "--help lists the options".to_owned(),
         |row| format!("did you mean --{}? --help lists the options", row.name),
     );
@@ -126,8 +120,7 @@ fn find_short(letter: char) -> Result<usize, ConfigError> {
 
 fn unexpected_argument(text: &OsStr) -> ConfigError {
     let text = text.to_string_lossy();
-    let near = |name: &str| edits(name, &text.to_ascii_lowercase().replace(['-', '_'], "")) <= 2;
-    let hint = match COMMANDS.iter().find(|row| near(row.name)) {
+    let hint = match nearest_command(&text) {
         Some(row) => format!("the command {} is meant? See --help", row.name),
         None => "every value belongs to an option, see --help".to_owned(),
     };
@@ -138,32 +131,6 @@ fn unexpected_argument(text: &OsStr) -> ConfigError {
 fn unexpected_value(option: &str) -> ConfigError {
     // Only a short switch gets here alone; behind an unknown option, that is the first mistake.
     ConfigError::new(&format!("{option}: expected no value, but one follows"))
-}
-
-/// The option that a wrong name was probably meant for.
-fn nearest(name: &str) -> Option<&'static OptionRow> {
-    let begun = |row: &&OptionRow| name.len() > 1 && row.name.starts_with(name);
-    let near = || OPTIONS.iter().map(|row| (edits(row.name, name), row)).min_by_key(|(edits, _)| *edits);
-    let limit = if name.len() < 5 { 1 } else { 2 };
-    OPTIONS
-        .iter()
-        .filter(begun)
-        .min_by_key(|row| row.name.len())
-        .or_else(|| near().filter(|(edits, _)| *edits <= limit).map(|(_, row)| row))
-}
-
-/// How many bytes to insert, delete or replace between two words (Levenshtein distance).
-fn edits(left: &str, right: &str) -> usize {
-    let mut costs: Vec<usize> = (0..=right.len()).collect();
-    for (i, l) in left.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut costs[0], i + 1);
-        for (j, r) in right.bytes().enumerate() {
-            let replaced = diagonal + usize::from(l != r);
-            diagonal = costs[j + 1];
-            costs[j + 1] = replaced.min(diagonal + 1).min(costs[j] + 1);
-        }
-    }
-    costs[right.len()]
 }
 
 fn from_environment(

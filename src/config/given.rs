@@ -1,0 +1,17 @@
+//! The text that was given for an option.
+
+use std::path::PathBuf;
+
+/// A text and where it came from. Holds secrets in the clear, so it does not print.
+pub(super) struct Given {
+    pub(super) text: String,
+    pub(super) source: Source,
+}
+
+pub(super) enum Source {
+    CommandLine,
+    Environment(String),
+    /// The variable, and the file that it names.
+    File(String, PathBuf),
+    Default,
+}
