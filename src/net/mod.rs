@@ -10,4 +10,3 @@ mod nameservers;
 pub mod resolver;
 pub mod stream;
 pub mod tls;
-mod trust;

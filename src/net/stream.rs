@@ -11,7 +11,7 @@ use mio::net::TcpStream;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 
-use super::{tls, trust};
+use super::tls;
 
 /// Most bytes that rustls keeps on their way to a client, encrypted. There are many of them: one record's worth each, and
 /// what a slow reader leaves is kept where it costs less.
@@ -100,7 +100,7 @@ impl Stream {
     /// Whether the certificate of the peer holds no host name that could be checked.
     pub fn peer_is_nameless(&self) -> bool {
         let shown = self.tls.as_ref().and_then(|session| session.peer_certificates()?.first());
-        shown.is_some_and(trust::holds_no_name)
+        shown.is_some_and(tls::holds_no_name)
     }
 
     /// Goes on with the handshake, as far as what the peer sent goes. To be called until it is
@@ -219,7 +219,7 @@ fn receive(socket: &mut TcpStream, session: &mut Connection, without_content: &m
         // Tell the peer why.
         let _ = write_records(socket, session);
         let why = match session {
-            Connection::Client(_) => tls::explain(&error),
+            Connection::Client(_) => tls::explain_server(&error),
             Connection::Server(_) => tls::explain_client(&error),
         };
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));

@@ -1,0 +1,85 @@
+//! TLS as a client: with CouchDB, and with the server itself.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+
+use super::pem::{broken_certificate, certificates, in_file};
+use super::provider::{HTTP, provider};
+use super::verifier::Verifier;
+
+/// The configuration of a client that trusts the built-in roots, and those of a PEM text.
+///
+/// # Errors
+/// What is wrong with the PEM text.
+pub fn client_config(extra_roots: Option<&[u8]>) -> Result<Arc<ClientConfig>, String> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let named = extra_roots.map(certificates).transpose()?.unwrap_or_default();
+    for (number, certificate) in named.iter().enumerate() {
+        roots.add(certificate.clone()).map_err(|error| broken_certificate(number, &error))?;
+    }
+    Ok(verified_by(Verifier::of_chains(roots, named, provider())?))
+}
+
+/// As [`client_config`], with the roots in the file that `--ca_file` names. Blocks, as [`Identity::load`] does.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn couchdb_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
+    let Some(path) = ca_file else { return client_config(None) };
+    let pem = std::fs::read(path).map_err(|error| in_file("ca_file", path, &error))?;
+    client_config(Some(&pem)).map_err(|error| in_file("ca_file", path, &error))
+}
+
+/// The name under which a host has to show its certificate.
+///
+/// # Errors
+/// It can be nobody's name.
+pub fn server_name(host: &str) -> io::Result<ServerName<'static>> {
+    // The zone of an address is ours: no certificate names it.
+    match host.split('%').next().unwrap_or(host).parse::<IpAddr>() {
+        Ok(ip) => Ok(ServerName::from(ip)),
+        Err(_) => ServerName::try_from(host.to_owned()).map_err(io::Error::other),
+    }
+}
+
+/// The configuration of a client that trusts a server which shows exactly the first certificate of a file, and has its
+/// key, under whatever name: our own server, asked on this machine.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn pinned_config(certificate: &Path) -> Result<Arc<ClientConfig>, String> {
+    let pem = std::fs::read(certificate).map_err(|error| in_file("tls_cert", certificate, &error))?;
+    let chain = certificates(&pem).map_err(|error| in_file("tls_cert", certificate, &error))?;
+    Ok(verified_by(Verifier::pinned(chain[0].clone(), &provider())))
+}
+
+fn verified_by(verifier: Verifier) -> Arc<ClientConfig> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("ring has cipher suites for TLS 1.2 and 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![HTTP.to_vec()];
+    Arc::new(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_is_wrong_with_a_file_of_roots() {
+        assert!(client_config(None).is_ok());
+        assert!(client_config(Some(b"hello")).unwrap_err().contains("no certificate"));
+        let broken = b"-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n";
+        assert!(client_config(Some(broken)).unwrap_err().contains("certificate 1"));
+        let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        assert!(client_config(Some(key.cert.pem().as_bytes())).is_ok());
+    }
+}

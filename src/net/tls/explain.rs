@@ -1,0 +1,157 @@
+//! Errors of TLS in words that tell an operator what to do.
+
+use std::fmt::Write as _;
+
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError, PeerIncompatible};
+
+/// What is wrong with the peer, in words that tell an operator what to do. They are the same whenever the
+/// same goes wrong: no times, no counts.
+pub(in crate::net) fn explain_server(error: &Error) -> String {
+    match error {
+        Error::InvalidCertificate(error) => explain_certificate(error),
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            "the peer speaks no TLS: check https in --couchdb_url, and the port".to_owned()
+        }
+        // What a server says whose key is on a curve that is not known here, such as P-521, or that
+        // speaks old TLS alone.
+        Error::AlertReceived(AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion)
+        | Error::PeerIncompatible(_) => format!(
+            "the peer speaks neither TLS 1.2 nor 1.3 in a way that is known here ({error}): its key should be RSA or ECDSA \
+             on P-256 or P-384, as `openssl req -x509 -newkey rsa:2048` makes it"
+        ),
+        _ => error.to_string(),
+    }
+}
+
+/// What is wrong between a client and us, in words that tell an operator what to do.
+pub(in crate::net) fn explain_client(error: &Error) -> String {
+    let text = match error {
+        Error::AlertReceived(
+            AlertDescription::UnknownCA
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateExpired,
+        ) => return format!("the client does not trust the certificate in --tls_cert ({error})"),
+        Error::PeerIncompatible(
+            PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::SignatureAlgorithmsExtensionRequired,
+        ) => "the client speaks neither TLS 1.2 nor 1.3",
+        Error::NoApplicationProtocol => "the client wants to speak something else than HTTP/1.1 (ALPN)",
+        _ => return error.to_string(),
+    };
+    text.to_owned()
+}
+
+/// Says why a certificate of CouchDB is refused and how a good one is made. The text is the same
+/// whenever the same is wrong: no times, no counts.
+fn explain_certificate(error: &CertificateError) -> String {
+    let text = match error {
+        CertificateError::UnknownIssuer => {
+            "its certificate is from an unknown authority: --ca_file takes the certificate of a private one, or the \
+             server's own as `openssl x509 -in FILE` prints it"
+        }
+        CertificateError::BadSignature => {
+            "its certificate does not fit: it is from another authority than the one of that name in --ca_file, or its \
+             RSA key has under 2048 bits (make one with `openssl req -x509 -newkey rsa:2048`)"
+        }
+        CertificateError::NotValidForNameContext { presented, .. } if presented.is_empty() => {
+            "its certificate holds no host name: make one with `openssl req -x509 -addext subjectAltName=DNS:HOST` \
+             (IP:ADDRESS for an address), or name that certificate itself in --ca_file"
+        }
+        CertificateError::NotValidForNameContext { presented, .. } => {
+            return format!(
+                "its certificate is not for the host in --couchdb_url{}: make one with `openssl req -x509 -addext \
+                 subjectAltName=DNS:HOST` (IP:ADDRESS for an address)",
+                shown_names(presented)
+            );
+        }
+        CertificateError::NotValidForName => {
+            "its certificate is not for the host in --couchdb_url: make one with `openssl req -x509 -addext \
+             subjectAltName=DNS:HOST` (IP:ADDRESS for an address)"
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "its certificate has expired: make a new one with `openssl req -x509 -days 365`, or check the clocks"
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "its certificate is not valid yet: check the clocks, or make one with `openssl req -x509 -days 365`"
+        }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "its certificate is not for servers: make one with `openssl req -x509 -addext \
+             extendedKeyUsage=serverAuth`, or name that certificate itself in --ca_file"
+        }
+        CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            "its certificate is signed in a way that is not accepted, such as SHA-1: make one with `openssl req -x509 \
+             -sha256`"
+        }
+        CertificateError::BadEncoding => {
+            "its certificate is broken: make one with `openssl req -x509 -addext subjectAltName=DNS:HOST`"
+        }
+        CertificateError::UnhandledCriticalExtension => {
+            "its certificate has a critical extension that is not known here: make one with `openssl req -x509 -addext \
+             basicConstraints=critical,CA:FALSE`"
+        }
+        CertificateError::ApplicationVerificationFailure => {
+            "it shows another certificate than the one in --tls_cert: SIGHUP makes it read that again"
+        }
+        CertificateError::Other(OtherError(error)) => return explain_other(error.downcast_ref(), error),
+        error => return Error::InvalidCertificate(error.clone()).to_string(),
+    };
+    text.to_owned()
+}
+
+/// The same for errors that the TLS library has no names for.
+fn explain_other(known: Option<&webpki::Error>, error: &dyn std::fmt::Display) -> String {
+    let text = match known {
+        Some(webpki::Error::CaUsedAsEndEntity) => {
+            "its certificate is marked as that of an authority (CA:TRUE): make one with `openssl req -x509 -addext \
+             basicConstraints=critical,CA:FALSE`, or name that certificate itself in --ca_file"
+        }
+        Some(webpki::Error::UnsupportedCertVersion) => {
+            "its certificate has version 1: make one of version 3 with `openssl req -x509 -addext \
+             subjectAltName=DNS:HOST`, or name that certificate itself in --ca_file"
+        }
+        Some(webpki::Error::EndEntityUsedAsCa) => {
+            "its certificate is vouched for by one that is none of an authority: make that with `openssl req -x509 \
+             -addext basicConstraints=critical,CA:TRUE`"
+        }
+        Some(webpki::Error::UnsupportedCriticalExtension) => {
+            return explain_certificate(&CertificateError::UnhandledCriticalExtension);
+        }
+        _ => return format!("its certificate is refused: {error}"),
+    };
+    text.to_owned()
+}
+
+/// The names of a certificate, as far as there is room for them. The peer chose them.
+fn shown_names(presented: &[String]) -> String {
+    let mut text = String::new();
+    for name in presented.iter().take(3) {
+        // As the library prints them: `DnsName("a.example")`.
+        let name = name.split('"').nth(1).unwrap_or(name);
+        let name: String = name.chars().take(80).flat_map(char::escape_default).collect();
+        let _ = write!(text, "{} {name}", if text.is_empty() { ", but for" } else { "," });
+    }
+    if presented.len() > 3 {
+        text.push_str(" and others");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_peers_are_shown_short_and_escaped() {
+        let names = |names: &[&str]| shown_names(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert_eq!(names(&[]), "");
+        assert_eq!(names(&["DnsName(\"a.example\")", "DnsName(\"b\")"]), ", but for a.example, b");
+        let long = "x".repeat(1000);
+        let shown = names(&["a\nb", &long, "c", "d"]);
+        assert!(shown.starts_with(", but for a\\nb, xxx") && shown.ends_with(", c and others"), "{shown}");
+        assert!(shown.len() < 150);
+    }
+}

@@ -1,0 +1,81 @@
+//! Certificates and keys as PEM (RFC 7468).
+
+use std::path::Path;
+
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// The certificates of a PEM text, at least one.
+pub(super) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found = CertificateDer::pem_slice_iter(pem)
+        .enumerate()
+        .map(|(number, certificate)| certificate.map_err(|error| broken_certificate(number, &pem_problem(&error))))
+        .collect::<Result<Vec<_>, _>>()?;
+    if found.is_empty() {
+        return Err("it holds no certificate (-----BEGIN CERTIFICATE-----)".to_owned());
+    }
+    Ok(found)
+}
+
+pub(super) fn broken_certificate(number: usize, error: &dyn std::fmt::Display) -> String {
+    format!("certificate {} of it is broken: {error}", number + 1)
+}
+
+/// The first private key of a PEM text.
+pub(super) fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
+        pem::Error::NoItemsFound if memchr::memmem::find(pem, b"-----BEGIN ENCRYPTED PRIVATE KEY-----").is_some() => {
+            "its key is encrypted; expected one that is not, as `openssl pkey -in FILE -out FILE` makes it".to_owned()
+        }
+        pem::Error::NoItemsFound => "it holds no private key (-----BEGIN PRIVATE KEY-----, -----BEGIN RSA PRIVATE \
+             KEY----- or -----BEGIN EC PRIVATE KEY-----)"
+            .to_owned(),
+        error => format!("its key is broken: {}", pem_problem(&error)),
+    })
+}
+
+/// What is wrong with a PEM text, without a word of it: it may hold a key.
+fn pem_problem(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "the line -----END ...----- is missing",
+        pem::Error::IllegalSectionStart { .. } => "the line -----BEGIN ...----- is not whole",
+        pem::Error::Base64Decode(_) => "what is between its lines is no base64",
+        _ => "it is no PEM",
+    }
+}
+
+pub(super) fn in_file(option: &str, path: &Path, problem: &dyn std::fmt::Display) -> String {
+    format!("--{option} {}: {problem}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_is_wrong_with_a_private_key() {
+        let pem = |kind: &str, text: &str| format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n");
+        for (text, problem) in [
+            (String::new(), "no private key (-----BEGIN PRIVATE KEY-----"),
+            (pem("CERTIFICATE", "aGVsbG8="), "no private key"),
+            (pem("ENCRYPTED PRIVATE KEY", "aGVsbG8="), "is encrypted"),
+            (pem("PRIVATE KEY", "zq7%"), "is broken: what is between its lines is no base64"),
+            ("-----BEGIN PRIVATE KEY-----\naGVsbG8=\n".to_owned(), "is broken: the line -----END ...----- is missing"),
+            ("-----BEGIN PRIVATE KEY----\nzq7=\n".to_owned(), "is broken: the line -----BEGIN ...----- is not whole"),
+        ] {
+            let error = private_key(text.as_bytes()).unwrap_err();
+            assert!(error.contains(problem) && !error.contains("zq7") && !error.contains("[45"), "{error}");
+        }
+        let kinds = [("PRIVATE KEY", 8), ("RSA PRIVATE KEY", 1), ("EC PRIVATE KEY", 0)];
+        for (name, kind) in kinds {
+            // As openssl writes them: parameters in front, or a certificate.
+            let text = pem("EC PARAMETERS", "aGVsbG8=") + &pem("CERTIFICATE", "aGVsbG8=") + &pem(name, "aGVsbG8=");
+            let found = match private_key(text.as_bytes()).unwrap() {
+                PrivateKeyDer::Pkcs8(_) => 8,
+                PrivateKeyDer::Pkcs1(_) => 1,
+                _ => 0,
+            };
+            assert_eq!(found, kind, "{name}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The time in which a certificate is valid, which the library does not hand out.
+
+/// The first and the last second in which a certificate is valid, since 1970 (RFC 5280 section
+/// 4.1). None where it is not laid out as a certificate is.
+pub(super) fn validity(certificate: &[u8]) -> Option<(u64, u64)> {
+    let (SEQUENCE, certificate, _) = next_value(certificate)? else { return None };
+    let (SEQUENCE, mut rest, _) = next_value(certificate)? else { return None };
+    // The version, which version 1 leaves out.
+    if let (VERSION, _, after) = next_value(rest)? {
+        rest = after;
+    }
+    for expected in [INTEGER, SEQUENCE, SEQUENCE] {
+        let (tag, _, after) = next_value(rest)?;
+        if tag != expected {
+            return None;
+        }
+        rest = after;
+    }
+    let (SEQUENCE, validity, _) = next_value(rest)? else { return None };
+    let (first, not_before, validity) = next_value(validity)?;
+    let (last, not_after, _) = next_value(validity)?;
+    Some((seconds(first, not_before)?, seconds(last, not_after)?))
+}
+
+const INTEGER: u8 = 0x02;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+const SEQUENCE: u8 = 0x30;
+const VERSION: u8 = 0xa0;
+
+/// Splits the first value off a DER encoding (X.690): its tag, its content, and what is behind it.
+fn next_value(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&[tag, first], mut rest) = der.split_first_chunk()?;
+    let mut length = usize::from(first);
+    if first & 0x80 != 0 {
+        // No certificate needs more than three bytes for a length.
+        let count = usize::from(first & 0x7f);
+        let (bytes, after) = (count <= 3).then(|| rest.split_at_checked(count))??;
+        length = bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+        rest = after;
+    }
+    let (content, after) = rest.split_at_checked(length)?;
+    Some((tag, content, after))
+}
+
+/// Reads a time of a certificate as seconds since 1970; those before that are 0.
+fn seconds(tag: u8, text: &[u8]) -> Option<u64> {
+    let digits = text.strip_suffix(b"Z").filter(|digits| digits.iter().all(u8::is_ascii_digit))?;
+    let (years, rest) = digits.split_at_checked(match tag {
+        UTC_TIME => 2,
+        GENERALIZED_TIME => 4,
+        _ => return None,
+    })?;
+    let number = |digits: &[u8]| digits.iter().fold(0, |number, digit| number * 10 + i64::from(digit - b'0'));
+    let year = match (tag, number(years)) {
+        (UTC_TIME, year @ 50..) => 1900 + year,
+        (UTC_TIME, year) => 2000 + year,
+        (_, year) => year,
+    };
+    let rest: &[u8; 10] = rest.try_into().ok()?;
+    let [month, day, hour, minute, second] = [0, 2, 4, 6, 8].map(|at| number(&rest[at..at + 2]));
+    // Days in the civil calendar; the year begins in March, so that leap days are at its end.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
+    let days = days + (month * 153 + 2) / 5 + day - 1 - 719_468;
+    Some(u64::try_from(days * 86_400 + hour * 3_600 + minute * 60 + second).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_times_of_certificates() {
+        for (tag, text, expected) in [
+            (UTC_TIME, &b"700101000000Z"[..], Some(0)),
+            (UTC_TIME, b"491231235959Z", Some(2_524_607_999)),
+            (UTC_TIME, b"500101000000Z", Some(0)),
+            (UTC_TIME, b"000301000000Z", Some(951_868_800)),
+            (GENERALIZED_TIME, b"20000229120000Z", Some(951_825_600)),
+            (GENERALIZED_TIME, b"20261129054932Z", Some(1_795_931_372)),
+            (GENERALIZED_TIME, b"99991231235959Z", Some(253_402_300_799)),
+            (UTC_TIME, b"20261129054932Z", None),
+            (UTC_TIME, b"700101000000+", None),
+            (UTC_TIME, b"7001010000Z", None),
+            (INTEGER, b"700101000000Z", None),
+        ] {
+            assert_eq!(seconds(tag, text), expected, "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn reads_the_validity_of_certificates_and_of_no_prefix() {
+        let mut params = rcgen::CertificateParams::new(["a.example".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2001, 2, 3);
+        params.not_after = rcgen::date_time_ymd(2070, 1, 1);
+        let der = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone();
+        assert_eq!(validity(&der), Some((981_158_400, 3_155_760_000)));
+        for end in 0..der.len() {
+            assert_eq!(validity(&der[..end]), None, "{end}");
+        }
+    }
+}
