@@ -14,12 +14,9 @@
 
 #![no_main]
 
-use couchdb_howler::wire::body::BodyDecoder;
-use couchdb_howler::wire::couchdb::{ChangeKind, FeedLine, parse_feed_line, parse_last_seq};
-use couchdb_howler::wire::http::Response;
+use couchdb_howler::wire::couchdb::{ChangeKind, FeedLine, Revision, parse_feed_line, parse_last_seq};
+use couchdb_howler::wire::http::{BodyDecoder, Part, Response, ResponseError, ResponseReader};
 use couchdb_howler::wire::lines::{Line, LineReader, MAX_LINE};
-use couchdb_howler::wire::positions::Revision;
-use couchdb_howler::wire::response::{Part, ResponseError, ResponseReader};
 use couchdb_howler_fuzz::{WAYS, confuses_trees, field, number_of, pieces};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;

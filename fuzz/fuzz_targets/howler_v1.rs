@@ -18,7 +18,7 @@ use couchdb_howler::wire::howler_v1::{
     write_forbidden, write_goodbye, write_hello, write_logged_in, write_not_authenticated, write_ok, write_resync,
     write_session, write_subscribed, write_unsubscribed,
 };
-use couchdb_howler::wire::names::NameList;
+use couchdb_howler::wire::name_list::NameList;
 use couchdb_howler::wire::positions::{Given, Position};
 use couchdb_howler::wire::security::Refusal;
 use couchdb_howler_fuzz::confuses_trees;

@@ -12,7 +12,9 @@
 
 #![no_main]
 
-use couchdb_howler::wire::positions::{KINDS, Position, Revision, read_epoch, read_rows, slot, write_keys};
+use couchdb_howler::wire::couchdb::lookup::{read_rows, write_keys};
+use couchdb_howler::wire::couchdb::{ChangeKind, Revision, read_epoch};
+use couchdb_howler::wire::positions::Position;
 use couchdb_howler_fuzz::{confuses_trees, field, number_of};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
@@ -70,7 +72,7 @@ fn naive_epoch(value: &Value) -> Option<Option<String>> {
 fn check_rows(data: &[u8], anew: &str, value: &Value) {
     let rows = value.get("rows").and_then(Value::as_array).map_or(&[][..], |rows| rows);
     let name_of = |row: &Value| Some(field(row, &ROW, "key")?.as_str()?.split_once(':')?.1.to_owned());
-    let names: Vec<String> = rows.iter().step_by(KINDS.len()).map(|row| name_of(row).unwrap_or_default()).collect();
+    let names: Vec<String> = rows.iter().step_by(ChangeKind::ALL.len()).map(|row| name_of(row).unwrap_or_default()).collect();
     let ask = |body: &[u8], names: &[String]| read_rows(body, names.iter().map(|name| &**name));
     let naive = naive_rows(value, &names);
     assert_eq!(ask(anew.as_bytes(), &names), naive, "{anew}");
@@ -102,17 +104,17 @@ const ROW: [&str; 3] = ["key", "value", "error"];
 
 fn naive_rows(value: &Value, names: &[String]) -> Option<Vec<[Revision; 3]>> {
     let rows = value.as_object()?.get("rows")?.as_array()?;
-    if rows.len() != names.len() * KINDS.len() {
+    if rows.len() != names.len() * ChangeKind::ALL.len() {
         return None;
     }
     let mut read = vec![[Revision::default(); 3]; names.len()];
     for (i, row) in rows.iter().enumerate() {
-        let (kind, name) = (KINDS[i % KINDS.len()], &names[i / KINDS.len()]);
+        let (kind, name) = (ChangeKind::ALL[i % ChangeKind::ALL.len()], &names[i / ChangeKind::ALL.len()]);
         if field(row, &ROW, "key")? != &Value::from(format!("{}:{name}", kind.text())) {
             return None;
         }
         let there = |name| field(row, &ROW, name).filter(|value| !value.is_null());
-        read[i / KINDS.len()][slot(kind)] = match (there("value"), there("error")) {
+        read[i / ChangeKind::ALL.len()][kind.index()] = match (there("value"), there("error")) {
             (Some(value), None) => {
                 let text = field(value, &["rev"], "rev")?.as_str()?;
                 let revision = Revision::parse(text)?;

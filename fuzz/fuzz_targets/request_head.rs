@@ -21,11 +21,10 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use couchdb_howler::wire::body::BodyDecoder;
 use couchdb_howler::wire::couchdb::{Credentials, MAX_CREDENTIAL};
 use couchdb_howler::wire::engine_io::{self, Refusal, Sid, Transport, Version};
 use couchdb_howler::wire::http::{
-    Answer, HeadError, MAX_HEAD, MAX_RESPONSE_HEAD, Request, has_token, head_is_complete, parse_request,
+    Answer, BodyDecoder, HeadError, MAX_HEAD, MAX_RESPONSE_HEAD, Request, has_token, head_is_complete, parse_request,
     parse_response, write_response, write_upgrade,
 };
 use couchdb_howler::wire::url;

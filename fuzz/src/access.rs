@@ -25,8 +25,8 @@ use couchdb_howler::state::session::Reply;
 use couchdb_howler::state::subscriptions::{DatabaseId, Subscriptions};
 use couchdb_howler::state::table::Key;
 use couchdb_howler::state::timers::Millis;
-use couchdb_howler::wire::couchdb::ChangeKind;
-use couchdb_howler::wire::positions::{Given, Revision, slot};
+use couchdb_howler::wire::couchdb::{ChangeKind, Revision};
+use couchdb_howler::wire::positions::Given;
 use couchdb_howler::wire::security::Security;
 
 const SESSIONS: u32 = 6;
@@ -221,8 +221,8 @@ impl World {
         };
         self.events += 1;
         truth.changed = self.events;
-        truth.counts[slot(kind)] += 1;
-        self.lines.push((name, kind, truth.counts[slot(kind)]));
+        truth.counts[kind.index()] += 1;
+        self.lines.push((name, kind, truth.counts[kind.index()]));
     }
 
     fn decide(&self, session: u32, database: DatabaseId) -> Decision {

@@ -32,7 +32,7 @@ use couchdb_howler::state::subscriptions::{DatabaseId, Subscriptions};
 use couchdb_howler::state::table::{Key, Table};
 use couchdb_howler::state::timers::Millis;
 use couchdb_howler::wire::couchdb::ChangeKind;
-use couchdb_howler::wire::names::NameList;
+use couchdb_howler::wire::name_list::NameList;
 use couchdb_howler::wire::positions::KINDS;
 
 const SESSIONS: usize = 5;

@@ -43,9 +43,10 @@ use couchdb_howler::state::session::Reply;
 use couchdb_howler::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use couchdb_howler::state::table::Key;
 use couchdb_howler::state::timers::Millis;
-use couchdb_howler::wire::couchdb::ChangeKind;
+use couchdb_howler::wire::couchdb::lookup::MAX_NAMES;
+use couchdb_howler::wire::couchdb::{ChangeKind, Revision};
 use couchdb_howler::wire::nodes::Starts;
-use couchdb_howler::wire::positions::{Given, KINDS, MAX_NAMES, Position, Revision, slot};
+use couchdb_howler::wire::positions::{Given, Position};
 
 const CLIENTS: u32 = 5;
 /// From this one on clients speak Socket.IO.
@@ -308,8 +309,8 @@ impl World {
             _ => return,
         };
         truth.changed = self.step;
-        truth.counts[slot(kind)] += 1;
-        self.lines.push_back(Line { name, kind, number: truth.counts[slot(kind)] });
+        truth.counts[kind.index()] += 1;
+        self.lines.push_back(Line { name, kind, number: truth.counts[kind.index()] });
     }
 
     fn supersede(&mut self) {
@@ -322,10 +323,10 @@ impl World {
     fn body(&self, names: &[String]) -> Vec<u8> {
         let mut body = String::from(r#"{"total_rows":1,"offset":0,"rows":["#);
         for (i, name) in names.iter().enumerate() {
-            for kind in KINDS {
-                let number = self.truth.get(&**name).map_or(0, |truth| truth.counts[slot(kind)]);
+            for kind in ChangeKind::ALL {
+                let number = self.truth.get(&**name).map_or(0, |truth| truth.counts[kind.index()]);
                 let key = serde_json::Value::from(format!("{}:{name}", kind.text()));
-                let comma = if i + slot(kind) > 0 { "," } else { "" };
+                let comma = if i + kind.index() > 0 { "," } else { "" };
                 let _ = match number {
                     0 => write!(body, r#"{comma}{{"key":{key},"error":"not_found"}}"#),
                     _ => {
@@ -448,7 +449,7 @@ impl World {
     fn take_line(&mut self, line: &Line, readable: bool) {
         let revision = Revision::parse(&self.revision(line.number)).filter(|_| readable);
         if readable {
-            let at = slot(line.kind);
+            let at = line.kind.index();
             let [seen, came_to] = [&mut self.seen, &mut self.came_to].map(|of| of.entry(line.name).or_default());
             if line.number < seen[at] {
                 self.restless.insert(line.name.to_owned());

@@ -45,7 +45,7 @@ use couchdb_howler::state::unauthenticated::Stage as Known;
 use couchdb_howler::wire::couchdb::{ChangeKind, Credentials, Identity, LoginError, MAX_CREDENTIAL};
 use couchdb_howler::wire::engine_io::{self, SID_LENGTH, Sid, Version};
 use couchdb_howler::wire::howler_v1::{self, Operation};
-use couchdb_howler::wire::names::NameList;
+use couchdb_howler::wire::name_list::NameList;
 use couchdb_howler::wire::positions::Position;
 use couchdb_howler::wire::secret::Secret;
 use couchdb_howler::wire::security::Refusal;

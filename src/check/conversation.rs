@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::within;
 use crate::net::blocking::{self, Trust};
 use crate::net::stream::Stream;
-use crate::wire::response::{Part, ResponseReader};
+use crate::wire::http::{Part, ResponseReader};
 
 /// Longest body that is read, in bytes.
 const MAX_BODY: usize = 64 * 1024;

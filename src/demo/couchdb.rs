@@ -325,7 +325,7 @@ mod tests {
         couchdb.databases.change(|databases| databases.update("a+b"));
         let names = ["a+b", "no\"ne"];
         let (_, _, body) = json_of(ask(&couchdb, &requests(&couchdb).look_up(names.into_iter())));
-        let rows = positions::read_rows(body.as_bytes(), names.into_iter()).unwrap();
+        let rows = lookup::read_rows(body.as_bytes(), names.into_iter()).unwrap();
         let numbers = rows.iter().map(|row| row.map(|revision| revision.number));
         assert!(numbers.eq([[2, 1, 0], [0; 3]]), "{rows:?}");
     }
@@ -343,7 +343,7 @@ mod tests {
             assert_eq!(ask(request).0, 404);
         }
         let (_, _, body) = ask(requests.epoch());
-        assert_eq!(positions::read_epoch(body.as_bytes()), Some(Some("100".into())));
+        assert_eq!(couchdb::read_epoch(body.as_bytes()), Some(Some("100".into())));
         assert_eq!(nodes::read_membership(ask(requests.membership()).2.as_bytes()), Some(vec![NODE.into()]));
         assert_eq!(nodes::read_node_name(ask(requests.node_name()).2.as_bytes()), Some(NODE.into()));
         assert_eq!(nodes::read_uptime(ask(requests.system(None)).2.as_bytes()), Some(7));

@@ -14,7 +14,7 @@ use crate::state::session::{Dialect, Polling, Session, Transport, messages};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::state::unauthenticated::Stage;
-use crate::wire::body::BodyDecoder;
+use crate::wire::http::BodyDecoder;
 use crate::wire::couchdb::Credentials;
 use crate::wire::engine_io::{self, MAX_PAYLOAD, Refusal, Sid, Version};
 use crate::wire::{payload, websocket};

@@ -9,7 +9,7 @@ use crate::state::positions::Pending;
 use crate::state::session::Reply;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
-use crate::wire::names::NameList;
+use crate::wire::name_list::NameList;
 
 impl Server {
     /// Subscribes a session to databases. A long list is worked off over turns (`long_lists.rs`).

@@ -23,7 +23,7 @@ use crate::state::session::Reply;
 use crate::state::subscriptions::DatabaseId;
 use crate::state::table::{Key, Table};
 use crate::wire::howler_v1::Refused;
-use crate::wire::names::NameList;
+use crate::wire::name_list::NameList;
 use crate::wire::positions::Position;
 
 /// Length of a slice, and longest list that is processed at once.

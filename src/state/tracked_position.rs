@@ -12,8 +12,8 @@
 //! back.
 
 use crate::state::timers::Millis;
-use crate::wire::couchdb::ChangeKind;
-use crate::wire::positions::{KINDS, Position, Revision, slot};
+use crate::wire::couchdb::{ChangeKind, Revision};
+use crate::wire::positions::Position;
 
 /// Longest time for a message to reach a client and for a sign of life to come back, in
 /// milliseconds.
@@ -90,7 +90,7 @@ impl TrackedPosition {
             self.doubt();
             return true;
         };
-        let slot = slot(kind);
+        let slot = kind.index();
         let count = &mut self.position.counts[slot];
         if *count == revision.number && self.notified_lines[slot] == revision.mark {
             return false;
@@ -135,7 +135,7 @@ impl TrackedPosition {
         // The last notification counts for the client: the database exists if it was created more
         // often than deleted.
         let order = if created > deleted { [0, 2, 1] } else { [0, 1, 2] };
-        order.into_iter().filter(move |slot| moved[*slot]).map(|slot| KINDS[slot])
+        order.into_iter().filter(move |slot| moved[*slot]).map(|slot| ChangeKind::ALL[slot])
     }
 
     /// Returns whether a client with this last sign of life has certainly received all

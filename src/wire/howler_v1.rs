@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::couchdb::{ChangeKind, Credentials};
 use super::json::{self, Text, parse_string, write_string};
-use super::names::NameList;
+use super::name_list::NameList;
 use super::positions::Position;
 use super::security::Refusal;
 

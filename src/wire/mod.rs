@@ -1,7 +1,6 @@
 //! Bytes ↔ values. Every parser here takes bytes and returns what it found and how much it used,
 //! "need more", or an error; none knows a socket, a clock, the environment or randomness.
 
-pub mod body;
 pub mod couchdb;
 pub mod database_name;
 pub mod dns;
@@ -10,12 +9,11 @@ pub mod howler_v1;
 pub mod http;
 pub mod json;
 pub mod lines;
-pub mod names;
+pub mod name_list;
 pub mod nodes;
 pub mod payload;
 pub mod positions;
 pub mod resolv_conf;
-pub mod response;
 pub mod secret;
 pub mod security;
 pub mod socket_io;

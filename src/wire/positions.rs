@@ -6,57 +6,9 @@
 //! restarted meanwhile, until `_global_changes` itself is made anew (another epoch). So what changed
 //! since a position is known at any time, with nothing stored.
 
-use std::borrow::Cow;
 use std::fmt;
 
-use serde::Deserialize;
-
-use super::couchdb::ChangeKind;
-use super::json;
 use super::nodes::Starts;
-
-/// Most databases that one look-up asks for: all of a client that has many, so that it is answered after one.
-pub const MAX_NAMES: usize = 1_000;
-/// Longest answer to a look-up, in bytes: three rows for each database, with its name twice in each.
-pub const MAX_ANSWER: usize = 3 * MAX_NAMES * (2 * 256 + 256);
-
-/// The revision of an event document.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Revision {
-    /// The number in front: how many events of the kind there were. 0 when there was none.
-    pub number: u32,
-    /// A fingerprint of the whole, to know the same line when it comes again.
-    pub mark: u32,
-}
-
-impl Revision {
-    /// Reads `29-967a00dff5e02add41819138abb3284d`; None for what has no number in front.
-    pub fn parse(text: &str) -> Option<Self> {
-        let mut number = 0_u32;
-        for (place, byte) in text.bytes().enumerate() {
-            match byte {
-                b'0'..=b'9' => number = number.checked_mul(10)?.checked_add(u32::from(byte - b'0'))?,
-                b'-' if place > 0 => return Some(Self { number, mark: fingerprint(&text.as_bytes()[place + 1..]) }),
-                _ => return None,
-            }
-        }
-        None
-    }
-}
-
-/// A number for a text, eight bytes at a time: every line of the feed has one. Two that are not the same have one
-/// number by a chance of 1 to 4 billion; nothing is won by making such, and the numbers in front must be the same too.
-fn fingerprint(text: &[u8]) -> u32 {
-    // 2^64 divided by the golden ratio: Fibonacci hashing.
-    let mix = |mark: u64, word: u64| {
-        let product = (mark ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        product ^ product >> 32
-    };
-    let (words, rest) = text.as_chunks::<8>();
-    let mark = words.iter().fold(text.len() as u64, |mark, word| mix(mark, u64::from_le_bytes(*word)));
-    let mark = mix(mark, rest.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
-    u32::try_from(mark >> 32).expect("half of the bits")
-}
 
 /// How far a database's events have come. Written as `updates.creations.deletions`, `-doubt` where there is one, and
 /// `@start` where it is known when CouchDB started; clients take it for opaque.
@@ -77,7 +29,7 @@ fn fingerprint(text: &[u8]) -> u32 {
 /// there are no echoes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// The numbers of the revisions, by [`slot`].
+    /// The numbers of the revisions, by [`ChangeKind::index`](super::couchdb::ChangeKind::index).
     pub counts: [u32; 3],
     /// When CouchDB may have lost events that these numbers do not show: a number that tells this position from the
     /// same one before the loss. 0 when there is no such doubt.
@@ -175,115 +127,9 @@ impl Given {
     }
 }
 
-/// The kinds of event, in the order of a position's counts.
-pub const KINDS: [ChangeKind; 3] = [ChangeKind::Updated, ChangeKind::Created, ChangeKind::Deleted];
-
-/// Where in a position a kind is counted.
-pub fn slot(kind: ChangeKind) -> usize {
-    match kind {
-        ChangeKind::Updated => 0,
-        ChangeKind::Created => 1,
-        ChangeKind::Deleted => 2,
-    }
-}
-
-/// The body that asks `_all_docs` for the event documents of databases, in the order of [`KINDS`].
-pub fn write_keys<'a>(names: impl Iterator<Item = &'a str>) -> Vec<u8> {
-    let mut body = b"{\"keys\":[".to_vec();
-    for (i, name) in names.enumerate() {
-        for (j, kind) in KINDS.iter().enumerate() {
-            if i + j > 0 {
-                body.push(b',');
-            }
-            json::write_string(&mut body, &format!("{}:{name}", kind.text()));
-        }
-    }
-    body.extend_from_slice(b"]}");
-    body
-}
-
-#[derive(Deserialize)]
-struct RawRows<'a> {
-    #[serde(borrow)]
-    rows: Vec<Option<RawRow<'a>>>,
-}
-
-#[derive(Deserialize)]
-struct RawRow<'a> {
-    #[serde(borrow)]
-    key: Cow<'a, str>,
-    value: Option<RawValue<'a>>,
-    #[serde(borrow)]
-    error: Option<Cow<'a, str>>,
-}
-
-#[derive(Deserialize)]
-struct RawValue<'a> {
-    #[serde(borrow)]
-    rev: Cow<'a, str>,
-}
-
-/// Reads the answer for these databases: for each the revisions in the order of [`KINDS`]. None when it is not the
-/// answer to that question, all of it.
-pub fn read_rows<'a>(body: &[u8], names: impl ExactSizeIterator<Item = &'a str>) -> Option<Vec<[Revision; 3]>> {
-    let raw: RawRows<'_> = json::parse_object(body)?;
-    let mut rows = raw.rows.into_iter();
-    let mut read = Vec::with_capacity(names.len());
-    for name in names {
-        let mut revisions = [Revision::default(); 3];
-        for kind in KINDS {
-            let row = rows.next()??;
-            let (prefix, rest) = row.key.split_once(':')?;
-            if prefix != kind.text() || rest != name {
-                return None;
-            }
-            revisions[slot(kind)] = match (row.value, row.error.as_deref()) {
-                (Some(value), None) => Revision::parse(&value.rev)?,
-                (None, Some("not_found")) => Revision::default(),
-                _ => return None,
-            };
-        }
-        read.push(revisions);
-    }
-    rows.next().is_none().then_some(read)
-}
-
-#[derive(Deserialize)]
-struct RawInfo<'a> {
-    #[serde(borrow)]
-    db_name: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    instance_start_time: Option<Cow<'a, str>>,
-}
-
-/// Longest epoch, in bytes.
-const MAX_EPOCH: usize = 64;
-
-/// Reads the epoch off the answer to `GET /_global_changes`. `Some(None)` when that database has none, so that positions
-/// mean nothing; None when the answer is no such answer.
-pub fn read_epoch(body: &[u8]) -> Option<Option<Box<str>>> {
-    let raw: RawInfo<'_> = json::parse_object(body)?;
-    raw.db_name?;
-    Some(raw.instance_start_time.filter(|epoch| !epoch.is_empty() && epoch.len() <= MAX_EPOCH).map(Into::into))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn revision(text: &str) -> Revision {
-        Revision::parse(text).expect("a revision")
-    }
-
-    #[test]
-    fn a_revision_is_its_number_and_a_fingerprint() {
-        assert_eq!(revision("29-967a00df").number, 29);
-        assert_eq!(revision("29-967a00df"), revision("29-967a00df"));
-        assert_ne!(revision("29-967a00df").mark, revision("29-967a00de").mark);
-        for bad in ["", "-", "-a", "a-1", "+1-a", "1", "99999999999-a"] {
-            assert_eq!(Revision::parse(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn only_a_positions_own_text_is_that_position() {
@@ -347,49 +193,5 @@ mod tests {
         assert!(differs(position, "29.1.0@1000", None), "whether CouchDB restarted is unknown");
         assert!(!differs(position, "29.1.0", None), "no start is known, then and now");
         assert!(!differs(Position { doubt: 255, ..position }, "29.1.0-ff@1001", starts));
-    }
-
-    #[test]
-    fn asks_for_each_kind_of_each_database() {
-        assert_eq!(
-            write_keys(["a\"", "b/c"].into_iter()),
-            br#"{"keys":["updated:a\"","created:a\"","deleted:a\"","updated:b/c","created:b/c","deleted:b/c"]}"#
-        );
-        assert_eq!(write_keys([].into_iter()), br#"{"keys":[]}"#);
-    }
-
-    const ROWS: &str = r#"{"total_rows":9,"offset":0,"rows":[
-        {"id":"updated:a:b","key":"updated:a:b","value":{"rev":"7-abc"}},
-        {"key":"created:a:b","error":"not_found"},
-        {"id":"deleted:a:b","key":"deleted:a:b","value":{"rev":"2-def","deleted":true},"doc":null}]}"#;
-
-    #[test]
-    fn reads_the_whole_answer_or_nothing() {
-        let rows = read_rows(ROWS.as_bytes(), ["a:b"].into_iter()).expect("the answer");
-        assert_eq!(rows, [[revision("7-abc"), Revision::default(), revision("2-def")]]);
-        assert_eq!(read_rows(ROWS.as_bytes(), ["a"].into_iter()), None);
-        assert_eq!(read_rows(ROWS.as_bytes(), ["a:b", "c"].into_iter()), None);
-        assert_eq!(read_rows(ROWS.as_bytes(), [].into_iter()), None);
-        for (from, to) in
-            [("not_found", "oops"), ("7-abc", "x"), ("\"updated:a", "\"created:a"), ("{\"key", "null,{\"key")]
-        {
-            assert_eq!(read_rows(ROWS.replace(from, to).as_bytes(), ["a:b"].into_iter()), None, "{from}");
-        }
-        for end in 0..ROWS.len() {
-            assert_eq!(read_rows(&ROWS.as_bytes()[..end], ["a:b"].into_iter()), None, "{end}");
-        }
-    }
-
-    #[test]
-    fn an_epoch_is_when_the_database_was_made() {
-        let info =
-            |time: &str| format!(r#"{{"db_name":"_global_changes","instance_start_time":{time},"doc_count":3}}"#);
-        assert_eq!(read_epoch(info("\"1795459624\"").as_bytes()), Some(Some("1795459624".into())));
-        assert_eq!(read_epoch(info("\"\"").as_bytes()), Some(None));
-        assert_eq!(read_epoch(info("null").as_bytes()), Some(None));
-        assert_eq!(read_epoch(br#"{"db_name":"_global_changes"}"#), Some(None));
-        assert_eq!(read_epoch(br#"{"instance_start_time":"1"}"#), None);
-        assert_eq!(read_epoch(b"{}"), None);
-        assert_eq!(read_epoch(b"<html>"), None);
     }
 }

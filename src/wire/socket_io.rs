@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::couchdb::Credentials;
 use super::engine_io::{CredentialFields, Sid, Version};
 use super::json::{parse_string, write_string};
-use super::names::NameList;
+use super::name_list::NameList;
 
 /// The kind of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

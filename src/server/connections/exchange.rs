@@ -3,8 +3,8 @@
 use crate::state::metrics::CloseReason;
 use crate::state::routes::PostFormat;
 use crate::state::table::Key;
-use crate::wire::body::BodyDecoder;
 use crate::wire::engine_io::Sid;
+use crate::wire::http::BodyDecoder;
 use crate::wire::http::Request;
 
 /// Properties of a request that decide the form of its response.

@@ -12,7 +12,7 @@ use crate::server::ids::Handle;
 use crate::state::metrics::CloseReason;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
-use crate::wire::body::Piece;
+use crate::wire::http::Piece;
 use crate::wire::http::{self, HeadError, Request};
 use crate::wire::websocket::Decoder;
 

@@ -6,7 +6,7 @@ use crate::state::merge_window::Admission;
 use crate::state::subscriptions::DatabaseId;
 use crate::state::timers::{Alarm, Millis, Timers};
 use crate::wire::couchdb::ChangeKind;
-use crate::wire::positions::Revision;
+use crate::wire::couchdb::Revision;
 
 /// Time for which changes of a database are merged on a cluster, unless the operator sets another, in milliseconds: all
 /// lines of one write come within it.

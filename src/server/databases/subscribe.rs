@@ -26,7 +26,7 @@ use crate::state::timers::Millis;
 use crate::state::user_quotas::UserQuotas;
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::howler_v1::Refused;
-use crate::wire::names::NameList;
+use crate::wire::name_list::NameList;
 use crate::wire::positions::Given;
 
 /// Names of `subscribe` requests that are answered in one turn, roughly.

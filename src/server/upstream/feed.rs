@@ -6,7 +6,7 @@ use crate::state::admin_access::AdminUse;
 use crate::state::feed::{Continuity, FeedAction, FeedEvent, FeedPart};
 use crate::state::timers::Millis;
 use crate::wire::couchdb::ChangeKind;
-use crate::wire::positions::Revision;
+use crate::wire::couchdb::Revision;
 
 /// What the feed asks the server to do.
 #[derive(Debug)]

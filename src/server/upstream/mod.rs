@@ -38,7 +38,7 @@ use crate::state::positions::MAX_BATCHES;
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::couchdb;
-use crate::wire::positions::MAX_ANSWER;
+use crate::wire::couchdb::lookup::MAX_ANSWER;
 use crate::wire::security::MAX_SECURITY;
 use crate::wire::url::CouchUrl;
 

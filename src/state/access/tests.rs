@@ -373,7 +373,7 @@ fn a_database_in_doubt_shows_its_earlier_position() {
     let id = scene.id("db");
     let position = |counts| Position { counts, ..Position::default() };
     let look_up = |scene: &mut Scene, counts: [u32; 3]| {
-        let rows = counts.map(|number| crate::wire::positions::Revision { number, mark: number });
+        let rows = counts.map(|number| crate::wire::couchdb::Revision { number, mark: number });
         scene.subscriptions.tracked_mut(id).handle_lookup(rows, false, 0).count();
     };
     look_up(&mut scene, [7, 1, 1]);

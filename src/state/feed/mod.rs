@@ -28,7 +28,7 @@ use crate::state::timers::Millis;
 use crate::wire::couchdb::{self, FeedLine, FeedSource, Requests};
 use crate::wire::http::Response;
 use crate::wire::lines::{Line, LineReader, MAX_LINE};
-use crate::wire::response::{Part, ResponseReader};
+use crate::wire::http::{Part, ResponseReader};
 
 /// The value of `since` that stands for the current end of the feed.
 const NOW: &str = "now";

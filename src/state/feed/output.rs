@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::wire::couchdb::ChangeKind;
-use crate::wire::positions::Revision;
+use crate::wire::couchdb::Revision;
 
 /// Request of the feed to its owner.
 #[derive(Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::http::Response;
-use crate::wire::response::ResponseReader;
+use crate::wire::http::ResponseReader;
 
 #[derive(Debug)]
 pub(super) enum Connection {

@@ -23,7 +23,7 @@ use crate::state::fair_queue::FairQueue;
 use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
 use crate::wire::http::Response;
-use crate::wire::response::{Part, ResponseReader};
+use crate::wire::http::{Part, ResponseReader};
 
 /// Most waiting requests; the pool rejects further ones.
 pub const MAX_WAITING: usize = 20_000;

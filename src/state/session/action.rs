@@ -5,7 +5,7 @@ use crate::state::metrics::CloseReason;
 use crate::state::timers::Millis;
 use crate::wire::couchdb::Credentials;
 use crate::wire::howler_v1::RequestId;
-use crate::wire::names::NameList;
+use crate::wire::name_list::NameList;
 
 /// Context of an input.
 #[derive(Debug)]

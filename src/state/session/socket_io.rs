@@ -9,7 +9,7 @@ use crate::state::metrics::CloseReason;
 use crate::state::timers::Deadline;
 use crate::wire::couchdb::{Credentials, Identity, LoginError};
 use crate::wire::engine_io::{self, Open, Sid, Version};
-use crate::wire::names::NameList;
+use crate::wire::name_list::NameList;
 use crate::wire::secret::Secret;
 use crate::wire::socket_io::{self, Event, PacketKind};
 

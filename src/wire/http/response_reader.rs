@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::body::{BodyDecoder, BodyError, Piece};
-use super::http::{self, HeadError, MAX_RESPONSE_HEAD, Response};
+use super::head::{HeadError, head_is_complete};
+use super::response::{MAX_RESPONSE_HEAD, Response, parse_response};
 
 /// What the next bytes of a response are.
 #[derive(Debug, PartialEq, Eq)]
@@ -88,11 +89,11 @@ impl ResponseReader {
             let seen = buffer.len();
             let room = (MAX_RESPONSE_HEAD - seen).min(input.len() - used);
             buffer.extend_from_slice(&input[used..used + room]);
-            let parsed = if http::head_is_complete(buffer, seen) { http::parse_response(buffer)? } else { None };
+            let parsed = if head_is_complete(buffer, seen) { parse_response(buffer)? } else { None };
             let Some((length, response)) = parsed else {
                 // What is no HTTP at all is refused early: its end may never come.
                 if buffer.len() >= MAX_RESPONSE_HEAD || !b"HTTP/1.".starts_with(&buffer[..buffer.len().min(7)]) {
-                    http::parse_response(buffer)?;
+                    parse_response(buffer)?;
                 }
                 return Ok((used + room, Part::NeedMore));
             };
