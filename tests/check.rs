@@ -140,7 +140,7 @@ fn invalid_options_of_check_are_usage_errors() {
         let ended = run(options, &[]);
         assert_eq!((ended.code, ended.stderr.lines().count(), ended.stdout.as_str()), (Some(2), 1, ""), "{options:?}");
     }
-    assert!(run(&["chekc", "--demo"], &[]).stderr.contains("the command check is meant"));
+    assert!(run(&["chekc", "--demo"], &[]).stderr.contains("did you mean the command check?"));
     assert!(run(&["--help"], &[]).stdout.contains("\n  healthcheck\n"));
 }
 
@@ -427,7 +427,7 @@ fn invalid_options_of_healthcheck_are_usage_errors() {
         assert_eq!((ended.code, ended.stderr.lines().count(), ended.stdout.as_str()), (Some(2), 1, ""), "{options:?}");
     }
     let ended = run(&["healtcheck"], &[]);
-    assert!(ended.code == Some(2) && ended.stderr.contains("the command healthcheck is meant"), "{}", ended.stderr);
+    assert!(ended.code == Some(2) && ended.stderr.contains("did you mean the command healthcheck?"), "{}", ended.stderr);
 }
 
 #[test]

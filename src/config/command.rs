@@ -1,4 +1,4 @@
-//! What the command line asks for: a command, and the checked configuration that it needs.
+//! The commands, and the checked configuration of those that need one.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -14,100 +14,103 @@ use crate::state::routes::{Origins, SameSite};
 use crate::wire::couchdb::FeedSource;
 use crate::wire::url::CouchUrl;
 
-/// What the server is to do, checked.
+/// Checked configuration of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The CouchDB to follow, with credentials whose user is not empty. None exactly with `demo`.
+    /// URL of CouchDB, with a user name that is not empty. None exactly if `demo` is set.
     pub couchdb_url: Option<CouchUrl>,
-    /// The file that the URL was read from, to be read again.
+    /// File that the URL was read from, to be read again at runtime.
     pub couchdb_url_file: Option<PathBuf>,
-    /// The address to listen on; None for all of them, IPv6 and IPv4.
+    /// Address to listen on; None for all IPv6 and IPv4 addresses.
     pub host: Option<IpAddr>,
-    /// The port to listen on; 0 for any that is free. It speaks TLS when there is `tls` and no `tls_port`.
+    /// Port to listen on; 0 for any free port. It speaks TLS if `tls` is set and `tls_port` is not.
     pub port: u16,
-    /// What clients are shown over TLS.
+    /// Certificate and key of the server.
     pub tls: Option<TlsFiles>,
-    /// The port to speak TLS on beside the plain one; 0 for any that is free. None without `tls`.
+    /// Port for TLS beside the plain one; 0 for any free port. None without `tls`.
     pub tls_port: Option<u16>,
-    /// Whether other instances may listen on the ports for clients, too.
+    /// Whether other instances may listen on the ports for clients as well.
     pub reuse_port: bool,
-    /// The least important messages to log.
+    /// Least important messages to log.
     pub log_level: log::LevelFilter,
     /// Certificates (PEM) to trust for CouchDB besides the built-in ones.
     pub ca_file: Option<PathBuf>,
-    /// The feed to follow.
+    /// Feed to follow.
     pub feed: FeedSource,
-    /// Whether to make the `_global_changes` database where it is missing.
+    /// Whether to create the `_global_changes` database if it is missing.
     pub create_global_changes: bool,
-    /// How often CouchDB is to send a heartbeat.
+    /// Interval of CouchDB's heartbeats, in milliseconds.
     pub feed_heartbeat_ms: u64,
-    /// Which origins browsers may come from.
+    /// Origins whose pages may connect.
     pub origins: Origins,
-    /// Whether the console is left out.
+    /// Whether to serve no console.
     pub no_console: bool,
-    /// How often Engine.IO pings come.
+    /// Interval of Engine.IO pings, in milliseconds.
     pub ping_interval_ms: u64,
-    /// How late they, or their answers, may be; None for the default of each version.
+    /// Longest delay of a ping or its answer, in milliseconds; None for the default of each
+    /// version.
     pub ping_timeout_ms: Option<u64>,
-    /// Whether CouchDB believes this server about where clients are.
+    /// Whether CouchDB trusts the `X-Forwarded-For` of this server.
     pub trusts_forwarded: TrustsForwarded,
-    /// How many log-ins CouchDB is asked for at once.
+    /// Most logins that CouchDB checks at once.
     pub login_concurrency: usize,
-    /// When clients are told that changes may have been lost.
+    /// When clients are asked to resync.
     pub resync: Policy,
-    /// For how long changes of a database are merged after the first one, in milliseconds; None where that depends on
-    /// whether CouchDB is a cluster.
+    /// Time to merge the changes of a database that follow the first one, in milliseconds; None for
+    /// a value that depends on whether CouchDB is a cluster.
     pub merge_window_ms: Option<u64>,
-    /// What clients may use.
+    /// Limits for clients.
     pub limits: Limits,
-    /// How long it is remembered what broken sessions of Socket.IO were told of; 0 for not at all.
+    /// How long the server remembers the notifications of broken Socket.IO sessions, in seconds; 0
+    /// to disable.
     pub catch_up_sessions_s: u64,
-    /// Who may subscribe to what.
+    /// Rule for reading databases.
     pub access: access::Policy,
-    /// How often it is checked that users are still logged in; 0 for never.
+    /// Interval of the checks that users are still logged in, in seconds; 0 to disable.
     pub session_check_s: u64,
-    /// Whose word counts about where a client is.
+    /// Proxies whose word on a client's address is trusted.
     pub trusted_proxies: TrustedProxies,
-    /// The `SameSite` attribute of the cookie that names a session.
+    /// `SameSite` attribute of the cookie that names a session.
     pub cookie_same_site: SameSite,
-    /// What lines of the log look like.
+    /// Format of the log.
     pub log_format: logging::Format,
-    /// The longest time to see the clients off when stopping.
+    /// Longest time to close all clients at shutdown, in seconds.
     pub drain_timeout_s: u64,
-    /// The port for health, readiness and metrics alone; 0 for any that is free. None where clients' ports have them.
+    /// Port for health, readiness and metrics alone; 0 for any free port. None if the ports for
+    /// clients serve them.
     pub admin_port: Option<u16>,
-    /// Whether to run beside a built-in stand-in for CouchDB.
+    /// Whether to run with the built-in stand-in for CouchDB.
     pub demo: bool,
 }
 
-/// Where the server's certificate is.
+/// Files of the server's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The file of certificates (PEM), the server's own first.
+    /// Certificates (PEM), the server's own first.
     pub certificate: PathBuf,
-    /// The file with its private key (PEM).
+    /// Private key (PEM) of the first certificate.
     pub key: PathBuf,
 }
 
-/// Where a server with these options can be asked whether it lives.
+/// Where to check the health of a server with these options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthPort {
-    /// The address that it listens on; None for all of them.
+    /// Address that the server listens on; None for all of them.
     pub host: Option<IpAddr>,
-    /// The port to ask; not 0.
+    /// Port to ask; never 0.
     pub port: u16,
-    /// The certificate that is shown there, where TLS is spoken.
+    /// Certificate of the server, if the port speaks TLS.
     pub certificate: Option<PathBuf>,
 }
 
-/// What was asked for.
+/// The task of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Serve.
+    /// Run the server.
     Run(Box<Config>),
-    /// Check whether serving would work.
+    /// Check whether the server would run.
     Check(Box<Config>),
-    /// Ask the server that runs whether it lives.
+    /// Check the health of the running server.
     HealthCheck(HealthPort),
     /// Print [`help`](super::help()).
     Help,

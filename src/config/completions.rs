@@ -1,13 +1,13 @@
-//! Completions for shells, from the table of options.
+//! Shell completions, written from the table of options.
 
 use std::fmt::Write as _;
 
 use super::table::{COMMANDS, OPTIONS, OptionRow, Takes};
 
-/// A shell that completions are made for.
+/// A shell with completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shell {
-    /// bash, version 4 or newer.
+    /// bash 4 or newer.
     Bash,
     /// zsh.
     Zsh,
@@ -15,17 +15,17 @@ pub enum Shell {
     Fish,
 }
 
-/// What a shell can offer for a value.
+/// The words that a shell can offer for a value.
 enum Values {
-    /// No value follows.
+    /// The option takes no value.
     None,
     Words(&'static [&'static str]),
     Files,
-    /// Something that only the user knows.
+    /// The shell cannot know the value; this placeholder stands for it.
     Own(&'static str),
 }
 
-/// The completions for a shell, to be read by it.
+/// Returns the completions as a script for a shell.
 pub fn completions(shell: Shell) -> String {
     match shell {
         Shell::Bash => bash(),
@@ -75,7 +75,7 @@ _couchdb_howler() {{
     elif [[ $previous == = ]]; then
         previous=\"${{COMP_WORDS[COMP_CWORD - 2]}}\"
     fi
-    # Dashes are as good as underscores.
+    # Dashes and underscores are interchangeable.
     case \"${{previous//-/_}}\" in
 {cases}    esac
     mapfile -t COMPREPLY < <(compgen -W '{words}' -- \"$current\")
@@ -148,7 +148,7 @@ fn fish() -> String {
     text
 }
 
-/// The text with a backslash before some characters.
+/// Puts a backslash before special characters.
 fn escaped(text: &str, special: &[char]) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
@@ -160,7 +160,7 @@ fn escaped(text: &str, special: &[char]) -> String {
     out
 }
 
-/// One word of a shell, whatever is in it.
+/// Quotes a text as one word of bash or zsh.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

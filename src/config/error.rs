@@ -1,4 +1,4 @@
-//! What is said of mistakes, without the credentials that may be in them.
+//! Errors of options, without the credentials that a value may hold.
 
 use std::error::Error;
 use std::fmt::{self, Write as _};
@@ -9,8 +9,8 @@ use super::table::OptionRow;
 
 use crate::wire::url::mask_credentials;
 
-/// Why the server cannot be started as asked: one line that names the option, shows its value without
-/// credentials and says what was expected.
+/// An error in one line. It names the option, shows the value without credentials, and says what
+/// was expected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError(String);
 
@@ -27,7 +27,8 @@ impl OptionRow {
         })
     }
 
-    /// `reason` may be empty. The content of a file is not shown: it may be any secret.
+    /// Returns the error for a wrong value. `reason` may be empty. The content of a file is not
+    /// shown, since it may be any secret.
     pub(super) fn unusable(&self, given: &Given, reason: &str) -> ConfigError {
         let mut problem = format!("expected {}", self.expected());
         if !matches!(given.source, Source::File(..)) {
@@ -55,14 +56,16 @@ impl fmt::Display for ConfigError {
 
 impl Error for ConfigError {}
 
-/// The value of an option that should hold no credentials, in case that it does.
+/// Returns the value of an option that should hold no credentials, masked in case it does.
 fn shown(text: &str) -> String {
     if text.contains('@') || text.contains("://") { shown_url(text) } else { shorten(text) }
 }
 
-/// A text that should be a URL, with all hidden that may be a credential: what stands before an `@`,
-/// and what stands behind it (or alone) unless it looks like an address and a path. So
-/// `http://admin:secret` is hidden, whose host was forgotten, and `http://localhost:5984` is not.
+/// Returns a text that should be a URL, with everything masked that may be a credential.
+///
+/// The part before an `@` is masked. So is the part behind it, or the whole, unless it looks like
+/// an address and a path: `http://admin:secret`, which lacks its host, is masked, and
+/// `http://localhost:5984` is not.
 pub(super) fn shown_url(text: &str) -> String {
     let masked = mask_credentials(text);
     let start = masked.rfind('@').map(|at| at + 1).or_else(|| masked.find("://").map(|at| at + 3)).unwrap_or(0);
@@ -85,5 +88,5 @@ fn shorten(text: &str) -> String {
     end.map_or_else(|| text.to_owned(), |end| format!("{}...", &text[..end]))
 }
 
-/// How many characters of a wrong value are shown.
+/// Most characters of a wrong value in an error.
 pub(super) const LONGEST_SHOWN: usize = 80;

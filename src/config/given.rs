@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// A text and where it came from. Holds secrets in the clear, so it does not print.
+/// A text and its source. It may be a secret, so the type has no `Debug`.
 pub(super) struct Given {
     pub(super) text: String,
     pub(super) source: Source,

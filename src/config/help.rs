@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::table::{COMMANDS, OPTIONS, OptionRow, Takes};
 
-/// The text of `--help`.
+/// Returns the text of `--help`.
 pub fn help() -> String {
     let mut text = format!("{PURPOSE}\n\n{USAGE}");
     for (at, row) in COMMANDS.iter().enumerate() {
@@ -28,12 +28,12 @@ pub fn help() -> String {
     text
 }
 
-/// The version alone, as scripts like it.
+/// Returns the version number alone, for scripts.
 pub fn version() -> &'static str {
     env!("CARGO_PKG_VERSION")
 }
 
-pub(super) const PURPOSE: &str = "Tells WebSocket clients which CouchDB databases changed, over one changes feed.";
+pub(super) const PURPOSE: &str = "Notifies WebSocket clients of changed CouchDB databases, over one changes feed.";
 
 const USAGE: &str = "\
 Usage: couchdb-howler --couchdb_url URL [OPTION]...
@@ -42,10 +42,10 @@ Usage: couchdb-howler --couchdb_url URL [OPTION]...
 ";
 
 pub(super) const RULES: &str = "\
-The command line wins over the environment, and the first variable that is named
-here over the others. Dashes are as good as underscores, and --name=value is as
-good as --name value. A variable sets a switch with true, 1 or yes, and unsets it
-with false, 0 or no. An empty variable counts as unset.";
+The command line takes precedence over the environment, and a variable that is
+listed first over the others. Dashes and underscores are interchangeable, and so
+are --name=value and --name value. The values true, 1 and yes set a switch;
+false, 0 and no unset it. An empty variable counts as unset.";
 
 pub(super) const EXAMPLES: &[&str] = &[
     "couchdb-howler -u http://admin:secret@localhost:5984 --port 8080",
@@ -53,13 +53,13 @@ pub(super) const EXAMPLES: &[&str] = &[
 ];
 
 pub(super) const EXIT_CODES: &[(u8, &str)] = &[
-    (0, "stopped as asked"),
-    (1, "could not start, for example because the port is in use; or what was\n     checked is not well"),
-    (2, "the command line or the environment is wrong"),
+    (0, "stopped by a signal, or the check found no fault"),
+    (1, "could not start, for example because the port is in use, or the check\n     found a fault"),
+    (2, "wrong usage: command line or environment"),
 ];
 
 impl OptionRow {
-    /// Its part of `--help`.
+    /// Appends the lines of `--help` for the option.
     fn describe(&self, text: &mut String) {
         let short = self.short.map_or_else(|| "    ".to_owned(), |letter| format!("-{letter}, "));
         let value = self.value();
@@ -69,7 +69,7 @@ impl OptionRow {
             .expect("writing to a String cannot fail");
     }
 
-    /// What stands for its value; empty when it takes none.
+    /// Returns the placeholder of the value; empty if the option takes none.
     pub(super) fn value(&self) -> String {
         match &self.takes {
             Takes::Switch => String::new(),
@@ -78,7 +78,7 @@ impl OptionRow {
         }
     }
 
-    /// Its default and range in brackets, where it has them.
+    /// Returns the default and the range in brackets, if the option has them.
     pub(super) fn bounds(&self) -> String {
         let range = match &self.takes {
             Takes::Number(_, range) => format!(", {} to {}", range.start(), range.end()),
@@ -87,7 +87,7 @@ impl OptionRow {
         self.default.map_or_else(String::new, |default| format!(" (default {default}{range})"))
     }
 
-    /// The names of its variables.
+    /// Returns the names of the environment variables.
     pub(super) fn variables(&self) -> String {
         let mut variables = vec![self.variable()];
         variables.extend(self.file_variable());

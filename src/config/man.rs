@@ -1,15 +1,15 @@
-//! The manual page, from the table of options, for `man(1)`.
+//! The manual page for `man(1)`, written from the table of options.
 
 use std::fmt::Write as _;
 
 use super::help::{EXAMPLES, EXIT_CODES, PURPOSE, RULES, version};
 use super::table::{COMMANDS, OPTIONS, OptionRow};
 
-/// The manual page, in roff.
+/// Returns the manual page in roff.
 pub fn man() -> String {
     let mut page = format!(".TH COUCHDB\\-HOWLER 1 \"\" \"couchdb\\-howler {}\"\n", escaped(version()));
     section(&mut page, "NAME");
-    line(&mut page, "couchdb-howler - tells WebSocket clients which CouchDB databases changed");
+    line(&mut page, "couchdb-howler - notifies WebSocket clients of changed CouchDB databases");
     section(&mut page, "SYNOPSIS");
     page.push_str(".B couchdb\\-howler\n\\-\\-couchdb_url\n.I URL\n.RI [ OPTION ]...\n.br\n");
     page.push_str(".B couchdb\\-howler\n\\-\\-demo\n");
@@ -36,9 +36,9 @@ pub fn man() -> String {
     }
     section(&mut page, "SIGNALS");
     page.push_str(".TP\n.BR SIGINT \", \" SIGTERM\n");
-    line(&mut page, "See the clients off within --drain_timeout and end; a second one ends at once.");
+    line(&mut page, "Close all clients within --drain_timeout and exit; a second one exits at once.");
     page.push_str(".TP\n.B SIGHUP\n");
-    line(&mut page, "Read the certificate and its key again.");
+    line(&mut page, "Read the certificate, its key and the file of the URL again.");
     section(&mut page, "EXIT STATUS");
     for (code, meaning) in EXIT_CODES {
         writeln!(page, ".TP\n.B {code}").expect("writing to a String cannot fail");
@@ -73,10 +73,10 @@ fn section(page: &mut String, name: &str) {
     line(page, name);
 }
 
-/// A line of text: nothing in it is a request or an escape.
+/// Appends text. Nothing in it acts as a request or an escape.
 fn line(page: &mut String, text: &str) {
     for one in text.lines() {
-        // A line that begins so would be a request, and spaces in front would break the paragraph.
+        // Such a line would be a request, and leading spaces would break the paragraph.
         let one = one.trim_start();
         if one.starts_with(['.', '\'']) {
             page.push_str("\\&");
@@ -86,7 +86,7 @@ fn line(page: &mut String, text: &str) {
     }
 }
 
-/// Backslashes and dashes as they are: a dash alone may become a hyphen, which nobody can copy.
+/// Escapes backslashes, and dashes: roff may print a bare dash as a hyphen, which cannot be copied.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-")
 }

@@ -1,26 +1,27 @@
-//! The command line and the environment: what was typed, and what it means.
+//! The command line and the environment, read into a command and its checked configuration.
 //!
-//! [`OPTIONS`] is the only list of options. Step one, `Typed`, finds for each of its rows a text and
-//! where that came from; step two, [`Config`], turns texts into checked values. `--help` is the table
-//! in print. Nothing here touches the process: arguments, environment and files are handed in.
+//! [`OPTIONS`] is the only list of options. Step one, `RawOptions`, finds the text of each option
+//! and its source. Step two turns the texts into a [`Config`]. `--help`, the manual page and the
+//! completions are written from the same table. Nothing here touches the process: the caller passes
+//! in the arguments, the environment and a function that reads files.
 //!
 //! ```text
-//! arguments ─▶ HOWLER_NAME, HOWLER_NAME_FILE ─▶ name ─▶ --name ─▶ default     the first that is there
+//! arguments ─▶ HOWLER_NAME, HOWLER_NAME_FILE ─▶ name ─▶ --name ─▶ default     the first one wins
 //! └─────────┴──────────── environment ───────────────────────┘
 //! ```
 //!
-//! | file | what is in it |
+//! | file | contents |
 //! |---|---|
-//! | `table.rs` | the table |
-//! | `raw_options.rs`, `given.rs` | step one |
-//! | `values.rs` | step two |
-//! | `command.rs` | what comes of it: the command and the configuration |
-//! | `error.rs`, `suggestions.rs` | what is said of mistakes |
+//! | `table.rs` | the table of options and commands |
+//! | `raw_options.rs`, `given.rs` | step one: texts and their sources |
+//! | `values.rs` | step two: texts to values |
+//! | `command.rs` | the result: the command and the configuration |
+//! | `error.rs`, `suggestions.rs` | errors, and suggestions for misspelled names |
 //! | `help.rs` | the text of `--help` |
 //! | `completions.rs` | completions for shells |
 //! | `man.rs` | the manual page |
 //!
-//! No error repeats a credential, whatever is typed where: see `error.rs`.
+//! No error repeats a credential, not even one given for the wrong option: see `error.rs`.
 
 mod command;
 mod completions;
@@ -49,11 +50,11 @@ pub use table::{COMMANDS, CommandRow, OPTIONS, OptionRow, Takes};
 use raw_options::RawOptions;
 use table::CommandKind;
 
-/// Reads arguments (without the program's name) and the environment. Help and version win over any
-/// mistake beside them.
+/// Reads the arguments, without the program's name, and the environment. `--help` and `--version`
+/// take precedence over any error beside them.
 ///
 /// # Errors
-/// [`ConfigError`] tells one mistake; those of the command line come first.
+/// Returns the first error; those of the command line come first.
 pub fn read(
     args: impl IntoIterator<Item = OsString>,
     env: &dyn Fn(&str) -> Option<OsString>,
@@ -69,7 +70,7 @@ pub fn read(
     if version == Ok(true) {
         return Ok(Command::Version);
     }
-    options.mistake.take().map_or(Ok(()), Err)?;
+    options.error.take().map_or(Ok(()), Err)?;
     help.and(version)?;
     if let Some(shell) = options.shell()? {
         return Ok(Command::Completions(shell));

@@ -1,4 +1,4 @@
-//! Step one: what was typed, in arguments, variables and files.
+//! Step one: the texts of the options, from arguments, environment variables and files.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -10,27 +10,28 @@ use super::suggestions::{nearest_command, nearest_option};
 use super::table::{COMMANDS, CommandKind, OPTIONS, OptionRow, Takes};
 use crate::wire::url::file_content;
 
-/// The options that say where the server is: all that `healthcheck` looks at, so that nothing else can fail it.
+/// The options that say where the server is. `healthcheck` reads no others, so that no error in
+/// them can fail it.
 const ENDPOINT_OPTIONS: [&str; 8] =
     ["host", "port", "tls_cert", "tls_key", "tls_port", "admin_port", "help", "version"];
 
-/// What was typed.
+/// The options as texts.
 pub(super) struct RawOptions {
-    /// For each row of [`OPTIONS`], in that order.
+    /// One entry for each row of [`OPTIONS`], in the same order.
     pub(super) given: Vec<Option<Given>>,
-    /// The command, when it is another one than to serve.
+    /// The command; None to run the server.
     pub(super) command: Option<CommandKind>,
-    /// The first thing that could not be read at all.
-    pub(super) mistake: Option<ConfigError>,
+    /// The first error.
+    pub(super) error: Option<ConfigError>,
 }
 
 impl RawOptions {
     /// Creates options of which none is given.
     pub(super) fn new() -> Self {
-        Self { given: OPTIONS.iter().map(|_| None).collect(), command: None, mistake: None }
+        Self { given: OPTIONS.iter().map(|_| None).collect(), command: None, error: None }
     }
 
-    /// Takes all arguments, past mistakes, for help may be asked for behind them. A later argument
+    /// Takes all arguments. It goes on after an error, since `--help` may follow. A later argument
     /// replaces an earlier one.
     pub(super) fn take_arguments(&mut self, args: impl IntoIterator<Item = OsString>) {
         let mut parser = lexopt::Parser::from_args(args);
@@ -53,12 +54,12 @@ impl RawOptions {
             let taken = found.and_then(|at| Ok((at, take_argument(&OPTIONS[at], long, &mut parser)?)));
             match taken {
                 Ok((at, text)) => self.given[at] = Some(Given { text, source: Source::CommandLine }),
-                Err(mistake) => self.mistake = self.mistake.take().or(Some(mistake)),
+                Err(error) => self.error = self.error.take().or(Some(error)),
             }
         }
     }
 
-    /// Fills what the command line left open.
+    /// Takes the environment for options that the command line does not set, then the defaults.
     pub(super) fn take_environment(
         &mut self,
         env: &dyn Fn(&str) -> Option<OsString>,
@@ -70,16 +71,16 @@ impl RawOptions {
             let default = row.default.map(|text| Given { text: text.to_owned(), source: Source::Default });
             match from_environment(row, env, read_file) {
                 Ok(given) => *slot = given.or(default),
-                Err(mistake) => self.mistake = self.mistake.take().or(Some(mistake)),
+                Err(error) => self.error = self.error.take().or(Some(error)),
             }
         }
     }
 }
 
-/// The value of an option whose name was just parsed.
+/// Takes the value of the option whose name was just parsed.
 fn take_argument(row: &OptionRow, long: bool, parser: &mut lexopt::Parser) -> Result<String, ConfigError> {
     let value = match row.takes {
-        // What follows the letter of a switch is the next letter, not a value.
+        // The next letter behind a short switch is a switch as well, not a value.
         Takes::Switch => Some(long.then(|| parser.optional_value()).flatten().unwrap_or_else(|| "true".into())),
         _ => parser.optional_value().or_else(|| parser.try_raw_args()?.next_if(|next| !looks_like_option(next))),
     };
@@ -90,8 +91,8 @@ fn take_argument(row: &OptionRow, long: bool, parser: &mut lexopt::Parser) -> Re
     value.into_string().map_err(|_| row.wrong(source, "the value is not UTF-8"))
 }
 
-/// Whether an argument can only be an option, not the value of the one in front of it. A negative
-/// number and a lone dash can be values.
+/// Returns whether an argument can only be an option, and not the value of the option before it. A
+/// negative number and a lone dash can be values.
 fn looks_like_option(argument: &OsStr) -> bool {
     matches!(argument.as_encoded_bytes(), [b'-', second, ..] if *second == b'-' || second.is_ascii_alphabetic())
 }
@@ -100,7 +101,7 @@ fn find_long(name: &str) -> Result<usize, ConfigError> {
     if let Some(at) = OptionRow::named(&name.replace('-', "_")) {
         return Ok(at);
     }
-    // Behind other characters a value may have slipped into the name.
+    // A value may have slipped into the name, so show nothing behind the first odd character.
     let end = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-').unwrap_or(name.len());
     let plain = &name[..end.min(LONGEST_SHOWN)];
     let cut = if plain.len() < name.len() { "..." } else { "" };
@@ -121,15 +122,16 @@ fn find_short(letter: char) -> Result<usize, ConfigError> {
 fn unexpected_argument(text: &OsStr) -> ConfigError {
     let text = text.to_string_lossy();
     let hint = match nearest_command(&text) {
-        Some(row) => format!("the command {} is meant? See --help", row.name),
-        None => "every value belongs to an option, see --help".to_owned(),
+        Some(row) => format!("did you mean the command {}? See --help", row.name),
+        None => "only options take values; see --help".to_owned(),
     };
     let text = shown_url(&text);
     ConfigError::new(&format!("unexpected argument {text:?}; {hint}"))
 }
 
 fn unexpected_value(option: &str) -> ConfigError {
-    // Only a short switch gets here alone; behind an unknown option, that is the first mistake.
+    // Only a short switch alone gets here. Behind an unknown option, that option is the first
+    // error.
     ConfigError::new(&format!("{option}: expected no value, but one follows"))
 }
 
@@ -144,7 +146,7 @@ fn from_environment(
         && let Some(path) = set(&file_variable)
     {
         if set(&own).is_some() {
-            return Err(row.wrong(&Source::Environment(own), &format!("{file_variable} is set, too; expected one")));
+            return Err(row.wrong(&Source::Environment(own), &format!("{file_variable} is set as well; expected one of them")));
         }
         return from_file(row, file_variable, path.into(), read_file).map(Some);
     }
@@ -162,11 +164,11 @@ fn from_environment(
     }
 }
 
-/// Kubernetes tells every container of a namespace with a service called `howler` where that is, in
-/// `HOWLER_PORT=tcp://10.0.0.1:3000`: not meant for us.
+/// Returns whether Kubernetes set a variable. For a service named `howler` it sets
+/// `HOWLER_PORT=tcp://10.0.0.1:3000` in every container of the namespace.
 fn set_by_kubernetes(name: &str, value: &OsStr) -> bool {
     let value = value.as_encoded_bytes();
-    // And where a service is called `howler-tls`, in HOWLER_TLS_PORT.
+    // A service named `howler-tls` sets HOWLER_TLS_PORT.
     matches!(name, "HOWLER_PORT" | "HOWLER_TLS_PORT" | "HOWLER_ADMIN_PORT")
         && [&b"tcp://"[..], b"udp://", b"sctp://"].iter().any(|scheme| value.starts_with(scheme))
 }

@@ -2,7 +2,7 @@
 
 use super::table::{COMMANDS, CommandRow, OPTIONS, OptionRow};
 
-/// The option that a wrong name was probably meant for.
+/// Returns the option that a wrong name probably stands for.
 pub(super) fn nearest_option(name: &str) -> Option<&'static OptionRow> {
     let begun = |row: &&OptionRow| name.len() > 1 && row.name.starts_with(name);
     let near = || OPTIONS.iter().map(|row| (edits(row.name, name), row)).min_by_key(|(edits, _)| *edits);
@@ -14,13 +14,13 @@ pub(super) fn nearest_option(name: &str) -> Option<&'static OptionRow> {
         .or_else(|| near().filter(|(edits, _)| *edits <= limit).map(|(_, row)| row))
 }
 
-/// The command that a wrong word was probably meant for.
+/// Returns the command that a wrong word probably stands for.
 pub(super) fn nearest_command(word: &str) -> Option<&'static CommandRow> {
     let word = word.to_ascii_lowercase().replace(['-', '_'], "");
     COMMANDS.iter().find(|row| edits(row.name, &word) <= 2)
 }
 
-/// How many bytes to insert, delete or replace between two words (Levenshtein distance).
+/// Returns the Levenshtein distance of two words, in bytes.
 fn edits(left: &str, right: &str) -> usize {
     let mut costs: Vec<usize> = (0..=right.len()).collect();
     for (i, l) in left.bytes().enumerate() {

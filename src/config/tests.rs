@@ -1,4 +1,4 @@
-//! Command lines and environments, right and wrong.
+//! Tests of valid and invalid command lines and environments.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,7 @@ use crate::wire::url::CouchUrl;
 
 const URL: &str = "http://admin:hunter2@localhost:5984";
 
-/// A command line, an environment and the files that there are.
+/// A command line, an environment and files.
 #[derive(Default)]
 struct Typing {
     args: Vec<OsString>,
@@ -49,7 +49,7 @@ impl Typing {
         }
     }
 
-    /// The message, which must be one line without a credential.
+    /// Returns the error, after checking that it is one line without a credential.
     fn error(&self) -> String {
         let error = self.read().expect_err(&format!("{:?} {:?}", self.args, self.env)).to_string();
         assert!(!error.contains("hunter2") && !error.contains("ter2"), "{error}");
@@ -58,12 +58,12 @@ impl Typing {
     }
 }
 
-/// Arguments, with a space between each.
+/// Splits a line into arguments at spaces.
 fn args(line: &str) -> Typing {
     Typing { args: line.split_whitespace().map(Into::into).collect(), ..Typing::default() }
 }
 
-/// As [`args`], behind a URL as it should be.
+/// As [`args`], with a valid URL in front.
 fn with_url(line: &str) -> Typing {
     args(&format!("-u {URL} {line}"))
 }
@@ -73,7 +73,7 @@ fn host_of(typing: &Typing) -> Box<str> {
 }
 
 #[test]
-fn defaults() {
+fn options_have_defaults() {
     let expected = Config {
         couchdb_url: Some(CouchUrl::parse(URL).unwrap()),
         couchdb_url_file: None,
@@ -120,7 +120,7 @@ fn the_demo_leaves_a_minute_to_log_in_by_hand() {
 
 #[test]
 #[allow(clippy::too_many_lines, reason = "a line for each option")]
-fn every_option_by_flag_and_by_variable() {
+fn flags_and_variables_set_every_option() {
     let expected = Config {
         couchdb_url: Some(CouchUrl::parse(URL).unwrap()),
         couchdb_url_file: None,
@@ -231,7 +231,7 @@ fn every_option_by_flag_and_by_variable() {
 }
 
 #[test]
-fn forms_of_options() {
+fn options_have_several_forms() {
     for line in ["-p 80", "-p80", "-p=80", "--port 80", "--port=80", "--port 1 --port 80", "-p1 --port=80"] {
         assert_eq!(with_url(line).config().port, 80, "{line}");
     }
@@ -248,7 +248,7 @@ fn forms_of_options() {
 }
 
 #[test]
-fn help_and_version_win_over_mistakes() {
+fn help_and_version_take_precedence_over_errors() {
     let help = [
         "-h",
         "--help",
@@ -287,7 +287,7 @@ fn help_and_version_win_over_mistakes() {
 }
 
 #[test]
-fn precedence() {
+fn command_line_takes_precedence_over_environment() {
     let named = |host: &str| format!("http://u:hunter2@{host}");
     let mut typing = args("").env("--couchdb_url", &named("literal"));
     assert_eq!(&*host_of(&typing), "literal");
@@ -315,7 +315,7 @@ fn precedence() {
 }
 
 #[test]
-fn variables_that_do_not_count() {
+fn empty_and_foreign_variables_are_ignored() {
     let strange = with_url("").env("HOWLER_PORT", "").env("port", "").env("--port", "").env("HOWLER_DEMO", "");
     let strange = strange.env("host", "x").env("feed", "x").env("demo", "true").env("--demo", "true");
     let strange = strange.env("ca_file", "x").env("PORT", "80").env("HOWLER_PORT_FILE", "/x").env("help", "");
@@ -329,7 +329,7 @@ fn variables_that_do_not_count() {
 }
 
 #[test]
-fn mistakes_name_option_value_and_expectation() {
+fn errors_name_option_value_and_expectation() {
     for (line, parts) in [
         ("--port abc", &["--port: expected a number from 0 to 65535, got \"abc\""][..]),
         ("--port 65536", &["--port", "\"65536\""]),
@@ -361,9 +361,9 @@ fn mistakes_name_option_value_and_expectation() {
         ("--tls_cert /c --tls_key /k --tls_port 65536", &["--tls_port: expected a number", "\"65536\""]),
         ("--tls_cert /c --tls_key /k --tls_port +1", &["--tls_port: expected a number", "\"+1\""]),
         ("--admin_port x", &["--admin_port: expected a number from 0 to 65535, got \"x\""]),
-        ("--admin_port 3000", &["--admin_port: ", "\"3000\": clients come in by that port already"]),
-        ("--tls_cert /c --tls_key /k --tls_port 9 --admin_port 9", &["--admin_port: ", "clients come in by that"]),
-        ("--tls_cert /c --tls_key /k --tls_port 9 -p 9", &["--tls_port: ", "\"9\": that is --port already"]),
+        ("--admin_port 3000", &["--admin_port: ", "\"3000\": clients use that port"]),
+        ("--tls_cert /c --tls_key /k --tls_port 9 --admin_port 9", &["--admin_port: ", "clients use that port"]),
+        ("--tls_cert /c --tls_key /k --tls_port 9 -p 9", &["--tls_port: ", "\"9\": --port has that number"]),
         (
             "--tls_cert /c --tls_key=-----BEGIN-hunter2",
             &["--tls_key: expected the name of a file", "the content of one"],
@@ -395,7 +395,7 @@ fn mistakes_name_option_value_and_expectation() {
 }
 
 #[test]
-fn mistakes_name_the_variable() {
+fn errors_name_the_variable() {
     for (name, value, parts) in [
         ("HOWLER_PORT", "x", &["--port (environment variable HOWLER_PORT): expected", "\"x\""][..]),
         ("port", "tcp://1.2.3.4:80", &["(environment variable port): ", "\"tcp://1.2.3.4:80\""]),
@@ -421,7 +421,7 @@ fn mistakes_name_the_variable() {
 
 #[test]
 #[cfg(unix)]
-fn not_utf_8() {
+fn values_must_be_utf_8() {
     use std::os::unix::ffi::OsStringExt;
     let broken = |text: &[u8]| OsString::from_vec([text, b"\xff"].concat());
     for (arg, part) in [
@@ -442,7 +442,7 @@ fn not_utf_8() {
 }
 
 #[test]
-fn urls_that_are_refused_do_not_leak() {
+fn rejected_urls_do_not_leak() {
     for (url, shown) in [
         ("http://localhost:5984", "\"http://localhost:5984\": the credentials"),
         ("http://localhost:5984/couch", "\"http://localhost:5984/couch\": the credentials"),
@@ -492,7 +492,7 @@ fn urls_that_are_refused_do_not_leak() {
 }
 
 #[test]
-fn urls_in_wrong_places_do_not_leak() {
+fn misplaced_urls_do_not_leak() {
     for line in [
         "http://u:hunter2@h",
         "u:hunter2@h",
@@ -514,9 +514,9 @@ fn urls_in_wrong_places_do_not_leak() {
 }
 
 #[test]
-fn the_table_is_sound() {
+fn table_is_consistent() {
     for (at, row) in OPTIONS.iter().enumerate() {
-        assert_eq!(OptionRow::named(row.name), Some(at), "{} is there twice", row.name);
+        assert_eq!(OptionRow::named(row.name), Some(at), "{} is listed twice", row.name);
         assert!(row.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", row.name);
         let same_letter = OPTIONS.iter().filter(|other| row.short.is_some() && other.short == row.short);
         assert!(same_letter.count() <= 1, "{}", row.name);
@@ -530,7 +530,7 @@ fn the_table_is_sound() {
 }
 
 #[test]
-fn help_tells_every_option() {
+fn help_lists_every_option() {
     let help = help();
     for row in OPTIONS {
         let name = format!("--{}", row.name);
@@ -547,21 +547,21 @@ fn help_tells_every_option() {
 }
 
 #[test]
-fn commands() {
+fn commands_are_found_and_suggested() {
     let check = with_url("check -p 81");
     assert_eq!(check.read(), Ok(Command::Check(Box::new(with_url("-p 81").config()))));
     assert_eq!(with_url("-p 81 check").read(), check.read());
-    assert!(args("check").error().contains("--couchdb_url"), "what serving needs, checking needs");
+    assert!(args("check").error().contains("--couchdb_url"), "check needs what run needs");
     assert_eq!(args("check --help").read(), Ok(Command::Help));
     for (line, words) in [
-        ("chek", "the command check is meant"),
-        ("Check", "the command check is meant"),
-        ("health-check", "the command healthcheck is meant"),
-        ("HEALTHCHEK", "the command healthcheck is meant"),
+        ("chek", "did you mean the command check?"),
+        ("Check", "did you mean the command check?"),
+        ("health-check", "did you mean the command healthcheck?"),
+        ("HEALTHCHEK", "did you mean the command healthcheck?"),
         ("check check", "unexpected argument \"check\""),
         ("check healthcheck", "unexpected argument \"healthcheck\""),
-        ("cheese", "every value belongs to an option"),
-        ("http://u:zq7-a@b", "every value belongs to an option"),
+        ("cheese", "only options take values"),
+        ("http://u:zq7-a@b", "only options take values"),
     ] {
         let error = with_url(line).error();
         assert!(error.contains(words) && !error.contains("zq7-"), "{line}: {error}");
@@ -569,7 +569,7 @@ fn commands() {
 }
 
 #[test]
-fn a_health_check_looks_at_ports_alone() {
+fn health_check_reads_endpoint_options_alone() {
     let asked = |typing: &Typing| match typing.read() {
         Ok(Command::HealthCheck(asked)) => asked,
         other => panic!("{other:?}"),
@@ -582,11 +582,11 @@ fn a_health_check_looks_at_ports_alone() {
     assert_eq!(asked(&args(tls)), shown);
     assert_eq!(asked(&args(&format!("{tls} --tls_port 81"))).certificate, None);
     assert_eq!(asked(&args(&format!("{tls} --admin_port 81"))).port, 81);
-    // Of all else nothing has to be right.
+    // Errors in other options do not matter.
     let typing = args("healthcheck").env("HOWLER_COUCHDB_URL_FILE", "/missing").env("HOWLER_FEED", "x");
     assert_eq!(asked(&typing.env("HOWLER_PORT", "82")), plain(82));
     for (line, words) in
-        [("-p 0", "--port: expected the port to be asked"), ("--admin_port 0", "--admin_port: expected")]
+        [("-p 0", "--port: expected the port of the running server"), ("--admin_port 0", "--admin_port: expected")]
     {
         assert!(args(&format!("healthcheck {line}")).error().contains(words), "{line}");
     }

@@ -1,4 +1,4 @@
-//! Step two: what the texts mean, checked.
+//! Step two: the texts of the options become checked values.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -36,7 +36,7 @@ impl RawOptions {
             tls: self.tls_files()?,
             tls_port: self.tls_port()?,
             reuse_port: self.switch("reuse_port")?,
-            log_level: self.choice("log_level")?.parse().expect("the table's words are names of log levels"),
+            log_level: self.choice("log_level")?.parse().expect("the words of the table are log levels"),
             ca_file: self.find("ca_file").1.map(|given| PathBuf::from(&given.text)),
             feed: match self.choice("feed")? {
                 "db_updates" => FeedSource::DbUpdates,
@@ -84,11 +84,11 @@ impl RawOptions {
     }
 
     fn limits(&self, demo: bool) -> Result<Limits, ConfigError> {
-        let unless_0 = |count: usize| Some(count).filter(|count| *count > 0);
+        let unless_zero = |count: usize| Some(count).filter(|count| *count > 0);
         let milliseconds = |name| Ok::<_, ConfigError>(self.number(name)? * 1_000);
         Ok(Limits {
-            connections: unless_0(self.count("max_connections")?),
-            per_address: unless_0(self.count("max_connections_per_address")?),
+            connections: unless_zero(self.count("max_connections")?),
+            per_address: unless_zero(self.count("max_connections_per_address")?),
             unauthenticated: self.count("max_newcomers")?,
             unauthenticated_bytes: self.mebibytes("max_unauthenticated_memory")?,
             login_timeout: match self.find_filled("login_timeout").1.source {
@@ -105,7 +105,7 @@ impl RawOptions {
             requests: self.count("max_requests")?,
             login_queue: self.count("login_queue")?,
             slow: milliseconds("slow_timeout")?,
-            subscriptions_per_user: unless_0(self.count("max_subscriptions_per_user")?),
+            subscriptions_per_user: unless_zero(self.count("max_subscriptions_per_user")?),
             memory: Some(self.number("max_memory")? * 1024 * 1024).filter(|bytes| *bytes > 0),
         })
     }
@@ -118,7 +118,7 @@ impl RawOptions {
         number.map(Some).ok_or_else(|| row.unusable(given, ""))
     }
 
-    /// The shell to print completions for.
+    /// Returns the shell to print completions for.
     pub(super) fn shell(&self) -> Result<Option<Shell>, ConfigError> {
         const NAME: &str = "print_completions";
         let (_, Some(_)) = self.find(NAME) else { return Ok(None) };
@@ -143,7 +143,7 @@ impl RawOptions {
         if listed.contains(&"*") {
             return Ok(Origins::Any);
         }
-        // As browsers send them: nothing behind the port, not even a slash.
+        // Browsers send nothing behind the port, not even a slash.
         let is_origin = |one: &&str| {
             one.split_once("://").is_some_and(|(scheme, rest)| {
                 !scheme.is_empty() && !rest.is_empty() && !rest.contains(['/', '@', '?', '#', '*', ' '])
@@ -165,7 +165,7 @@ impl RawOptions {
         }
     }
 
-    /// The name of a file. The content in its place is not shown: it may be a key.
+    /// Returns the name of a file. An error does not show the value: it may be a key.
     fn pem_file(&self, name: &str) -> Result<Option<PathBuf>, ConfigError> {
         let (row, given) = self.find(name);
         match given {
@@ -183,7 +183,7 @@ impl RawOptions {
             return Err(self.lacks("tls_port", "tls_cert", A_CERTIFICATE));
         }
         if port != 0 && u64::from(port) == self.number("port")? {
-            return Err(row.unusable(given, "that is --port already, which speaks plain HTTP beside it"));
+            return Err(row.unusable(given, "--port has that number, and speaks plain HTTP beside it"));
         }
         Ok(Some(port))
     }
@@ -193,12 +193,12 @@ impl RawOptions {
         let (Some(given), Some(port)) = (given, self.port("admin_port")?) else { return Ok(None) };
         let others = [Some(self.number("port")?), self.tls_port()?.map(u64::from)];
         if port != 0 && others.contains(&Some(port.into())) {
-            return Err(row.unusable(given, "clients come in by that port already"));
+            return Err(row.unusable(given, "clients use that port"));
         }
         Ok(Some(port))
     }
 
-    /// A port that need not be given.
+    /// Returns a port that may be missing.
     fn port(&self, name: &str) -> Result<Option<u16>, ConfigError> {
         let (row, given) = self.find(name);
         let Some(given) = given else { return Ok(None) };
@@ -206,7 +206,7 @@ impl RawOptions {
         given.text.parse().ok().filter(|_| digits).ok_or_else(|| row.unusable(given, "")).map(Some)
     }
 
-    /// Where the server can be asked whether it lives; no other option is looked at.
+    /// Returns where to check the health of the server. It reads no other options.
     pub(super) fn health_port(&self) -> Result<HealthPort, ConfigError> {
         let (host, certificate) = (self.host()?, self.tls_files()?.map(|files| files.certificate));
         let (name, port, certificate) = match (self.admin_port()?, self.tls_port()?) {
@@ -216,16 +216,16 @@ impl RawOptions {
         };
         if port == 0 {
             let (row, given) = self.find_filled(name);
-            return Err(row.wrong(&given.source, "expected the port to be asked, got 0, which is any"));
+            return Err(row.wrong(&given.source, "expected the port of the running server, got 0, which stands for any"));
         }
         Ok(HealthPort { host, port, certificate })
     }
 
     fn main_port(&self) -> Result<u16, ConfigError> {
-        Ok(u16::try_from(self.number("port")?).expect("the table's range is that of ports"))
+        Ok(u16::try_from(self.number("port")?).expect("the range of the table is that of ports"))
     }
 
-    /// One option is there without another that belongs to it.
+    /// Returns the error for an option that lacks another one beside it.
     fn lacks(&self, name: &str, other: &str, expected: &str) -> ConfigError {
         let (row, given) = self.find(name);
         let source = given.map_or(&Source::CommandLine, |given| &given.source);
@@ -237,10 +237,10 @@ impl RawOptions {
         (&OPTIONS[at], self.given[at].as_ref())
     }
 
-    /// As [`Self::find`], of an option that has a default.
+    /// As [`Self::find`], for an option with a default.
     fn find_filled(&self, name: &str) -> (&'static OptionRow, &Given) {
         let (row, given) = self.find(name);
-        (row, given.expect("an option with a default is filled when there is no mistake"))
+        (row, given.expect("an option with a default has a text unless there was an error"))
     }
 
     pub(super) fn switch(&self, name: &str) -> Result<bool, ConfigError> {
@@ -267,14 +267,14 @@ impl RawOptions {
         number.ok_or_else(|| row.unusable(given, ""))
     }
 
-    /// As [`Self::number`], of what is counted in memory.
+    /// As [`Self::number`], for counts of things in memory.
     fn count(&self, name: &str) -> Result<usize, ConfigError> {
-        Ok(usize::try_from(self.number(name)?).expect("the table's ranges are far below what there is of memory"))
+        Ok(usize::try_from(self.number(name)?).expect("the ranges of the table fit any usize"))
     }
 
-    /// As [`Self::number`], of mebibytes, in bytes.
+    /// As [`Self::number`], for mebibytes. Returns bytes.
     fn mebibytes(&self, name: &str) -> Result<usize, ConfigError> {
-        // An address of 32 bits may have no room for the most that an operator can give.
+        // The largest allowed value does not fit a 32-bit `usize`.
         Ok(usize::try_from(self.number(name)? * 1024 * 1024).unwrap_or(usize::MAX))
     }
 
@@ -290,7 +290,7 @@ impl RawOptions {
             return if demo { Ok(None) } else { Err(row.wrong(&Source::CommandLine, &missing)) };
         };
         if demo {
-            return Err(row.wrong(&given.source, "expected none with --demo, which brings its own CouchDB"));
+            return Err(row.wrong(&given.source, "expected none with --demo, which has its own CouchDB"));
         }
         CouchUrl::parse_admin(&given.text).map(Some).map_err(|error| row.unusable(given, &error.to_string()))
     }

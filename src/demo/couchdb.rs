@@ -246,10 +246,10 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
-    use crate::wire::couchdb::{Credentials, FeedSource, Requests, parse_last_seq, read_login};
+    use crate::wire::couchdb::{Credentials, FeedSource, Requests, lookup, parse_last_seq, read_epoch, read_login};
     use crate::wire::secret::Secret;
     use crate::wire::url::CouchUrl;
-    use crate::wire::{nodes, positions};
+    use crate::wire::nodes;
 
     const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -343,7 +343,7 @@ mod tests {
             assert_eq!(ask(request).0, 404);
         }
         let (_, _, body) = ask(requests.epoch());
-        assert_eq!(couchdb::read_epoch(body.as_bytes()), Some(Some("100".into())));
+        assert_eq!(read_epoch(body.as_bytes()), Some(Some("100".into())));
         assert_eq!(nodes::read_membership(ask(requests.membership()).2.as_bytes()), Some(vec![NODE.into()]));
         assert_eq!(nodes::read_node_name(ask(requests.node_name()).2.as_bytes()), Some(NODE.into()));
         assert_eq!(nodes::read_uptime(ask(requests.system(None)).2.as_bytes()), Some(7));
