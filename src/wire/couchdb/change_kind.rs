@@ -1,13 +1,13 @@
 //! The kinds of change that CouchDB reports.
 
-/// What happened to a database.
+/// The kind of a change to a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChangeKind {
-    /// It was made.
+    /// The database was created.
     Created,
-    /// A document of it was written.
+    /// A document of the database was written.
     Updated,
-    /// It was deleted.
+    /// The database was deleted.
     Deleted,
 }
 
@@ -33,7 +33,7 @@ impl ChangeKind {
         }
     }
 
-    /// Its name: in the ids of event documents, and in what clients are told.
+    /// Returns the name of the kind, in the ids of event documents and in notifications.
     pub fn text(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -42,9 +42,10 @@ impl ChangeKind {
         }
     }
 
-    /// The kind to tell when several changes of one database become one notification: that a
-    /// database came or went says more than that it was written to, and of two such the later
-    /// one counts. CouchDB gives the events of one tick in any order.
+    /// Returns the kind for a notification of several changes of one database.
+    ///
+    /// A creation or deletion says more than an update. If there are several of them, the later one
+    /// counts. CouchDB reports the events of one tick in any order.
     #[must_use]
     pub fn merge(self, later: Self) -> Self {
         if later == Self::Updated { self } else { later }

@@ -14,31 +14,32 @@ use crate::wire::json;
 pub enum FeedLine<'a> {
     /// An empty line: CouchDB is alive.
     Heartbeat,
-    /// A database changed.
+    /// A change of a database.
     Change {
-        /// Its name, raw.
+        /// Name of the database, unescaped.
         database: Cow<'a, str>,
-        /// What happened.
+        /// Kind of the change.
         kind: ChangeKind,
-        /// The revision of the event document; None where the line has none, as in `_db_updates`.
+        /// Revision of the event document; None if the line has none, as in `_db_updates`.
         revision: Option<Revision>,
-        /// The update sequence to resume from behind this line: opaque. None where the line has none: it
-        /// is told all the same, and a resumed feed tells it again.
+        /// Opaque sequence to resume from behind this line. A change without one is notified as
+        /// well; a resumed feed repeats it.
         seq: Option<Cow<'a, str>>,
     },
-    /// A line about no database (a design document, `_dbs`, a tombstone); only its sequence counts.
+    /// A line about no database: a design document, `_dbs` or a tombstone. Only its sequence
+    /// counts.
     Other {
-        /// The update sequence, when the line had one.
+        /// Sequence, if the line has one.
         seq: Option<Cow<'a, str>>,
     },
-    /// The feed's own end.
+    /// The last line of a feed that CouchDB ends.
     LastSeq {
-        /// The update sequence to resume from.
+        /// Sequence to resume from.
         seq: Cow<'a, str>,
     },
 }
 
-/// A line of `_global_changes/_changes`, of `_db_updates`, or the last one of either.
+/// The members of a line of `_global_changes/_changes` or `_db_updates`, or of their last lines.
 #[derive(Deserialize)]
 struct RawLine<'a> {
     #[serde(borrow)]
@@ -63,7 +64,7 @@ struct RawChange<'a> {
     rev: Cow<'a, str>,
 }
 
-/// Reads one line of either feed, without its line feed; None when it is not the JSON of one.
+/// Parses one line of either feed, without its line feed. Returns None if it is no such line.
 pub fn parse_feed_line(line: &[u8]) -> Option<FeedLine<'_>> {
     if line.iter().all(u8::is_ascii_whitespace) {
         return Some(FeedLine::Heartbeat);
@@ -71,8 +72,9 @@ pub fn parse_feed_line(line: &[u8]) -> Option<FeedLine<'_>> {
     parse_usual_line(line).or_else(|| parse_any_line(line))
 }
 
-/// The form in which CouchDB writes nearly every line, read in one pass:
-/// `{"seq":"…","id":"updated:name","changes":[{"rev":"…"}]}`. None for all else, the broken included.
+/// Parses the form that nearly every line has, in one pass:
+/// `{"seq":"…","id":"updated:name","changes":[{"rev":"…"}]}`. Returns None for every other line,
+/// even a malformed one.
 fn parse_usual_line(line: &[u8]) -> Option<FeedLine<'_>> {
     // Strings hold no control characters (RFC 8259 section 7).
     if least_byte(line)? < b' ' {
@@ -92,7 +94,7 @@ fn parse_usual_line(line: &[u8]) -> Option<FeedLine<'_>> {
     })
 }
 
-/// The least byte, found many at a time; None for less than so many.
+/// Returns the least byte, comparing 32 at a time; None for fewer bytes than that.
 fn least_byte(bytes: &[u8]) -> Option<u8> {
     const MANY: usize = 32;
     let (blocks, _) = bytes.as_chunks::<MANY>();
@@ -105,7 +107,7 @@ fn least_byte(bytes: &[u8]) -> Option<u8> {
     least.into_iter().min()
 }
 
-/// A JSON string without escapes up to its closing quotation mark, and what follows that.
+/// Splits a JSON string without escapes, up to its closing quotation mark, from the rest.
 fn plain_string(text: &str) -> Option<(&str, &str)> {
     let end = memchr::memchr2(b'"', b'\\', text.as_bytes())?;
     (text.as_bytes()[end] == b'"').then(|| (&text[..end], &text[end + 1..]))
@@ -127,20 +129,22 @@ fn parse_any_line(line: &[u8]) -> Option<FeedLine<'_>> {
     }
 }
 
-/// A sequence is a string here; other versions and hosts send numbers (so does PouchDB Server) and arrays. It goes
-/// back as it came. None for a string with half of a surrogate pair.
+/// Returns a sequence as text, to send it back unchanged. CouchDB 3 writes strings; older versions,
+/// PouchDB Server and some hosts write numbers or arrays. None for a string with half of a
+/// surrogate pair.
 fn opaque(seq: &RawValue) -> Option<Cow<'_, str>> {
     let text = seq.get();
     if text.starts_with('"') { json::parse_string(text) } else { Some(Cow::Borrowed(text)) }
 }
 
-/// The first of the `changes` of a line.
+/// Returns the revision of the first of the `changes` of a line.
 fn winning_revision(changes: &RawValue) -> Option<Revision> {
     let changes: Vec<RawChange<'_>> = serde_json::from_str(changes.get()).ok()?;
     Revision::parse(&changes.first()?.rev)
 }
 
-/// The change that an event document's id `kind:name` tells of. The name may hold further colons.
+/// Returns the change that the id `kind:name` of an event document stands for. The name may hold
+/// further colons.
 fn change_of_document<'a>(id: Cow<'a, str>, revision: Option<Revision>, seq: Option<Cow<'a, str>>) -> FeedLine<'a> {
     let Some(colon) = id.find(':') else { return FeedLine::Other { seq } };
     let kind = ChangeKind::parse(&id[..colon]);
@@ -158,13 +162,13 @@ fn change_of<'a>(
     seq: Option<Cow<'a, str>>,
 ) -> FeedLine<'a> {
     match kind {
-        // The table of databases itself: written on every create and delete.
+        // CouchDB updates `_dbs`, its list of databases, on every creation and deletion.
         Some(kind) if database != "_dbs" && !database.is_empty() => FeedLine::Change { database, kind, revision, seq },
         _ => FeedLine::Other { seq },
     }
 }
 
-/// Reads the `last_seq` of an answer that is no stream.
+/// Parses the `last_seq` of a response that is no stream.
 pub fn parse_last_seq(body: &[u8]) -> Option<String> {
     let raw: RawLine<'_> = json::parse_object(body)?;
     opaque(raw.last_seq?).map(Cow::into_owned)
@@ -236,7 +240,7 @@ mod tests {
         }
     }
 
-    /// PouchDB Server counts its sequences in numbers, and writes them last.
+    /// PouchDB Server writes sequences as numbers, and last.
     #[test]
     fn reads_the_numbers_of_pouchdb_server() {
         let line = br#"{"id":"updated:garden","changes":[{"rev":"1-a57534680eeb10ad905f2bfe73cfd97e"}],"seq":1}"#;

@@ -1,4 +1,4 @@
-//! Logins: the credentials of a client, and CouchDB's answer to them.
+//! Logins: the credentials of a client, and CouchDB's response to them.
 
 use std::borrow::Cow;
 
@@ -7,34 +7,36 @@ use serde::Deserialize;
 use crate::wire::json;
 use crate::wire::secret::Secret;
 
-/// What a client logs in with.
+/// The credentials of a client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Credentials {
-    /// A user name with its password. A missing one is empty, and refused by CouchDB.
+    /// A user name and a password. A missing one is empty, and rejected by CouchDB.
     Password {
-        /// The user's name.
+        /// Name of the user.
         username: Box<str>,
-        /// The password.
+        /// Password of the user.
         password: Secret,
     },
-    /// The value of an `AuthSession` cookie: characters that a `Cookie` field may hold.
+    /// Value of an `AuthSession` cookie. It holds only characters that a `Cookie` field may hold.
     Cookie(Secret),
-    /// A JSON web token (RFC 7519), for CouchDB to check: characters that a bearer token may hold.
+    /// A JSON web token (RFC 7519) for CouchDB to check. It holds only characters of a bearer
+    /// token.
     Token(Secret),
-    /// A part of them is longer than [`MAX_CREDENTIAL`].
+    /// Credentials with a part longer than [`MAX_CREDENTIAL`].
     TooLong,
-    /// A token that is empty, or has characters that no bearer token has.
+    /// A token that is empty or holds a character that no bearer token has.
     UnusableToken,
-    /// None at all, or a cookie that holds no `AuthSession`.
+    /// No credentials, or a cookie without an `AuthSession`.
     #[default]
     Unusable,
 }
 
-/// Longest user name, password, cookie value and token, in bytes.
+/// Longest user name, password, cookie value or token, in bytes.
 pub const MAX_CREDENTIAL: usize = 1024;
 
 impl Credentials {
-    /// Returns the credentials in a token: [`Self::UnusableToken`] when no `Authorization` field can hold it.
+    /// Creates credentials from a token; [`Self::UnusableToken`] if no `Authorization` field can
+    /// hold it.
     pub fn token(text: &str) -> Self {
         // RFC 6750 section 2.1, b64token.
         let may_hold = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
@@ -46,7 +48,7 @@ impl Credentials {
         }
     }
 
-    /// The credentials in a user name and a password.
+    /// Creates credentials from a user name and a password.
     pub fn password(username: Cow<'_, str>, password: Cow<'_, str>) -> Self {
         if username.len().max(password.len()) > MAX_CREDENTIAL {
             return Self::TooLong;
@@ -54,7 +56,7 @@ impl Credentials {
         Self::Password { username: username.into(), password: Secret::new(password) }
     }
 
-    /// Returns how many bytes of text they hold.
+    /// Returns the length of the text that the credentials hold, in bytes.
     pub fn len(&self) -> usize {
         match self {
             Self::Password { username, password } => username.len() + password.reveal().len(),
@@ -63,12 +65,12 @@ impl Credentials {
         }
     }
 
-    /// Returns whether they hold no text.
+    /// Returns whether the credentials hold no text.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Returns the error for credentials that CouchDB does not accept, or need not be asked for.
+    /// Returns the error for credentials that CouchDB rejects, or would reject.
     pub fn error(&self) -> LoginError {
         match self {
             Self::TooLong => LoginError::TooLong,
@@ -77,8 +79,8 @@ impl Credentials {
         }
     }
 
-    /// The credentials in a cookie text: a whole `Set-Cookie` value as CouchDB gave it, a `Cookie`
-    /// value with others beside it, or the bare `AuthSession=…` pair. Nothing but the value of
+    /// Creates credentials from a cookie text: a whole `Set-Cookie` value as CouchDB sent it, a
+    /// `Cookie` value with several cookies, or the bare `AuthSession=…` pair. Only the value of
     /// `AuthSession` is kept.
     pub fn cookie(text: &str) -> Self {
         // RFC 6265 section 4.1.1, cookie-octet.
@@ -92,46 +94,48 @@ impl Credentials {
     }
 }
 
-/// Who logged in.
+/// A user that CouchDB authenticated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The user's name.
+    /// Name of the user.
     pub name: Box<str>,
-    /// The user's roles.
+    /// Roles of the user.
     pub roles: Box<[Box<str>]>,
-    /// The cookie that is valid now: CouchDB's `Set-Cookie` value as it came, or the pair that
-    /// the client gave. None for a token.
+    /// Current cookie: CouchDB's `Set-Cookie` value as sent, or the pair that the client gave. None
+    /// for a token.
     pub cookie: Option<Secret>,
 }
 
-/// Why a log-in failed.
+/// The reason why a login failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoginError {
-    /// CouchDB does not know these credentials.
+    /// CouchDB rejects the credentials.
     NotAuthenticated,
-    /// CouchDB does not accept this token.
+    /// CouchDB rejects the token.
     BadToken,
-    /// CouchDB has locked the name after too many wrong passwords.
+    /// CouchDB has locked the account after too many wrong passwords.
     Locked,
-    /// CouchDB could not be asked, or could not say.
+    /// CouchDB could not be reached, or its response does not settle the login.
     Unavailable,
-    /// Too many others are before this one.
+    /// Too many logins wait.
     Overloaded,
-    /// Too many logins from the client's address failed; the next one may come after so many milliseconds.
+    /// Too many logins from the address of the client failed. The next one may follow after this
+    /// time, in milliseconds.
     AddressLimit(u64),
-    /// Too many logins under the name failed, from whatever addresses; likewise.
+    /// Too many logins under the name failed, from any address. The next one may follow after this
+    /// time, in milliseconds.
     NameLimit(u64),
-    /// A part of the credentials is longer than [`MAX_CREDENTIAL`]; CouchDB was not asked.
+    /// A part of the credentials is longer than [`MAX_CREDENTIAL`]. CouchDB was not asked.
     TooLong,
 }
 
 impl LoginError {
-    /// Whether CouchDB does not accept the credentials, whatever they are.
+    /// Returns whether CouchDB rejects the credentials.
     pub fn is_refusal(self) -> bool {
         matches!(self, Self::NotAuthenticated | Self::BadToken)
     }
 
-    /// The name that clients know the error by.
+    /// Returns the name of the error in the protocols.
     pub fn name(self) -> &'static str {
         match self {
             Self::NotAuthenticated | Self::BadToken => "NotAuthenticatedError",
@@ -141,7 +145,7 @@ impl LoginError {
         }
     }
 
-    /// Returns after how many milliseconds the client may try again, where the error itself says so.
+    /// Returns the time until the next attempt, in milliseconds, if the error determines it.
     pub fn retry_after(self) -> Option<u64> {
         match self {
             Self::AddressLimit(wait) | Self::NameLimit(wait) => Some(wait),
@@ -149,7 +153,7 @@ impl LoginError {
         }
     }
 
-    /// The same in words.
+    /// Returns the message for the client.
     pub fn message(self) -> &'static str {
         match self {
             Self::NotAuthenticated => "The name, password or cookie is not correct.",
@@ -182,10 +186,11 @@ struct UserContext<'a> {
     roles: Box<[Box<str>]>,
 }
 
-/// Reads the answer to [`Requests::log_in`]: its status, its `AuthSession` field, its body.
+/// Reads the response to [`Requests::log_in`](super::Requests::log_in): its status, its
+/// `AuthSession` field and its body.
 ///
 /// # Errors
-/// [`LoginError`], for everything that does not name a user.
+/// Returns a [`LoginError`] unless the response names a user.
 pub fn read_login(
     credentials: &Credentials,
     status: u16,
@@ -196,13 +201,13 @@ pub fn read_login(
         200 => {}
         400 | 401 => return Err(credentials.error()),
         403 if is_lockout(body) => return Err(LoginError::Locked),
-        // Such as a 403 of something in front of CouchDB.
+        // Such as a 403 of a proxy in front of CouchDB.
         _ => return Err(LoginError::Unavailable),
     }
     let body: SessionBody<'_> = json::parse_object(body).ok_or(LoginError::Unavailable)?;
     match credentials {
         Credentials::Password { username, .. } => {
-            // CouchDB sets an empty cookie where it lets nobody in.
+            // CouchDB sets an empty cookie if it rejects the credentials.
             let cookie =
                 set_cookie.filter(|c| !c.reveal().starts_with("AuthSession=;")).ok_or(LoginError::Unavailable)?;
             let name = named(body.name).unwrap_or_else(|| username.clone());
@@ -230,27 +235,27 @@ struct ErrorBody<'a> {
     reason: Cow<'a, str>,
 }
 
-/// Returns whether the body of an answer with status 403 says that the account is locked.
+/// Returns whether the body of a response with status 403 says that the account is locked.
 fn is_lockout(body: &[u8]) -> bool {
     json::parse_object(body).is_some_and(|body: ErrorBody<'_>| {
         body.error == "forbidden" && body.reason.starts_with("Account is temporarily locked")
     })
 }
 
-/// Whom a request with credentials is taken for. The status is 200 for an invalid cookie too: the name alone says who it
-/// is.
+/// Returns the user that a request was authenticated as. An invalid cookie yields status 200 as
+/// well, but no name.
 fn user_of(body: SessionBody<'_>) -> Option<Identity> {
     let user = body.user?;
     Some(Identity { name: named(user.name)?, roles: user.roles, cookie: None })
 }
 
-/// Reads the answer to [`Requests::own_session`] when it is 200: the roles. None when CouchDB saw no credentials.
+/// Reads the roles off a response of status 200 to
+/// [`Requests::own_session`](super::Requests::own_session). None if CouchDB saw no credentials.
 pub fn read_own_roles(body: &[u8]) -> Option<Box<[Box<str>]>> {
     json::parse_object(body).and_then(user_of).map(|user| user.roles)
 }
 
-/// The life of a cookie by its `Max-Age` (RFC 6265 section 5.2.2), in milliseconds; None where a `Set-Cookie` value has
-/// none.
+/// Returns the `Max-Age` of a `Set-Cookie` value (RFC 6265 section 5.2.2), in milliseconds.
 pub fn cookie_life(set_cookie: &str) -> Option<u64> {
     let attributes = set_cookie.split(';').skip(1).filter_map(|attribute| attribute.split_once('='));
     let ages = attributes.filter(|(name, _)| name.trim().eq_ignore_ascii_case("max-age"));

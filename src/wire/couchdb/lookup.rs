@@ -1,4 +1,4 @@
-//! Lookups: the request for the event documents of databases, and its answer.
+//! Lookups: the request for the event documents of databases, and the response to it.
 
 use std::borrow::Cow;
 
@@ -8,12 +8,15 @@ use super::change_kind::ChangeKind;
 use super::revision::Revision;
 use crate::wire::json;
 
-/// Most databases that one look-up asks for: all of a client that has many, so that it is answered after one.
+/// Most databases in one lookup. It is large, so that a client with many databases waits for one
+/// lookup rather than several.
 pub const MAX_NAMES: usize = 1_000;
-/// Longest answer to a look-up, in bytes: three rows for each database, with its name twice in each.
+/// Longest response to a lookup, in bytes: three rows for each database, with its name twice in
+/// each.
 pub const MAX_ANSWER: usize = 3 * MAX_NAMES * (2 * 256 + 256);
 
-/// The body that asks `_all_docs` for the event documents of databases, in the order of [`ChangeKind::ALL`].
+/// Returns the body of a request to `_all_docs` for the event documents of databases, in the order
+/// of [`ChangeKind::ALL`].
 pub fn write_keys<'a>(names: impl Iterator<Item = &'a str>) -> Vec<u8> {
     let mut body = b"{\"keys\":[".to_vec();
     for (i, name) in names.enumerate() {
@@ -49,8 +52,8 @@ struct RawValue<'a> {
     rev: Cow<'a, str>,
 }
 
-/// Reads the answer for these databases: for each the revisions in the order of [`ChangeKind::ALL`]. None when it is not the
-/// answer to that question, all of it.
+/// Reads the revisions of each database off the response, in the order of [`ChangeKind::ALL`]. None
+/// if the response does not match the request in full.
 pub fn read_rows<'a>(body: &[u8], names: impl ExactSizeIterator<Item = &'a str>) -> Option<Vec<[Revision; 3]>> {
     let raw: RawRows<'_> = json::parse_object(body)?;
     let mut rows = raw.rows.into_iter();

@@ -1,13 +1,13 @@
-//! CouchDB's side of the wire: the lines of its changes feeds, the requests to it, and its answers.
+//! CouchDB's protocol: the lines of its changes feeds, the requests to it, and its responses.
 //!
 //! | file | contents |
 //! |---|---|
-//! | `change_kind.rs`, `revision.rs` | what a line of a feed says of a database |
+//! | `change_kind.rs`, `revision.rs` | the parts of an event |
 //! | `feed_line.rs` | the lines of both feeds |
-//! | `requests.rs` | every request that is sent to CouchDB |
-//! | `login.rs` | credentials, and the answers to a login |
-//! | `lookup.rs` | positions of databases, read by `_all_docs` |
-//! | `server_info.rs` | version, configuration and epoch |
+//! | `requests.rs` | all requests to CouchDB |
+//! | `login.rs` | credentials, and responses to a login |
+//! | `lookup.rs` | event documents of databases, read from `_all_docs` |
+//! | `server_info.rs` | version, configuration and epoch of CouchDB |
 
 mod change_kind;
 mod feed_line;

@@ -1,4 +1,4 @@
-//! The requests to CouchDB.
+//! All requests to CouchDB.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use super::lookup;
 use crate::wire::secret::Secret;
 use crate::wire::url::{CouchUrl, percent_encode};
 
-/// The feed to follow.
+/// A changes feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FeedSource {
     /// `/_global_changes/_changes`.
@@ -26,77 +26,78 @@ impl FeedSource {
     }
 }
 
-/// Writes requests to one CouchDB. All ask for JSON (with HTML, CouchDB redirects to a login page).
+/// Writes the requests to one CouchDB. All of them ask for JSON, since CouchDB redirects requests
+/// for HTML to a login page.
 #[derive(Clone, Debug)]
 pub struct Requests {
     prefix: Box<str>,
     host: Box<str>,
     /// The `Authorization` field of the server's own admin.
     admin: Secret,
-    /// The name and the password that CouchDB reads out of it.
+    /// The name and the password that CouchDB reads from that field.
     own: Option<(Box<str>, Secret)>,
 }
 
 impl Requests {
-    /// Requests to the CouchDB at a URL, as the admin whom the URL names.
+    /// Creates the writer of requests to the CouchDB at a URL, as the admin in the URL.
     pub fn new(url: &CouchUrl) -> Self {
         let pair = url.credentials.as_ref().map(|(user, password)| format!("{user}:{}", password.reveal()));
         let admin = pair.as_ref().map_or_else(String::new, |pair| {
             format!("Authorization: Basic {}\r\n", data_encoding::BASE64.encode(pair.as_bytes()))
         });
-        // RFC 7617 section 2: the name ends at the first colon.
+        // The name ends at the first colon (RFC 7617 section 2).
         let own = pair.as_ref().and_then(|pair| pair.split_once(':'));
         let own = own.map(|(name, password)| (name.into(), Secret::new(password)));
         Self { prefix: url.prefix.clone(), host: url.host_header().into(), admin: Secret::new(admin), own }
     }
 
-    /// Returns whether a password is the one of the server's own admin; None for another name. CouchDB tells names apart
-    /// by their bytes.
+    /// Returns whether a password is that of the server's own admin; None for another name. CouchDB
+    /// compares names byte by byte.
     pub fn is_own_password(&self, name: &str, password: &str) -> Option<bool> {
         let (_, own) = self.own.as_ref().filter(|(own, _)| **own == *name)?;
         Some(own.matches(password))
     }
 
-    /// Puts these credentials of the server into a request that was written with others and was not
-    /// sent yet. Requests with credentials of users stay as they are.
+    /// Replaces the credentials `old` of the server in a request that was not sent yet. Requests
+    /// with credentials of users stay unchanged.
     pub fn renew(&self, old: &Self, request: &mut Vec<u8>) {
         let head = memchr::memmem::find(request, b"\r\n\r\n").map_or(request.len(), |end| end + 2);
         let (old, new) = (old.admin.reveal().as_bytes(), self.admin.reveal().as_bytes());
-        // A whole line: no value of a field can hold it.
+        // A whole line, which no value of a field can hold.
         if let Some(start) = memchr::memmem::find(&request[..head], old).filter(|_| !old.is_empty()) {
             request.splice(start..start + old.len(), new.iter().copied());
         }
     }
 
-    /// Asks for the sequence that a feed opened now would start from; answered at once.
+    /// Writes a request for the current sequence of a feed. CouchDB responds at once.
     pub fn pin(&self, source: FeedSource) -> Vec<u8> {
         self.write("GET", &format!("{}?since=now&limit=1", source.path()), self.admin.reveal(), b"")
     }
 
-    /// Opens a feed that tells every change behind `since` and then stays open, with a heartbeat
-    /// every so many milliseconds.
+    /// Writes a request for all changes since a sequence. The response stays open, with a heartbeat
+    /// at the given interval in milliseconds.
     pub fn stream(&self, source: FeedSource, since: &str, heartbeat_ms: u64) -> Vec<u8> {
         let mut target = format!("{}?feed=continuous&heartbeat={heartbeat_ms}&since=", source.path());
         percent_encode(since, &mut target);
         self.write("GET", &target, self.admin.reveal(), b"")
     }
 
-    /// Asks who is there, without saying who asks.
+    /// Writes a request for the version of CouchDB, without credentials.
     pub fn welcome(&self) -> Vec<u8> {
         self.write("GET", "/", "", b"")
     }
 
-    /// Asks whom the server's own credentials are taken for.
+    /// Writes a request for the user that the server's own credentials stand for.
     pub fn own_session(&self) -> Vec<u8> {
         self.write("GET", "/_session", self.admin.reveal(), b"")
     }
 
-    /// Asks for the current revisions of the event documents of databases.
+    /// Writes a request for the revisions of the event documents of databases.
     pub fn look_up<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<u8> {
         self.write("POST", "/_global_changes/_all_docs", self.admin.reveal(), &lookup::write_keys(names))
     }
 
-    /// Asks who may read a database.
+    /// Writes a request for the `_security` of a database.
     pub fn security(&self, database: &str) -> Vec<u8> {
         let mut target = "/".to_owned();
         percent_encode(database, &mut target);
@@ -104,22 +105,22 @@ impl Requests {
         self.write("GET", &target, self.admin.reveal(), b"")
     }
 
-    /// Asks what `_global_changes` is, above all since when.
+    /// Writes a request for the state of `_global_changes`, which holds the epoch.
     pub fn epoch(&self) -> Vec<u8> {
         self.write("GET", "/_global_changes", self.admin.reveal(), b"")
     }
 
-    /// Asks which nodes there are.
+    /// Writes a request for the names of the nodes.
     pub fn membership(&self) -> Vec<u8> {
         self.write("GET", "/_membership", self.admin.reveal(), b"")
     }
 
-    /// Asks for the name of the node that answers.
+    /// Writes a request for the name of the node that responds.
     pub fn node_name(&self) -> Vec<u8> {
         self.write("GET", "/_node/_local", self.admin.reveal(), b"")
     }
 
-    /// Asks a node how long it has been up; None: the one that answers.
+    /// Writes a request for the uptime of a node; None for the node that responds.
     pub fn system(&self, node: Option<&str>) -> Vec<u8> {
         let mut target = "/_node/".to_owned();
         match node {
@@ -130,19 +131,21 @@ impl Requests {
         self.write("GET", &target, self.admin.reveal(), b"")
     }
 
-    /// Asks the node that answers for a value of its configuration.
+    /// Writes a request for a configuration value of the node that responds.
     pub fn config(&self, section: &str, key: &str) -> Vec<u8> {
         self.write("GET", &format!("/_node/_local/_config/{section}/{key}"), self.admin.reveal(), b"")
     }
 
-    /// Makes the `_global_changes` database.
+    /// Writes a request that creates the `_global_changes` database.
     pub fn create_global_changes(&self) -> Vec<u8> {
         self.write("PUT", "/_global_changes", self.admin.reveal(), b"")
     }
 
-    /// Logs a user in, on behalf of the client at `client`. None for credentials that no CouchDB could
-    /// accept. A cookie is sent alone, without the admin's credentials beside it: with them, CouchDB
-    /// answers an invalid cookie with the admin's name.
+    /// Writes a request that logs a user in, on behalf of a client at an address. None for
+    /// credentials that no CouchDB could accept.
+    ///
+    /// A cookie is sent without the admin's credentials. With both, CouchDB would answer an invalid
+    /// cookie with the name of the admin.
     pub fn log_in(&self, credentials: &Credentials, client: IpAddr) -> Option<Vec<u8>> {
         let forwarded = format!("X-Forwarded-For: {}\r\n", client.to_canonical());
         match credentials {
@@ -162,7 +165,7 @@ impl Requests {
         }
     }
 
-    /// `fields` are whole header lines.
+    /// Writes a request. `fields` are whole header lines.
     fn write(&self, method: &str, target: &str, fields: &str, body: &[u8]) -> Vec<u8> {
         let mut head = String::with_capacity(512);
         let _ = write!(

@@ -3,14 +3,14 @@
 /// The revision of an event document.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Revision {
-    /// The number in front: how many events of the kind there were. 0 when there was none.
+    /// Number in front of the dash: the count of events of this kind, 0 if there was none.
     pub number: u32,
-    /// A fingerprint of the whole, to know the same line when it comes again.
+    /// Fingerprint of the part behind the dash, to recognize a repeated line.
     pub mark: u32,
 }
 
 impl Revision {
-    /// Reads `29-967a00dff5e02add41819138abb3284d`; None for what has no number in front.
+    /// Parses a revision such as `29-967a00dff5e02add41819138abb3284d`. None if no number leads.
     pub fn parse(text: &str) -> Option<Self> {
         let mut number = 0_u32;
         for (place, byte) in text.bytes().enumerate() {
@@ -24,8 +24,9 @@ impl Revision {
     }
 }
 
-/// A number for a text, eight bytes at a time: every line of the feed has one. Two that are not the same have one
-/// number by a chance of 1 to 4 billion; nothing is won by making such, and the numbers in front must be the same too.
+/// Returns a fingerprint of a text, computed eight bytes at a time since every line of the feed has
+/// one. Two texts collide with a chance of 1 in 4 billion. A forged collision gains nothing, since
+/// the numbers in front must be equal as well.
 fn fingerprint(text: &[u8]) -> u32 {
     // 2^64 divided by the golden ratio: Fibonacci hashing.
     let mix = |mark: u64, word: u64| {

@@ -1,4 +1,5 @@
-//! What CouchDB says of itself: its version, its configuration, and the epoch of `_global_changes`.
+//! CouchDB's responses about itself: its version, its configuration, and the epoch of
+//! `_global_changes`.
 
 use std::borrow::Cow;
 
@@ -16,22 +17,22 @@ struct WelcomeBody<'a> {
     error: Option<Cow<'a, str>>,
 }
 
-/// What the answer to [`Requests::welcome`] shows.
+/// The server that responds to [`Requests::welcome`](super::Requests::welcome).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Welcome {
-    /// A CouchDB, of this version.
+    /// CouchDB of this version.
     CouchDb(Box<str>),
-    /// A CouchDB, most likely, that says this is wrong: a word such as `unauthorized`.
+    /// Most likely CouchDB, with an error such as `unauthorized`.
     Error(Box<str>),
-    /// Something else.
+    /// Another server.
     Stranger,
 }
 
-/// Reads the answer to [`Requests::welcome`].
+/// Reads the response to [`Requests::welcome`](super::Requests::welcome).
 pub fn read_welcome(body: &[u8]) -> Welcome {
     match json::parse_object::<WelcomeBody<'_>>(body) {
         Some(WelcomeBody { couchdb: Some(_), version, .. }) => {
-            // It is shown: nothing but what versions are made of, and not much of it.
+            // The version is printed, so keep a few harmless characters of it.
             let fits = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+' | '_');
             let version: String = version.unwrap_or_default().chars().filter(fits).take(32).collect();
             Welcome::CouchDb(version.into())
@@ -41,14 +42,14 @@ pub fn read_welcome(body: &[u8]) -> Welcome {
     }
 }
 
-/// The section of CouchDB's configuration that is about its feeds of changes.
+/// Section of CouchDB's configuration about its changes feeds.
 pub const GLOBAL_CHANGES_SECTION: &str = "global_changes";
 /// Whether CouchDB records changes at all; `true` by default.
 pub const UPDATE_DB: &str = "update_db";
-/// Up to how many milliseconds later CouchDB records a change.
+/// Longest delay before CouchDB records a change, in milliseconds.
 pub const MAX_WRITE_DELAY: &str = "max_write_delay";
 
-/// Reads the answer to [`Requests::config`] when it is 200: the value.
+/// Reads the value off a response of status 200 to [`Requests::config`](super::Requests::config).
 pub fn read_config(body: &[u8]) -> Option<String> {
     serde_json::from_slice(body).ok()
 }
@@ -64,8 +65,8 @@ struct RawInfo<'a> {
 /// Longest epoch, in bytes.
 const MAX_EPOCH: usize = 64;
 
-/// Reads the epoch off the answer to `GET /_global_changes`. `Some(None)` when that database has none, so that positions
-/// mean nothing; None when the answer is no such answer.
+/// Reads the epoch off the response to `GET /_global_changes`. `Some(None)` if that database has
+/// none, so that positions mean nothing; None if the response is of another kind.
 pub fn read_epoch(body: &[u8]) -> Option<Option<Box<str>>> {
     let raw: RawInfo<'_> = json::parse_object(body)?;
     raw.db_name?;

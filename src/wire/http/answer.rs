@@ -1,9 +1,9 @@
-//! Answers to clients, written.
+//! Responses to clients.
 
 use std::io::Write as _;
 
-/// Appends an answer with a body, whole: status line, `Content-Length`, `Connection`, the given
-/// fields, the body (left out for a HEAD request, whose length it still tells).
+/// Appends a whole response: status line, `Content-Length`, `Connection`, the given fields, and the
+/// body. A response to HEAD has the length of the body but not the body.
 pub fn write_response(out: &mut Vec<u8>, answer: &Answer<'_>) {
     let _ = write!(
         out,
@@ -25,17 +25,17 @@ pub fn write_response(out: &mut Vec<u8>, answer: &Answer<'_>) {
     }
 }
 
-/// An answer of ours.
+/// A response to a client.
 #[derive(Debug)]
 pub struct Answer<'a> {
-    /// The status code.
+    /// Status code.
     pub status: u16,
-    /// Header fields beside `Content-Length` and `Connection`. The values are ours or were checked:
-    /// nothing of a peer that could hold a line end.
+    /// Header fields besides `Content-Length` and `Connection`. Their values are our own or were
+    /// checked to hold no line end.
     pub fields: &'a [(&'a str, &'a str)],
-    /// The body.
+    /// Body.
     pub body: &'a [u8],
-    /// Whether the body is left out because the method was HEAD.
+    /// Whether to leave out the body, since the method was HEAD.
     pub head_only: bool,
     /// Whether the connection stays open.
     pub keep_alive: bool,

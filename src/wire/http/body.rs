@@ -1,32 +1,35 @@
-//! The framing of an HTTP/1.1 message body (RFC 9112 section 6): by length, chunked, or up to the
-//! end of the connection. Incremental: fed any split of the bytes it yields the same content.
+//! The framing of an HTTP/1.1 body (RFC 9112 section 6): by length, chunked, or up to the end of
+//! the connection. The decoder is incremental: every split of the bytes yields the same content.
+//!
+//! `httparse::parse_chunk_size` needs the whole size line in one buffer and does not limit
+//! extensions. This decoder holds no bytes, so it parses sizes itself.
 
 use std::fmt;
 
-/// Longest chunk extension that is passed over, in bytes.
+/// Longest chunk extension, in bytes. Extensions are ignored.
 const MAX_CHUNK_EXTENSION: u16 = 1024;
-/// Most bytes of trailer fields that are passed over.
+/// Longest trailer, in bytes. Trailer fields are ignored.
 const MAX_TRAILER: u16 = 8192;
 
-/// What the next bytes of a body are.
+/// A piece of a body.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Piece<'a> {
     /// Content.
     Data(&'a [u8]),
-    /// The body is complete; what follows belongs to the next message.
+    /// The end of the body. The bytes that follow belong to the next message.
     End,
     /// All input was used and the body goes on.
     NeedMore,
 }
 
-/// Why a chunked body is broken.
+/// The reason why a chunked body is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyError {
-    /// What stands where a chunk size was due is none (RFC 9112 section 7.1).
+    /// A chunk has no valid size (RFC 9112 section 7.1).
     ChunkSize,
-    /// A chunk's data is not followed by CRLF.
+    /// No CRLF follows the data of a chunk.
     ChunkEnd,
-    /// A chunk extension or the trailer is longer than its limit.
+    /// A chunk extension or the trailer exceeds its limit.
     TooLong,
 }
 
@@ -40,10 +43,10 @@ impl fmt::Display for BodyError {
     }
 }
 
-/// Takes a body apart.
+/// Decodes a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BodyDecoder {
-    /// `Content-Length`: so many bytes are still to come.
+    /// `Content-Length`: the number of bytes that are still to come.
     Length(u64),
     /// `Transfer-Encoding: chunked`.
     Chunked(Chunk),
@@ -51,56 +54,56 @@ pub enum BodyDecoder {
     UntilClose,
 }
 
-/// Where in the chunked coding the decoder stands.
+/// The state of the decoder within the chunked coding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chunk {
     /// In the hexadecimal digits of a size.
     Size {
-        /// The value of the digits so far.
+        /// Value of the digits so far.
         value: u64,
-        /// How many digits there were.
+        /// Number of digits so far.
         digits: u8,
     },
-    /// Behind the size, in an extension (or white space) that nobody reads.
+    /// Behind the size, in an extension or white space.
     Extension {
-        /// The chunk's size.
+        /// Size of the chunk.
         value: u64,
-        /// Bytes passed over.
+        /// Bytes of the extension so far.
         length: u16,
     },
-    /// The line feed that ends the size line is due.
+    /// Before the line feed that ends the size line.
     SizeLineFeed(u64),
-    /// So many bytes of content are still to come.
+    /// In the content, with this number of bytes to come.
     Data(u64),
-    /// The carriage return behind the content is due.
+    /// Before the carriage return behind the content.
     DataReturn,
-    /// The line feed behind the content is due.
+    /// Before the line feed behind the content.
     DataLineFeed,
-    /// At the start of a trailer line (or of the empty line that ends the body).
+    /// At the start of a trailer line, or of the empty line that ends the body.
     TrailerStart(u16),
-    /// Inside a trailer field.
+    /// In a trailer field.
     Trailer(u16),
-    /// The line feed of the empty last line is due.
+    /// Before the line feed of the empty last line.
     LastLineFeed,
-    /// The body was complete.
+    /// Behind the body.
     Ended,
 }
 
 impl BodyDecoder {
-    /// A decoder for a chunked body, at its start.
+    /// Creates a decoder at the start of a chunked body.
     pub const fn chunked() -> Self {
         Self::Chunked(Chunk::Size { value: 0, digits: 0 })
     }
 
-    /// Whether the end of the connection is a regular end of this body.
+    /// Returns whether the end of the connection is a regular end of the body.
     pub fn ends_with_connection(&self) -> bool {
         matches!(self, Self::UntilClose)
     }
 
-    /// Takes the next piece off `input`; returns how many bytes were used, and the piece.
+    /// Takes the next piece off `input`. Returns the number of bytes used, and the piece.
     ///
     /// # Errors
-    /// [`BodyError`]; the body cannot be read any further then.
+    /// Returns a [`BodyError`] if the body is malformed. The rest of it cannot be decoded.
     pub fn next<'a>(&mut self, input: &'a [u8]) -> Result<(usize, Piece<'a>), BodyError> {
         match self {
             Self::Length(0) => Ok((0, Piece::End)),
@@ -144,7 +147,7 @@ fn next_of_chunked<'a>(chunk: &mut Chunk, input: &'a [u8]) -> Result<(usize, Pie
     Ok((used, piece))
 }
 
-/// One byte of the framing (not of the content).
+/// Advances by one byte of the framing, which is not content.
 fn step(chunk: Chunk, byte: u8) -> Result<Chunk, BodyError> {
     Ok(match (chunk, byte) {
         (Chunk::Size { value, digits }, _) if byte.is_ascii_hexdigit() => {
@@ -180,7 +183,8 @@ fn step(chunk: Chunk, byte: u8) -> Result<Chunk, BodyError> {
 mod tests {
     use super::*;
 
-    /// Feeds `parts` one after the other; the content, whether it ended, and how much was used.
+    /// Decodes `parts` one after the other. Returns the content, whether it ended, and the bytes
+    /// used.
     fn decode(mut decoder: BodyDecoder, parts: &[&[u8]]) -> Result<(Vec<u8>, bool, usize), BodyError> {
         let (mut content, mut total) = (Vec::new(), 0);
         for part in parts {

@@ -1,6 +1,6 @@
 //! The dates of HTTP.
 
-/// Reads a date as servers write it (RFC 9110 section 5.6.7, IMF-fixdate), in seconds since 1970.
+/// Parses a date (RFC 9110 section 5.6.7, IMF-fixdate) into seconds since 1970.
 pub fn parse_date(text: &str) -> Option<u64> {
     const MONTHS: &[u8; 36] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
     let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();

@@ -1,28 +1,28 @@
-//! What the heads of requests and responses have in common (RFC 9110, RFC 9112).
+//! The parts that the heads of requests and responses share (RFC 9110, RFC 9112).
 
 use std::fmt;
 
 /// Most header fields of a request, and of most responses.
 pub const MAX_HEADERS: usize = 64;
 
-/// Why a head cannot be served, and so whose fault it is: always the peer's.
+/// The reason why a head is rejected. The fault is always the peer's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadError {
-    /// Longer than allowed or with more than [`MAX_HEADERS`] fields.
+    /// The head is longer than allowed, or has more than [`MAX_HEADERS`] fields.
     TooLarge,
-    /// Not HTTP.
+    /// The bytes are not HTTP.
     Malformed,
-    /// A version other than 1.0 and 1.1.
+    /// The version is neither 1.0 nor 1.1.
     Version,
-    /// The length of the body is given twice, in two ways, or in a way that is not understood: the
-    /// shapes that request smuggling is made of (RFC 9112 section 11.2).
+    /// The length of the body is given twice, in two ways, or in an unknown way: the shapes of
+    /// request smuggling (RFC 9112 section 11.2).
     BodyLength,
-    /// An HTTP/1.1 request without exactly one `Host` (RFC 9112 section 3.2).
+    /// The HTTP/1.1 request does not have exactly one `Host` (RFC 9112 section 3.2).
     Host,
 }
 
 impl HeadError {
-    /// The status that answers it.
+    /// Returns the status of the response.
     pub fn status(self) -> u16 {
         match self {
             Self::TooLarge => 431,
@@ -44,8 +44,8 @@ impl fmt::Display for HeadError {
     }
 }
 
-/// Whether `buffer` holds a whole head, when its first `seen` bytes were looked at before without
-/// success. A head is parsed only then, so that a slow drip costs linear time.
+/// Returns whether `buffer` holds a whole head. The first `seen` bytes were searched before.
+/// Parsing only whole heads keeps the cost linear for peers that send single bytes.
 pub fn head_is_complete(buffer: &[u8], seen: usize) -> bool {
     memchr::memchr_iter(b'\n', &buffer[seen..]).any(|at| {
         let before = &buffer[..seen + at];
@@ -53,7 +53,7 @@ pub fn head_is_complete(buffer: &[u8], seen: usize) -> bool {
     })
 }
 
-/// The two fields that say how long a body is.
+/// The fields that determine the length of a body.
 #[derive(Default)]
 pub(super) struct Framing {
     pub(super) length: Option<u64>,
@@ -61,9 +61,10 @@ pub(super) struct Framing {
 }
 
 impl Framing {
-    /// Takes note of a field of a response. The same length twice, and a length beside chunks,
-    /// which win over it, are taken from a peer that is trusted; whether the connection is of no
-    /// use for another request then.
+    /// Adds a field of a response. Returns whether the connection must close after this response.
+    ///
+    /// CouchDB and its proxies are trusted: the same length twice is accepted, and so is a length
+    /// beside chunks, which take precedence.
     pub(super) fn add_of_response(&mut self, name: &str, value: &str) -> Result<bool, HeadError> {
         let before = std::mem::take(self);
         self.add(name, value)?;
@@ -81,7 +82,7 @@ impl Framing {
         }
     }
 
-    /// Takes note of a field; others than the two are passed over.
+    /// Adds a field if it determines the length.
     pub(super) fn add(&mut self, name: &str, value: &str) -> Result<(), HeadError> {
         if name.eq_ignore_ascii_case("content-length") {
             let plain = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
@@ -111,18 +112,18 @@ pub(super) fn field_text(value: &[u8]) -> Result<&str, HeadError> {
     std::str::from_utf8(value).map(trim).map_err(|_| HeadError::Malformed)
 }
 
-/// Takes off the white space that HTTP knows (RFC 9110 section 5.6.3). That of Unicode stays: a proxy
-/// in front would not take it off, and see another value than this server.
+/// Removes the white space of HTTP (RFC 9110 section 5.6.3). Unicode white space stays: a proxy in
+/// front would keep it, and see another value than this server.
 fn trim(text: &str) -> &str {
     text.trim_matches([' ', '\t'])
 }
 
-/// Whether a comma-separated field holds a token, in any case of letters (RFC 9110 section 5.6.1).
+/// Returns whether a comma-separated field holds a token, ignoring case (RFC 9110 section 5.6.1).
 pub fn has_token(value: &str, token: &str) -> bool {
     list(value).any(|part| part.eq_ignore_ascii_case(token))
 }
 
-/// The members of a comma-separated field (RFC 9110 section 5.6.1) none of which can hold a comma.
+/// Splits a comma-separated field (RFC 9110 section 5.6.1) whose members hold no commas.
 pub fn list(value: &str) -> impl Iterator<Item = &str> {
     value.split(',').map(trim)
 }

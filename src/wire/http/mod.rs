@@ -1,14 +1,14 @@
-//! HTTP/1.1 (RFC 9110, RFC 9112): requests of clients and answers of CouchDB read, our own answers
-//! written.
+//! HTTP/1.1 (RFC 9110, RFC 9112): parses requests of clients and responses of CouchDB, and writes
+//! responses to clients.
 //!
 //! | file | contents |
 //! |---|---|
-//! | `head.rs` | what both kinds of head have in common |
+//! | `head.rs` | the parts that both kinds of head share |
 //! | `request.rs` | heads of requests |
 //! | `response.rs`, `date.rs` | heads of responses |
 //! | `body.rs` | the framing of bodies |
-//! | `response_reader.rs` | a whole response, read incrementally |
-//! | `answer.rs` | our own answers |
+//! | `response_reader.rs` | whole responses, read incrementally |
+//! | `answer.rs` | our own responses |
 
 mod answer;
 mod body;

@@ -1,23 +1,23 @@
-//! The head of a client's request, read with httparse.
+//! The head of a client's request, parsed with httparse.
 
 use super::body::BodyDecoder;
 use super::head::{Framing, HeadError, MAX_HEADERS, field_text, has_token, head_error};
 
-/// Longest head of a request unless told otherwise, in bytes.
+/// Default for the longest head of a request, in bytes.
 pub const MAX_HEAD: usize = 16 * 1024;
 
-/// The head of a client's request: what this server reads of it.
+/// The head of a client's request, as far as this server uses it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// The method as it was sent.
+    /// Method as sent.
     pub method: &'a str,
-    /// The target up to a `?`.
+    /// Target up to a `?`.
     pub path: &'a str,
-    /// The target behind the `?`; empty when there is none. May hold credentials: never log it.
+    /// Target behind the `?`, or empty. It may hold credentials: never log it.
     pub query: &'a str,
-    /// Whether the connection may serve another request.
+    /// Whether another request may follow on the connection.
     pub keep_alive: bool,
-    /// The length of the body, 0 when no header speaks of one; None when it is chunked.
+    /// Length of the body in bytes, 0 if no field gives one; None if the body is chunked.
     pub content_length: Option<u64>,
     /// `Host`.
     pub host: Option<&'a str>,
@@ -33,7 +33,7 @@ pub struct Request<'a> {
     pub forwarded_for: Option<&'a str>,
     /// `X-Forwarded-Proto`, the last one.
     pub forwarded_proto: Option<&'a str>,
-    /// Whether `Upgrade: websocket` was asked for (RFC 6455 section 4.2.1).
+    /// Whether the client asks for `Upgrade: websocket` (RFC 6455 section 4.2.1).
     pub upgrade: bool,
     /// `Sec-WebSocket-Key`.
     pub websocket_key: Option<&'a str>,
@@ -44,17 +44,17 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// The decoder for the body that follows the head.
+    /// Returns a decoder for the body behind the head.
     pub fn body(&self) -> BodyDecoder {
         self.content_length.map_or(BodyDecoder::chunked(), BodyDecoder::Length)
     }
 }
 
-/// Reads a request head of at most `max_head` bytes off the start of `buffer`; returns its length and itself, or None
-/// when bytes are missing.
+/// Parses a request head of at most `max_head` bytes at the start of `buffer`. Returns its length
+/// and the request, or None if bytes are missing.
 ///
 /// # Errors
-/// [`HeadError`]; its [`HeadError::status`] is the answer.
+/// Returns a [`HeadError`], whose [`HeadError::status`] is the status of the response.
 pub fn parse_request(buffer: &[u8], max_head: usize) -> Result<Option<(usize, Request<'_>)>, HeadError> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
@@ -118,7 +118,7 @@ pub fn parse_request(buffer: &[u8], max_head: usize) -> Result<Option<(usize, Re
     if framing.chunked && !http_1_1 {
         return Err(HeadError::BodyLength);
     }
-    // `close` in any field wins (RFC 9112 section 9.3).
+    // `close` in any field takes precedence (RFC 9112 section 9.3).
     request.keep_alive &= !close;
     request.upgrade = upgrade_named && upgrade_asked;
     request.content_length = if framing.chunked { None } else { Some(framing.length.unwrap_or(0)) };

@@ -1,4 +1,4 @@
-//! The head of an answer of CouchDB, read with httparse.
+//! The head of a response of CouchDB, parsed with httparse.
 
 use super::body::BodyDecoder;
 use super::date::parse_date;
@@ -7,32 +7,32 @@ use crate::wire::secret::Secret;
 
 /// Longest head of a response, in bytes. Proxies add policies and cookies; curl reads 300 KiB.
 pub const MAX_RESPONSE_HEAD: usize = 256 * 1024;
-/// Most header fields of a response; curl reads as many.
+/// Most header fields of a response; curl has the same limit.
 const MAX_RESPONSE_HEADERS: usize = 5_000;
 
-/// The head of an answer of CouchDB: what this server reads of it.
+/// The head of a response of CouchDB, as far as this server uses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
-    /// The status code.
+    /// Status code.
     pub status: u16,
-    /// Whether the connection may serve another request.
+    /// Whether another request may follow on the connection.
     pub keep_alive: bool,
-    /// The decoder for the body that follows the head.
+    /// Decoder for the body behind the head.
     pub body: BodyDecoder,
-    /// The `Set-Cookie` that holds an `AuthSession`, as it came.
+    /// The `Set-Cookie` value with an `AuthSession`, as sent.
     pub auth_cookie: Option<Secret>,
     /// The `Date`, in seconds since 1970.
     pub date: Option<u64>,
 }
 
-/// Reads a response head off the start of `buffer`; returns its length and itself, or None when bytes
-/// are missing. `1xx` heads are the caller's to skip.
+/// Parses a response head at the start of `buffer`. Returns its length and the response, or None if
+/// bytes are missing. The caller skips `1xx` heads.
 ///
-/// What stands between CouchDB and this server may write sloppy lines. As in curl, white space in
-/// front of a colon does not count, and a line that is no field is passed over.
+/// Proxies in front of CouchDB may write sloppy lines. As in curl, white space in front of a colon
+/// is ignored, and so is a line that is no field.
 ///
 /// # Errors
-/// [`HeadError`] when it is no HTTP/1 response.
+/// Returns a [`HeadError`] if the bytes are no HTTP/1 response.
 pub fn parse_response(buffer: &[u8]) -> Result<Option<(usize, Response)>, HeadError> {
     match parse_response_into(buffer, &mut [httparse::EMPTY_HEADER; MAX_HEADERS]) {
         Err(HeadError::TooLarge) => {
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(parse_response(long.as_bytes()).unwrap().unwrap().1.body, BodyDecoder::Length(2));
         let cookie = read("Set-Cookie : AuthSession=abc\r\nContent-Length: 0\r\n").unwrap().auth_cookie;
         assert_eq!(cookie.unwrap().reveal(), "AuthSession=abc");
-        // Who counts otherwise would take the rest for another answer.
+        // A peer that takes the length would read the rest as another response.
         for fields in [
             "Content-Length: 2\r\nTransfer-Encoding : chunked\r\n",
             "Transfer-Encoding: chunked\r\nContent-Length: 2\r\n",

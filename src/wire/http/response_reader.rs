@@ -1,4 +1,4 @@
-//! One HTTP response of CouchDB, read incrementally: its head, then its body whatever the framing.
+//! A whole HTTP response of CouchDB, read incrementally: its head, then its body in any framing.
 
 use std::fmt;
 
@@ -6,25 +6,25 @@ use super::body::{BodyDecoder, BodyError, Piece};
 use super::head::{HeadError, head_is_complete};
 use super::response::{MAX_RESPONSE_HEAD, Response, parse_response};
 
-/// What the next bytes of a response are.
+/// A part of a response.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Part<'a> {
-    /// The head, complete.
+    /// The whole head.
     Head(Response),
     /// Content of the body.
     Data(&'a [u8]),
-    /// The response is complete.
+    /// The end of the response.
     End,
     /// All input was used and the response goes on.
     NeedMore,
 }
 
-/// Why a response is broken.
+/// The reason why a response is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseError {
-    /// Its head.
+    /// The head is malformed.
     Head(HeadError),
-    /// The framing of its body.
+    /// The framing of the body is malformed.
     Body(BodyError),
 }
 
@@ -38,35 +38,35 @@ impl fmt::Display for ResponseError {
     }
 }
 
-/// Takes a response apart.
+/// Reads a response part by part.
 #[derive(Debug)]
 pub enum ResponseReader {
-    /// Collecting the head; at most [`MAX_RESPONSE_HEAD`] bytes.
+    /// Collecting the head, at most [`MAX_RESPONSE_HEAD`] bytes.
     Head(Vec<u8>),
     /// In the body.
     Body(BodyDecoder),
 }
 
 impl ResponseReader {
-    /// A reader at the start of a response.
+    /// Creates a reader at the start of a response.
     pub const fn new() -> Self {
         Self::Head(Vec::new())
     }
 
-    /// Whether nothing of the response has come yet.
+    /// Returns whether no byte of the response has arrived.
     pub fn is_untouched(&self) -> bool {
         matches!(self, Self::Head(buffer) if buffer.is_empty())
     }
 
-    /// Whether the end of the connection is a regular end of this response.
+    /// Returns whether the end of the connection is a regular end of the response.
     pub fn ends_with_connection(&self) -> bool {
         matches!(self, Self::Body(decoder) if decoder.ends_with_connection())
     }
 
-    /// Takes the next part off `input`; returns how many bytes were used, and the part.
+    /// Takes the next part off `input`. Returns the number of bytes used, and the part.
     ///
     /// # Errors
-    /// [`ResponseError`]; the connection is of no use then.
+    /// Returns a [`ResponseError`]. The connection is of no use afterwards.
     pub fn next<'a>(&mut self, input: &'a [u8]) -> Result<(usize, Part<'a>), ResponseError> {
         match self {
             Self::Head(_) => self.next_of_head(input).map_err(ResponseError::Head),
@@ -91,7 +91,7 @@ impl ResponseReader {
             buffer.extend_from_slice(&input[used..used + room]);
             let parsed = if head_is_complete(buffer, seen) { parse_response(buffer)? } else { None };
             let Some((length, response)) = parsed else {
-                // What is no HTTP at all is refused early: its end may never come.
+                // Reject other protocols early: their heads may never end.
                 if buffer.len() >= MAX_RESPONSE_HEAD || !b"HTTP/1.".starts_with(&buffer[..buffer.len().min(7)]) {
                     parse_response(buffer)?;
                 }
