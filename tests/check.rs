@@ -427,7 +427,11 @@ fn invalid_options_of_healthcheck_are_usage_errors() {
         assert_eq!((ended.code, ended.stderr.lines().count(), ended.stdout.as_str()), (Some(2), 1, ""), "{options:?}");
     }
     let ended = run(&["healtcheck"], &[]);
-    assert!(ended.code == Some(2) && ended.stderr.contains("did you mean the command healthcheck?"), "{}", ended.stderr);
+    assert!(
+        ended.code == Some(2) && ended.stderr.contains("did you mean the command healthcheck?"),
+        "{}",
+        ended.stderr
+    );
 }
 
 #[test]

@@ -163,7 +163,7 @@ fn a_mismatch_of_http_and_https_is_logged() {
     // Plain HTTP to a TLS port.
     let proxy = TlsProxy::start(&couchdb, authority.server(&NAMES));
     let url = proxy.url(&couchdb, "localhost").replacen("https:", "http:", 1);
-    is_refused(&url, authority.file(), "the answer is not HTTP/1.1");
+    is_refused(&url, authority.file(), "the response is not HTTP/1.1");
 }
 
 #[test]

@@ -146,7 +146,9 @@ fn from_environment(
         && let Some(path) = set(&file_variable)
     {
         if set(&own).is_some() {
-            return Err(row.wrong(&Source::Environment(own), &format!("{file_variable} is set as well; expected one of them")));
+            return Err(
+                row.wrong(&Source::Environment(own), &format!("{file_variable} is set as well; expected one of them"))
+            );
         }
         return from_file(row, file_variable, path.into(), read_file).map(Some);
     }

@@ -57,7 +57,11 @@ pub(super) enum CommandKind {
 
 /// All commands, in the order of `--help`.
 pub const COMMANDS: &[CommandRow] = &[
-    CommandRow { name: "check", help: "Check whether the server would run with these options", kind: CommandKind::Check },
+    CommandRow {
+        name: "check",
+        help: "Check whether the server would run with these options",
+        kind: CommandKind::Check,
+    },
     CommandRow {
         name: "healthcheck",
         help: "Check the health of the running server with these options",
@@ -95,13 +99,8 @@ pub const OPTIONS: &[OptionRow] = &[
     ),
     number("login_concurrency", "COUNT", 1..=256, "8", "Logins that CouchDB checks at once"),
     number("login_queue", "COUNT", 1..=1_000_000, "20000", "Logins that wait for their turn"),
-    text(
-        "host",
-        "ADDRESS",
-        "an IP address such as 127.0.0.1 or ::1",
-        "Address to listen on (default all)",
-    )
-    .heading("Ports"),
+    text("host", "ADDRESS", "an IP address such as 127.0.0.1 or ::1", "Address to listen on (default all)")
+        .heading("Ports"),
     number("port", "PORT", 0..=65_535, "3000", "Port to listen on; 0 for any free port").short('p').bare_variable(),
     text("tls_cert", "FILE", A_CERTIFICATE, "Certificates (PEM) to speak HTTPS with, the server's own first"),
     text("tls_key", "FILE", A_KEY, "Private key (PEM) of the first certificate in --tls_cert"),
@@ -120,7 +119,12 @@ pub const OPTIONS: &[OptionRow] = &[
         "Origins whose pages may connect (default *)",
     )
     .heading("Clients"),
-    choice("cookie_same_site", &["none", "lax", "strict"], "lax", "SameSite of the cookie io; none takes effect over TLS only"),
+    choice(
+        "cookie_same_site",
+        &["none", "lax", "strict"],
+        "lax",
+        "SameSite of the cookie io; none takes effect over TLS only",
+    ),
     choice("access", &["open", "members"], "open", "Databases for every user, or for users who may read them"),
     number("session_check", "SECONDS", 0..=86_400, "300", "Interval of the checks of logins; 0 to disable"),
     number("ping_interval", "MS", 100..=600_000, "25000", "Milliseconds between pings of Socket.IO"),
@@ -132,7 +136,13 @@ pub const OPTIONS: &[OptionRow] = &[
         "auto, or a number from 0 to 10000",
         "Time to merge changes of a database (default auto: 800 on a cluster)",
     ),
-    number("catch_up_sessions", "SECONDS", 0..=86_400, "0", "Time to remember notifications of broken Socket.IO sessions"),
+    number(
+        "catch_up_sessions",
+        "SECONDS",
+        0..=86_400,
+        "0",
+        "Time to remember notifications of broken Socket.IO sessions",
+    ),
     switch("no_console", "Serve no console, the page at /"),
     number("max_connections", "COUNT", 0..=10_000_000, "0", "Connections in total; 0 for what descriptors allow")
         .heading("Limits"),

@@ -216,7 +216,9 @@ impl RawOptions {
         };
         if port == 0 {
             let (row, given) = self.find_filled(name);
-            return Err(row.wrong(&given.source, "expected the port of the running server, got 0, which stands for any"));
+            return Err(
+                row.wrong(&given.source, "expected the port of the running server, got 0, which stands for any")
+            );
         }
         Ok(HealthPort { host, port, certificate })
     }

@@ -1,13 +1,14 @@
-//! The names that databases of CouchDB can have.
+//! The rule for database names.
 
-/// CouchDB's own databases that events tell of. No other name may begin with an underscore.
+/// CouchDB's own databases with events. No other name may begin with an underscore.
 const SYSTEM: [&str; 3] = ["_global_changes", "_replicator", "_users"];
-/// Longest part of a name between slashes, in bytes: each is a folder of CouchDB's.
+/// Longest part of a name between slashes, in bytes. CouchDB makes each part a folder.
 const MAX_FOLDER: usize = 255;
-/// Longest last part of a name, in bytes: CouchDB appends 17 bytes, such as `.1426688392.couch`.
+/// Longest last part of a name, in bytes. CouchDB appends 17 bytes, such as `.1426688392.couch`.
 const MAX_FILE: usize = 238;
 
-/// Returns whether CouchDB can have a database of this name. CouchDB is never asked about another.
+/// Returns whether CouchDB can have a database of this name. CouchDB is never asked for another
+/// name.
 ///
 /// CouchDB's rule is `^[a-z][a-z0-9_$()+/-]*$` (CouchDB manual, `PUT /{db}`).
 pub fn is_possible(name: &str) -> bool {
@@ -24,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_follow_the_rule_of_couchdb() {
+    fn names_follow_couchdbs_rule() {
         let long = "a".repeat(MAX_FILE);
         let nested = format!("{}/{long}", "a".repeat(MAX_FOLDER));
         for name in ["a", "garden", "a0_$()+/-", "a/b", "a/", "a//b", "_users", "_replicator", "_global_changes", &long]

@@ -1,25 +1,24 @@
-//! DNS messages (RFC 1035 section 4): the query for the addresses of a name, and the reply to it.
+//! DNS messages (RFC 1035 section 4): queries for the addresses of a name, and replies.
 //!
-//! Only what a lookup needs is here: one question, and records with addresses. Nothing behind the
-//! answer section is read, so an odd record there does not spoil a reply. Names in a reply are
-//! passed over, since a nameserver that resolves for others puts the addresses of all aliases into
-//! the reply.
+//! A query holds one question, and only records with addresses are read. Nothing behind the answer
+//! section is read, so an odd record there does not spoil a reply. Names in a reply are skipped,
+//! since a recursive nameserver puts the addresses of all aliases into the reply.
 //!
-//! There is no crate in its place: those without an asynchronous runtime read all records of a
-//! message or none, and reserve memory for as many as its header claims.
+//! No crate fits: those without an asynchronous runtime read all records of a message or none, and
+//! reserve memory for as many as its header claims.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The most addresses of one kind that are taken from a reply.
+/// Most addresses of one family that are taken from a reply.
 pub const MAX_ADDRESSES: usize = 16;
-/// The longest name, in characters without a dot at its end (RFC 1035 section 2.3.4).
+/// Longest name without a final dot, in bytes (RFC 1035 section 2.3.4).
 const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
 const HEADER: usize = 12;
-/// The class of the internet.
+/// Class of the internet.
 const IN: u16 = 1;
 
-/// Which addresses are asked for.
+/// A family of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// IPv4 (A records).
@@ -29,7 +28,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both, the more common one first.
+    /// Both families, the more common one first.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
     fn record(self) -> u16 {
@@ -47,23 +46,23 @@ impl Family {
     }
 }
 
-/// What a nameserver replied.
+/// The reply of a nameserver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// The addresses, at most [`MAX_ADDRESSES`]; none where the name has none of this family.
+    /// Addresses, at most [`MAX_ADDRESSES`]; empty if the name has none of this family.
     Addresses(Vec<IpAddr>),
-    /// There is no such name (NXDOMAIN).
+    /// The name does not exist (NXDOMAIN).
     NoSuchName,
-    /// The nameserver does not answer the question; by which code (RFC 1035 section 4.1.1).
+    /// The nameserver does not answer the question, with this code (RFC 1035 section 4.1.1).
     Failed(u8),
-    /// The reply did not fit: it is to be asked for over TCP. What did fit.
+    /// The addresses that fit. TCP is needed for the whole reply.
     Truncated(Vec<IpAddr>),
 }
 
-/// Writes a query. None where DNS can have no such name.
+/// Writes a query. None if DNS can have no such name.
 pub fn write_query(id: u16, name: &str, family: Family) -> Option<Vec<u8>> {
     let mut message = Vec::with_capacity(HEADER + name.len() + 6);
-    // A standard query that asks the nameserver to resolve for us (RD), with one question.
+    // A standard query with recursion desired (RD) and one question.
     for field in [id, 0x0100, 1, 0, 0, 0] {
         message.extend_from_slice(&u16::to_be_bytes(field));
     }
@@ -74,7 +73,7 @@ pub fn write_query(id: u16, name: &str, family: Family) -> Option<Vec<u8>> {
     Some(message)
 }
 
-/// Whether DNS can have such a name; a dot at its end does not count.
+/// Returns whether DNS can have such a name. A final dot is allowed.
 pub fn is_name(name: &str) -> bool {
     write_name(name, &mut Vec::new()).is_some()
 }
@@ -93,8 +92,8 @@ fn write_name(name: &str, message: &mut Vec<u8>) -> Option<()> {
     Some(())
 }
 
-/// Reads the reply to a query of [`write_query`]. None for a message that is another one, or
-/// broken.
+/// Parses the reply to a query of [`write_query`]. None if the message is malformed or replies to
+/// another query.
 pub fn read_reply(message: &[u8], query: &[u8], family: Family) -> Option<Reply> {
     let mut reader = Reader(message);
     let [id, flags, questions, answers, _, _] =
@@ -111,7 +110,7 @@ pub fn read_reply(message: &[u8], query: &[u8], family: Family) -> Option<Reply>
                 return None;
             }
         }
-        // Some that refuse do not repeat it.
+        // Some nameservers that refuse leave the question out.
         0 if code != 0 => {}
         _ => return None,
     }
@@ -128,7 +127,7 @@ pub fn read_reply(message: &[u8], query: &[u8], family: Family) -> Option<Reply>
     is_whole.then_some(Reply::Addresses(addresses))
 }
 
-/// What is left of a message.
+/// The rest of a message.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -142,8 +141,8 @@ impl<'a> Reader<'a> {
         self.take(2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
     }
 
-    /// Passes over a name, which ends with an empty label or with a pointer to the rest (RFC 1035
-    /// section 4.1.4).
+    /// Skips a name, which ends with an empty label or with a pointer to the rest (RFC 1035 section
+    /// 4.1.4).
     fn skip_name(&mut self) -> Option<()> {
         loop {
             let length = self.take(1)?[0];
@@ -156,11 +155,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Takes a record, and the address in it.
+    /// Takes a record, and adds the address that it holds.
     fn answer(&mut self, family: Family, addresses: &mut Vec<IpAddr>) -> Option<()> {
         self.skip_name()?;
         let (record, class) = (self.number()?, self.number()?);
-        // For how long it is good does not matter: each connection asks again.
+        // The time to live does not matter, since nothing is cached.
         self.take(4)?;
         let length = self.number()?;
         let data = self.take(usize::from(length))?;
@@ -174,7 +173,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The name of a code that says why a nameserver does not answer.
+/// Returns the name of a response code.
 pub fn code_name(code: u8) -> &'static str {
     match code {
         1 => "FORMERR",
@@ -190,7 +189,7 @@ pub fn code_name(code: u8) -> &'static str {
 mod tests {
     use super::*;
 
-    /// A reply to `query` with these flags and records.
+    /// Writes a reply to `query` with these flags and records.
     fn reply(query: &[u8], flags: u16, records: &[(u16, &[u8])]) -> Vec<u8> {
         let mut message = query.to_vec();
         message[2..4].copy_from_slice(&flags.to_be_bytes());
@@ -236,11 +235,11 @@ mod tests {
         assert_eq!(read(0x8380, &both[..2]), Some(Reply::Truncated(vec![one])));
         let addresses = read_reply(&reply(&six, 0x8180, &[(28, &SIX)]), &six, Family::V6);
         assert_eq!(addresses, Some(Reply::Addresses(vec![SIX.into()])));
-        // A query, another operation, and an address of the wrong length are no replies.
+        // A query, another operation, and an address of the wrong length.
         for (flags, records) in [(0x0100, &both[..]), (0x9980, &both), (0x8180, &[(1, &SIX)])] {
             assert_eq!(read(flags, records), None);
         }
-        // One with no question in it, as some refuse.
+        // A reply without the question, as some nameservers that refuse send it.
         let mut bare = reply(&four, 0x8185, &[])[..HEADER].to_vec();
         bare[5] = 0;
         assert_eq!(read_reply(&bare, &four, Family::V4), Some(Reply::Failed(5)));
@@ -249,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_to_another_query_is_none() {
+    fn rejects_reply_to_another_query() {
         let query = write_query(7, "a.example", Family::V4).unwrap();
         let message = reply(&query, 0x8180, &[(1, &[192, 0, 2, 1])]);
         let capitals = message.to_ascii_uppercase();
@@ -265,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn no_prefix_of_a_reply_is_one() {
+    fn rejects_every_prefix_of_a_reply() {
         let query = write_query(7, "a.example", Family::V4).unwrap();
         let message = reply(&query, 0x8180, &[(5, ALIAS), (1, &[192, 0, 2, 1])]);
         let cut = reply(&query, 0x8380, &[(5, ALIAS), (1, &[192, 0, 2, 1])]);
@@ -277,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_no_more_addresses_than_can_be_tried() {
+    fn limits_the_number_of_addresses() {
         let query = write_query(7, "a.example", Family::V4).unwrap();
         let data: Vec<[u8; 4]> = (0..200).map(|number| [10, 0, 0, number]).collect();
         let records: Vec<(u16, &[u8])> = data.iter().map(|one| (1, &one[..])).collect();

@@ -1,4 +1,4 @@
-//! Engine.IO (protocol versions 3 and 4): the layer under Socket.IO that opens sessions, keeps them
+//! Engine.IO (protocol versions 3 and 4): the layer below Socket.IO that opens sessions, keeps them
 //! alive and carries packets.
 
 use std::borrow::Cow;
@@ -10,21 +10,21 @@ use serde::Deserialize;
 use super::couchdb::Credentials;
 use super::url;
 
-/// The version of the protocol, the `EIO` parameter of a handshake.
+/// A version of the protocol, the `EIO` parameter of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// Clients of socket.io 1 and 2: the client pings.
+    /// Version of socket.io 1 and 2: the client pings.
     V3,
-    /// Clients of socket.io 3 and 4: the server pings.
+    /// Version of socket.io 3 and 4: the server pings.
     V4,
 }
 
-/// The kind of a packet; its first character.
+/// The kind of a packet, its first character.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PacketKind {
-    /// `0`, from the server: the session's id and parameters.
+    /// `0`, from the server: the id and the parameters of the session.
     Open,
-    /// `1`: the transport is to be closed.
+    /// `1`: closes the transport.
     Close,
     /// `2`: asks for a pong with the same data.
     Ping,
@@ -32,22 +32,22 @@ pub enum PacketKind {
     Pong,
     /// `4`: carries a Socket.IO packet.
     Message,
-    /// `5`: this transport takes over.
+    /// `5`: moves the session to this transport.
     Upgrade,
-    /// `6`: frees a parked poll.
+    /// `6`: ends a parked poll.
     Noop,
 }
 
 /// A packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet<'a> {
-    /// What it is.
+    /// Kind of the packet.
     pub kind: PacketKind,
-    /// What follows the first character.
+    /// Text behind the first character.
     pub data: &'a str,
 }
 
-/// Reads one packet; None when its first character is no kind.
+/// Parses one packet. None if its first character is no kind.
 pub fn parse_packet(text: &str) -> Option<Packet<'_>> {
     let kind = match text.as_bytes().first()? {
         b'0' => PacketKind::Open,
@@ -76,35 +76,35 @@ pub fn write_open(out: &mut Vec<u8>, open: &Open) {
     out.push(b'}');
 }
 
-/// Longest answer to a GET, and longest body of a POST unless told otherwise, in bytes.
+/// Longest response to a GET, and default for the longest body of a POST, in bytes.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
 
-/// What the open packet says.
+/// The content of the open packet.
 #[derive(Clone, Debug)]
 pub struct Open {
-    /// The version that the client speaks.
+    /// Version of the client.
     pub version: Version,
-    /// The session's id.
+    /// Id of the session.
     pub sid: Sid,
-    /// Whether the session may move to a WebSocket: it is not on one.
+    /// Whether the session may move to a WebSocket, since it is not on one.
     pub may_upgrade: bool,
-    /// How often the pinging side pings, in milliseconds.
+    /// Interval of pings, in milliseconds.
     pub ping_interval: u64,
-    /// How late an answer may be, in milliseconds.
+    /// Longest delay of an answer to a ping, in milliseconds.
     pub ping_timeout: u64,
     /// Longest body of a POST, in bytes.
     pub max_payload: usize,
 }
 
-/// A session's id: bytes that nobody can guess, and in them where the session is found.
+/// The id of a session: bytes that nobody can guess, which hold the place of the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sid(pub [u8; SID_LENGTH]);
 
-/// Bytes of a session's id.
+/// Length of a session id, in bytes.
 pub const SID_LENGTH: usize = 20;
 
 impl Sid {
-    /// Reads an id; None when it is none of ours.
+    /// Parses an id. None if this server writes no such id.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = data_encoding::BASE64URL_NOPAD.decode(text.as_bytes()).ok()?;
         bytes.try_into().ok().map(Self)
@@ -117,23 +117,23 @@ impl fmt::Display for Sid {
     }
 }
 
-/// Why a request under `/socket.io/` is refused, with the codes that clients know.
+/// The reason why a request under `/socket.io/` is rejected, with the codes of Engine.IO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The `transport` is none that is served.
+    /// The server does not offer this `transport`.
     Transport,
     /// No session has this `sid`.
     SessionId,
-    /// A session is opened with GET.
+    /// Only GET opens a session.
     Method,
-    /// The request makes no sense for its transport.
+    /// The request does not fit its transport.
     Request,
-    /// The `EIO` version is none that is served.
+    /// The server does not speak this `EIO` version.
     Version,
 }
 
 impl Refusal {
-    /// The body of the answer, whose status is 400.
+    /// Returns the body of the response, whose status is 400.
     pub fn body(self) -> &'static str {
         match self {
             Self::Transport => r#"{"code":0,"message":"Transport unknown"}"#,
@@ -145,7 +145,7 @@ impl Refusal {
     }
 }
 
-/// How packets travel.
+/// A transport of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// HTTP long polling.
@@ -157,23 +157,23 @@ pub enum Transport {
 /// The query of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
-    /// `EIO`; version 3 when it is missing. None when it is none that is served, which matters
+    /// `EIO`, 3 if it is missing. None if the server does not speak that version, which matters
     /// only to a request that opens a session.
     pub version: Option<Version>,
     /// `transport`.
     pub transport: Transport,
-    /// `sid`; with an id that is none of ours it is [`Refusal::SessionId`].
+    /// `sid`. An id that this server does not write is a [`Refusal::SessionId`].
     pub sid: Option<Sid>,
-    /// `j`: the number of the JSONP callback to answer to.
+    /// `j`: the number of the JSONP callback.
     pub jsonp: Option<u32>,
-    /// `username` and `password`, or `cookie`, which wins when it is not empty, or `token`, which comes second.
+    /// `cookie` unless it is empty, else `token`, else `username` and `password`.
     pub credentials: Credentials,
 }
 
-/// Reads the query of a request.
+/// Parses the query of a request.
 ///
 /// # Errors
-/// The [`Refusal`] to answer with.
+/// Returns the [`Refusal`] to answer with.
 pub fn parse_query(query: &str) -> Result<Query, Refusal> {
     let (mut version, mut transport, mut sid, mut jsonp) = (None, None, None, None);
     let mut credentials = CredentialFields::default();
@@ -182,7 +182,7 @@ pub fn parse_query(query: &str) -> Result<Query, Refusal> {
             "EIO" => version = Some(value),
             "transport" => transport = Some(value),
             "sid" => sid = Some(value),
-            // What is no number is read as one by what it has of digits, as the callback is numbered.
+            // A value that is no number counts by its digits, as in engine.io.
             "j" => jsonp = value.chars().filter(char::is_ascii_digit).collect::<String>().parse().ok(),
             "username" => credentials.username = Some(value),
             "password" => credentials.password = Some(value),
@@ -208,7 +208,7 @@ pub fn parse_query(query: &str) -> Result<Query, Refusal> {
     Ok(Query { version, transport, sid, jsonp, credentials: credentials.read().unwrap_or_default() })
 }
 
-/// The fields that credentials are given by, in a query or in the auth object of CONNECT.
+/// The fields with credentials, in a query or in the auth object of CONNECT.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct CredentialFields<'a> {
@@ -223,7 +223,7 @@ pub(super) struct CredentialFields<'a> {
 }
 
 impl CredentialFields<'_> {
-    /// The credentials; None when no field is there.
+    /// Returns the credentials. None if no field is present.
     pub(super) fn read(self) -> Option<Credentials> {
         if let Some(cookie) = self.cookie.filter(|cookie| !cookie.is_empty()) {
             return Some(Credentials::cookie(&cookie));
@@ -244,7 +244,7 @@ mod tests {
     use crate::wire::secret::Secret;
 
     #[test]
-    fn packets() {
+    fn parses_packets() {
         assert_eq!(parse_packet("2probe"), Some(Packet { kind: PacketKind::Ping, data: "probe" }));
         assert_eq!(parse_packet("4"), Some(Packet { kind: PacketKind::Message, data: "" }));
         for broken in ["", "7", "b4AAAA", "\u{e9}"] {
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn queries() {
+    fn parses_queries() {
         let parsed = parse_query("username=a%20b&password=p%26w&EIO=3&transport=websocket").unwrap();
         assert_eq!((parsed.version, parsed.transport), (Some(Version::V3), Transport::WebSocket));
         let expected = Credentials::Password { username: "a b".into(), password: Secret::new("p&w") };
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn session_ids_go_both_ways() {
+    fn session_ids_round_trip() {
         let sid = Sid([0xfb; SID_LENGTH]);
         assert_eq!(Sid::parse(&sid.to_string()), Some(sid));
         for other in ["", "abc", "GfpBe6QCXluYghFXAAAE", &format!("{sid}A"), &sid.to_string().replace('-', "+")] {
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn open_packets() {
+    fn writes_open_packets() {
         let open = |version, may_upgrade| {
             let open = Open {
                 version,

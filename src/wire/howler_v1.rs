@@ -1,5 +1,8 @@
-//! The JSON protocol `howler.v1`: one object a text message, read into what the client wants and
-//! written for each thing that the server says.
+//! The JSON protocol `howler.v1`, with one object in each text message: parses requests of clients,
+//! and writes replies and events.
+//!
+//! Messages are written by hand: `serde_json::to_writer` would need a type for each of them, to
+//! write the same bytes.
 
 use std::borrow::Cow;
 use std::io::Write as _;
@@ -13,31 +16,32 @@ use super::name_list::NameList;
 use super::positions::Position;
 use super::security::Refusal;
 
-/// The name of the sub-protocol (RFC 6455 section 1.9).
+/// Name of the subprotocol (RFC 6455 section 1.9).
 pub const PROTOCOL: &str = "howler.v1";
 
 /// Longest id of a request, in bytes.
 pub const MAX_ID: usize = 128;
-/// Longest epoch that is kept of a request, in bytes. This server writes shorter ones: a longer one is read as
+/// Longest epoch of a request, in bytes. This server writes shorter ones, so a longer epoch becomes
 /// [`FOREIGN`].
 pub const MAX_EPOCH: usize = 128;
-/// In place of an epoch that this server cannot have written: it equals none, so that databases count as changed.
+/// Stands for an epoch that this server cannot have written. It equals no other epoch, so databases
+/// count as changed.
 pub const FOREIGN: &str = "";
 
-/// A database that is not subscribed to, with the reason.
+/// A database that the client may not subscribe to, and the reason.
 pub type Refused = (Box<str>, Refusal);
 
-/// The id of a request as it came, a JSON number or string: it goes back in the answer.
+/// The id of a request as sent, a JSON number or string. The reply repeats it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct RequestId(Option<Box<str>>);
 
-/// What a client asks for.
+/// An operation that a client requests.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Operation<'a> {
     /// `log-in`.
     LogIn(Credentials),
-    /// `subscribe` to databases, each with the last position known, and the epoch that these are of where the client
-    /// says so.
+    /// `subscribe` to databases, each with the last known position, and the epoch of these
+    /// positions.
     Subscribe(NameList, Option<Cow<'a, str>>),
     /// `unsubscribe` from databases.
     Unsubscribe(NameList),
@@ -47,21 +51,21 @@ pub enum Operation<'a> {
     LogOut,
 }
 
-/// Why a message is no request. Each is answered with a `TypeError`.
+/// The reason why a message is no request. The reply is a `TypeError`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestError {
-    /// Not a JSON object with a string `op` and a number or string as `id`.
+    /// The message is no JSON object with a string `op` and a number or string `id`.
     Shape,
-    /// An `op` that is none.
+    /// The `op` does not exist.
     Operation,
-    /// `log-in` without `username` and `password`, or `cookie`, or `token`, as strings.
+    /// `log-in` has none of `username` and `password`, `cookie`, or `token`, as strings.
     Credentials,
     /// `dbs` is neither an array of non-empty strings nor an object of positions.
     Databases,
 }
 
 impl RequestError {
-    /// What was expected, for the client's developer.
+    /// Returns what was expected, for the developer of the client.
     pub fn message(self) -> &'static str {
         match self {
             Self::Shape => "expected a JSON object with a string \"op\" and a number or short string \"id\"",
@@ -95,7 +99,7 @@ struct RawRequest<'a> {
     epoch: Option<&'a RawValue>,
 }
 
-/// Reads a message. The id is there for the answer also where the rest is wrong.
+/// Parses a message. The id is returned even if the rest is malformed, for the reply.
 pub fn parse_request(text: &str) -> (RequestId, Result<Operation<'_>, RequestError>) {
     let Some(raw) = json::parse_object::<RawRequest<'_>>(text.as_bytes()) else {
         return (RequestId(None), Err(RequestError::Shape));
@@ -142,13 +146,13 @@ fn subscription<'a>(raw: &RawRequest<'a>) -> Option<Operation<'a>> {
     Some(Operation::Subscribe(NameList::parse_with_positions(raw.dbs?.get())?, epoch))
 }
 
-/// Returns the epoch of a client as it may be kept.
+/// Returns an epoch as it may be kept: one that is too long becomes [`FOREIGN`].
 fn bounded(text: Cow<'_, str>) -> Cow<'_, str> {
     if text.len() > MAX_EPOCH { Cow::Borrowed(FOREIGN) } else { text }
 }
 
-/// Appends the first message of a connection, with the epoch in which positions mean something, if that is known. It
-/// comes again when that becomes another one.
+/// Appends the `hello` event, with the epoch of positions if it is known. It is the first message
+/// of a connection, and is repeated when the epoch changes.
 pub fn write_hello(out: &mut Vec<u8>, epoch: Option<&str>) {
     out.extend_from_slice(
         concat!("{\"event\":\"hello\",\"server\":\"couchdb-howler/", env!("CARGO_PKG_VERSION"), "\"").as_bytes(),
@@ -160,20 +164,20 @@ pub fn write_hello(out: &mut Vec<u8>, epoch: Option<&str>) {
     out.push(b'}');
 }
 
-/// Appends the `resync` event: whatever the client subscribes to may have changed.
+/// Appends the `resync` event: any subscribed database may have changed.
 pub fn write_resync(out: &mut Vec<u8>, reason: &str) {
     out.extend_from_slice(b"{\"event\":\"resync\",\"reason\":");
     write_string(out, reason);
     out.push(b'}');
 }
 
-/// Appends the answer to `unsubscribe`, `heartbeat` and `log-out`.
+/// Appends the reply to `unsubscribe`, `heartbeat` and `log-out`.
 pub fn write_ok(out: &mut Vec<u8>, id: &RequestId) {
     open_answer(out, id);
     out.extend_from_slice(b"\"ok\":true}");
 }
 
-/// Appends the answer to `log-in`, with CouchDB's `Set-Cookie` value; none for a token.
+/// Appends the reply to `log-in`, with CouchDB's `Set-Cookie` value unless it was a token.
 pub fn write_logged_in(out: &mut Vec<u8>, id: &RequestId, username: &str, cookie: Option<&str>) {
     open_answer(out, id);
     out.extend_from_slice(b"\"ok\":true,\"username\":");
@@ -185,21 +189,21 @@ pub fn write_logged_in(out: &mut Vec<u8>, id: &RequestId, username: &str, cookie
     out.push(b'}');
 }
 
-/// Appends the `session` event: the cookie to log in with from now on.
+/// Appends the `session` event, with the cookie for later logins.
 pub fn write_session(out: &mut Vec<u8>, cookie: &str) {
     out.extend_from_slice(b"{\"event\":\"session\",\"cookie\":");
     write_string(out, cookie);
     out.push(b'}');
 }
 
-/// Appends the `unsubscribed` event: the user may not read the database any more.
+/// Appends the `unsubscribed` event: the user may no longer read the database.
 pub fn write_unsubscribed(out: &mut Vec<u8>, database: &str, why: Refusal) {
     out.extend_from_slice(b"{\"event\":\"unsubscribed\",\"db\":");
     write_string(out, database);
     let _ = write!(out, ",\"error\":\"ForbiddenError\",\"message\":\"{}\"}}", why.message());
 }
 
-/// Appends the event that ends a session which is not good any more.
+/// Appends the `not-authenticated` event: the session is no longer valid.
 pub fn write_not_authenticated(out: &mut Vec<u8>, name: &str, message: &str) {
     out.extend_from_slice(b"{\"event\":\"not-authenticated\",\"error\":");
     write_string(out, name);
@@ -208,9 +212,11 @@ pub fn write_not_authenticated(out: &mut Vec<u8>, name: &str, message: &str) {
     out.push(b'}');
 }
 
-/// Appends the answer to `subscribe`: where the databases stand, null where that is not known (all of it left out
-/// where positions are never known), and those which may have changed since the position that the client gave. With the
-/// epoch when `hello` came before that was known.
+/// Appends the reply to `subscribe`.
+///
+/// `positions` holds a position or null for each database; None leaves the member out, as for feeds
+/// without positions. `changed` lists the databases that may have changed since the position that
+/// the client gave. `epoch` is present if it was unknown at the time of `hello`.
 pub fn write_subscribed(
     out: &mut Vec<u8>,
     id: &RequestId,
@@ -252,7 +258,7 @@ pub fn write_subscribed(
     out.extend_from_slice(b"]}");
 }
 
-/// Appends an answer that says no; with `retry_after_ms` when asking again then may help.
+/// Appends a reply with an error, and with `retry_after_ms` if a later attempt may succeed.
 pub fn write_error(out: &mut Vec<u8>, id: &RequestId, name: &str, message: &str, retry_after_ms: Option<u64>) {
     open_answer(out, id);
     out.extend_from_slice(b"\"error\":");
@@ -265,7 +271,7 @@ pub fn write_error(out: &mut Vec<u8>, id: &RequestId, name: &str, message: &str,
     out.push(b'}');
 }
 
-/// Appends the `change` event, with where the database stands, if that is known.
+/// Appends the `change` event, with the position of the database if it is known.
 pub fn write_change(out: &mut Vec<u8>, database: &str, kind: ChangeKind, position: Option<Position>) {
     out.extend_from_slice(b"{\"event\":\"change\",\"db\":");
     write_string(out, database);
@@ -281,7 +287,7 @@ pub fn write_change(out: &mut Vec<u8>, database: &str, kind: ChangeKind, positio
     out.push(b'}');
 }
 
-/// Appends the answer to `subscribe` when none of the databases may be read.
+/// Appends the reply to `subscribe` if the user may read none of the databases.
 pub fn write_forbidden(out: &mut Vec<u8>, id: &RequestId, refused: &[Refused]) {
     open_answer(out, id);
     write_refused(out, refused);
@@ -289,7 +295,7 @@ pub fn write_forbidden(out: &mut Vec<u8>, id: &RequestId, refused: &[Refused]) {
     let _ = write!(out, "\"error\":\"ForbiddenError\",\"message\":\"{message}\"}}");
 }
 
-/// Each database that is not subscribed to, with why.
+/// Appends the databases that the user may not read, each with the reason.
 fn write_refused(out: &mut Vec<u8>, refused: &[Refused]) {
     for (i, (name, why)) in refused.iter().enumerate() {
         out.extend_from_slice(if i == 0 { b"\"errors\":{" } else { b"," });
@@ -305,12 +311,14 @@ fn write_position(out: &mut Vec<u8>, position: Position) {
     let _ = write!(out, "\"{position}\"");
 }
 
-/// Appends the `goodbye` event: the server stops, come back after so many milliseconds.
+/// Appends the `goodbye` event of a shutdown: the client reconnects after this time, in
+/// milliseconds.
 pub fn write_goodbye(out: &mut Vec<u8>, retry_after_ms: u64) {
     let _ = write!(out, "{{\"event\":\"goodbye\",\"reason\":\"shutting-down\",\"retry_after_ms\":{retry_after_ms}}}");
 }
 
-/// Appends the `goodbye` event of a session whose cookie ran out: log in again after so many milliseconds.
+/// Appends the `goodbye` event of an expired session: the client logs in again after this time, in
+/// milliseconds.
 pub fn write_expired(out: &mut Vec<u8>, retry_after_ms: u64) {
     let _ = write!(out, "{{\"event\":\"goodbye\",\"reason\":\"session-expired\",\"retry_after_ms\":{retry_after_ms}}}");
 }
@@ -339,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_every_operation() {
+    fn parses_every_operation() {
         let id = |text: &str| Some(text.to_owned());
         let password = Credentials::Password { username: "u".into(), password: Secret::new("p") };
         assert_eq!(
@@ -374,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong() {
+    fn explains_invalid_requests() {
         for (text, error) in [
             ("", RequestError::Shape),
             ("[]", RequestError::Shape),
@@ -402,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn every_prefix_is_an_error() {
+    fn rejects_every_prefix() {
         let text = r#"{"id":1,"op":"subscribe","dbs":{"a":"1.0.0"}}"#;
         for end in 0..text.len() {
             assert_eq!(parse_request(&text[..end]).1, Err(RequestError::Shape), "{end}");

@@ -1,20 +1,20 @@
-//! The JSON values that both dialects share.
+//! JSON values that several protocols share.
 
 use std::borrow::Cow;
 
 use serde::Deserialize;
 
-/// A string of a JSON text: borrowed where it holds no escape.
+/// A JSON string, borrowed if it holds no escape.
 #[derive(Deserialize)]
 pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
-/// Reads a JSON object into a struct; None when it is something else. serde alone would take an
-/// array of the fields' values for the struct too.
+/// Parses a JSON object into a struct. None if it is something else: serde alone would also accept
+/// an array of the values.
 pub(crate) fn parse_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
     json.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice(json).ok())?
 }
 
-/// Reads a JSON string; None when it is something else.
+/// Parses a JSON string. None if it is something else.
 pub fn parse_string(json: &str) -> Option<Cow<'_, str>> {
     serde_json::from_str::<Text<'_>>(json).ok().map(|text| text.0)
 }

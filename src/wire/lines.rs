@@ -1,36 +1,36 @@
-//! Cuts a stream of bytes into lines. A line that is whole in its input is handed out as a slice of it;
-//! only one that is cut by the end of the input is copied.
+//! Splits a stream of bytes into lines. A line that is whole in the input is returned as a slice of
+//! it; only a line that the end of the input cuts is copied.
 
-/// Longest line of a feed, in bytes. Update sequences of large clusters run to several kilobytes.
+/// Longest line of a feed, in bytes. Sequences of large clusters take several kilobytes.
 pub const MAX_LINE: usize = 64 * 1024;
 
-/// What the next bytes are.
+/// A line, or the lack of one.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line<'a> {
-    /// A line, without its line feed.
+    /// A line without its line feed.
     Complete(&'a [u8]),
-    /// A line over [`MAX_LINE`] ended; nothing of it was kept.
+    /// The end of a line over [`MAX_LINE`], which was dropped.
     TooLong,
     /// All input was used and the line goes on.
     NeedMore,
 }
 
-/// The part of a line that came before.
+/// Reads lines, and holds the first part of a cut line.
 #[derive(Debug, Default)]
 pub struct LineReader {
     carry: Vec<u8>,
-    /// Whether `carry` was handed out, so that it is to be emptied first.
+    /// Whether `carry` was returned, so that the next call clears it.
     delivered: bool,
-    /// Whether the line was too long and the rest of it is passed over.
+    /// Whether the line is too long, so that its rest is skipped.
     skipping: bool,
 }
 
 impl LineReader {
-    /// Takes the next line off `input`; returns how many bytes were used, and the line.
+    /// Takes the next line off `input`. Returns the number of bytes used, and the line.
     pub fn next<'a>(&'a mut self, input: &'a [u8]) -> (usize, Line<'a>) {
         if self.delivered {
             self.delivered = false;
-            // A long line's memory is not worth keeping for the next one.
+            // Free the memory of a long line.
             if self.carry.capacity() > 4096 { self.carry = Vec::new() } else { self.carry.clear() }
         }
         let Some(end) = memchr::memchr(b'\n', input) else {
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn every_split_gives_the_same() {
+    fn every_split_yields_the_same_lines() {
         let bytes = b"\nabc\n\n\nd\nrest";
         let whole: Vec<_> = [&b""[..], b"abc", b"", b"", b"d"].iter().map(|l| Some(l.to_vec())).collect();
         for a in 0..=bytes.len() {
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_is_passed_over_whatever_the_split() {
+    fn skips_a_long_line_at_every_split() {
         let long = [vec![b'x'; MAX_LINE + 1], b"\nnext\n".to_vec()].concat();
         let fits = [vec![b'x'; MAX_LINE], b"\nnext\n".to_vec()].concat();
         for at in [0, 1, 1000, MAX_LINE - 1, MAX_LINE, MAX_LINE + 1, MAX_LINE + 2, MAX_LINE + 4] {

@@ -1,5 +1,7 @@
-//! Bytes ↔ values. Every parser here takes bytes and returns what it found and how much it used,
-//! "need more", or an error; none knows a socket, a clock, the environment or randomness.
+//! Bytes ↔ values: parsers and writers of all protocols.
+//!
+//! A parser takes bytes and returns a value with the number of bytes used, "need more", or an
+//! error. None of them touches sockets, the clock, the environment or randomness.
 
 pub mod couchdb;
 pub mod database_name;

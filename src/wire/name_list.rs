@@ -1,4 +1,4 @@
-//! The list of database names in one message, packed: two or three allocations, whatever the number of names.
+//! The database names of one message, in two or three allocations for any number of names.
 
 use std::fmt;
 
@@ -6,18 +6,18 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 
 use super::positions::Given;
 
-/// Names of databases, none of them empty, each with the position that the client gave.
+/// A list of database names, none of them empty, each with the position that the client gave.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NameList {
     text: String,
-    /// Where each name ends in `text`.
+    /// End of each name in `text`.
     ends: Vec<u32>,
-    /// The positions of the names, or nothing when the message has no positions.
+    /// Positions of the names; empty if the message has none.
     given: Vec<Given>,
 }
 
 impl NameList {
-    /// Reads a JSON array of non-empty strings; None when it is something else.
+    /// Parses a JSON array of non-empty strings. None if it is something else.
     pub fn parse(json: &str) -> Option<Self> {
         let mut deserializer = serde_json::Deserializer::from_str(json);
         let list = deserializer.deserialize_seq(ListVisitor).ok()?;
@@ -25,7 +25,7 @@ impl NameList {
         Some(list)
     }
 
-    /// Reads the same, or a JSON object of positions (strings or null) by name.
+    /// Parses such an array, or a JSON object of positions (strings or null) by name.
     pub fn parse_with_positions(json: &str) -> Option<Self> {
         if !json.starts_with('{') {
             return Self::parse(json);
@@ -41,7 +41,7 @@ impl NameList {
         self.ends.len()
     }
 
-    /// Returns whether there is no name.
+    /// Returns whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
@@ -54,7 +54,7 @@ impl NameList {
         Some((&self.text[start as usize..end as usize], given))
     }
 
-    /// Returns the names and their positions in the order of the message.
+    /// Returns the names and positions in the order of the message.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Given)> {
         (0..self.len()).filter_map(|number| self.get(number))
     }
@@ -74,7 +74,7 @@ impl NameList {
     }
 }
 
-/// For tests: empty names are kept.
+/// Collects names for tests, empty ones included.
 impl<'a> FromIterator<(&'a str, Option<&'a str>)> for NameList {
     fn from_iter<I: IntoIterator<Item = (&'a str, Option<&'a str>)>>(names: I) -> Self {
         let mut list = Self::default();
@@ -113,7 +113,8 @@ impl<'de> Visitor<'de> for ListVisitor {
     }
 }
 
-/// Reads a name straight into the list: a name with escapes needs no allocation of its own.
+/// Parses a name straight into the list, so that a name with escapes needs no allocation of its
+/// own.
 struct NextName<'a>(&'a mut NameList);
 
 impl<'de> DeserializeSeed<'de> for NextName<'_> {
@@ -136,7 +137,7 @@ impl Visitor<'_> for NextName<'_> {
     }
 }
 
-/// Reads the position of a name, or null.
+/// Parses the position of a name, or null.
 struct NextPosition;
 
 impl<'de> DeserializeSeed<'de> for NextPosition {
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_arrays_of_names() {
+    fn parses_arrays_of_names() {
         let list = NameList::parse(r#" ["a","b\/c","gr\u00fcn","__proto__","a"] "#).expect("names");
         assert_eq!(names(&list), ["a", "b/c", "grün", "__proto__", "a"]);
         assert_eq!((list.len(), list.longest(), list.get(5)), (5, 9, None));
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_positions() {
+    fn parses_positions() {
         let list = NameList::parse_with_positions(r#"{"a":"1.2.3","b":null,"c":"x"}"#).expect("names");
         let position = Position { counts: [1, 2, 3], ..Position::default() };
         let expected = [("a", Given::At(position)), ("b", Given::Nothing), ("c", Given::Foreign)];

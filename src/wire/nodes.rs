@@ -1,13 +1,14 @@
-//! What CouchDB says of its nodes: which there are, and when each of them started.
+//! CouchDB's responses about its nodes: their names, and when each of them started.
 //!
-//! `GET /_membership` names the nodes and `GET /_node/{name}/_system` has their `uptime` in seconds, both for server
-//! admins alone. The `Date` of that answer minus the uptime is the start of the node by CouchDB's own clock, the same
-//! for every reader to a second.
+//! `GET /_membership` lists the nodes, and `GET /_node/{name}/_system` has their `uptime` in
+//! seconds. Both need a server admin. The `Date` of the response minus the uptime is the start of
+//! the node by CouchDB's own clock, the same for every reader to a second.
 //!
-//! A CouchDB that stops loses the events of its last tick, but not those that another node recorded too. So nothing was
-//! lost since a moment if one node has been up since then. A position carries such a moment: the latest start of a node
-//! that was known when the position was given, which is before that. If every node started later than the moment,
-//! events may be missing, and positions of the same counts are not the same.
+//! A node that stops loses the events of its last tick, unless another node recorded them as well.
+//! So nothing was lost since a moment if one node has been up since then. A position carries such a
+//! moment: the latest start of a node known when the position was given. If every node started
+//! later than that moment, events may be missing, and positions with the same counts are not the
+//! same.
 
 use std::borrow::Cow;
 
@@ -15,27 +16,30 @@ use serde::Deserialize;
 
 use super::json;
 
-/// Starts that differ by no more than this are one start, in seconds: `Date` and `uptime` are whole seconds.
+/// Largest difference of two observations of one start, in seconds: `Date` and `uptime` are whole
+/// seconds.
 pub const TOLERANCE: u32 = 2;
 /// Longest name of a node, in bytes.
 const MAX_NODE_NAME: usize = 256;
 
-/// When the nodes of CouchDB started, in seconds since 1970.
+/// The starts of CouchDB's nodes, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Starts {
-    /// The start of the node that has been up for the longest time.
+    /// Start of the node that started first.
     pub earliest: u32,
-    /// The start of the node that started last.
+    /// Start of the node that started last.
     pub latest: u32,
-    /// Whether there is one node alone.
+    /// Whether CouchDB has a single node.
     pub is_single: bool,
 }
 
 impl Starts {
-    /// Returns whether no event was lost since a position that carries this start: a node has been up since then.
+    /// Returns whether no event was lost since a position that carries this start, since a node has
+    /// been up since then.
     ///
-    /// A single node that started earlier than the position says had its clock set back: whether it restarted is not
-    /// known then, so the position does not count. On a cluster the start may be of a node that is down at the moment.
+    /// A single node that started before the start in the position had its clock set back. Whether
+    /// it restarted is unknown, so the position does not count. On a cluster such a start may
+    /// belong to a node that is down at the moment.
     pub fn reach_back_to(&self, start: u32) -> bool {
         let is_later = self.earliest > start.saturating_add(TOLERANCE);
         let is_earlier = start > self.latest.saturating_add(TOLERANCE);
@@ -49,10 +53,11 @@ struct RawMembership<'a> {
     all_nodes: Vec<Cow<'a, str>>,
 }
 
-/// Reads the names of the connected nodes off the answer to `GET /_membership`; None when it is no such answer.
+/// Reads the names of the connected nodes off the response to `GET /_membership`. None if it is no
+/// such response.
 ///
-/// `cluster_nodes` in it does not count: it may name a node that never was, such as the one that a single node was
-/// called before it was given a name.
+/// `cluster_nodes` is ignored. It may name a node that never existed, such as the default name of a
+/// single node that was given another one.
 pub fn read_membership(body: &[u8]) -> Option<Vec<Box<str>>> {
     let raw: RawMembership<'_> = json::parse_object(body)?;
     let usable = |name: &Cow<'_, str>| !name.is_empty() && name.len() <= MAX_NODE_NAME;
@@ -66,7 +71,7 @@ struct RawNode<'a> {
     name: Cow<'a, str>,
 }
 
-/// Reads the name off the answer to `GET /_node/_local`.
+/// Reads the name off the response to `GET /_node/_local`.
 pub fn read_node_name(body: &[u8]) -> Option<Box<str>> {
     let raw: RawNode<'_> = json::parse_object(body)?;
     (!raw.name.is_empty() && raw.name.len() <= MAX_NODE_NAME).then(|| raw.name.into())
@@ -77,14 +82,14 @@ struct RawSystem {
     uptime: u64,
 }
 
-/// Reads the uptime in seconds off the answer to `GET /_node/{name}/_system`.
+/// Reads the uptime in seconds off the response to `GET /_node/{name}/_system`.
 pub fn read_uptime(body: &[u8]) -> Option<u64> {
     let raw: RawSystem = json::parse_object(body)?;
     Some(raw.uptime)
 }
 
-/// Returns when a node started that has been up for so many seconds at a moment, in seconds since 1970. None for what
-/// no clock of today shows.
+/// Returns the start of a node with this uptime at a date, in seconds since 1970. None for dates
+/// that no clock shows today.
 pub fn start_of(date: u64, uptime: u64) -> Option<u32> {
     date.checked_sub(uptime).and_then(|start| u32::try_from(start).ok()).filter(|start| *start > 0)
 }
@@ -98,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_node_reaches_back_to_its_own_start() {
+    fn single_node_reaches_back_to_its_start() {
         let node = Starts { earliest: 1_000, latest: 1_000, is_single: true };
         for start in 998..=1_002 {
             assert!(node.reach_back_to(start), "{start}");
@@ -109,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_reaches_back_while_one_node_does() {
+    fn cluster_reaches_back_while_one_node_does() {
         let given = 300;
         assert!(starts(100, 300).reach_back_to(given));
         assert!(starts(200, 400).reach_back_to(given), "the oldest node restarted");
@@ -119,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_couchdb_writes_and_nothing_else() {
+    fn reads_responses_of_couchdb_only() {
         let body = br#"{"all_nodes":["a@x","b@x"],"cluster_nodes":["a@x","b@x","c@x"]}"#;
         assert_eq!(read_membership(body), Some(vec!["a@x".into(), "b@x".into()]));
         for bad in [&b"{}"[..], b"<html>", br#"{"all_nodes":[],"cluster_nodes":[]}"#, br#"{"all_nodes":"a"}"#] {
@@ -134,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_is_a_date_before_an_uptime() {
+    fn start_is_date_minus_uptime() {
         assert_eq!(start_of(1_795_000_000, 5_000), Some(1_794_995_000));
         assert_eq!(start_of(10, 11), None);
         assert_eq!(start_of(10, 10), None);

@@ -1,12 +1,12 @@
-//! The bodies of Engine.IO's polling requests: several packets in one text, in two versions, and the
-//! two wrappings of old browsers, binary framing and JSONP.
+//! The bodies of Engine.IO's polling requests: several packets in one text, in both versions, and
+//! the two encodings for old browsers, binary framing and JSONP.
 
 use std::io::Write as _;
 
 use super::engine_io::Version;
 use super::url;
 
-/// What stands between packets in version 4.
+/// Separator of packets in version 4.
 const SEPARATOR: u8 = 0x1e;
 /// Most digits of a length in version 3.
 const MAX_DIGITS: usize = 6;
@@ -24,7 +24,7 @@ pub fn write_packet(out: &mut Vec<u8>, packet: &[u8], version: Version) {
     out.extend_from_slice(packet);
 }
 
-/// The packets of a text payload; None when it cannot be taken apart. Each packet is a text.
+/// Splits a text payload into packets. None if it is malformed.
 pub fn split(payload: &str, version: Version) -> Option<Vec<&str>> {
     match version {
         Version::V4 => Some(payload.split(char::from(SEPARATOR)).collect()),
@@ -35,7 +35,7 @@ pub fn split(payload: &str, version: Version) -> Option<Vec<&str>> {
                 if digits.is_empty() || digits.len() > MAX_DIGITS || !digits.bytes().all(|b| b.is_ascii_digit()) {
                     return None;
                 }
-                // So few digits are always a number.
+                // Numbers of so few digits cannot overflow.
                 let end = utf16_index(after, digits.parse().ok()?)?;
                 packets.push(&after[..end]);
                 rest = &after[end..];
@@ -45,8 +45,8 @@ pub fn split(payload: &str, version: Version) -> Option<Vec<&str>> {
     }
 }
 
-/// The packets of a payload with version 3's binary framing, `\x00<digits>\xff<bytes>`, each digit
-/// a byte of its value; None when it cannot be taken apart, or a packet in it (`\x01`) is binary.
+/// Splits a payload with the binary framing of version 3, `\x00<digits>\xff<bytes>`, where the
+/// value of each byte is a digit. None if it is malformed, or holds a binary packet (`\x01`).
 pub fn split_binary(mut payload: &[u8]) -> Option<Vec<&str>> {
     let mut packets = Vec::new();
     while !payload.is_empty() {
@@ -70,15 +70,15 @@ pub fn wrap_jsonp(payload: &[u8], callback: u32) -> Vec<u8> {
     let text = String::from_utf8_lossy(payload);
     let mut json = Vec::new();
     super::json::write_string(&mut json, &text);
-    // Line ends to a script, though not to JSON.
+    // These two end a line in a script, but not in JSON.
     let json = String::from_utf8(json).expect("JSON is text");
     out.extend_from_slice(json.replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029").as_bytes());
     out.extend_from_slice(b");");
     out
 }
 
-/// The payload in the form post of a JSONP client, whose field `d` has line ends escaped once more; None when
-/// there is no such field.
+/// Returns the payload in the form post of a JSONP client, whose field `d` has escaped line ends.
+/// None if that field is missing.
 pub fn unwrap_jsonp(body: &str) -> Option<String> {
     let (_, data) = url::query_pairs(body).find(|(name, _)| name == "d")?;
     // `\\n` stands for `\n`, and `\n` for a line end.
@@ -99,13 +99,13 @@ pub fn unwrap_jsonp(body: &str) -> Option<String> {
     Some(out)
 }
 
-/// The length of a text in JavaScript's units.
+/// Returns the length of a text in UTF-16 code units, as JavaScript counts.
 fn utf16_length(text: &str) -> usize {
     text.chars().map(char::len_utf16).sum()
 }
 
-/// Where in a text a number of JavaScript's units ends; None when the text is shorter, or a character would be
-/// cut in two.
+/// Returns the byte index behind a number of UTF-16 code units. None if the text is shorter, or the
+/// index would split a character.
 fn utf16_index(text: &str, units: usize) -> Option<usize> {
     let mut left = units;
     for (at, character) in text.char_indices() {
@@ -132,7 +132,7 @@ mod tests {
     const PACKETS: &[&str] = &["0{\"sid\":\"x\"}", "40", "4grün", "4\u{1f600}:1:2", "6"];
 
     #[test]
-    fn payloads_go_both_ways() {
+    fn payloads_round_trip() {
         for version in [Version::V3, Version::V4] {
             let payload = joined(PACKETS, version);
             assert_eq!(split(std::str::from_utf8(&payload).unwrap(), version).unwrap(), PACKETS);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_and_nonsense_are_refused() {
+    fn rejects_prefixes_and_malformed_payloads() {
         let payload = joined(PACKETS, Version::V3);
         let payload = std::str::from_utf8(&payload).unwrap();
         let ends: Vec<usize> = (1..PACKETS.len()).map(|n| joined(&PACKETS[..n], Version::V3).len()).collect();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn binary_framing() {
+    fn splits_binary_framing() {
         let framed = b"\x00\x02\xff40\x00\x01\x01\xff42[\"grx\xc3\xbc\"]\x00\x01\xff2";
         assert_eq!(split_binary(framed), Some(vec!["40", "42[\"grx\u{fc}\"]", "2"]));
         for end in (0..framed.len()).filter(|end| ![5, 20].contains(end)) {
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn jsonp() {
+    fn wraps_and_unwraps_jsonp() {
         assert_eq!(wrap_jsonp("2:40\u{2028}\"".as_bytes(), 7), br#"___eio[7]("2:40\u2028\"");"#);
         assert_eq!(unwrap_jsonp("d=2%3A40").as_deref(), Some("2:40"));
         assert_eq!(unwrap_jsonp("x=1&d=a%5Cnb%5C%5Cnc").as_deref(), Some("a\nb\\nc"));

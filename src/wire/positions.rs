@@ -1,41 +1,45 @@
-//! Positions: how far a database's events have come, told by the revisions of its event documents in
+//! Positions: the state of a database in the feed, by the revisions of its event documents in
 //! `_global_changes`.
 //!
-//! The number in front of the revision of `updated:<db>` counts the updates of that database, and
-//! `created:<db>` and `deleted:<db>` count likewise: the same numbers for every reader, whatever was
-//! restarted meanwhile, until `_global_changes` itself is made anew (another epoch). So what changed
-//! since a position is known at any time, with nothing stored.
+//! The number in the revision of `updated:<db>` counts the updates of that database, and so do
+//! those of `created:<db>` and `deleted:<db>`. The numbers are the same for every reader and across
+//! restarts, until `_global_changes` itself is created again, which begins another epoch. So the
+//! changes since a position are known at any time, with nothing stored.
 
 use std::fmt;
 
 use super::nodes::Starts;
 
-/// How far a database's events have come. Written as `updates.creations.deletions`, `-doubt` where there is one, and
-/// `@start` where it is known when CouchDB started; clients take it for opaque.
+/// The position of a database, which clients treat as opaque.
+///
+/// It is written as `updates.creations.deletions`, with `-doubt` if there is a doubt, and with
+/// `@start` if the start of CouchDB is known.
 ///
 /// # On a cluster
 ///
-/// One write makes one to four events there: each node records it at its own tick, within 0.8 s. A client that leaves
-/// between two of them and comes back is told of the database again. It cannot be known whether the later events are
-/// echoes of the write that the client was told of:
+/// One write causes one to four events: each node records it at its own tick, within 0.8 s. A
+/// client that disconnects between two of them is notified of the database again when it
+/// reconnects. The server cannot know whether the later events are echoes of the write that the
+/// client knows:
 ///
-/// - The revision of an event document is a function of its number alone, so it does not say which write made it.
-/// - An event within the 0.8 s may be of another write, which a further node recorded with the first one or for itself.
-/// - Even an echo counts. It may be the first that comes after the client's node has the document: the client may have
-///   read the database before, and found nothing.
+/// - The revision of an event document depends on its number alone, so it does not identify the
+///   write.
+/// - An event within the 0.8 s may stem from another write, which a further node recorded.
+/// - Even an echo counts. It may be the first event after the client's node has the document: the
+///   client may have read the database before, and found nothing.
 ///
-/// What is known is that all events of a write have come after the time that notifications are merged for. A client
-/// that stays that long holds the position after them, and is told nothing when it comes back. On a single node
-/// there are no echoes.
+/// All events of a write arrive within the time in which notifications are merged. A client that
+/// stays connected that long holds the position after them, and is not notified when it reconnects.
+/// A single node causes no echoes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// The numbers of the revisions, by [`ChangeKind::index`](super::couchdb::ChangeKind::index).
+    /// Numbers of the revisions, by [`ChangeKind::index`](super::couchdb::ChangeKind::index).
     pub counts: [u32; 3],
-    /// When CouchDB may have lost events that these numbers do not show: a number that tells this position from the
-    /// same one before the loss. 0 when there is no such doubt.
+    /// Number that is set when CouchDB may have lost events that the counts do not show. It tells
+    /// this position from the same counts before the loss. 0 without such a doubt.
     pub doubt: u32,
-    /// When the last node of CouchDB started that was known as the position was given, in seconds since 1970 (see
-    /// [`Starts`]). 0 when that is not known.
+    /// Latest known start of a node when the position was given, in seconds since 1970 (see
+    /// [`Starts`]). 0 if it was unknown.
     pub start: u32,
 }
 
@@ -51,7 +55,7 @@ impl fmt::Display for Position {
 }
 
 impl Position {
-    /// Reads a position; None for every text that [`Position`] is not written as.
+    /// Parses a position. None for every text that no [`Position`] is written as.
     pub fn parse(text: &str) -> Option<Self> {
         let (text, start) = match text.split_once('@') {
             Some((text, start)) => (text, number(start, 16).filter(|start| *start > 0)?),
@@ -67,46 +71,47 @@ impl Position {
         numbers.next().is_none().then_some(Self { counts, doubt, start })
     }
 
-    /// Returns whether no event happened, and none was lost, since a given position. `starts` says when the nodes of
-    /// CouchDB started, if that is known.
+    /// Returns whether no event happened, and none was lost, since a given position. `starts` says
+    /// when the nodes of CouchDB started, if that is known.
     ///
-    /// - Starts are known: a node must have been up since the start in the given position. A position without a start
-    ///   was given by a server that did not know the start. It may be from before a restart, so it is not the same.
-    /// - Starts are unknown: the given position must have no start either. A position with a start may be from before
-    ///   a restart that this server cannot notice.
+    /// - Starts are known: a node must have been up since the start in the given position. A
+    ///   position without a start was given by a server that did not know the start. It may be from
+    ///   before a restart, so it is not the same.
+    /// - Starts are unknown: the given position must have no start either. A position with a start
+    ///   may be from before a restart that this server cannot notice.
     pub fn is_same(self, given: Self, starts: Option<Starts>) -> bool {
         let is_of_this_run = starts.map_or(given.start == 0, |starts| starts.reach_back_to(given.start));
         (self.counts, self.doubt) == (given.counts, given.doubt) && is_of_this_run
     }
 
-    /// Whether the database is there: made more often than deleted.
+    /// Returns whether the database exists: it was created more often than deleted.
     pub fn is_there(&self) -> bool {
         let [_, created, deleted] = self.counts;
         created > deleted
     }
 }
 
-/// Reads a number as it is written: without a sign, leading zeros or capitals.
+/// Parses a number in canonical form: no sign, leading zeros or capitals.
 fn number(text: &str, radix: u32) -> Option<u32> {
     let written = |byte: u8| byte.is_ascii_digit() || byte.is_ascii_lowercase();
     let leading_zero = text.len() > 1 && text.starts_with('0');
     (!leading_zero && text.bytes().all(written)).then(|| u32::from_str_radix(text, radix).ok())?
 }
 
-/// The position that a client gives of a database.
+/// The position of a database that a client gives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Given {
-    /// None.
+    /// No position.
     #[default]
     Nothing,
-    /// This one.
+    /// A valid position.
     At(Position),
-    /// A text that is no position: the database counts as changed.
+    /// A text that is no position. The database counts as changed.
     Foreign,
 }
 
 impl Given {
-    /// Reads what a client gives.
+    /// Parses the text that a client gives.
     pub fn of(text: Option<&str>) -> Self {
         text.map_or(Self::Nothing, |text| Position::parse(text).map_or(Self::Foreign, Self::At))
     }
@@ -116,8 +121,8 @@ impl Given {
         self != Self::Nothing
     }
 
-    /// Returns whether a database that stands at a position, or at one that is not known, changed since the position
-    /// that was given, with a CouchDB whose nodes started then.
+    /// Returns whether a database with this position, or an unknown one, changed since the given
+    /// position, for a CouchDB with these starts.
     pub fn differs(self, position: Option<Position>, starts: Option<Starts>) -> bool {
         match self {
             Self::Nothing => false,
@@ -132,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_positions_own_text_is_that_position() {
+    fn parses_canonical_positions_only() {
         let position = Position { counts: [29, 1, 0], ..Position::default() };
         assert_eq!(position.to_string(), "29.1.0");
         assert_eq!(Position::parse("29.1.0"), Some(position));
@@ -178,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_of_another_start_is_another_one() {
+    fn positions_with_another_start_differ() {
         let position = Position { counts: [29, 1, 0], start: 0x1000, ..Position::default() };
         assert_eq!(position.to_string(), "29.1.0@1000");
         assert_eq!(Position { doubt: 255, ..position }.to_string(), "29.1.0-ff@1000");

@@ -1,36 +1,36 @@
-//! The two files that say how names become addresses: `/etc/resolv.conf` (resolv.conf(5)) and
-//! `/etc/hosts` (hosts(5)).
+//! The two files of name resolution: `/etc/resolv.conf` (resolv.conf(5)) and `/etc/hosts`
+//! (hosts(5)).
 //!
-//! As in the C library, a line that is not understood is passed over: one word that only another
-//! program knows must not make all names unknown. The crate `resolv-conf` makes an error of it.
+//! As in the C library, an unknown line is ignored, since a word for another program must not break
+//! name resolution. The crate `resolv-conf` reports an error instead.
 
 use std::net::IpAddr;
 
 use super::dns;
 
-/// Most nameservers that are asked (`MAXNS`).
+/// Most nameservers (`MAXNS`).
 const MAX_NAMESERVERS: usize = 3;
-/// Most domains that are searched.
+/// Most search domains.
 const MAX_SEARCH: usize = 8;
-/// Largest values of options, as in the C library, and of ours for times: a lookup is bounded in
-/// time.
+/// Largest values of options. That of `ndots` is the C library's; the others limit the time of a
+/// lookup.
 const MAX_NDOTS: usize = 15;
 const MAX_TIMEOUT: u64 = 5;
 const MAX_ATTEMPTS: usize = 5;
 /// Most addresses of one name in `/etc/hosts`.
 const MAX_HOSTS: usize = 16;
 
-/// An IP address, and the zone that an IPv6 address of a link belongs to (RFC 4007 section 11).
+/// An IP address, with the zone of a link-local IPv6 address (RFC 4007 section 11).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Zoned {
-    /// The address.
+    /// Address.
     pub ip: IpAddr,
-    /// The name or number of an interface.
+    /// Name or number of an interface.
     pub zone: Option<Box<str>>,
 }
 
 impl Zoned {
-    /// Reads an address such as `192.0.2.1`, `::1` or `fe80::1%eth0`.
+    /// Parses an address such as `192.0.2.1`, `::1` or `fe80::1%eth0`.
     pub fn parse(text: &str) -> Option<Self> {
         let Some((ip, zone)) = text.split_once('%') else {
             return text.parse().ok().map(|ip| Self { ip, zone: None });
@@ -40,22 +40,22 @@ impl Zoned {
     }
 }
 
-/// What `/etc/resolv.conf` says.
+/// The content of `/etc/resolv.conf`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvConf {
-    /// The nameservers, at least one, in the order in which they are asked.
+    /// Nameservers, at least one, in the order of use.
     pub nameservers: Vec<Zoned>,
-    /// The domains that a short name is searched in.
+    /// Search domains of short names.
     pub search: Vec<Box<str>>,
-    /// A name with so many dots is asked for as it stands first.
+    /// Number of dots from which on a name is tried as it is first.
     pub ndots: usize,
-    /// Longest time to wait for a nameserver, in seconds.
+    /// Longest wait for a nameserver, in seconds.
     pub timeout_s: u64,
-    /// How often each nameserver is asked.
+    /// Number of queries to each nameserver.
     pub attempts: usize,
-    /// Whether lookups begin with one nameserver after the other.
+    /// Whether lookups take turns with the first nameserver.
     pub rotate: bool,
-    /// Whether to ask over TCP alone.
+    /// Whether to use TCP only.
     pub tcp: bool,
 }
 
@@ -75,7 +75,7 @@ impl Default for ResolvConf {
 }
 
 impl ResolvConf {
-    /// Reads the text of the file.
+    /// Parses the text of the file.
     pub fn parse(text: &str) -> Self {
         let mut conf = Self::default();
         let mut nameservers = Vec::new();
@@ -89,7 +89,7 @@ impl ResolvConf {
                         nameservers.push(address);
                     }
                 }
-                // The last of them counts.
+                // The last line counts.
                 Some("search") => conf.search = words.filter_map(domain).take(MAX_SEARCH).collect(),
                 Some("domain") => conf.search = words.take(1).filter_map(domain).collect(),
                 Some("options") => words.for_each(|word| conf.set_option(word)),
@@ -116,7 +116,7 @@ impl ResolvConf {
         }
     }
 
-    /// The names to ask for one after the other until one has addresses.
+    /// Returns the names to look up one after the other until one has addresses.
     pub fn candidates(&self, name: &str) -> Vec<String> {
         if name.ends_with('.') {
             return vec![name.to_owned()];
@@ -129,13 +129,13 @@ impl ResolvConf {
     }
 }
 
-/// A domain to search in. The root, `.`, adds nothing to a name.
+/// Returns a search domain. The root, `.`, adds nothing to a name.
 fn domain(word: &str) -> Option<Box<str>> {
     let word = word.trim_matches('.');
     (!word.is_empty()).then(|| word.into())
 }
 
-/// Finds the addresses of a name in the text of `/etc/hosts`: of all of its lines, in their order.
+/// Finds the addresses of a name in all lines of `/etc/hosts`, in order.
 pub fn find_host(text: &str, name: &str) -> Vec<Zoned> {
     let name = name.strip_suffix('.').unwrap_or(name);
     let mut found = Vec::new();
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_addresses_with_zones() {
+    fn parses_addresses_with_zones() {
         assert_eq!(address("fe80::1%eth0"), Zoned { ip: "fe80::1".parse().unwrap(), zone: Some("eth0".into()) });
         assert_eq!(address("192.0.2.1").zone, None);
         for text in ["", "fe80::1%", "192.0.2.1%eth0", "%eth0", "db.example"] {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_resolv_conf() {
+    fn parses_resolv_conf() {
         let conf = ResolvConf::parse(
             "# a comment\n; another\nnameserver 10.0.0.1 # why\r\n\tnameserver\tfe80::1%eth0\nnameserver x\n\
              nameserver ::1\nnameserver 10.0.0.4\ndomain one.example\nsearch a.example. . b.example\n\
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_too_much_is_as_usual() {
+    fn clamps_options_and_keeps_defaults() {
         assert_eq!(ResolvConf::parse(""), ResolvConf::default());
         assert_eq!(ResolvConf::parse("nameserver\noptions\nsearch\nnameservers 1.1.1.1"), ResolvConf::default());
         let conf = ResolvConf::parse("options ndots:99999999999999999999 timeout:0 attempts:0");
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn every_prefix_and_split_is_read() {
+    fn parses_every_prefix() {
         let text = "nameserver 10.0.0.1\nsearch a.example\noptions ndots:2 timeout:1\n::1 db # x\n";
         for end in 0..text.len() {
             let conf = ResolvConf::parse(&text[..end]);

@@ -1,24 +1,24 @@
-//! A text that must never be printed.
+//! Texts that must never be printed.
 
 use std::fmt;
 
-/// A password, a cookie or a credential-bearing header: prints as `***` however it is formatted, so
-/// that no log line, error or panic can carry it.
+/// A password, a cookie or a header with credentials. Every format prints it as `***`, so that no
+/// log line, error or panic can hold it.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secret(Box<str>);
 
 impl Secret {
-    /// Wraps a text; from here on only [`Secret::reveal`] gives it back.
+    /// Wraps a text. Only [`Secret::reveal`] returns it.
     pub fn new(text: impl Into<Box<str>>) -> Self {
         Self(text.into())
     }
 
-    /// The text itself, for the wire and nothing else.
+    /// Returns the text, to be sent and nothing else.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// Returns whether a text is the same, in a time that depends on the length of that text alone.
+    /// Compares with a text, in a time that depends on the length of that text alone.
     pub fn matches(&self, text: &str) -> bool {
         let own = self.0.as_bytes();
         let differs = |(place, byte): (usize, u8)| byte ^ own.get(place).copied().unwrap_or(!byte);
@@ -26,7 +26,7 @@ impl Secret {
         differing == 0 && text.len() == own.len()
     }
 
-    /// Whether the text is empty.
+    /// Returns whether the text is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn matches_nothing_but_itself() {
+    fn matches_equal_text_only() {
         let secret = Secret::new("hunter2");
         assert!(secret.matches("hunter2") && Secret::default().matches(""));
         for other in ["", "hunter", "hunter22", "hunter3", "Hunter2", "hunter2\0", "\u{0}"] {

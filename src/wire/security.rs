@@ -1,4 +1,4 @@
-//! Who may read a database: its `_security` object, as an admin reads it.
+//! The rule for reading a database: its `_security` object, as an admin sees it.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -12,20 +12,20 @@ use serde_json::value::RawValue;
 
 use super::json;
 
-/// The `_security` of a database. What cannot be read in it lets nobody in.
+/// The `_security` of a database. A part of it that is malformed admits no user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Security {
     is_public: bool,
     admins: Group,
     members: Group,
-    /// Those that Cloudant's own key lists.
+    /// Users in Cloudant's own key.
     listed: Names,
 }
 
 impl Security {
-    /// Parses the answer to `GET /{db}/_security`. Returns None when the answer is no JSON object.
+    /// Parses the response to `GET /{db}/_security`. None if it is no JSON object.
     ///
-    /// The members stand under `members`, or under the legacy key `readers` when that key is missing
+    /// Members are under `members`, or under the legacy key `readers` if `members` is missing
     /// (`get_members` in CouchDB's `couch_db.erl`). Cloudant has a key of its own, `cloudant`.
     pub fn parse(body: &[u8]) -> Option<Self> {
         let raw: RawSecurity<'_> = json::parse_object(body)?;
@@ -38,7 +38,7 @@ impl Security {
         Some(Self { is_public, admins, members, listed: listed.read_listed() })
     }
 
-    /// Returns whether a user may read the database. Everyone may when no member is named.
+    /// Returns whether a user may read the database. Every user may if it has no members.
     pub fn may_read(&self, name: &str, roles: &[Box<str>]) -> bool {
         is_server_admin(roles)
             || self.is_public
@@ -47,19 +47,19 @@ impl Security {
             || self.listed.contains(name)
     }
 
-    /// Returns how many bytes of memory the object takes, about.
+    /// Returns the approximate memory of the object, in bytes.
     pub fn bytes(&self) -> usize {
         let sets = [&self.admins.names, &self.admins.roles, &self.members.names, &self.members.roles, &self.listed];
         size_of::<Self>() + sets.into_iter().map(Names::bytes).sum::<usize>()
     }
 }
 
-/// The names and roles that are let in.
+/// Names and roles that are admitted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Group {
     names: Names,
     roles: Names,
-    /// Whether a part of the group could not be read.
+    /// Whether a part of the group is malformed.
     is_broken: bool,
 }
 
@@ -73,25 +73,25 @@ impl Group {
     }
 }
 
-/// A set of names, found in constant time however many there are.
+/// A set of names with lookups in constant time.
 #[derive(Clone, Debug)]
 enum Names {
     Few(Box<[Box<str>]>),
     Many(Box<ManyNames>),
 }
 
-/// Names in one text, each with [`END`] behind it.
+/// Names in one text, each followed by [`END`].
 #[derive(Clone, Debug)]
 struct ManyNames {
     text: Box<str>,
-    /// The start and the end of each name in `text`.
+    /// Start and end of each name in `text`.
     places: HashTable<(u32, u32)>,
     hasher: RandomState,
 }
 
-/// Up to so many names are looked through one by one.
+/// Most names that are searched one by one.
 const FEW: usize = 8;
-/// Stands behind each name; no user and no role of CouchDB has this character in its name.
+/// Follows each name. No user or role of CouchDB has this character in its name.
 const END: char = '\0';
 
 impl Default for Names {
@@ -114,8 +114,8 @@ impl Names {
             let end = place(text.len());
             text.push(END);
             let hash = |&(start, end): &(u32, u32)| hasher.hash_one(&text[start as usize..end as usize]);
-            let is_it = |&(start, end): &(u32, u32)| text[start as usize..end as usize] == **name;
-            if places.find(hasher.hash_one(&**name), is_it).is_none() {
+            let is_same = |&(start, end): &(u32, u32)| text[start as usize..end as usize] == **name;
+            if places.find(hasher.hash_one(&**name), is_same).is_none() {
                 places.insert_unique(hasher.hash_one(&**name), (start, end), hash);
             }
         }
@@ -126,8 +126,8 @@ impl Names {
         match self {
             Self::Few(names) => names.iter().any(|one| **one == *name),
             Self::Many(many) => {
-                let is_it = |&(start, end): &(u32, u32)| many.text[start as usize..end as usize] == *name;
-                many.places.find(many.hasher.hash_one(name), is_it).is_some()
+                let is_same = |&(start, end): &(u32, u32)| many.text[start as usize..end as usize] == *name;
+                many.places.find(many.hasher.hash_one(name), is_same).is_some()
             }
         }
     }
@@ -136,7 +136,7 @@ impl Names {
         matches!(self, Self::Few(names) if names.is_empty())
     }
 
-    /// Returns the bytes that the names take beside the set itself.
+    /// Returns the memory of the names besides the set itself, in bytes.
     fn bytes(&self) -> usize {
         match self {
             Self::Few(names) => names.iter().map(|name| size_of::<Box<str>>() + name.len()).sum(),
@@ -145,7 +145,7 @@ impl Names {
     }
 }
 
-/// Compares the lists that the sets were made of. Lists in different order count as different.
+/// Compares the lists that the sets were made from. Lists in different order count as different.
 impl PartialEq for Names {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
@@ -158,18 +158,18 @@ impl PartialEq for Names {
 
 impl Eq for Names {}
 
-/// A place in a text that CouchDB sent; such texts are far shorter than 4 GiB.
+/// Returns a place in a text of CouchDB. Such texts are far shorter than 4 GiB.
 fn place(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }
 
-/// What a key of an object holds.
+/// The value of a key in an object.
 #[derive(Default)]
 enum Once<'a> {
     #[default]
     Missing,
     Value(&'a RawValue),
-    /// The key is there more than once: which one counts depends on who reads the object.
+    /// The key is present more than once. Parsers differ in which one counts.
     Twice,
 }
 
@@ -178,7 +178,7 @@ impl<'a> Once<'a> {
         *self = if matches!(self, Self::Missing) { Self::Value(value) } else { Self::Twice };
     }
 
-    /// Reads a group. A group without a key is empty.
+    /// Reads a group. A missing group is empty.
     fn read(self) -> Group {
         let group: Option<RawGroup<'_>> = match self {
             Self::Missing => return Group::default(),
@@ -191,7 +191,7 @@ impl<'a> Once<'a> {
         Group { names: names.unwrap_or_default(), roles: roles.unwrap_or_default(), is_broken }
     }
 
-    /// Reads an array of names; None when there is anything else in it or in its place.
+    /// Reads an array of names. None if it is something else or holds something else.
     fn read_names(self) -> Option<Names> {
         match self {
             Self::Missing => Some(Names::default()),
@@ -204,7 +204,7 @@ impl<'a> Once<'a> {
         }
     }
 
-    /// Reads Cloudant's object of names, each with its roles: those that may read.
+    /// Reads Cloudant's object of names with their roles. Returns the names that may read.
     fn read_listed(self) -> Names {
         let Self::Value(value) = self else { return Names::default() };
         let listed: HashMap<Cow<'_, str>, &RawValue> = json::parse_object(value.get().as_bytes()).unwrap_or_default();
@@ -219,7 +219,7 @@ impl<'a> Once<'a> {
     }
 }
 
-/// The roles of Cloudant that let somebody read.
+/// Roles of Cloudant that may read.
 const CLOUDANT_READERS: [&str; 2] = ["_reader", "_admin"];
 
 #[derive(Default)]
@@ -236,7 +236,7 @@ struct RawGroup<'a> {
     roles: Once<'a>,
 }
 
-/// An object of which some keys are read.
+/// An object with known keys.
 trait Keys<'a>: Default {
     fn key(&mut self, name: &str) -> Option<&mut Once<'a>>;
 }
@@ -263,7 +263,7 @@ impl<'a> Keys<'a> for RawGroup<'a> {
     }
 }
 
-/// Reads an object key by key; serde's own way refuses one with a key twice.
+/// Visits an object key by key. Derived code of serde would reject a repeated key.
 struct ObjectVisitor<T>(T);
 
 impl<'de, T: Keys<'de>> Visitor<'de> for ObjectVisitor<T> {
@@ -299,19 +299,19 @@ impl<'de> Deserialize<'de> for RawGroup<'de> {
 /// Longest `_security` that is read, in bytes.
 pub const MAX_SECURITY: usize = 1024 * 1024;
 
-/// Why a user may not subscribe to a database.
+/// The reason why a user may not subscribe to a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The user may not read it.
+    /// The user may not read the database.
     NotReader,
-    /// Its `_security` is longer than [`MAX_SECURITY`], so only server admins may.
+    /// The `_security` is longer than [`MAX_SECURITY`], so only server admins may subscribe.
     TooLarge,
-    /// There is no room to keep its `_security`, so only server admins may.
+    /// Memory for the `_security` is exhausted, so only server admins may subscribe.
     NoRoom,
 }
 
 impl Refusal {
-    /// Returns the words for the client.
+    /// Returns the message for the client.
     pub fn message(self) -> &'static str {
         match self {
             Self::NotReader => "you may not read this database",
@@ -324,15 +324,15 @@ impl Refusal {
     }
 }
 
-/// The role of server admins.
+/// Role of server admins.
 const SERVER_ADMIN: &str = "_admin";
 
-/// Whether someone with these roles may read everything.
+/// Returns whether a user with these roles may read everything.
 pub fn is_server_admin(roles: &[Box<str>]) -> bool {
     roles.iter().any(|role| **role == *SERVER_ADMIN)
 }
 
-/// Whether a database is one of CouchDB's own, which only server admins may watch.
+/// Returns whether a database is CouchDB's own, which only server admins may read.
 pub fn is_system(database: &str) -> bool {
     database.starts_with('_')
 }
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn without_members_everyone_may_and_a_new_database_has_admins_alone() {
+    fn database_without_members_is_public_and_new_ones_are_for_admins() {
         for everyone in ["{}", r#"{"members":{}}"#, r#"{"members":{"names":[],"roles":[]},"admins":{"names":["x"]}}"#] {
             assert!(may(everyone, "u", &[]), "{everyone}");
         }
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_stand_in_for_members_that_are_missing() {
+    fn readers_replace_missing_members() {
         let legacy = r#"{"admins":{"names":["boss"]},"readers":{"names":["u1"],"roles":["team"]}}"#;
         assert!(may(legacy, "u1", &[]) && may(legacy, "x", &["team"]) && may(legacy, "boss", &[]));
         assert!(!may(legacy, "u2", &["u1"]));
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_of_cloudant_without_members_is_for_those_it_lists() {
+    fn cloudant_object_admits_listed_users() {
         let listed = r#"{"cloudant":{"u1":["_reader"],"boss":["_writer","_admin"],"w":["_writer"],"e":[],"n":null}}"#;
         assert!(may(listed, "u1", &[]) && may(listed, "boss", &[]) && may(listed, "x", &["_admin"]));
         for name in ["u2", "w", "e", "n", "_reader", "cloudant"] {
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_lets_nobody_in() {
+    fn malformed_part_admits_no_user() {
         for members in [
             "7",
             "null",
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_none() {
+    fn rejects_anything_but_an_object() {
         for bad in ["", "[]", "null", "{", "7", "<html>", r#"{"members":}"#, "{}{}", r#"["admins"]"#] {
             assert_eq!(Security::parse(bad.as_bytes()), None, "{bad}");
         }

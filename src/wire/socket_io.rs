@@ -1,5 +1,5 @@
-//! Socket.IO packets (protocol versions 4 and 5, the same on the wire but for CONNECT): what stands
-//! behind the `4` of an Engine.IO message, and the events of this server's clients.
+//! Socket.IO packets (protocol versions 4 and 5, which differ in CONNECT only): the text behind the
+//! `4` of an Engine.IO message, and the events of this server.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -22,27 +22,27 @@ pub enum PacketKind {
     Disconnect,
     /// `2`: an event with arguments.
     Event,
-    /// `3`: answers an event that carried an id.
+    /// `3`: acknowledges an event with an id.
     Ack,
-    /// `4`: refuses a namespace.
+    /// `4`: rejects a namespace.
     Error,
 }
 
 /// A packet: `<kind>[/namespace,][id][data]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet<'a> {
-    /// What it is.
+    /// Kind of the packet.
     pub kind: PacketKind,
-    /// The namespace, without a query; `/` when none is named.
+    /// Namespace without a query; `/` if none is named.
     pub namespace: &'a str,
-    /// The id under which an acknowledgement is wanted or given.
+    /// Id of an acknowledgement, requested or given.
     pub id: Option<u64>,
-    /// JSON, or nothing.
+    /// JSON, or empty.
     pub data: &'a str,
 }
 
-/// Reads a packet; None when it is broken. Binary packets (`5`, `6`) count as broken: no client of
-/// this server has a use for one.
+/// Parses a packet. None if it is malformed. Binary packets (`5`, `6`) count as malformed, since no
+/// client of this server needs them.
 pub fn parse_packet(text: &str) -> Option<Packet<'_>> {
     let kind = match text.as_bytes().first()? {
         b'0' => PacketKind::Connect,
@@ -63,23 +63,23 @@ pub fn parse_packet(text: &str) -> Option<Packet<'_>> {
     Some(Packet { kind, namespace, id, data: &rest[digits..] })
 }
 
-/// What a client asks for with an event.
+/// An event that a client sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// `subscribe` to databases; None when the argument is no list of names.
+    /// `subscribe` to databases; None if the argument is no list of names.
     Subscribe(Option<NameList>),
-    /// `unsubscribe` from databases, likewise.
+    /// `unsubscribe` from databases; None if the argument is no list of names.
     Unsubscribe(Option<NameList>),
-    /// `heartbeat`: is this session alive?
+    /// `heartbeat`: checks whether the session is alive.
     Heartbeat,
     /// `log-out`.
     LogOut,
-    /// An event that nobody knows.
+    /// An unknown event.
     Unknown,
 }
 
-/// Reads the data of an event packet: a JSON array whose first element is the event's name. None
-/// when it is broken.
+/// Parses the data of an event packet: a JSON array that begins with the name of the event. None if
+/// it is malformed.
 pub fn parse_event(data: &str) -> Option<Event> {
     let Arguments(event, argument) = serde_json::from_str(data).ok()?;
     let name: Cow<'_, str> = parse_string(event.get())?;
@@ -93,7 +93,8 @@ pub fn parse_event(data: &str) -> Option<Event> {
     })
 }
 
-/// The name of an event and its first argument. Further arguments are passed over: a client may send very many.
+/// The name of an event and its first argument. A client may send very many, so the others are
+/// skipped.
 struct Arguments<'a>(&'a RawValue, Option<&'a RawValue>);
 
 impl<'de> Deserialize<'de> for Arguments<'de> {
@@ -119,7 +120,7 @@ impl<'de> Visitor<'de> for ArgumentsVisitor {
     }
 }
 
-/// Appends the message that opens the root namespace: in version 5 of the protocol with an id.
+/// Appends the message that opens the root namespace, with an id in version 5 of the protocol.
 pub fn write_connect(out: &mut Vec<u8>, id: Option<Sid>) {
     out.extend_from_slice(b"40");
     if let Some(id) = id {
@@ -127,7 +128,7 @@ pub fn write_connect(out: &mut Vec<u8>, id: Option<Sid>) {
     }
 }
 
-/// Reads the auth object of CONNECT (version 5 of the protocol); None when it names nobody.
+/// Parses the auth object of CONNECT (version 5 of the protocol). None if it holds no credentials.
 pub fn parse_auth(data: &str) -> Option<Credentials> {
     super::json::parse_object::<CredentialFields<'_>>(data.as_bytes())?.read()
 }
@@ -135,12 +136,12 @@ pub fn parse_auth(data: &str) -> Option<Credentials> {
 /// Message that ends the session.
 pub const DISCONNECT: &[u8] = b"41";
 
-/// Appends the message of an acknowledgement without an error: `{}`, or `{"ok":true}`.
+/// Appends an acknowledgement without an error: `{}`, or `{"ok":true}`.
 pub fn write_ack(out: &mut Vec<u8>, id: u64, json: &str) {
     let _ = write!(out, "43{id}[{json}]");
 }
 
-/// Appends the message of an acknowledgement that carries an error.
+/// Appends an acknowledgement with an error.
 pub fn write_error_ack(out: &mut Vec<u8>, id: u64, name: &str, message: &str) {
     let _ = write!(out, "43{id}[");
     write_error(out, name, message);
@@ -155,7 +156,7 @@ pub fn write_authenticated(out: &mut Vec<u8>, cookie: Option<&str>) {
     out.extend_from_slice(b"}]");
 }
 
-/// Appends the `unsubscribed` event: the user may not read the database any more.
+/// Appends the `unsubscribed` event: the user may no longer read the database.
 pub fn write_unsubscribed(out: &mut Vec<u8>, database: &str) {
     out.extend_from_slice(br#"42["unsubscribed","#);
     write_string(out, database);
@@ -176,7 +177,7 @@ pub fn write_change(out: &mut Vec<u8>, database: &str) {
     out.push(b']');
 }
 
-/// Appends the answer to CONNECT of a namespace that is not there.
+/// Appends the rejection of a namespace that does not exist.
 pub fn write_invalid_namespace(out: &mut Vec<u8>, namespace: &str, version: Version) {
     let _ = match version {
         Version::V3 => write!(out, "44{namespace},\"Invalid namespace\""),
@@ -198,7 +199,7 @@ mod tests {
     use crate::wire::secret::Secret;
 
     #[test]
-    fn packets() {
+    fn parses_packets() {
         let packet = |kind, namespace, id, data| Some(Packet { kind, namespace, id, data });
         assert_eq!(parse_packet("0"), packet(PacketKind::Connect, "/", None, ""));
         assert_eq!(parse_packet("0/foo?a=b,"), packet(PacketKind::Connect, "/foo", None, ""));
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn events() {
+    fn parses_events() {
         let names = |list: &[&str]| Some(list.iter().map(|name| (*name, None)).collect());
         assert_eq!(
             parse_event(r#"["subscribe",["a/b","__proto__","gr\u00fcn"]]"#),
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn messages() {
+    fn writes_messages() {
         let written = |write: &dyn Fn(&mut Vec<u8>)| {
             let mut out = Vec::new();
             write(&mut out);
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn auth_objects() {
+    fn parses_auth_objects() {
         let password = Credentials::Password { username: "u".into(), password: Secret::new("p") };
         assert_eq!(parse_auth(r#"{"username":"u","password":"p","x":1}"#), Some(password));
         assert_eq!(parse_auth(r#"{"cookie":"AuthSession=abc"}"#), Some(Credentials::cookie("AuthSession=abc")));

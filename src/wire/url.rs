@@ -1,44 +1,46 @@
-//! The CouchDB URL of the command line, and percent-encoding (RFC 3986).
+//! The URL of CouchDB, and percent-encoding (RFC 3986).
 
 use std::borrow::Cow;
 use std::fmt;
 
 use super::secret::Secret;
 
-/// Where CouchDB is and who we are there: `http[s]://user:password@host[:port][/prefix]`.
+/// The place of CouchDB and the server's admin: `http[s]://user:password@host[:port][/prefix]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CouchUrl {
     /// Whether the scheme is `https`.
     pub tls: bool,
-    /// A DNS name or an IP address; an IPv6 address without its brackets, and with its zone
-    /// (`fe80::1%eth0`) if it has one.
+    /// DNS name or IP address. An IPv6 address has no brackets, and its zone (`fe80::1%eth0`) if it
+    /// has one.
     pub host: Box<str>,
-    /// The port; 80 or 443 when the URL names none.
+    /// Port; 80 or 443 if the URL has none.
     pub port: u16,
-    /// The path in front of every request, without a slash at its end; mostly empty.
+    /// Path in front of every request, without a final slash; mostly empty.
     pub prefix: Box<str>,
-    /// Decoded user name and password, when the URL holds them.
+    /// Decoded user name and password, if the URL has them.
     pub credentials: Option<(Box<str>, Secret)>,
 }
 
-/// Why a text is no CouchDB URL. Its text says what was expected and repeats nothing of the URL.
+/// The reason why a text is no URL of CouchDB. The message says what was expected and repeats
+/// nothing of the URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UrlError {
-    /// Neither `http://` nor `https://`.
+    /// The scheme is neither `http://` nor `https://`.
     Scheme,
-    /// No host between the scheme and the path.
+    /// The host between the scheme and the path is missing or malformed.
     Host,
     /// The port is not a number from 1 to 65535.
     Port,
-    /// A `?` or `#`: a CouchDB URL ends with its path.
+    /// The URL holds a `?` or `#`, but must end with its path.
     QueryOrFragment,
-    /// `%` without two hexadecimal digits, or bytes that are not UTF-8.
+    /// A `%` lacks two hexadecimal digits, or the decoded bytes are not UTF-8.
     Encoding,
-    /// A space or a control character.
+    /// The URL holds a space or a control character.
     Character,
-    /// No name of a user whose password follows.
+    /// The URL has no user name.
     NoAdmin,
-    /// An `@` in the path: most likely a `/` in the password, whose rest would be taken for a path.
+    /// The path holds an `@`: most likely the password holds a `/`, so that its rest would become
+    /// the path.
     PathAt,
 }
 
@@ -60,10 +62,10 @@ impl fmt::Display for UrlError {
 }
 
 impl CouchUrl {
-    /// Reads a URL.
+    /// Parses a URL.
     ///
     /// # Errors
-    /// [`UrlError`] names the part that is wrong.
+    /// Returns a [`UrlError`] that names the faulty part.
     pub fn parse(text: &str) -> Result<Self, UrlError> {
         if text.chars().any(|c| c.is_control() || c == ' ') {
             return Err(UrlError::Character);
@@ -77,8 +79,8 @@ impl CouchUrl {
         if rest.contains(['?', '#']) {
             return Err(UrlError::QueryOrFragment);
         }
-        // A password may hold a raw `@`. A raw `/` would make a host of the user's name and a path of the
-        // rest of the password, and a path is shown: with `http://admin:12/34@host`, in every log.
+        // A password may hold a raw `@`, but not a raw `/`: `http://admin:12/34@host` would have
+        // the host `admin` and the path `/34@host`, and logs show the path.
         let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
         if path.contains('@') {
             return Err(UrlError::PathAt);
@@ -104,10 +106,10 @@ impl CouchUrl {
         Ok(Self { tls, host: host.into(), port, prefix: path.trim_end_matches('/').into(), credentials })
     }
 
-    /// Reads the URL of a server admin.
+    /// Parses the URL of a server admin.
     ///
     /// # Errors
-    /// As [`CouchUrl::parse`], or there is no user in it.
+    /// As [`CouchUrl::parse`], and an error if the URL has no user name.
     pub fn parse_admin(text: &str) -> Result<Self, UrlError> {
         let url = Self::parse(text)?;
         match &url.credentials {
@@ -116,7 +118,7 @@ impl CouchUrl {
         }
     }
 
-    /// Reads the content of a file that holds the URL of a server admin.
+    /// Parses the content of a file with the URL of a server admin.
     ///
     /// # Errors
     /// As [`CouchUrl::parse_admin`].
@@ -124,14 +126,14 @@ impl CouchUrl {
         Self::parse_admin(file_content(content))
     }
 
-    /// Whether another URL differs in its credentials at most.
+    /// Returns whether another URL differs in its credentials at most.
     pub fn is_same_place(&self, other: &Self) -> bool {
         let place = |url: &Self| Self { credentials: None, ..url.clone() };
         place(self) == place(other)
     }
 
-    /// The value of the `Host` header (RFC 9110 section 7.2): the port only where it is not the
-    /// scheme's own. A zone means nothing to others and is left out (RFC 6874 section 4).
+    /// Returns the value of the `Host` header (RFC 9110 section 7.2), with a port unless it is the
+    /// default one. A zone means nothing to other hosts and is left out (RFC 6874 section 4).
     pub fn host_header(&self) -> String {
         self.authority(self.host.split('%').next().unwrap_or_default().to_owned())
     }
@@ -143,7 +145,7 @@ impl CouchUrl {
     }
 }
 
-/// The URL as an operator may read it in a log: credentials are left out.
+/// Prints the URL without credentials, for the log.
 impl fmt::Display for CouchUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "https" } else { "http" };
@@ -159,8 +161,8 @@ impl fmt::Display for CouchUrl {
     }
 }
 
-/// The part of a file's content that counts: without the mark that some editors put in front (BOM),
-/// and without white space and line ends behind it.
+/// Returns the content of a file without the byte order mark of some editors and without white
+/// space at the end.
 pub fn file_content(content: &str) -> &str {
     content.strip_prefix('\u{feff}').unwrap_or(content).trim_end()
 }
@@ -197,8 +199,8 @@ fn split_address(address: &str) -> Result<(Cow<'_, str>, Option<&str>), UrlError
     Ok((host.into(), port))
 }
 
-/// Decodes the zone of an IPv6 address, the name or number of an interface: behind `%25` as RFC
-/// 6874 has it, or as it stands behind `%`, which is what people type.
+/// Decodes the zone of an IPv6 address, the name or number of an interface. It follows `%25` by RFC
+/// 6874, or `%`, which is what people type.
 fn decode_zone(zone: &str) -> Option<Cow<'_, str>> {
     let zone = match zone.strip_prefix("25") {
         Some(encoded) if !encoded.is_empty() => percent_decode(encoded, false)?,
@@ -208,8 +210,8 @@ fn decode_zone(zone: &str) -> Option<Cow<'_, str>> {
     (!zone.is_empty() && zone.chars().all(fits)).then_some(zone)
 }
 
-/// Hides everything between a leading `scheme://` and the last `@`, for showing a URL that could not
-/// be read. Where no such scheme leads, all up to the `@` is hidden.
+/// Masks everything between a leading `scheme://` and the last `@`, to show a URL that could not be
+/// parsed. Without such a scheme, everything up to the `@` is masked.
 pub fn mask_credentials(text: &str) -> Cow<'_, str> {
     let Some(at) = text.rfind('@') else { return Cow::Borrowed(text) };
     let scheme = text.bytes().take_while(u8::is_ascii_alphabetic).count();
@@ -217,8 +219,8 @@ pub fn mask_credentials(text: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{}***{}", &text[..start], &text[at..]))
 }
 
-/// Decodes `%XX` (RFC 3986 section 2.1), and `+` as a space where `form` says that the text is a
-/// form (`application/x-www-form-urlencoded`). None when a `%` is broken or the result is not UTF-8.
+/// Decodes `%XX` (RFC 3986 section 2.1), and `+` as a space if `form` is set
+/// (`application/x-www-form-urlencoded`). None if a `%` is malformed or the result is not UTF-8.
 pub fn percent_decode(text: &str, form: bool) -> Option<Cow<'_, str>> {
     if !text.bytes().any(|b| b == b'%' || (form && b == b'+')) {
         return Some(Cow::Borrowed(text));
@@ -239,8 +241,8 @@ pub fn percent_decode(text: &str, form: bool) -> Option<Cow<'_, str>> {
     String::from_utf8(decoded).ok().map(Cow::Owned)
 }
 
-/// Appends `text` so that it can stand as one path segment or query value: everything but the
-/// unreserved characters of RFC 3986 section 2.3 as `%XX`.
+/// Appends `text` as one path segment or query value, with everything but the unreserved characters
+/// of RFC 3986 section 2.3 as `%XX`.
 pub fn percent_encode(text: &str, out: &mut String) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     for byte in text.bytes() {
@@ -254,8 +256,7 @@ pub fn percent_encode(text: &str, out: &mut String) {
     }
 }
 
-/// The pairs of a query string, decoded; a pair that cannot be decoded is left out. Later pairs of
-/// one name come later.
+/// Returns the decoded pairs of a query string, in order. Pairs that cannot be decoded are skipped.
 pub fn query_pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
     query.split('&').filter(|pair| !pair.is_empty()).filter_map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_every_part() {
+    fn parses_every_part() {
         let url = parse("https://admin:p%40ss%3A%2F@db.example.com:6984/couch/");
         assert!(url.tls);
         assert_eq!((&*url.host, url.port, &*url.prefix), ("db.example.com", 6984, "/couch"));
@@ -283,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_default_ports_and_addresses() {
+    fn parses_default_ports_and_addresses() {
         assert_eq!(parse("http://localhost").port, 80);
         assert_eq!(parse("https://localhost/").port, 443);
         assert_eq!(parse("https://localhost:443").host_header(), "localhost");
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_files_as_editors_and_tools_write_them() {
+    fn parses_files_of_editors_and_tools() {
         let url = parse("http://admin:hunter2@db");
         for content in ["", "\n", "\r\n", " \t\r\n\r\n", "\n\n \u{a0}"] {
             for mark in ["", "\u{feff}"] {
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_place_has_any_credentials() {
+    fn same_place_ignores_credentials() {
         let url = parse("http://a:b@db:1/x");
         for text in ["http://a:c@db:1/x", "http://db:1/x/", "http://b:b@db:1/x"] {
             assert!(url.is_same_place(&parse(text)), "{text}");
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_zones_of_addresses() {
+    fn parses_zones_of_addresses() {
         for (text, host, shown) in [
             ("http://a:b@[fe80::1%25eth0]:5984", "fe80::1%eth0", "http://[fe80::1%25eth0]:5984"),
             ("http://[fe80::1%eth0]", "fe80::1%eth0", "http://[fe80::1%25eth0]"),
@@ -347,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_url() {
+    fn rejects_invalid_urls() {
         for (text, error) in [
             ("", UrlError::Scheme),
             ("localhost:5984", UrlError::Scheme),
@@ -381,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn percent_encoding_goes_both_ways() {
+    fn percent_encoding_round_trips() {
         let mut text = String::new();
         percent_encode("a/b+c ü", &mut text);
         assert_eq!(text, "a%2Fb%2Bc%20%C3%BC");

@@ -1,8 +1,10 @@
-//! WebSocket framing (RFC 6455 section 5), the server's side: frames and messages of clients read,
-//! ours written. The frame header is tungstenite's; which frames may follow which is decided here.
+//! WebSocket framing (RFC 6455 section 5), the server's side: parses frames of clients, and writes
+//! frames.
 //!
-//! A frame is read when all of it is in the buffer, so between messages a connection holds nothing:
-//! the decoder is one pointer, used only inside a fragmented message.
+//! The frame header is tungstenite's. Its `WebSocketContext` is not used: it keeps
+//! buffers for each connection. A frame is read when all of it is in the buffer, so between
+//! messages a connection holds nothing. The decoder is one pointer, used only inside a fragmented
+//! message.
 
 use std::fmt;
 use std::io::Cursor;
@@ -12,58 +14,58 @@ use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 /// Longest payload of a control frame (RFC 6455 section 5.5).
 pub const MAX_CONTROL: usize = 125;
-/// Longest header of a client's frame.
+/// Longest header of a client's frame, in bytes.
 pub const MAX_HEADER: usize = 14;
 
-/// Close codes that are sent (RFC 6455 section 7.4.1; 4000 and above are this protocol's own).
+/// Close codes that the server sends (RFC 6455 section 7.4.1). Codes from 4000 on are its own.
 pub mod close_code {
-    /// The work is done.
+    /// The session ended as requested.
     pub const NORMAL: u16 = 1000;
-    /// The server stops.
+    /// The server shuts down.
     pub const GOING_AWAY: u16 = 1001;
-    /// The client broke the framing.
+    /// The client violated the framing.
     pub const PROTOCOL: u16 = 1002;
-    /// A binary message, which this server does not read.
+    /// The client sent a binary message.
     pub const UNSUPPORTED: u16 = 1003;
-    /// Text that is not UTF-8.
+    /// The client sent text that is not UTF-8.
     pub const INVALID_UTF8: u16 = 1007;
-    /// Malformed input, again and again.
+    /// The client sent malformed messages repeatedly.
     pub const POLICY: u16 = 1008;
-    /// A frame or message over the limit.
+    /// A frame or message exceeds the limit.
     pub const TOO_BIG: u16 = 1009;
-    /// The server has no place at the moment.
+    /// The server has no capacity at the moment.
     pub const TRY_AGAIN_LATER: u16 = 1013;
-    /// The log-in failed.
+    /// The login failed.
     pub const NOT_AUTHENTICATED: u16 = 4401;
-    /// Nobody logged in in time.
+    /// No login began in time.
     pub const LOGIN_TIMEOUT: u16 = 4408;
 }
 
-/// What a client sent.
+/// A message or frame of a client.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming<'a> {
     /// A whole text message.
     Text(&'a str),
-    /// A whole binary message; what is in it does not matter here.
+    /// A whole binary message, whose content does not matter.
     Binary,
-    /// A ping; its payload goes back in a pong.
+    /// A ping, with the payload for the pong.
     Ping(&'a [u8]),
     /// A pong.
     Pong,
-    /// A close frame with its code; 1005 when it had none.
+    /// A close frame with its code; 1005 if it had none.
     Close(u16),
-    /// A frame of a message that goes on.
+    /// A fragment of a message that goes on.
     Fragment,
 }
 
-/// How a client broke the protocol.
+/// A violation of the protocol by a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameError {
-    /// Reserved bits or operation codes, a control frame that is long or fragmented, a missing mask,
-    /// a continuation of nothing, a message inside a message, a close frame of one byte or with a
-    /// code that may not be sent.
+    /// A reserved bit or operation code, a long or fragmented control frame, a missing mask, a
+    /// continuation without a start, a message inside a message, or a close frame of one byte or
+    /// with a forbidden code.
     Protocol,
-    /// A length that is written in more bytes than it takes.
+    /// A length in more bytes than it needs.
     Length,
     /// A message over the limit.
     TooBig,
@@ -72,7 +74,7 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// The close code that answers it.
+    /// Returns the close code for the violation.
     pub fn close_code(self) -> u16 {
         match self {
             Self::Protocol | Self::Length => close_code::PROTOCOL,
@@ -92,28 +94,30 @@ impl fmt::Display for FrameError {
     }
 }
 
-/// Reads one client's frames.
+/// Decodes the frames of one client.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// The message whose last fragment has not come. Boxed: few clients ever fragment.
+    /// Message whose last fragment is missing. Boxed, since few clients fragment messages.
     fragments: Option<Box<Fragments>>,
 }
 
 #[derive(Debug)]
 struct Fragments {
     text: bool,
-    /// Whether the message was handed out, so that the next call starts anew.
+    /// Whether the message was returned, so that the next call drops it.
     complete: bool,
     payload: Vec<u8>,
 }
 
 impl Decoder {
-    /// Takes one frame off the start of `input`, unmasking it in place; returns how many bytes it
-    /// took and what it was, or None when it is not there whole. `max_message` caps a frame, and a
-    /// message over all its fragments, in bytes; a frame that is too long is refused by its header.
+    /// Takes one frame off the start of `input` and unmasks it in place. Returns its length and its
+    /// content, or None if bytes are missing.
+    ///
+    /// `max_message` limits a frame, and a message over all its fragments, in bytes. The header
+    /// alone suffices to reject a frame that is too long.
     ///
     /// # Errors
-    /// [`FrameError`]; the connection is to be closed with its code.
+    /// Returns a [`FrameError`]. The caller closes the connection with its code.
     pub fn next<'a>(
         &'a mut self,
         input: &'a mut [u8],
@@ -124,7 +128,7 @@ impl Decoder {
         let Some((header, length)) = header else { return Ok(None) };
         let start = usize::try_from(cursor.position()).expect("a header is short");
         self.check(&header, length)?;
-        // RFC 6455 section 5.2: a length is written in as few bytes as it takes.
+        // A length takes as few bytes as possible (RFC 6455 section 5.2).
         let least = match length {
             0..=125 => 0,
             126..=0xffff => 2,
@@ -134,7 +138,7 @@ impl Decoder {
             return Err(FrameError::Length);
         }
         let collected = self.fragments.as_ref().filter(|f| !f.complete).map_or(0, |f| f.payload.len());
-        // Fits wherever addresses have 64 bits.
+        // Fails on 32-bit targets only.
         let length = usize::try_from(length).map_err(|_| FrameError::TooBig)?;
         if !matches!(header.opcode, OpCode::Control(_)) && length > max_message - collected.min(max_message) {
             return Err(FrameError::TooBig);
@@ -144,7 +148,7 @@ impl Decoder {
             return Ok(None);
         }
         let payload = &mut input[start..end];
-        unmask(payload, header.mask.expect("checked"));
+        unmask(payload, header.mask.expect("check() requires a mask"));
         let incoming = match header.opcode {
             OpCode::Control(Control::Ping) => Incoming::Ping(payload),
             OpCode::Control(Control::Pong) => Incoming::Pong,
@@ -154,12 +158,12 @@ impl Decoder {
         Ok(Some((end, incoming)))
     }
 
-    /// Returns how many bytes of an unfinished message it holds.
+    /// Returns the memory of an unfinished message, in bytes.
     pub fn held_bytes(&self) -> usize {
         self.fragments.as_ref().map_or(0, |fragments| fragments.payload.capacity())
     }
 
-    /// What the header alone decides.
+    /// Checks the parts that the header alone decides.
     fn check(&self, header: &FrameHeader, length: u64) -> Result<(), FrameError> {
         let reserved = header.rsv1 || header.rsv2 || header.rsv3;
         let inside = self.fragments.as_ref().is_some_and(|fragments| !fragments.complete);
@@ -181,7 +185,7 @@ impl Decoder {
                 Some(Box::new(Fragments { text: kind == Data::Text, complete: false, payload: payload.to_vec() }));
             return Ok(Incoming::Fragment);
         }
-        let fragments = self.fragments.as_mut().expect("a continuation has a start: checked");
+        let fragments = self.fragments.as_mut().expect("check() requires a start");
         fragments.payload.extend_from_slice(payload);
         fragments.complete = last;
         if last { whole(fragments.text, &fragments.payload) } else { Ok(Incoming::Fragment) }
@@ -195,7 +199,7 @@ fn whole(text: bool, payload: &[u8]) -> Result<Incoming<'_>, FrameError> {
     std::str::from_utf8(payload).map(Incoming::Text).map_err(|_| FrameError::InvalidUtf8)
 }
 
-/// RFC 6455 section 5.3. Eight bytes a step: the mask is its own repetition.
+/// Removes the mask (RFC 6455 section 5.3), eight bytes a step. tungstenite's function is private.
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     let wide = u64::from_ne_bytes([mask[0], mask[1], mask[2], mask[3], mask[0], mask[1], mask[2], mask[3]]);
     let mut words = payload.chunks_exact_mut(8);
@@ -208,7 +212,8 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     }
 }
 
-/// RFC 6455 section 5.5.1: a code that may be sent, then UTF-8.
+/// Parses a code that may be sent, then UTF-8 (RFC 6455 section 5.5.1). tungstenite's
+/// `CloseCode::is_allowed` rejects 1014, which IANA has registered since.
 fn parse_close(payload: &[u8]) -> Result<u16, FrameError> {
     match payload {
         [] => Ok(1005),
@@ -242,7 +247,7 @@ pub fn write_pong(out: &mut Vec<u8>, payload: &[u8]) {
 
 /// Appends a close frame.
 pub fn write_close(out: &mut Vec<u8>, code: u16, reason: &str) {
-    debug_assert!(reason.len() + 2 <= MAX_CONTROL, "reasons are ours and short");
+    debug_assert!(reason.len() + 2 <= MAX_CONTROL, "reasons are short");
     write_header(out, OpCode::Control(Control::Close), reason.len() + 2);
     out.extend_from_slice(&code.to_be_bytes());
     out.extend_from_slice(reason.as_bytes());
@@ -257,7 +262,7 @@ fn write_header(out: &mut Vec<u8>, opcode: OpCode, length: usize) {
 mod tests {
     use super::*;
 
-    /// A client's frame. `first` is the first byte on the wire: FIN, RSV and operation code.
+    /// Writes a frame of a client. `first` is its first byte: FIN, RSV and operation code.
     pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let mask = [0x12, 0x34, 0x56, 0x78];
         let mut out = vec![first];
@@ -277,7 +282,7 @@ mod tests {
         out
     }
 
-    /// All messages of a byte stream that arrives in the given parts, as text.
+    /// Reads all messages of a byte stream that arrives in the given parts, as text.
     fn read(parts: &[&[u8]]) -> Result<Vec<String>, FrameError> {
         let (mut decoder, mut buffer, mut seen) = (Decoder::default(), Vec::new(), Vec::new());
         for part in parts {
@@ -293,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn every_split_gives_the_same() {
+    fn every_split_yields_the_same_messages() {
         let long = "x".repeat(300);
         let bytes = [
             frame(0x81, b"hello"),
@@ -333,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_the_rfc_forbids() {
+    fn rejects_what_the_rfc_forbids() {
         let unmasked = [0x81, 0x01, b'x'];
         assert_eq!(read(&[&unmasked]), Err(FrameError::Protocol));
         for bytes in [
@@ -355,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn caps_frames_by_their_header_and_messages_by_their_sum() {
+    fn limits_frames_by_header_and_messages_by_sum() {
         let huge = &frame(0x81, &[b'x'; 1001])[..8];
         assert_eq!(read(&[huge]), Err(FrameError::TooBig), "before the payload came");
         let endless = [0x81, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3, 4];

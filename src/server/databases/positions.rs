@@ -6,7 +6,7 @@ use crate::state::pool::Answer;
 use crate::state::positions::Batch;
 use crate::state::subscriptions::{DatabaseId, Subscriptions};
 use crate::state::timers::Millis;
-use crate::wire::positions;
+use crate::wire::couchdb;
 
 /// Time between requests for the epoch, in milliseconds.
 const EPOCH_RETRY: Millis = 1_000;
@@ -95,7 +95,7 @@ impl Databases {
     /// (`is_streaming`): its next opening requests the epoch again.
     pub(crate) fn handle_epoch(&mut self, answer: Option<&Answer>, is_streaming: bool, now: Millis) -> Epoch {
         let answer = answer.filter(|answer| answer.status == 200);
-        let Some(epoch) = answer.and_then(|answer| positions::read_epoch(&answer.body)) else {
+        let Some(epoch) = answer.and_then(|answer| couchdb::read_epoch(&answer.body)) else {
             self.epoch_retry = is_streaming.then_some(now + EPOCH_RETRY);
             return Epoch::Unknown;
         };

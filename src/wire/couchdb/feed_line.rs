@@ -69,21 +69,21 @@ pub fn parse_feed_line(line: &[u8]) -> Option<FeedLine<'_>> {
     if line.iter().all(u8::is_ascii_whitespace) {
         return Some(FeedLine::Heartbeat);
     }
-    parse_usual_line(line).or_else(|| parse_any_line(line))
+    parse_common_line(line).or_else(|| parse_general_line(line))
 }
 
 /// Parses the form that nearly every line has, in one pass:
 /// `{"seq":"…","id":"updated:name","changes":[{"rev":"…"}]}`. Returns None for every other line,
 /// even a malformed one.
-fn parse_usual_line(line: &[u8]) -> Option<FeedLine<'_>> {
+fn parse_common_line(line: &[u8]) -> Option<FeedLine<'_>> {
     // Strings hold no control characters (RFC 8259 section 7).
     if least_byte(line)? < b' ' {
         return None;
     }
     let rest = std::str::from_utf8(line).ok()?.strip_prefix("{\"seq\":\"")?;
-    let (seq, rest) = plain_string(rest)?;
-    let (id, rest) = plain_string(rest.strip_prefix(",\"id\":\"")?)?;
-    let (revision, rest) = plain_string(rest.strip_prefix(",\"changes\":[{\"rev\":\"")?)?;
+    let (seq, rest) = split_plain_string(rest)?;
+    let (id, rest) = split_plain_string(rest.strip_prefix(",\"id\":\"")?)?;
+    let (revision, rest) = split_plain_string(rest.strip_prefix(",\"changes\":[{\"rev\":\"")?)?;
     if rest != "}]}" {
         return None;
     }
@@ -108,12 +108,12 @@ fn least_byte(bytes: &[u8]) -> Option<u8> {
 }
 
 /// Splits a JSON string without escapes, up to its closing quotation mark, from the rest.
-fn plain_string(text: &str) -> Option<(&str, &str)> {
+fn split_plain_string(text: &str) -> Option<(&str, &str)> {
     let end = memchr::memchr2(b'"', b'\\', text.as_bytes())?;
     (text.as_bytes()[end] == b'"').then(|| (&text[..end], &text[end + 1..]))
 }
 
-fn parse_any_line(line: &[u8]) -> Option<FeedLine<'_>> {
+fn parse_general_line(line: &[u8]) -> Option<FeedLine<'_>> {
     let raw: RawLine<'_> = json::parse_object(line)?;
     if let Some(seq) = raw.last_seq {
         return Some(FeedLine::LastSeq { seq: opaque(seq)? });
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_lines_of_both_feeds() {
+    fn parses_lines_of_both_feeds() {
         use ChangeKind::{Created, Deleted, Updated};
         for (line, expected) in [
             (
@@ -242,7 +242,7 @@ mod tests {
 
     /// PouchDB Server writes sequences as numbers, and last.
     #[test]
-    fn reads_the_numbers_of_pouchdb_server() {
+    fn parses_numeric_sequences_of_pouchdb_server() {
         let line = br#"{"id":"updated:garden","changes":[{"rev":"1-a57534680eeb10ad905f2bfe73cfd97e"}],"seq":1}"#;
         let expected = revised("garden", ChangeKind::Updated, "1-a57534680eeb10ad905f2bfe73cfd97e", "1");
         assert_eq!(parse_feed_line(line), Some(expected));
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn every_prefix_of_a_line_is_broken() {
+    fn rejects_every_prefix_of_a_line() {
         for line in [
             r#"{"seq":"4-g1A","id":"created:t1","changes":[{"rev":"1-967a"}]}"#,
             r#"{"db_name":"t1","type":"created","seq":"4-g"}"#,
@@ -271,20 +271,20 @@ mod tests {
     }
 
     #[test]
-    fn the_quick_and_the_general_reader_agree() {
+    fn fast_and_general_parsers_agree() {
         for line in [
             r#"{"seq":"4-g1A","id":"created:t1","changes":[{"rev":"1-967a"}]}"#,
             r#"{"seq":"4-g1A","id":"_design/x","changes":[{"rev":"1-967a"}]}"#,
             r#"{"seq":"","id":"updated:ü","changes":[{"rev":""}]}"#,
         ] {
-            let quick = parse_usual_line(line.as_bytes());
+            let quick = parse_common_line(line.as_bytes());
             assert!(quick.is_some(), "{line}");
-            assert_eq!(quick, parse_any_line(line.as_bytes()), "{line}");
+            assert_eq!(quick, parse_general_line(line.as_bytes()), "{line}");
         }
     }
 
     #[test]
-    fn pins() {
+    fn parses_last_seq() {
         assert_eq!(parse_last_seq(br#"{"results":[],"last_seq":"9-a","pending":0}"#).as_deref(), Some("9-a"));
         assert_eq!(parse_last_seq(b"{}"), None);
         assert_eq!(parse_last_seq(br#"[null,"9-a",null,false,null,null]"#), None, "no object");

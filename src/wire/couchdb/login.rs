@@ -160,7 +160,7 @@ impl LoginError {
             Self::BadToken => "The token is not correct, or it has expired.",
             Self::Locked => "The account is locked for some minutes after too many wrong passwords.",
             Self::TooLong => "A user name, password, cookie or token may have 1024 bytes and no more.",
-            Self::Unavailable => "The database server cannot be asked at the moment.",
+            Self::Unavailable => "The database server cannot be reached at the moment.",
             Self::Overloaded => "Too many clients log in at the moment.",
             Self::AddressLimit(_) => "Too many failed logins from this address.",
             Self::NameLimit(_) => "Too many failed logins under this name.",
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn log_in_answers() {
+    fn reads_responses_to_logins() {
         let password = Credentials::Password { username: "u".into(), password: Secret::new("x") };
         let cookie = Credentials::cookie("AuthSession=abc");
         let set = || Some(Secret::new("AuthSession=new; Path=/"));
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_roles_of_its_own_session() {
+    fn reads_roles_of_own_session() {
         let roles = |body: &str| read_own_roles(body.as_bytes()).map(|roles| roles.len());
         assert_eq!(roles(r#"{"ok":true,"userCtx":{"name":"admin","roles":["_admin"]}}"#), Some(1));
         assert_eq!(roles(r#"{"ok":true,"userCtx":{"name":"me","roles":[]}}"#), Some(0));
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_life_of_cookies() {
+    fn reads_max_age_of_cookies() {
         for (cookie, life) in [
             (
                 "AuthSession=a; Version=1; Expires=Sun, 06 Nov 1994 08:49:37 GMT; Max-Age=600; Path=/; HttpOnly",

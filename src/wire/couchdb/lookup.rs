@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn asks_for_each_kind_of_each_database() {
+    fn requests_each_kind_of_each_database() {
         assert_eq!(
             write_keys(["a\"", "b/c"].into_iter()),
             br#"{"keys":["updated:a\"","created:a\"","deleted:a\"","updated:b/c","created:b/c","deleted:b/c"]}"#
@@ -100,7 +100,7 @@ mod tests {
         {"id":"deleted:a:b","key":"deleted:a:b","value":{"rev":"2-def","deleted":true},"doc":null}]}"#;
 
     #[test]
-    fn reads_the_whole_answer_or_nothing() {
+    fn reads_whole_response_or_nothing() {
         let rows = read_rows(ROWS.as_bytes(), ["a:b"].into_iter()).expect("the answer");
         assert_eq!(rows, [[revision("7-abc"), Revision::default(), revision("2-def")]]);
         assert_eq!(read_rows(ROWS.as_bytes(), ["a"].into_iter()), None);

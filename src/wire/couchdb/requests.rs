@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_carry_what_they_must_and_no_more() {
+    fn requests_carry_required_fields_only() {
         let requests = Requests::new(&CouchUrl::parse("http://admin:pw@h:5984/pre").unwrap());
         let client: IpAddr = "::ffff:10.1.2.3".parse().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_wait_get_new_credentials() {
+    fn waiting_requests_get_new_credentials() {
         let requests = |url: &str| Requests::new(&CouchUrl::parse(url).unwrap());
         let (old, new) = (requests("http://admin:hunter2@db"), requests("http://root:a-longer-password@db"));
         let body = ["Authorization: Basic YWRtaW46aHVudGVyMg=="];

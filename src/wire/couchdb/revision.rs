@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revision_is_its_number_and_a_fingerprint() {
+    fn revision_is_number_and_fingerprint() {
         assert_eq!(revision("29-967a00df").number, 29);
         assert_eq!(revision("29-967a00df"), revision("29-967a00df"));
         assert_ne!(revision("29-967a00df").mark, revision("29-967a00de").mark);

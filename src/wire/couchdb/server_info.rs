@@ -25,7 +25,7 @@ pub enum Welcome {
     /// Most likely CouchDB, with an error such as `unauthorized`.
     Error(Box<str>),
     /// Another server.
-    Stranger,
+    Other,
 }
 
 /// Reads the response to [`Requests::welcome`](super::Requests::welcome).
@@ -38,7 +38,7 @@ pub fn read_welcome(body: &[u8]) -> Welcome {
             Welcome::CouchDb(version.into())
         }
         Some(WelcomeBody { error: Some(error), .. }) => Welcome::Error(error.into()),
-        _ => Welcome::Stranger,
+        _ => Welcome::Other,
     }
 }
 
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn knows_a_couchdb_by_its_welcome() {
+    fn recognizes_couchdb_by_its_welcome() {
         let welcome = |body: &str| read_welcome(body.as_bytes());
         assert_eq!(
             welcome(r#"{"couchdb":"Welcome","version":"3.5.0","git_sha":"1"}"#),
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(welcome(&hostile), Welcome::CouchDb(format!("31m1.0{}", "x".repeat(26)).into()));
         assert_eq!(welcome(r#"{"error":"unauthorized","reason":"no"}"#), Welcome::Error("unauthorized".into()));
         for body in ["", "ok", "[]", "{}", "<html>", r#"{"couchdb":1}"#, r#"{"version":"1"}"#] {
-            assert_eq!(welcome(body), Welcome::Stranger, "{body}");
+            assert_eq!(welcome(body), Welcome::Other, "{body}");
         }
     }
 
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_is_when_the_database_was_made() {
+    fn epoch_is_the_creation_of_the_database() {
         let info =
             |time: &str| format!(r#"{{"db_name":"_global_changes","instance_start_time":{time},"doc_count":3}}"#);
         assert_eq!(read_epoch(info("\"1795459624\"").as_bytes()), Some(Some("1795459624".into())));

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writes_answers_and_upgrades() {
+    fn writes_responses_and_upgrades() {
         let mut out = Vec::new();
         write_response(
             &mut out,

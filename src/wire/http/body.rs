@@ -36,8 +36,8 @@ pub enum BodyError {
 impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::ChunkSize => "something else stands where a chunk size was due",
-            Self::ChunkEnd => "a chunk does not end where its size says",
+            Self::ChunkSize => "a chunk has no valid size",
+            Self::ChunkEnd => "a chunk is longer than its size",
             Self::TooLong => "a chunk extension or trailer is too long",
         })
     }
@@ -151,7 +151,7 @@ fn next_of_chunked<'a>(chunk: &mut Chunk, input: &'a [u8]) -> Result<(usize, Pie
 fn step(chunk: Chunk, byte: u8) -> Result<Chunk, BodyError> {
     Ok(match (chunk, byte) {
         (Chunk::Size { value, digits }, _) if byte.is_ascii_hexdigit() => {
-            let digit = u64::from(char::from(byte).to_digit(16).expect("checked above"));
+            let digit = u64::from(char::from(byte).to_digit(16).expect("a hexadecimal digit"));
             // Fifteen digits cannot overflow, and no chunk is that long.
             if digits == 15 {
                 return Err(BodyError::ChunkSize);
@@ -175,7 +175,7 @@ fn step(chunk: Chunk, byte: u8) -> Result<Chunk, BodyError> {
         (Chunk::TrailerStart(length) | Chunk::Trailer(length), _) => Chunk::Trailer(length + 1),
         (Chunk::LastLineFeed, b'\n') => Chunk::Ended,
         (Chunk::DataReturn | Chunk::DataLineFeed | Chunk::LastLineFeed, _) => return Err(BodyError::ChunkEnd),
-        (Chunk::Data(_) | Chunk::Ended, _) => unreachable!("content and the end are no framing"),
+        (Chunk::Data(_) | Chunk::Ended, _) => unreachable!("content and the end are handled by the caller"),
     })
 }
 
@@ -206,7 +206,7 @@ mod tests {
     const BODY: &[u8] = b"1\r\n\n\r\n5;ext=1\r\nhello\r\n00a \r\n0123456789\r\n0\r\nX-T: 1\r\n\r\n";
 
     #[test]
-    fn every_split_gives_the_same() {
+    fn every_split_yields_the_same_content() {
         let whole = (b"\nhello0123456789".to_vec(), true, BODY.len());
         assert_eq!(decode(BodyDecoder::chunked(), &[BODY]), Ok(whole.clone()));
         for a in 0..=BODY.len() {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_response_in_the_body_is_a_bad_size() {
+    fn rejects_malformed_chunks() {
         let bytes = b"1\r\n\n\r\nHTTP/1.1 500 Internal Server Error\r\n";
         assert_eq!(decode(BodyDecoder::chunked(), &[bytes]), Err(BodyError::ChunkSize));
         for broken in [&b"\r\n"[..], b"g\r\n", b"5x\r\n", b"-1\r\n", b"5\n", b"5\rx", b"1234567890123456\r\n", b";\r\n"]
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_and_closes() {
+    fn decodes_by_length_and_until_close() {
         assert_eq!(decode(BodyDecoder::Length(3), &[b"a", b"bcd"]), Ok((b"abc".to_vec(), true, 3)));
         assert_eq!(decode(BodyDecoder::Length(0), &[b"x"]), Ok((vec![], true, 0)));
         assert_eq!(decode(BodyDecoder::UntilClose, &[b"a", b"b"]), Ok((b"ab".to_vec(), false, 2)));

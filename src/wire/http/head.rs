@@ -36,10 +36,10 @@ impl fmt::Display for HeadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLarge => write!(f, "The head is too long, or has more than {MAX_HEADERS} fields."),
-            Self::Malformed => f.write_str("This is no HTTP request."),
-            Self::Version => f.write_str("Only HTTP/1.0 and HTTP/1.1 are spoken here."),
-            Self::BodyLength => f.write_str("The length of the body is not clear."),
-            Self::Host => f.write_str("Exactly one Host header is due."),
+            Self::Malformed => f.write_str("Not an HTTP request."),
+            Self::Version => f.write_str("Only HTTP/1.0 and HTTP/1.1 are supported."),
+            Self::BodyLength => f.write_str("The length of the body is ambiguous."),
+            Self::Host => f.write_str("Exactly one Host header is required."),
         }
     }
 }

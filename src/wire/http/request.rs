@@ -135,7 +135,7 @@ mod tests {
         Sec-WebSocket-Version: 13\r\nOrigin: http://x\r\n\r\n";
 
     #[test]
-    fn reads_an_upgrade_and_leaves_what_follows() {
+    fn parses_upgrade_and_leaves_following_bytes() {
         let bytes = [UPGRADE, b"\x81\x80"].concat();
         let (used, request) = parse_request(&bytes, MAX_HEAD).unwrap().unwrap();
         assert_eq!(used, UPGRADE.len());
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn every_prefix_needs_more_and_is_seen_incomplete() {
+    fn every_prefix_is_incomplete() {
         for end in 0..UPGRADE.len() {
             assert_eq!(parse_request(&UPGRADE[..end], MAX_HEAD), Ok(None), "{end}");
             assert!(!head_is_complete(&UPGRADE[..end], 0), "{end}");
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_smuggling_shapes_and_oversize() {
+    fn rejects_smuggling_and_oversize() {
         let refused = |fields: &str| {
             parse_request(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n").as_bytes(), MAX_HEAD).map(|_| ())
         };
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn keep_alive_by_version_and_field() {
+    fn keep_alive_depends_on_version_and_field() {
         let alive = |head: &str| parse_request(head.as_bytes(), MAX_HEAD).unwrap().unwrap().1.keep_alive;
         assert!(alive("GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert!(!alive("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"));

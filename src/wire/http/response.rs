@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sloppy_lines_of_responses_do_not_matter() {
+    fn ignores_sloppy_lines_of_responses() {
         let read = |fields: &str| {
             let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
             for end in 0..head.len() {
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_responses() {
+    fn parses_responses() {
         let head = b"HTTP/1.1 200 OK\r\nSet-Cookie: AuthSession=abc; Version=1; Path=/; HttpOnly\r\nTransfer-Encoding: chunked\r\n\r\n";
         let (used, response) = parse_response(head).unwrap().unwrap();
         assert_eq!((used, response.status, response.keep_alive), (head.len(), 200, true));

@@ -31,8 +31,8 @@ pub enum ResponseError {
 impl fmt::Display for ResponseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Head(HeadError::TooLarge) => f.write_str("the head of the answer is too large"),
-            Self::Head(_) => f.write_str("the answer is not HTTP/1.1"),
+            Self::Head(HeadError::TooLarge) => f.write_str("the head of the response is too large"),
+            Self::Head(_) => f.write_str("the response is not HTTP/1.1"),
             Self::Body(error) => error.fmt(f),
         }
     }
@@ -85,7 +85,7 @@ impl ResponseReader {
     fn next_of_head(&mut self, input: &[u8]) -> Result<(usize, Part<'static>), HeadError> {
         let mut used = 0;
         loop {
-            let Self::Head(buffer) = self else { unreachable!("called for heads alone") };
+            let Self::Head(buffer) = self else { unreachable!("called in the head only") };
             let seen = buffer.len();
             let room = (MAX_RESPONSE_HEAD - seen).min(input.len() - used);
             buffer.extend_from_slice(&input[used..used + room]);
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn every_split_gives_the_same() {
+    fn every_split_yields_the_same_response() {
         for at in 0..=BYTES.len() {
             let whole = Ok((Some(200), b"\nabc".to_vec(), true));
             assert_eq!(read(&[&BYTES[..at], &BYTES[at..]]), whole, "{at}");
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_other_protocols_at_once() {
+    fn rejects_other_protocols_at_once() {
         for bytes in [&b"SSH-2.0-OpenSSH"[..], b"\x15\x03\x01\x00\x02\x02", b"<html>"] {
             assert!(matches!(read(&[bytes]), Err(ResponseError::Head(_))), "{bytes:?}");
         }
