@@ -72,7 +72,8 @@ fn naive_epoch(value: &Value) -> Option<Option<String>> {
 fn check_rows(data: &[u8], anew: &str, value: &Value) {
     let rows = value.get("rows").and_then(Value::as_array).map_or(&[][..], |rows| rows);
     let name_of = |row: &Value| Some(field(row, &ROW, "key")?.as_str()?.split_once(':')?.1.to_owned());
-    let names: Vec<String> = rows.iter().step_by(ChangeKind::ALL.len()).map(|row| name_of(row).unwrap_or_default()).collect();
+    let names: Vec<String> =
+        rows.iter().step_by(ChangeKind::ALL.len()).map(|row| name_of(row).unwrap_or_default()).collect();
     let ask = |body: &[u8], names: &[String]| read_rows(body, names.iter().map(|name| &**name));
     let naive = naive_rows(value, &names);
     assert_eq!(ask(anew.as_bytes(), &names), naive, "{anew}");

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::conversation::{Answer, Peer, Trouble, Until};
-use super::{Failure, Report, within};
+use super::peer::{Answer, Peer, PeerError, Until, within};
+use super::report::{Failure, Report};
 use crate::config::Config;
 use crate::net::{resolver, tls};
 use crate::wire::couchdb::{self, FeedSource, Requests, Welcome};
@@ -58,7 +58,7 @@ pub(super) fn check(
     let host = &url.host;
     let Some(addresses) = say(report, "host name", look_up(url))? else { return Ok(()) };
     let plain = Peer { addresses, tls: None };
-    let reached = plain.reach(ANSWER_WITHIN).map_err(|trouble| explain(&trouble, url));
+    let reached = plain.reach(ANSWER_WITHIN).map_err(|error| explain(&error, url));
     let reached = reached.map(|_| ((), format!("something listens on port {} of {host}", url.port)));
     let Some(()) = say(report, "connection", reached)? else { return Ok(()) };
     let peer = if url.tls {
@@ -67,24 +67,24 @@ pub(super) fn check(
     } else {
         plain
     };
-    let conversation = Conversation { url, peer, requests: Requests::new(url) };
-    let Some(()) = say(report, "CouchDB", conversation.meet())? else { return Ok(()) };
-    let Some(roles) = say(report, "log-in", conversation.log_in())? else { return Ok(()) };
+    let target = CouchDb { url, peer, requests: Requests::new(url) };
+    let Some(()) = say(report, "CouchDB", target.meet())? else { return Ok(()) };
+    let Some(roles) = say(report, "log-in", target.log_in())? else { return Ok(()) };
     let Some(()) = say(report, "server admin", is_admin(&roles))? else { return Ok(()) };
     if config.feed == FeedSource::GlobalChanges {
-        let found = conversation.find_global_changes(config.create_global_changes);
+        let found = target.find_global_changes(config.create_global_changes);
         match say(report, "_global_changes", found)? {
             Some(true) => {}
             // To be made, or missing: there is nothing to be followed yet.
             Some(false) | None => return Ok(()),
         }
     }
-    conversation.report_restarts(config.merge_window_ms, report)?;
-    let Some(()) = say(report, "feed", conversation.follow(config.feed, config.create_global_changes))? else {
+    target.report_restarts(config.merge_window_ms, report)?;
+    let Some(()) = say(report, "feed", target.follow(config.feed, config.create_global_changes))? else {
         return Ok(());
     };
-    let Some(()) = say(report, "recording", conversation.is_recording())? else { return Ok(()) };
-    let delay = conversation.write_delay();
+    let Some(()) = say(report, "recording", target.is_recording())? else { return Ok(()) };
+    let delay = target.write_delay();
     if delay.is_short { report.ok("write delay", &delay.text) } else { report.note("write delay", &delay.text) }
 }
 
@@ -120,7 +120,7 @@ fn look_up(url: &CouchUrl) -> Outcome<Vec<SocketAddr>> {
 fn encrypt(plain: Peer, url: &CouchUrl, trust: &Arc<rustls::ClientConfig>) -> Outcome<Peer> {
     let name = tls::server_name(&url.host).map_err(|error| Failure(format!("{}: {error}", url.host)))?;
     let peer = Peer { tls: Some((Arc::clone(trust), name)), ..plain };
-    let nameless = peer.reach(ANSWER_WITHIN).map_err(|trouble| explain(&trouble, url))?;
+    let nameless = peer.reach(ANSWER_WITHIN).map_err(|error| explain(&error, url))?;
     let verdict = if nameless { NAMELESS } else { "the certificate is trusted" };
     Ok((peer, verdict.to_owned()))
 }
@@ -133,15 +133,15 @@ fn is_admin(roles: &[Box<str>]) -> Outcome<()> {
 }
 
 /// With a CouchDB that was reached.
-struct Conversation<'a> {
+struct CouchDb<'a> {
     url: &'a CouchUrl,
     peer: Peer,
     requests: Requests,
 }
 
-impl Conversation<'_> {
+impl CouchDb<'_> {
     fn ask(&self, request: Vec<u8>) -> Result<Answer, Failure> {
-        self.peer.ask(request, Until::End, ANSWER_WITHIN).map_err(|trouble| explain(&trouble, self.url))
+        self.peer.ask(request, Until::End, ANSWER_WITHIN).map_err(|error| explain(&error, self.url))
     }
 
     /// Whether it is a CouchDB: asked before it is told a password.
@@ -223,8 +223,8 @@ impl Conversation<'_> {
         let pinned = self.peer.ask(self.requests.pin(source), Until::End, ANSWER_WITHIN);
         let since = match pinned {
             // Some hosts of this feed do not tell; the server goes on from now then.
-            Err(Trouble::Silent | Trouble::Withheld) if source == FeedSource::DbUpdates => "now".to_owned(),
-            Err(trouble) => return Err(explain(&trouble, self.url)),
+            Err(PeerError::Silent | PeerError::Withheld) if source == FeedSource::DbUpdates => "now".to_owned(),
+            Err(error) => return Err(explain(&error, self.url)),
             Ok(Answer { status: 200, body, .. }) => match couchdb::parse_last_seq(&body) {
                 Some(since) => since,
                 None => return fail(NO_SEQUENCE),
@@ -242,8 +242,8 @@ impl Conversation<'_> {
         match self.peer.ask(self.requests.stream(source, &since, HEARTBEAT), Until::Content, ANSWER_WITHIN) {
             Ok(Answer { status: 200, .. }) => Ok(((), "changes can be followed".to_owned())),
             Ok(Answer { status, .. }) => refused(status),
-            Err(Trouble::Silent | Trouble::Withheld) => fail(WITHHELD),
-            Err(trouble) => Err(explain(&trouble, self.url)),
+            Err(PeerError::Silent | PeerError::Withheld) => fail(WITHHELD),
+            Err(error) => Err(explain(&error, self.url)),
         }
     }
 }
@@ -254,7 +254,7 @@ struct WriteDelay {
     text: String,
 }
 
-impl Conversation<'_> {
+impl CouchDb<'_> {
     /// Whether CouchDB records changes at all. Where it does not say, the feed alone shows it.
     fn is_recording(&self) -> Outcome<()> {
         match self.config(couchdb::UPDATE_DB) {
@@ -340,10 +340,10 @@ fn speaks_tls() -> String {
 }
 
 /// What went wrong with a connection, and what to do.
-fn explain(trouble: &Trouble, url: &CouchUrl) -> Failure {
+fn explain(error: &PeerError, url: &CouchUrl) -> Failure {
     let CouchUrl { host, port, .. } = url;
-    Failure(match trouble {
-        Trouble::Connect(address, error) => match error.kind() {
+    Failure(match error {
+        PeerError::Connect(address, error) => match error.kind() {
             io::ErrorKind::ConnectionRefused => format!(
                 "nobody listens at {address} (connection refused): is CouchDB running, and on port {port}? In a container, \
                  localhost is the container itself"
@@ -354,21 +354,21 @@ fn explain(trouble: &Trouble, url: &CouchUrl) -> Failure {
             ),
             _ => format!("{address} cannot be reached: {error}"),
         },
-        Trouble::Tls(problem) => problem.clone(),
-        Trouble::Silent => format!(
+        PeerError::Tls(problem) => problem.clone(),
+        PeerError::Silent => format!(
             "port {port} of {host} accepts connections and answers nothing in time: is it CouchDB's, and {} there?",
             if url.tls { "TLS (https://) spoken" } else { "plain HTTP (http://) spoken" }
         ),
-        Trouble::Withheld => "an answer began and did not go on in time: see CouchDB's log".to_owned(),
-        Trouble::Closed if url.tls => {
+        PeerError::Withheld => "an answer began and did not go on in time: see CouchDB's log".to_owned(),
+        PeerError::Closed if url.tls => {
             format!("port {port} of {host} ends the connection: is TLS (https://) spoken there?")
         }
-        Trouble::Closed => format!(
+        PeerError::Closed => format!(
             "port {port} of {host} ends the connection without an answer: if TLS is spoken there, write https:// in \
              --couchdb_url"
         ),
-        Trouble::SpeaksTls => speaks_tls(),
-        Trouble::NotHttp => {
+        PeerError::SpeaksTls => speaks_tls(),
+        PeerError::NotHttp => {
             format!("what answers on port {port} of {host} speaks no HTTP: check host and port in --couchdb_url")
         }
     })

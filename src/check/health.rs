@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use super::conversation::{Answer, Peer, Trouble, Until};
+use super::peer::{Answer, Peer, PeerError, Until};
 use crate::config::HealthPort;
 use crate::net::tls;
 
@@ -28,11 +28,11 @@ pub fn health(asked: &HealthPort) -> Result<String, String> {
     match (Peer { addresses, tls }).ask(request.into_bytes(), Until::End, ANSWER_WITHIN) {
         Ok(Answer { status: 200, body, .. }) if body == b"ok\n" => Ok(format!("healthy: {place}")),
         Ok(Answer { status, .. }) => Err(unhealthy(&format!("what answers there (status {status}) is another server"))),
-        Err(Trouble::Connect(_, error)) => Err(unhealthy(&format!("no connection: {error}"))),
-        Err(Trouble::Tls(problem)) => Err(unhealthy(&problem)),
-        Err(Trouble::Silent | Trouble::Withheld) => Err(unhealthy("no answer in time")),
-        Err(Trouble::Closed) => Err(unhealthy("the connection ended without an answer")),
-        Err(Trouble::SpeaksTls | Trouble::NotHttp) => Err(unhealthy("plain HTTP is not spoken there")),
+        Err(PeerError::Connect(_, error)) => Err(unhealthy(&format!("no connection: {error}"))),
+        Err(PeerError::Tls(problem)) => Err(unhealthy(&problem)),
+        Err(PeerError::Silent | PeerError::Withheld) => Err(unhealthy("no answer in time")),
+        Err(PeerError::Closed) => Err(unhealthy("the connection ended without an answer")),
+        Err(PeerError::SpeaksTls | PeerError::NotHttp) => Err(unhealthy("plain HTTP is not spoken there")),
     }
 }
 

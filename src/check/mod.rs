@@ -5,21 +5,23 @@
 //! |---|---|
 //! | `mod.rs` | `check`: its report, files and ports |
 //! | `couchdb.rs` | `check`: CouchDB, step by step |
+//! | `report.rs` | the lines of its report |
 //! | `health.rs` | `healthcheck` |
-//! | `conversation.rs` | one request and its answer, over a connection of its own |
+//! | `peer.rs` | one request and its answer, over a connection of its own |
 //!
 //! Nothing that a peer sends is printed but CouchDB's version, and no credential at all.
 
-mod conversation;
 mod couchdb;
 mod health;
+mod peer;
+mod report;
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::mpsc::channel;
-use std::time::Duration;
 
 pub use health::health;
+
+use report::{Failure, Report};
 
 use crate::config::Config;
 use crate::net::listener::Listener;
@@ -30,7 +32,7 @@ use crate::net::tls::{self, Identity};
 /// # Errors
 /// The report cannot be written.
 pub fn check(config: &Config, out: &mut dyn Write) -> io::Result<bool> {
-    let mut report = Report { out, failed: false };
+    let mut report = Report::new(out);
     report.ok("configuration", "options and environment can be used")?;
     let trust = check_files(config, &mut report)?;
     check_ports(config, &mut report)?;
@@ -40,38 +42,7 @@ pub fn check(config: &Config, out: &mut dyn Write) -> io::Result<bool> {
         (Some(_), None) => {}
         (Some(url), Some(trust)) => couchdb::check(config, url, &trust, &mut report)?,
     }
-    Ok(!report.failed)
-}
-
-/// What is printed.
-struct Report<'a> {
-    out: &'a mut dyn Write,
-    failed: bool,
-}
-
-/// Why a step failed, and what to do about it.
-struct Failure(String);
-
-impl Report<'_> {
-    fn ok(&mut self, step: &str, detail: &str) -> io::Result<()> {
-        self.line("ok    ", step, detail)
-    }
-
-    /// Something that an operator may want to know.
-    fn note(&mut self, step: &str, detail: &str) -> io::Result<()> {
-        self.line("note  ", step, detail)
-    }
-
-    fn failed(&mut self, step: &str, failure: &Failure) -> io::Result<()> {
-        self.failed = true;
-        self.line("FAILED", step, &failure.0)
-    }
-
-    fn line(&mut self, verdict: &str, step: &str, detail: &str) -> io::Result<()> {
-        writeln!(self.out, "{verdict}  {step}: {}", detail.replace(char::is_control, " "))?;
-        // The next step may take seconds.
-        self.out.flush()
-    }
+    Ok(!report.has_failed())
 }
 
 /// The files that are named; what CouchDB is to be trusted by, where they say.
@@ -125,12 +96,4 @@ fn check_ports(config: &Config, report: &mut Report<'_>) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// What `work` comes to, unless it takes too long. It is not waited for then: the process ends soon.
-fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (done, result) = channel();
-    let thread = std::thread::Builder::new().name("check".to_owned());
-    thread.spawn(move || drop(done.send(work()))).ok()?;
-    result.recv_timeout(limit).ok()
 }

@@ -7,9 +7,20 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 
 use log::{Level, Record};
 
+use super::json;
 use super::line::Line;
+use super::output::is_writable;
+use super::queue::{DROPPED_LINES, Message, QUEUED_BYTES};
 use super::text::Text;
-use super::{DROPPED_LINES, Format, Message, QUEUED_BYTES, is_writable, json};
+
+/// What a line looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Time, level, module and message.
+    Text,
+    /// A JSON object with `time`, `level`, `message`, and the fields of the event.
+    Json,
+}
 
 /// The writer.
 pub(super) struct Writer {
