@@ -1,4 +1,4 @@
-//! A connection that blocks, for commands that ask one thing and end; the server has none.
+//! A blocking connection for commands. The server never uses it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,13 +12,13 @@ use rustls::pki_types::ServerName;
 
 use super::stream::{Handshake, Stream};
 
-/// By whom to trust a peer, and under which name.
+/// The configuration that trusts a peer, and the name that the peer must have.
 pub type Trust = (Arc<ClientConfig>, ServerName<'static>);
 
-/// Connects. What is done with the connection then takes at most `limit` each time: else it is `WouldBlock`.
+/// Connects within a time. Later reads and writes fail with `WouldBlock` after `limit` each.
 ///
 /// # Errors
-/// There is no connection.
+/// Returns an error if there is no connection.
 pub fn connect(address: SocketAddr, within: Duration, limit: Duration) -> io::Result<TcpStream> {
     let socket = std::net::TcpStream::connect_timeout(&address, within)?;
     socket.set_read_timeout(Some(limit))?;
@@ -26,26 +26,26 @@ pub fn connect(address: SocketAddr, within: Duration, limit: Duration) -> io::Re
     Ok(TcpStream::from_std(socket))
 }
 
-/// A stream over a connection; over TLS the handshake is over.
+/// Opens a stream over a connection, and completes the handshake of TLS.
 ///
 /// # Errors
-/// `InvalidData` says why there is no TLS with that peer.
+/// Returns `InvalidData` with the reason if the handshake fails.
 pub fn open(socket: TcpStream, trust: Option<&Trust>) -> io::Result<Stream> {
     let Some((config, name)) = trust else { return Ok(Stream::plain(socket)) };
     let mut stream = Stream::tls_client(socket, Arc::clone(config), name.clone())?;
-    // The first word is ours.
+    // The client speaks first.
     stream.flush()?;
     match stream.handshake()? {
         Handshake::Done => Ok(stream),
-        // That it would block is that its time is over.
+        // On a blocking socket, `WouldBlock` means that the time is over.
         Handshake::Waiting | Handshake::NotTls => Err(io::ErrorKind::WouldBlock.into()),
     }
 }
 
-/// Sets how long each read and each write of a stream may take from now on.
+/// Sets the time limit of each further read and write.
 ///
 /// # Errors
-/// The system refuses.
+/// Returns an error if the system rejects the option.
 pub fn set_limit(stream: &mut Stream, limit: Duration) -> io::Result<()> {
     for direction in [Timeout::Recv, Timeout::Send] {
         set_socket_timeout(stream.socket(), direction, Some(limit))?;
@@ -53,10 +53,10 @@ pub fn set_limit(stream: &mut Stream, limit: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes all of it.
+/// Writes all bytes.
 ///
 /// # Errors
-/// It does not go, or not in time.
+/// Returns an error if a write fails or exceeds the time limit.
 pub fn write_all(stream: &mut Stream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         let written = stream.write(bytes)?;

@@ -1,5 +1,5 @@
-//! A stream with what waits in front of it and behind it: the bytes that could not be written, and
-//! the bytes of an item that has not come whole. Both hold memory only while there is something.
+//! A stream with its buffers: bytes to write, and received bytes of an incomplete item. The buffers
+//! take memory only while they hold something.
 
 use std::io;
 use std::sync::Arc;
@@ -8,64 +8,64 @@ use mio::{Interest, Registry, Token};
 
 use super::stream::{Handshake, Stream};
 
-/// Whether all that was written has left.
+/// The state of the bytes to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flushed {
-    /// All of it.
+    /// All bytes were written.
     All,
-    /// Some waits until the socket can be written again.
+    /// Some bytes wait until the socket is writable.
     Blocked,
 }
 
-/// A connection. There is one for each client: what it keeps while something waits is put aside.
+/// A connection. The buffers are boxed, since most of the many clients have nothing in them.
 #[derive(Debug)]
 pub struct Connection {
     stream: Stream,
     waiting: Option<Box<Waiting>>,
-    /// The socket would not take more; an event will tell when it does.
+    /// Whether the socket is full. An event reports when it is writable.
     blocked: bool,
-    /// Whether that event is asked for.
+    /// Whether that event is registered.
     watched: bool,
 }
 
-/// What waits on either side.
+/// The buffers.
 #[derive(Debug, Default)]
 struct Waiting {
-    /// What is to be written.
+    /// Bytes to write.
     outbox: Vec<u8>,
-    /// How much of the outbox has left.
+    /// Number of bytes of the outbox that were written.
     sent: usize,
-    /// What waits behind the outbox, and how much of it has left: bytes that others are sent too, so that many slow
-    /// peers cost no copy each.
+    /// Bytes to write behind the outbox, and the number of them that were written. Several
+    /// connections share them, so that many slow peers cost no copy each.
     shared: Option<(Arc<[u8]>, usize)>,
     /// Received bytes that are not used yet.
     inbox: Inbox,
 }
 
 impl Connection {
-    /// Takes a stream and has its events told under a token. `connecting` asks for the event that
-    /// tells that a connection stands.
+    /// Registers a stream under a token. `connecting` also registers for the event that reports an
+    /// established connection.
     ///
     /// # Errors
-    /// What the registration failed with.
+    /// Returns the error of the registration.
     pub fn register(mut stream: Stream, connecting: bool, registry: &Registry, token: Token) -> io::Result<Self> {
         let interest = if connecting { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         registry.register(stream.socket(), token, interest)?;
         Ok(Self { stream, waiting: None, blocked: connecting, watched: connecting })
     }
 
-    /// Returns how many received bytes are not used yet.
+    /// Returns the number of received bytes that are not used yet.
     pub fn inbox_len(&self) -> usize {
         self.waiting.as_ref().map_or(0, |waiting| waiting.inbox.len())
     }
 
-    /// Returns how many bytes of memory hold what was received and what is to be written.
+    /// Returns the memory of all buffers, in bytes.
     pub fn held_bytes(&self) -> usize {
         let waiting = self.waiting.as_ref().map_or(0, |waiting| waiting.inbox.held_bytes() + waiting.outbox.capacity());
         waiting + self.stream.held_bytes()
     }
 
-    /// Takes the received bytes out, to be put back as far as they are not used.
+    /// Takes the received bytes. [`Self::put_inbox`] returns those that are not used.
     pub fn take_inbox(&mut self) -> Inbox {
         let inbox = self.waiting.as_mut().map(|waiting| std::mem::take(&mut waiting.inbox));
         self.tidy();
@@ -80,7 +80,7 @@ impl Connection {
         }
     }
 
-    /// Gives the memory back when nothing waits.
+    /// Frees the buffers if they are empty.
     fn tidy(&mut self) {
         let waits =
             |waiting: &Waiting| !waiting.outbox.is_empty() || waiting.shared.is_some() || !waiting.inbox.is_empty();
@@ -92,42 +92,42 @@ impl Connection {
     /// Reads; see [`Stream::read`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Stream::read`].
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.stream.read(buffer);
-        // TLS had something to answer by itself, and the socket did not take it.
+        // TLS may have written an answer of its own that the socket did not take.
         self.blocked |= self.stream.has_unsent();
         read
     }
 
-    /// The stream.
+    /// Returns the stream.
     pub fn stream(&mut self) -> &mut Stream {
         &mut self.stream
     }
 
-    /// Whether written bytes wait.
+    /// Returns whether bytes wait to be written.
     pub fn has_unsent(&self) -> bool {
         let waits = |waiting: &Waiting| !waiting.outbox.is_empty() || waiting.shared.is_some();
         self.waiting.as_deref().is_some_and(waits) || self.stream.has_unsent()
     }
 
-    /// Whether the socket would not take more.
+    /// Returns whether the socket is full.
     pub fn is_blocked(&self) -> bool {
         self.blocked
     }
 
-    /// Goes on with the handshake of a client; see [`Stream::handshake`].
+    /// Continues the handshake of a client; see [`Stream::handshake`].
     ///
     /// # Errors
-    /// The client left, or no TLS can be spoken with it.
+    /// Returns an error if the client left or the handshake failed.
     pub fn handshake(&mut self) -> io::Result<Handshake> {
         let reached = self.stream.handshake()?;
-        // What the socket does not take now, it takes when it can be written again.
+        // The rest follows when the socket is writable.
         self.flush_stream()?;
         Ok(reached)
     }
 
-    /// Puts bytes behind what waits; they leave with the next write or flush.
+    /// Returns the buffer of bytes to write. They leave with the next write or flush.
     pub fn queue(&mut self) -> &mut Vec<u8> {
         let waiting = self.waiting.get_or_insert_default();
         if let Some((bytes, sent)) = waiting.shared.take() {
@@ -136,16 +136,16 @@ impl Connection {
         &mut waiting.outbox
     }
 
-    /// Puts bytes that are shared behind what waits; they leave with the next flush.
+    /// Queues shared bytes. They leave with the next flush.
     pub fn queue_shared(&mut self, bytes: Arc<[u8]>) {
         self.queue();
         self.waiting.get_or_insert_default().shared = Some((bytes, 0));
     }
 
-    /// Writes, in one call to the system where that can be.
+    /// Writes bytes, in one system call if possible.
     ///
     /// # Errors
-    /// The connection is lost.
+    /// Returns an error if the connection is lost.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<Flushed> {
         if self.has_unsent() || self.blocked {
             self.queue().extend_from_slice(bytes);
@@ -160,10 +160,10 @@ impl Connection {
         self.flush_stream()
     }
 
-    /// Writes what waits, as far as it goes.
+    /// Writes as many waiting bytes as the socket takes.
     ///
     /// # Errors
-    /// The connection is lost.
+    /// Returns an error if the connection is lost.
     pub fn flush(&mut self) -> io::Result<Flushed> {
         if self.blocked {
             return Ok(Flushed::Blocked);
@@ -197,15 +197,15 @@ impl Connection {
         }
     }
 
-    /// The socket can be written again.
+    /// Handles the event that the socket is writable.
     pub fn handle_writable(&mut self) {
         self.blocked = false;
     }
 
-    /// Asks for the event that tells that the socket can be written, or no longer, as the state wants it.
+    /// Registers for the event that the socket is writable while bytes wait, and only then.
     ///
     /// # Errors
-    /// What the registration failed with.
+    /// Returns the error of the registration.
     pub fn update_interest(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         if self.watched == self.blocked {
             return Ok(());
@@ -216,12 +216,12 @@ impl Connection {
     }
 }
 
-/// Received bytes that are not used yet. Used bytes are removed in large steps, so that many short items take linear
-/// time.
+/// Received bytes that are not used yet. Used bytes are removed in large steps, so that many short
+/// items take linear time.
 #[derive(Debug, Default)]
 pub struct Inbox {
     bytes: Vec<u8>,
-    /// How many bytes at the start are used.
+    /// Number of used bytes at the start.
     start: usize,
 }
 
@@ -231,7 +231,7 @@ impl Inbox {
         &mut self.bytes[self.start..]
     }
 
-    /// Returns how many bytes are not used yet.
+    /// Returns the number of bytes that are not used yet.
     pub fn len(&self) -> usize {
         self.bytes.len() - self.start
     }
@@ -250,26 +250,26 @@ impl Inbox {
         }
     }
 
-    /// Takes note that some more bytes are used.
+    /// Marks some more bytes as used.
     pub fn consume(&mut self, count: usize) {
         self.start += count;
         if self.is_empty() {
             *self = Self::default();
         } else if self.start > self.bytes.len() / 2 {
-            // As many bytes as are moved have been used since the last time.
+            // At least as many bytes were used since the last move as this one moves.
             self.bytes.drain(..self.start);
             self.bytes.shrink_to_fit();
             self.start = 0;
         }
     }
 
-    /// Returns how many bytes of memory it takes.
+    /// Returns the memory of the buffer, in bytes.
     pub fn held_bytes(&self) -> usize {
         self.bytes.capacity()
     }
 }
 
-/// Writes bytes from `sent` on, as far as it goes.
+/// Writes bytes from `sent` on, as many as the socket takes.
 fn send(stream: &mut Stream, bytes: &[u8], sent: &mut usize) -> io::Result<Flushed> {
     while *sent < bytes.len() {
         match stream.write(&bytes[*sent..]) {

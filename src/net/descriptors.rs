@@ -1,24 +1,25 @@
-//! Descriptors: each connection needs one, and the system allows a process so many (setrlimit(2), `RLIMIT_NOFILE`).
+//! File descriptors. Each connection needs one, and the system limits their number for a process
+//! (setrlimit(2), `RLIMIT_NOFILE`).
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// Descriptors that are kept back from clients, beside one for each connection to CouchDB: files, ports, signals, and
-/// connections that are about to be closed.
+/// Descriptors kept back for files, ports, signals and closing connections, besides one for each
+/// connection to CouchDB.
 const KEPT_BACK: u64 = 192;
 
-/// Raises the limit to what the process may raise it to, for most systems give little at first; the limit that holds.
-/// None for no limit.
+/// Raises the limit as far as the process may, since most systems start low. Returns the new limit;
+/// None if there is none.
 pub fn raise_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
-        // Where that is refused the old limit stays, and is told.
+        // If the system rejects it, the old limit stays and is returned.
         let _ = setrlimit(Resource::Nofile, raised);
     }
     getrlimit(Resource::Nofile).current
 }
 
-/// How many clients there is room for below a limit, when so many connections lead to CouchDB.
+/// Returns the number of clients below a limit, besides connections to CouchDB.
 pub fn room(limit: u64, upstreams: usize) -> usize {
     let upstreams = u64::try_from(upstreams).unwrap_or(u64::MAX);
     let room = limit.saturating_sub(KEPT_BACK).saturating_sub(upstreams).max(limit / 4).max(1);

@@ -1,5 +1,5 @@
-//! Reading a file again while the server runs, in a thread of its own: it may be a pipe, or on a
-//! disk that is far away.
+//! Reads a file again while the server runs. A thread of its own does it, since the file may be a
+//! pipe or on a slow disk.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use mio::Waker;
 
-/// Most bytes that are read.
+/// Most bytes to read.
 const MAX_FILE: u64 = 64 * 1024;
 
 /// Reads one file.
@@ -22,17 +22,17 @@ pub struct FileReader {
 }
 
 impl FileReader {
-    /// A reader that wakes the loop whenever it is done.
+    /// Creates a reader that wakes the loop when it is done.
     pub fn new(path: &Path, waker: Arc<Waker>) -> Self {
         let (done, contents) = channel();
         Self { path: path.to_owned(), waker, done, contents }
     }
 
-    /// Starts to read; the content is for [`FileReader::take`].
+    /// Starts to read. [`FileReader::take`] returns the content.
     pub fn start(&self) {
         let (path, waker, done) = (self.path.clone(), Arc::clone(&self.waker), self.done.clone());
         let read = move || {
-            // A server that stops meanwhile needs neither.
+            // Both fail if the server has stopped.
             let _ = done.send(read(&path));
             let _ = waker.wake();
         };
@@ -42,7 +42,7 @@ impl FileReader {
         }
     }
 
-    /// Takes the content, once it was read.
+    /// Returns the content if it was read.
     pub fn take(&self) -> Option<io::Result<String>> {
         self.contents.try_recv().ok()
     }

@@ -1,4 +1,4 @@
-//! Socket options by which the system notices that the other end of a connection to CouchDB is gone without a word.
+//! Socket options by which the system notices a connection to CouchDB that is silently dead.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 
-/// A connection on which nothing came for this long is probed.
+/// Time without received bytes until the first probe.
 const IDLE: Duration = Duration::from_secs(15);
-/// Time between probes.
+/// Interval of probes.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// A connection ends after so many probes without an answer.
+/// Number of unanswered probes until the connection ends.
 const PROBES: u32 = 3;
-/// A connection ends when the other end does not confirm what was sent to it for this long, in milliseconds.
+/// Time without an acknowledgement of sent bytes until the connection ends, in milliseconds.
 #[cfg(target_os = "linux")]
 const UNCONFIRMED_MS: u32 = 10_000;
 
-/// Has the system end a connection whose other end does not answer any more.
+/// Makes the system end a connection whose other end no longer answers.
 ///
 /// # Errors
-/// When the system does not know an option.
+/// Returns an error if the system does not know an option.
 pub fn watch(socket: impl AsFd) -> io::Result<()> {
     sockopt::set_socket_keepalive(&socket, true)?;
     #[cfg(target_os = "linux")]

@@ -1,4 +1,4 @@
-//! The socket that clients connect to.
+//! The sockets that clients connect to.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,47 +8,51 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-/// What is wrong with one client or the way to it alone, by the numbers of errno(3) on Linux: `EPERM` (a firewall),
-/// `EPROTO`, `ENOPROTOOPT`, `EOPNOTSUPP`, `ENETDOWN`, `ENETUNREACH`, `ECONNABORTED`, `EHOSTDOWN`, `EHOSTUNREACH`, `ENONET`.
+/// Errors that concern one client or the path to it, by the numbers of errno(3) on Linux: `EPERM`
+/// (a firewall), `EPROTO`, `ENOPROTOOPT`, `EOPNOTSUPP`, `ENETDOWN`, `ENETUNREACH`, `ECONNABORTED`,
+/// `EHOSTDOWN`, `EHOSTUNREACH`, `ENONET`.
 const OF_ONE_CLIENT: [i32; 10] = [1, 71, 92, 95, 100, 101, 103, 112, 113, 64];
-/// Most clients in a row with whom something is wrong before others have their turn.
+/// Most such errors in a row before the caller gets its turn.
 const PASSED_OVER: usize = 64;
-/// Most clients that wait to be accepted; the system may allow fewer (`net.core.somaxconn`). Who finds no place tries again
-/// a second later, so all who come back at once after a restart are to have one.
+/// Most clients that wait to be accepted; the system may allow fewer (`net.core.somaxconn`). A
+/// client beyond that tries again a second later, so the limit fits all clients that reconnect
+/// after a restart.
 const BACKLOG: i32 = 4096;
 
-/// What accepting gave.
+/// The result of accepting.
 #[derive(Debug)]
 pub enum Accepted {
-    /// A client.
+    /// A client, with its address.
     Client(TcpStream, SocketAddr),
-    /// Nobody is waiting.
+    /// No client waits.
     Nobody,
-    /// Descriptors or memory ran out, or the socket is broken: accepting must pause.
+    /// Descriptors or memory ran out, or the socket failed. Accepting must pause.
     Exhausted(io::Error),
 }
 
-/// The listener.
+/// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
 }
 
 impl Listener {
-    /// Listens on a port of an address; without one, on all addresses, IPv6 and IPv4 alike where there
-    /// is IPv6.
+    /// Listens on a port of an address. Without an address, it listens on all IPv4 addresses, and
+    /// on all IPv6 addresses if the system has IPv6.
     ///
     /// # Errors
-    /// The port is in use, or the address is none of this machine.
+    /// Returns an error if the port is in use or the machine does not have the address.
     pub fn bind(host: Option<IpAddr>, port: u16) -> io::Result<Self> {
         Self::listen(at(host, port, |address| bound(address, false))?)
     }
 
-    /// The same for a port that other processes of the same user may listen on, too, when each asks for that
-    /// (`SO_REUSEPORT`): the system gives each client to one of them. Port 0 is one that nobody has.
+    /// Listens on a port that other processes of the same user may share, if each of them asks for
+    /// it (`SO_REUSEPORT`). The system gives each client to one of them. Port 0 stands for a free
+    /// port.
     ///
     /// # Errors
-    /// As above; the port is in use also when one who has it did not ask for that, or is of another user.
+    /// As [`Self::bind`], and an error if another process has the port and does not share it, or
+    /// belongs to another user.
     pub fn bind_shared(host: Option<IpAddr>, port: u16) -> io::Result<Self> {
         Self::listen(at(host, port, |address| bound(address, true))?)
     }
@@ -58,37 +62,37 @@ impl Listener {
         Ok(Self { socket: TcpListener::from_std(socket.into()) })
     }
 
-    /// Whether [`Self::bind_shared`] would do. The system gives no client to a socket that does not listen, so those who
-    /// share the port are not disturbed.
+    /// Checks whether [`Self::bind_shared`] would succeed. The system gives no client to a socket
+    /// that does not listen, so processes that share the port are not disturbed.
     ///
     /// # Errors
-    /// As above.
+    /// As [`Self::bind_shared`].
     pub fn try_shared(host: Option<IpAddr>, port: u16) -> io::Result<()> {
         at(host, port, |address| bound(address, true)).map(drop)
     }
 
-    /// Takes a socket that listens already, and does not block.
+    /// Takes a non-blocking socket that listens.
     pub fn adopt(socket: TcpListener) -> Self {
         Self { socket }
     }
 
-    /// Has its events told under a token.
+    /// Registers the socket under a token.
     ///
     /// # Errors
-    /// What the registration failed with.
+    /// Returns the error of the registration.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(&mut self.socket, token, Interest::READABLE)
     }
 
-    /// Where it listens.
+    /// Returns the local address.
     ///
     /// # Errors
-    /// When the system does not say.
+    /// Returns the error of the system.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
-    /// Accepts one client. What was wrong with a client alone is passed over.
+    /// Accepts one client. Errors that concern one client are skipped.
     pub fn accept(&self) -> Accepted {
         for _ in 0..PASSED_OVER {
             match self.socket.accept() {
@@ -102,7 +106,7 @@ impl Listener {
     }
 }
 
-/// Binds to a port of an address, or of all.
+/// Binds to a port of one address, or of all addresses.
 fn at<T>(host: Option<IpAddr>, port: u16, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
     let bind = |address| bind(SocketAddr::new(address, port));
     match host {
@@ -114,12 +118,12 @@ fn at<T>(host: Option<IpAddr>, port: u16, bind: impl Fn(SocketAddr) -> io::Resul
     }
 }
 
-/// A socket that is bound to an address, where others may be bound, too, if it is shared.
+/// Creates a socket that is bound to an address, which other sockets may share if `shared` is set.
 fn bound(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    // Else a port could not be had again for as long as connections of before linger.
+    // Otherwise a port stays in use while old connections linger.
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if shared {
         sockopt::set_socket_reuseport(&socket, true)?;
@@ -128,7 +132,7 @@ fn bound(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// See accept(2), "Error handling".
+/// Returns whether an error concerns one client (accept(2), "Error handling").
 fn is_of_one_client(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Interrupted || error.raw_os_error().is_some_and(|code| OF_ONE_CLIENT.contains(&code))
 }
@@ -146,7 +150,7 @@ mod tests {
         let clients: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
         let accepted = clients.iter().filter(|_| matches!(listener.accept(), Accepted::Client(..))).count();
         assert_eq!(accepted, clients.len());
-        // Who does not share it cannot have it.
+        // A socket that does not share the port cannot bind to it.
         assert_eq!(Listener::bind(host, address.port()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     }
 
@@ -154,7 +158,7 @@ mod tests {
     fn many_may_wait_to_be_accepted() {
         let listener = Listener::bind(Some(Ipv4Addr::LOCALHOST.into()), 0).unwrap();
         let address = listener.address().unwrap();
-        // Who finds no place is answered a second later at the earliest.
+        // The system answers a client beyond the limit after a second at the earliest.
         let soon = std::time::Duration::from_millis(900);
         let clients: Vec<_> = (0..600).map(|_| std::net::TcpStream::connect_timeout(&address, soon)).collect();
         assert!(clients.iter().all(Result::is_ok), "{:?}", clients.iter().find(|client| client.is_err()));

@@ -1,4 +1,4 @@
-//! Sockets, TLS, files and the lookup of names. What the bytes mean is nobody's business here.
+//! Sockets, TLS, files and name resolution. Nothing here knows what the bytes mean.
 
 pub mod blocking;
 pub mod connection;

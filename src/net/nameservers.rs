@@ -1,13 +1,12 @@
-//! Asking nameservers for the addresses of a name, over UDP, and over TCP what does not fit.
-//! Blocks: for the resolver's thread, and for commands.
+//! Queries to nameservers for the addresses of a name, over UDP, and over TCP for replies that do
+//! not fit. They block, so they run in the thread of the resolver, or in commands.
 //!
-//! IPv4 and IPv6 addresses are two questions, and what comes of one does not touch the other: some
-//! nameservers refuse the question for IPv6, do not answer it, or say that there is no such name.
-//! The C library that the static binary is built with makes an error of all of it then.
+//! IPv4 and IPv6 addresses are two questions, and a failure of one does not affect the other. Some
+//! nameservers refuse the question for IPv6, do not answer it, or say that the name does not exist.
+//! The C library of the static binary fails in these cases.
 //!
-//! Nothing here reads a clock. A lookup is bounded by the time that each wait may take: a wait for
-//! a nameserver that is silent uses up [`PATIENCE`], and what comes and is no reply halves what is
-//! left of a wait.
+//! Nothing here reads a clock. Limits on each wait limit the time of a lookup: a wait for a silent
+//! nameserver uses up [`PATIENCE`], and a message that is no reply halves the rest of a wait.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -17,27 +16,28 @@ use super::tls;
 use crate::wire::dns::{self, Family, Reply};
 use crate::wire::resolv_conf::ResolvConf;
 
-/// The port of nameservers.
+/// Port of nameservers.
 pub(super) const PORT: u16 = 53;
-/// Time for each nameserver when it is asked first: there may be another one that answers.
+/// Wait for each nameserver in the first round; short, since another one may answer.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// Longest time for it when it is asked again.
+/// Longest wait for each nameserver in later rounds.
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
-/// Time for the reply about one family once that about the other settles the matter.
+/// Wait for the reply about one family once the other one suffices.
 const OTHER_FAMILY: Duration = Duration::from_millis(300);
-/// Time in total for nameservers that are silent.
+/// Total wait for silent nameservers.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A wait that is shorter than this is over.
+/// Shortest wait; a shorter one counts as over.
 const SHORTEST_WAIT: Duration = Duration::from_millis(5);
-/// Largest reply over UDP without extensions is 512 bytes; some send more.
+/// Longest reply over UDP, in bytes. Without extensions it is 512, but some nameservers send more.
 const MAX_DATAGRAM: usize = 4096;
 /// Most reads for one reply over TCP.
 const MAX_READS: usize = 256;
 
-/// Asks for the addresses of a name; those of both families, each in the order of the reply.
+/// Looks up the addresses of a name. Returns those of both families, each in the order of the
+/// reply.
 ///
 /// # Errors
-/// Why there are none, in words that are the same whenever the reason is.
+/// Returns the reason. Its text is the same whenever the reason is.
 pub(super) fn look_up(conf: &ResolvConf, servers: &[SocketAddr], name: &str) -> Result<[Vec<IpAddr>; 2], String> {
     let mut lookup = Lookup { conf, servers, patience: PATIENCE, failure: None };
     let mut problem = None;
@@ -55,28 +55,28 @@ pub(super) fn look_up(conf: &ResolvConf, servers: &[SocketAddr], name: &str) -> 
     Err(problem.unwrap_or_else(|| "there is no such name, or it has no address".to_owned()))
 }
 
-/// What came of one name.
+/// The result of the lookup of one name.
 enum Found {
     /// Addresses, at least one.
     Addresses([Vec<IpAddr>; 2]),
-    /// There is no such name, or it has no address.
+    /// The name does not exist or has no address.
     Nothing,
-    /// The nameservers do not answer the question; which, and how they say it.
+    /// The nameservers do not answer the question: which one, and how it says so.
     Failed(String),
-    /// No nameserver says anything.
+    /// No nameserver responds.
     Silent,
 }
 
 struct Lookup<'a> {
     conf: &'a ResolvConf,
     servers: &'a [SocketAddr],
-    /// Time that is left to wait for those who are silent.
+    /// Rest of [`PATIENCE`].
     patience: Duration,
-    /// The node that did not answer a question last, and its code.
+    /// Last nameserver that did not answer a question, and its code.
     failure: Option<(IpAddr, u8)>,
 }
 
-/// The replies about both families that settle the matter, in the order of [`Family::BOTH`].
+/// The replies about both families, in the order of [`Family::BOTH`].
 #[derive(Default)]
 struct Replies([Option<Reply>; 2]);
 
@@ -85,7 +85,7 @@ impl Replies {
         self.0.iter().flatten().any(|reply| matches!(reply, Reply::Addresses(found) if !found.is_empty()))
     }
 
-    /// Whether what is missing is not worth a long wait.
+    /// Returns whether a missing reply is not worth a long wait.
     fn suffice(&self) -> bool {
         self.has_addresses() || self.0.contains(&Some(Reply::NoSuchName))
     }
@@ -106,7 +106,7 @@ impl Lookup<'_> {
                     0 => FIRST_WAIT,
                     _ => LONGEST_WAIT.min(Duration::from_secs(self.conf.timeout_s)),
                 };
-                // What goes wrong with one nameserver is of no interest while there are others.
+                // A failure of one nameserver does not matter while there are others.
                 let _ = self.ask(*server, name, wait, &mut replies);
                 if replies.are_complete() {
                     break;
@@ -133,7 +133,7 @@ impl Lookup<'_> {
         }
     }
 
-    /// Asks one nameserver for what is missing.
+    /// Asks one nameserver the unanswered questions.
     fn ask(&mut self, server: SocketAddr, name: &str, wait: Duration, replies: &mut Replies) -> io::Result<()> {
         let missing = (0..2).filter(|at| replies.0[*at].is_none());
         let mut queries = missing.map(|at| Ok((at, query(name, Family::BOTH[at])?))).collect::<io::Result<Vec<_>>>()?;
@@ -146,7 +146,7 @@ impl Lookup<'_> {
         }
         let unspecified: IpAddr =
             if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        // A port of its own for each time: what comes late is no reply to the next question.
+        // A new port each time, so that late replies to earlier questions do not arrive here.
         let socket = UdpSocket::bind((unspecified, 0))?;
         socket.connect(server)?;
         for (_, query) in &queries {
@@ -173,7 +173,7 @@ impl Lookup<'_> {
             let reply = match reply {
                 Reply::Truncated(some) => match self.ask_over_tcp(server, &query, Family::BOTH[at], wait) {
                     Ok(whole) => whole,
-                    // A part of the addresses is better than none.
+                    // Some of the addresses are better than none.
                     Err(_) if !some.is_empty() => Reply::Addresses(some),
                     Err(error) => return Err(error),
                 },
@@ -195,7 +195,7 @@ impl Lookup<'_> {
         }
     }
 
-    /// The same over TCP, for one question (RFC 1035 section 4.2.2).
+    /// Asks one question over TCP (RFC 1035 section 4.2.2).
     fn ask_over_tcp(
         &mut self,
         server: SocketAddr,
@@ -223,13 +223,13 @@ impl Lookup<'_> {
                 let reply = dns::read_reply(reply, query, family);
                 return reply.ok_or_else(|| io::ErrorKind::InvalidData.into());
             }
-            // A peer that sends a reply in small parts has less and less time for each.
+            // A peer that sends a reply in small parts gets less and less time for each.
             wait = (wait * 3 / 4).max(SHORTEST_WAIT * 2);
         }
         Err(io::ErrorKind::InvalidData.into())
     }
 
-    /// Waits as long as there is time, and for what there is patience.
+    /// Runs an action that waits, within the rest of this wait and of [`PATIENCE`].
     fn wait<T>(&mut self, wait: &mut Duration, action: impl FnOnce(Duration) -> io::Result<T>) -> io::Result<T> {
         *wait = (*wait).min(self.patience);
         if *wait < SHORTEST_WAIT {
@@ -247,7 +247,7 @@ impl Lookup<'_> {
     }
 }
 
-/// A query with an id that nobody can guess.
+/// Writes a query with an id that nobody can guess.
 fn query(name: &str, family: Family) -> io::Result<Vec<u8>> {
     let mut id = [0; 2];
     tls::random_bytes(&mut id).map_err(io::Error::other)?;

@@ -1,8 +1,8 @@
-//! Names and their addresses, in a thread of its own: a lookup blocks, and the loop must not.
+//! Name resolution in a thread of its own, since a lookup blocks and the loop must not.
 //!
-//! Names are looked up in `/etc/hosts`, and else by the nameservers in `/etc/resolv.conf`. Both
-//! files are read for each lookup, and no address is kept: connections to CouchDB are few and last
-//! long, and each new one goes where the name leads at that time.
+//! Names are looked up in `/etc/hosts`, then by the nameservers in `/etc/resolv.conf`. Each lookup
+//! reads both files, and nothing is cached: connections to CouchDB are few and last long, and each
+//! new one follows the current address of the name.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -16,15 +16,15 @@ use rustix::net::netdevice::name_to_index;
 use super::nameservers;
 use crate::wire::resolv_conf::{ResolvConf, Zoned, find_host};
 
-/// The addresses of a name, in the order in which they are tried, or why there are none.
+/// The addresses of a name in the order of use, or the reason why there are none.
 pub type Resolved = Result<Vec<SocketAddr>, String>;
 
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// Most bytes that are read of each; lists of blocked names are long.
+/// Most bytes to read of each file; lists of blocked names are long.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 
-/// The thread's other end.
+/// The handle of the resolver thread.
 #[derive(Debug)]
 pub struct Resolver {
     questions: Sender<(Box<str>, u16)>,
@@ -32,15 +32,15 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Starts the thread; it wakes the loop when it has an answer.
+    /// Starts the thread. It wakes the loop when it has an answer.
     ///
     /// # Errors
-    /// No thread could be started.
+    /// Returns an error if the thread cannot be started.
     pub fn start(waker: Arc<Waker>) -> io::Result<Self> {
         let (questions, asked) = channel::<(Box<str>, u16)>();
         let (answer, answers) = channel();
         std::thread::Builder::new().name("resolver".to_owned()).spawn(move || {
-            // Ends when the loop does.
+            // Ends when the loop drops its end.
             for turn in 0_usize.. {
                 let Ok((host, port)) = asked.recv() else { return };
                 if answer.send(resolve(&host, port, turn)).is_err() || waker.wake().is_err() {
@@ -53,33 +53,33 @@ impl Resolver {
 
     /// Asks for the addresses of a host.
     pub fn ask(&self, host: &str, port: u16) {
-        // The thread lives as long as this end.
+        // The thread lives as long as this handle.
         let _ = self.questions.send((host.into(), port));
     }
 
-    /// Takes an answer, when there is one.
+    /// Returns an answer if there is one.
     pub fn take_answer(&self) -> Option<Resolved> {
         self.answers.try_recv().ok()
     }
 }
 
-/// Looks a host up, and blocks until there is an answer: for a thread that may.
+/// Looks up a host, and blocks until there is an answer.
 ///
 /// # Errors
-/// Why there are no addresses.
+/// Returns the reason why there are no addresses.
 pub fn look_up(host: &str, port: u16) -> Resolved {
     resolve(host, port, 0)
 }
 
-/// The same in one of many turns, so that nameservers can take turns.
+/// Looks up a host. `turn` counts the lookups, so that nameservers can take turns.
 fn resolve(host: &str, port: u16, turn: usize) -> Resolved {
     if let Some(address) = Zoned::parse(host) {
         return socket_address(&address, port).map(|address| vec![address]);
     }
     let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].map(|ip| SocketAddr::new(ip, port));
     let bare = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-    // RFC 6761 section 6.3: known without asking, and so too where there is no hosts file, as in an
-    // image of one binary. Asking there costs seconds.
+    // Known without a lookup (RFC 6761 section 6.3), even without a hosts file, as in an image of
+    // one binary. There a lookup would cost seconds.
     if bare == "localhost" {
         return Ok(loopback.to_vec());
     }
@@ -91,7 +91,7 @@ fn resolve(host: &str, port: u16, turn: usize) -> Resolved {
         return Ok(loopback.to_vec());
     }
     let conf = ResolvConf::parse(&read(RESOLV_CONF));
-    // A nameserver on an interface that is not there cannot be asked; another one can.
+    // A nameserver on a missing interface cannot be asked, but others can.
     let servers = conf.nameservers.iter().filter_map(|server| socket_address(server, nameservers::PORT).ok());
     let mut servers: Vec<SocketAddr> = servers.collect();
     if conf.rotate && !servers.is_empty() {
@@ -104,8 +104,8 @@ fn resolve(host: &str, port: u16, turn: usize) -> Resolved {
     }
 }
 
-/// Puts the addresses of both families in turn, so that a family that does not work costs one try.
-/// IPv4 comes first: CouchDB believes `X-Forwarded-For` only over IPv4.
+/// Alternates the addresses of both families, so that a family that does not work costs one
+/// attempt. IPv4 comes first, since CouchDB trusts `X-Forwarded-For` only over IPv4.
 fn in_turn([four, six]: [Vec<IpAddr>; 2]) -> Vec<IpAddr> {
     let mut mixed = Vec::with_capacity(four.len() + six.len());
     let (mut four, mut six) = (four.into_iter(), six.into_iter());
@@ -118,7 +118,7 @@ fn in_turn([four, six]: [Vec<IpAddr>; 2]) -> Vec<IpAddr> {
     }
 }
 
-/// The address to connect to, with the number of its zone.
+/// Returns the address to connect to, with the number of its zone.
 fn socket_address(address: &Zoned, port: u16) -> Result<SocketAddr, String> {
     let (IpAddr::V6(ip), Some(zone)) = (address.ip, &address.zone) else {
         return Ok(SocketAddr::new(address.ip, port));
@@ -131,13 +131,13 @@ fn socket_address(address: &Zoned, port: u16) -> Result<SocketAddr, String> {
 }
 
 fn interface(name: &str) -> io::Result<u32> {
-    // The system wants any socket to be asked by.
+    // The system call needs any socket.
     let socket =
         UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).or_else(|_| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)))?;
     Ok(name_to_index(socket, name)?)
 }
 
-/// A file that is not there says nothing.
+/// Reads a file. A missing file is empty.
 fn read(path: &str) -> String {
     let mut bytes = Vec::new();
     if let Ok(file) = File::open(path) {

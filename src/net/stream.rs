@@ -1,7 +1,7 @@
 //! A non-blocking byte stream: TCP, or TLS over it.
 //!
-//! The socket is edge-triggered. Reading goes on until `WouldBlock`; what rustls holds decrypted is
-//! handed out before the socket is asked again, since the socket will not tell of it.
+//! The socket is edge-triggered, so callers read until `WouldBlock`. Bytes that rustls has
+//! decrypted are returned before the socket is read, since no event reports them.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
@@ -13,102 +13,102 @@ use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerCon
 
 use super::tls;
 
-/// Most bytes that rustls keeps on their way to a client, encrypted. There are many of them: one record's worth each, and
-/// what a slow reader leaves is kept where it costs less.
+/// Most encrypted bytes that rustls holds for a client: one record. There are many clients, and the
+/// rest for a slow one is kept where it takes less memory.
 const CLIENT_BUFFER: usize = 16 * 1024;
-/// Bytes that a peer may send without any content in them; the longest handshake message is half of it.
+/// Bytes that a peer may send without content in them; twice the longest handshake message.
 const MAX_WITHOUT_CONTENT: u32 = 128 * 1024;
-/// What the first record of TLS begins with: the content type of a handshake (RFC 8446 section 5.1).
+/// First byte of TLS: the content type of a handshake (RFC 8446 section 5.1).
 pub const TLS_HANDSHAKE: u8 = 0x16;
 
 /// A stream.
 #[derive(Debug)]
 pub struct Stream {
     socket: TcpStream,
-    /// None for TCP alone.
+    /// None for plain TCP.
     tls: Option<Box<Connection>>,
-    /// Whether the peer was seen to begin with TLS; it is not looked for where we begin.
+    /// Whether the peer is known to speak TLS. A client does not check it.
     greeted: bool,
-    /// Bytes that TLS took since it last had content.
+    /// Bytes that TLS received since the last content.
     without_content: u32,
 }
 
-/// How far the handshake with a client has come.
+/// The progress of the handshake with a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handshake {
-    /// It is over.
+    /// The handshake is complete.
     Done,
-    /// The client has to say more.
+    /// The handshake needs more bytes of the client.
     Waiting,
-    /// What the client says is no TLS. From here on the stream is plain, and nothing was taken off it.
+    /// The client does not speak TLS. The stream is plain from here on, and no byte was read.
     NotTls,
 }
 
 impl Stream {
-    /// TCP alone.
+    /// Creates a plain stream.
     pub fn plain(socket: TcpStream) -> Self {
         Self { socket, tls: None, greeted: false, without_content: 0 }
     }
 
-    /// A TLS stream over a socket that is connected, or about to be: we are the client.
+    /// Creates a TLS stream as the client, over a socket that is connected or connecting.
     ///
     /// # Errors
-    /// When rustls cannot set the session up.
+    /// Returns the error of rustls.
     pub fn tls_client(socket: TcpStream, config: Arc<ClientConfig>, name: ServerName<'static>) -> io::Result<Self> {
         let mut session = ClientConnection::new(config, name).map_err(io::Error::other)?;
-        // There are few of these, and what is written is ours. A request may come before the handshake is over, and
-        // nothing would tell that there is room for the rest of it then.
+        // There are few of these, and the server itself writes the requests. A request may be
+        // written before the handshake is complete, and no event would report space for its rest.
         session.set_buffer_limit(None);
         Ok(Self { socket, tls: Some(Box::new(session.into())), greeted: true, without_content: 0 })
     }
 
-    /// A TLS stream over a socket that was accepted: we are the server. [`Self::handshake`] comes first.
+    /// Creates a TLS stream as the server, over an accepted socket. [`Self::handshake`] comes
+    /// first.
     ///
     /// # Errors
-    /// When rustls cannot set the session up.
+    /// Returns the error of rustls.
     pub fn tls_server(socket: TcpStream, config: Arc<ServerConfig>) -> io::Result<Self> {
         let mut session = ServerConnection::new(config).map_err(io::Error::other)?;
         session.set_buffer_limit(Some(CLIENT_BUFFER));
         Ok(Self { socket, tls: Some(Box::new(session.into())), greeted: false, without_content: 0 })
     }
 
-    /// The socket, for registration and for its options.
+    /// Returns the socket, for registration and options.
     pub fn socket(&mut self) -> &mut TcpStream {
         &mut self.socket
     }
 
-    /// Whether it is TLS.
+    /// Returns whether the stream is TLS.
     pub fn is_tls(&self) -> bool {
         self.tls.is_some()
     }
 
-    /// Whether a read that did not fill its buffer has emptied the socket.
+    /// Returns whether a read that did not fill its buffer has emptied the socket.
     pub fn short_read_is_last(&self) -> bool {
         self.tls.is_none()
     }
 
-    /// Returns at most how many received bytes TLS holds.
+    /// Returns the most bytes that TLS may hold.
     pub fn held_bytes(&self) -> usize {
         self.without_content as usize
     }
 
-    /// Whether TLS holds back what was written.
+    /// Returns whether TLS holds bytes to write.
     pub fn has_unsent(&self) -> bool {
         self.tls.as_ref().is_some_and(|session| session.wants_write())
     }
 
-    /// Whether the certificate of the peer holds no host name that could be checked.
+    /// Returns whether the certificate of the peer has no host name that could be checked.
     pub fn peer_is_nameless(&self) -> bool {
         let shown = self.tls.as_ref().and_then(|session| session.peer_certificates()?.first());
         shown.is_some_and(tls::holds_no_name)
     }
 
-    /// Goes on with the handshake, as far as what the peer sent goes. To be called until it is
-    /// done, before anything else is read or written.
+    /// Continues the handshake. Callers repeat it until it is complete, before any read or write.
     ///
     /// # Errors
-    /// The peer left, or no TLS can be spoken with it. It was told why; from here on the stream is
-    /// plain, for its last bytes to be passed over.
+    /// Returns an error if the peer left or the handshake failed. The peer was notified by an
+    /// alert. The stream is plain from here on, so that its last bytes can be skipped.
     pub fn handshake(&mut self) -> io::Result<Handshake> {
         if self.tls.is_some() && !self.greeted {
             let mut first = [0];
@@ -143,11 +143,11 @@ impl Stream {
         Ok(Handshake::Done)
     }
 
-    /// Reads; 0 is an orderly end.
+    /// Reads into a buffer. Returns 0 at an orderly end.
     ///
     /// # Errors
-    /// `WouldBlock` when there is nothing to read. A TLS stream that ends without `close_notify` is
-    /// `UnexpectedEof`: it may have been cut.
+    /// Returns `WouldBlock` if there is nothing to read, and `UnexpectedEof` if a TLS stream ends
+    /// without `close_notify`, since it may have been cut.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Self { socket, tls, without_content, .. } = self;
         let Some(session) = tls else { return retry(|| socket.read(buffer)) };
@@ -163,23 +163,23 @@ impl Stream {
                 }
                 Err(error) => return Err(error),
             }
-            // The end of the socket shows in the reader: as an end, or as a truncation.
+            // The reader reports the end of the socket, as an end or as a truncation.
             receive(socket, session, without_content)?;
         }
     }
 
-    /// Writes as much as goes.
+    /// Writes as many bytes as possible. Returns their number.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing goes.
+    /// Returns `WouldBlock` if no byte could be written.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Self { socket, tls, .. } = self;
         let Some(session) = tls else { return retry(|| socket.write(bytes)) };
         loop {
             let accepted = session.writer().write(bytes)?;
             match write_records(socket, session) {
-                // It was full, and the socket takes more: saying that it would block would be waiting for an event that
-                // does not come.
+                // The buffer was full, and the socket took all of it. With `WouldBlock` the caller
+                // would wait for an event that does not come.
                 Ok(()) if accepted == 0 && !bytes.is_empty() && !session.is_handshaking() => {}
                 Ok(()) if accepted == 0 && !bytes.is_empty() => return Err(io::ErrorKind::WouldBlock.into()),
                 Err(error) if accepted == 0 || error.kind() != io::ErrorKind::WouldBlock => return Err(error),
@@ -188,15 +188,15 @@ impl Stream {
         }
     }
 
-    /// Writes what TLS holds back; nothing to do over plain TCP.
+    /// Writes the bytes that TLS holds. Plain TCP holds none.
     ///
     /// # Errors
-    /// `WouldBlock` when not all of it goes.
+    /// Returns `WouldBlock` if some bytes remain.
     pub fn flush(&mut self) -> io::Result<()> {
         self.tls.as_mut().map_or(Ok(()), |session| write_records(&mut self.socket, session))
     }
 
-    /// Says that nothing more will be written.
+    /// Closes the direction of writing.
     pub fn shut_down_write(&mut self) {
         if let Some(session) = &mut self.tls {
             session.send_close_notify();
@@ -210,13 +210,13 @@ fn left(how: &str) -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, format!("the client left; {how}"))
 }
 
-/// Takes once from the socket what it has, and answers what TLS itself answers; how many bytes there were.
-/// `without_content` adds them up.
+/// Reads once from the socket, and sends the answers of TLS itself. Returns the number of bytes
+/// read, which it also adds to `without_content`.
 fn receive(socket: &mut TcpStream, session: &mut Connection, without_content: &mut u32) -> io::Result<usize> {
     let read = retry(|| session.read_tls(socket))?;
     *without_content = without_content.saturating_add(u32::try_from(read).unwrap_or(u32::MAX));
     if let Err(error) = session.process_new_packets() {
-        // Tell the peer why.
+        // Send the alert with the reason.
         let _ = write_records(socket, session);
         let why = match session {
             Connection::Client(_) => tls::explain_server(&error),

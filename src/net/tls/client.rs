@@ -1,4 +1,4 @@
-//! TLS as a client: with CouchDB, and with the server itself.
+//! TLS as a client: configurations for CouchDB, and for the server itself.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,10 +12,10 @@ use super::pem::{broken_certificate, certificates, in_file};
 use super::provider::{HTTP, provider};
 use super::verifier::Verifier;
 
-/// The configuration of a client that trusts the built-in roots, and those of a PEM text.
+/// Returns the configuration of a client that trusts the built-in roots and those of a PEM text.
 ///
 /// # Errors
-/// What is wrong with the PEM text.
+/// Returns the fault of the PEM text.
 pub fn client_config(extra_roots: Option<&[u8]>) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     let named = extra_roots.map(certificates).transpose()?.unwrap_or_default();
@@ -25,33 +25,34 @@ pub fn client_config(extra_roots: Option<&[u8]>) -> Result<Arc<ClientConfig>, St
     Ok(verified_by(Verifier::of_chains(roots, named, provider())?))
 }
 
-/// As [`client_config`], with the roots in the file that `--ca_file` names. Blocks, as [`Identity::load`] does.
+/// Returns the configuration for CouchDB, with the roots in the file of `--ca_file`. It blocks, as
+/// [`Identity::load`](super::Identity::load) does.
 ///
 /// # Errors
-/// What is wrong with the file.
+/// Returns the fault of the file.
 pub fn couchdb_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
     let Some(path) = ca_file else { return client_config(None) };
     let pem = std::fs::read(path).map_err(|error| in_file("ca_file", path, &error))?;
     client_config(Some(&pem)).map_err(|error| in_file("ca_file", path, &error))
 }
 
-/// The name under which a host has to show its certificate.
+/// Returns the name that the certificate of a host must have.
 ///
 /// # Errors
-/// It can be nobody's name.
+/// Returns an error if no certificate can have that name.
 pub fn server_name(host: &str) -> io::Result<ServerName<'static>> {
-    // The zone of an address is ours: no certificate names it.
+    // A zone is local to this machine, so no certificate has it.
     match host.split('%').next().unwrap_or(host).parse::<IpAddr>() {
         Ok(ip) => Ok(ServerName::from(ip)),
         Err(_) => ServerName::try_from(host.to_owned()).map_err(io::Error::other),
     }
 }
 
-/// The configuration of a client that trusts a server which shows exactly the first certificate of a file, and has its
-/// key, under whatever name: our own server, asked on this machine.
+/// Returns the configuration of a client that trusts only a server with the first certificate of a
+/// file, under any name. It is for the server itself, on the same machine.
 ///
 /// # Errors
-/// What is wrong with the file.
+/// Returns the fault of the file.
 pub fn pinned_config(certificate: &Path) -> Result<Arc<ClientConfig>, String> {
     let pem = std::fs::read(certificate).map_err(|error| in_file("tls_cert", certificate, &error))?;
     let chain = certificates(&pem).map_err(|error| in_file("tls_cert", certificate, &error))?;

@@ -1,19 +1,19 @@
-//! Errors of TLS in words that tell an operator what to do.
+//! Errors of TLS, in words that tell an operator what to do. The words are the same for the same
+//! error, without times or counts, so that the log can limit repetitions.
 
 use std::fmt::Write as _;
 
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError, PeerIncompatible};
 
-/// What is wrong with the peer, in words that tell an operator what to do. They are the same whenever the
-/// same goes wrong: no times, no counts.
+/// Explains an error with a server, which is CouchDB or the server itself.
 pub(in crate::net) fn explain_server(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(error) => explain_certificate(error),
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
             "the peer speaks no TLS: check https in --couchdb_url, and the port".to_owned()
         }
-        // What a server says whose key is on a curve that is not known here, such as P-521, or that
-        // speaks old TLS alone.
+        // The alerts of a server that has a key on an unknown curve, such as P-521, or speaks old
+        // TLS only.
         Error::AlertReceived(AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion)
         | Error::PeerIncompatible(_) => format!(
             "the peer speaks neither TLS 1.2 nor 1.3 in a way that is known here ({error}): its key should be RSA or ECDSA \
@@ -23,7 +23,7 @@ pub(in crate::net) fn explain_server(error: &Error) -> String {
     }
 }
 
-/// What is wrong between a client and us, in words that tell an operator what to do.
+/// Explains an error with a client.
 pub(in crate::net) fn explain_client(error: &Error) -> String {
     let text = match error {
         Error::AlertReceived(
@@ -44,8 +44,7 @@ pub(in crate::net) fn explain_client(error: &Error) -> String {
     text.to_owned()
 }
 
-/// Says why a certificate of CouchDB is refused and how a good one is made. The text is the same
-/// whenever the same is wrong: no times, no counts.
+/// Explains why a certificate of CouchDB is rejected, and how to make a valid one.
 fn explain_certificate(error: &CertificateError) -> String {
     let text = match error {
         CertificateError::UnknownIssuer => {
@@ -102,7 +101,7 @@ fn explain_certificate(error: &CertificateError) -> String {
     text.to_owned()
 }
 
-/// The same for errors that the TLS library has no names for.
+/// Explains errors for which rustls has no names.
 fn explain_other(known: Option<&webpki::Error>, error: &dyn std::fmt::Display) -> String {
     let text = match known {
         Some(webpki::Error::CaUsedAsEndEntity) => {
@@ -125,11 +124,11 @@ fn explain_other(known: Option<&webpki::Error>, error: &dyn std::fmt::Display) -
     text.to_owned()
 }
 
-/// The names of a certificate, as far as there is room for them. The peer chose them.
+/// Returns the first names of a certificate, shortened and escaped, since the peer chose them.
 fn shown_names(presented: &[String]) -> String {
     let mut text = String::new();
     for name in presented.iter().take(3) {
-        // As the library prints them: `DnsName("a.example")`.
+        // rustls writes them as `DnsName("a.example")`.
         let name = name.split('"').nth(1).unwrap_or(name);
         let name: String = name.chars().take(80).flat_map(char::escape_default).collect();
         let _ = write!(text, "{} {name}", if text.is_empty() { ", but for" } else { "," });

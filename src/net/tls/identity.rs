@@ -1,4 +1,4 @@
-//! TLS as a server: the certificate and the key that clients are shown.
+//! TLS as a server: the certificate and the key for clients.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use rustls::{Error, InconsistentKeys, ServerConfig};
 use super::pem::{broken_certificate, certificates, in_file, private_key};
 use super::provider::{HTTP, provider};
 
-/// By what we show clients who we are: the files, and what was made of them last.
+/// The certificate and the key: their files, and the configuration that was read last.
 #[derive(Debug)]
 pub struct Identity {
     certificate: PathBuf,
@@ -19,17 +19,17 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Reads the files. That blocks, as does [`Self::reload`]: they are small, on a local disk, and read when the
-    /// server starts or an operator asks for it.
+    /// Reads the files. It blocks, as [`Self::reload`] does: the files are small and local, and are
+    /// read only at the start or on request of an operator.
     ///
     /// # Errors
-    /// Which file is not as it should be, and how it should be.
+    /// Returns the fault of a file, and what is expected.
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, String> {
         let config = read_config(certificate, key)?;
         Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), config })
     }
 
-    /// Reads the files again, for the connections that come from here on. Nothing changes when that fails.
+    /// Reads the files again, for later connections. An error changes nothing.
     ///
     /// # Errors
     /// As [`Self::load`].
@@ -38,12 +38,12 @@ impl Identity {
         Ok(())
     }
 
-    /// The file of certificates.
+    /// Returns the path of the certificates.
     pub fn certificate(&self) -> &Path {
         &self.certificate
     }
 
-    /// Returns the configuration for connections that are accepted from here on.
+    /// Returns the configuration for new connections.
     pub fn config(&self) -> &Arc<ServerConfig> {
         &self.config
     }
@@ -81,8 +81,9 @@ fn server_config(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![HTTP.to_vec()];
-    // Clients that come again keep the session between times, we keep nothing: without the costly half of a handshake,
-    // thousands of them are back soon after a break of the network. Each connection brings the ticket for the next.
+    // Clients keep their sessions, the server keeps nothing. Without the costly half of a
+    // handshake, thousands of them reconnect soon after a network failure. Each connection brings
+    // the ticket for the next one.
     config.ticketer = rustls::crypto::ring::Ticketer::new()?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 1;

@@ -1,14 +1,16 @@
-//! How TLS is spoken, by rustls with ring, in versions 1.2 and 1.3: with CouchDB, trusting the roots of Mozilla that
-//! are built in and those of the operator; and with clients, by the certificate of the operator.
+//! TLS 1.2 and 1.3, by rustls with ring.
+//!
+//! With CouchDB, the roots of Mozilla are built in, and the operator may add others. Clients see
+//! the certificate of the operator.
 //!
 //! | file | contents |
 //! |---|---|
-//! | `client.rs` | the configurations of a client |
-//! | `verifier.rs`, `validity.rs` | which certificate of a server is trusted |
-//! | `identity.rs` | the configuration of the server, from its certificate and key |
+//! | `client.rs` | configurations of a client |
+//! | `verifier.rs`, `validity.rs` | the rule which certificate of a server is trusted |
+//! | `identity.rs` | configuration of the server, from its certificate and key |
 //! | `pem.rs` | certificates and keys in files |
 //! | `explain.rs` | errors in words |
-//! | `provider.rs` | the cryptography, and randomness |
+//! | `provider.rs` | cryptography and randomness |
 
 mod client;
 mod explain;

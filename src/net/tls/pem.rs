@@ -5,7 +5,7 @@ use std::path::Path;
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// The certificates of a PEM text, at least one.
+/// Reads the certificates of a PEM text, at least one.
 pub(super) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let found = CertificateDer::pem_slice_iter(pem)
         .enumerate()
@@ -21,7 +21,7 @@ pub(super) fn broken_certificate(number: usize, error: &dyn std::fmt::Display) -
     format!("certificate {} of it is broken: {error}", number + 1)
 }
 
-/// The first private key of a PEM text.
+/// Reads the first private key of a PEM text.
 pub(super) fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
     PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
         pem::Error::NoItemsFound if memchr::memmem::find(pem, b"-----BEGIN ENCRYPTED PRIVATE KEY-----").is_some() => {
@@ -34,7 +34,7 @@ pub(super) fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> 
     })
 }
 
-/// What is wrong with a PEM text, without a word of it: it may hold a key.
+/// Describes the fault of a PEM text without quoting it, since it may hold a key.
 fn pem_problem(error: &pem::Error) -> &'static str {
     match error {
         pem::Error::MissingSectionEnd { .. } => "the line -----END ...----- is missing",
@@ -68,7 +68,7 @@ mod tests {
         }
         let kinds = [("PRIVATE KEY", 8), ("RSA PRIVATE KEY", 1), ("EC PRIVATE KEY", 0)];
         for (name, kind) in kinds {
-            // As openssl writes them: parameters in front, or a certificate.
+            // openssl may write parameters or a certificate in front of a key.
             let text = pem("EC PARAMETERS", "aGVsbG8=") + &pem("CERTIFICATE", "aGVsbG8=") + &pem(name, "aGVsbG8=");
             let found = match private_key(text.as_bytes()).unwrap() {
                 PrivateKeyDer::Pkcs8(_) => 8,

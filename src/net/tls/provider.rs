@@ -1,4 +1,4 @@
-//! The cryptography of rustls, by ring.
+//! Cryptography and randomness, by ring.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// Fills a buffer with randomness that nobody can guess.
+/// Fills a buffer with random bytes that nobody can guess.
 ///
 /// # Errors
-/// When the system has none to give.
+/// Returns an error if the system has no randomness.
 pub fn random_bytes(buffer: &mut [u8]) -> Result<(), String> {
     let random = rustls::crypto::ring::default_provider().secure_random;
     random.fill(buffer).map_err(|_| "the system gives no randomness".to_owned())

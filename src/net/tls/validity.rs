@@ -1,11 +1,11 @@
-//! The time in which a certificate is valid, which the library does not hand out.
+//! The validity of a certificate, which rustls does not return.
 
-/// The first and the last second in which a certificate is valid, since 1970 (RFC 5280 section
-/// 4.1). None where it is not laid out as a certificate is.
+/// Returns the first and the last second in which a certificate is valid, since 1970 (RFC 5280
+/// section 4.1). None if it is malformed.
 pub(super) fn validity(certificate: &[u8]) -> Option<(u64, u64)> {
     let (SEQUENCE, certificate, _) = next_value(certificate)? else { return None };
     let (SEQUENCE, mut rest, _) = next_value(certificate)? else { return None };
-    // The version, which version 1 leaves out.
+    // Certificates of version 1 have no version field.
     if let (VERSION, _, after) = next_value(rest)? {
         rest = after;
     }
@@ -28,7 +28,7 @@ const GENERALIZED_TIME: u8 = 0x18;
 const SEQUENCE: u8 = 0x30;
 const VERSION: u8 = 0xa0;
 
-/// Splits the first value off a DER encoding (X.690): its tag, its content, and what is behind it.
+/// Splits the first value off a DER encoding (X.690): its tag, its content, and the rest.
 fn next_value(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&[tag, first], mut rest) = der.split_first_chunk()?;
     let mut length = usize::from(first);
@@ -43,7 +43,7 @@ fn next_value(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((tag, content, after))
 }
 
-/// Reads a time of a certificate as seconds since 1970; those before that are 0.
+/// Parses a time of a certificate into seconds since 1970; earlier times are 0.
 fn seconds(tag: u8, text: &[u8]) -> Option<u64> {
     let digits = text.strip_suffix(b"Z").filter(|digits| digits.iter().all(u8::is_ascii_digit))?;
     let (years, rest) = digits.split_at_checked(match tag {

@@ -1,11 +1,10 @@
-//! Which certificate of CouchDB is trusted: one that leads to a root, as the library decides, or
-//! one that stands itself in `--ca_file`.
+//! The rule which certificate of a server is trusted: one that leads to a root, as rustls decides,
+//! one that is itself in `--ca_file`, or a pinned one.
 //!
 //! Operators make certificates with one command of `openssl`, which marks them as an authority
-//! (`CA:TRUE`), gives them version 1, or leaves the host name out. The library accepts none of
-//! these at the end of a chain. A certificate that the operator named byte for byte needs no chain:
-//! what is left to check is its time, the host names that it holds, and that the server has its
-//! key.
+//! (`CA:TRUE`), gives them version 1, or leaves out the host name. rustls rejects these at the end
+//! of a chain. A certificate that the operator named byte for byte needs no chain. Only its time,
+//! its host names and the key of the server are left to check.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,23 +29,23 @@ pub(super) struct Verifier {
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// Which certificates are trusted.
+/// The trusted certificates.
 #[derive(Debug)]
 enum Trust {
-    /// Those that lead to a root, and named certificates themselves.
+    /// Certificates that lead to a root, and the named certificates.
     Chain {
         library: Arc<WebPkiServerVerifier>,
         /// The certificates in `--ca_file`.
         named: Vec<CertificateDer<'static>>,
-        /// Whether it was logged that the host name is not checked.
+        /// Whether the log has the warning that the host name is not checked.
         warned: AtomicBool,
     },
-    /// This certificate alone, byte for byte: neither its name nor its age matters then.
+    /// One certificate, byte for byte. Its name and its age do not matter.
     Pinned(CertificateDer<'static>),
 }
 
 impl Verifier {
-    /// Creates a verifier that trusts these roots, and the named certificates themselves.
+    /// Creates a verifier that trusts these roots and the named certificates.
     pub(super) fn of_chains(
         roots: RootCertStore,
         named: Vec<CertificateDer<'static>>,
@@ -63,8 +62,7 @@ impl Verifier {
         Self { trust: Trust::Pinned(certificate), algorithms: provider.signature_verification_algorithms }
     }
 
-    /// Returns the public key of a named certificate that the library cannot read as one of a
-    /// server: it reads version 3 alone.
+    /// Returns the public key of a named certificate of version 1, which rustls cannot read.
     fn raw_key(&self, certificate: &CertificateDer<'_>) -> Option<SubjectPublicKeyInfoDer<'static>> {
         let Trust::Chain { named, .. } = &self.trust else { return None };
         if !is_version_1(certificate) || !named.contains(certificate) {
@@ -110,8 +108,8 @@ impl ServerCertVerifier for Verifier {
         let Some((_, algorithms)) = mapping else {
             return Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into());
         };
-        // In TLS 1.2 the scheme does not say which curve the key is on: one of the algorithms fits
-        // the key.
+        // In TLS 1.2 the scheme does not name the curve of the key, so try all algorithms of the
+        // scheme.
         let valid = algorithms.iter().any(|one| key.verify_signature(*one, message, signed.signature()).is_ok());
         valid.then(HandshakeSignatureValid::assertion).ok_or(CertificateError::BadSignature.into())
     }
@@ -133,7 +131,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Verifies a named certificate that the library refused.
+/// Verifies a named certificate that rustls rejected.
 fn verify_named(
     shown: &CertificateDer<'_>,
     name: &ServerName<'_>,
@@ -141,7 +139,7 @@ fn verify_named(
     refusal: Error,
     warned: &AtomicBool,
 ) -> Result<ServerCertVerified, Error> {
-    // The library may have refused it before it looked at its time.
+    // rustls may have rejected it before it checked the time.
     let Some((not_before, not_after)) = validity(shown) else { return Err(refusal) };
     if now.as_secs() < not_before {
         return Err(Error::InvalidCertificate(CertificateError::NotValidYet));
@@ -162,7 +160,7 @@ fn verify_named(
     Ok(ServerCertVerified::assertion())
 }
 
-/// Whether a certificate holds no host name, so that there is none to check.
+/// Returns whether a certificate has no host name that could be checked.
 pub(in crate::net) fn holds_no_name(certificate: &CertificateDer<'_>) -> bool {
     let any = ServerName::try_from("name.invalid").expect("a name");
     match ParsedCertificate::try_from(certificate) {
