@@ -1,7 +1,7 @@
 //! couchdb-howler: reads the command line and the environment, and runs the server.
 //!
-//! Exit codes: 0 after a stop, 1 when the server cannot start or its loop fails, or when what was checked is not well,
-//! 2 for a command line or environment that cannot be used.
+//! Exit codes: 0 for a shutdown or a check without a fault, 1 if the server cannot start or its
+//! loop fails or a check finds a fault, 2 for wrong usage.
 
 use std::io::{ErrorKind, Write as _};
 use std::net::SocketAddr;
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the server, and ends with everything logged, unless nobody reads it.
+/// Runs the server. Returns when all lines of the log are written, unless nobody reads them.
 fn run_to_end(config: &Config) -> ExitCode {
     match run(config) {
         Ok(()) => {
@@ -61,7 +61,7 @@ fn run_to_end(config: &Config) -> ExitCode {
     }
 }
 
-/// Prints to a reader who may be gone already.
+/// Prints a text to a reader that may have gone.
 fn print(text: &str) -> ExitCode {
     let _ = std::io::stdout().write_all(text.as_bytes());
     ExitCode::SUCCESS
@@ -70,7 +70,7 @@ fn print(text: &str) -> ExitCode {
 fn check(config: &Config) -> ExitCode {
     match check::check(config, &mut std::io::stdout().lock()) {
         Ok(true) => ExitCode::SUCCESS,
-        // The second: the reader is gone, and with it those who could tell how far it came.
+        // An error means that the reader is gone, so the result is unknown.
         Ok(false) | Err(_) => ExitCode::from(CHECK_FAILED),
     }
 }
@@ -85,7 +85,7 @@ fn health_check(port: &HealthPort) -> ExitCode {
 fn run(config: &Config) -> Result<(), String> {
     logging::start(config.log_level, config.log_format)
         .map_err(|error| format!("the log cannot be started: {error}"))?;
-    let Ports { doors, clients: addresses, admin } = open_doors(config)?;
+    let Ports { listeners, clients: addresses, admin } = open_ports(config)?;
     let demo = if config.demo {
         Some(Demo::start().map_err(|error| format!("the CouchDB of the demo cannot be started: {error}"))?)
     } else {
@@ -93,25 +93,25 @@ fn run(config: &Config) -> Result<(), String> {
     };
     let couchdb_url = match &demo {
         Some(demo) => CouchUrl::parse(&demo.url()).expect("the demo has a valid URL"),
-        None => config.couchdb_url.clone().expect("checked: a URL is there without --demo"),
+        None => config.couchdb_url.clone().expect("a URL is required without --demo"),
     };
     let signals = catch_signals().map_err(|error| format!("signals cannot be caught: {error}"))?;
-    let poll = mio::Poll::new().map_err(|error| format!("no poll: {error}"))?;
-    let registry = poll.registry().try_clone().map_err(|error| format!("no poll: {error}"))?;
+    let poll = mio::Poll::new().map_err(|error| format!("the poll cannot be created: {error}"))?;
+    let registry = poll.registry().try_clone().map_err(|error| format!("the poll cannot be created: {error}"))?;
     let couchdb = couchdb_url.to_string();
     let mut settings = settings(config, couchdb_url, demo.as_ref())?;
     let room = limit_connections(&mut settings);
-    let server = Server::new(settings, doors, registry).map_err(|error| format!("cannot start: {error}"))?;
+    let server = Server::new(settings, listeners, registry).map_err(|error| format!("the server cannot start: {error}"))?;
     let listens = addresses.iter().map(|(address, scheme)| format!("{address} ({scheme})")).collect::<Vec<_>>();
     let listens = listens.join(" and ");
     let apart = admin.map_or_else(String::new, |at| format!("; health and metrics are on {at}"));
     log::info!("couchdb-howler {} listens on {listens}{apart}; CouchDB is at {couchdb}.", config::version());
     log::info!("{room}");
     if config.reuse_port && admin.is_none() {
-        log::warn!("--reuse_port without --admin_port: any of the instances answers for health and metrics on --port.");
+        log::warn!("--reuse_port without --admin_port: health and metrics on --port are those of any instance.");
     }
     if let (Some(demo), [(address, scheme), ..]) = (&demo, &*addresses) {
-        logging::print_within(std::io::stdout(), &invitation(demo, *address, scheme, !config.no_console));
+        logging::print_within(std::io::stdout(), &demo_instructions(demo, *address, scheme, !config.no_console));
     }
     let notifier = Notifier::new(&|name| std::env::var_os(name), std::process::id());
     event_loop::run(server, poll, signals, notifier).map_err(|error| format!("the event loop failed: {error}"))?;
@@ -119,13 +119,13 @@ fn run(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-/// Lets in no more clients than there are descriptors for; what is told of that.
+/// Limits the number of clients to that of descriptors. Returns a line for the log.
 fn limit_connections(settings: &mut Settings) -> String {
     let asked = settings.limits.connections;
     let Some(limit) = descriptors::raise_limit() else {
         return asked.map_or_else(
-            || "Descriptors are not limited (RLIMIT_NOFILE), nor are clients.".to_owned(),
-            |asked| format!("Descriptors are not limited (RLIMIT_NOFILE); {asked} clients are let in."),
+            || "Neither descriptors (RLIMIT_NOFILE) nor clients are limited.".to_owned(),
+            |asked| format!("Descriptors (RLIMIT_NOFILE) are not limited; at most {asked} clients are accepted."),
         );
     };
     let room = descriptors::room(limit, settings.login_concurrency + UPSTREAMS);
@@ -133,49 +133,51 @@ fn limit_connections(settings: &mut Settings) -> String {
     match asked {
         Some(asked) if asked > room => {
             log::warn!(
-                "--max_connections is {asked}, but {limit} descriptors (RLIMIT_NOFILE) are enough for {room} clients."
+                "--max_connections is {asked}, but {limit} descriptors (RLIMIT_NOFILE) suffice for {room} clients."
             );
-            format!("{room} clients are let in.")
+            format!("At most {room} clients are accepted.")
         }
         Some(asked) => {
-            format!("{limit} descriptors (RLIMIT_NOFILE) would be enough for {room} clients; {asked} are let in.")
+            format!("{limit} descriptors (RLIMIT_NOFILE) suffice for {room} clients; at most {asked} are accepted.")
         }
-        None => format!("{limit} descriptors (RLIMIT_NOFILE) are enough for {room} clients."),
+        None => format!("{limit} descriptors (RLIMIT_NOFILE) suffice for {room} clients."),
     }
 }
 
-/// Where a port is, and the scheme of its URLs.
+/// The address of a port, and the scheme of its URLs.
 type Place = (SocketAddr, &'static str);
 
-/// The ports, and where they are.
+/// The open ports.
 struct Ports {
-    doors: Listeners,
-    /// Those for clients, the plain one first.
+    listeners: Listeners,
+    /// Ports for clients, the plain one first.
     clients: Vec<Place>,
     admin: Option<SocketAddr>,
 }
 
-/// Opens the ports that are asked for, but those for which a socket is handed over.
-fn open_doors(config: &Config) -> Result<Ports, String> {
+/// Opens the configured ports, or takes the sockets of systemd.
+fn open_ports(config: &Config) -> Result<Ports, String> {
     let identity = config.tls.as_ref().map(|files| Identity::load(&files.certificate, &files.key)).transpose()?;
     let only_tls = identity.is_some() && config.tls_port.is_none();
     let handed = systemd::take_sockets(&|name| std::env::var_os(name), only_tls)?;
     let (plain, secure) = if only_tls { (None, Some(config.port)) } else { (Some(config.port), config.tls_port) };
     let (plain_address, plain) = listen(config, handed.http, plain, config.reuse_port)?.unzip();
     let (tls_address, tls) = listen(config, handed.https, secure, config.reuse_port)?.unzip();
-    // Who asks an instance how it is wants no answer of another.
+    // Never shared: a health check of one instance must not reach another one.
     let (admin, admin_listener) = listen(config, handed.admin, config.admin_port, false)?.unzip();
     let tls = match (tls, identity) {
         (Some(listener), Some(identity)) => Some((listener, identity)),
-        (Some(_), None) => return Err("a socket is handed over for HTTPS (LISTEN_FDS), and no --tls_cert".to_owned()),
+        (Some(_), None) => {
+            return Err("systemd passes a socket for HTTPS (LISTEN_FDS), but --tls_cert is missing".to_owned());
+        }
         (None, _) => None,
     };
     let places = [(plain_address, "http"), (tls_address, "https")];
     let clients = places.into_iter().filter_map(|(address, scheme)| Some((address?, scheme))).collect();
-    Ok(Ports { doors: Listeners::new(plain, tls).with_admin(admin_listener), clients, admin })
+    Ok(Ports { listeners: Listeners::new(plain, tls).with_admin(admin_listener), clients, admin })
 }
 
-/// Listens on the socket that is handed over, or else on a port, where one is given.
+/// Listens on a socket of systemd, or else on a port if there is one.
 fn listen(
     config: &Config,
     handed: Option<TcpListener>,
@@ -194,7 +196,7 @@ fn listen(
         let host = config.host.map_or_else(|| "all addresses".to_owned(), |host| host.to_string());
         let advice = match error.kind() {
             ErrorKind::AddrInUse if shared => {
-                "; another program has it and does not share it: each instance needs --reuse_port, and the same user"
+                "; another program uses the port and does not share it: each instance needs --reuse_port, and the same user"
             }
             ErrorKind::AddrInUse if config.reuse_port => "; --admin_port is not shared: each instance needs its own",
             _ => "",
@@ -204,7 +206,7 @@ fn listen(
 }
 
 fn settings(config: &Config, couchdb_url: CouchUrl, demo: Option<&Demo>) -> Result<Settings, String> {
-    // A file is checked also where it is not needed: a mistake in it should not wait.
+    // Read the file even if it is not needed, so that a fault in it shows at once.
     let needed = couchdb_url.tls || config.ca_file.is_some();
     let tls = needed.then(|| tls::couchdb_config(config.ca_file.as_deref())).transpose()?;
     let mut seed = [0; 8];
@@ -261,7 +263,7 @@ fn catch_signals() -> std::io::Result<Signals> {
     Ok(Signals { stop: catch(&[SIGINT, SIGTERM])?, reload: catch(&[SIGHUP])? })
 }
 
-/// Signals, each a byte to read.
+/// Returns a stream with a byte for each signal.
 fn catch(signals: &[i32]) -> std::io::Result<mio::net::UnixStream> {
     let (reader, writer) = UnixStream::pair()?;
     reader.set_nonblocking(true)?;
@@ -271,8 +273,8 @@ fn catch(signals: &[i32]) -> std::io::Result<mio::net::UnixStream> {
     Ok(mio::net::UnixStream::from_std(reader))
 }
 
-/// What a newcomer can try.
-fn invitation(demo: &Demo, address: SocketAddr, scheme: &str, console: bool) -> String {
+/// Returns the instructions for `--demo`.
+fn demo_instructions(demo: &Demo, address: SocketAddr, scheme: &str, console: bool) -> String {
     let databases = demo.databases();
     let (user, password) = (demo::USER, demo::PASSWORD);
     let list = databases.iter().take(2).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(",");

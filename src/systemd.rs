@@ -1,6 +1,7 @@
-//! systemd: what it is told of the server (`sd_notify(3)`), and the sockets that it hands over (`sd_listen_fds(3)`).
+//! systemd: notifications of the server's state (`sd_notify(3)`), and the sockets that systemd
+//! passes on (`sd_listen_fds(3)`).
 //!
-//! `RELOADING=1` is not told: it would have to carry the raw monotonic clock, which cannot be read without unsafe code.
+//! `RELOADING=1` is not sent: it needs the raw monotonic clock, which takes unsafe code to read.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,52 +15,52 @@ use mio::net::TcpListener;
 
 use crate::state::timers::Millis;
 
-/// A variable of the environment.
+/// Reads a variable of the environment.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// Time after which a message that the socket did not take is sent again, in milliseconds.
+/// Time until a message is sent again if the socket was full, in milliseconds.
 const RETRY_AFTER: Millis = 100;
-/// Time beyond its own that systemd is asked for while the server stops, in milliseconds.
+/// Time to request from systemd beyond the drain timeout, in milliseconds.
 const STOP_MARGIN: Millis = 10_000;
 
-/// Tells systemd how the server is, where it wants to know.
+/// Notifies systemd of the server's state, if systemd asks for it.
 #[derive(Debug)]
 pub struct Notifier {
     to: Option<(UnixDatagram, SocketAddr)>,
-    /// How often it wants to hear that the server is alive, in milliseconds.
+    /// Interval of the watchdog, in milliseconds.
     every: Option<Millis>,
     next: Option<Millis>,
-    /// The last status that was told.
+    /// Number of clients in the last status.
     clients: Option<usize>,
     stopping: bool,
-    /// A message that must arrive and that the socket did not take, and when to send it again.
+    /// Message that must arrive but did not fit the socket, and the time to send it again.
     unsent: Option<(String, Millis)>,
 }
 
 impl Notifier {
-    /// Finds out from the environment whom to tell, and how often. A socket that cannot be used is told in the log; the
-    /// server goes on.
+    /// Creates a notifier from the environment. If the socket cannot be used, it logs a warning.
     pub fn new(env: Environment<'_>, process: u32) -> Self {
         let to = env("NOTIFY_SOCKET").filter(|name| !name.is_empty()).and_then(|name| {
             let opened = open(&name);
-            opened.inspect_err(|error| log::warn!("systemd cannot be told anything (NOTIFY_SOCKET): {error}")).ok()
+            opened.inspect_err(|error| log::warn!("systemd cannot be notified (NOTIFY_SOCKET): {error}")).ok()
         });
         let every = watchdog(env, process).filter(|_| to.is_some());
         Self { to, every, next: None, clients: None, stopping: false, unsent: None }
     }
 
-    /// The server serves.
+    /// Reports that the server is ready.
     pub fn ready(&mut self, now: Millis) {
-        self.tell_for_sure("READY=1\nSTATUS=Serving.".to_owned(), now);
+        self.send_reliably("READY=1\nSTATUS=Serving.".to_owned(), now);
         self.next = self.every.map(|every| now + every);
     }
 
-    /// The server stops, and needs so many milliseconds at most for it. Said once.
+    /// Reports a shutdown that takes at most a time in milliseconds. Only the first call reports
+    /// it.
     pub fn stopping(&mut self, clients: usize, within: Millis, now: Millis) {
         if !std::mem::replace(&mut self.stopping, true) {
             let micros = (within + STOP_MARGIN) * 1_000;
-            let status = format!("Stopping, {clients} clients are seen off.");
-            self.tell_for_sure(format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={micros}\nSTATUS={status}"), now);
+            let status = format!("Stopping, closing {clients} clients.");
+            self.send_reliably(format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={micros}\nSTATUS={status}"), now);
         }
     }
 
@@ -69,34 +70,35 @@ impl Notifier {
         [self.next, again].into_iter().flatten().min()
     }
 
-    /// Tells that the server is alive, when that is due, and sends again what could not be sent.
+    /// Feeds the watchdog if it is due, and repeats a message that did not fit the socket.
     pub fn handle_timeout(&mut self, now: Millis, clients: usize) {
         if let Some((state, _)) = self.unsent.take_if(|(_, at)| *at <= now) {
-            self.tell_for_sure(state, now);
+            self.send_reliably(state, now);
         }
         if self.next.is_none_or(|next| now < next) {
             return;
         }
         self.next = self.every.map(|every| now + every);
-        // One that gets lost is followed by the next in time.
+        // The next one follows in time if this one is lost.
         let _ = if self.stopping || self.clients.replace(clients) == Some(clients) {
-            self.tell("WATCHDOG=1")
+            self.send("WATCHDOG=1")
         } else {
-            self.tell(&format!("WATCHDOG=1\nSTATUS=Serving {clients} clients."))
+            self.send(&format!("WATCHDOG=1\nSTATUS=Serving {clients} clients."))
         };
     }
 
-    /// Sends a message that must arrive: again later if the socket is full, as it may be while the system starts.
-    fn tell_for_sure(&mut self, state: String, now: Millis) {
-        let full = self.tell(&state).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+    /// Sends a message that must arrive. If the socket is full, as during boot, it is sent again
+    /// later.
+    fn send_reliably(&mut self, state: String, now: Millis) {
+        let full = self.send(&state).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         self.unsent = full.then_some((state, now + RETRY_AFTER));
     }
 
-    fn tell(&self, state: &str) -> io::Result<()> {
+    fn send(&self, state: &str) -> io::Result<()> {
         let Some((socket, address)) = &self.to else { return Ok(()) };
-        // Where systemd does not listen, there is nobody to tell; it must not hold the server up.
+        // An absent systemd must not keep the server from running.
         let sent = socket.send_to_addr(state.as_bytes(), address).map(|_| ());
-        sent.inspect_err(|error| log::debug!("systemd could not be told: {error}"))
+        sent.inspect_err(|error| log::debug!("systemd could not be notified: {error}"))
     }
 }
 
@@ -110,21 +112,21 @@ fn open(name: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
     Ok((socket, address))
 }
 
-/// Half of the time within which systemd wants to hear of this process, in milliseconds.
+/// Returns half of the watchdog's time for this process, in milliseconds.
 fn watchdog(env: Environment<'_>, process: u32) -> Option<Millis> {
     let number = |name| env(name)?.to_str()?.parse::<u64>().ok();
     let meant = env("WATCHDOG_PID").is_none_or(|pid| pid.to_str() == Some(&process.to_string()));
     number("WATCHDOG_USEC").filter(|micros| meant && *micros > 0).map(|micros| (micros / 2_000).max(1))
 }
 
-/// Something for each port that there may be.
+/// One value for each port.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ports<T> {
-    /// Of plain HTTP.
+    /// Port for plain HTTP.
     pub http: Option<T>,
-    /// Of HTTPS.
+    /// Port for HTTPS.
     pub https: Option<T>,
-    /// Of operators.
+    /// Port for operators.
     pub admin: Option<T>,
 }
 
@@ -141,11 +143,11 @@ impl<T> Ports<T> {
     }
 }
 
-/// Takes the sockets that systemd hands over: what for is said by their names (`FileDescriptorName=`), or else by their
-/// order. A socket alone is for the first port, which is that of HTTPS with `only_tls`.
+/// Takes the sockets of systemd. Their names (`FileDescriptorName=`) assign them to ports, or else
+/// their order. A single socket is for the first port, which is HTTPS with `only_tls`.
 ///
 /// # Errors
-/// In words: sockets that are no TCP sockets, or more than there are ports.
+/// Returns the reason in words: a socket is not TCP, or there are more sockets than ports.
 pub fn take_sockets(env: Environment<'_>, only_tls: bool) -> Result<Ports<TcpListener>, String> {
     let mut handed = ListenFd::from_env();
     let names = env("LISTEN_FDNAMES").unwrap_or_default();
@@ -153,23 +155,24 @@ pub fn take_sockets(env: Environment<'_>, only_tls: bool) -> Result<Ports<TcpLis
     let mut take = |place: Option<usize>| {
         let Some(at) = place else { return Ok(None) };
         let taken = handed.take_tcp_listener(at).and_then(|socket| socket.map(listening).transpose());
-        taken.map_err(|error| format!("socket {} of those handed over (LISTEN_FDS): {error}", at + 1))
+        taken.map_err(|error| format!("socket {} of systemd (LISTEN_FDS): {error}", at + 1))
     };
     Ok(Ports { http: take(places.http)?, https: take(places.https)?, admin: take(places.admin)? })
 }
 
-/// The socket as the loop wants it. One that is a client's, from a unit with `Accept=yes`, would never accept anybody.
+/// Makes a socket non-blocking. Fails for the socket of a client, from a unit with `Accept=yes`,
+/// which would never accept a client.
 fn listening(socket: std::net::TcpListener) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     let stream = std::net::TcpStream::from(OwnedFd::from(socket));
-    // Nothing can be read of a socket that listens.
+    // Nothing can be read from a listening socket.
     if !stream.peek(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::NotConnected) {
-        return Err(io::Error::other("it is connected, it does not listen (Accept= must be no)"));
+        return Err(io::Error::other("the socket is connected instead of listening (Accept= must be no)"));
     }
     Ok(TcpListener::from_std(std::net::TcpListener::from(OwnedFd::from(stream))))
 }
 
-/// Which of so many sockets is for which port. Sockets whose names say nothing here, as by default, go by their order.
+/// Assigns sockets to ports, by index. Sockets without a known name go by their order.
 fn assign(names: &str, count: usize, only_tls: bool) -> Result<Ports<usize>, String> {
     let mut ports = Ports::NONE;
     let mut unnamed = Vec::new();
@@ -179,7 +182,7 @@ fn assign(names: &str, count: usize, only_tls: bool) -> Result<Ports<usize>, Str
         match ports.named(name) {
             None => unnamed.push(at),
             Some(place @ None) => *place = Some(at),
-            Some(Some(_)) => return Err(format!("two sockets are handed over for {name} (LISTEN_FDNAMES)")),
+            Some(Some(_)) => return Err(format!("systemd passes two sockets for {name} (LISTEN_FDNAMES)")),
         }
     }
     let alone = only_tls && unnamed.len() == 1;
@@ -187,7 +190,7 @@ fn assign(names: &str, count: usize, only_tls: bool) -> Result<Ports<usize>, Str
     for at in unnamed {
         let free = order.iter().find(|name| matches!(ports.named(name), Some(None)));
         let place = free.and_then(|name| ports.named(name));
-        *place.ok_or("more sockets are handed over (LISTEN_FDS) than there are ports for clients")? = Some(at);
+        *place.ok_or("systemd passes more sockets (LISTEN_FDS) than there are ports for clients")? = Some(at);
     }
     Ok(ports)
 }
@@ -197,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_go_by_name_and_else_by_order() {
+    fn sockets_go_by_name_or_by_order() {
         let ports = |http, https, admin| Ok(Ports { http, https, admin });
         for (names, count, only_tls, expected) in [
             ("", 0, false, ports(None, None, None)),
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn the_watchdog_is_fed_twice_in_its_time_by_whom_it_is_meant_for() {
+    fn watchdog_is_fed_twice_per_interval_by_its_process() {
         let every = |usec: &'static str, pid: Option<&'static str>| {
             watchdog(
                 &|name| match name {
@@ -242,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_where_nobody_asks() {
+    fn does_not_notify_without_a_listener() {
         for socket in [None, Some(""), Some("@nobody-listens-here"), Some("/nowhere/at/all")] {
             let env = |name: &str| match name {
                 "NOTIFY_SOCKET" => socket.map(Into::into),
@@ -258,13 +261,13 @@ mod tests {
     }
 
     #[test]
-    fn readiness_is_sent_again_if_the_socket_is_full() {
+    fn repeats_readiness_if_the_socket_is_full() {
         let path = std::env::temp_dir().join(format!("howler-notify-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let systemd = UnixDatagram::bind(&path).unwrap();
         let env = |name: &str| (name == "NOTIFY_SOCKET").then(|| path.clone().into_os_string());
         let mut notifier = Notifier::new(&env, 1);
-        while notifier.tell("x").is_ok() {}
+        while notifier.send("x").is_ok() {}
         notifier.ready(5);
         assert_eq!(notifier.poll_timeout(), Some(5 + RETRY_AFTER));
         notifier.handle_timeout(5 + RETRY_AFTER, 0);

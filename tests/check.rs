@@ -96,7 +96,7 @@ fn file(name: &str, content: &str) -> PathBuf {
 
 #[test]
 fn every_step_succeeds_with_a_working_couchdb() {
-    let steps = ["configuration", "--port 0", "host name", "connection", "CouchDB", "log-in", "server admin"];
+    let steps = ["configuration", "--port 0", "host name", "connection", "CouchDB", "login", "server admin"];
     let couchdb = couchdb();
     let global = [&steps[..], &["_global_changes", "restarts", "feed", "recording", "write delay"]].concat();
     assert_eq!(succeeds(&check(&couchdb.url(), &[])), global);
@@ -118,7 +118,7 @@ fn every_step_succeeds_below_a_path_and_over_tls() {
     let identity = Identity::new(&authority);
     let options = [&["--ca_file", authority.file(), "--admin_port", "0"], &identity.options()[..]].concat();
     let steps = succeeds(&check(&proxy.url(&couchdb, "localhost"), &options));
-    let expected = "configuration certificate trust --port+0 --admin_port+0 host+name connection TLS CouchDB log-in \
+    let expected = "configuration certificate trust --port+0 --admin_port+0 host+name connection TLS CouchDB login \
                     server+admin _global_changes restarts feed recording write+delay";
     assert_eq!(steps.iter().map(|step| step.replace(' ', "+")).collect::<Vec<_>>().join(" "), expected);
     // Without the path, the step fails.
@@ -170,9 +170,9 @@ fn connecting_times_out() {
 #[test]
 fn waiting_for_a_silent_server_times_out() {
     let silent = server(b"");
-    fails(&check(&url_of(silent), &[]), "CouchDB", &["answers nothing in time", "http://"]);
+    fails(&check(&url_of(silent), &[]), "CouchDB", &["does not answer in time", "http://"]);
     let url = url_of(silent).replace("http:", "https:");
-    fails(&check(&url, &[]), "TLS", &["answers nothing in time", "https://"]);
+    fails(&check(&url, &[]), "TLS", &["does not answer in time", "https://"]);
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn other_servers_are_reported_and_receive_no_password() {
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "with status 404) is not CouchDB"),
         (b"HTTP/1.1 200 OK\r\n\r\n{\"version\":\"zq7-1\"}", "is not CouchDB"),
         (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", "does not reach it (status 502)"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "speaks no HTTP"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak HTTP"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "ends the connection"),
     ] {
         let (address, told) = recording_server(answer);
@@ -228,12 +228,12 @@ fn other_servers_are_reported_and_receive_no_password() {
 fn rejected_logins_are_reported() {
     let couchdb = couchdb();
     let with = |user: &str, password: &str| format!("http://{user}:{password}@{}", couchdb.address());
-    fails(&check(&with("admin", "zq7-wrong"), &[]), "log-in", &["(401)", "--couchdb_url"]);
-    fails(&check(&with("nobody", "zq7-wrong"), &[]), "log-in", &["(401)"]);
+    fails(&check(&with("admin", "zq7-wrong"), &[]), "login", &["(401)", "--couchdb_url"]);
+    fails(&check(&with("nobody", "zq7-wrong"), &[]), "login", &["(401)"]);
     fails(&check(&with(USER, PASSWORD), &[]), "server admin", &["is not a server admin"]);
     for (status, words) in [(403, "locked the name"), (500, "cannot answer (status 500)")] {
         couchdb.fail_logins(Some(status));
-        fails(&check(&couchdb.url(), &[]), "log-in", &[words]);
+        fails(&check(&couchdb.url(), &[]), "login", &[words]);
     }
 }
 
@@ -243,7 +243,7 @@ fn missing_global_changes_is_reported() {
     fails(&check(&couchdb.url(), &[]), "_global_changes", &["is missing", "--create_global_changes"]);
     let ended = check(&couchdb.url(), &["--create_global_changes"]);
     assert_eq!(succeeds(&ended).last().map(String::as_str), Some("_global_changes"));
-    assert!(ended.stdout.contains("is made when the server starts"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("is created when the server starts"), "{}", ended.stdout);
     fails(&check(&couchdb.url(), &[]), "_global_changes", &["is missing"]);
 }
 
@@ -321,7 +321,7 @@ fn port_in_use_is_a_note_and_no_failure() {
     assert_eq!(ended.code, Some(0), "{}", ended.stdout);
     let line =
         ended.stdout.lines().find(|line| line.starts_with("note    --port ")).expect("there is a line about the port");
-    assert!(line.contains(&port) && line.contains("is taken"), "{line}");
+    assert!(line.contains(&port) && line.contains("is in use"), "{line}");
 }
 
 /// Runs `healthcheck` with these options. Returns its exit code and its line.
@@ -374,7 +374,7 @@ fn healthcheck_reads_the_environment_of_the_server() {
     // The client port no longer answers health checks.
     let ended = run(&["healthcheck"], &environment[..1]);
     assert_eq!(ended.code, Some(1));
-    assert!(ended.stdout.contains("status 404) is another server"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("another server (status 404)"), "{}", ended.stdout);
 }
 
 #[test]
@@ -396,7 +396,7 @@ fn stopped_or_foreign_server_is_unhealthy_within_three_seconds() {
     assert!(line.starts_with("unhealthy: 127.0.0.1:") && line.contains("refused"), "{line}");
     let other = server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").port().to_string();
     let (code, line) = health(&["-p", &other]);
-    assert!(code == Some(1) && line.contains("is another server"), "{line}");
+    assert!(code == Some(1) && line.contains("belongs to another server"), "{line}");
 }
 
 #[test]
@@ -414,7 +414,7 @@ fn server_with_another_certificate_than_the_file_is_unhealthy() {
     assert_eq!(health(&options).0, Some(0));
     // TLS on one side only.
     let (code, line) = health(&["--port", &port]);
-    assert!(code == Some(1) && line.contains("is another server"), "{line}");
+    assert!(code == Some(1) && line.contains("belongs to another server"), "{line}");
     let plain = Howler::start(&couchdb);
     let (code, line) = health(&[&identity.options()[..], &["--port", &plain.port().to_string()]].concat());
     assert!(code == Some(1) && line.contains("speaks no TLS"), "{line}");
@@ -478,7 +478,11 @@ fn couchdb_without_update_events_is_reported() {
 fn missing_database_behind_db_updates_is_reported() {
     let couchdb = couchdb_with(Options { global_changes: false, ..Options::default() });
     let options = ["--feed", "db_updates"];
-    fails(&check(&couchdb.url(), &options), "feed", &["_global_changes is missing", "--create_global_changes"]);
+    fails(
+        &check(&couchdb.url(), &options),
+        "feed",
+        &["_global_changes, from which CouchDB reads this feed, is missing", "--create_global_changes"],
+    );
     let ended = check(&couchdb.url(), &["--feed", "db_updates", "--create_global_changes"]);
-    assert!(ended.code == Some(0) && ended.stdout.contains("is made when the server starts"), "{}", ended.stdout);
+    assert!(ended.code == Some(0) && ended.stdout.contains("is created when the server starts"), "{}", ended.stdout);
 }

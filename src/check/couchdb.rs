@@ -1,4 +1,5 @@
-//! `check`: the way to CouchDB, step by step, as the server will go it. The first step that fails is the last.
+//! The steps of `check` on the way to CouchDB, in the order of the server. The first step that
+//! fails is the last one.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,42 +14,43 @@ use crate::wire::couchdb::{self, FeedSource, Requests, Welcome};
 use crate::wire::nodes;
 use crate::wire::url::CouchUrl;
 
-/// Time for a name to be looked up: silent nameservers are given up after 10 s.
+/// Time for a lookup. The resolver gives up silent nameservers after 10 s.
 const LOOKUP_WITHIN: Duration = Duration::from_secs(12);
-/// Time for a connection, and for an answer.
+/// Time for a connection, and for a response.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// The heartbeat that is asked for of the feed, in milliseconds: something of it comes within two of them.
+/// Interval of heartbeats to request from the feed, in milliseconds. The first bytes arrive within
+/// two of them.
 const HEARTBEAT: u64 = 1_000;
 
-/// CouchDB's `max_write_delay` where it is not set, in milliseconds.
+/// Default of CouchDB's `max_write_delay`, in milliseconds.
 const DEFAULT_WRITE_DELAY: u64 = 500;
-/// One that users do not notice, in milliseconds.
+/// A delay that users do not notice, in milliseconds.
 const SHORT_WRITE_DELAY: u64 = 100;
-/// What a delay means, as it was measured.
+/// Measured effect of delays.
 const MEASURED: &str = "Measured from a write to the notification of a client: 500 ms: median 334 ms, 90 % within 490 ms; \
      100 ms: 76 and 126 ms; 50 ms: 55 and 79 ms; 20 ms: 45 and 51 ms. Its price in CPU of CouchDB for a write, at 60 \
      writes a second: 500 ms: 11 ms; 100 ms: 13.6 ms; 20 ms: 16 ms.";
 
-const WRONG_PASSWORD: &str = "CouchDB refuses the name or the password (401): set the right ones in --couchdb_url, with \
+const WRONG_PASSWORD: &str = "CouchDB rejects the name or the password (401): correct them in --couchdb_url, with \
      characters other than letters and digits as %XX";
-const LOCKED: &str = "CouchDB has locked the name after too many wrong passwords (403): wait five minutes, and see that \
-     no other program tries an old password";
-const NO_ADMIN: &str = "the user in --couchdb_url is not a server admin: take one of the section [admins] of CouchDB's \
+const LOCKED: &str = "CouchDB has locked the name after too many wrong passwords (403): wait five minutes, and make \
+     sure that no other program uses an old password";
+const NO_ADMIN: &str = "the user in --couchdb_url is not a server admin: choose one from the section [admins] of CouchDB's \
      configuration";
-const NO_GLOBAL_CHANGES: &str = "the database is missing: --create_global_changes makes it when the server starts, or \
+const NO_GLOBAL_CHANGES: &str = "the database is missing: --create_global_changes creates it when the server starts, or \
      PUT /_global_changes as a server admin";
-const MADE_AT_START: &str = "the database is missing, and is made when the server starts";
-const NO_SOURCE_OF_DB_UPDATES: &str = "the database _global_changes is missing (404), which CouchDB reads this feed from: \
-     --create_global_changes makes it when the server starts, or PUT /_global_changes as a server admin";
-const NO_DB_UPDATES: &str = "there is no such feed (404): take --feed global_changes";
+const CREATED_AT_START: &str = "the database is missing, and is created when the server starts";
+const NO_SOURCE_OF_DB_UPDATES: &str = "the database _global_changes, from which CouchDB reads this feed, is missing (404): \
+     --create_global_changes creates it when the server starts, or PUT /_global_changes as a server admin";
+const NO_DB_UPDATES: &str = "there is no such feed (404): use --feed global_changes";
 const NO_SEQUENCE: &str =
-    "CouchDB does not say where its feed stands: is there something else in front of it that answers?";
-const NAMELESS: &str = "the certificate is trusted because it stands itself in --ca_file; it holds no host name \
-     (subjectAltName), so whoever has its key can answer under any name";
-const WITHHELD: &str = "the feed is open, but nothing of it comes: a proxy in front of CouchDB holds answers back until \
-     they are over; switch its buffering off, or name CouchDB itself in --couchdb_url";
+    "CouchDB does not return the sequence of its feed: does another server in front of it answer?";
+const NAMELESS: &str = "the certificate is trusted because it is itself in --ca_file; it has no host name \
+     (subjectAltName), so the holder of its key can answer under any name";
+const WITHHELD: &str = "the feed is open, but no byte of it arrives: a proxy in front of CouchDB buffers responses until \
+     they end; switch its buffering off, or name CouchDB itself in --couchdb_url";
 
-/// Goes the way, and prints each step.
+/// Runs the steps and reports each of them.
 pub(super) fn check(
     config: &Config,
     url: &CouchUrl,
@@ -56,47 +58,51 @@ pub(super) fn check(
     report: &mut Report<'_>,
 ) -> io::Result<()> {
     let host = &url.host;
-    let Some(addresses) = say(report, "host name", look_up(url))? else { return Ok(()) };
+    let Some(addresses) = report_outcome(report, "host name", look_up(url))? else { return Ok(()) };
     let plain = Peer { addresses, tls: None };
     let reached = plain.reach(ANSWER_WITHIN).map_err(|error| explain(&error, url));
-    let reached = reached.map(|_| ((), format!("something listens on port {} of {host}", url.port)));
-    let Some(()) = say(report, "connection", reached)? else { return Ok(()) };
+    let reached = reached.map(|_| ((), format!("port {} of {host} accepts connections", url.port)));
+    let Some(()) = report_outcome(report, "connection", reached)? else { return Ok(()) };
     let peer = if url.tls {
-        let Some(peer) = say(report, "TLS", encrypt(plain, url, trust))? else { return Ok(()) };
+        let Some(peer) = report_outcome(report, "TLS", encrypt(plain, url, trust))? else { return Ok(()) };
         peer
     } else {
         plain
     };
     let target = CouchDb { url, peer, requests: Requests::new(url) };
-    let Some(()) = say(report, "CouchDB", target.meet())? else { return Ok(()) };
-    let Some(roles) = say(report, "log-in", target.log_in())? else { return Ok(()) };
-    let Some(()) = say(report, "server admin", is_admin(&roles))? else { return Ok(()) };
+    let Some(()) = report_outcome(report, "CouchDB", target.recognize())? else { return Ok(()) };
+    let Some(roles) = report_outcome(report, "login", target.log_in())? else { return Ok(()) };
+    let Some(()) = report_outcome(report, "server admin", is_admin(&roles))? else { return Ok(()) };
     if config.feed == FeedSource::GlobalChanges {
         let found = target.find_global_changes(config.create_global_changes);
-        match say(report, "_global_changes", found)? {
+        match report_outcome(report, "_global_changes", found)? {
             Some(true) => {}
-            // To be made, or missing: there is nothing to be followed yet.
+            // There is no feed before the server creates the database.
             Some(false) | None => return Ok(()),
         }
     }
     target.report_restarts(config.merge_window_ms, report)?;
-    let Some(()) = say(report, "feed", target.follow(config.feed, config.create_global_changes))? else {
+    let Some(()) = report_outcome(report, "feed", target.follow(config.feed, config.create_global_changes))? else {
         return Ok(());
     };
-    let Some(()) = say(report, "recording", target.is_recording())? else { return Ok(()) };
+    let Some(()) = report_outcome(report, "recording", target.is_recording())? else { return Ok(()) };
     let delay = target.write_delay();
     if delay.is_short { report.ok("write delay", &delay.text) } else { report.note("write delay", &delay.text) }
 }
 
-/// Prints what a step came to; what it found.
-fn say<T>(report: &mut Report<'_>, step: &str, outcome: Result<(T, String), Failure>) -> io::Result<Option<T>> {
+/// Reports the outcome of a step. Returns what it found.
+fn report_outcome<T>(
+    report: &mut Report<'_>,
+    step: &str,
+    outcome: Result<(T, String), Failure>,
+) -> io::Result<Option<T>> {
     match outcome {
         Ok((found, detail)) => report.ok(step, &detail).map(|()| Some(found)),
         Err(failure) => report.failed(step, &failure).map(|()| None),
     }
 }
 
-/// What a step found, and what is said of it.
+/// The result of a step, with the words for the report.
 type Outcome<T> = Result<(T, String), Failure>;
 
 fn fail<T>(problem: &str) -> Outcome<T> {
@@ -105,7 +111,7 @@ fn fail<T>(problem: &str) -> Outcome<T> {
 
 fn look_up(url: &CouchUrl) -> Outcome<Vec<SocketAddr>> {
     let (host, port) = (url.host.clone(), url.port);
-    let advice = "check the host in --couchdb_url, and that this machine (or its container's network) knows it";
+    let advice = "check the host in --couchdb_url, and that this machine (or the network of its container) knows it";
     match within(LOOKUP_WITHIN, move || resolver::look_up(&host, port)) {
         None => fail(&format!("{} cannot be looked up: no answer in time; {advice}", url.host)),
         Some(Err(error)) => fail(&format!("{}: {error}; {advice}", url.host)),
@@ -127,12 +133,12 @@ fn encrypt(plain: Peer, url: &CouchUrl, trust: &Arc<rustls::ClientConfig>) -> Ou
 
 fn is_admin(roles: &[Box<str>]) -> Outcome<()> {
     if roles.iter().any(|role| &**role == "_admin") {
-        return Ok(((), "the user in --couchdb_url is one".to_owned()));
+        return Ok(((), "the user in --couchdb_url is a server admin".to_owned()));
     }
     fail(NO_ADMIN)
 }
 
-/// With a CouchDB that was reached.
+/// A CouchDB that accepts connections.
 struct CouchDb<'a> {
     url: &'a CouchUrl,
     peer: Peer,
@@ -144,27 +150,25 @@ impl CouchDb<'_> {
         self.peer.ask(request, Until::End, ANSWER_WITHIN).map_err(|error| explain(&error, self.url))
     }
 
-    /// Whether it is a CouchDB: asked before it is told a password.
-    fn meet(&self) -> Outcome<()> {
+    /// Checks whether the server is CouchDB, before it gets a password.
+    fn recognize(&self) -> Outcome<()> {
         let answer = self.ask(self.requests.welcome())?;
         match (answer.status, couchdb::read_welcome(&answer.body)) {
             (200, Welcome::CouchDb(version)) => Ok(((), format!("version {version} answers"))),
             (401, Welcome::Error(error)) if &*error == "unauthorized" => {
-                Ok(((), "it answers, and tells strangers nothing more".to_owned()))
+                Ok(((), "CouchDB answers, and shows its version to logged-in users only".to_owned()))
             }
-            (404, Welcome::Error(_)) => fail(
-                "there is a CouchDB, but not below this path (404): check what stands behind the host in --couchdb_url",
-            ),
+            (404, Welcome::Error(_)) => fail("CouchDB is not below this path (404): check the path in --couchdb_url"),
             (status @ 300..=399, _) => fail(&format!(
-                "there is a redirect (status {status}): name the place itself in --couchdb_url, with https:// if that is \
-                 what it leads to"
+                "there is a redirect (status {status}): name its target in --couchdb_url, with https:// if it leads \
+                 there"
             )),
             (400, _) if memchr::memmem::find(&answer.body, b"HTTPS").is_some() => fail(&speaks_tls()),
             (status @ 502..=504, _) => {
                 fail(&format!("the proxy in front of CouchDB does not reach it (status {status}): is CouchDB running?"))
             }
             (status, _) => fail(&format!(
-                "what answers there (with status {status}) is not CouchDB: check the host, the port and the path in \
+                "the server that answers (status {status}) is not CouchDB: check the host, the port and the path in \
                  --couchdb_url"
             )),
         }
@@ -179,21 +183,21 @@ impl CouchDb<'_> {
                     fail("CouchDB did not see the name and the password: does a proxy remove them (Authorization)?")
                 }
             },
-            _ => refused(answer.status),
+            _ => rejected(answer.status),
         }
     }
 
-    /// Whether it is there; else it will be made.
+    /// Checks whether the database exists. Returns false if the server will create it.
     fn find_global_changes(&self, creates: bool) -> Outcome<bool> {
         match self.ask(self.requests.epoch())?.status {
-            200 => Ok((true, "the database is there".to_owned())),
-            404 if creates => Ok((false, MADE_AT_START.to_owned())),
+            200 => Ok((true, "the database exists".to_owned())),
+            404 if creates => Ok((false, CREATED_AT_START.to_owned())),
             404 => fail(NO_GLOBAL_CHANGES),
-            status => refused(status),
+            status => rejected(status),
         }
     }
 
-    /// Says how restarts of CouchDB are noticed; serving works either way.
+    /// Reports how the server will notice restarts of CouchDB. The server runs either way.
     fn report_restarts(&self, merge_window: Option<u64>, report: &mut Report<'_>) -> io::Result<()> {
         let ask = |request| self.peer.ask(request, Until::End, ANSWER_WITHIN).ok();
         let membership = ask(self.requests.membership()).filter(|answer| answer.status == 200);
@@ -202,27 +206,28 @@ impl CouchDb<'_> {
         let status = system.as_ref().map_or_else(|| "no answer".to_owned(), |it| format!("status {}", it.status));
         let says = system.is_some_and(|answer| answer.status == 200 && nodes::read_uptime(&answer.body).is_some());
         match (says, count) {
-            (true, 1) => report.ok("restarts", "CouchDB says when it started, so that no restart of it is missed"),
+            (true, 1) => report.ok("restarts", "CouchDB says when it started, so the server notices every restart"),
             (true, count) => {
-                let merged = if merge_window.is_none() { "; changes are merged for 800 ms (--merge_window)" } else { "" };
+                let merged =
+                    if merge_window.is_none() { "; changes are merged for 800 ms (--merge_window)" } else { "" };
                 report.ok("restarts", &format!("a cluster of {count} nodes, which say when they started{merged}"))
             }
             (false, _) => report.note(
                 "restarts",
                 &format!(
-                    "CouchDB does not say when it started (GET /_node/_local/_system: {status}), as hosted ones do not: \
-                     whenever it cannot be reached, clients are told to sync anew, and a restart that a proxy hides \
-                     is missed"
+                    "CouchDB does not say when it started (GET /_node/_local/_system: {status}), like hosted ones: \
+                     after every outage clients resync, and a restart that a proxy hides is missed"
                 ),
             ),
         }
     }
 
-    /// Asks what the server asks: where the feed stands, and for all that comes then.
+    /// Opens the feed with the requests of the server.
     fn follow(&self, source: FeedSource, creates: bool) -> Outcome<()> {
         let pinned = self.peer.ask(self.requests.pin(source), Until::End, ANSWER_WITHIN);
         let since = match pinned {
-            // Some hosts of this feed do not tell; the server goes on from now then.
+            // Some hosts do not return a sequence for this feed. The server then starts at the
+            // current one.
             Err(PeerError::Silent | PeerError::Withheld) if source == FeedSource::DbUpdates => "now".to_owned(),
             Err(error) => return Err(explain(&error, self.url)),
             Ok(Answer { status: 200, body, .. }) => match couchdb::parse_last_seq(&body) {
@@ -232,30 +237,31 @@ impl CouchDb<'_> {
             // CouchDB reads this feed from the database.
             Ok(Answer { status: 404, .. }) if source == FeedSource::DbUpdates => {
                 return match self.ask(self.requests.epoch())?.status {
-                    404 if creates => Ok(((), MADE_AT_START.to_owned())),
+                    404 if creates => Ok(((), CREATED_AT_START.to_owned())),
                     404 => fail(NO_SOURCE_OF_DB_UPDATES),
                     _ => fail(NO_DB_UPDATES),
                 };
             }
-            Ok(Answer { status, .. }) => return refused(status),
+            Ok(Answer { status, .. }) => return rejected(status),
         };
         match self.peer.ask(self.requests.stream(source, &since, HEARTBEAT), Until::Content, ANSWER_WITHIN) {
-            Ok(Answer { status: 200, .. }) => Ok(((), "changes can be followed".to_owned())),
-            Ok(Answer { status, .. }) => refused(status),
+            Ok(Answer { status: 200, .. }) => Ok(((), "the feed can be followed".to_owned())),
+            Ok(Answer { status, .. }) => rejected(status),
             Err(PeerError::Silent | PeerError::Withheld) => fail(WITHHELD),
             Err(error) => Err(explain(&error, self.url)),
         }
     }
 }
 
-/// How much later CouchDB records a change, and whether that is short, in words for an operator.
+/// The delay before CouchDB records a change, for the report.
 struct WriteDelay {
     is_short: bool,
     text: String,
 }
 
 impl CouchDb<'_> {
-    /// Whether CouchDB records changes at all. Where it does not say, the feed alone shows it.
+    /// Checks whether CouchDB records changes at all. If it does not say so, only the feed shows
+    /// it.
     fn is_recording(&self) -> Outcome<()> {
         match self.config(couchdb::UPDATE_DB) {
             Ok(Some(value)) if value == "false" => fail(&format!(
@@ -264,22 +270,22 @@ impl CouchDb<'_> {
                 self.advice(couchdb::UPDATE_DB, "true")
             )),
             Ok(_) => Ok(((), "CouchDB records changes".to_owned())),
-            Err(why) => Ok(((), format!("the feed is open; whether update_db is on, CouchDB does not say ({why})"))),
+            Err(why) => Ok(((), format!("the feed is open; CouchDB does not say whether update_db is on ({why})"))),
         }
     }
 
-    /// Up to how much later CouchDB records a change, and what that means for clients.
+    /// Reads the delay before CouchDB records a change, and its effect on clients.
     fn write_delay(&self) -> WriteDelay {
         let found = self.config(couchdb::MAX_WRITE_DELAY);
         let (milliseconds, origin) = match &found {
             Ok(None) => (DEFAULT_WRITE_DELAY, "the default of"),
             Ok(Some(value)) => match value.trim().parse() {
                 Ok(milliseconds) => (milliseconds, "set by"),
-                Err(_) => return WriteDelay { is_short: false, text: "max_write_delay is no number".to_owned() },
+                Err(_) => return WriteDelay { is_short: false, text: "max_write_delay is not a number".to_owned() },
             },
             Err(why) => {
                 let text = format!(
-                    "CouchDB does not say its max_write_delay ({why}), as hosts do: by default a change is recorded up \
+                    "CouchDB does not say its max_write_delay ({why}), like hosted ones: by default a change is recorded up \
                      to {DEFAULT_WRITE_DELAY} ms after the write. {MEASURED}"
                 );
                 return WriteDelay { is_short: false, text };
@@ -296,10 +302,10 @@ impl CouchDb<'_> {
         WriteDelay { is_short, text }
     }
 
-    /// A value of the section about changes: None where it was not set.
+    /// Reads a value of the section about changes; None if it is not set.
     ///
     /// # Errors
-    /// Why CouchDB does not say.
+    /// Returns the reason why CouchDB does not say.
     fn config(&self, key: &str) -> Result<Option<String>, String> {
         let request = self.requests.config(couchdb::GLOBAL_CHANGES_SECTION, key);
         match self.peer.ask(request, Until::End, ANSWER_WITHIN) {
@@ -313,7 +319,7 @@ impl CouchDb<'_> {
         }
     }
 
-    /// How to set a value, by a request or in a file.
+    /// Describes how to set a value, by a request or in a file.
     fn advice(&self, key: &str, value: &str) -> String {
         let CouchUrl { tls, prefix, .. } = self.url;
         let (scheme, host) = (if *tls { "https" } else { "http" }, self.url.host_header());
@@ -325,21 +331,21 @@ impl CouchDb<'_> {
     }
 }
 
-/// What a status means that says no.
-fn refused<T>(status: u16) -> Outcome<T> {
+/// Returns the failure for a status of rejection.
+fn rejected<T>(status: u16) -> Outcome<T> {
     match status {
         401 => fail(WRONG_PASSWORD),
         403 => fail(LOCKED),
         500..=599 => fail(&format!("CouchDB cannot answer (status {status}): see its log")),
-        _ => fail(&format!("CouchDB refuses (status {status}): see its log")),
+        _ => fail(&format!("CouchDB rejects the request (status {status}): see its log")),
     }
 }
 
 fn speaks_tls() -> String {
-    "TLS is spoken there: write https:// in --couchdb_url".to_owned()
+    "the port speaks TLS: write https:// in --couchdb_url".to_owned()
 }
 
-/// What went wrong with a connection, and what to do.
+/// Returns the failure for an error of a connection, with advice.
 fn explain(error: &PeerError, url: &CouchUrl) -> Failure {
     let CouchUrl { host, port, .. } = url;
     Failure(match error {
@@ -356,20 +362,20 @@ fn explain(error: &PeerError, url: &CouchUrl) -> Failure {
         },
         PeerError::Tls(problem) => problem.clone(),
         PeerError::Silent => format!(
-            "port {port} of {host} accepts connections and answers nothing in time: is it CouchDB's, and {} there?",
-            if url.tls { "TLS (https://) spoken" } else { "plain HTTP (http://) spoken" }
+            "port {port} of {host} accepts connections but does not answer in time: is it CouchDB, and does it speak {}?",
+            if url.tls { "TLS (https://)" } else { "plain HTTP (http://)" }
         ),
-        PeerError::Withheld => "an answer began and did not go on in time: see CouchDB's log".to_owned(),
+        PeerError::Withheld => "a response began but did not end in time: see CouchDB's log".to_owned(),
         PeerError::Closed if url.tls => {
-            format!("port {port} of {host} ends the connection: is TLS (https://) spoken there?")
+            format!("port {port} of {host} ends the connection: does it speak TLS (https://)?")
         }
         PeerError::Closed => format!(
-            "port {port} of {host} ends the connection without an answer: if TLS is spoken there, write https:// in \
+            "port {port} of {host} ends the connection without an answer: if it speaks TLS, write https:// in \
              --couchdb_url"
         ),
         PeerError::SpeaksTls => speaks_tls(),
         PeerError::NotHttp => {
-            format!("what answers on port {port} of {host} speaks no HTTP: check host and port in --couchdb_url")
+            format!("port {port} of {host} does not speak HTTP: check host and port in --couchdb_url")
         }
     })
 }

@@ -1,4 +1,4 @@
-//! One request and its answer, over a connection of its own that blocks.
+//! One request and its response, over a blocking connection of its own.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,66 +9,66 @@ use crate::net::blocking::{self, Trust};
 use crate::net::stream::Stream;
 use crate::wire::http::{Part, ResponseReader};
 
-/// Longest body that is read, in bytes.
+/// Most bytes of a body to read.
 const MAX_BODY: usize = 64 * 1024;
-/// Time beyond the limit until a whole exchange is given up. An error inside of it says more.
+/// Time beyond the limit until a whole exchange is given up. An error within it says more.
 const GRACE: Duration = Duration::from_secs(1);
-/// The first byte of what a TLS server sends to those who do not speak it: an alert (RFC 8446 section 5.1).
+/// First byte of an alert, which a TLS server sends to a plain client (RFC 8446 section 5.1).
 const TLS_ALERT: u8 = 0x15;
 
-/// Who is asked, and how.
+/// A server to ask.
 #[derive(Clone)]
 pub(super) struct Peer {
     pub(super) addresses: Vec<SocketAddr>,
-    /// Over TLS, by whom to trust, and under which name.
+    /// Trust and name for TLS; None for plain TCP.
     pub(super) tls: Option<Trust>,
 }
 
-/// How much of an answer is waited for.
+/// The part of a response to wait for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
-    /// Nothing: there shall be a connection.
+    /// A connection, without a request.
     Connected,
-    /// All of it.
+    /// The whole response.
     End,
-    /// The first bytes of its body.
+    /// The first bytes of the body.
     Content,
 }
 
-/// An answer.
+/// A response.
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) body: Vec<u8>,
-    /// Whether the certificate of the peer holds no host name.
+    /// Whether the certificate of the peer has no host name.
     pub(super) nameless: bool,
 }
 
-/// Why there is none.
+/// The reason why there is no response.
 pub(super) enum PeerError {
-    /// No connection. To which address, and why.
+    /// No connection: the address and the error.
     Connect(SocketAddr, io::Error),
-    /// No TLS. Why.
+    /// TLS failed: the reason in words.
     Tls(String),
-    /// Nothing came in time.
+    /// No byte arrived in time.
     Silent,
-    /// The head of an answer came, and nothing of its body in time.
+    /// The head arrived, but no byte of the body in time.
     Withheld,
     /// The connection ended.
     Closed,
-    /// TLS is spoken where plain HTTP was expected.
+    /// The peer speaks TLS instead of plain HTTP.
     SpeaksTls,
-    /// Something else than HTTP is spoken.
+    /// The peer does not speak HTTP.
     NotHttp,
 }
 
 impl Peer {
-    /// Connects and, over TLS, shakes hands.
-    /// Returns whether the certificate that is shown holds no host name.
+    /// Connects, and completes the handshake of TLS. Returns whether the certificate has no host
+    /// name.
     pub(super) fn reach(&self, limit: Duration) -> Result<bool, PeerError> {
         self.ask(Vec::new(), Until::Connected, limit).map(|answer| answer.nameless)
     }
 
-    /// Sends a request; its answer, or as much of it as is wanted.
+    /// Sends a request. Returns the response, as far as it is wanted.
     pub(super) fn ask(&self, request: Vec<u8>, until: Until, limit: Duration) -> Result<Answer, PeerError> {
         let peer = self.clone();
         let answer = within(limit + GRACE, move || {
@@ -98,7 +98,7 @@ impl Peer {
                     blocking::set_limit(&mut stream, limit).map_err(|error| PeerError::of(&error))?;
                     return Ok(stream);
                 }
-                // Something answers there: that says more than an address where nothing does.
+                // An address with a server says more than one without.
                 Err(error) => refused = refused.or(Some(PeerError::of(&error))),
             }
         }
@@ -155,7 +155,8 @@ fn read_answer(stream: &mut Stream, until: Until) -> Result<Answer, PeerError> {
     }
 }
 
-/// What `work` comes to, unless it takes too long. It is not waited for then: the process ends soon.
+/// Runs `work` in a thread and returns its result; None if it takes too long. The thread is
+/// abandoned then, since the process ends soon.
 pub(super) fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, result) = channel();
     let thread = std::thread::Builder::new().name("check".to_owned());

@@ -2,13 +2,13 @@
 
 use std::io::{self, Write};
 
-/// What is printed.
+/// Prints the steps.
 pub(super) struct Report<'a> {
     out: &'a mut dyn Write,
     has_failed: bool,
 }
 
-/// Why a step failed, and what to do about it.
+/// The reason why a step failed, with advice.
 pub(super) struct Failure(pub(super) String);
 
 impl<'a> Report<'a> {
@@ -26,7 +26,7 @@ impl<'a> Report<'a> {
         self.line("ok    ", step, detail)
     }
 
-    /// Something that an operator may want to know.
+    /// Reports a fact of interest to an operator.
     pub(super) fn note(&mut self, step: &str, detail: &str) -> io::Result<()> {
         self.line("note  ", step, detail)
     }

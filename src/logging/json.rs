@@ -11,7 +11,7 @@ use crate::wire::json::write_string;
 const TIME: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
-/// Appends a line, with its end.
+/// Appends a line with its line feed.
 pub(super) fn write_line(out: &mut Vec<u8>, line: &Line) {
     out.extend_from_slice(b"{\"time\":");
     write_string(out, &timestamp(line.time));

@@ -1,4 +1,4 @@
-//! A line that waits to be written: a copy of a record, cut where it is too long.
+//! A line in the queue: a bounded copy of a record.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -9,43 +9,43 @@ use time::OffsetDateTime;
 
 use crate::wire::json::write_string;
 
-/// Most bytes of a message. What is longer is cut, with a mark.
+/// Longest message, in bytes. A longer one is cut and marked.
 const MAX_MESSAGE: usize = 2048;
-/// Most bytes of the value of a field. What is longer is cut, with a mark.
+/// Longest value of a field, in bytes. A longer one is cut and marked.
 const MAX_VALUE: usize = 1024;
 
-/// What is kept of a record.
+/// The parts of a record that are logged.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) time: OffsetDateTime,
     pub(super) level: Level,
     pub(super) target: Cow<'static, str>,
     pub(super) message: String,
-    /// The fields of the event as members of a JSON object, each with a comma in front.
+    /// Fields of the event as members of a JSON object, each with a leading comma.
     pub(super) fields: Vec<u8>,
 }
 
 impl Line {
-    /// Copies what is needed of a record; of its fields only if they are to be shown.
+    /// Copies a record, with its fields only if the format shows them.
     pub(super) fn capture(record: &Record<'_>, with_fields: bool) -> Self {
         let module = record.module_path_static().filter(|module| *module == record.target());
         let target = module.map_or_else(|| record.target().to_owned().into(), Cow::Borrowed);
         let mut fields = Vec::new();
         if with_fields {
-            // Nothing that is visited here fails.
+            // The visitor below never fails.
             let _ = record.key_values().visit(&mut Fields(&mut fields));
         }
         let message = cut(record.args(), MAX_MESSAGE);
         Self { time: OffsetDateTime::now_utc(), level: record.level(), target, message, fields }
     }
 
-    /// Returns about how many bytes of memory the line takes.
+    /// Returns the approximate memory of the line, in bytes.
     pub(super) fn size(&self) -> usize {
         size_of::<Self>() + self.message.len() + self.fields.len()
     }
 }
 
-/// Appends fields to an object.
+/// Appends the fields of a record to an object.
 struct Fields<'a>(&'a mut Vec<u8>);
 
 impl<'kvs> VisitSource<'kvs> for Fields<'_> {
@@ -56,7 +56,7 @@ impl<'kvs> VisitSource<'kvs> for Fields<'_> {
         self.0.push(b':');
         let start = self.0.len();
         value.visit(&mut Field(self.0))?;
-        // What is not known is left out.
+        // Leave out null.
         if self.0.len() == start {
             self.0.truncate(before);
         }
@@ -83,10 +83,10 @@ impl VisitValue<'_> for Field<'_> {
     }
 }
 
-/// Formats a value, and cuts it behind so many bytes.
+/// Formats a value, cut to a number of bytes.
 fn cut(value: &dyn fmt::Display, room: usize) -> String {
     let mut bounded = Bounded { text: String::new(), room, cut: 0 };
-    // Writing to it never fails; a value that does not format is cut there.
+    // Writing to it never fails. A value whose formatting fails is cut there.
     let _ = write!(bounded, "{value}");
     let Bounded { mut text, cut, .. } = bounded;
     if cut > 0 {
@@ -95,7 +95,7 @@ fn cut(value: &dyn fmt::Display, room: usize) -> String {
     text
 }
 
-/// Takes so many bytes, and counts the others.
+/// Keeps a number of bytes and counts the others.
 struct Bounded {
     text: String,
     room: usize,

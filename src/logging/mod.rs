@@ -1,13 +1,21 @@
-//! The log: one line an event on standard error, as text or as JSON.
+//! The log: one line for each event on standard error, as text or as JSON.
 //!
-//! Logging never blocks its caller, for standard error may be a pipe that nobody reads. A caller puts a line into a
-//! bounded queue, and a thread of its own writes it. Lines that do not fit are dropped and counted, and so are lines that
-//! cannot be written. The end of the process waits for the queue, but not for long.
+//! Logging never blocks its caller, since standard error may be a pipe that nobody reads. A caller
+//! puts a line into a bounded queue, and a thread of its own writes it. Lines that do not fit, or
+//! cannot be written, are dropped and counted. The end of the process waits for the queue for a
+//! second at most.
 //!
 //! ```text
 //! caller ──Line──▶ queue ──▶ writer thread: text or JSON ──▶ standard error
 //!           full: dropped and counted
 //! ```
+//!
+//! | file | contents |
+//! |---|---|
+//! | `queue.rs`, `line.rs` | the queue, and the lines in it |
+//! | `writer.rs` | the writer thread |
+//! | `text.rs`, `json.rs` | the two formats |
+//! | `output.rs` | output that never blocks for long |
 
 use std::fs::File;
 use std::io;
@@ -31,7 +39,7 @@ use output::{FLUSH_WITHIN, is_writable};
 use queue::Logger;
 use writer::Writer;
 
-/// Starts the log. Lines that are less important than a level are left out.
+/// Starts the log. Lines below a level are left out.
 ///
 /// # Errors
 /// Returns an error if the writer thread cannot be started, or if a log was started before.
@@ -46,19 +54,20 @@ pub fn start(level: LevelFilter, format: Format) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until all lines are written, but not for more than a second.
+/// Waits until all lines are written, for a second at most.
 pub fn flush() {
     log::logger().flush();
 }
 
-/// Prints an error behind all lines of the log, as a plain line of text in any format. Gives up after a second if
-/// standard error does not take it.
+/// Prints an error behind all lines of the log, as a line of text in either format. Gives up after
+/// a second if standard error does not take it.
 pub fn print_error(error: &str) {
     flush();
     print_within(io::stderr(), &format!("couchdb-howler: {error}\n"));
 }
 
-/// Has panics reported behind all lines of the log. A report that nobody reads must not keep the process from ending.
+/// Makes panics print behind all lines of the log. A report that nobody reads must not keep the
+/// process from ending.
 fn flush_before_panics() {
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |info| {

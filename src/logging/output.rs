@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Time for the writer to empty the queue at the end of the process, and for one last text to be taken.
+/// Time for the writer to empty the queue at the end of the process, and for one last text.
 pub(super) const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
 /// Prints a text of at most 4 KiB. Gives up after a second if the output does not take it.
@@ -16,8 +16,8 @@ pub fn print_within(mut output: impl Write + AsFd, text: &str) {
     }
 }
 
-/// Waits until a write of a few bytes does not block, because there is room for them or because it fails. Returns
-/// whether that was so within the time, or waits for ever without one.
+/// Waits until a write of a few bytes does not block, since it succeeds or fails at once. Returns
+/// whether that happened within the time; None waits forever.
 pub(super) fn is_writable(output: impl AsFd, within: Option<Duration>) -> bool {
     let timeout = within.and_then(|within| Timespec::try_from(within).ok());
     loop {

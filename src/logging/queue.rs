@@ -8,7 +8,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 use super::line::Line;
 use super::output::FLUSH_WITHIN;
 
-/// Lines that were dropped because the queue was full, or because they could not be written.
+/// Lines that were dropped because the queue was full or the write failed.
 pub static DROPPED_LINES: AtomicU64 = AtomicU64::new(0);
 
 /// Bytes of the lines in the queue.
@@ -18,18 +18,18 @@ pub(super) static QUEUED_BYTES: AtomicUsize = AtomicUsize::new(0);
 const QUEUE_LINES: usize = 8_192;
 /// Most bytes in the queue.
 const QUEUE_BYTES: usize = 2 * 1024 * 1024;
-/// Attempts to ask for a flush while the queue is full, within half of that time.
+/// Attempts to request a flush while the queue is full, within half of [`FLUSH_WITHIN`].
 const FLUSH_ATTEMPTS: u32 = 20;
 
-/// What the writer thread is given.
+/// A message to the writer thread.
 #[derive(Debug)]
 pub(super) enum Message {
     Line(Box<Line>),
-    /// To be answered when everything before it is written.
+    /// Request to confirm that everything before it is written.
     Flush(SyncSender<()>),
 }
 
-/// The front end: puts lines into the queue.
+/// The front end, which puts lines into the queue.
 #[derive(Debug)]
 pub(super) struct Logger {
     level: LevelFilter,
@@ -39,7 +39,7 @@ pub(super) struct Logger {
 }
 
 impl Logger {
-    /// Creates a front end, and the other end of its queue.
+    /// Creates a front end, and the receiving end of its queue.
     pub(super) fn new(level: LevelFilter, has_fields: bool) -> (Self, Receiver<Message>) {
         let (queue, messages) = sync_channel(QUEUE_LINES);
         (Self { level, queue, has_fields }, messages)
@@ -76,7 +76,7 @@ impl Log for Logger {
                 Err(TrySendError::Disconnected(_)) => return,
                 Err(TrySendError::Full(back)) => message = back,
             }
-            // There is no answer without a question: this only waits.
+            // The request was not sent, so this only waits.
             let _ = answered.recv_timeout(FLUSH_WITHIN / 2 / FLUSH_ATTEMPTS);
         }
     }
@@ -95,7 +95,7 @@ mod tests {
             DROPPED_LINES.load(Ordering::Relaxed)
         };
         assert_eq!([log("1"), log("2"), log("3"), log("4"), log("5")], [0, 0, 0, 1, 2]);
-        // With nobody to answer it gives up.
+        // Without a writer the flush gives up.
         logger.flush();
         let lines = messages.try_iter().filter(|message| matches!(message, Message::Line(_))).count();
         assert_eq!(lines, 3);

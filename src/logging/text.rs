@@ -1,8 +1,9 @@
 //! Lines as text, by `simple_logger`.
 //!
-//! `simple_logger` prints with `eprintln!`, which panics if standard error is gone or full, and a panic ends the server.
-//! So it prints into a file in memory that takes the place of standard error while it does, and the writer thread
-//! writes what it finds there as it writes JSON. Nothing else prints in that moment: the log is the one who prints.
+//! `simple_logger` prints with `eprintln!`, which panics if standard error is closed or full, and a
+//! panic ends the server. So it prints into a file in memory that replaces standard error for that
+//! moment, and the writer thread writes the content of the file. Nothing else prints in that
+//! moment, since only this thread writes to standard error.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -19,20 +20,20 @@ use super::line::Line;
 /// The back end for text.
 pub(super) struct Text {
     logger: SimpleLogger,
-    /// What it prints to.
+    /// File in memory that it prints to.
     buffer: File,
 }
 
 impl Text {
-    /// Creates a back end. It has no colors, which would take more room in the binary than they are worth.
+    /// Creates a back end without colors, whose code is not worth its size in the binary.
     pub(super) fn new() -> io::Result<Self> {
-        // What is less important than asked for does not come this far.
+        // The front end has filtered the lines by level.
         let logger = SimpleLogger::new().with_level(LevelFilter::Trace).with_utc_timestamps();
         let buffer = File::from(rustix::fs::memfd_create("log", MemfdFlags::CLOEXEC)?);
         Ok(Self { logger, buffer })
     }
 
-    /// Appends a line, with its end. `stderr` is a duplicate of standard error.
+    /// Appends a line with its line feed. `stderr` is a duplicate of standard error.
     pub(super) fn write_line(&mut self, out: &mut Vec<u8>, line: &Line, stderr: &File) -> io::Result<()> {
         self.buffer.rewind()?;
         dup2_stderr(&self.buffer)?;
@@ -48,7 +49,8 @@ impl Text {
     }
 }
 
-/// Escapes control characters, so that no message looks like two, or moves the cursor of a terminal.
+/// Escapes control characters, so that a message is one line and does not move the cursor of a
+/// terminal.
 fn one_line(message: &str) -> Cow<'_, str> {
     if !message.contains(char::is_control) {
         return message.into();

@@ -1,4 +1,5 @@
-//! The thread that writes the log. It may block: nothing waits for it but the end of the process, for a while.
+//! The thread that writes the log. It may block, since only the end of the process waits for it,
+//! and not for long.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write as _};
@@ -13,7 +14,7 @@ use super::output::is_writable;
 use super::queue::{DROPPED_LINES, Message, QUEUED_BYTES};
 use super::text::Text;
 
-/// What a line looks like.
+/// A format of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Time, level, module and message.
@@ -22,17 +23,17 @@ pub enum Format {
     Json,
 }
 
-/// The writer.
+/// The writer thread.
 pub(super) struct Writer {
     stderr: File,
     back_end: BackEnd,
-    /// How many dropped lines the log has told of.
+    /// Number of dropped lines that were logged.
     reported: u64,
-    /// The line that is being written.
+    /// Buffer of the current line.
     line: Vec<u8>,
 }
 
-/// What makes bytes of a line.
+/// The back end of a format.
 enum BackEnd {
     Text(Text),
     Json,
@@ -48,7 +49,7 @@ impl Writer {
         Ok(Self { stderr, back_end, reported: 0, line: Vec::new() })
     }
 
-    /// Writes what is in the queue, until nobody can put anything into it any more.
+    /// Writes the lines of the queue until all senders are gone.
     pub(super) fn run(mut self, queue: &Receiver<Message>) {
         loop {
             let message = match queue.try_recv() {
@@ -74,7 +75,7 @@ impl Writer {
         }
     }
 
-    /// Tells how many lines were dropped since it was told last.
+    /// Logs the number of lines that were dropped since the last time.
     fn report_dropped(&mut self) {
         let dropped = DROPPED_LINES.load(Ordering::Relaxed);
         if dropped == self.reported {
@@ -102,7 +103,7 @@ impl Writer {
     }
 }
 
-/// Writes all bytes, also to a descriptor that another process made non-blocking.
+/// Writes all bytes, even to a descriptor that another process made non-blocking.
 fn write_all(mut output: &File, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match output.write(bytes) {
