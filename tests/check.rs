@@ -194,7 +194,7 @@ fn untrusted_server_receives_no_request() {
 fn confusing_http_and_https_is_reported() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let url = tls_url(&couchdb, &couchdb.address().to_string());
-    fails(&check(&url, &[]), "TLS", &["speaks no TLS: check https in --couchdb_url"]);
+    fails(&check(&url, &[]), "TLS", &["does not speak TLS: check https in --couchdb_url"]);
     let proxy = TlsProxy::start(&couchdb, authority.server(&["localhost"]));
     let url = proxy.url(&couchdb, "localhost").replacen("https:", "http:", 1);
     fails(&check(&url, &[]), "CouchDB", &["https:// in --couchdb_url"]);
@@ -417,7 +417,7 @@ fn server_with_another_certificate_than_the_file_is_unhealthy() {
     assert!(code == Some(1) && line.contains("belongs to another server"), "{line}");
     let plain = Howler::start(&couchdb);
     let (code, line) = health(&[&identity.options()[..], &["--port", &plain.port().to_string()]].concat());
-    assert!(code == Some(1) && line.contains("speaks no TLS"), "{line}");
+    assert!(code == Some(1) && line.contains("does not speak TLS"), "{line}");
 }
 
 #[test]

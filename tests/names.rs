@@ -95,10 +95,10 @@ fn all_addresses_are_found_and_both_families_alternate() {
 fn a_name_that_is_not_found_says_why() {
     let (server, silent) = (NameServer::start(), NameServer::start());
     let one = root(&[&server], "");
-    assert!(look_up(&one, "nowhere.test").contains("there is no such name, or it has no address; check the host"));
+    assert!(look_up(&one, "nowhere.test").contains("the name does not exist or has no address; check the host"));
     server.answer("nothing.test", A, NODATA);
     server.answer("nothing.test", AAAA, NODATA);
-    assert!(look_up(&one, "nothing.test").contains("there is no such name, or it has no address"));
+    assert!(look_up(&one, "nothing.test").contains("the name does not exist or has no address"));
     for (code, name) in [(SERVFAIL, "SERVFAIL"), (REFUSED, "REFUSED")] {
         server.answer("bad.test", A, Answer::Code(code));
         server.answer("bad.test", AAAA, Answer::Code(code));
@@ -276,7 +276,7 @@ fn an_address_without_a_valid_certificate_is_skipped() {
     let howler = Howler::launch_command(root.command().args(options));
     howler.wait_for_lines("Next try in", 3);
     howler.assert_told("unknown authority: --ca_file", 1);
-    howler.assert_told("speaks no TLS", 1);
+    howler.assert_told("does not speak TLS", 1);
     howler.assert_told("WARN", 1);
 }
 

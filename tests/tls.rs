@@ -159,7 +159,7 @@ fn an_invalid_certificate_is_rejected_and_its_problem_logged() {
 fn a_mismatch_of_http_and_https_is_logged() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let url = tls_url(&couchdb, &couchdb.address().to_string());
-    is_refused(&url, authority.file(), "speaks no TLS: check https in --couchdb_url");
+    is_refused(&url, authority.file(), "does not speak TLS: check https in --couchdb_url");
     // Plain HTTP to a TLS port.
     let proxy = TlsProxy::start(&couchdb, authority.server(&NAMES));
     let url = proxy.url(&couchdb, "localhost").replacen("https:", "http:", 1);

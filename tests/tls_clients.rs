@@ -127,7 +127,7 @@ fn openssl_accepts_the_versions_the_protocol_and_the_chain() {
     served.howler.wait_for_line("the client speaks neither TLS 1.2 nor 1.3");
     let other = s_client(&served, &["-alpn", "h2"]);
     assert!(other.contains("alert no application protocol"), "{other}");
-    served.howler.wait_for_line("something else than HTTP/1.1 (ALPN)");
+    served.howler.wait_for_line("another protocol than HTTP/1.1 (ALPN)");
     assert_eq!(
         served.howler.count_told("WARN") + served.howler.count_told("ERROR"),
         0,
@@ -265,9 +265,9 @@ fn a_renewed_certificate_keeps_two_hundred_connections() {
     let not_its_key = "it is not the key of the first certificate";
     for (number, (file, content, problem)) in [
         (&key, std::fs::read(&other.key).unwrap(), not_its_key),
-        (&key, b"zq7-nonsense".to_vec(), "it holds no private key (-----BEGIN PRIVATE KEY-----"),
-        (&certificate, b"zq7-nonsense".to_vec(), "it holds no certificate (-----BEGIN CERTIFICATE-----)"),
-        (&certificate, Vec::new(), "it holds no certificate"),
+        (&key, b"zq7-nonsense".to_vec(), "it has no private key (-----BEGIN PRIVATE KEY-----"),
+        (&certificate, b"zq7-nonsense".to_vec(), "it has no certificate (-----BEGIN CERTIFICATE-----)"),
+        (&certificate, Vec::new(), "it has no certificate"),
     ]
     .into_iter()
     .enumerate()
@@ -347,8 +347,8 @@ fn unusable_files_are_reported_at_the_start() {
     for (certificate, key, named, problem) in [
         ("/nowhere/cert.pem", &*good.key, "--tls_cert /nowhere/cert.pem: ", "No such file"),
         (&*good.certificate, "/nowhere/key.pem", "--tls_key /nowhere/key.pem: ", "No such file"),
-        (&good.key, &good.key, "--tls_cert ", "it holds no certificate"),
-        (&good.certificate, &good.certificate, "--tls_key ", "it holds no private key"),
+        (&good.key, &good.key, "--tls_cert ", "it has no certificate"),
+        (&good.certificate, &good.certificate, "--tls_key ", "it has no private key"),
         (&good.certificate, &encrypted, "--tls_key ", "its key is encrypted"),
         (&good.certificate, &other.key, "--tls_key ", "it is not the key of the first certificate in"),
     ] {

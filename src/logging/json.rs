@@ -24,7 +24,7 @@ pub(super) fn write_line(out: &mut Vec<u8>, line: &Line) {
 }
 
 fn timestamp(time: OffsetDateTime) -> String {
-    time.format(TIME).expect("a time has all that the format names")
+    time.format(TIME).expect("the time has all components of the format")
 }
 
 #[cfg(test)]
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_utc_to_the_millisecond() {
+    fn writes_utc_to_the_millisecond() {
         for (milliseconds, text) in [
             (0, "1970-01-01T00:00:00.000Z"),
             (7, "1970-01-01T00:00:00.007Z"),
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_an_object_with_the_fields_of_the_event() {
+    fn line_is_an_object_with_the_fields_of_the_event() {
         let fields: [(&str, Value<'_>); 3] =
             [("status", Value::from(200_u16)), ("user", Value::null()), ("path", Value::from("/a\"b\\\u{1}\u{2028}"))];
         let mut record = Record::builder();

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_texts_are_cut_with_a_mark() {
+    fn cuts_and_marks_long_texts() {
         assert_eq!(cut(&"12345", 5), "12345");
         assert_eq!(cut(&"123456", 5), "12345… [1 bytes cut]");
         assert_eq!(cut(&"1234ü6", 5), "1234… [3 bytes cut]");
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_bounded_whatever_it_is_made_of() {
+    fn bounds_every_line() {
         let long = "\u{1}".repeat(100_000);
         let fields: [(&str, Value<'_>); 2] = [("path", Value::from(&*long)), ("user", Value::from_display(&long))];
         let line = |text: &str, with_fields| {

@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn output_that_nobody_reads_is_waited_for_no_longer_than_told() {
+    fn waits_for_blocked_output_within_the_time() {
         let (mut reader, mut writer) = io::pipe().unwrap();
         assert!(is_writable(&writer, Some(Duration::ZERO)));
         while is_writable(&writer, Some(Duration::ZERO)) {

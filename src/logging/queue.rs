@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_that_do_not_fit_are_dropped_and_counted() {
+    fn drops_and_counts_lines_that_do_not_fit() {
         let (queue, messages) = sync_channel(3);
         let logger = Logger { level: LevelFilter::Info, queue, has_fields: false };
         let log = |text: &str| {

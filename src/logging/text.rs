@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_characters_are_escaped() {
+    fn escapes_control_characters() {
         assert_eq!(one_line("a line, ümlaut and all"), "a line, ümlaut and all");
         assert_eq!(one_line("a\nb\u{1b}[2Jc\u{85}\r"), "a\\nb\\u{1b}[2Jc\\u{85}\\r");
     }

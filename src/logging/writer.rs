@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_descriptor_that_does_not_block_takes_all_in_time() {
+    fn writes_all_to_a_non_blocking_descriptor() {
         let (mut reader, writer) = UnixStream::pair().unwrap();
         writer.set_nonblocking(true).unwrap();
         let output = File::from(OwnedFd::from(writer));

@@ -68,7 +68,7 @@ impl Connection {
     /// Takes the received bytes. [`Self::put_inbox`] returns those that are not used.
     pub fn take_inbox(&mut self) -> Inbox {
         let inbox = self.waiting.as_mut().map(|waiting| std::mem::take(&mut waiting.inbox));
-        self.tidy();
+        self.free_empty();
         inbox.unwrap_or_default()
     }
 
@@ -76,12 +76,12 @@ impl Connection {
     pub fn put_inbox(&mut self, inbox: Inbox) {
         if !inbox.is_empty() || self.waiting.is_some() {
             self.waiting.get_or_insert_default().inbox = inbox;
-            self.tidy();
+            self.free_empty();
         }
     }
 
     /// Frees the buffers if they are empty.
-    fn tidy(&mut self) {
+    fn free_empty(&mut self) {
         let waits =
             |waiting: &Waiting| !waiting.outbox.is_empty() || waiting.shared.is_some() || !waiting.inbox.is_empty();
         if !self.waiting.as_deref().is_some_and(waits) {
@@ -182,7 +182,7 @@ impl Connection {
             return Ok(Flushed::Blocked);
         }
         waiting.shared = None;
-        self.tidy();
+        self.free_empty();
         self.flush_stream()
     }
 
@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_inbox_gives_back_every_byte_once_and_in_order() {
+    fn inbox_returns_every_byte_once_in_order() {
         let (mut inbox, mut expected) = (Inbox::default(), std::collections::VecDeque::new());
         let mut bytes = (0..=u8::MAX).cycle();
         for step in 0..2_000_usize {
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inbox_moves_few_bytes_however_short_the_items_are() {
+    fn inbox_moves_few_bytes_for_short_items() {
         let mut inbox = Inbox::default();
         inbox.append(&vec![b'x'; 1 << 20]);
         let (mut moves, mut start) = (0, 0);

@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn some_descriptors_are_kept_back_and_never_all() {
+    fn keeps_some_descriptors_back_but_not_all() {
         assert_eq!(room(20_000, 8), 19_800);
         assert_eq!(room(256, 8), 64);
         assert_eq!(room(0, 8), 1);

@@ -11,9 +11,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 /// Errors that concern one client or the path to it, by the numbers of errno(3) on Linux: `EPERM`
 /// (a firewall), `EPROTO`, `ENOPROTOOPT`, `EOPNOTSUPP`, `ENETDOWN`, `ENETUNREACH`, `ECONNABORTED`,
 /// `EHOSTDOWN`, `EHOSTUNREACH`, `ENONET`.
-const OF_ONE_CLIENT: [i32; 10] = [1, 71, 92, 95, 100, 101, 103, 112, 113, 64];
+const CLIENT_ERRORS: [i32; 10] = [1, 71, 92, 95, 100, 101, 103, 112, 113, 64];
 /// Most such errors in a row before the caller gets its turn.
-const PASSED_OVER: usize = 64;
+const MAX_SKIPPED: usize = 64;
 /// Most clients that wait to be accepted; the system may allow fewer (`net.core.somaxconn`). A
 /// client beyond that tries again a second later, so the limit fits all clients that reconnect
 /// after a restart.
@@ -94,15 +94,15 @@ impl Listener {
 
     /// Accepts one client. Errors that concern one client are skipped.
     pub fn accept(&self) -> Accepted {
-        for _ in 0..PASSED_OVER {
+        for _ in 0..MAX_SKIPPED {
             match self.socket.accept() {
                 Ok((socket, address)) => return Accepted::Client(socket, address),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Accepted::Nobody,
-                Err(error) if is_of_one_client(&error) => log::debug!("A client could not be accepted: {error}"),
+                Err(error) if concerns_one_client(&error) => log::debug!("A client could not be accepted: {error}"),
                 Err(error) => return Accepted::Exhausted(error),
             }
         }
-        Accepted::Exhausted(io::Error::other("one client after the other could not be accepted"))
+        Accepted::Exhausted(io::Error::other("many clients in a row could not be accepted"))
     }
 }
 
@@ -133,8 +133,8 @@ fn bound(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
 }
 
 /// Returns whether an error concerns one client (accept(2), "Error handling").
-fn is_of_one_client(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::Interrupted || error.raw_os_error().is_some_and(|code| OF_ONE_CLIENT.contains(&code))
+fn concerns_one_client(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Interrupted || error.raw_os_error().is_some_and(|code| CLIENT_ERRORS.contains(&code))
 }
 
 #[cfg(test)]
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_only_tries_a_shared_port_gets_no_client() {
+    fn trying_a_shared_port_takes_no_client() {
         let host = Some(Ipv4Addr::LOCALHOST.into());
         let listener = Listener::bind_shared(host, 0).unwrap();
         let address = listener.address().unwrap();
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn many_may_wait_to_be_accepted() {
+    fn many_clients_may_wait_to_be_accepted() {
         let listener = Listener::bind(Some(Ipv4Addr::LOCALHOST.into()), 0).unwrap();
         let address = listener.address().unwrap();
         // The system answers a client beyond the limit after a second at the earliest.

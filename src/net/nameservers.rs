@@ -52,7 +52,7 @@ pub(super) fn look_up(conf: &ResolvConf, servers: &[SocketAddr], name: &str) -> 
             }
         }
     }
-    Err(problem.unwrap_or_else(|| "there is no such name, or it has no address".to_owned()))
+    Err(problem.unwrap_or_else(|| "the name does not exist or has no address".to_owned()))
 }
 
 /// The result of the lookup of one name.

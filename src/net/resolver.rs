@@ -99,14 +99,14 @@ fn resolve(host: &str, port: u16, turn: usize) -> Resolved {
         servers.rotate_left(first);
     }
     match nameservers::look_up(&conf, &servers, host) {
-        Ok(addresses) => Ok(in_turn(addresses).into_iter().map(|ip| SocketAddr::new(ip, port)).collect()),
-        Err(error) => Err(format!("the host name cannot be looked up: {error}")),
+        Ok(addresses) => Ok(alternate(addresses).into_iter().map(|ip| SocketAddr::new(ip, port)).collect()),
+        Err(error) => Err(format!("the lookup of the host name failed: {error}")),
     }
 }
 
 /// Alternates the addresses of both families, so that a family that does not work costs one
 /// attempt. IPv4 comes first, since CouchDB trusts `X-Forwarded-For` only over IPv4.
-fn in_turn([four, six]: [Vec<IpAddr>; 2]) -> Vec<IpAddr> {
+fn alternate([four, six]: [Vec<IpAddr>; 2]) -> Vec<IpAddr> {
     let mut mixed = Vec::with_capacity(four.len() + six.len());
     let (mut four, mut six) = (four.into_iter(), six.into_iter());
     loop {
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn localhost_and_addresses_are_known_without_asking() {
+    fn resolves_localhost_and_addresses_without_lookup() {
         let loopback: Vec<SocketAddr> = ["127.0.0.1:80", "[::1]:80"].map(|text| text.parse().unwrap()).to_vec();
         for name in ["localhost", "LOCALHOST", "localhost.", "couch.localhost"] {
             assert_eq!(look_up(name, 80), Ok(loopback.clone()), "{name}");
@@ -165,9 +165,9 @@ mod tests {
     }
 
     #[test]
-    fn families_take_turns() {
+    fn alternates_families() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let mixed = in_turn([vec![ip("10.0.0.1"), ip("10.0.0.2")], vec![ip("::1"), ip("::2"), ip("::3")]]);
+        let mixed = alternate([vec![ip("10.0.0.1"), ip("10.0.0.2")], vec![ip("::1"), ip("::2"), ip("::3")]]);
         assert_eq!(mixed, ["10.0.0.1", "::1", "10.0.0.2", "::2", "::3"].map(ip));
     }
 }

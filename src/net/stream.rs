@@ -101,7 +101,7 @@ impl Stream {
     /// Returns whether the certificate of the peer has no host name that could be checked.
     pub fn peer_is_nameless(&self) -> bool {
         let shown = self.tls.as_ref().and_then(|session| session.peer_certificates()?.first());
-        shown.is_some_and(tls::holds_no_name)
+        shown.is_some_and(tls::has_no_name)
     }
 
     /// Continues the handshake. Callers repeat it until it is complete, before any read or write.
@@ -113,7 +113,7 @@ impl Stream {
         if self.tls.is_some() && !self.greeted {
             let mut first = [0];
             match retry(|| self.socket.peek(&mut first)) {
-                Ok(0) => return Err(left("it said nothing")),
+                Ok(0) => return Err(left("it sent nothing")),
                 Ok(_) if first == [TLS_HANDSHAKE] => self.greeted = true,
                 Ok(_) => {
                     self.tls = None;
@@ -131,7 +131,7 @@ impl Stream {
                         "the connection ended in the TLS handshake",
                     ));
                 }
-                Ok(0) => return Err(left("so do some that do not trust the certificate in --tls_cert")),
+                Ok(0) => return Err(left("some clients do so if they do not trust the certificate in --tls_cert")),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Handshake::Waiting),
                 Err(error) => {
@@ -207,7 +207,7 @@ impl Stream {
 }
 
 fn left(how: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, format!("the client left; {how}"))
+    io::Error::new(io::ErrorKind::UnexpectedEof, format!("the client closed the connection; {how}"))
 }
 
 /// Reads once from the socket, and sends the answers of TLS itself. Returns the number of bytes
@@ -225,7 +225,7 @@ fn receive(socket: &mut TcpStream, session: &mut Connection, without_content: &m
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     if *without_content > MAX_WITHOUT_CONTENT {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "much is sent, and nothing is in it"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "too many bytes without content"));
     }
     match write_records(socket, session) {
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),

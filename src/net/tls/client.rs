@@ -22,7 +22,7 @@ pub fn client_config(extra_roots: Option<&[u8]>) -> Result<Arc<ClientConfig>, St
     for (number, certificate) in named.iter().enumerate() {
         roots.add(certificate.clone()).map_err(|error| broken_certificate(number, &error))?;
     }
-    Ok(verified_by(Verifier::of_chains(roots, named, provider())?))
+    Ok(verified_by(Verifier::trusting_roots(roots, named, provider())?))
 }
 
 /// Returns the configuration for CouchDB, with the roots in the file of `--ca_file`. It blocks, as
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_what_is_wrong_with_a_file_of_roots() {
+    fn explains_faulty_files_of_roots() {
         assert!(client_config(None).is_ok());
         assert!(client_config(Some(b"hello")).unwrap_err().contains("no certificate"));
         let broken = b"-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n";

@@ -10,13 +10,13 @@ pub(in crate::net) fn explain_server(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(error) => explain_certificate(error),
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            "the peer speaks no TLS: check https in --couchdb_url, and the port".to_owned()
+            "the peer does not speak TLS: check https in --couchdb_url, and the port".to_owned()
         }
         // The alerts of a server that has a key on an unknown curve, such as P-521, or speaks old
         // TLS only.
         Error::AlertReceived(AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion)
         | Error::PeerIncompatible(_) => format!(
-            "the peer speaks neither TLS 1.2 nor 1.3 in a way that is known here ({error}): its key should be RSA or ECDSA \
+            "the peer speaks neither TLS 1.2 nor 1.3 in a supported way ({error}): its key should be RSA or ECDSA \
              on P-256 or P-384, as `openssl req -x509 -newkey rsa:2048` makes it"
         ),
         _ => error.to_string(),
@@ -38,7 +38,7 @@ pub(in crate::net) fn explain_client(error: &Error) -> String {
             | PeerIncompatible::SupportedVersionsExtensionRequired
             | PeerIncompatible::SignatureAlgorithmsExtensionRequired,
         ) => "the client speaks neither TLS 1.2 nor 1.3",
-        Error::NoApplicationProtocol => "the client wants to speak something else than HTTP/1.1 (ALPN)",
+        Error::NoApplicationProtocol => "the client requires another protocol than HTTP/1.1 (ALPN)",
         _ => return error.to_string(),
     };
     text.to_owned()
@@ -52,12 +52,12 @@ fn explain_certificate(error: &CertificateError) -> String {
              server's own as `openssl x509 -in FILE` prints it"
         }
         CertificateError::BadSignature => {
-            "its certificate does not fit: it is from another authority than the one of that name in --ca_file, or its \
+            "its certificate does not match: another authority than the one of that name in --ca_file signed it, or its \
              RSA key has under 2048 bits (make one with `openssl req -x509 -newkey rsa:2048`)"
         }
         CertificateError::NotValidForNameContext { presented, .. } if presented.is_empty() => {
-            "its certificate holds no host name: make one with `openssl req -x509 -addext subjectAltName=DNS:HOST` \
-             (IP:ADDRESS for an address), or name that certificate itself in --ca_file"
+            "its certificate has no host name: make one with `openssl req -x509 -addext subjectAltName=DNS:HOST` \
+             (IP:ADDRESS for an address), or put that certificate itself into --ca_file"
         }
         CertificateError::NotValidForNameContext { presented, .. } => {
             return format!(
@@ -78,22 +78,22 @@ fn explain_certificate(error: &CertificateError) -> String {
         }
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "its certificate is not for servers: make one with `openssl req -x509 -addext \
-             extendedKeyUsage=serverAuth`, or name that certificate itself in --ca_file"
+             extendedKeyUsage=serverAuth`, or put that certificate itself into --ca_file"
         }
         CertificateError::UnsupportedSignatureAlgorithmContext { .. }
         | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
-            "its certificate is signed in a way that is not accepted, such as SHA-1: make one with `openssl req -x509 \
+            "its certificate has a signature that is not accepted, such as SHA-1: make one with `openssl req -x509 \
              -sha256`"
         }
         CertificateError::BadEncoding => {
-            "its certificate is broken: make one with `openssl req -x509 -addext subjectAltName=DNS:HOST`"
+            "its certificate is malformed: make one with `openssl req -x509 -addext subjectAltName=DNS:HOST`"
         }
         CertificateError::UnhandledCriticalExtension => {
-            "its certificate has a critical extension that is not known here: make one with `openssl req -x509 -addext \
+            "its certificate has an unknown critical extension: make one with `openssl req -x509 -addext \
              basicConstraints=critical,CA:FALSE`"
         }
         CertificateError::ApplicationVerificationFailure => {
-            "it shows another certificate than the one in --tls_cert: SIGHUP makes it read that again"
+            "it has another certificate than the one in --tls_cert: SIGHUP makes it read that file again"
         }
         CertificateError::Other(OtherError(error)) => return explain_other(error.downcast_ref(), error),
         error => return Error::InvalidCertificate(error.clone()).to_string(),
@@ -106,20 +106,20 @@ fn explain_other(known: Option<&webpki::Error>, error: &dyn std::fmt::Display) -
     let text = match known {
         Some(webpki::Error::CaUsedAsEndEntity) => {
             "its certificate is marked as that of an authority (CA:TRUE): make one with `openssl req -x509 -addext \
-             basicConstraints=critical,CA:FALSE`, or name that certificate itself in --ca_file"
+             basicConstraints=critical,CA:FALSE`, or put that certificate itself into --ca_file"
         }
         Some(webpki::Error::UnsupportedCertVersion) => {
             "its certificate has version 1: make one of version 3 with `openssl req -x509 -addext \
-             subjectAltName=DNS:HOST`, or name that certificate itself in --ca_file"
+             subjectAltName=DNS:HOST`, or put that certificate itself into --ca_file"
         }
         Some(webpki::Error::EndEntityUsedAsCa) => {
-            "its certificate is vouched for by one that is none of an authority: make that with `openssl req -x509 \
+            "its certificate is signed by one that is not an authority: make that with `openssl req -x509 \
              -addext basicConstraints=critical,CA:TRUE`"
         }
         Some(webpki::Error::UnsupportedCriticalExtension) => {
             return explain_certificate(&CertificateError::UnhandledCriticalExtension);
         }
-        _ => return format!("its certificate is refused: {error}"),
+        _ => return format!("its certificate is rejected: {error}"),
     };
     text.to_owned()
 }
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_peers_are_shown_short_and_escaped() {
+    fn shows_names_of_peers_short_and_escaped() {
         let names = |names: &[&str]| shown_names(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
         assert_eq!(names(&[]), "");
         assert_eq!(names(&["DnsName(\"a.example\")", "DnsName(\"b\")"]), ", but for a.example, b");

@@ -59,8 +59,8 @@ fn read_config(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, Stri
             "tls_key",
             key,
             &format!(
-                "it is not the key of the first certificate in {}; the server's own comes first there, and those that \
-                 vouch for it behind",
+                "it is not the key of the first certificate in {}; the server's own comes first there, then those \
+                 that sign it",
                 certificate.display()
             ),
         ),
@@ -68,7 +68,7 @@ fn read_config(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, Stri
         _ => in_file(
             "tls_key",
             key,
-            &"its key is of a kind that is not known here; expected RSA with 2048 to 8192 bits, ECDSA with P-256 or P-384, \
+            &"its key is of an unknown kind; expected RSA with 2048 to 8192 bits, ECDSA with P-256 or P-384, \
               or Ed25519",
         ),
     })

@@ -24,4 +24,4 @@ pub use client::{client_config, couchdb_config, pinned_config, server_name};
 pub(super) use explain::{explain_client, explain_server};
 pub use identity::Identity;
 pub use provider::random_bytes;
-pub(super) use verifier::holds_no_name;
+pub(super) use verifier::has_no_name;

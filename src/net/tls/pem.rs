@@ -12,25 +12,25 @@ pub(super) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, S
         .map(|(number, certificate)| certificate.map_err(|error| broken_certificate(number, &pem_problem(&error))))
         .collect::<Result<Vec<_>, _>>()?;
     if found.is_empty() {
-        return Err("it holds no certificate (-----BEGIN CERTIFICATE-----)".to_owned());
+        return Err("it has no certificate (-----BEGIN CERTIFICATE-----)".to_owned());
     }
     Ok(found)
 }
 
 pub(super) fn broken_certificate(number: usize, error: &dyn std::fmt::Display) -> String {
-    format!("certificate {} of it is broken: {error}", number + 1)
+    format!("its certificate {} is malformed: {error}", number + 1)
 }
 
 /// Reads the first private key of a PEM text.
 pub(super) fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
     PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
         pem::Error::NoItemsFound if memchr::memmem::find(pem, b"-----BEGIN ENCRYPTED PRIVATE KEY-----").is_some() => {
-            "its key is encrypted; expected one that is not, as `openssl pkey -in FILE -out FILE` makes it".to_owned()
+            "its key is encrypted; expected a plain one, as `openssl pkey -in FILE -out FILE` makes it".to_owned()
         }
-        pem::Error::NoItemsFound => "it holds no private key (-----BEGIN PRIVATE KEY-----, -----BEGIN RSA PRIVATE \
+        pem::Error::NoItemsFound => "it has no private key (-----BEGIN PRIVATE KEY-----, -----BEGIN RSA PRIVATE \
              KEY----- or -----BEGIN EC PRIVATE KEY-----)"
             .to_owned(),
-        error => format!("its key is broken: {}", pem_problem(&error)),
+        error => format!("its key is malformed: {}", pem_problem(&error)),
     })
 }
 
@@ -38,9 +38,9 @@ pub(super) fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> 
 fn pem_problem(error: &pem::Error) -> &'static str {
     match error {
         pem::Error::MissingSectionEnd { .. } => "the line -----END ...----- is missing",
-        pem::Error::IllegalSectionStart { .. } => "the line -----BEGIN ...----- is not whole",
-        pem::Error::Base64Decode(_) => "what is between its lines is no base64",
-        _ => "it is no PEM",
+        pem::Error::IllegalSectionStart { .. } => "the line -----BEGIN ...----- is incomplete",
+        pem::Error::Base64Decode(_) => "the text between its lines is not base64",
+        _ => "it is not PEM",
     }
 }
 
@@ -53,15 +53,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_what_is_wrong_with_a_private_key() {
+    fn explains_faulty_private_keys() {
         let pem = |kind: &str, text: &str| format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n");
         for (text, problem) in [
             (String::new(), "no private key (-----BEGIN PRIVATE KEY-----"),
             (pem("CERTIFICATE", "aGVsbG8="), "no private key"),
             (pem("ENCRYPTED PRIVATE KEY", "aGVsbG8="), "is encrypted"),
-            (pem("PRIVATE KEY", "zq7%"), "is broken: what is between its lines is no base64"),
-            ("-----BEGIN PRIVATE KEY-----\naGVsbG8=\n".to_owned(), "is broken: the line -----END ...----- is missing"),
-            ("-----BEGIN PRIVATE KEY----\nzq7=\n".to_owned(), "is broken: the line -----BEGIN ...----- is not whole"),
+            (pem("PRIVATE KEY", "zq7%"), "is malformed: the text between its lines is not base64"),
+            (
+                "-----BEGIN PRIVATE KEY-----\naGVsbG8=\n".to_owned(),
+                "is malformed: the line -----END ...----- is missing",
+            ),
+            (
+                "-----BEGIN PRIVATE KEY----\nzq7=\n".to_owned(),
+                "is malformed: the line -----BEGIN ...----- is incomplete",
+            ),
         ] {
             let error = private_key(text.as_bytes()).unwrap_err();
             assert!(error.contains(problem) && !error.contains("zq7") && !error.contains("[45"), "{error}");

@@ -17,5 +17,5 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 /// Returns an error if the system has no randomness.
 pub fn random_bytes(buffer: &mut [u8]) -> Result<(), String> {
     let random = rustls::crypto::ring::default_provider().secure_random;
-    random.fill(buffer).map_err(|_| "the system gives no randomness".to_owned())
+    random.fill(buffer).map_err(|_| "the system has no randomness".to_owned())
 }

@@ -1,5 +1,7 @@
 //! The validity of a certificate, which rustls does not return.
 
+use time::{Date, Month};
+
 /// Returns the first and the last second in which a certificate is valid, since 1970 (RFC 5280
 /// section 4.1). None if it is malformed.
 pub(super) fn validity(certificate: &[u8]) -> Option<(u64, u64)> {
@@ -51,19 +53,19 @@ fn seconds(tag: u8, text: &[u8]) -> Option<u64> {
         GENERALIZED_TIME => 4,
         _ => return None,
     })?;
-    let number = |digits: &[u8]| digits.iter().fold(0, |number, digit| number * 10 + i64::from(digit - b'0'));
+    let number = |digits: &[u8]| digits.iter().fold(0, |number, digit| number * 10 + i32::from(digit - b'0'));
     let year = match (tag, number(years)) {
         (UTC_TIME, year @ 50..) => 1900 + year,
         (UTC_TIME, year) => 2000 + year,
         (_, year) => year,
     };
     let rest: &[u8; 10] = rest.try_into().ok()?;
-    let [month, day, hour, minute, second] = [0, 2, 4, 6, 8].map(|at| number(&rest[at..at + 2]));
-    // Days in the civil calendar; the year begins in March, so that leap days are at its end.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
-    let days = days + (month * 153 + 2) / 5 + day - 1 - 719_468;
-    Some(u64::try_from(days * 86_400 + hour * 3_600 + minute * 60 + second).unwrap_or(0))
+    let [month, day] = [0, 2].map(|at| number(&rest[at..at + 2]));
+    let [hour, minute, second] = [4, 6, 8].map(|at| i64::from(number(&rest[at..at + 2])));
+    let month = Month::try_from(u8::try_from(month).ok()?).ok()?;
+    let date = Date::from_calendar_date(year, month, u8::try_from(day).ok()?).ok()?;
+    let midnight = date.midnight().assume_utc().unix_timestamp();
+    Some(u64::try_from(midnight + hour * 3_600 + minute * 60 + second).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -71,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_times_of_certificates() {
+    fn parses_times_of_certificates() {
         for (tag, text, expected) in [
             (UTC_TIME, &b"700101000000Z"[..], Some(0)),
             (UTC_TIME, b"491231235959Z", Some(2_524_607_999)),
@@ -90,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_validity_of_certificates_and_of_no_prefix() {
+    fn parses_validity_and_rejects_every_prefix() {
         let mut params = rcgen::CertificateParams::new(["a.example".to_owned()]).unwrap();
         params.not_before = rcgen::date_time_ymd(2001, 2, 3);
         params.not_after = rcgen::date_time_ymd(2070, 1, 1);

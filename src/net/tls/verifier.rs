@@ -46,7 +46,7 @@ enum Trust {
 
 impl Verifier {
     /// Creates a verifier that trusts these roots and the named certificates.
-    pub(super) fn of_chains(
+    pub(super) fn trusting_roots(
         roots: RootCertStore,
         named: Vec<CertificateDer<'static>>,
         provider: Arc<CryptoProvider>,
@@ -147,11 +147,11 @@ fn verify_named(
     if now.as_secs() > not_after {
         return Err(Error::InvalidCertificate(CertificateError::Expired));
     }
-    if holds_no_name(shown) {
+    if has_no_name(shown) {
         if !warned.swap(true, Ordering::Relaxed) {
             log::warn!(
-                "The certificate of CouchDB holds no host name (subjectAltName). It is trusted because it stands \
-                 itself in --ca_file; whoever has its key can answer under any name."
+                "The certificate of CouchDB has no host name (subjectAltName). It is trusted because it is \
+                 itself in --ca_file; the holder of its key can answer under any name."
             );
         }
     } else {
@@ -161,7 +161,7 @@ fn verify_named(
 }
 
 /// Returns whether a certificate has no host name that could be checked.
-pub(in crate::net) fn holds_no_name(certificate: &CertificateDer<'_>) -> bool {
+pub(in crate::net) fn has_no_name(certificate: &CertificateDer<'_>) -> bool {
     let any = ServerName::try_from("name.invalid").expect("a name");
     match ParsedCertificate::try_from(certificate) {
         Ok(parsed) => matches!(

@@ -1,5 +1,7 @@
 //! The dates of HTTP.
 
+use time::{Date, Month};
+
 /// Parses a date (RFC 9110 section 5.6.7, IMF-fixdate) into seconds since 1970.
 pub fn parse_date(text: &str) -> Option<u64> {
     const MONTHS: &[u8; 36] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
@@ -7,22 +9,19 @@ pub fn parse_date(text: &str) -> Option<u64> {
     let (_, rest) = text.split_once(", ")?;
     let mut parts = rest.split(' ');
     let (day, month, year) = (number(parts.next()?)?, parts.next()?, number(parts.next()?)?);
+    let (day, year) = (u8::try_from(day).ok()?, i32::try_from(year).ok()?);
     let (time, zone) = (parts.next()?, parts.next()?);
     let mut clock = time.split(':').map(number);
     let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-    let month = MONTHS.chunks(3).position(|name| name == month.as_bytes())? as u64;
-    let in_range =
-        (1..=31).contains(&day) && (1970..10_000).contains(&year) && hour < 24 && minute < 60 && second <= 60;
+    let month = MONTHS.chunks(3).position(|name| name == month.as_bytes())? + 1;
+    let month = Month::try_from(u8::try_from(month).ok()?).ok()?;
+    let in_range = (1970..10_000).contains(&year) && hour < 24 && minute < 60 && second <= 60;
     if !in_range || zone != "GMT" || parts.next().is_some() || clock.next().is_some() {
         return None;
     }
-    // Howard Hinnant's days_from_civil: years that begin in March have the leap day at their end.
-    let (shifted_year, shifted_month) = if month < 2 { (year - 1, month + 10) } else { (year, month - 2) };
-    let (era, year_of_era) = (shifted_year / 400, shifted_year % 400);
-    let day_of_year = (153 * shifted_month + 2) / 5 + day - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    let days = (era * 146_097 + day_of_era).checked_sub(719_468)?;
-    Some(days * 86_400 + hour * 3_600 + minute * 60 + second)
+    let date = Date::from_calendar_date(year, month, day).ok()?;
+    let midnight = u64::try_from(date.midnight().assume_utc().unix_timestamp()).ok()?;
+    Some(midnight + hour * 3_600 + minute * 60 + second)
 }
 
 #[cfg(test)]
