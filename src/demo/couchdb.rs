@@ -247,9 +247,9 @@ mod tests {
 
     use super::*;
     use crate::wire::couchdb::{Credentials, FeedSource, Requests, lookup, parse_last_seq, read_epoch, read_login};
+    use crate::wire::nodes;
     use crate::wire::secret::Secret;
     use crate::wire::url::CouchUrl;
-    use crate::wire::nodes;
 
     const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 

@@ -27,8 +27,8 @@ use crate::state::jitter::{Backoff, Jitter};
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{self, FeedLine, FeedSource, Requests};
 use crate::wire::http::Response;
-use crate::wire::lines::{Line, LineReader, MAX_LINE};
 use crate::wire::http::{Part, ResponseReader};
+use crate::wire::lines::{Line, LineReader, MAX_LINE};
 
 /// The value of `since` that stands for the current end of the feed.
 const NOW: &str = "now";
