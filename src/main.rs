@@ -101,7 +101,8 @@ fn run(config: &Config) -> Result<(), String> {
     let couchdb = couchdb_url.to_string();
     let mut settings = settings(config, couchdb_url, demo.as_ref())?;
     let room = limit_connections(&mut settings);
-    let server = Server::new(settings, listeners, registry).map_err(|error| format!("the server cannot start: {error}"))?;
+    let server =
+        Server::new(settings, listeners, registry).map_err(|error| format!("the server cannot start: {error}"))?;
     let listens = addresses.iter().map(|(address, scheme)| format!("{address} ({scheme})")).collect::<Vec<_>>();
     let listens = listens.join(" and ");
     let apart = admin.map_or_else(String::new, |at| format!("; health and metrics are on {at}"));

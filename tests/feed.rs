@@ -129,12 +129,12 @@ fn clean_end_loses_no_changes() {
 
 #[test]
 fn second_response_within_the_first_loses_no_changes() {
-    survives(FeedFault::Garbage, &[], "The changes feed is broken: something else stands where a chunk size was due.");
+    survives(FeedFault::Garbage, &[], "The changes feed is broken: a chunk has no valid size.");
 }
 
 #[test]
 fn invalid_chunk_size_loses_no_changes() {
-    survives(FeedFault::BadChunkSize, &[], "The changes feed is broken: something else stands where a chunk size");
+    survives(FeedFault::BadChunkSize, &[], "The changes feed is broken: a chunk has no valid size");
 }
 
 #[test]

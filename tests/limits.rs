@@ -380,12 +380,12 @@ fn connect_many(address: SocketAddr, count: usize) -> Vec<std::net::TcpStream> {
 fn descriptor_limit_is_logged_and_respected() {
     let couchdb = couchdb();
     let howler = limited(300, &couchdb, &["--max_connections", "5000"]);
-    howler.assert_told("--max_connections is 5000, but 300 descriptors (RLIMIT_NOFILE) are enough for 91 clients", 1);
+    howler.assert_told("--max_connections is 5000, but 300 descriptors (RLIMIT_NOFILE) suffice for 91 clients", 1);
     let _idle = connect_many(howler.address(), 400);
     assert_serves(&howler, &couchdb);
     assert_eq!(howler.count_lines("No more clients can be accepted"), 0);
     let roomy = limited(1000, &couchdb, &[]);
-    roomy.assert_told("1000 descriptors (RLIMIT_NOFILE) are enough for 791 clients", 1);
+    roomy.assert_told("1000 descriptors (RLIMIT_NOFILE) suffice for 791 clients", 1);
 }
 
 #[test]
@@ -395,7 +395,7 @@ fn soft_descriptor_limit_is_raised() {
     let mut command = Command::new("bash");
     command.args(["-c", script, BINARY, "--couchdb_url", &couchdb.url()]);
     let howler = Howler::launch_command(&mut command);
-    howler.wait_for_line("descriptors (RLIMIT_NOFILE) are enough for");
+    howler.wait_for_line("descriptors (RLIMIT_NOFILE) suffice for");
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", howler.id())).expect("Linux reports the limits");
     let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("the limit is listed");
     let words: Vec<&str> = line.split_whitespace().collect();

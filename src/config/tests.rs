@@ -10,9 +10,9 @@ use crate::logging;
 use crate::state::access;
 use crate::state::forwarded_for::TrustsForwarded;
 use crate::state::limits::Limits;
-use crate::state::trusted_proxies::TrustedProxies;
 use crate::state::resync::Policy;
 use crate::state::routes::{Origins, SameSite};
+use crate::state::trusted_proxies::TrustedProxies;
 use crate::wire::couchdb::FeedSource;
 use crate::wire::url::CouchUrl;
 

@@ -14,9 +14,9 @@ use crate::state::session::{Dialect, Polling, Session, Transport, messages};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::state::unauthenticated::Stage;
-use crate::wire::http::BodyDecoder;
 use crate::wire::couchdb::Credentials;
 use crate::wire::engine_io::{self, MAX_PAYLOAD, Refusal, Sid, Version};
+use crate::wire::http::BodyDecoder;
 use crate::wire::{payload, websocket};
 
 /// Most bytes of answers that wait for a client to poll.

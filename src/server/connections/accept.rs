@@ -114,7 +114,9 @@ impl Connections {
         // Notifications are small and must not wait for the acknowledgement of the one before.
         let _ = socket.set_nodelay(true);
         let stream = match (port, self.listeners.identity()) {
-            (Port::Tls, Some(identity)) => Stream::tls_server(socket, identity.config().clone()).map(|stream| (stream, Protocol::Handshake)),
+            (Port::Tls, Some(identity)) => {
+                Stream::tls_server(socket, identity.config().clone()).map(|stream| (stream, Protocol::Handshake))
+            }
             _ => Ok((Stream::plain(socket), Protocol::Http(Http::Head))),
         };
         // The time for the first request includes the handshake.

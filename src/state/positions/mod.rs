@@ -26,8 +26,8 @@ use crate::state::subscriptions::{DatabaseId, SessionIndex, Subscriptions};
 use crate::state::table::{Key, Table};
 use crate::state::timers::Millis;
 use crate::wire::couchdb::ChangeKind;
+use crate::wire::couchdb::lookup::{self, MAX_NAMES};
 use crate::wire::database_name;
-use crate::wire::positions::{self, MAX_NAMES};
 
 pub use batch::Batch;
 use batch::Owner;
@@ -306,7 +306,7 @@ impl Positions {
     ) -> bool {
         self.batches -= 1;
         let names = batch.databases.iter().map(|database| subscriptions.name(*database));
-        let rows = body.and_then(|body| positions::read_rows(body, names));
+        let rows = body.and_then(|body| lookup::read_rows(body, names));
         let found = rows.is_some();
         let Some(rows) = rows.filter(|_| batch.era == self.era) else {
             if !found {

@@ -7,7 +7,8 @@ use super::waiting::REPLY_TIMEOUT;
 use super::*;
 use crate::state::session::Reply;
 use crate::wire::couchdb::ChangeKind::Updated;
-use crate::wire::positions::{Given, Revision};
+use crate::wire::couchdb::Revision;
+use crate::wire::positions::Given;
 
 const CLIENT: Key = Key { index: 0, generation: 0 };
 /// Another subscriber, which knows no positions.
