@@ -222,13 +222,13 @@ impl<'a> Run<'a> {
                 let position = self.subscriptions.known(*id);
                 let same = given.is_given() && !given.differs(position, None);
                 let database = self.subscriptions.name(*id)["db-".len()..].parse().expect("a number");
-                self.told(database, position.map(|it| it.to_string()), !same);
+                self.take_position(database, position.map(|it| it.to_string()), !same);
             }
             pending.release(&mut self.subscriptions);
         }
         while let Some((id, _)) = self.subscriptions.take_dirty(CLIENT.index) {
             let database = self.subscriptions.name(id)["db-".len()..].parse().expect("a number");
-            self.told(database, self.subscriptions.notified(id).map(|position| position.to_string()), true);
+            self.take_position(database, self.subscriptions.notified(id).map(|position| position.to_string()), true);
         }
         while self.subscriptions.take_dirty(OTHER).is_some() {}
         self.positions.sweep(&mut self.subscriptions);
@@ -239,7 +239,7 @@ impl<'a> Run<'a> {
     }
 
     /// Gives the client a position. It syncs if the database counts as changed.
-    fn told(&mut self, database: usize, position: Option<String>, changed: bool) {
+    fn take_position(&mut self, database: usize, position: Option<String>, changed: bool) {
         if let Some(position) = position {
             self.known[database] = Some(position.into());
         }

@@ -14,7 +14,7 @@ fn unsubscribe(s: &mut Subscriptions, session: SessionIndex, name: &str) -> bool
     s.find(name).is_some_and(|database| s.unsubscribe(session, database))
 }
 
-fn told(subscriptions: &mut Subscriptions, session: SessionIndex) -> Vec<(String, ChangeKind)> {
+fn notified(subscriptions: &mut Subscriptions, session: SessionIndex) -> Vec<(String, ChangeKind)> {
     std::iter::from_fn(|| {
         let (database, kind) = subscriptions.take_dirty(session)?;
         Some((subscriptions.name(database).to_owned(), kind))
@@ -41,7 +41,7 @@ fn each_change_is_pending_once_in_order() {
     assert!(change(&mut s, "a").is_empty(), "it is dirty already");
     assert!(change(&mut s, "__proto__").is_empty());
     assert!(change(&mut s, "unknown").is_empty());
-    let names: Vec<_> = told(&mut s, 3).into_iter().map(|(name, _)| name).collect();
+    let names: Vec<_> = notified(&mut s, 3).into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["__proto__", "a"]);
     assert!(!s.is_dirty(3));
     assert_eq!(change(&mut s, "b"), [3]);
@@ -91,7 +91,7 @@ fn agrees_with_a_naive_model() {
                 }
             }
             90..98 => {
-                let names: BTreeSet<_> = told(&mut s, session).into_iter().map(|(name, _)| name).collect();
+                let names: BTreeSet<_> = notified(&mut s, session).into_iter().map(|(name, _)| name).collect();
                 let expected: BTreeSet<_> =
                     its.iter().filter(|(_, dirty)| **dirty).map(|(name, _)| name.clone()).collect();
                 assert_eq!(names, expected, "step {step}");
@@ -101,11 +101,11 @@ fn agrees_with_a_naive_model() {
             }
             98 => {
                 let last = s.last_of_session(session, 1).next();
-                let last = last.map(|(database, told)| (s.name(database).to_owned(), told));
+                let last = last.map(|(database, is_notified)| (s.name(database).to_owned(), is_notified));
                 let dropped = s.drop_last(session);
                 assert_eq!((dropped.is_some(), last.is_some()), (!its.is_empty(), !its.is_empty()));
-                if let Some((name, told)) = last {
-                    assert_eq!(its.remove(&name), Some(!told), "step {step}");
+                if let Some((name, is_notified)) = last {
+                    assert_eq!(its.remove(&name), Some(!is_notified), "step {step}");
                 }
             }
             _ => {
