@@ -62,6 +62,7 @@ const DISCONNECT_GRACE: Millis = 500;
 /// `howler.v1`: time after which a client whose session expired may connect again, in milliseconds.
 /// The checks of sessions are spread in time, and so are the reconnects.
 const RECONNECT_AFTER: Millis = 100;
+
 /// A client's session.
 #[derive(Debug)]
 pub struct Session {
