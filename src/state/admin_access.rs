@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!                401 or 403 to any request
-//!   Accepted ──────────────────────────────▶ Refused: no requests; one attempt after 0.5 s, 2 s, 8 s, then
+//!   Accepted ──────────────────────────────▶ Refused: one attempt after 0.5 s, 2 s, 8 s, and
 //!       ▲                                       │     at most four within any 300 s
 //!       └────────── 200 to an attempt ──────────┘
 //! ```

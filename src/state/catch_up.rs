@@ -8,13 +8,13 @@
 //! times.
 //!
 //! ```text
-//! users: "u" ─▶ databases: a ─▶ position, until when        what is recalled; each is held once
-//!            └▶ notes: (until, a) (until, b) (until, a) …   one for each subscription that broke, oldest first
-//! order: (until, u) (until, v) (until, u) …                 one for each session that broke, oldest first
+//! users: "u" ─▶ databases: a ─▶ position, until when        recalled; each is held once
+//!            └▶ notes: (until, a) (until, b) (until, a) …   one per broken subscription
+//! order: (until, u) (until, v) (until, u) …                 one per broken session
 //! ```
 //!
-//! Remembering and forgetting take constant time per subscription, however many sessions of a user
-//! break.
+//! Both lists begin with the oldest entry. Remembering and forgetting take constant time per
+//! subscription, however many sessions of a user break.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -4,7 +4,7 @@
 //! ```text
 //! begin            all closed              over
 //!   │  spread: evenly  │ CLOSE_TIME: last replies │
-//!   ├─────────────────▶├─────────────────────────▶│      never later than the timeout, sooner with few clients
+//!   ├─────────────────▶├─────────────────────────▶│   at the timeout, or sooner with few clients
 //! ```
 //!
 //! A client gets its `goodbye` together with its close. Until then it is notified of changes. If

@@ -6,8 +6,8 @@
 //! notification at its end.
 //!
 //! ```text
-//!  line ─▶ notified at once        line  line          ─▶ one notification         line ─▶ notified at once
-//!          └────────────────── window ────────────────────┘
+//!  line ─▶ notification     line  line     ─▶ one notification     line ─▶ notification
+//!          └────────────── window ────────────┘
 //! ```
 //!
 //! The window is a property of the database, not of its subscribers. A client that subscribes
@@ -134,7 +134,8 @@ mod tests {
 
     /// Time between two records of a node.
     const TICK: Millis = 500;
-    /// Of 160 writes on a real cluster of three nodes, this many caused one line, two, three and four.
+    /// Number of writes that caused one, two, three and four lines, out of 160 on a real cluster of
+    /// three nodes.
     const LINES_OF_WRITES: [u64; 4] = [27, 40, 63, 30];
 
     /// Returns the lines of 461 writes to 10 databases within 135 s: time and database, sorted by
@@ -161,7 +162,8 @@ mod tests {
         lines.into_iter().map(|(time, database, _)| (time, usize::try_from(database).expect("one of ten"))).collect()
     }
 
-    /// A recording of 461 writes on a real cluster had 1,115 lines, which merged to 726 notifications.
+    /// A recording of 461 writes on a real cluster had 1,115 lines, which merged to 726
+    /// notifications.
     #[test]
     fn merging_the_lines_of_a_cluster_removes_a_third_of_the_notifications() {
         let recordings =

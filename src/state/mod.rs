@@ -4,14 +4,16 @@
 //! | subject | modules |
 //! |---|---|
 //! | changes feed | [`feed`], [`merge_window`], [`restarts`], [`resync`] |
-//! | other requests to CouchDB | [`pool`], [`dialer`], [`admin_access`], [`forwarded_for`], [`url_file`] |
+//! | requests | [`pool`], [`dialer`], [`admin_access`], [`forwarded_for`], [`url_file`] |
 //! | databases | [`subscriptions`], [`positions`], [`tracked_position`], [`catch_up`] |
 //! | access control | [`access`], [`security_memory`] |
 //! | clients | [`routes`], [`session`], [`name_lists`], [`session_cleanup`], [`drain`] |
 //! | pages and proxies | [`static_assets`], [`trusted_proxies`] |
-//! | limits | [`limits`], [`address_limit`], [`sessions_per_connection`], [`unauthenticated`], [`login_limits`], [`user_quotas`] |
+//! | limits | [`limits`], [`address_limit`], [`sessions_per_connection`], [`user_quotas`] |
+//! | unauthenticated clients | [`unauthenticated`], [`login_limits`] |
 //! | operators | [`monitoring`], [`metrics`], [`log_throttle`] |
-//! | data structures | [`table`], [`fair_queue`], [`small_list`], [`timers`], [`pacing`], [`jitter`], [`network`] |
+//! | tables and queues | [`table`], [`fair_queue`], [`small_list`] |
+//! | time and addresses | [`timers`], [`pacing`], [`jitter`], [`network`] |
 
 pub mod access;
 pub mod address_limit;

@@ -3,10 +3,10 @@
 //!
 //! ```text
 //!  subscribe [10,000 names]
-//!      │ Intake: names become ids, then parts of the list wait until they are decided and their positions known
+//!      │ Intake: names become ids, then parts of the list wait for decisions and positions
 //!      ▼
 //!    Group: collects the parts; the last one that arrives queues its completion
-//!      │ Complete: subscribe and compare in slices, nothing is written to the session; one reply at the end
+//!      │ Complete: subscribe and compare in slices, without writes to the session; one reply
 //!      ▼
 //!   released: the holds of completed work, some each turn
 //! ```

@@ -1,9 +1,10 @@
 //! Unauthenticated clients: their number, their memory, and the order in which they are evicted.
 //!
 //! ```text
-//! arrival, login, end ─▶ set / remove ─▶ too many clients?  ─▶ the network with most of them:  its oldest client
-//!                                        too many bytes?    ─▶ the network that holds most:    its oldest holder
-//!                                        a connection is needed? ─▶ the network with most connections: its oldest
+//! arrival, login, end ─▶ set / remove ─▶ evict while there are …  from the network with most …
+//!                                        too many clients         clients: the oldest one
+//!                                        too many bytes           bytes: the oldest holder
+//!                                        too few descriptors      connections: the oldest one
 //! ```
 //!
 //! A network is an IPv4 address or an IPv6 /64. So a network that takes most loses its clients

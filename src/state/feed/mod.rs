@@ -2,9 +2,9 @@
 //! as broken.
 //!
 //! ```text
-//!    ┌─▶ Waiting ──▶ Dialing ──▶ Requesting: (create _global_changes) ─▶ pin ─▶ stream ──▶ Streaming
-//!    │  (backoff)                    │  the start is known: stream at once                │
-//!    └───────────────────────────────┴──────────── any break ─────────────────────────────┘
+//!    ┌─▶ Waiting ─▶ Dialing ─▶ Requesting: (create _global_changes) ─▶ pin ─▶ stream ─▶ Streaming
+//!    │  (backoff)                  │  the start is known: stream at once               │
+//!    └─────────────────────────────┴─────────────────── any break ─────────────────────┘
 //! ```
 //!
 //! A feed that was opened with `since=now` and breaks before its first line has nothing to resume
@@ -265,8 +265,8 @@ impl Feed {
     /// Takes the line of the stream's content that begins at `offset`. Returns the number of bytes
     /// used and what the line says.
     ///
-    /// The caller goes through the whole content, until [`FeedEvent::Done`] or a malformed line that is
-    /// not skipped.
+    /// The caller goes through the whole content, until [`FeedEvent::Done`] or a malformed line
+    /// that is not skipped.
     pub fn next_line<'a>(&'a mut self, content: &'a [u8], offset: usize, now: Millis) -> (usize, FeedEvent<'a>) {
         let Phase::Streaming { since: started, .. } = self.phase else {
             return (content.len() - offset, FeedEvent::Done);
@@ -311,8 +311,8 @@ impl Feed {
         (used, event)
     }
 
-    /// Handles [`FeedEvent::Malformed`]: the feed is read again from the last complete line. Returns true
-    /// if it fails at the same line again, which is then skipped.
+    /// Handles [`FeedEvent::Malformed`]: the feed is read again from the last complete line.
+    /// Returns true if it fails at the same line again, which is then skipped.
     pub fn handle_malformed_line(&mut self, now: Millis, actions: &mut Vec<FeedAction>) -> bool {
         if self.malformed_after.is_some() && self.malformed_after.as_deref() == self.since.get() {
             if let Some(more) = self.log.pass(LogCause::MalformedLine, now) {

@@ -8,8 +8,8 @@
 //! long queue is no failure. It does not move while CouchDB is silent or away.
 //!
 //! An idle connection can die unnoticed, when a firewall forgets it or CouchDB's machine is gone.
-//! So the pool closes connections that were idle for [`IDLE_TIMEOUT`]. A request without a reply on a
-//! formerly idle connection is sent again on a new one after [`SUSPECT_AFTER`].
+//! So the pool closes connections that were idle for [`IDLE_TIMEOUT`]. A request without a reply on
+//! a formerly idle connection is sent again on a new one after [`SUSPECT_AFTER`].
 
 mod connection;
 mod request;

@@ -24,9 +24,9 @@
 //! vouch for the next interval:
 //!
 //! ```text
-//!                  asked: a    all nodes restart    b  c                 a  b  c
-//!   a  ───────────────────x    x─────────────────────────────────────────────────   restarted in this reading
-//!   b  ───────────────────────x    x─────────────────────────────────────────────   restarted after a: does not vouch
+//!            asked: a    all nodes restart    b  c        a  b  c
+//!   a  ─────────────x    x──────────────────────────────────────   restarted in this reading
+//!   b  ─────────────────x    x──────────────────────────────────   restarted after a: no vouching
 //! ```
 //!
 //! The start times of such a reading are not used. The next reading follows at once, and asks these
@@ -238,8 +238,9 @@ impl Restarts {
     fn fail(&mut self, reading: &Reading, now: Millis) -> Option<Finding> {
         self.failures += 1;
         let most = match (self.starts(), reading.refused) {
-            // A host that has reported its start may refuse for a moment. Positions from before count
-            // as changed while the start is unknown, and later those that are given meanwhile do.
+            // A host that has reported its start may refuse for a moment. Positions from before
+            // count as changed while the start is unknown, and later those that are given meanwhile
+            // do.
             (Some(_), _) => MAX_FAILURES,
             (None, true) => 1,
             (None, false) => MAX_FIRST_FAILURES,
@@ -254,8 +255,8 @@ impl Restarts {
             // The caller treats it as a restart.
             self.forget(now);
         }
-        // Otherwise the next successful reading is compared with the last one, or with the time since
-        // which the feed is followed.
+        // Otherwise the next successful reading is compared with the last one, or with the time
+        // since which the feed is followed.
         Some(Finding::Unknown)
     }
 

@@ -345,8 +345,8 @@ impl Subscriptions {
     }
 
     /// Marks a change for each subscriber of a database. Sessions without pending notifications are
-    /// appended to `newly_dirty`. Returns the number of subscribers for which the change was merged with
-    /// a pending one.
+    /// appended to `newly_dirty`. Returns the number of subscribers for which the change was merged
+    /// with a pending one.
     pub fn mark(&mut self, database: DatabaseId, kind: ChangeKind, newly_dirty: &mut Vec<SessionIndex>) -> u64 {
         let mut merged = 0;
         for subscriber in self.databases[database.0 as usize].subscribers.iter() {
