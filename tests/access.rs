@@ -67,8 +67,8 @@ fn only_members_may_subscribe() {
     }
     assert_eq!(user.next_change(SOON).as_deref(), Some("mine"));
     assert_eq!(user.next_change(A_MOMENT), None);
-    let told = [other.next_change(SOON), other.next_change(SOON)];
-    assert_eq!(told.map(Option::unwrap), ["theirs", "team-db"]);
+    let received = [other.next_change(SOON), other.next_change(SOON)];
+    assert_eq!(received.map(Option::unwrap), ["theirs", "team-db"]);
 
     // The server asks once for all clients.
     let asked = couchdb.requests();
@@ -133,16 +133,16 @@ fn a_subscription_ends_when_the_database_is_recreated_for_others() {
     // The feed does not report a change of `_security`, but it does report a deletion and a
     // creation.
     couchdb.delete_database("mine");
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     couchdb.create_database_for("mine", &[OTHER]);
     loop {
         let event = user.next_event(SOON).expect("an event");
         if event["event"] == "unsubscribed" {
             break;
         }
-        told.push(event["kind"].clone());
+        received.push(event["kind"].clone());
     }
-    assert!(told.is_empty() || told == ["deleted"], "{told:?}");
+    assert!(received.is_empty() || received == ["deleted"], "{received:?}");
     couchdb.update("mine");
     assert_eq!(user.next_event(A_MOMENT), None);
 }
@@ -210,9 +210,9 @@ fn replies_treat_an_undecided_database_as_missing() {
     assert_eq!(ask(&mut other), missing, "the same for a new subscriber");
     assert_eq!(user.next_event(A_MOMENT), None);
     couchdb.fail_access(None);
-    let mut told = [user.next_change(SOON).expect("a change"), user.next_change(SOON).expect("a change")];
-    told.sort_unstable();
-    assert_eq!(told, ["again", "later"]);
+    let mut received = [user.next_change(SOON).expect("a change"), user.next_change(SOON).expect("a change")];
+    received.sort_unstable();
+    assert_eq!(received, ["again", "later"]);
     for _ in names {
         assert_eq!(other.next_event(SOON).expect("an event")["event"], "unsubscribed");
     }
@@ -282,8 +282,8 @@ fn unreadable_responses_do_not_cause_endless_requests() {
     // Proves that no further request follows.
     std::thread::sleep(Duration::from_millis(2_500));
     assert_eq!(couchdb.counters().access_requests, asked, "no more requests, as no client waits");
-    assert_eq!(howler.count_told(LINE), 4, "one line for each cause:\n{}", howler.output());
-    assert_eq!(howler.count_told("odd-"), 0, "database names are logged at level debug only");
+    assert_eq!(howler.count_logged(LINE), 4, "one line for each cause:\n{}", howler.output());
+    assert_eq!(howler.count_logged("odd-"), 0, "database names are logged at level debug only");
 }
 
 /// One client subscribes to new names and unsubscribes as fast as it can, while CouchDB is slow.
@@ -529,8 +529,8 @@ fn a_changed_password_and_a_lockout_end_sessions() {
     assert_eq!((&event["event"], &event["error"]), (&json!("not-authenticated"), &json!("AccountLockedError")));
     assert!(event["message"].as_str().expect("a message").contains("locked"), "{event}");
     assert_eq!(user.receive_close(SOON).1, Received::Close(4401, "not authenticated".into()));
-    let told = old.receive_text(SOON).expect("an event");
-    assert!(told.starts_with("42[\"not-authenticated\"") && told.contains("AccountLockedError"), "{told}");
+    let received = old.receive_text(SOON).expect("an event");
+    assert!(received.starts_with("42[\"not-authenticated\"") && received.contains("AccountLockedError"), "{received}");
 }
 
 #[test]
@@ -617,9 +617,9 @@ fn the_legacy_keys_readers_and_cloudant_count_without_members() {
     }
     couchdb.update_many(&names);
     let expected = databases.iter().filter(|(.., may_read)| *may_read).count();
-    let mut told: Vec<String> = (0..expected).map(|_| user.next_change(SOON).expect("a change")).collect();
-    told.sort_unstable();
-    assert_eq!(told, ["cloudant-admin", "cloudant-mine", "legacy-mine", "legacy-open", "nobody-named"]);
+    let mut received: Vec<String> = (0..expected).map(|_| user.next_change(SOON).expect("a change")).collect();
+    received.sort_unstable();
+    assert_eq!(received, ["cloudant-admin", "cloudant-mine", "legacy-mine", "legacy-open", "nobody-named"]);
     assert_eq!(user.next_change(A_MOMENT), None);
 }
 
@@ -705,8 +705,8 @@ fn a_large_security_is_read_up_to_a_limit() {
     couchdb.update_many(&too_large);
     assert!(chief.next_change(SOON).is_some() && chief.next_change(SOON).is_some());
     assert_eq!(user.next_event(A_MOMENT), None);
-    howler.assert_told("_security of a database is larger than 1 MiB", 1);
-    assert_eq!(howler.count_told("huge-"), 0, "database names are logged at level debug only");
+    howler.assert_logged("_security of a database is larger than 1 MiB", 1);
+    assert_eq!(howler.count_logged("huge-"), 0, "database names are logged at level debug only");
 }
 
 /// A login with other roles takes effect immediately, in both dialects.
@@ -753,8 +753,8 @@ fn tokens_are_passed_to_couchdb() {
     let answer = client.ask(json!({"op": "log-in", "token": "zq7-header.payload.signature"}));
     assert_eq!((&answer["ok"], &answer["username"], &answer["cookie"]), (&json!(true), &json!(USER), &Value::Null));
     let mut old = Client::socket_io(howler.address(), "token=zq7-header.payload.signature");
-    let told: Vec<_> = std::iter::from_fn(|| old.receive_text(SOON)).take(3).collect();
-    assert_eq!(told[2], r#"42["authenticated",{}]"#, "{told:?}");
+    let received: Vec<_> = std::iter::from_fn(|| old.receive_text(SOON)).take(3).collect();
+    assert_eq!(received[2], r#"42["authenticated",{}]"#, "{received:?}");
     for bad in ["zq7-forged.payload.signature", "a b", ""] {
         let mut client = Client::json(howler.address());
         assert_eq!(client.ask(json!({"op": "log-in", "token": bad}))["error"], "NotAuthenticatedError", "{bad}");
@@ -809,7 +809,7 @@ fn large_security_objects_take_a_limited_amount_of_memory() {
     assert_eq!(howler.metric("howler_security_evictions_total"), refused as u64);
     assert_eq!(howler.metric("howler_access_questions_waiting"), 0);
     assert!(howler.metric("howler_security_bytes") > LIMIT * 3 / 4);
-    howler.assert_told("All large _security objects take more than 64 MiB together", 1);
+    howler.assert_logged("All large _security objects take more than 64 MiB together", 1);
     // A smaller object replaces the largest, and the subscriber of the latter is notified.
     couchdb.create_database("smaller");
     couchdb.answer_security("smaller", Some((200, &security(OTHER, 850))));
@@ -820,9 +820,9 @@ fn large_security_objects_take_a_limited_amount_of_memory() {
     let mut chief = client_of(&howler, "chief", "zq7-chief-secret");
     assert_eq!(subscribe(&mut chief, &[&large[DATABASES - 1]])["errors"], Value::Null);
     couchdb.update_many(&["theirs", "medium", "smaller"]);
-    let mut told: Vec<_> = (0..3).map(|_| other.next_change(SOON).expect("a change")).collect();
-    told.sort();
-    assert_eq!(told, ["medium", "smaller", "theirs"]);
+    let mut received: Vec<_> = (0..3).map(|_| other.next_change(SOON).expect("a change")).collect();
+    received.sort();
+    assert_eq!(received, ["medium", "smaller", "theirs"]);
     couchdb.update("mine");
     assert_eq!(user.next_change(SOON).as_deref(), Some("mine"));
     // Objects without subscribers are evicted as soon as room is needed.

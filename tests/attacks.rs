@@ -167,8 +167,8 @@ fn slow_heads_and_bodies_time_out() {
         }
         assert!(target.serve() < SOON);
     }
-    let told = heads.iter_mut().map(read_all).filter(|answer| answer.starts_with(b"HTTP/1.1 408 ")).count();
-    assert_eq!(told, 300, "each client receives a 408");
+    let received = heads.iter_mut().map(read_all).filter(|answer| answer.starts_with(b"HTTP/1.1 408 ")).count();
+    assert_eq!(received, 300, "each client receives a 408");
     for body in &mut bodies {
         assert!(body.posts.receive(SOON).is_none(), "an incomplete body gets no response");
     }

@@ -94,9 +94,9 @@ fn is_trusted(folder: &Folder, warns: bool, kind: &str) {
         couchdb.update("db");
         assert_eq!(client.next_change(SOON).as_deref(), Some("db"), "{kind}");
         if warns {
-            howler.assert_told("has no host name (subjectAltName)", 1);
+            howler.assert_logged("has no host name (subjectAltName)", 1);
         }
-        assert_eq!(howler.count_told("WARN"), usize::from(warns), "{kind}: {}", howler.output());
+        assert_eq!(howler.count_logged("WARN"), usize::from(warns), "{kind}: {}", howler.output());
     }
     let said = verdict(folder, &ca_file);
     assert!(said.starts_with("ok      TLS: the certificate is trusted"), "{kind}: {said}");

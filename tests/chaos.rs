@@ -63,7 +63,7 @@ use couchdb_howler::state::jitter::Jitter;
 use serde_json::json;
 
 use crate::support::couchdb::{Chunking, FeedFault, Options, SinceRefusal, StandIn};
-use crate::support::device::{Device, Gone, Told};
+use crate::support::device::{Device, Gone, Notice};
 use crate::support::howler::{BINARY, Howler, lasting_port};
 use crate::support::http::Http;
 use crate::support::proxy::Proxy;
@@ -788,13 +788,13 @@ impl Actor {
             return Ok(());
         }
         match self.device.next(LISTEN)? {
-            Told::Nothing => {}
-            Told::Change(name) => {
+            Notice::Nothing => {}
+            Notice::Change(name) => {
                 let is_useless = self.sync(&name);
                 self.world.counts.changes.fetch_add(1, SeqCst);
                 self.world.counts.useless_changes.fetch_add(u64::from(is_useless), SeqCst);
             }
-            Told::Everything => {
+            Notice::Everything => {
                 self.world.counts.resyncs.fetch_add(1, SeqCst);
                 for (database, synced) in &self.view.synced {
                     synced.store(self.world.writes[*database].load(SeqCst), SeqCst);

@@ -39,10 +39,10 @@ fn succeeds(ended: &Ended) -> Vec<String> {
 #[test]
 fn check_reports_how_restarts_are_detected() {
     let cluster = couchdb_with(Options { nodes: 3, ..Options::default() });
-    let told = |couchdb: &StandIn, options: &[&str]| check(&couchdb.url(), options).stdout;
+    let printed = |couchdb: &StandIn, options: &[&str]| check(&couchdb.url(), options).stdout;
     let merged = "ok      restarts: a cluster of 3 nodes, which say when they started";
-    assert!(told(&cluster, &[]).contains(&format!("{merged}; changes are merged for 800 ms (--merge_window)\n")));
-    assert!(told(&cluster, &["--merge_window", "0"]).contains(&format!("{merged}\n")));
+    assert!(printed(&cluster, &[]).contains(&format!("{merged}; changes are merged for 800 ms (--merge_window)\n")));
+    assert!(printed(&cluster, &["--merge_window", "0"]).contains(&format!("{merged}\n")));
     for status in [401, 403, 404, 503] {
         cluster.refuse_uptime(Some(status));
         let ended = check(&cluster.url(), &[]);
@@ -61,8 +61,8 @@ fn server(answer: &'static [u8]) -> SocketAddr {
 
 /// Starts such a server. Also returns the bytes that it receives.
 fn recording_server(answer: &'static [u8]) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let record = told.clone();
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let record = received.clone();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
     let address = listener.local_addr().expect("the listener is bound");
     std::thread::spawn(move || {
@@ -81,7 +81,7 @@ fn recording_server(answer: &'static [u8]) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) 
             }
         }
     });
-    (address, told)
+    (address, received)
 }
 
 fn url_of(address: SocketAddr) -> String {
@@ -216,11 +216,11 @@ fn other_servers_are_reported_and_receive_no_password() {
         (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak HTTP"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "ends the connection"),
     ] {
-        let (address, told) = recording_server(answer);
+        let (address, received) = recording_server(answer);
         fails(&check(&url_of(address), &[]), "CouchDB", &[words]);
-        let told = told.lock().expect("no thread panicked").clone();
-        let told = String::from_utf8(told).expect("the request is UTF-8");
-        assert!(told.starts_with("GET / HTTP/1.1\r\n") && !told.contains("Authorization"), "{told}");
+        let received = received.lock().expect("no thread panicked").clone();
+        let received = String::from_utf8(received).expect("the request is UTF-8");
+        assert!(received.starts_with("GET / HTTP/1.1\r\n") && !received.contains("Authorization"), "{received}");
     }
 }
 
@@ -346,7 +346,7 @@ fn running_server_is_healthy() {
         }
         let (code, line) = health(&same);
         assert_eq!((code, line.as_str()), (Some(0), &*format!("healthy: 127.0.0.1:{port}")), "{options:?}");
-        assert_eq!(howler.count_told("WARN"), 0, "{}", howler.output());
+        assert_eq!(howler.count_logged("WARN"), 0, "{}", howler.output());
     }
 }
 

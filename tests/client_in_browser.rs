@@ -47,8 +47,8 @@ fn cookies(apps: &mut Apps, page: &str) -> Vec<Value> {
 /// Asserts that the console of a page contains nothing but the browser's reports of failed
 /// connections.
 fn assert_quiet(apps: &mut Apps, page: &str) {
-    let told = tell(apps, "complaints", page, &json!({}), "complaints");
-    let complaints = told["complaints"].as_array().expect("the value is a list");
+    let received = tell(apps, "complaints", page, &json!({}), "complaints");
+    let complaints = received["complaints"].as_array().expect("the value is a list");
     let own =
         |text: &&Value| !text.as_str().expect("the complaint is a string").starts_with("WebSocket connection to ");
     let own: Vec<&Value> = complaints.iter().filter(own).collect();
@@ -96,8 +96,8 @@ fn session_is_stored_in_a_cookie_of_the_page() {
         let kept = cookies(&mut apps, page);
         assert_eq!(kept.len(), 1, "{page}: {kept:?}");
         assert_eq!(kept[0]["name"], "couchdb-howler-session");
-        let told = (&kept[0]["sameSite"], &kept[0]["secure"], &kept[0]["path"]);
-        assert_eq!(told, (&json!("Lax"), &json!(url == &secure), &json!("/")), "{page}");
+        let received = (&kept[0]["sameSite"], &kept[0]["secure"], &kept[0]["path"]);
+        assert_eq!(received, (&json!("Lax"), &json!(url == &secure), &json!("/")), "{page}");
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
         let left = kept[0]["expires"].as_f64().unwrap() - now;
         assert!((DAYS_30 - 120.0..DAYS_30 + 120.0).contains(&left), "{left} s");
@@ -165,8 +165,8 @@ fn reload_catches_up_with_exactly_the_missed_changes() {
         // Subscribes after the login has begun.
         apps.done("a", "subscribe", &json!([names]));
         apps.expect("a", "ready");
-        let told = apps.changed("a", changed.len());
-        assert_eq!(told, changed.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>());
+        let received = apps.changed("a", changed.len());
+        assert_eq!(received, changed.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>());
     }
     // A reload as users do it, without `stop`.
     tell(&mut apps, "reload", "a", &json!({}), "opened");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::couchdb::{Options, StandIn};
-use crate::support::device::{Device, Told};
+use crate::support::device::{Device, Notice};
 use crate::support::howler::Howler;
 use crate::support::{A_MOMENT, SOON, couchdb, couchdb_with, position};
 
@@ -141,18 +141,18 @@ fn held_changes_reach_clients_that_leave_and_clients_that_arrive() {
     let mut leaves = Device::new(["a".to_owned()]);
     leaves.come_back(howlers[0].address()).expect("the server accepts the client");
     couchdb.update("a");
-    assert_eq!(leaves.next(SOON).expect("the client is connected"), Told::Change("a".to_owned()));
+    assert_eq!(leaves.next(SOON).expect("the client is connected"), Notice::Change("a".to_owned()));
     leaves.leave();
     let mut witness = Client::subscribed(howlers[1].address(), &["a"]);
     while couchdb.revision("updated:a") < Some(4) {
         let _ = witness.next_event(A_MOMENT);
     }
     // The server that merges and the one that does not agree on the position.
-    let told = leaves.come_back(howlers[0].address()).expect("the server accepts the client");
+    let changed = leaves.come_back(howlers[0].address()).expect("the server accepts the client");
     let position = leaves.known["a"].clone();
     leaves.leave();
     assert_eq!(
-        told.len() + leaves.come_back(howlers[1].address()).expect("the server accepts the client").len(),
+        changed.len() + leaves.come_back(howlers[1].address()).expect("the server accepts the client").len(),
         1,
         "{position:?}"
     );

@@ -53,10 +53,10 @@ fn wrong_password_does_not_lock_the_admin() {
     }
     wait_for_tries(&couchdb, &howler);
     assert_eq!(with_credentials(&couchdb), 4);
-    howler.assert_told(REFUSED, 1);
+    howler.assert_logged(REFUSED, 1);
     let line = howler.wait_for_line(REFUSED);
     assert!(line.contains("--couchdb_url") && line.contains("locked the name for five minutes"), "{line}");
-    assert_eq!(howler.count_told("(401)"), 1, "{}", howler.output());
+    assert_eq!(howler.count_logged("(401)"), 1, "{}", howler.output());
     let (status, text) = readiness(&howler);
     assert!(status == 503 && text.contains("refuses the name or the password"), "{status} {text}");
     assert!(!is_locked(&couchdb, OTHER_PASSWORD), "the admin can still log in");
@@ -70,7 +70,7 @@ fn server_recovers_when_couchdb_accepts_the_password() {
     howler.wait_for_line(REFUSED);
     couchdb.change_password(ADMIN, ADMIN_PASSWORD);
     howler.wait_for_line("Following the changes feed");
-    howler.assert_told(ACCEPTED, 1);
+    howler.assert_logged(ACCEPTED, 1);
     assert_eq!(readiness(&howler).0, 200);
     couchdb.update("garden");
     let mut client = Client::subscribed(howler.address(), &["garden"]);
@@ -102,7 +102,7 @@ fn any_request_detects_a_changed_password() {
     // Proves that no fifth attempt follows.
     std::thread::sleep(Duration::from_secs(12));
     assert!((1..=4).contains(&with_credentials(&couchdb)), "{}", with_credentials(&couchdb));
-    howler.assert_told(REFUSED, 1);
+    howler.assert_logged(REFUSED, 1);
     assert!(!is_locked(&couchdb, OTHER_PASSWORD));
 }
 
@@ -133,7 +133,7 @@ fn locked_admin_is_handled_like_a_wrong_password() {
     let howler = Howler::launch(&["--couchdb_url", &couchdb.url()]);
     wait_for_tries(&couchdb, &howler);
     assert_eq!(with_credentials(&couchdb), 4);
-    howler.assert_told("(403)", 1);
+    howler.assert_logged("(403)", 1);
     assert_eq!(readiness(&howler).0, 503);
 }
 
@@ -155,6 +155,6 @@ fn server_warns_if_couchdb_records_no_changes() {
         let mut client = Client::subscribed(howler.address(), &["garden"]);
         couchdb.update("garden");
         assert_eq!(client.next_change(SOON).as_deref(), Some("garden"));
-        assert_eq!((readiness(&howler).0, howler.count_told("WARN")), (200, 0), "{status}: {}", howler.output());
+        assert_eq!((readiness(&howler).0, howler.count_logged("WARN")), (200, 0), "{status}: {}", howler.output());
     }
 }

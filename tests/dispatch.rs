@@ -80,15 +80,15 @@ fn slow_client_delays_no_other_and_receives_each_database() {
     }
     let grown = howler.resident_kib().saturating_sub(before);
     // The slow client reads the contents of the socket buffers, then each database once.
-    let mut told: HashMap<String, usize> = HashMap::new();
+    let mut received: HashMap<String, usize> = HashMap::new();
     let mut total = 0;
     couchdb.update("the end");
     while let Some(name) = slow.next_change(Duration::from_millis(1500)) {
-        *told.entry(name).or_default() += 1;
+        *received.entry(name).or_default() += 1;
         total += 1;
     }
     println!("{total} notifications for {} changes; the server grew by {grown} KiB meanwhile", ROUNDS * DATABASES);
-    assert_eq!(told.len(), DATABASES, "the slow client is notified of every database");
+    assert_eq!(received.len(), DATABASES, "the slow client is notified of every database");
     assert!(total < ROUNDS * DATABASES, "notifications were coalesced, so the client was blocked");
     assert!(grown < 1024, "unread notifications take no memory: {grown} KiB");
     couchdb.update(names[7]);

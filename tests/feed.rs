@@ -65,14 +65,14 @@ impl Scene {
     /// Asserts that the server logged this line once, and no other warning or error.
     fn said_once(&self, line: &str) {
         self.said(line);
-        let problems = self.howler.count_told("WARN") + self.howler.count_told("ERROR");
+        let problems = self.howler.count_logged("WARN") + self.howler.count_logged("ERROR");
         let own = usize::from(!self.howler.wait_for_line(line).contains("INFO"));
         assert_eq!(problems, own, "{}", self.howler.output());
     }
 
     /// Asserts that the server logged this line once.
     fn said(&self, line: &str) {
-        self.howler.assert_told(line, 1);
+        self.howler.assert_logged(line, 1);
     }
 
     fn feed_requests(&self) -> Vec<RecordedRequest> {
@@ -94,7 +94,7 @@ fn survives(fault: FeedFault, options: &[&str], line: &str) {
     scene.couchdb.update("during");
     scene.hears("during");
     scene.said_once(line);
-    scene.howler.assert_told(FOLLOWING, 2);
+    scene.howler.assert_logged(FOLLOWING, 2);
     // Break the feed three times, with only the response head in between.
     scene.couchdb.break_next_feed(fault);
     scene.couchdb.break_next_feed(fault);
@@ -102,8 +102,8 @@ fn survives(fault: FeedFault, options: &[&str], line: &str) {
     assert!(scene.couchdb.wait_for(SOON, |counters| counters.feed_requests == 5), "{}", scene.howler.output());
     scene.is_told("after");
     scene.hears_nothing_more();
-    scene.howler.assert_told(line, 1);
-    scene.howler.assert_told(FOLLOWING, 2);
+    scene.howler.assert_logged(line, 1);
+    scene.howler.assert_logged(FOLLOWING, 2);
     assert_eq!(scene.couchdb.counters().pin_requests, 1, "the start is looked up once");
 }
 
@@ -153,7 +153,7 @@ fn quiet_feed_with_heartbeats_stays_open() {
         }
         scene.is_told("after");
         assert_eq!(scene.couchdb.counters().feed_requests, 1, "{source}:\n{}", scene.howler.output());
-        assert_eq!(scene.howler.count_told("WARN"), 0, "{source}");
+        assert_eq!(scene.howler.count_logged("WARN"), 0, "{source}");
     }
 }
 
@@ -173,7 +173,7 @@ fn survives_refusals(status: u16, times: [usize; 2], line: &str) {
     scene.hears("during");
     scene.is_told("after");
     scene.hears_nothing_more();
-    scene.howler.assert_told(line, 1);
+    scene.howler.assert_logged(line, 1);
 }
 
 #[test]
@@ -255,9 +255,9 @@ fn node_in_maintenance_mode_is_followed_without_warnings() {
     }
     scene.hears_nothing_more();
     assert!(scene.couchdb.counters().feed_requests > 30);
-    assert_eq!(scene.howler.count_told("CouchDB ended the changes feed"), 1);
-    assert!(scene.howler.count_told(FOLLOWING) <= 2);
-    assert_eq!(scene.howler.count_told("WARN") + scene.howler.count_told("ERROR"), 0);
+    assert_eq!(scene.howler.count_logged("CouchDB ended the changes feed"), 1);
+    assert!(scene.howler.count_logged(FOLLOWING) <= 2);
+    assert_eq!(scene.howler.count_logged("WARN") + scene.howler.count_logged("ERROR"), 0);
     assert_eq!(scene.howler.metric("howler_resyncs_total"), 0);
 }
 
@@ -275,8 +275,8 @@ fn feed_starts_when_the_operator_creates_global_changes() {
     scene.couchdb.create_database("_global_changes");
     // Events before the database existed are unknown, so each subscribed database counts as
     // changed.
-    let told: BTreeSet<_> = (0..3).map(|_| scene.client.next_change(SOON)).collect();
-    assert_eq!(told.len(), 3, "{told:?}");
+    let received: BTreeSet<_> = (0..3).map(|_| scene.client.next_change(SOON)).collect();
+    assert_eq!(received.len(), 3, "{received:?}");
     scene.is_told("after");
     scene.said("--create_global_changes");
 }
@@ -292,7 +292,7 @@ fn server_creates_global_changes_on_request() {
     assert!(scene.couchdb.wait_for(SOON, |counters| counters.feed_requests == 3 && counters.open_feeds == 1));
     assert!(scene.client.wait_for_resync().is_empty());
     scene.is_told("after");
-    scene.howler.assert_told("creating it.", 1);
+    scene.howler.assert_logged("creating it.", 1);
 }
 
 #[test]
@@ -323,7 +323,7 @@ fn outage_of_seconds_loses_no_changes() {
     scene.hears_nothing_more();
     scene.said("CouchDB cut the changes feed");
     scene.said("The changes feed is not connected: ");
-    assert_eq!(scene.howler.count_told("WARN"), 2, "{}", scene.howler.output());
+    assert_eq!(scene.howler.count_logged("WARN"), 2, "{}", scene.howler.output());
 }
 
 #[test]
@@ -356,11 +356,11 @@ fn any_chunking_delivers_all_changes() {
             couchdb.set_chunking(chunking);
             let mut scene = Scene::at(couchdb, &["--feed", source, "--feed_heartbeat", "500"]);
             scene.couchdb.update_many(&["before", "during", "elsewhere", "after"]);
-            let told: BTreeSet<_> = (0..3).map(|_| scene.client.next_change(SOON)).collect();
-            assert_eq!(told.len(), 3, "{chunking:?}: {told:?}");
+            let received: BTreeSet<_> = (0..3).map(|_| scene.client.next_change(SOON)).collect();
+            assert_eq!(received.len(), 3, "{chunking:?}: {received:?}");
             scene.couchdb.break_feed(FeedFault::CleanEnd);
             scene.is_told("before");
-            assert_eq!(scene.howler.count_told("WARN"), 0, "{chunking:?}:\n{}", scene.howler.output());
+            assert_eq!(scene.howler.count_logged("WARN"), 0, "{chunking:?}:\n{}", scene.howler.output());
         }
     }
 }
@@ -371,11 +371,12 @@ fn thousand_lines_in_one_chunk_are_notified_once_each() {
     let names: Vec<String> = (0..1000).map(|number| format!("db-{number}")).collect();
     assert_eq!(scene.client.ask(json!({"op": "subscribe", "dbs": names}))["ok"], true);
     scene.couchdb.update_many(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    let mut told: Vec<_> = names.iter().map(|_| scene.client.next_change(SOON).expect("a change arrives")).collect();
+    let mut received: Vec<_> =
+        names.iter().map(|_| scene.client.next_change(SOON).expect("a change arrives")).collect();
     let mut expected = names.clone();
-    told.sort();
+    received.sort();
     expected.sort();
-    assert_eq!(told, expected);
+    assert_eq!(received, expected);
     scene.hears_nothing_more();
 }
 
@@ -413,7 +414,7 @@ fn feed_of_broken_lines_logs_few_lines() {
     scene.said("Skipped a line of the changes feed that is not JSON, twice.");
     assert_eq!(scene.howler.count_lines("not JSON"), 2, "{}", scene.howler.output());
     // The resyncs and lookups that follow are not logged one by one, either.
-    let others = scene.howler.count_told("INFO") + scene.howler.count_told("WARN");
+    let others = scene.howler.count_logged("INFO") + scene.howler.count_logged("WARN");
     assert!(others < 20, "{}", scene.howler.output());
 }
 
@@ -468,7 +469,7 @@ fn lines_about_no_database_cause_no_notification() {
     scene.is_told("after");
     scene.hears_nothing_more();
     assert_eq!(scene.couchdb.counters().feed_requests, 1);
-    assert_eq!(scene.howler.count_told("WARN"), 0, "{}", scene.howler.output());
+    assert_eq!(scene.howler.count_logged("WARN"), 0, "{}", scene.howler.output());
 }
 
 #[test]

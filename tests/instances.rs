@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::client::Client;
-use crate::support::device::{Device, Told};
+use crate::support::device::{Device, Notice};
 use crate::support::howler::{Ended, Howler, lasting_port, run};
 use crate::support::tls::{Authority, Identity};
 use crate::support::wire::Target;
@@ -56,7 +56,7 @@ fn port_is_shared_only_if_each_instance_has_the_option() {
     let couchdb = couchdb();
     let (shared, kept) = (Howler::start_with(&couchdb, &["--reuse_port"]), Howler::start(&couchdb));
     // The instance warns once that on the shared port another instance may answer.
-    shared.assert_told("WARN", 1);
+    shared.assert_logged("WARN", 1);
     let port = shared.port().to_string();
     let said = refused(&couchdb.url(), &["--port", &port]);
     assert!(said.contains(&format!("port {port} ")) && said.contains("in use"), "{said}");
@@ -211,9 +211,9 @@ impl Share {
     fn answer(&mut self) -> (usize, usize) {
         let mut line = String::new();
         self.wire.read_line(&mut line).expect("the share answers");
-        let (told, back) =
+        let (notified, back) =
             line.trim_end().split_once(' ').expect("a share of the clients failed, see its output above");
-        (told.parse().expect("the count is a number"), back.parse().expect("the count is a number"))
+        (notified.parse().expect("the count is a number"), back.parse().expect("the count is a number"))
     }
 }
 
@@ -227,8 +227,8 @@ impl Drop for Share {
 #[test]
 #[ignore = "started by the test above"]
 fn a_share_of_the_clients() {
-    let Ok(told) = std::env::var(SHARE) else { return };
-    let (address, share) = told.split_once(' ').expect("the parent wrote the value");
+    let Ok(value) = std::env::var(SHARE) else { return };
+    let (address, share) = value.split_once(' ').expect("the parent wrote the value");
     let (address, share): (SocketAddr, usize) =
         (address.parse().expect("the parent wrote the value"), share.parse().expect("the parent wrote the value"));
     let parent = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().expect("there are free descriptors"));
@@ -292,7 +292,7 @@ fn connect(address: SocketAddr, numbers: impl Iterator<Item = usize>) -> Vec<Mem
 struct Member {
     device: Device,
     group: String,
-    told: Vec<String>,
+    changed: Vec<String>,
     gone: bool,
     /// Whether the client reconnected since the last request.
     came_back: bool,
@@ -302,32 +302,32 @@ impl Member {
     fn new(number: usize) -> Self {
         let group = group(number);
         let device = Device::new([SHARED.to_owned(), group.clone()]);
-        Self { device, group, told: Vec::new(), gone: false, came_back: false }
+        Self { device, group, changed: Vec::new(), gone: false, came_back: false }
     }
 
     /// Takes all messages that have arrived.
     fn hear(&mut self) {
-        self.gone = self.gone || self.device.take_all(&mut self.told).is_err();
+        self.gone = self.gone || self.device.take_all(&mut self.changed).is_err();
     }
 
     /// Asserts that the client is notified of one change, or finds it after reconnecting.
     fn expect(&mut self, name: Option<&str>, address: SocketAddr) {
         let deadline = Instant::now() + LONG;
-        while self.told.is_empty() {
+        while self.changed.is_empty() {
             assert!(Instant::now() < deadline, "timeout waiting for a notification");
             if self.gone {
                 self.come_back(address);
                 continue;
             }
             match self.device.next(SOON) {
-                Ok(Told::Change(name)) => self.told.push(name),
-                Ok(Told::Nothing) => {}
-                Ok(Told::Everything) => panic!("unexpected resync"),
+                Ok(Notice::Change(name)) => self.changed.push(name),
+                Ok(Notice::Nothing) => {}
+                Ok(Notice::Everything) => panic!("unexpected resync"),
                 Err(_) => self.gone = true,
             }
         }
-        assert_eq!(self.told, [name.unwrap_or(&self.group)]);
-        self.told.clear();
+        assert_eq!(self.changed, [name.unwrap_or(&self.group)]);
+        self.changed.clear();
     }
 
     /// Asserts that there are no further notifications and that the client is connected. Returns
@@ -337,13 +337,13 @@ impl Member {
         if self.gone {
             self.come_back(address);
         }
-        assert_eq!(self.told, [] as [&str; 0], "each client is notified once");
+        assert_eq!(self.changed, [] as [&str; 0], "each client is notified once");
         std::mem::take(&mut self.came_back)
     }
 
     fn come_back(&mut self, address: SocketAddr) {
         let found = self.device.come_back(address).expect("other instances accept the client");
-        self.told.extend(found);
+        self.changed.extend(found);
         (self.gone, self.came_back) = (false, true);
     }
 }

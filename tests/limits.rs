@@ -68,7 +68,7 @@ fn connections_beyond_the_total_limit_are_rejected() {
         let refused = Client::try_open(howler.address(), "/howler", "").err().expect("the connection is rejected");
         assert!(!refused.contains("HTTP") || refused.starts_with("HTTP/1.1 503 "), "{refused}");
     }
-    howler.assert_told("is rejected: too many connections", 1);
+    howler.assert_logged("is rejected: too many connections", 1);
     assert_counted(&howler, "too_many_connections", 5);
     couchdb.update("db");
     for client in &mut clients {
@@ -380,12 +380,12 @@ fn connect_many(address: SocketAddr, count: usize) -> Vec<std::net::TcpStream> {
 fn descriptor_limit_is_logged_and_respected() {
     let couchdb = couchdb();
     let howler = limited(300, &couchdb, &["--max_connections", "5000"]);
-    howler.assert_told("--max_connections is 5000, but 300 descriptors (RLIMIT_NOFILE) suffice for 91 clients", 1);
+    howler.assert_logged("--max_connections is 5000, but 300 descriptors (RLIMIT_NOFILE) suffice for 91 clients", 1);
     let _idle = connect_many(howler.address(), 400);
     assert_serves(&howler, &couchdb);
     assert_eq!(howler.count_lines("No more clients can be accepted"), 0);
     let roomy = limited(1000, &couchdb, &[]);
-    roomy.assert_told("1000 descriptors (RLIMIT_NOFILE) suffice for 791 clients", 1);
+    roomy.assert_logged("1000 descriptors (RLIMIT_NOFILE) suffice for 791 clients", 1);
 }
 
 #[test]
@@ -448,16 +448,16 @@ fn forwarded_addresses_of_untrusted_proxies_are_logged_once() {
     for options in [&[][..], &["--trusted_proxies", "10.0.0.0/8"]] {
         let howler = start(&couchdb, options);
         assert_serves(&howler, &couchdb);
-        assert_eq!(howler.count_told("X-Forwarded-For"), 0);
+        assert_eq!(howler.count_logged("X-Forwarded-For"), 0);
         for last in 1..6 {
             drop(from(&howler, &format!("192.0.2.{last}")).expect("the client is accepted"));
         }
-        howler.assert_told(WARNING, 1);
+        howler.assert_logged(WARNING, 1);
     }
     let trusting = start(&couchdb, &["--trusted_proxies", "127.0.0.1"]);
     drop(from(&trusting, "192.0.2.1").expect("the client is accepted"));
     assert_serves(&trusting, &couchdb);
-    assert_eq!(trusting.count_told("X-Forwarded-For"), 0);
+    assert_eq!(trusting.count_logged("X-Forwarded-For"), 0);
 }
 
 #[test]
@@ -817,7 +817,7 @@ fn memory_limit_rejects_clients_and_keeps_connected_ones() {
     };
     assert!(rejected.contains("Retry-After: ") && rejected.contains("too much memory in use"), "{rejected}");
     assert_eq!(small.metric("howler_memory_full"), 1);
-    small.assert_told("More memory is used than --max_memory", 1);
+    small.assert_logged("More memory is used than --max_memory", 1);
     drop(small);
 
     let mebibytes = start(&couchdb, &[]).resident_kib() / 1024;

@@ -127,7 +127,7 @@ fn sessions_are_told(lines: &[Value]) {
     let documented =
         ["client", "?user", "dialect", "transport", "subscriptions", "notifications", "duration_s", "reason"];
     let ended = events(lines, "session-end", &documented);
-    let told = |event: &&Value| {
+    let summary = |event: &&Value| {
         assert_eq!(event["client"], "127.0.0.1");
         assert!(event["duration_s"].is_u64());
         let text = |name: &str| event[name].as_str().unwrap_or("-").to_owned();
@@ -135,7 +135,7 @@ fn sessions_are_told(lines: &[Value]) {
         let texts = [text("dialect"), text("transport"), text("user"), text("reason")].join(" ");
         (texts, number("subscriptions"), number("notifications"))
     };
-    let mut ended = ended.iter().map(told).collect::<Vec<_>>();
+    let mut ended = ended.iter().map(summary).collect::<Vec<_>>();
     ended.sort();
     let expected = [
         (format!("engine.io-3 polling {USER} shutting down"), 1, 1),

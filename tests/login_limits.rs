@@ -324,9 +324,9 @@ fn forwarded_addresses_of_untrusted_proxies_are_ignored() {
         let places = (0..8).map(|last| try_password(&howler, &format!("192.0.2.{last}"), USER, "zq7-guess"));
         let asked = places.filter(|error| error == "NotAuthenticatedError").count();
         assert_eq!(asked, 4, "{options:?}: all requests count as one client");
-        let mut told = couchdb.requests();
-        told.retain(|request| request.target == "/_session");
-        assert!(told.iter().all(|request| request.header("X-Forwarded-For") == Some("127.0.0.1")), "{options:?}");
+        let mut received = couchdb.requests();
+        received.retain(|request| request.target == "/_session");
+        assert!(received.iter().all(|request| request.header("X-Forwarded-For") == Some("127.0.0.1")), "{options:?}");
     }
 }
 

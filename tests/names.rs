@@ -238,7 +238,7 @@ fn every_address_is_tried_by_feed_and_logins() {
     let root = Root::new("", hosts);
     let howler = Howler::launch_command(root.command().args(["--couchdb_url", &url_of(&couchdb, "couch.test", port)]));
     follows(&howler, &couchdb);
-    assert_eq!(howler.count_told("WARN"), 0, "{}", howler.output());
+    assert_eq!(howler.count_logged("WARN"), 0, "{}", howler.output());
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn an_address_without_a_valid_certificate_is_skipped() {
     let options = ["--couchdb_url", &url, "--ca_file", "/ca.pem"];
     let howler = Howler::launch_command(root.command().args(options));
     follows(&howler, &couchdb);
-    assert_eq!(howler.count_told("WARN"), 0, "{}", howler.output());
+    assert_eq!(howler.count_logged("WARN"), 0, "{}", howler.output());
     let output = root.command().args(["check", "--host", "127.0.0.1", "--port", "0"]).args(options).output();
     let output = String::from_utf8(output.expect("chroot runs").stdout).expect("text");
     assert!(output.contains("ok      feed: "), "{output}");
@@ -275,9 +275,9 @@ fn an_address_without_a_valid_certificate_is_skipped() {
     drop((howler, good));
     let howler = Howler::launch_command(root.command().args(options));
     howler.wait_for_lines("Next try in", 3);
-    howler.assert_told("unknown authority: --ca_file", 1);
-    howler.assert_told("does not speak TLS", 1);
-    howler.assert_told("WARN", 1);
+    howler.assert_logged("unknown authority: --ca_file", 1);
+    howler.assert_logged("does not speak TLS", 1);
+    howler.assert_logged("WARN", 1);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::couchdb::{FeedFault, RecordedRequest, StandIn};
-use crate::support::device::{Device, Told};
+use crate::support::device::{Device, Notice};
 use crate::support::howler::{Howler, lasting_port};
 use crate::support::http::Poller;
 use crate::support::{A_MOMENT, SOON, couchdb, position};
@@ -42,12 +42,12 @@ fn lookups(couchdb: &StandIn) -> Vec<RecordedRequest> {
 /// Reconnects a client; returns the databases that it is notified of and the number of lookups.
 fn back_at(howler: &Howler, couchdb: &StandIn, device: &mut Device) -> (Vec<String>, usize) {
     couchdb.forget_requests();
-    let told = device.come_back(howler.address()).expect("the server replies");
-    (sorted(told), lookups(couchdb).len())
+    let changed = device.come_back(howler.address()).expect("the server replies");
+    (sorted(changed), lookups(couchdb).len())
 }
 
 /// Returns the next notification of a client.
-fn next(device: &mut Device) -> Told {
+fn next(device: &mut Device) -> Notice {
     device.next(SOON).expect("the client is connected")
 }
 
@@ -59,14 +59,14 @@ fn counts<'a>(device: &'a Device, name: &str) -> &'a str {
 }
 
 fn hears_nothing(device: &mut Device) {
-    assert_eq!(device.next(A_MOMENT).expect("the client is connected"), Told::Nothing);
+    assert_eq!(device.next(A_MOMENT).expect("the client is connected"), Notice::Nothing);
 }
 
 /// Connects a client to a server that knows the position of each of its databases.
 fn settled(howler: &Howler, names: &[String]) -> Device {
     let mut device = Device::new(names.to_vec());
-    let told = device.come_back(howler.address()).expect("the server replies");
-    assert_eq!(told.len(), names.len(), "the client knew no positions");
+    let changed = device.come_back(howler.address()).expect("the server replies");
+    assert_eq!(changed.len(), names.len(), "the client knew no positions");
     assert!(device.known.values().all(Option::is_some), "all positions are known");
     assert!(device.epoch.is_some());
     device
@@ -104,8 +104,8 @@ fn a_returning_client_learns_what_changed_after_one_lookup() {
         }
         couchdb.update_many(&refs(&moved));
         couchdb.update(&moved[5]);
-        let (told, requests) = back_at(&howlers[place], &couchdb, &mut device);
-        assert_eq!(told, moved, "server {place}, restarted: {restarted}");
+        let (changed, requests) = back_at(&howlers[place], &couchdb, &mut device);
+        assert_eq!(changed, moved, "server {place}, restarted: {restarted}");
         // The first server still knew the positions.
         let most = usize::from(place == 1 || restarted);
         assert!(requests <= 1 && requests == most, "{requests} requests, server {place}, restarted: {restarted}");
@@ -118,7 +118,7 @@ fn a_returning_client_learns_what_changed_after_one_lookup() {
         couchdb.update(&names[1]);
         // Feed lines of changes that the reply covered may follow if the server had not read them
         // yet.
-        while next(&mut device) != Told::Change(names[1].clone()) {}
+        while next(&mut device) != Notice::Change(names[1].clone()) {}
         hears_nothing(&mut device);
     }
 }
@@ -140,8 +140,8 @@ fn another_epoch_counts_every_database_as_changed() {
     assert_eq!(answer["changed"], json!(["db-1"]));
     assert_eq!(answer["dbs"], json!({"db-1": "0.0.0", "db-2": "0.0.0"}));
     device.leave();
-    let (told, requests) = back_at(&howler, &couchdb, &mut device);
-    assert_eq!((told, requests), (vec![], 0));
+    let (changed, requests) = back_at(&howler, &couchdb, &mut device);
+    assert_eq!((changed, requests), (vec![], 0));
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn a_broken_feed_of_a_healthy_couchdb_notifies_no_client() {
         let feeds = 2 + round;
         assert!(couchdb.wait_for(SOON, |seen| seen.feed_requests == feeds && seen.open_feeds == 1));
         couchdb.update("db-4");
-        assert_eq!(next(&mut device), Told::Change("db-4".to_owned()), "{fault:?}");
+        assert_eq!(next(&mut device), Notice::Change("db-4".to_owned()), "{fault:?}");
         assert_eq!(socket_io.next(), r#"42["change","db-4"]"#);
     }
     hears_nothing(&mut device);
@@ -200,14 +200,14 @@ fn everybody_is_told_of_a_restart(says: bool) {
     couchdb.lose_next_events(true);
     couchdb.update("db-2");
     couchdb_restarts(&couchdb, &[&howler]);
-    assert_eq!(next(&mut there), Told::Everything);
-    let told: BTreeSet<_> = (0..2).map(|_| socket_io.next()).collect();
-    assert_eq!(told, [r#"42["change","db-0"]"#, r#"42["change","db-2"]"#].map(str::to_owned).into());
+    assert_eq!(next(&mut there), Notice::Everything);
+    let received: BTreeSet<_> = (0..2).map(|_| socket_io.next()).collect();
+    assert_eq!(received, [r#"42["change","db-0"]"#, r#"42["change","db-2"]"#].map(str::to_owned).into());
     // Without a certain event since the restart, positions from before it are no longer valid.
     couchdb.update("db-3");
-    assert_eq!(next(&mut there), Told::Change("db-3".to_owned()));
-    let (told, _) = back_at(&howler, &couchdb, &mut away);
-    assert_eq!(told, names);
+    assert_eq!(next(&mut there), Notice::Change("db-3".to_owned()));
+    let (changed, _) = back_at(&howler, &couchdb, &mut away);
+    assert_eq!(changed, names);
     assert_eq!((counts(&away, "db-3"), counts(&away, "db-2")), ("1.0.0", "0.0.0"));
     let marked = |name: &str| away.known[name].as_deref().is_some_and(|position| position.contains(['-', '@']));
     assert_eq!([marked("db-3"), marked("db-2")], [says, true], "{:?}", away.known);
@@ -228,12 +228,12 @@ fn a_recreated_global_changes_database_resets_positions() {
     assert!(couchdb.delete_database("_global_changes"));
     howler.wait_for_line("is not the database that it was");
     // The resync, the new epoch, and the change of epoch may come in any number of messages.
-    assert_eq!(next(&mut there), Told::Everything);
+    assert_eq!(next(&mut there), Notice::Everything);
     while there.epoch == epoch {
         next(&mut there);
     }
     couchdb.update("db-1");
-    while next(&mut there) != Told::Change("db-1".to_owned()) {}
+    while next(&mut there) != Notice::Change("db-1".to_owned()) {}
     assert_eq!(sorted(away.come_back(howler.address()).expect("the server replies")), names);
     assert_eq!((away.epoch, &away.known["db-1"]), (there.epoch, &there.known["db-1"]));
 }
@@ -248,14 +248,14 @@ fn after_a_refused_sequence_only_changed_databases_are_notified() {
     couchdb.fail_feed(400, 1);
     couchdb.break_feed(FeedFault::Cut);
     couchdb.update_many(&["db-7", "db-9"]);
-    let told: BTreeSet<_> = (0..2).map(|_| format!("{:?}", next(&mut device))).collect();
-    assert_eq!(told, [r#"Change("db-7")"#, r#"Change("db-9")"#].map(str::to_owned).into());
+    let received: BTreeSet<_> = (0..2).map(|_| format!("{:?}", next(&mut device))).collect();
+    assert_eq!(received, [r#"Change("db-7")"#, r#"Change("db-9")"#].map(str::to_owned).into());
     assert_eq!(socket_io.next(), r#"42["change","db-7"]"#);
     assert_eq!(couchdb.counters().pin_requests, 2, "the feed starts at the current sequence");
     hears_nothing(&mut device);
     couchdb.update("db-1");
     assert_eq!(socket_io.next(), r#"42["change","db-1"]"#);
-    assert_eq!(next(&mut device), Told::Change("db-1".to_owned()));
+    assert_eq!(next(&mut device), Notice::Change("db-1".to_owned()));
 }
 
 /// Waits until a server knows the positions of databases.
@@ -272,12 +272,14 @@ fn the_resync_option_decides_when_clients_resync() {
         let mut device = settled(&howler, &names(2));
         let mut resyncs = |expected: bool| {
             couchdb.update("db-1");
-            let mut told = Vec::new();
-            while !told.contains(&Told::Change("db-1".to_owned())) || expected && !told.contains(&Told::Everything) {
-                told.push(next(&mut device));
+            let mut received = Vec::new();
+            while !received.contains(&Notice::Change("db-1".to_owned()))
+                || expected && !received.contains(&Notice::Everything)
+            {
+                received.push(next(&mut device));
             }
             hears_nothing(&mut device);
-            assert_eq!(told.contains(&Told::Everything), expected, "{policy}: {told:?}");
+            assert_eq!(received.contains(&Notice::Everything), expected, "{policy}: {received:?}");
         };
         resyncs(false);
         couchdb.break_feed(FeedFault::CleanEnd);
@@ -295,14 +297,14 @@ fn changes_in_unreadable_lines_are_found_by_position() {
     let mut device = settled(&howler, &names(10));
     couchdb.break_feed(FeedFault::PadNextLine(70_000));
     couchdb.update_many(&["db-3"]);
-    assert_eq!(next(&mut device), Told::Change("db-3".to_owned()), "{}", howler.output());
-    howler.assert_told("Skipped a line of the changes feed that is over 65536 bytes.", 1);
+    assert_eq!(next(&mut device), Notice::Change("db-3".to_owned()), "{}", howler.output());
+    howler.assert_logged("Skipped a line of the changes feed that is over 65536 bytes.", 1);
     // The server reads the line once more, then skips it.
     couchdb.break_next_feed(FeedFault::SpoilNextLine);
     couchdb.break_feed(FeedFault::SpoilNextLine);
     couchdb.update("db-5");
-    assert_eq!(next(&mut device), Told::Change("db-5".to_owned()), "{}", howler.output());
-    howler.assert_told("Skipped a line of the changes feed that is not JSON, twice.", 1);
+    assert_eq!(next(&mut device), Notice::Change("db-5".to_owned()), "{}", howler.output());
+    howler.assert_logged("Skipped a line of the changes feed that is not JSON, twice.", 1);
     hears_nothing(&mut device);
 }
 

@@ -154,8 +154,8 @@ fn the_feed_of_pouchdb_server_is_followed() {
     assert_change(&mut client, "garden", "updated");
     server.delete("garden");
     assert_change(&mut client, "garden", "deleted");
-    howler.assert_told("Following the changes feed of CouchDB.", 2);
-    assert_eq!(howler.count_told("WARN"), 1, "only the first cut is logged:\n{}", howler.output());
+    howler.assert_logged("Following the changes feed of CouchDB.", 2);
+    assert_eq!(howler.count_logged("WARN"), 1, "only the first cut is logged:\n{}", howler.output());
 }
 
 fn assert_change(client: &mut Client, database: &str, kind: &str) {

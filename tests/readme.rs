@@ -44,7 +44,7 @@ fn row_of(option: &OptionRow, text: &'static str) -> Option<Vec<&'static str>> {
     })
 }
 
-/// The options that are told of below `Limits`.
+/// The options of the section `Limits`.
 fn limits() -> impl Iterator<Item = &'static OptionRow> {
     let first = OPTIONS.iter().position(|row| row.heading == Some("Limits")).expect("there are some");
     let more = OPTIONS[first + 1..].iter().take_while(|row| row.heading.is_none());
@@ -153,9 +153,9 @@ fn asked_for() -> BTreeSet<String> {
 #[test]
 fn every_dependency_stands_there_with_its_version() {
     let text = section(DEVELOPMENT, "## Dependencies");
-    let told: Vec<_> = rows(text).filter(|cells| cells[0].starts_with('`')).collect();
-    assert!(told.iter().all(|cells| cells.len() == 3 && !cells[2].is_empty()), "{told:?}");
-    let named: BTreeSet<String> = told.iter().map(|cells| cells[0].trim_matches('`').to_owned()).collect();
+    let listed: Vec<_> = rows(text).filter(|cells| cells[0].starts_with('`')).collect();
+    assert!(listed.iter().all(|cells| cells.len() == 3 && !cells[2].is_empty()), "{listed:?}");
+    let named: BTreeSet<String> = listed.iter().map(|cells| cells[0].trim_matches('`').to_owned()).collect();
     assert_eq!(named, asked_for());
     let mut lists =
         text.split("\n\n").filter(|part| part.ends_with('.') && part.split(' ').nth(1).is_some_and(is_version));
@@ -164,7 +164,7 @@ fn every_dependency_stands_there_with_its_version() {
         part.split(", ").map(str::to_owned).collect()
     };
     let mut in_binary = list();
-    in_binary.extend(told.iter().map(|cells| format!("{} {}", cells[0].trim_matches('`'), cells[1])));
+    in_binary.extend(listed.iter().map(|cells| format!("{} {}", cells[0].trim_matches('`'), cells[1])));
     assert_eq!(in_binary, tree("normal,no-proc-macro"));
     let all = tree("normal,build");
     assert_eq!(list(), all.difference(&in_binary).cloned().collect());
@@ -177,10 +177,10 @@ fn is_version(word: &str) -> bool {
 
 #[test]
 fn every_fuzz_target_stands_there() {
-    let told = rows(section(DEVELOPMENT, "## Fuzzing")).filter(|cells| cells[0].starts_with('`') && cells.len() == 3);
-    let told: BTreeSet<String> = told.map(|cells| cells[0].trim_matches('`').to_owned()).collect();
+    let listed = rows(section(DEVELOPMENT, "## Fuzzing")).filter(|cells| cells[0].starts_with('`') && cells.len() == 3);
+    let listed: BTreeSet<String> = listed.map(|cells| cells[0].trim_matches('`').to_owned()).collect();
     let files = fs::read_dir(root().join("fuzz/fuzz_targets")).expect("there are some");
     let files = files.map(|file| file.expect("it can be read").path());
     let targets = files.map(|file| file.file_stem().expect("a name").to_string_lossy().into_owned()).collect();
-    assert_eq!(told, targets);
+    assert_eq!(listed, targets);
 }

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::client::Client;
-use crate::support::device::{Device, Told};
+use crate::support::device::{Device, Notice};
 use crate::support::howler::{Howler, lasting_port};
 use crate::support::http::{Answer, Http};
 use crate::support::proxy::Proxy;
@@ -163,24 +163,24 @@ fn follow(couchdb: &CouchDb, mut device: Device, address: SocketAddr) -> Followe
     let leaves = Arc::new(AtomicBool::new(false));
     let (its, its_end) = (Arc::clone(&synced), Arc::clone(&leaves));
     let thread = std::thread::spawn(move || {
-        let mut told: Vec<String> = names();
+        let mut changed: Vec<String> = names();
         while !its_end.load(SeqCst) {
-            for name in std::mem::take(&mut told) {
+            for name in std::mem::take(&mut changed) {
                 let count = documents(at, &credentials, &name);
                 its.lock().expect("no thread panics while it holds this").documents.insert(name, count);
             }
             let next = device.next(Duration::from_millis(50));
             let mut synced = its.lock().expect("no thread panics while it holds this");
             match next {
-                Ok(Told::Nothing) => {}
-                Ok(Told::Change(name)) => {
+                Ok(Notice::Nothing) => {}
+                Ok(Notice::Change(name)) => {
                     synced.events += 1;
-                    told.push(name);
+                    changed.push(name);
                 }
-                Ok(Told::Everything) => told = names(),
+                Ok(Notice::Everything) => changed = names(),
                 Err(_) => {
                     drop(synced);
-                    told = device.come_back(address).unwrap_or_default();
+                    changed = device.come_back(address).unwrap_or_default();
                     continue;
                 }
             }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::couchdb::{FeedFault, Options, StandIn};
-use crate::support::device::{Device, Told};
+use crate::support::device::{Device, Notice};
 use crate::support::howler::{Howler, lasting_port};
 use crate::support::http::Poller;
 use crate::support::proxy::Proxy;
@@ -65,7 +65,7 @@ fn readings(howler: &Howler) -> usize {
 /// Waits until a client receives a resync; skips the notifications before it.
 fn wait_for_everything(device: &mut Device) {
     let deadline = Instant::now() + SOON;
-    while device.next(SOON).expect("the client is connected") != Told::Everything {
+    while device.next(SOON).expect("the client is connected") != Notice::Everything {
         assert!(Instant::now() < deadline, "no resync");
     }
 }
@@ -134,7 +134,7 @@ fn a_network_outage_without_a_restart_causes_no_resync() {
     couchdb.accept_again().expect("the port is free");
     wait_for_readings(&howler, read + 1);
     couchdb.update("db-3");
-    assert_eq!(there.next(SOON).expect("the client is connected"), Told::Change("db-3".to_owned()));
+    assert_eq!(there.next(SOON).expect("the client is connected"), Notice::Change("db-3".to_owned()));
     assert_eq!((resyncs(&howler), told_at_return(&mut away, &howler)), (0, 1));
     assert_eq!(told_at_return(&mut there, &howler), 0);
 }
@@ -199,8 +199,8 @@ fn returning_socket_io_clients_are_notified_of_a_restart() {
     couchdb.restart(true).expect("the port is free");
     wait_for_readings(&howler, read + 1);
     let mut client = come(subscribe);
-    let told = [0; 2].map(|_| client.receive_text(SOON).expect("a notification"));
-    assert_eq!(told, [r#"42["change","a"]"#, r#"42["change","b"]"#]);
+    let received = [0; 2].map(|_| client.receive_text(SOON).expect("a notification"));
+    assert_eq!(received, [r#"42["change","a"]"#, r#"42["change","b"]"#]);
     assert_eq!(client.receive_text(A_MOMENT), None);
 }
 
@@ -279,7 +279,7 @@ fn positions_from_before_the_start_was_known_count_as_changed_once() {
         if hidden_restart {
             wait_for_everything(&mut there);
         } else {
-            assert_eq!(there.next(A_MOMENT).expect("it is connected"), Told::Nothing);
+            assert_eq!(there.next(A_MOMENT).expect("it is connected"), Notice::Nothing);
         }
         let returns = [1, 0, 1].map(|place: usize| told_at_return(&mut away, &howlers[place]));
         assert_eq!(returns, [60, 0, 0], "restarted: {hidden_restart}");
@@ -331,7 +331,7 @@ fn a_restart_of_one_node_loses_nothing_and_one_of_all_nodes_does() {
             assert_eq!(resyncs(howler), 0, "{}", howler.output());
         }
     }
-    assert_eq!(there.next(A_MOMENT).expect("the client is connected"), Told::Nothing);
+    assert_eq!(there.next(A_MOMENT).expect("the client is connected"), Notice::Nothing);
     assert_eq!(told_at_return(&mut there, &howlers[1]), 0);
     // A node that is down does not prove that it kept its events.
     couchdb.set_node_up(2, false);

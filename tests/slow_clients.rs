@@ -108,19 +108,19 @@ fn stops_reading(kind: Kind) {
     }
     let grown = howler.resident_kib().saturating_sub(before);
     couchdb.update(END);
-    let mut told = BTreeMap::new();
+    let mut received = BTreeMap::new();
     let mut notifications = 0;
     for client in &mut slow {
-        told.clear();
-        while !told.contains_key(END) {
+        received.clear();
+        while !received.contains_key(END) {
             let (name, position) = client.next();
-            told.insert(name, position);
+            received.insert(name, position);
             notifications += 1;
         }
-        assert_eq!(told.len(), DATABASES + 1, "every database is notified");
+        assert_eq!(received.len(), DATABASES + 1, "every database is notified");
         let last = format!("{}.0.0", ROUNDS + 3);
         let stale =
-            told.iter().find(|(name, position)| *name != END && position.as_ref().is_some_and(|at| *at != last));
+            received.iter().find(|(name, position)| *name != END && position.as_ref().is_some_and(|at| *at != last));
         assert_eq!(stale, None, "each notification has the last position");
     }
     println!(
@@ -140,8 +140,8 @@ fn stops_reading(kind: Kind) {
 fn round<'a>(couchdb: &StandIn, names: &[&str], clients: &mut impl Iterator<Item = &'a mut Connected>) {
     couchdb.update_many(names);
     for client in clients {
-        let told: BTreeSet<_> = names.iter().map(|_| client.next().0).collect();
-        assert_eq!(told.len(), names.len(), "each database once");
+        let received: BTreeSet<_> = names.iter().map(|_| client.next().0).collect();
+        assert_eq!(received.len(), names.len(), "each database once");
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::support::client::{Client, Received};
 use crate::support::couchdb::StandIn;
-use crate::support::device::{Device, Told};
+use crate::support::device::{Device, Notice};
 use crate::support::howler::{Howler, lasting_port};
 use crate::support::http::Http;
 use crate::support::{PASSWORD, SOON, USER, couchdb};
@@ -47,7 +47,7 @@ fn five_thousand_reconnecting_clients_do_not_disturb_others() {
             thread::spawn(move || come_back(share, address, &refused))
         })
         .collect();
-    let told: usize = threads.into_iter().map(|thread| thread.join().expect("all clients reconnect").1).sum();
+    let notified: usize = threads.into_iter().map(|thread| thread.join().expect("all clients reconnect").1).sum();
     let took = began.elapsed();
     let after = couchdb.counters();
     let (latencies, rounds) = undisturbed.finish();
@@ -65,7 +65,7 @@ fn five_thousand_reconnecting_clients_do_not_disturb_others() {
         milliseconds(p99),
         milliseconds(latencies[latencies.len() - 1]),
     );
-    assert_eq!(told, CLIENTS / 10, "only subscribers of the changed database are notified");
+    assert_eq!(notified, CLIENTS / 10, "only subscribers of the changed database are notified");
     assert!(after.peak_sessions_in_flight <= 16, "two servers with eight logins each");
     assert!(after.session_requests - before.session_requests >= CLIENTS, "CouchDB checks each login");
     assert!(p99 < Duration::from_secs(2), "notifications of other clients are late: {p99:?}");
@@ -113,8 +113,8 @@ fn come_back(mut devices: Vec<Device>, address: SocketAddr, refused: &AtomicUsiz
         refused.fetch_add(again.len(), SeqCst);
         left = again;
     }
-    let told = devices.iter_mut().map(|device| device.subscribe().expect("the client is logged in").len()).sum();
-    (devices, told)
+    let notified = devices.iter_mut().map(|device| device.subscribe().expect("the client is logged in").len()).sum();
+    (devices, notified)
 }
 
 /// Clients of the second server, and the latency of each of their notifications.
@@ -182,11 +182,11 @@ fn listen(devices: &mut [Device], over: &AtomicBool, written: &Mutex<Vec<Instant
             // Wait only for the first notification of a change.
             let within = if latencies.len() == before { Duration::from_millis(20) } else { Duration::from_millis(1) };
             match device.next(within) {
-                Ok(Told::Change(name)) => {
+                Ok(Notice::Change(name)) => {
                     let which: usize = name["pulse-".len()..].parse().expect("a number");
                     latencies.push(written.lock().expect("the lock is not poisoned")[which].elapsed());
                 }
-                Ok(Told::Nothing) => {}
+                Ok(Notice::Nothing) => {}
                 other => panic!("an undisturbed client is disturbed: {other:?}"),
             }
         }

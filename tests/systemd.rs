@@ -38,9 +38,9 @@ impl Listening {
     /// Returns the next datagram that contains a line.
     fn wait_for(&self, line: &str) -> String {
         loop {
-            let told = self.next();
-            if told.lines().any(|one| one == line) {
-                return told;
+            let received = self.next();
+            if received.lines().any(|one| one == line) {
+                return received;
             }
         }
     }

@@ -58,7 +58,7 @@ fn both_versions_of_tls_work_whole_and_byte_by_byte() {
             let proxy = TlsProxy::start_at(&couchdb, config, [127, 0, 0, 1].into(), byte_by_byte);
             let (mut client, howler) = follow(&couchdb, &proxy.url(&couchdb, "localhost"), &authority);
             is_told(&couchdb, &mut client, "db");
-            assert_eq!(howler.count_told("WARN"), 0, "{}", howler.output());
+            assert_eq!(howler.count_logged("WARN"), 0, "{}", howler.output());
         }
     }
 }
@@ -71,10 +71,10 @@ fn a_thousand_concurrent_changes_arrive_over_tls() {
     let names: Vec<String> = (0..1000).map(|number| format!("db-{number}")).collect();
     assert_eq!(client.ask(json!({"op": "subscribe", "dbs": names}))["ok"], true);
     couchdb.update_many(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    let mut told: Vec<_> = names.iter().map(|_| client.next_change(SOON).expect("a change")).collect();
-    told.sort();
-    told.dedup();
-    assert_eq!(told.len(), names.len());
+    let mut received: Vec<_> = names.iter().map(|_| client.next_change(SOON).expect("a change")).collect();
+    received.sort();
+    received.dedup();
+    assert_eq!(received.len(), names.len());
 }
 
 /// Tests requests that are written before the handshake of their connection is complete: all of
@@ -114,8 +114,8 @@ fn an_end_without_close_notify_is_logged_as_a_cut() {
     proxy.cut();
     is_told(&couchdb, &mut client, "during");
     is_told(&couchdb, &mut client, "db");
-    howler.assert_told("the connection was cut (TLS: no close_notify)", 1);
-    howler.assert_told("WARN", 1);
+    howler.assert_logged("the connection was cut (TLS: no close_notify)", 1);
+    howler.assert_logged("WARN", 1);
     Client::logged_in(howler.address());
 }
 
@@ -128,16 +128,16 @@ fn close_notify_is_logged_as_an_end() {
     couchdb.break_feed(FeedFault::Cut);
     is_told(&couchdb, &mut client, "during");
     is_told(&couchdb, &mut client, "db");
-    howler.assert_told("CouchDB cut the changes feed", 1);
-    howler.assert_told("WARN", 1);
+    howler.assert_logged("CouchDB cut the changes feed", 1);
+    howler.assert_logged("WARN", 1);
 }
 
 /// Asserts that a server does not follow, logs the reason once, and continues to serve.
 fn is_refused(url: &str, ca_file: &str, line: &str) {
     let howler = Howler::launch(&["--couchdb_url", url, "--ca_file", ca_file]);
     howler.wait_for_lines("Next try in", 3);
-    howler.assert_told(line, 1);
-    howler.assert_told("WARN", 1);
+    howler.assert_logged(line, 1);
+    howler.assert_logged("WARN", 1);
     Client::json(howler.address());
 }
 

@@ -129,7 +129,7 @@ fn openssl_accepts_the_versions_the_protocol_and_the_chain() {
     assert!(other.contains("alert no application protocol"), "{other}");
     served.howler.wait_for_line("another protocol than HTTP/1.1 (ALPN)");
     assert_eq!(
-        served.howler.count_told("WARN") + served.howler.count_told("ERROR"),
+        served.howler.count_logged("WARN") + served.howler.count_logged("ERROR"),
         0,
         "failed handshakes are not logged as warnings"
     );
@@ -213,8 +213,8 @@ impl Crowd {
     fn is_told(&mut self, couchdb: &StandIn) {
         couchdb.update("db");
         for (client, expected) in &mut self.clients {
-            let told = client.receive_text(SOON).expect("a change");
-            assert!(told.contains(*expected), "{told}");
+            let received = client.receive_text(SOON).expect("a change");
+            assert!(received.contains(*expected), "{received}");
         }
         for poller in &mut self.pollers {
             assert_eq!(poller.finish_poll(), ["42[\"change\",\"db\"]"]);
@@ -290,7 +290,7 @@ fn a_renewed_certificate_keeps_two_hundred_connections() {
     crowd.is_told(&served.couchdb);
     crowd.is_quiet();
     assert_eq!(served.howler.count_lines("Session of "), 1, "only the first client, which left, has ended");
-    assert_eq!(served.howler.count_told("ERROR"), 5);
+    assert_eq!(served.howler.count_logged("ERROR"), 5);
 }
 
 #[test]
@@ -384,7 +384,7 @@ fn the_wrong_port_answers_with_a_hint() {
     }
     served.howler.wait_for_line("speaks plain HTTP to the port of TLS: it has to use https:// or wss://.");
     served.howler.wait_for_line(&format!("it has to use http:// or ws://; TLS is spoken on port {}.", tls.port()));
-    assert_eq!(served.howler.count_told("WARN"), 2, "each hint is logged once: {}", served.howler.output());
+    assert_eq!(served.howler.count_logged("WARN"), 2, "each hint is logged once: {}", served.howler.output());
 
     // Messages that real clients show.
     let output = curl(&served.authority, &[&format!("http://localhost:{}/", tls.port())]);
@@ -565,10 +565,10 @@ fn a_client_that_does_not_read_misses_nothing() {
     served.couchdb.update_many(&names.iter().map(String::as_str).collect::<Vec<_>>());
     served.couchdb.update("last");
     assert_eq!(other.next_change(SOON).as_deref(), Some("last"));
-    let mut told: Vec<String> = names.iter().map(|_| client.next_change(SOON).expect("a change")).collect();
-    told.sort();
-    told.dedup();
-    assert_eq!(told.len(), names.len(), "each database once");
+    let mut received: Vec<String> = names.iter().map(|_| client.next_change(SOON).expect("a change")).collect();
+    received.sort();
+    received.dedup();
+    assert_eq!(received.len(), names.len(), "each database once");
 }
 
 #[test]

@@ -281,8 +281,8 @@ fn sessions_with_only_an_expired_cookie_are_refused() {
         assert!(old.receive_text(SOON).is_some_and(|text| text.starts_with(start)), "{start}");
     }
     outlasts_cookies(&couchdb, Duration::from_secs(3));
-    let told = old.receive_text(SOON).expect("the login is refused");
-    assert!(told.starts_with("42[\"not-authenticated\""), "{told}");
+    let received = old.receive_text(SOON).expect("the login is refused");
+    assert!(received.starts_with("42[\"not-authenticated\""), "{received}");
 }
 
 #[test]
@@ -291,8 +291,8 @@ fn sessions_of_removed_users_are_refused() {
     let howler = Howler::start_with(&couchdb, &["--session_check", "1"]);
     let mut old = Client::socket_io_logged_in(howler.address());
     couchdb.remove_user(USER);
-    let told = old.receive_text(SOON).expect("the login is refused");
-    assert!(told.starts_with("42[\"not-authenticated\""), "{told}");
+    let received = old.receive_text(SOON).expect("the login is refused");
+    assert!(received.starts_with("42[\"not-authenticated\""), "{received}");
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub struct Tally {
     /// Number of subscribed clients.
     pub ready: usize,
     /// Number of notifications.
-    pub told: u64,
+    pub notified: u64,
     /// Number of pings. Each was answered.
     pub pings: u64,
     /// Number of reads that returned data.
@@ -145,7 +145,7 @@ impl Fleet {
             assert!(
                 Instant::now() < deadline,
                 "timeout waiting for {what}: {} notifications, {} clients have the last revision",
-                self.tally.told,
+                self.tally.notified,
                 self.tally.arrived
             );
         }
@@ -287,7 +287,7 @@ impl Client {
 impl Tally {
     fn handle_change(&mut self, number: usize, message: &[u8]) {
         let now = Instant::now();
-        self.told += 1;
+        self.notified += 1;
         self.first.get_or_insert(now);
         self.last = Some(now);
         if let Some(stopwatch) = &mut self.stopwatch {

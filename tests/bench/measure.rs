@@ -27,7 +27,8 @@ impl Side {
             (self.fleet.tally.first, self.fleet.tally.last) = (None, None);
             let sent = Instant::now();
             Self::push(&self.couchdb, &mut self.wire, &line);
-            self.fleet.run_until("a change that all clients are notified of", |tally| tally.told >= round * clients);
+            self.fleet
+                .run_until("a change that all clients are notified of", |tally| tally.notified >= round * clients);
             let after = |at: Option<Instant>| (at.expect("a client was notified") - sent).as_secs_f64() * 1e3;
             took.first_ms.push(after(self.fleet.tally.first));
             took.last_ms.push(after(self.fleet.tally.last));
@@ -62,7 +63,7 @@ impl Side {
                     Self::push(couchdb, wire, line);
                 }
             });
-            fleet.run_until("all changes of single clients", |tally| tally.told >= changes as u64);
+            fleet.run_until("all changes of single clients", |tally| tally.notified >= changes as u64);
         });
         let stopwatch = self.fleet.tally.stopwatch.take().expect("the stopwatch is set above");
         Took { latencies: stopwatch.nanoseconds, ..Took::default() }
@@ -97,7 +98,7 @@ impl Side {
         let (fleet, couchdb) = (&mut self.fleet, &self.couchdb);
         thread::scope(|scope| {
             scope.spawn(|| couchdb.push(&lines));
-            fleet.run_until("all databases of one client", |tally| tally.told >= databases as u64);
+            fleet.run_until("all databases of one client", |tally| tally.notified >= databases as u64);
         });
         Took { writes: trace.and_then(Trace::finish), ..Took::default() }
     }
@@ -119,7 +120,7 @@ impl Side {
                 }
                 couchdb.push(&last);
             });
-            fleet.run_until("the change behind all lines", |tally| tally.told >= 1);
+            fleet.run_until("the change behind all lines", |tally| tally.notified >= 1);
         });
         Took { seconds: began.elapsed().as_secs_f64(), ..Took::default() }
     }

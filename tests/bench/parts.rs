@@ -217,7 +217,7 @@ impl Bench<'_> {
         for _ in 0..self.sizes.turns {
             for (place, side) in [&mut ours, &mut theirs].into_iter().enumerate() {
                 let took = side.order(&Order::FanOut { rounds });
-                assert_eq!(took.told, notifications, "each client is notified once of each change");
+                assert_eq!(took.notified, notifications, "each client is notified once of each change");
                 costs[place].push(took.ns as f64 / notifications as f64 / 1e3);
                 last[place].extend(took.last_ms);
             }
@@ -243,7 +243,7 @@ impl Bench<'_> {
         for _ in 0..self.sizes.turns {
             let pair = [&mut *server, &mut *yardstick].map(|side| {
                 let took = side.order(&Order::FanOut { rounds });
-                assert_eq!(took.told, notifications, "each client is notified once of each change");
+                assert_eq!(took.notified, notifications, "each client is notified once of each change");
                 took
             });
             let [ours, theirs] = pair;
@@ -275,7 +275,7 @@ impl Bench<'_> {
         for _ in 0..self.sizes.turns.div_ceil(2) {
             for (side, all) in [(&mut *server, &mut ours), (&mut *yardstick, &mut bare)] {
                 let took = side.order(&order);
-                assert_eq!(took.told, self.sizes.paced_changes as u64, "each client is notified of its changes");
+                assert_eq!(took.notified, self.sizes.paced_changes as u64, "each client is notified of its changes");
                 all.extend(took.latencies.iter().map(|ns| *ns as f64 / 1e6));
             }
         }
@@ -291,23 +291,23 @@ impl Bench<'_> {
     /// Measures a burst of four changes for every three clients.
     fn burst(&mut self, clients: usize, server: &mut Remote, yardstick: &mut Remote) {
         let changes = clients * 4 / 3;
-        let (mut costs, mut bare, mut seconds, mut told) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut costs, mut bare, mut seconds, mut notified) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.sizes.turns {
             let [ours, theirs] = [&mut *server, &mut *yardstick].map(|side| side.order(&Order::Burst { changes }));
-            told.push(ours.told as f64 / changes as f64);
+            notified.push(ours.notified as f64 / changes as f64);
             let once_or_more = clients as u64..=changes as u64;
             assert!(
-                once_or_more.contains(&ours.told),
+                once_or_more.contains(&ours.notified),
                 "{} notifications of {changes} changes; each client gets the last one",
-                ours.told
+                ours.notified
             );
-            assert_eq!(theirs.told, changes as u64, "the yardstick does not coalesce");
+            assert_eq!(theirs.notified, changes as u64, "the yardstick does not coalesce");
             costs.push(ours.ns as f64 / changes as f64 / 1e3);
             bare.push(theirs.ns as f64 / changes as f64 / 1e3);
             seconds.push(ours.seconds * 1e3);
         }
         self.report.add(BURST, "µs CPU", AtMost(5.0), clients, median(costs));
-        self.report.add("… notifications per change", "", Goal::None, clients, median(told));
+        self.report.add("… notifications per change", "", Goal::None, clients, median(notified));
         self.report.add("… of a bare write loop, in a burst", "µs CPU", Goal::None, clients, median(bare));
         self.report.add("a burst, all clients notified after", "ms", Goal::None, clients, median(seconds));
     }
@@ -355,7 +355,7 @@ impl Bench<'_> {
                 options: attack.options(),
             };
             let took = Remote::start(&setup).order(&Order::Attack { attack, changes, per_second: ATTACKED_PER_SECOND });
-            assert_eq!(took.told, changes as u64, "each client is notified of its changes");
+            assert_eq!(took.notified, changes as u64, "each client is notified of its changes");
             let latencies = took.latencies.iter().map(|ns| *ns as f64 / 1e6);
             let [most, longest] = attack.rows();
             self.report.add_once(most, "ms", AtMost(5.0), quantile(latencies.clone(), 0.99));
@@ -383,7 +383,7 @@ impl Bench<'_> {
         for _ in 0..self.sizes.turns.min(5) {
             took.push(side.order(&Order::Feed { lines }));
             assert_eq!(
-                took.last().expect("an item was pushed").told,
+                took.last().expect("an item was pushed").notified,
                 1,
                 "the client is notified of the change after all lines"
             );
@@ -404,7 +404,7 @@ impl Bench<'_> {
         let mut took = Took::default();
         for _ in 0..3 {
             took = side.order(&Order::Many { databases });
-            assert_eq!(took.told, databases as u64, "the client is notified once of each database");
+            assert_eq!(took.notified, databases as u64, "the client is notified once of each database");
             if took.writes.is_some() {
                 break;
             }

@@ -78,7 +78,7 @@ pub struct Took {
     pub system: u64,
     pub seconds: f64,
     /// Number of notifications received.
-    pub told: u64,
+    pub notified: u64,
     /// Number of reads that returned data.
     pub reads: u64,
     /// Number of writes of the server, if they could be counted.
@@ -183,7 +183,7 @@ impl Side {
     }
 
     fn carry_out(&mut self, order: &Order) -> Took {
-        self.fleet.tally.told = 0;
+        self.fleet.tally.notified = 0;
         self.fleet.tally.reads = 0;
         // Pings come at any time, so the server never idles for long.
         if let Order::Rest { pings } = *order {
@@ -207,7 +207,7 @@ impl Side {
         (took.ns, took.user, took.system) = (used.ns, used.user, used.system);
         // Count surplus notifications, too. The caller knows the right number.
         self.fleet.run_for(Duration::from_millis(50));
-        (took.told, took.reads) = (self.fleet.tally.told, self.fleet.tally.reads);
+        (took.notified, took.reads) = (self.fleet.tally.notified, self.fleet.tally.reads);
         took
     }
 }

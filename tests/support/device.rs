@@ -27,7 +27,7 @@ pub struct Device {
 
 /// What a message reported.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum Notice {
     Nothing,
     Change(String),
     /// Every one of its databases counts as changed.
@@ -114,22 +114,22 @@ impl Device {
             let text = self.receive_answer()?;
             let message = parse(&text);
             if message.id != Some(2) {
-                everything |= self.take(message) == Told::Everything;
+                everything |= self.take(message) == Notice::Everything;
                 continue;
             }
-            let (Some(positions), Some(mut told)) = (message.dbs, message.changed) else { return Err(Gone(text)) };
+            let (Some(positions), Some(mut changed)) = (message.dbs, message.changed) else { return Err(Gone(text)) };
             self.take_epoch(message.epoch);
             for (name, position) in positions {
                 let known = self.known.get_mut(&name).expect("one of its own");
                 if known.is_none() {
                     // It knows no position of this database, so it has to read the database.
-                    told.push(name);
+                    changed.push(name);
                 }
                 if position.is_some() {
                     *known = position;
                 }
             }
-            return Ok((told, everything));
+            return Ok((changed, everything));
         }
     }
 
@@ -141,18 +141,18 @@ impl Device {
     }
 
     /// Reads the next message, if one arrives in time.
-    pub fn next(&mut self, within: Duration) -> Result<Told, Gone> {
-        let Some(text) = self.receive(within)? else { return Ok(Told::Nothing) };
-        let told = self.take(parse(&text));
-        if told == Told::Everything && self.compares_again {
+    pub fn next(&mut self, within: Duration) -> Result<Notice, Gone> {
+        let Some(text) = self.receive(within)? else { return Ok(Notice::Nothing) };
+        let changed = self.take(parse(&text));
+        if changed == Notice::Everything && self.compares_again {
             self.subscribe()?;
         }
-        Ok(told)
+        Ok(changed)
     }
 
     /// Reads everything before the response to a request of its own, and returns the databases that
     /// changed.
-    pub fn take_all(&mut self, told: &mut Vec<String>) -> Result<(), Gone> {
+    pub fn take_all(&mut self, changed: &mut Vec<String>) -> Result<(), Gone> {
         self.send(&json!({"id": 3, "op": "heartbeat"}))?;
         loop {
             let text = self.receive_answer()?;
@@ -161,9 +161,9 @@ impl Device {
                 return Ok(());
             }
             match self.take(message) {
-                Told::Nothing => {}
-                Told::Change(name) => told.push(name),
-                Told::Everything => told.extend(self.known.keys().cloned()),
+                Notice::Nothing => {}
+                Notice::Change(name) => changed.push(name),
+                Notice::Everything => changed.extend(self.known.keys().cloned()),
             }
         }
     }
@@ -181,28 +181,28 @@ impl Device {
         }
     }
 
-    fn take(&mut self, message: Message<'_>) -> Told {
-        let told = self.apply(message);
-        self.resyncs += u64::from(told == Told::Everything);
-        told
+    fn take(&mut self, message: Message<'_>) -> Notice {
+        let changed = self.apply(message);
+        self.resyncs += u64::from(changed == Notice::Everything);
+        changed
     }
 
-    fn apply(&mut self, message: Message<'_>) -> Told {
+    fn apply(&mut self, message: Message<'_>) -> Notice {
         match (message.event.as_deref(), message.db) {
             (Some("change"), Some(name)) => {
                 let known = self.known.get_mut(&*name).expect("one of its own");
                 if message.position.is_some() {
                     *known = message.position;
                 }
-                Told::Change(name.into_owned())
+                Notice::Change(name.into_owned())
             }
-            (Some("resync"), _) => Told::Everything,
-            (Some("hello"), _) if self.take_epoch(message.epoch) => Told::Everything,
+            (Some("resync"), _) => Notice::Everything,
+            (Some("hello"), _) if self.take_epoch(message.epoch) => Notice::Everything,
             (Some("session"), _) => {
                 self.cookie = message.cookie;
-                Told::Nothing
+                Notice::Nothing
             }
-            _ => Told::Nothing,
+            _ => Notice::Nothing,
         }
     }
 

@@ -158,16 +158,16 @@ impl Howler {
 
     /// Returns the number of lines that contain a text and are meant for operators: debug lines do
     /// not count.
-    pub fn count_told(&self, text: &str) -> usize {
+    pub fn count_logged(&self, text: &str) -> usize {
         let lines = self.output.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().filter(|line| line.contains(text) && !line.contains("DEBUG")).count()
     }
 
     /// Expects a line for operators to be printed exactly this many times. Waits for it, because
     /// output arrives later than what the server sends to clients.
-    pub fn assert_told(&self, text: &str, times: usize) {
+    pub fn assert_logged(&self, text: &str, times: usize) {
         self.wait_for_lines(text, times);
-        assert_eq!(self.count_told(text), times, "{text}:\n{}", self.output());
+        assert_eq!(self.count_logged(text), times, "{text}:\n{}", self.output());
     }
 
     /// Waits for a line that contains a text, from the start of the output.
