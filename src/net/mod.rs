@@ -1,5 +1,6 @@
 //! Sockets, TLS, files and name resolution. Nothing here knows what the bytes mean.
 
+pub mod background;
 pub mod blocking;
 pub mod connection;
 pub mod descriptors;

@@ -11,7 +11,7 @@ use crate::state::table::Key;
 use crate::state::timers::Millis;
 
 /// Subscriptions that are reconsidered in one turn.
-const RECONSIDERED_A_TURN: usize = 2_000;
+const RECONSIDERED_A_TURN: usize = 1_000;
 /// Names of decided requests that are answered in one turn, roughly.
 const ANSWERED_A_TURN: usize = 2_000;
 /// A request costs at least as much as this many names.
@@ -34,8 +34,19 @@ impl Server {
     }
 
     /// Handles CouchDB's answer about a database's `_security`; None when there is none.
-    pub(super) fn handle_security(&mut self, database: DatabaseId, answer: Option<&Answer>, now: Millis) {
-        self.databases.handle_security(database, answer, &mut self.context, now);
+    pub(super) fn handle_security(&mut self, database: DatabaseId, mut answer: Option<Answer>, now: Millis) {
+        if answer.as_mut().is_some_and(|answer| self.upstream.parse_security(database, answer)) {
+            return;
+        }
+        self.databases.handle_security(database, answer.as_ref(), &mut self.context, now);
+        self.mark_notified();
+    }
+
+    /// Handles the `_security` objects that were parsed beside the loop.
+    pub(super) fn handle_parsed(&mut self, now: Millis) {
+        while let Some((database, security)) = self.upstream.take_parsed() {
+            self.databases.handle_parsed(database, security, &mut self.context, now);
+        }
         self.mark_notified();
     }
 

@@ -143,7 +143,7 @@ impl Server {
         match purpose {
             Purpose::Login(login, attempt) => self.handle_login(login, attempt, answer, now),
             Purpose::Abandoned(attempt, credentials) => self.handle_abandoned(attempt, &credentials, answer, now),
-            Purpose::Security(database) => self.handle_security(database, answer.as_ref().ok(), now),
+            Purpose::Security(database) => self.handle_security(database, answer.ok(), now),
             Purpose::Check(session, attempt, credentials) => {
                 self.handle_check(session, attempt, &credentials, answer.ok(), now);
             }

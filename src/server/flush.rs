@@ -15,8 +15,8 @@ impl Server {
     /// Writes to the dirty sessions, to a share of them in each turn if there are many: other events do not wait for all of
     /// them, and a database that changes again before its subscriber's turn is notified once.
     pub fn flush_dirty(&mut self, now: Millis) {
-        for _ in 0..self.sessions.flush_share() {
-            let Some(key) = self.sessions.next_dirty() else { break };
+        self.sessions.begin_flush();
+        while let Some(key) = self.sessions.next_dirty() {
             self.flush_session(key, now);
         }
         self.sessions.clear_frames();

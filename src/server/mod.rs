@@ -182,6 +182,7 @@ impl Server {
                 self.upstream.handle_resolver();
                 self.connect_dialed(now);
                 self.upstream.handle_credentials_file(now);
+                self.handle_parsed(now);
             }
             token => self.handle_event(key_of(token), event, now),
         }

@@ -107,7 +107,8 @@ impl Server {
 
     /// Has the sessions written to that were notified.
     pub(super) fn mark_notified(&mut self) {
-        self.sessions.mark_notified(self.databases.drain_notified());
+        let (few, crowd) = self.databases.notified();
+        self.sessions.mark_notified(few, crowd);
     }
 
     /// Updates the total of a session's user.

@@ -115,9 +115,7 @@ impl Names {
             text.push(END);
             let hash = |&(start, end): &(u32, u32)| hasher.hash_one(&text[start as usize..end as usize]);
             let is_same = |&(start, end): &(u32, u32)| text[start as usize..end as usize] == **name;
-            if places.find(hasher.hash_one(&**name), is_same).is_none() {
-                places.insert_unique(hasher.hash_one(&**name), (start, end), hash);
-            }
+            places.entry(hasher.hash_one(&**name), is_same, hash).or_insert((start, end));
         }
         Self::Many(Box::new(ManyNames { text: text.into(), places, hasher }))
     }

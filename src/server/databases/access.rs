@@ -40,7 +40,28 @@ impl Databases {
         context: &mut Context,
         now: Millis,
     ) {
-        let verdict = match read_security(answer) {
+        self.handle_verdict(database, read_security(answer), context, now);
+    }
+
+    /// Handles a `_security` that was parsed beside the loop; None when it is no JSON object.
+    pub(crate) fn handle_parsed(
+        &mut self,
+        database: DatabaseId,
+        security: Option<Security>,
+        context: &mut Context,
+        now: Millis,
+    ) {
+        self.handle_verdict(database, verdict_of(security), context, now);
+    }
+
+    fn handle_verdict(
+        &mut self,
+        database: DatabaseId,
+        verdict: Result<Verdict, &'static str>,
+        context: &mut Context,
+        now: Millis,
+    ) {
+        let verdict = match verdict {
             Ok(verdict) => {
                 if verdict == Verdict::TooLarge {
                     self.log_security(database, TOO_LARGE, now);
@@ -132,6 +153,10 @@ impl Databases {
     }
 }
 
+fn verdict_of(security: Option<Security>) -> Result<Verdict, &'static str> {
+    security.map(Box::new).map(Verdict::Security).ok_or(NO_OBJECT)
+}
+
 /// Reads CouchDB's answer about a database's `_security`.
 ///
 /// # Errors
@@ -140,7 +165,7 @@ fn read_security(answer: Option<&Answer>) -> Result<Verdict, &'static str> {
     let answer = answer.ok_or(NO_ANSWER)?;
     match answer.status {
         200 if answer.is_too_long => Ok(Verdict::TooLarge),
-        200 => Security::parse(&answer.body).map(Box::new).map(Verdict::Security).ok_or(NO_OBJECT),
+        200 => verdict_of(Security::parse(&answer.body)),
         404 => Ok(Verdict::Missing),
         300..400 => Err(REDIRECT),
         400..500 => Err(REFUSED),

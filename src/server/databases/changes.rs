@@ -42,6 +42,7 @@ impl Databases {
             let window = if may_wait { merge_window } else { 0 };
             match subscriptions.admit(database, kind, window, now) {
                 Admission::Notify(kind) => {
+                    let notified = notified.of(subscriptions.subscriber_count(database));
                     context.metrics.merged_notifications += subscriptions.mark(database, kind, notified);
                 }
                 Admission::Hold(until) => {
@@ -70,7 +71,8 @@ impl Databases {
 
     /// Marks the subscribers of a database.
     pub(super) fn notify(&mut self, database: DatabaseId, kind: ChangeKind, context: &mut Context) {
-        context.metrics.merged_notifications += self.subscriptions.mark(database, kind, &mut self.notified);
+        let notified = self.notified.of(self.subscriptions.subscriber_count(database));
+        context.metrics.merged_notifications += self.subscriptions.mark(database, kind, notified);
     }
 
     /// Has the subscribers of databases notified, over the next turns where there are many.
@@ -89,7 +91,8 @@ impl Databases {
                 self.unnotified = std::collections::VecDeque::new();
                 break;
             };
-            self.subscriptions.mark(database, ChangeKind::Updated, &mut self.notified);
+            let notified = self.notified.of(self.subscriptions.subscriber_count(database));
+            self.subscriptions.mark(database, ChangeKind::Updated, notified);
             self.subscriptions.release(database);
         }
     }

@@ -12,6 +12,7 @@
 //! | `positions.rs` | lookups of positions, the epoch |
 //! | `resync.rs` | gaps of the feed, restarts of CouchDB, resyncs |
 //! | `request.rs`, `errors.rs` | a `subscribe` request, the errors that it may get |
+//! | `notified.rs` | the sessions that were notified |
 //! | `departures.rs` | subscriptions of sessions that have ended |
 
 mod access;
@@ -19,6 +20,7 @@ mod changes;
 mod departures;
 pub(super) mod errors;
 mod long_lists;
+mod notified;
 pub(super) mod positions;
 pub(super) mod request;
 mod resync;
@@ -26,6 +28,7 @@ mod subscribe;
 
 use std::collections::VecDeque;
 
+use self::notified::Notified;
 use super::settings::Settings;
 use crate::state::access::Access;
 use crate::state::catch_up::CatchUp;
@@ -57,7 +60,7 @@ pub(super) struct Databases {
     name_lists: NameLists,
     departures: SessionCleanup,
     /// Slots of the sessions that have become dirty and are to be written to.
-    notified: Vec<SessionIndex>,
+    notified: Notified,
     /// Databases whose subscribers are to be notified since a change may have been missed; each is held once.
     unnotified: VecDeque<DatabaseId>,
     /// Time for which changes of a database are merged, in milliseconds; None where the number of nodes decides.
@@ -113,7 +116,7 @@ impl Databases {
             restarts: Restarts::new(Jitter::new(settings.seed.rotate_left(16))),
             name_lists: NameLists::default(),
             departures: SessionCleanup::default(),
-            notified: Vec::new(),
+            notified: Notified::default(),
             unnotified: VecDeque::new(),
             merge_window: settings.merge_window,
             merge_timers: Timers::default(),
@@ -173,9 +176,10 @@ impl Databases {
         self.catch_up.handle_timeout(now, &mut self.subscriptions);
     }
 
-    /// Takes the sessions that are to be written to.
-    pub(super) fn drain_notified(&mut self) -> impl Iterator<Item = SessionIndex> + '_ {
-        self.notified.drain(..)
+    /// Returns the sessions that are to be written to: subscribers of databases with few, and of those with many. The
+    /// caller empties both.
+    pub(super) fn notified(&mut self) -> (&mut Vec<SessionIndex>, &mut Vec<SessionIndex>) {
+        (&mut self.notified.few, &mut self.notified.crowd)
     }
 
     /// Takes the next notification of a session.

@@ -61,7 +61,7 @@ impl Databases {
             access.handle_line(database, kind, true, None, subscriptions)
         };
         let clock = (now, &mut context.jitter);
-        if !positions.handle_lookup_if(batch, body, clock, subscriptions, notified, may_notify) {
+        if !positions.handle_lookup_if(batch, body, clock, subscriptions, &mut notified.few, may_notify) {
             context.metrics.failed_lookups += 1;
             let status = answer.map(|answer| answer.status);
             log::debug!("The positions of databases could not be looked up: status {status:?}.");

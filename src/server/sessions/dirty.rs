@@ -6,33 +6,70 @@ use crate::state::table::Key;
 
 /// Sessions that are written to in one turn at least, if there are as many: some milliseconds.
 const FLUSHED_A_TURN: usize = 512;
+/// The same of crowds: in any case, and if no other session is dirty.
+const CROWD_A_TURN: [usize; 2] = [128, 384];
 /// Sessions whose slots are nearer than this were opened close together.
 const NEAR: u32 = 1_024;
 
-/// The dirty sessions. Those that become dirty while others are being written to wait for the end of these.
+/// The dirty sessions. The subscribers of a database that has many are a crowd: the others do not wait for them.
 #[derive(Debug, Default)]
 pub(super) struct Dirty {
+    few: Lane,
+    crowd: Lane,
+    /// How many of both are written to in this turn.
+    shares: [usize; 2],
+}
+
+impl Dirty {
+    pub(super) fn is_empty(&self) -> bool {
+        self.few.len() + self.crowd.len() == 0
+    }
+
+    pub(super) fn push(&mut self, session: Key) {
+        self.few.next.push(session);
+    }
+
+    /// Appends a subscriber of a database that has many.
+    pub(super) fn push_in_crowd(&mut self, session: Key) {
+        self.crowd.next.push(session);
+    }
+
+    /// Decides how many sessions to write to in this turn.
+    pub(super) fn begin_flush(&mut self) {
+        // More than become dirty in a turn, or the queue would grow. No session of a crowd is in it twice.
+        let few = FLUSHED_A_TURN.max(self.few.len() / 8);
+        let [least, most] = CROWD_A_TURN;
+        self.shares = [few, most.saturating_sub(few.min(self.few.len())).max(least)];
+    }
+
+    /// Takes the next session to write to in this turn.
+    pub(super) fn pop(&mut self) -> Option<Key> {
+        for (lane, share) in [&mut self.few, &mut self.crowd].into_iter().zip(&mut self.shares) {
+            if *share > 0
+                && let Some(key) = lane.pop()
+            {
+                *share -= 1;
+                return Some(key);
+            }
+        }
+        None
+    }
+}
+
+/// Sessions of one kind. Those that become dirty while others are being written to wait for the end of these.
+#[derive(Debug, Default)]
+struct Lane {
     next: Vec<Key>,
     /// The sessions being written to, the last one first.
     flushing: Vec<Key>,
 }
 
-impl Dirty {
-    pub(super) fn is_empty(&self) -> bool {
-        self.next.is_empty() && self.flushing.is_empty()
+impl Lane {
+    fn len(&self) -> usize {
+        self.next.len() + self.flushing.len()
     }
 
-    pub(super) fn push(&mut self, session: Key) {
-        self.next.push(session);
-    }
-
-    /// Returns how many sessions to write to in this turn: more than become dirty in a turn, or the queue would grow.
-    pub(super) fn share(&self) -> usize {
-        FLUSHED_A_TURN.max((self.next.len() + self.flushing.len()) / 8)
-    }
-
-    /// Takes the next session to write to.
-    pub(super) fn pop(&mut self) -> Option<Key> {
+    fn pop(&mut self) -> Option<Key> {
         if self.flushing.is_empty() {
             std::mem::swap(&mut self.flushing, &mut self.next);
             sort_for_locality(&mut self.flushing);
@@ -61,6 +98,28 @@ mod tests {
         let mut keys = indices.map(|index| Key { index, generation: 0 }).collect();
         sort_for_locality(&mut keys);
         keys.into_iter().rev().map(|key| key.index).collect()
+    }
+
+    #[test]
+    fn sessions_beside_a_crowd_are_written_to_in_the_next_turn() {
+        let mut dirty = Dirty::default();
+        let key = |index| Key { index, generation: 0 };
+        (0..5_000).for_each(|index| dirty.push_in_crowd(key(index)));
+        let mut turns = 0;
+        while !dirty.is_empty() {
+            dirty.push(key(9_000 + turns));
+            dirty.begin_flush();
+            let written: Vec<Key> = std::iter::from_fn(|| dirty.pop()).collect();
+            assert_eq!(written[0], key(9_000 + turns));
+            assert!(written.len() <= CROWD_A_TURN[1]);
+            turns += 1;
+        }
+        assert_eq!(turns, 5_000_u32.div_ceil(383));
+        (0..10_000).for_each(|index| dirty.push(key(index)));
+        dirty.push_in_crowd(key(7));
+        dirty.begin_flush();
+        let written: Vec<Key> = std::iter::from_fn(|| dirty.pop()).collect();
+        assert_eq!((written.len(), written[1_250]), (1_251, key(7)), "a crowd has its share, too");
     }
 
     #[test]

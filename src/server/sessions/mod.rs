@@ -182,20 +182,18 @@ impl Sessions {
     }
 
     /// Has sessions written to at the end of the turn.
-    pub(super) fn mark_notified(&mut self, sessions: impl Iterator<Item = SessionIndex>) {
-        for index in sessions {
-            if let Some(key) = self.table.key_at(index) {
-                self.dirty.push(key);
-            }
-        }
+    pub(super) fn mark_notified(&mut self, few: &mut Vec<SessionIndex>, crowd: &mut Vec<SessionIndex>) {
+        let Self { table, dirty, .. } = self;
+        few.drain(..).filter_map(|index| table.key_at(index)).for_each(|key| dirty.push(key));
+        crowd.drain(..).filter_map(|index| table.key_at(index)).for_each(|key| dirty.push_in_crowd(key));
     }
 
-    /// Returns how many sessions to write to in this turn.
-    pub(super) fn flush_share(&self) -> usize {
-        self.dirty.share()
+    /// Decides how many sessions to write to in this turn.
+    pub(super) fn begin_flush(&mut self) {
+        self.dirty.begin_flush();
     }
 
-    /// Takes the next session to write to.
+    /// Takes the next session to write to in this turn.
     pub(super) fn next_dirty(&mut self) -> Option<Key> {
         self.dirty.pop()
     }
