@@ -74,7 +74,7 @@ impl Reading {
                 None => false,
             },
             Request::Name => self.handle_name(ok.and_then(|reply| nodes::read_node_name(reply.body))),
-            Request::System(name) => self.handle_system(name, ok),
+            Request::System(name) => self.handle_system(name.as_deref(), ok),
         }
     }
 
@@ -105,12 +105,12 @@ impl Reading {
         false
     }
 
-    fn handle_system(&mut self, name: Option<Box<str>>, reply: Option<Reply<'_>>) -> bool {
+    fn handle_system(&mut self, name: Option<&str>, reply: Option<Reply<'_>>) -> bool {
         let uptime = reply.and_then(|reply| nodes::read_uptime(reply.body));
         let date = reply.and_then(|reply| reply.date);
         let start = date.zip(uptime).and_then(|(date, uptime)| nodes::start_of(date, uptime));
         if let (Some(start), Some(uptime), Some(date)) = (start, uptime, date) {
-            let name = name.clone().or_else(|| self.own_name.clone()).unwrap_or_default();
+            let name = name.map(Into::into).or_else(|| self.own_name.clone()).unwrap_or_default();
             if self.found.is_empty() {
                 self.date = u32::try_from(date).unwrap_or(u32::MAX);
             }
