@@ -98,13 +98,15 @@ impl Device {
 
     /// Subscribes to all of its databases. Returns those that count as changed.
     pub fn subscribe(&mut self) -> Result<Vec<String>, Gone> {
-        loop {
-            let (changed, is_resync) = self.subscribe_once()?;
-            // The response may be from before the resync that came meanwhile.
-            if !is_resync || !self.compares_again {
-                return Ok(if is_resync { self.known.keys().cloned().collect() } else { changed });
-            }
+        let (changed, mut is_resync) = self.subscribe_once()?;
+        if !is_resync {
+            return Ok(changed);
         }
+        while is_resync && self.compares_again {
+            // The response may be from before the resync that came meanwhile.
+            (_, is_resync) = self.subscribe_once()?;
+        }
+        Ok(self.known.keys().cloned().collect())
     }
 
     fn subscribe_once(&mut self) -> Result<(Vec<String>, bool), Gone> {
