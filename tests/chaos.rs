@@ -591,7 +591,8 @@ impl World {
         assert!(self.couchdb.wait_for_feeds(SERVERS, 3 * SOON), "both servers open their feeds");
     }
 
-    /// Waits until every client has read the last writes. Returns those missing when the time is over.
+    /// Waits until every client has read the last writes. Returns those missing when the time is
+    /// over.
     fn wait_until_notified(&self, views: &[Arc<View>], within: Duration) -> Vec<Missed> {
         self.wait_until_synced(views, &self.writes, within)
     }

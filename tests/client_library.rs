@@ -311,7 +311,7 @@ fn ended_session_is_reported_and_stops_retries_until_the_next_login() {
         apps.log_in("a");
         apps.expect("a", "ready");
         if expires {
-            // The cookie expires by the clock alone, and its life began before the login was answered.
+            // The cookie expires by the clock alone. Its life began before the reply to the login.
             std::thread::sleep(life + A_MOMENT);
         } else {
             assert!(couchdb.change_password(USER, "zq7-another"));

@@ -148,7 +148,7 @@ struct Follower {
     leaves: Arc<AtomicBool>,
 }
 
-/// What a client has received and read.
+/// Notifications and reads of a client.
 #[derive(Default)]
 struct Synced {
     documents: BTreeMap<String, u64>,

@@ -264,7 +264,7 @@ fn positions_from_before_the_start_was_known_count_as_changed_once() {
         let (mut away, mut there) = (settled_without_start(&howlers[0]), settled_without_start(&howlers[0]));
         away.leave();
         if hidden_restart {
-            // By how long it has been up, a restart shows that is some seconds behind the beginning of the feed.
+            // Uptime shows only a restart that comes some seconds after the feed was opened.
             thread::sleep(Duration::from_secs(4));
             couchdb.update_many(&refs(&names()));
             couchdb.restart(true).expect("its port is free");

@@ -90,8 +90,8 @@ fn logins(requests: Vec<RecordedRequest>) -> impl Iterator<Item = RecordedReques
     requests.into_iter().filter(|request| request.method == "POST" && request.target == "/_session")
 }
 
-/// How long each login went unanswered over a connection that had died before it came over another one, as CouchDB saw
-/// it. Each is repeated once.
+/// Returns for each login the time between the request on a dead connection and its one repetition
+/// on another connection, as seen by CouchDB.
 fn delays(couchdb: &StandIn) -> Vec<Duration> {
     let answered: Vec<_> = logins(couchdb.requests()).collect();
     let delay = |swallowed: RecordedRequest| {
@@ -133,7 +133,7 @@ fn logins_succeed_soon_after_a_proxy_dropped_connections() {
     fill_pool(&couchdb, &howler);
     proxy.silence();
     couchdb.forget_requests();
-    // Without a repetition it would fail: no answer comes over the connection that it is sent over first.
+    // The first request gets no response on its dead connection, so the login needs a repetition.
     Client::logged_in(howler.address());
     assert_eq!(logins(couchdb.requests()).count(), 1);
 }

@@ -79,7 +79,7 @@ pub struct Config {
     /// Port for health, readiness and metrics alone; 0 for any free port. None if the ports for
     /// clients serve them.
     pub admin_port: Option<u16>,
-    /// Whether to run with the built-in stand-in for CouchDB.
+    /// Whether to run with the built-in CouchDB of the demo.
     pub demo: bool,
 }
 

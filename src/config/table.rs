@@ -164,7 +164,7 @@ pub const OPTIONS: &[OptionRow] = &[
     text("admin_port", "PORT", A_PORT, "Port for /healthz, /readyz and /metrics (default --port)"),
     optional("print_completions", &["bash", "zsh", "fish"], "Print completions for a shell"),
     switch("print_man", "Print the manual page, for man(1)"),
-    switch("demo", "Run with a built-in stand-in for CouchDB, for a first look"),
+    switch("demo", "Run with a small built-in CouchDB, for a first look"),
     switch("help", "Print this text").short('h').bare_variable(),
     switch("version", "Print the version").short('v').bare_variable(),
 ];

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::wire::{Target, Wire};
 use super::{PASSWORD, SOON, USER};
 
-/// What a client received.
+/// An item that a client received.
 #[derive(Debug, PartialEq, Eq, Clone)]
 pub enum Received {
     Text(String),

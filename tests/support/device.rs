@@ -25,7 +25,7 @@ pub struct Device {
     client: Option<Client>,
 }
 
-/// What a message reported.
+/// The notification in a message.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Notice {
     Nothing,

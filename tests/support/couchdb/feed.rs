@@ -44,7 +44,7 @@ pub(super) struct FeedRequest {
     pub(super) headers: Vec<(&'static str, String)>,
 }
 
-/// What becomes of the connection at the end of a feed.
+/// The fate of the connection at the end of a feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FeedEnd {
     /// It may carry another request: the zero chunk was sent.

@@ -431,8 +431,8 @@ impl StandIn {
         state.swallowed.clear();
     }
 
-    /// Returns the requests over connections that died silently (see [`StandIn::silence_connections`]), oldest first.
-    /// They are in nothing else that the stand-in counts or records.
+    /// Returns the requests on connections that died silently, the oldest first. Counters and other
+    /// records leave them out. See [`StandIn::silence_connections`].
     pub fn swallowed_requests(&self) -> Vec<RecordedRequest> {
         self.shared.lock().swallowed.clone()
     }
