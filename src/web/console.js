@@ -1,5 +1,5 @@
-// The console: shows who is logged in which databases change, and when. It is a user of the client library
-// like any app: nothing here knows what goes over the wire.
+// The console: shows which databases change, and when. It uses the client library like any app, and
+// knows nothing of the protocol.
 
 import Client from './howler.js'
 
@@ -15,15 +15,15 @@ const demo = JSON.parse(document.querySelector('meta[name="howler-demo"]')?.cont
 const client = new Client('.')
 const still = matchMedia('(prefers-reduced-motion: reduce)')
 
-/** The databases that are shown, by name. */
+/** The shown databases, by name. */
 const databases = new Map()
-/** Whether the console is shown, and not the log-in. */
+/** Whether the console is shown instead of the login form. */
 let inside = false
-/** Who is logged in, or is about to be. */
+/** The user who is logged in or logging in. */
 let user = ''
 let ticks = 0
 let figures = nothing()
-/** Changes that came and are not in the list yet. */
+/** Changes that are not in the list yet. */
 let fresh = []
 let drawing = false
 
@@ -68,7 +68,7 @@ function ago (date) {
   return clock.format(date)
 }
 
-/** What a person is told of an error. */
+/** Returns the text for an error. */
 function explain (error) {
   switch (error?.name) {
     case 'NotAuthenticatedError': return 'User name or password is not correct.'
@@ -81,7 +81,7 @@ function explain (error) {
 
 // ------------------------------------------------------------------------------------------------ graph
 
-/** Counts by second, and draws them. */
+/** Counts changes per second, and draws the counts. */
 const graph = {
   counts: new Map(),
   bars: [],
@@ -96,12 +96,12 @@ const graph = {
     this.counts.clear()
   },
 
-  /** The clock on the wall may be set, this one goes on. */
+  /** A clock that nobody can set, unlike the wall clock. */
   second () {
     return Math.floor(performance.now() / 1000)
   },
 
-  /** Draws again; once a second with `moved`, when all bars go one place to the left. */
+  /** Redraws. Once a second `moved` is set, and all bars move one place to the left. */
   draw (moved) {
     const now = this.second()
     for (const second of this.counts.keys()) if (second <= now - SECONDS) this.counts.delete(second)
@@ -153,7 +153,7 @@ const graph = {
   }
 }
 
-/** The least round number that is enough for a scale: 2, 4, 10, 20, 40, … */
+/** Returns the smallest round number for a scale: 2, 4, 10, 20, 40, … */
 function scale (most) {
   for (let power = 1; ; power *= 10) {
     for (const digit of [2, 4, 10]) if (digit * power >= Math.max(most, 2)) return digit * power
@@ -162,7 +162,7 @@ function scale (most) {
 
 // ----------------------------------------------------------------------------------------------- memory
 
-// What a reload of the page brings back: the library keeps the session, this the rest.
+// State that a reload of the page restores. The library keeps the session itself.
 
 function remember () {
   store({ user, databases: [...databases.keys()] })
@@ -181,13 +181,13 @@ function store (kept) {
     if (kept) localStorage.setItem(STORAGE, JSON.stringify(kept))
     else localStorage.removeItem(STORAGE)
   } catch {
-    // The page is not allowed to keep anything: then it does not.
+    // The page may not store anything.
   }
 }
 
 // -------------------------------------------------------------------------------------- in, out, between
 
-/** Shows the console, empty. */
+/** Shows the empty console. */
 function enter () {
   if (inside) return
   inside = true
@@ -200,7 +200,7 @@ function enter () {
   draw()
 }
 
-/** Shows the log-in, and nothing of what was seen before. */
+/** Shows the login form, and removes everything of the session. */
 function leave (problem = '') {
   inside = false
   user = ''
@@ -223,7 +223,7 @@ function leave (problem = '') {
 }
 
 function complain (problem) {
-  // Emptied first: the same text again is an alert again.
+  // Emptied first, so that the same text is announced again.
   say('log-in-error', '')
   say('log-in-error', problem)
   for (const id of ['username', 'password']) $(id).setAttribute('aria-invalid', problem !== '')
@@ -260,7 +260,7 @@ function state (name, text) {
 function add (names) {
   for (const name of names) {
     if (databases.has(name)) continue
-    // The roles that they have by themselves are lost where the style sheet makes no table of them.
+    // The style sheet may make these no table, and then their implicit roles are lost.
     const count = cell('number', 0)
     const last = cell('last', element('span', { className: 'ago', textContent: 'subscribing…' }))
     const button = element('button', { type: 'button', className: 'quiet' }, 'Unsubscribe')
@@ -283,7 +283,7 @@ function cell (className, content) {
   return made
 }
 
-/** Unsubscribes; the focus goes to what is next, for its place is gone. */
+/** Unsubscribes. The focus moves on, since its place is removed. */
 function drop (name) {
   forget(name)
   client.unsubscribe(name).catch(error => say('problem', explain(error)))
@@ -300,7 +300,7 @@ function forget (name) {
   draw()
 }
 
-/** The server knows them now: from here on nothing is missed. */
+/** Marks databases as acknowledged by the server. */
 function settle (names) {
   for (const name of names) {
     const database = databases.get(name)
@@ -317,7 +317,7 @@ async function subscribe (names) {
     await done
     settle(unknown)
   } catch (error) {
-    // Which of them were refused is told by the event.
+    // The event reports which of them were rejected.
     say('names-error', error.message)
   }
 }
@@ -335,7 +335,7 @@ function note (name, kind) {
   list(at, name, kind)
 }
 
-/** Puts a line into the list, with the next picture: however many come, it holds the latest alone. */
+/** Adds a line to the list at the next frame. The list holds the latest lines only. */
 function list (at, name, kind) {
   fresh.push({ at, name, kind })
   if (fresh.length > 2 * KEPT_ROWS) fresh = fresh.slice(-KEPT_ROWS)
@@ -427,7 +427,7 @@ $('log-in').addEventListener('submit', async event => {
 $('use-demo').addEventListener('click', async event => {
   if (!await logIn(demo.username, demo.password, event.target)) return
   subscribe(demo.databases)
-  // What is of interest now; a text field would bring up the keyboard of a phone.
+  // The likely next step. A text field would open the keyboard of a phone.
   $('databases-title').focus()
 })
 

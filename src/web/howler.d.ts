@@ -1,161 +1,161 @@
-// The types of howler.js, and what its methods and events do.
+// The types of howler.js, with a description of its methods and events.
 
-/** What is told of a change. */
+/** The details of a change. */
 export interface Change {
-  /** What happened last, where it is known. CouchDB may tell several changes as one, so take it as a hint. */
+  /** Kind of the last change, if known. CouchDB may merge several changes, so take it as a hint. */
   kind?: 'created' | 'updated' | 'deleted'
-  /** How far the database has come, where it is known: opaque, and good for comparison only. */
+  /** Position of the database, if known: opaque, for comparison only. */
   position?: string
 }
 
-/** An error of the server or of this client, told apart by its `name`. */
+/** An error of the server or of this client, identified by its `name`. */
 export interface HowlerError extends Error {
   /**
-   * - `NotAuthenticatedError`: wrong name or password, or a session that has ended. Nothing is tried until `logIn`.
-   * - `AccountLockedError`: CouchDB has locked the name for a while. Nothing is tried until `logIn`.
-   * - `LimitError`: too many logins from the address failed, or too much is asked for.
+   * - `NotAuthenticatedError`: wrong name or password, or the session has ended. The client waits for `logIn`.
+   * - `AccountLockedError`: CouchDB has locked the name for a while. The client waits for `logIn`.
+   * - `LimitError`: too many failed logins from the address, or a request that is too large, too long or too fast.
    * - `ServiceUnavailableError`: CouchDB or the server cannot be reached.
-   * - `ForbiddenError`: the database named in `db` may not be read; its subscription has ended.
-   * - `LimitError`: too much, too long or too fast.
-   * - `TypeError`: an argument that is none.
-   * - `AbortError`: a later `logIn`, `logOut` or `stop` took the place of this `logIn`.
+   * - `ForbiddenError`: the user may not read the database in `db`; its subscription has ended.
+   * - `TypeError`: an invalid argument.
+   * - `AbortError`: a later `logIn`, `logOut` or `stop` replaced this `logIn`.
    */
   name: string
-  /** The database that it is about. */
+  /** The database that the error concerns. */
   db?: string
 }
 
-/** Keeps the session: what is given to `set` comes back from `get`, until `clear`. Each may return a promise. */
+/** A store of the session: `get` returns what `set` stored, until `clear`. Each may return a promise. */
 export interface Session {
   get (): string | null | undefined | Promise<string | null | undefined>
   set (cookie: string): unknown
   clear (): unknown
 }
 
-/** Keeps for each database what was dealt with: a string that means nothing to others. Each may return a promise. */
+/** A store of an opaque string for each database: its last processed position. Each may return a promise. */
 export interface Positions {
   get (db: string): string | null | undefined | Promise<string | null | undefined>
   set (db: string, known: string): unknown
 }
 
-/** How long to wait before connecting again: between a tenth of the longest wait and all of it, at random. */
+/** The wait before a reconnect: at random, between a tenth of the longest wait and all of it. */
 export interface Backoff {
-  /** Longest wait before the first try, in milliseconds; 2000 by default. */
+  /** Longest wait before the first attempt, in milliseconds; 2000 by default. */
   initial?: number
-  /** What the longest wait is multiplied by after each failure; 2 by default. */
+  /** Factor of the longest wait after each failure; 2 by default. */
   factor?: number
-  /** Where it stops growing, in milliseconds; 30000 by default. */
+  /** Limit of the longest wait, in milliseconds; 30000 by default. */
   maximum?: number
 }
 
-/** What the third argument may hold. */
+/** The options of a client. */
 export interface Options {
   /**
-   * When nothing was heard for so long, the server is asked for a sign of life; when none comes within half as long
-   * again, the connection is dead and a new one is made. 30000 by default; 0 switches it off. Browsers let the timers
-   * of hidden pages run late, by a minute or more: there a dead connection is found later, or when the page is shown.
+   * After this long without a message the client sends a heartbeat. Without an answer within half as long again, the
+   * connection is dead and the client reconnects. 30000 by default; 0 disables it. Browsers delay the timers of hidden
+   * pages by a minute or more: there a dead connection is noticed later, or when the page becomes visible.
    */
   heartbeatMilliseconds?: number
-  /** How long connecting may take, with the log-in; 45000 by default. */
+  /** Longest time to connect and log in, in milliseconds; 45000 by default. */
   connectMilliseconds?: number
-  /** How long `logOut` waits for the server; 5000 by default. */
+  /** Longest time that `logOut` waits for the server, in milliseconds; 5000 by default. */
   logOutMilliseconds?: number
-  /** The class of WebSockets, where there is no global one (Node before version 22): that of `ws`. */
+  /** The WebSocket class, if there is no global one (Node before version 22): that of `ws`. */
   WebSocket?: new (url: string, protocol: string) => any
   /**
-   * Where positions are kept, so that changes which happened while the app did not run are told at its next start:
-   * for example `Client.localPositions()`. By default they last as long as the client.
+   * A store of positions, such as `Client.localPositions()`. With it, the next start of the app reports changes that
+   * happened while the app did not run. By default positions last as long as the client.
    */
   positions?: Positions
-  /** How long to wait before connecting again. */
+  /** The wait before a reconnect. */
   backoff?: Backoff
 }
 
-/** What is called at each event, by its name. */
+/** The listeners of events, by name. */
 export interface Events {
-  /** Connected and logged in. */
+  /** The client is connected and logged in. */
   connect: () => unknown
-  /** All subscriptions are in place, and what changed meanwhile was told. */
+  /** All subscriptions are in place, and changes that happened meanwhile were reported. */
   ready: () => unknown
-  /** No longer connected. It connects again by itself, unless `logOut`, `stop` or `logIn` was called. */
+  /** The connection ended. The client reconnects, unless `logOut`, `stop` or `logIn` was called. */
   disconnect: () => unknown
-  /** Something was refused, or cannot be done now; see `HowlerError`. Without a listener it goes to the console. */
+  /** A request failed; see `HowlerError`. Without a listener the error goes to the console. */
   error: (error: HowlerError) => unknown
   /**
    * A database changed, now or while there was no connection. The listener may return a promise: the position is
-   * remembered when all listeners are through, so that a change whose listener failed, or was cut short by the end of
-   * the app, is told again when the client connects the next time.
+   * stored when all listeners are done. A change whose listener failed, or was interrupted by the end of the app, is
+   * reported again when the client connects the next time.
    */
   change: (db: string, change: Change) => unknown
-  /** Changes may have been missed; `change` follows for every database subscribed to. */
+  /** Changes may have been missed; `change` follows for every subscribed database. */
   resync: (resync: { reason?: string }) => unknown
-  /** The session was renewed; it is stored already. */
+  /** The session was renewed, and is stored already. */
   session: (cookie: string) => unknown
 }
 
 /**
- * Says which CouchDB databases changed.
+ * Reports which CouchDB databases changed.
  *
- * The session of a log-in is kept for later: in browsers in a cookie named `couchdb-howler-session` for 30 days, in
- * Node as long as the client lasts. A client whose session holds one connects by itself when it is made.
+ * The session of a login is kept: in browsers in a cookie named `couchdb-howler-session` for 30 days, in Node as long
+ * as the client lasts. A new client with a stored session connects by itself.
  */
 export default class Client {
   /**
-   * @param url where the server is: `http`, `https`, `ws` or `wss`, with a path where a proxy serves it below one
-   * @param session keeps the session in the place of a cookie
-   * @param options options, or the milliseconds between heartbeats alone
+   * @param url URL of the server: `http`, `https`, `ws` or `wss`, with a path if a proxy serves it below one
+   * @param session store of the session, instead of a cookie
+   * @param options options, or only the interval of heartbeats in milliseconds
    */
   constructor (url: string | URL, session?: Session | null, options?: number | Options | null)
 
   /**
-   * Logs in by name and password, or by a cookie alone. Resolves when subscriptions are in place, too. Rejects when it
-   * was refused; where the server cannot be reached it is tried again, each failure being told by `error`, until it
+   * Logs in by name and password, or by a cookie alone. Resolves when subscriptions are in place as well. Rejects if
+   * the server rejects it. While the server cannot be reached it retries, and emits `error` for each failure, until it
    * succeeds or `logIn`, `logOut` or `stop` is called, which rejects it with `AbortError`.
    */
   logIn (username?: string | null, password?: string | null, cookie?: string | null): Promise<{ cookie: string, username: string }>
 
-  /** Logs out, forgets the session, and disconnects. Subscriptions are kept for the next `logIn`. */
+  /** Logs out, forgets the session, and disconnects. Subscriptions stay for the next `logIn`. */
   logOut (): Promise<void>
 
   /**
-   * Subscribes to a database, or several. Resolves when the server has acknowledged it; at once when not connected, or
-   * when the connection breaks meanwhile: it is kept then, and sent after the next log-in. Rejects when it was refused.
+   * Subscribes to a database, or several. Resolves when the server has acknowledged it, and rejects if the server
+   * rejects it. Without a connection, or if it breaks meanwhile, it resolves at once: the subscription is kept and sent
+   * after the next login.
    *
-   * A database that is new to the client is not told as changed: bring it up to date yourself. One whose position
-   * is known, from before a break or from the store, is told as changed when it has changed since.
+   * A database that is new to the client is not reported as changed: bring it up to date yourself. A database with a
+   * known position, from before an interruption or from the store, is reported if it has changed since.
    */
   subscribe (db: string | readonly string[]): Promise<void>
 
-  /** Gives up a database, or several: from now on no `change` of it is told. Its position is kept. */
+  /** Unsubscribes from a database, or several: no further `change` is emitted. Positions stay. */
   unsubscribe (db: string | readonly string[]): Promise<void>
 
-  /** Disconnects and stays so until the next `logIn`. Session and subscriptions are kept. */
+  /** Disconnects until the next `logIn`. Session and subscriptions stay. */
   stop (): void
 
-  /** Whether it is connected and logged in. */
+  /** Returns whether the client is connected and logged in. */
   isConnected (): boolean
 
-  /** Calls a function at every such event. */
+  /** Adds a listener of an event. */
   on<E extends keyof Events> (event: E, listener: Events[E]): this
-  /** Calls a function at the next such event only. */
+  /** Adds a listener of the next such event only. */
   once<E extends keyof Events> (event: E, listener: Events[E]): this
-  /** Takes a listener away. */
+  /** Removes a listener. */
   off<E extends keyof Events> (event: E, listener: Events[E]): this
-  /** The same as `on`. */
+  /** Same as `on`. */
   addListener<E extends keyof Events> (event: E, listener: Events[E]): this
-  /** The same as `off`. */
+  /** Same as `off`. */
   removeListener<E extends keyof Events> (event: E, listener: Events[E]): this
-  /** Takes all listeners away, or those of one event. */
+  /** Removes all listeners, or those of one event. */
   removeAllListeners (event?: keyof Events): this
-  /** How many listeners an event has. */
+  /** Returns the number of listeners of an event. */
   listenerCount (event: keyof Events): number
-  /** Calls the listeners of an event; whether there were any. */
+  /** Calls the listeners of an event. Returns whether there were any. */
   emit<E extends keyof Events> (event: E, ...rest: Parameters<Events[E]>): boolean
 
   /**
-   * A store of positions in `localStorage`, for the option `positions`.
+   * Creates a store of positions in `localStorage`, for the option `positions`.
    *
-   * @param prefix what its keys begin with; apps that share an origin and have databases of the same name need their own
+   * @param prefix prefix of its keys; apps that share an origin and have databases of the same name need different ones
    */
   static localPositions (prefix?: string): Positions & { delete (db: string): void }
 }

@@ -1,36 +1,37 @@
-// The client of couchdb-howler: holds one WebSocket, says which CouchDB databases changed, and comes back by
-// itself. For browsers and Node; speaks howler.v1; needs nothing else.
+// The client of couchdb-howler. It holds one WebSocket, reports which CouchDB databases changed,
+// and reconnects by itself. It runs in browsers and Node, speaks howler.v1, and has no
+// dependencies.
 //
-//   const client = new Client('https://howler.example.com')
-//   client.on('change', (db, { kind, position }) => …)
-//   await client.subscribe(['db1', 'db2'])
-//   await client.logIn('myuser', 'mypwd')
+//     const client = new Client('https://howler.example.com')
+//     client.on('change', (db, { kind, position }) => …)
+//     await client.subscribe(['db1', 'db2'])
+//     await client.logIn('myuser', 'mypwd')
 //
-// No syntax younger than ES2018 stands here, so that old bundlers read it.
+// The syntax is that of ES2018, for old bundlers.
 
 const SESSION = 'couchdb-howler-session'
 const SESSION_SECONDS = 30 * 24 * 60 * 60
-// The server takes messages up to 64 KiB and names up to 256 bytes.
+// Long lists are sent in parts, far below the default limit of a message (1 MiB).
 const MESSAGE_BYTES = 60000
 const NAME_BYTES = 256
-// Timers cannot count much further, and nobody means more.
+// Timers cannot count much further.
 const LONGEST_WAIT = 60 * 60 * 1000
-// What passes by itself; after any other refusal only the app can help.
+// Errors that pass by themselves. After any other rejection only the app can help.
 const PASSING = ['ServiceUnavailableError', 'LimitError']
 
 const defaults = {
   heartbeatMilliseconds: 30000,
-  // From the first byte to the answer to the log-in, which may wait 30 s in the server's queue.
+  // From the first byte to the reply to the login, which may wait 30 s in the server's queue.
   connectMilliseconds: 45000,
   logOutMilliseconds: 5000
 }
 const defaultBackoff = { initial: 2000, factor: 2, maximum: 30000 }
 
-/** Tells changes of CouchDB databases. What each method and event does stands in `howler.d.ts`, too. */
+/** Reports changes of CouchDB databases. `howler.d.ts` describes each method and event as well. */
 export default class Client {
   /**
-   * Connects by itself when the session holds a cookie; otherwise `logIn` does.
-   * `third` is the number of milliseconds between heartbeats, or an object of options.
+   * Connects by itself if the session holds a cookie; otherwise `logIn` does.
+   * `third` is the interval of heartbeats in milliseconds, or an object of options.
    */
   constructor (url, session, third) {
     const options = typeof third === 'number' ? { heartbeatMilliseconds: third } : third || {}
@@ -43,18 +44,19 @@ export default class Client {
     }
     this._session = session || (hasCookies() ? new CookieSession() : new MemorySession())
     this._positions = options.positions || new Map()
-    // Each is done with the session after the one before.
+    // Calls of the session store follow one another.
     this._sessionBusy = Promise.resolve()
 
     this._listeners = new Map()
     this._subscriptions = new Map()
-    // Replaced by every call that decides anew whether to be connected: what is under way for an older one gives up.
+    // Replaced by every call that decides whether to be connected. Work of an older one then gives
+    // up.
     this._turn = {}
-    // What to log in with when connecting; null while not to be connected.
+    // Credentials for the next connection; null to stay disconnected.
     this._credentials = null
-    // The promise of a `logIn` that is under way.
+    // The promise of the pending `logIn`.
     this._pending = null
-    // The connection, or the try to make one.
+    // The connection, or the attempt to open one.
     this._link = null
     this._connected = false
     this._failures = 0
@@ -65,13 +67,14 @@ export default class Client {
   }
 
   /**
-   * Logs in by name and password, or by a cookie alone. Resolves with `{ cookie, username }` when subscriptions
-   * are in place, too; rejects with a named error when it was refused. A server that cannot be reached is tried
-   * again, each failure being told by `error`. A later `logIn`, `logOut` or `stop` rejects it with `AbortError`.
+   * Logs in by name and password, or by a cookie alone. Resolves with `{ cookie, username }` when
+   * subscriptions are in place as well. Rejects with a named error if the server rejects it. While
+   * the server cannot be reached it retries, and emits `error` for each failure. A later `logIn`,
+   * `logOut` or `stop` rejects it with `AbortError`.
    */
   async logIn (username, password, cookie) {
     const turn = this._turn = {}
-    this._end('another log-in took its place')
+    this._end('another login replaced it')
     return new Promise((resolve, reject) => {
       // A listener of `disconnect` may have decided otherwise.
       if (this._turn !== turn) return reject(failure('AbortError', 'another call took its place'))
@@ -82,13 +85,13 @@ export default class Client {
     })
   }
 
-  /** Logs out, forgets the session, and disconnects; subscriptions are kept for the next `logIn`. */
+  /** Logs out, forgets the session, and disconnects. Subscriptions stay for the next `logIn`. */
   async logOut () {
     const turn = this._turn = {}
-    // No session that comes from now on is kept.
+    // No later session is stored.
     this._credentials = null
     const cleared = this._withSession(session => session.clear())
-    // Whoever called hears of it, though only after the server did.
+    // The caller is notified of a failure, but only after the server.
     cleared.catch(() => {})
     this._abort('logged out')
     if (this._connected && turn === this._turn) {
@@ -102,8 +105,9 @@ export default class Client {
   }
 
   /**
-   * Subscribes to a database or an array of them. Resolves when the server has acknowledged it; at once when not
-   * connected, or when the connection breaks meanwhile: it is kept then, and sent after the next log-in.
+   * Subscribes to a database or an array of them. Resolves when the server has acknowledged it.
+   * Without a connection, or if it breaks meanwhile, it resolves at once: the subscription is kept
+   * and sent after the next login.
    */
   async subscribe (db) {
     const names = list(db)
@@ -116,7 +120,7 @@ export default class Client {
     for (const { refusal } of subscriptions) if (refusal) throw refusal
   }
 
-  /** Gives up a database or an array of them; from now on no `change` of it is emitted. Its position is kept. */
+  /** Unsubscribes from a database or an array of them: no further `change` is emitted. Positions stay. */
   async unsubscribe (db) {
     const names = list(db).filter(name => {
       const subscription = this._subscriptions.get(name)
@@ -131,25 +135,25 @@ export default class Client {
     }
   }
 
-  /** Disconnects and stays so until the next `logIn`; session and subscriptions are kept. */
+  /** Disconnects until the next `logIn`. Session and subscriptions stay. */
   stop () {
     this._turn = {}
     this._end('stopped')
   }
 
-  /** Whether it is connected and logged in. */
+  /** Returns whether the client is connected and logged in. */
   isConnected () {
     return this._connected
   }
 
-  /** Calls a function at every such event. */
+  /** Adds a listener of an event. */
   on (event, listener) {
     if (typeof listener !== 'function') throw new TypeError('a listener is a function')
     this._listeners.set(event, (this._listeners.get(event) || []).concat({ listener, call: listener }))
     return this
   }
 
-  /** Calls a function at the next such event only. */
+  /** Adds a listener of the next such event only. */
   once (event, listener) {
     if (typeof listener !== 'function') throw new TypeError('a listener is a function')
     const entry = {
@@ -163,43 +167,43 @@ export default class Client {
     return this
   }
 
-  /** Takes a listener away. */
+  /** Removes a listener. */
   off (event, listener) {
     const entries = this._listeners.get(event) || []
-    // The one added last, as Node's emitters do.
+    // The one added last, as in Node.
     this._remove(event, entries.slice().reverse().find(entry => entry.listener === listener))
     return this
   }
 
-  /** The same as `on`. */
+  /** Same as `on`. */
   addListener (event, listener) {
     return this.on(event, listener)
   }
 
-  /** The same as `off`. */
+  /** Same as `off`. */
   removeListener (event, listener) {
     return this.off(event, listener)
   }
 
-  /** Takes all listeners away, or those of one event. */
+  /** Removes all listeners, or those of one event. */
   removeAllListeners (event) {
     if (event === undefined) this._listeners.clear()
     else this._listeners.delete(event)
     return this
   }
 
-  /** How many listeners an event has. */
+  /** Returns the number of listeners of an event. */
   listenerCount (event) {
     return (this._listeners.get(event) || []).length
   }
 
-  /** Calls the listeners of an event; whether there were any. */
+  /** Calls the listeners of an event. Returns whether there were any. */
   emit (event, ...rest) {
     return this._emit(event, rest).length > 0
   }
 
-  // What the listeners returned. One that throws keeps nobody from hearing: its error is left to the runtime, as
-  // those of event handlers are.
+  // Returns the results of the listeners. One that throws does not stop the others: its error goes
+  // to the runtime, as those of event handlers do.
   _emit (event, rest) {
     const entries = this._listeners.get(event) || []
     if (event === 'error' && entries.length === 0) console.error('couchdb-howler:', rest[0])
@@ -221,7 +225,7 @@ export default class Client {
 
   // ---- connecting
 
-  // Logs in with the cookie that an earlier run left.
+  // Logs in with the cookie of an earlier run.
   async _resume () {
     const turn = this._turn
     try {
@@ -250,7 +254,7 @@ export default class Client {
     try {
       link.socket = new this._WebSocket(this._url, 'howler.v1')
     } catch (error) {
-      // The URL, or the page's rules; no try will do better, but the app may.
+      // The URL, or the rules of the page: retries cannot help, but the app may.
       return this._lost(link, error.message, true)
     }
     link.socket.onopen = () => {
@@ -261,7 +265,7 @@ export default class Client {
       if (this._link === link) this._received(link, message.data)
     }
     link.socket.onclose = () => this._lost(link, 'the connection was closed')
-    // A close follows; without a listener some implementations throw.
+    // A close follows. Some implementations throw without a listener.
     link.socket.onerror = () => {}
   }
 
@@ -269,7 +273,7 @@ export default class Client {
     if (!answer) return
     if (answer.error) return this._refused(link, answer)
     const { cookie, username } = answer
-    // The password is not needed any more.
+    // The password is no longer needed.
     if (typeof cookie === 'string') this._keepSession(cookie)
     const { _turn: turn, _pending: pending } = this
     this._connected = true
@@ -279,7 +283,7 @@ export default class Client {
     const subscriptions = Array.from(this._subscriptions.values())
     this._announce(subscriptions).then(() => this._sessionBusy).then(() => {
       if (this._link !== link || this._turn !== turn) return
-      // Those of single databases were told already; these are one for many.
+      // Single databases were reported before; these errors concern several.
       const refusals = subscriptions.map(({ refusal }) => refusal).filter(refusal => refusal && refusal.db === undefined)
       for (const refusal of new Set(refusals)) this.emit('error', refusal)
       if (this._link !== link) return
@@ -311,7 +315,7 @@ export default class Client {
     }
     if (error.name === 'NotAuthenticatedError' && credentials.cookie) {
       const stored = await this._withSession(session => session.get()).catch(() => undefined)
-      // Another tab may have a younger one.
+      // Another tab may have a newer one.
       if (turn === this._turn && !this._pending && stored && stored !== credentials.cookie) {
         this._credentials = { cookie: stored }
         return this._open()
@@ -327,7 +331,7 @@ export default class Client {
     else this.emit('error', error)
   }
 
-  // The connection broke, or there was none.
+  // The connection ended, or could not be opened.
   _lost (link, why, tell) {
     if (this._link !== link) return
     const turn = this._turn
@@ -345,7 +349,7 @@ export default class Client {
     this._retry = setTimeout(() => this._open(), Math.min(delay, LONGEST_WAIT))
   }
 
-  // The browser is online again, or the page visible: it may have slept.
+  // The browser is online again, or the page visible again after a sleep.
   _hasten () {
     if (globalThis.document && document.visibilityState === 'hidden') return
     if (this._retry && !this._mustWait) this._open()
@@ -357,7 +361,7 @@ export default class Client {
     if (globalThis.document && document[how]) document[how]('visibilitychange', this._hurry)
   }
 
-  // Ends all that is under way.
+  // Ends the connection and all work of it.
   _end (why) {
     clearTimeout(this._retry)
     this._retry = null
@@ -388,7 +392,7 @@ export default class Client {
     if (connected) this.emit('disconnect')
   }
 
-  // ---- the heartbeat: when nothing was heard for so long, ask; when then nothing comes either, the link is dead
+  // ---- the heartbeat: the client asks after a silence; without an answer the link is dead
 
   _beat (link) {
     clearTimeout(link.timer)
@@ -408,7 +412,7 @@ export default class Client {
     this._ask(link, { op: 'heartbeat' }, () => {})
     link.timer = setTimeout(() => {
       if (link.heard) this._beat(link)
-      // A timer that is late proves nothing: the page slept, and so may have what came.
+      // A late timer proves nothing: the page slept, so messages may be waiting.
       else if (Date.now() > due) this._probe(link)
       else {
         // `ws` would wait half a minute for the answer to its close.
@@ -426,11 +430,11 @@ export default class Client {
     try {
       link.socket.send(JSON.stringify(Object.assign({ id }, request)))
     } catch (error) {
-      // It is closing; what was asked is answered by its end.
+      // The connection is closing. Its end settles the requests.
     }
   }
 
-  // The answer; none when the connection ended before.
+  // Resolves with the reply; with nothing if the connection ended before.
   _request (request) {
     return new Promise(resolve => this._ask(this._link, request, resolve))
   }
@@ -457,7 +461,7 @@ export default class Client {
         this._announce(Array.from(this._subscriptions.values()))
         return
       case 'session':
-        // One that crosses the log-out is nobody's.
+        // One that crosses the logout belongs to no session.
         if (typeof message.cookie !== 'string' || !this._credentials) return
         this._keepSession(message.cookie)
         this.emit('session', message.cookie)
@@ -478,30 +482,30 @@ export default class Client {
   _subscription (name) {
     const subscription = {
       name,
-      // On which connection it was sent, and what becomes of that.
+      // The connection on which it was sent, and the promise of the reply.
       link: null,
       sent: null,
-      // Whether the server has ever acknowledged it.
+      // Whether the server ever acknowledged it.
       acknowledged: false,
-      // How many changes were told, and the last one that was dealt with.
+      // The number of reported changes, and of the last one that was processed.
       told: 0,
       done: 0,
-      // What is stored: an epoch and a position. Undefined when the database is new here.
+      // The stored epoch and position. Undefined if the database is new to the store.
       known: undefined
     }
     subscription.loaded = Promise.resolve().then(() => this._positions.get(name))
-      // What cannot be read may have changed.
+      // After a failed read the database may have changed.
       .then(known => { subscription.known = known ? String(known) : undefined }, () => { subscription.known = '' })
     return subscription
   }
 
-  // Sends those of the subscriptions that were not sent on this connection; settled when all of them were answered.
+  // Sends the subscriptions that were not sent on this connection. Resolves when all have replies.
   _announce (subscriptions) {
     const link = this._link
     const fresh = subscriptions.filter(subscription => subscription.link !== link)
     const sent = Promise.all(fresh.map(subscription => subscription.loaded)).then(() => {
       if (this._link !== link) return
-      // The positions in a message are of one epoch.
+      // The positions in a message have one epoch.
       const epochs = new Map()
       for (const subscription of fresh) {
         if (this._subscriptions.get(subscription.name) !== subscription) continue
@@ -519,7 +523,7 @@ export default class Client {
   _subscribe (link, epoch, asked) {
     return new Promise(resolve => {
       this._ask(link, { op: 'subscribe', epoch, dbs: fromEntries(asked) }, answer => {
-        // At once: a change may follow in the same breath.
+        // At once, since a change may follow in the same task.
         if (answer) this._subscribed(link, epoch, asked, answer)
         resolve()
       })
@@ -527,14 +531,14 @@ export default class Client {
   }
 
   _subscribed (link, epoch, asked, answer) {
-    // CouchDB cannot say now who may read what. All is kept, and tried again.
+    // CouchDB cannot decide on access now. Everything is kept, and retried.
     if (answer.error === PASSING[0]) return this._lost(link, answer.message, true)
-    // A server that has just started said hello before it knew.
+    // A server that has just started did not know the epoch when it sent hello.
     if (answer.epoch !== undefined) link.epoch = text(answer.epoch)
     const changed = new Set(answer.changed)
     const refusal = answer.error && failure(answer.error, answer.message)
     for (const [name, given, subscription] of asked) {
-      // Given up meanwhile, and perhaps asked for again.
+      // It may have been unsubscribed meanwhile, and subscribed to again.
       if (this._subscriptions.get(name) !== subscription) continue
       const forbidden = own(answer.errors, name)
       if (refusal) this._drop(name, refusal)
@@ -544,13 +548,13 @@ export default class Client {
       const seen = subscription.acknowledged || subscription.known !== undefined
       subscription.acknowledged = true
       const same = position && given && epoch === link.epoch
-      // Seen before, and nobody can say that it is still the same.
+      // Known before, and nothing says that it is still the same.
       if (changed.has(name) || (seen && !same)) this._changed(link, name, undefined, position)
       else if (position) this._remember(name, subscription, link.epoch, position)
     }
   }
 
-  // Told and not dealt with yet: its position is remembered when the listeners are through.
+  // Reported but not processed yet: the position is stored when the listeners are done.
   _changed (link, name, kind, position) {
     const subscription = this._subscriptions.get(name)
     if (!subscription) return
@@ -563,17 +567,17 @@ export default class Client {
       this._remember(name, subscription, epoch, position)
     }
     if (results.length === 0 || results.includes(FAILED)) return
-    // Where a listener's promise is rejected the runtime tells of it, as it does without us.
+    // The runtime reports a rejected promise of a listener, as it does without this client.
     if (results.some(isPromise)) Promise.all(results).then(remember)
     else remember()
   }
 
   _remember (name, subscription, epoch, position) {
     const known = `${epoch} ${position}`
-    // A position of an epoch that nobody knows cannot be compared.
+    // A position without an epoch cannot be compared.
     if (!epoch || subscription.known === known) return
     subscription.known = known
-    // What could not be stored is told again some day.
+    // A change that could not be stored is reported again later.
     const store = async () => this._positions.set(name, known)
     store().catch(() => {})
   }
@@ -590,7 +594,7 @@ export default class Client {
     this._subscriptions.delete(name)
   }
 
-  /** A store of positions in `localStorage`, for the option `positions`. */
+  /** Creates a store of positions in `localStorage`, for the option `positions`. */
   static localPositions (prefix = 'couchdb-howler-position:') {
     return {
       get: db => localStorage.getItem(prefix + db),
@@ -600,7 +604,8 @@ export default class Client {
   }
 }
 
-// Keeps the session as a cookie of the page's own site, which the page alone sends to the server, by its log-in.
+// Keeps the session as a cookie of the page's own site. Only the page sends it to the server, in
+// its login.
 class CookieSession {
   get () {
     const cookie = document.cookie.split('; ').find(pair => pair.startsWith(SESSION + '='))
@@ -639,10 +644,10 @@ class MemorySession {
   }
 }
 
-// What a listener that threw stands for among what listeners returned.
+// Stands for the result of a listener that threw.
 const FAILED = {}
 
-// Sandboxed pages throw when asked for cookies.
+// Sandboxed pages throw on access to cookies.
 function hasCookies () {
   try {
     return typeof document.cookie === 'string'
@@ -658,7 +663,7 @@ function address (url) {
   return `${scheme}//${parsed.host}${parsed.pathname.replace(/\/*$/, '/howler')}${parsed.search}`
 }
 
-// The options that were given: an undefined one is not.
+// Returns the options that are not undefined or null.
 function given (options) {
   const present = {}
   for (const name of Object.keys(options)) {
@@ -676,7 +681,7 @@ function list (db) {
   return names
 }
 
-// Parts that stay below the limit of a message each.
+// Splits databases into parts that each fit a message.
 function batches (dbs) {
   const parts = []
   let room = 0
@@ -692,7 +697,7 @@ function batches (dbs) {
   return parts
 }
 
-// How long a string is in UTF-8.
+// Returns the length of a string in UTF-8.
 function bytes (string) {
   let length = 0
   for (const character of string) {
@@ -702,13 +707,13 @@ function bytes (string) {
   return length
 }
 
-// The epoch and the position in what was stored.
+// Returns the epoch and the position in a stored text.
 function parse (known) {
   const at = known ? known.lastIndexOf(' ') : -1
   return at > 0 ? [known.slice(0, at), known.slice(at + 1)] : [undefined, null]
 }
 
-// Names such as `__proto__` are just names.
+// Names such as `__proto__` are ordinary names.
 function fromEntries (entries) {
   const object = Object.create(null)
   for (const [name, value] of entries) object[name] = value
