@@ -33,7 +33,6 @@ use couchdb_howler::state::table::{Key, Table};
 use couchdb_howler::state::timers::Millis;
 use couchdb_howler::wire::couchdb::ChangeKind;
 use couchdb_howler::wire::name_list::NameList;
-use couchdb_howler::wire::positions::KINDS;
 
 const SESSIONS: usize = 5;
 /// Bounds the time that a script takes.
@@ -580,7 +579,7 @@ impl World {
                     serde_json::Value::from(format!("{}:{name}", kind.text()))
                 )
             };
-            KINDS.iter().map(of).collect::<Vec<_>>().join(",")
+            ChangeKind::ALL.iter().map(of).collect::<Vec<_>>().join(",")
         };
         let rows: Vec<String> = names.iter().map(row).collect();
         let body = format!("{{\"total_rows\":1,\"offset\":0,\"rows\":[{}]}}", rows.join(","));

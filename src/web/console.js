@@ -5,7 +5,7 @@ import Client from './howler.js'
 
 const KEPT_ROWS = 200 // of the list of changes: the page may stay open for weeks
 const SECONDS = 60 // of the graph
-const ANNOUNCE_EVERY = 15 // seconds: a screen reader is told how many changes came, not each
+const ANNOUNCE_EVERY = 15 // seconds: a screen reader announces the number of changes, not each
 const STORAGE = 'couchdb-howler-console'
 const KINDS = ['created', 'updated', 'deleted']
 

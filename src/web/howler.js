@@ -332,13 +332,13 @@ export default class Client {
   }
 
   // The connection ended, or could not be opened.
-  _lost (link, why, tell) {
+  _lost (link, why, report) {
     if (this._link !== link) return
     const turn = this._turn
     this._close(link)
     if (turn !== this._turn || !this._credentials) return
     this._wait(link)
-    if (this._pending || tell) this.emit('error', failure('ServiceUnavailableError', `cannot connect, trying again: ${why}`))
+    if (this._pending || report) this.emit('error', failure('ServiceUnavailableError', `cannot connect, trying again: ${why}`))
   }
 
   _wait (link) {
@@ -488,7 +488,7 @@ export default class Client {
       // Whether the server ever acknowledged it.
       acknowledged: false,
       // The number of reported changes, and of the last one that was processed.
-      told: 0,
+      reported: 0,
       done: 0,
       // The stored epoch and position. Undefined if the database is new to the store.
       known: undefined
@@ -558,7 +558,7 @@ export default class Client {
   _changed (link, name, kind, position) {
     const subscription = this._subscriptions.get(name)
     if (!subscription) return
-    const number = ++subscription.told
+    const number = ++subscription.reported
     const { epoch } = link
     const results = this._emit('change', [name, { kind, position }])
     const remember = () => {

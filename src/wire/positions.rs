@@ -35,8 +35,8 @@ use super::nodes::Starts;
 pub struct Position {
     /// Numbers of the revisions, by [`ChangeKind::index`](super::couchdb::ChangeKind::index).
     pub counts: [u32; 3],
-    /// Number that is set when CouchDB may have lost events that the counts do not show. It tells
-    /// this position from the same counts before the loss. 0 without such a doubt.
+    /// Number that is set when CouchDB may have lost events that the counts do not show. It
+    /// distinguishes this position from the same counts before the loss. 0 without such a doubt.
     pub doubt: u32,
     /// Latest known start of a node when the position was given, in seconds since 1970 (see
     /// [`Starts`]). 0 if it was unknown.

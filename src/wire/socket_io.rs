@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(
             parse_event(&format!(r#"["subscribe",["a"],{numbers}[2]]"#)),
             Some(Event::Subscribe(names(&["a"]))),
-            "further arguments are passed over"
+            "further arguments are skipped"
         );
         assert_eq!(parse_event(&format!(r#"["subscribe",["a"],{numbers}]"#)), None, "but they must be JSON");
         for broken in ["", "[]", "[1]", "{}", "[\"a\"", "[null]", "[\"a\"]x", &"[".repeat(10_000)] {

@@ -7,7 +7,7 @@ use super::head::{Framing, HeadError, MAX_HEADERS, field_text, has_token, head_e
 pub const MAX_HEAD: usize = 16 * 1024;
 
 /// The head of a client's request, as far as this server uses it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Request<'a> {
     /// Method as sent.
     pub method: &'a str,
@@ -50,6 +50,45 @@ impl Request<'_> {
     }
 }
 
+/// The fields that decide only together.
+#[derive(Default)]
+struct Seen {
+    upgrade_named: bool,
+    upgrade_asked: bool,
+    close: bool,
+    hosts: usize,
+    framing: Framing,
+}
+
+impl<'a> Request<'a> {
+    /// Reads one header field. Unknown fields are ignored.
+    fn read_field(&mut self, name: &str, value: &'a str, seen: &mut Seen) -> Result<(), HeadError> {
+        match name {
+            n if n.eq_ignore_ascii_case("host") => {
+                seen.hosts += 1;
+                self.host = Some(value);
+            }
+            n if n.eq_ignore_ascii_case("if-none-match") => self.if_none_match = Some(value),
+            n if n.eq_ignore_ascii_case("connection") => {
+                seen.upgrade_asked |= has_token(value, "upgrade");
+                self.keep_alive |= has_token(value, "keep-alive");
+                seen.close |= has_token(value, "close");
+            }
+            n if n.eq_ignore_ascii_case("upgrade") => seen.upgrade_named |= has_token(value, "websocket"),
+            n if n.eq_ignore_ascii_case("origin") => self.origin = Some(value),
+            n if n.eq_ignore_ascii_case("content-type") => self.content_type = Some(value),
+            n if n.eq_ignore_ascii_case("user-agent") => self.user_agent = Some(value),
+            n if n.eq_ignore_ascii_case("x-forwarded-for") => self.forwarded_for = Some(value),
+            n if n.eq_ignore_ascii_case("x-forwarded-proto") => self.forwarded_proto = Some(value),
+            n if n.eq_ignore_ascii_case("sec-websocket-key") => self.websocket_key = Some(value),
+            n if n.eq_ignore_ascii_case("sec-websocket-version") => self.websocket_version = Some(value),
+            n if n.eq_ignore_ascii_case("sec-websocket-protocol") => self.websocket_protocol = Some(value),
+            n => seen.framing.add(n, value)?,
+        }
+        Ok(())
+    }
+}
+
 /// Parses a request head of at most `max_head` bytes at the start of `buffer`. Returns its length
 /// and the request, or None if bytes are missing.
 ///
@@ -67,51 +106,13 @@ pub fn parse_request(buffer: &[u8], max_head: usize) -> Result<Option<(usize, Re
     let target = parsed.path.unwrap_or("");
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let http_1_1 = parsed.version == Some(1);
-    let mut request = Request {
-        method: parsed.method.unwrap_or(""),
-        path,
-        query,
-        keep_alive: http_1_1,
-        content_length: Some(0),
-        host: None,
-        if_none_match: None,
-        content_type: None,
-        origin: None,
-        user_agent: None,
-        forwarded_for: None,
-        forwarded_proto: None,
-        upgrade: false,
-        websocket_key: None,
-        websocket_version: None,
-        websocket_protocol: None,
-    };
-    let (mut upgrade_named, mut upgrade_asked, mut close, mut hosts) = (false, false, false, 0);
-    let mut framing = Framing::default();
+    let method = parsed.method.unwrap_or("");
+    let mut request = Request { method, path, query, keep_alive: http_1_1, ..Request::default() };
+    let mut seen = Seen::default();
     for header in parsed.headers.iter() {
-        let value = field_text(header.value)?;
-        match header.name {
-            n if n.eq_ignore_ascii_case("host") => {
-                hosts += 1;
-                request.host = Some(value);
-            }
-            n if n.eq_ignore_ascii_case("if-none-match") => request.if_none_match = Some(value),
-            n if n.eq_ignore_ascii_case("connection") => {
-                upgrade_asked |= has_token(value, "upgrade");
-                request.keep_alive |= has_token(value, "keep-alive");
-                close |= has_token(value, "close");
-            }
-            n if n.eq_ignore_ascii_case("upgrade") => upgrade_named |= has_token(value, "websocket"),
-            n if n.eq_ignore_ascii_case("origin") => request.origin = Some(value),
-            n if n.eq_ignore_ascii_case("content-type") => request.content_type = Some(value),
-            n if n.eq_ignore_ascii_case("user-agent") => request.user_agent = Some(value),
-            n if n.eq_ignore_ascii_case("x-forwarded-for") => request.forwarded_for = Some(value),
-            n if n.eq_ignore_ascii_case("x-forwarded-proto") => request.forwarded_proto = Some(value),
-            n if n.eq_ignore_ascii_case("sec-websocket-key") => request.websocket_key = Some(value),
-            n if n.eq_ignore_ascii_case("sec-websocket-version") => request.websocket_version = Some(value),
-            n if n.eq_ignore_ascii_case("sec-websocket-protocol") => request.websocket_protocol = Some(value),
-            n => framing.add(n, value)?,
-        }
+        request.read_field(header.name, field_text(header.value)?, &mut seen)?;
     }
+    let Seen { upgrade_named, upgrade_asked, close, hosts, framing } = seen;
     if hosts > 1 || (http_1_1 && hosts == 0) {
         return Err(HeadError::Host);
     }
