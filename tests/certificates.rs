@@ -223,15 +223,19 @@ fn each_rejection_explains_how_to_make_a_valid_certificate() {
     is_refused(
         &marked,
         &authority,
-        &["(CA:TRUE)", "-addext basicConstraints=critical,CA:FALSE", "itself in --ca_file"],
+        &["(CA:TRUE)", "-addext basicConstraints=critical,CA:FALSE", "itself into --ca_file"],
     );
     let (nameless, authority) = orphan(|params| params.subject_alt_names.clear());
-    is_refused(&nameless, &authority, &["has no host name", "-addext subjectAltName=DNS:HOST", "itself in --ca_file"]);
+    is_refused(
+        &nameless,
+        &authority,
+        &["has no host name", "-addext subjectAltName=DNS:HOST", "itself into --ca_file"],
+    );
     let (client, authority) = orphan(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]);
     is_refused(&client, &authority, &["is not for servers", "-addext extendedKeyUsage=serverAuth"]);
     let old = Folder::new();
     old.shell(VERSION_1);
-    is_refused(&old, &authority, &["has version 1", "itself in --ca_file"]);
+    is_refused(&old, &authority, &["has version 1", "itself into --ca_file"]);
 }
 
 /// Returns the commands of the manual that make a certificate.

@@ -104,7 +104,7 @@ fn every_step_succeeds_with_a_working_couchdb() {
     assert_eq!(succeeds(&check(&couchdb.url(), &["--feed", "db_updates"])), updates);
     let ended = check(&couchdb.url(), &[]);
     assert!(ended.stdout.contains("version 3.5.0 answers"), "{}", ended.stdout);
-    assert!(ended.stdout.contains("restarts: CouchDB says when it started, so that no restart"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("restarts: CouchDB says when it started, so the server notices"), "{}", ended.stdout);
     assert!(couchdb.wait_for(SOON, |seen| seen.open_feeds == 0), "no feed stays open");
     couchdb.set_require_valid_user(true);
     assert_eq!(succeeds(&check(&couchdb.url(), &[])), global);
@@ -210,7 +210,7 @@ fn confusing_http_and_https_is_reported() {
 fn other_servers_are_reported_and_receive_no_password() {
     for (answer, words) in [
         (&b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n<p>Hi</p>"[..], "is not CouchDB"),
-        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "with status 404) is not CouchDB"),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "(status 404) is not CouchDB"),
         (b"HTTP/1.1 200 OK\r\n\r\n{\"version\":\"zq7-1\"}", "is not CouchDB"),
         (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", "does not reach it (status 502)"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak HTTP"),

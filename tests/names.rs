@@ -110,7 +110,7 @@ fn a_name_that_is_not_found_says_why() {
     let said = look_up(&root(&[&silent], "options timeout:1\nsearch a.test b.test\n"), "silent.test");
     assert!(said.contains(&format!("no nameserver answers ({})", silent.ip)), "{said}");
     assert!(silent.asked().len() <= 4, "a silent nameserver is not asked for other names: {:?}", silent.asked());
-    assert!(look_up(&one, "a..test").contains("no such name"));
+    assert!(look_up(&one, "a..test").contains("does not exist"));
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn further_nameservers_are_asked_when_one_does_not_answer() {
     assert_eq!(look_up(&Root::new(&conf, ""), "couch.test"), "couch.test is 127.0.0.1");
     // NXDOMAIN is an answer: the second nameserver is not asked.
     let before = second.asked().len();
-    assert!(look_up(&both, "nowhere.test").contains("no such name"));
+    assert!(look_up(&both, "nowhere.test").contains("does not exist"));
     assert_eq!(second.asked().len(), before);
 }
 
@@ -147,11 +147,11 @@ fn short_names_are_searched_in_domains() {
     assert_eq!(look_up(&searching, "couch"), "couch is 127.0.0.1");
     assert_eq!(names(server.asked()), ["couch.one.test", "couch.two.test"]);
     let seen = server.asked().len();
-    assert!(look_up(&searching, "couch.x").contains("no such name"));
+    assert!(look_up(&searching, "couch.x").contains("does not exist"));
     assert_eq!(names(server.asked()[seen..].to_vec()), ["couch.x", "couch.x.one.test", "couch.x.two.test"]);
     let seen = server.asked().len();
     let dotted = root(&[&server], "search one.test two.test\noptions ndots:5\n");
-    assert!(look_up(&dotted, "couch.x").contains("no such name"));
+    assert!(look_up(&dotted, "couch.x").contains("does not exist"));
     assert_eq!(names(server.asked()[seen..].to_vec()), ["couch.x.one.test", "couch.x.two.test", "couch.x"]);
     let seen = server.asked().len();
     assert_eq!(look_up(&searching, "couch.two.test."), "couch.two.test. is 127.0.0.1");
