@@ -1,4 +1,4 @@
-//! The turn of the loop, and the only place that reads the clock.
+//! The turn of the loop. No other module reads the clock.
 
 use std::io::{self, Read as _};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,19 +10,19 @@ use crate::server::{RELOAD_SIGNALS, STOP_SIGNALS, Server};
 use crate::state::timers::Millis;
 use crate::systemd::Notifier;
 
-/// Most events of one turn.
+/// Most events in one turn.
 const EVENTS: usize = 1024;
 
-/// What signals are written to, a byte for each.
+/// The ends of pipes from the signal handlers, which write a byte for each signal.
 #[derive(Debug)]
 pub struct Signals {
-    /// Those that ask the server to stop.
+    /// Signals to stop.
     pub stop: UnixStream,
-    /// Those that ask it to read its files again.
+    /// Signals to read the certificate and the file with CouchDB's URL again.
     pub reload: UnixStream,
 }
 
-/// Milliseconds since the start of the process.
+/// The clock: milliseconds since the start of the process.
 #[derive(Debug)]
 struct Clock {
     start: Instant,
@@ -41,24 +41,24 @@ impl Clock {
     }
 }
 
-/// Seconds since 1970, for telling when the process started.
+/// Returns the time in seconds since 1970, for the start of the process.
 #[allow(clippy::disallowed_methods, reason = "the one place that reads the clock")]
 pub fn unix_seconds() -> u64 {
-    // A clock before 1970 is wrong anyway.
+    // A clock before 1970 is wrong in any case.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Runs the server until it was told to stop, once or twice: the first signal sees the clients off, the second
-/// ends at once.
+/// Runs the server until it is stopped: the first signal starts the shutdown, the second one ends
+/// at once.
 ///
 /// # Errors
-/// When the poll itself fails.
+/// When the poll fails.
 pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals, mut notifier: Notifier) -> io::Result<()> {
     poll.registry().register(&mut signals.stop, STOP_SIGNALS, Interest::READABLE)?;
     poll.registry().register(&mut signals.reload, RELOAD_SIGNALS, Interest::READABLE)?;
     let clock = Clock::start();
     let mut events = Events::with_capacity(EVENTS);
-    let mut told = 0;
+    let mut stop_signals = 0;
     notifier.ready(clock.now());
     loop {
         let now = clock.now();
@@ -72,8 +72,8 @@ pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals, mut notifie
         server.begin_turn(now);
         for event in &events {
             match event.token() {
-                STOP_SIGNALS => told += count_signals(&mut signals.stop),
-                // However many came: the files are as they are now.
+                STOP_SIGNALS => stop_signals += count_signals(&mut signals.stop),
+                // One reload, however many signals came.
                 RELOAD_SIGNALS => {
                     count_signals(&mut signals.reload);
                     server.reload(now);
@@ -81,7 +81,7 @@ pub fn run(mut server: Server, mut poll: Poll, mut signals: Signals, mut notifie
                 _ => server.ready(event, now),
             }
         }
-        match told {
+        match stop_signals {
             0 => {}
             1 => {
                 server.shut_down(now);

@@ -221,7 +221,7 @@ fn pages_of_unlisted_origins_are_rejected() {
     assert!(answer["error"].as_str().is_some_and(|error| error.contains("Failed to fetch")), "{answer}");
     assert_eq!(couchdb.counters().session_requests, logins, "no client logged in");
     howler.signal("TERM");
-    howler.wait_for_line("Stopping: 0 clients are told.");
+    howler.wait_for_line("Stopping: 0 sessions are closed.");
     assert!(howler.wait().success());
     browser.end();
 }
@@ -277,7 +277,7 @@ fn shutdown_disconnects_pages_and_closed_pages_end_sessions() {
         howler.wait_for_lines("Session of ", closed + 1);
     }
     howler.signal("TERM");
-    howler.wait_for_line("Stopping: 4 clients are told.");
+    howler.wait_for_line("Stopping: 4 sessions are closed.");
     for (library, mode) in pages {
         let page = format!("{library}-{}", options(mode, None));
         browser.expect(&page, "disconnect");

@@ -1,9 +1,11 @@
-//! The sources themselves: imports point down and in no circle, and the owners of the server do not know each other.
+//! The sources themselves: imports point down and in no circle, and the owners of the server do not
+//! know each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// What each layer may name of this crate. `demo` stands beside: a small CouchDB, which names what is on the wire.
+/// What each layer may name of this crate. `demo` stands beside: a small CouchDB, which names what
+/// is on the wire.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("wire", &["wire"]),
     ("state", &["wire", "state"]),
@@ -43,7 +45,8 @@ const OWNERS: &[(&str, &str)] =
 /// What all owners may name of the server.
 const SHARED: &[&str] = &["context", "ids", "purpose", "settings"];
 
-/// A file of the sources: its path below `src` without `.rs`, and its code without comments and tests.
+/// A file of the sources: its path below `src` without `.rs`, and its code without comments and
+/// tests.
 #[derive(Debug)]
 struct Source {
     path: String,

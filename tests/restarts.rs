@@ -340,7 +340,7 @@ fn a_restart_of_one_node_loses_nothing_and_one_of_all_nodes_does() {
     wait_for_everything(&mut there);
     assert_eq!(
         howlers.each_ref().map(|howler| {
-            howler.wait_for_line("clients are told that changes may have been lost: CouchDB restarted");
+            howler.wait_for_line("clients resync, since changes may have been lost: CouchDB restarted");
             resyncs(howler)
         }),
         [1, 1]

@@ -45,8 +45,8 @@ impl Server {
         }
     }
 
-    /// Reads the certificate and the file with CouchDB's URL again, as an operator asks by a signal. Open connections keep
-    /// what they have.
+    /// Reads the certificate and the file with CouchDB's URL again, as an operator asks by a
+    /// signal. Open connections keep what they have.
     pub fn reload(&mut self, now: Millis) {
         let reads_url = self.upstream.reload_credentials(now);
         if !self.connections.reload_certificate() && !reads_url {

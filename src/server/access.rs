@@ -50,7 +50,8 @@ impl Server {
         self.mark_notified();
     }
 
-    /// Continues with decided requests, and gives up those that waited for too long, some in each turn.
+    /// Continues with decided requests, and gives up those that waited for too long, some in each
+    /// turn.
     fn answer_decided(&mut self, now: Millis) {
         let mut budget = ANSWERED_A_TURN;
         while budget > 0

@@ -1,7 +1,7 @@
 //! Connections to CouchDB: dialing, bytes of the feed, answers to requests.
 
 use super::Server;
-use super::connections::couchdb::{Reached, UpstreamRead};
+use super::connections::couchdb::{ConnectProgress, UpstreamRead};
 use super::ids::{Queue, UpstreamId};
 use super::purpose::Purpose;
 use super::upstream::feed::FeedStep;
@@ -10,13 +10,13 @@ use crate::state::pool::{Answer, NoAnswer, PoolAction};
 use crate::state::table::Key;
 use crate::state::timers::Millis;
 
-/// Buffers that are read from CouchDB in one turn before the clients' turn. As many lines take some milliseconds, and changes
-/// of one database in them are one notification.
+/// Buffers that are read from CouchDB in one turn before the clients' turn. As many lines take some
+/// milliseconds, and changes of one database in them are one notification.
 const READS_A_TURN: usize = 16;
 
 impl Server {
     fn dial(&mut self, id: UpstreamId, now: Millis) {
-        self.hang_up(id, now);
+        self.close_upstream(id, now);
         self.upstream.dial(id);
         self.connect_dialed(now);
     }
@@ -37,15 +37,16 @@ impl Server {
         }
     }
 
-    /// Handles an event of a connection that was not established. Returns whether it is established now.
+    /// Handles an event of a connection that was not established. Returns whether it is established
+    /// now.
     pub(super) fn finish_connect(&mut self, key: Key, now: Millis) -> bool {
         let (id, address, ends) = match self.connections.handle_connecting(key, &mut self.context, now) {
-            Reached::Not => return false,
-            Reached::Failed(error) => {
+            ConnectProgress::Pending => return false,
+            ConnectProgress::Failed(error) => {
                 self.upstream_lost(key, Some(&error), now);
                 return false;
             }
-            Reached::Established { id, address, ends } => (id, address, ends),
+            ConnectProgress::Established { id, address, ends } => (id, address, ends),
         };
         let has_moved = self.upstream.handle_connected(id, address, ends);
         self.perform_queue_actions(Queue::Logins, now);
@@ -87,8 +88,8 @@ impl Server {
     }
 
     /// Closes a connection to CouchDB on behalf of the feed or its pool.
-    fn hang_up(&mut self, id: UpstreamId, now: Millis) {
-        if let Some(key) = self.upstream.hang_up(id) {
+    fn close_upstream(&mut self, id: UpstreamId, now: Millis) {
+        if let Some(key) = self.upstream.release_connection(id) {
             self.close_connection(key, CloseReason::Served, now);
         }
     }
@@ -114,7 +115,7 @@ impl Server {
             match step {
                 FeedStep::Dial => self.dial(UpstreamId::Feed, now),
                 FeedStep::Send(request) => self.send(UpstreamId::Feed, &request, now),
-                FeedStep::HangUp => self.hang_up(UpstreamId::Feed, now),
+                FeedStep::Close => self.close_upstream(UpstreamId::Feed, now),
                 FeedStep::Pinned => {
                     self.databases.handle_pinned();
                     self.mark_notified();
@@ -130,7 +131,7 @@ impl Server {
             match action {
                 PoolAction::Dial(number) => self.dial(UpstreamId::Pool(queue, number), now),
                 PoolAction::Send(number, request) => self.send(UpstreamId::Pool(queue, number), &request, now),
-                PoolAction::Close(number) => self.hang_up(UpstreamId::Pool(queue, number), now),
+                PoolAction::Close(number) => self.close_upstream(UpstreamId::Pool(queue, number), now),
                 PoolAction::Done(purpose, answer) => self.handle_answer(purpose, answer, now),
             }
         }
@@ -156,8 +157,8 @@ impl Server {
         }
     }
 
-    /// Reads bytes of CouchDB up to a limit; the rest is read in the next turn. `to_end` when the socket may also hold an end
-    /// that no further event announces.
+    /// Reads bytes of CouchDB up to a limit; the rest is read in the next turn. `to_end` when the
+    /// socket may also hold an end that no further event announces.
     pub(super) fn read_upstream(&mut self, key: Key, to_end: bool, now: Millis) {
         for _ in 0..READS_A_TURN {
             match self.connections.read_upstream(key, to_end) {

@@ -1,5 +1,5 @@
-//! Unauthenticated clients: what they hold is reviewed at the end of each turn in which it changed. Clients beyond the limits
-//! are evicted.
+//! Unauthenticated clients: what they hold is reviewed at the end of each turn in which it changed.
+//! Clients beyond the limits are evicted.
 
 use super::Server;
 use super::connections::Carried;
@@ -30,7 +30,8 @@ impl Server {
         }
     }
 
-    /// Reads the memory when it is time; above the limit evicts unauthenticated clients, those that hold most first.
+    /// Reads the memory when it is time; above the limit evicts unauthenticated clients, those that
+    /// hold most first.
     pub(super) fn check_memory(&mut self, now: Millis) {
         if !self.connections.check_memory(now) {
             return;
@@ -63,7 +64,7 @@ impl Server {
                 Handle::Session(key) => {
                     let Some((was_listed, holding)) = self.sessions.review(key) else { continue };
                     if holding.is_none() {
-                        self.connections.note_not_polling(key);
+                        self.connections.note_session_settled(key);
                     }
                     self.connections.list(*client, was_listed, holding);
                 }

@@ -7,13 +7,14 @@ use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::websocket;
 
-/// Bytes that are assembled for one write. Bytes that a client does not take are held for it; all else stays in its set of
-/// changed databases.
+/// Bytes that are assembled for one write. Bytes that a client does not take are held for it; all
+/// else stays in its set of changed databases.
 const MAX_WRITE: usize = 16 * 1024;
 
 impl Server {
-    /// Writes to the dirty sessions, to a share of them in each turn if there are many: other events do not wait for all of
-    /// them, and a database that changes again before its subscriber's turn is notified once.
+    /// Writes to the dirty sessions, to a share of them in each turn if there are many: other
+    /// events do not wait for all of them, and a database that changes again before its
+    /// subscriber's turn is notified once.
     pub fn flush_dirty(&mut self, now: Millis) {
         self.sessions.begin_flush();
         while let Some(key) = self.sessions.next_dirty() {

@@ -1,4 +1,5 @@
-//! Names of connections, sessions and request queues, by which the owners refer to each other's entries.
+//! Names of connections, sessions and request queues, by which the owners refer to each other's
+//! entries.
 
 use mio::Token;
 

@@ -40,7 +40,8 @@ impl Server {
         }
     }
 
-    /// Reads a connection's share of a turn. `to_end` when the socket may also hold an end that no further event announces.
+    /// Reads a connection's share of a turn. `to_end` when the socket may also hold an end that no
+    /// further event announces.
     pub(super) fn read(&mut self, key: Key, to_end: bool, now: Millis) {
         if self.connections.is_upstream(key) {
             return self.read_upstream(key, to_end, now);
@@ -90,8 +91,8 @@ impl Server {
         self.connections.put_input(key, input, used);
     }
 
-    /// Handles every complete item in `bytes`, of which `seen` were looked at before. Returns how many were used; None when
-    /// the rest does not matter any more.
+    /// Handles every complete item in `bytes`, of which `seen` were looked at before. Returns how
+    /// many were used; None when the rest does not matter any more.
     fn handle_input(&mut self, key: Key, bytes: &mut [u8], mut seen: usize, now: Millis) -> Option<usize> {
         let (mut used, mut requests) = (0, 0);
         loop {
@@ -151,10 +152,10 @@ impl Server {
         match part {
             BodyPart::NeedMore => {}
             BodyPart::Complete(post) => self.finish_post(key, &post, now),
-            BodyPart::TooLong(post) => self.refuse_payload(key, post.exchange, now),
+            BodyPart::TooLong(post) => self.reject_payload(key, post.exchange, now),
             BodyPart::Invalid(mut post) => {
                 post.exchange.keep_alive = false;
-                self.refuse_post(key, &post, now);
+                self.reject_post(key, &post, now);
             }
         }
         used
@@ -192,7 +193,7 @@ impl Server {
         }
         match incoming {
             Incoming::Text(text) if is_probing => self.handle_probe(key, session, text, now),
-            Incoming::Text(text) => self.hand_message(session, text, now),
+            Incoming::Text(text) => self.deliver_message(session, text, now),
             Incoming::Ping(payload) => {
                 self.connections.queue(key, |out| websocket::write_pong(out, payload));
                 if is_probing { self.flush_connection(key, now) } else { self.sessions.mark_dirty(session) }
@@ -204,7 +205,8 @@ impl Server {
         }
     }
 
-    /// Closes a WebSocket and the session that it carries. A session that it was only to take over goes on.
+    /// Closes a WebSocket and the session that it carries. A session that it was only to take over
+    /// goes on.
     fn close_websocket(&mut self, key: Key, session: Key, reason: CloseReason, now: Millis) {
         if !self.connections.is_probing(key) {
             return self.close_session(session, reason, now);

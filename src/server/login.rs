@@ -4,7 +4,7 @@
 //! log_in ──▶ limits (sessions/logins.rs) ──▶ too many wrong passwords: rejected
 //!              │ may go          └──▶ others are being tried: waits, serve_logins
 //!              ▼
-//!            queue of requests (upstream/requests.rs) ──▶ CouchDB ──▶ handle_login ──▶ finish_login ──▶ end_login
+//!            queue (upstream/requests.rs) ──▶ CouchDB ──▶ handle_login ──▶ end_login
 //! ```
 
 use super::Server;
@@ -18,8 +18,8 @@ use crate::state::timers::Millis;
 use crate::wire::couchdb::{self, Credentials, Identity, LoginError};
 use crate::wire::secret::Secret;
 
-/// A login that is rejected since too many others wait may be retried after this long, in milliseconds, plus up to as long
-/// again.
+/// A login that is rejected since too many others wait may be retried after this long, in
+/// milliseconds, plus up to as long again.
 const RETRY_AFTER: Millis = 5_000;
 /// Logins that waited for others and go on, or are rejected, in one turn.
 const LOGINS_A_TURN: usize = 128;
@@ -42,7 +42,7 @@ impl Server {
         let by_name = self.upstream.counts_by_name();
         let kind = match &login.credentials {
             Credentials::Password { username, password } => {
-                if let Err(error) = self.compare_own(&login, username, password, now) {
+                if let Err(error) = self.check_admin_password(&login, username, password, now) {
                     return self.end_login(login.session, &Credentials::Unusable, Err(error), now);
                 }
                 Kind::Password { name: username, password: password.reveal(), by_name }
@@ -62,9 +62,15 @@ impl Server {
         }
     }
 
-    /// Compares a password for the server's own admin here. CouchDB would lock the admin out after wrong ones, which anybody
-    /// may send, and with it this server.
-    fn compare_own(&mut self, login: &Login, name: &str, password: &Secret, now: Millis) -> Result<(), LoginError> {
+    /// Compares a password for the server's own admin here. CouchDB would lock the admin out after
+    /// wrong ones, which anybody may send, and with it this server.
+    fn check_admin_password(
+        &mut self,
+        login: &Login,
+        name: &str,
+        password: &Secret,
+        now: Millis,
+    ) -> Result<(), LoginError> {
         let Some(is_right) = self.upstream.is_own_password(name, password.reveal()) else { return Ok(()) };
         if let Err(wait) = self.sessions.count_compared(login.client, is_right, now) {
             self.context.metrics.throttled_logins += 1;
@@ -114,7 +120,8 @@ impl Server {
         }
     }
 
-    /// Abandons the login of a session. Once CouchDB has it, it still counts, since the password may be wrong.
+    /// Abandons the login of a session. Once CouchDB has it, it still counts, since the password
+    /// may be wrong.
     pub(super) fn abandon_login(&mut self, key: Key, now: Millis) {
         let Some(ticket) = self.sessions.take_pending_login(key, now) else { return };
         if let Some(attempt) = self.upstream.abandon_login(ticket) {

@@ -1,4 +1,5 @@
-//! Long lists of names, worked off over turns. The work of each session is in `databases/long_lists.rs`.
+//! Long lists of names, worked off over turns. The work of each session is in
+//! `databases/long_lists.rs`.
 
 use super::Server;
 use super::databases::Databases;
@@ -9,7 +10,8 @@ use crate::state::table::Key;
 use crate::state::timers::Millis;
 
 impl Server {
-    /// Works on the lists of each session in turn, and ends the holds of finished ones, some in each turn.
+    /// Works on the lists of each session in turn, and ends the holds of finished ones, some in
+    /// each turn.
     pub(super) fn work_on_lists(&mut self, now: Millis) {
         let mut budget = Databases::list_budget();
         while budget > 0
@@ -28,7 +30,7 @@ impl Server {
                     cost
                 }
                 Work::Leave => {
-                    let cost = self.databases.leave_some(key);
+                    let cost = self.databases.unsubscribe_some(key);
                     self.recount_user(key);
                     cost
                 }
@@ -54,7 +56,8 @@ impl Server {
         Databases::message_cost(&text) + self.databases.names_this_turn() - before
     }
 
-    /// Reads some names of a `subscribe`; when all are read, splits it into parts. Returns the cost.
+    /// Reads some names of a `subscribe`; when all are read, splits it into parts. Returns the
+    /// cost.
     fn read_list(&mut self, key: Key, intake: Box<Intake>, now: Millis) -> usize {
         let session = self.sessions.get(key);
         let (intake, cost) = self.databases.read_some((key, session), intake, &self.context);
@@ -67,7 +70,7 @@ impl Server {
             self.databases.put_back(key, intake);
         } else {
             self.context.metrics.rejected_access_requests += 1;
-            self.refuse_subscribe(key, &intake.reply, TOO_MANY_UNDECIDED, now);
+            self.reject_subscribe(key, &intake.reply, TOO_MANY_UNDECIDED, now);
         }
         cost
     }
@@ -82,14 +85,15 @@ impl Server {
                 // Other sessions of the user took the room. The parts that wait find no list.
                 self.databases.release_later(intake.databases);
                 if let Some(group) = group.and_then(|group| self.databases.take_group(group)) {
-                    self.refuse_subscribe(key, &group.reply, message, now);
+                    self.reject_subscribe(key, &group.reply, message, now);
                 }
             }
         }
         cost
     }
 
-    /// Subscribes to some names of a list whose parts have arrived; answers when all are done. Returns the cost.
+    /// Subscribes to some names of a list whose parts have arrived; answers when all are done.
+    /// Returns the cost.
     fn complete_list(&mut self, key: Key, group: Key) -> usize {
         let (session, user_quotas) = (self.sessions.get(key), self.sessions.user_quotas());
         let (done, cost) = self.databases.complete_some((key, session), group, user_quotas, &mut self.context);

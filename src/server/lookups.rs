@@ -9,7 +9,8 @@ use crate::state::positions::Batch;
 use crate::state::timers::Millis;
 
 impl Server {
-    /// Sends the questions that this turn asked for, in as few requests as possible. Called at the end of a turn.
+    /// Sends the questions that this turn asked for, in as few requests as possible. Called at the
+    /// end of a turn.
     pub fn send_lookups(&mut self, now: Millis) {
         self.run_access(now);
         self.work_on_lists(now);
@@ -61,8 +62,8 @@ impl Server {
         }
     }
 
-    /// Asks CouchDB about its nodes, when that is due and the feed is open: a CouchDB that refuses the feed is not asked for
-    /// more.
+    /// Asks CouchDB about its nodes, when that is due and the feed is open: a CouchDB that refuses
+    /// the feed is not asked for more.
     pub(super) fn ask_restarts(&mut self, now: Millis) {
         if !self.upstream.is_streaming() || !self.upstream.may_ask(AdminUse::Lookup, now) {
             return;

@@ -1,11 +1,12 @@
-//! The server. It is driven by [`crate::event_loop`], turn by turn: [`Server`] routes each event to the owner of the tables
-//! that it concerns, and carries the actions that the owner returns to the other owners.
+//! The server. It is driven by [`crate::event_loop`], turn by turn: [`Server`] routes each event to
+//! the owner of the tables that it concerns, and carries the actions that the owner returns to the
+//! other owners.
 //!
 //! Four owners hold the state; their fields are private, and none of them knows another:
 //!
 //! | owner | content |
 //! |---|---|
-//! | `connections/` | sockets: listeners, connections of clients and to CouchDB, addresses, unauthenticated clients, responses |
+//! | `connections/` | sockets of clients and to CouchDB, quotas of addresses, HTTP responses |
 //! | `sessions/` | sessions, those that have something to send, limits of logins, totals of users |
 //! | `databases/` | subscriptions, positions, access, merge windows, resyncs |
 //! | `upstream/` | the feed, the queues of requests to CouchDB, the server's own credentials |
@@ -23,7 +24,7 @@
 //! | `subscribe.rs`, `long_lists.rs` | `subscribe` and `unsubscribe` |
 //! | `access.rs` | questions about access, subscriptions that end with it |
 //! | `lookups.rs` | lookups of positions, the epoch, restarts of CouchDB |
-//! | `resync.rs` | clients that may have missed changes |
+//! | `resync.rs` | resyncs of clients that may have missed changes |
 //! | `flush.rs` | writing notifications and answers |
 //! | `couchdb.rs` | connections to CouchDB: bytes of the feed, answers |
 //! | `eviction.rs` | eviction of unauthenticated clients |
@@ -142,7 +143,8 @@ impl Server {
         })
     }
 
-    /// Returns until when the loop may wait for an event: 0 while work is left, None without a limit.
+    /// Returns until when the loop may wait for an event: 0 while work is left, None without a
+    /// limit.
     pub fn poll_timeout(&self) -> Option<Millis> {
         if self.connections.has_work() || self.sessions.has_work() || self.databases.has_work() {
             return Some(0);

@@ -1,7 +1,7 @@
 //! Sessions over HTTP long polling: parked GETs, POSTs, and the WebSocket that takes over.
 //!
-//! Connections and sessions are independent here: any connection may bring a session's next request, and waits for another
-//! request after the response.
+//! Connections and sessions are independent here: any connection may bring a session's next
+//! request, and waits for another request after the response.
 
 use super::Server;
 use super::connections::Quota;
@@ -38,7 +38,7 @@ impl Server {
             self.context.metrics.count_close(CloseReason::TooManyOfAddress);
             return self.respond_answer(key, &exchange, &routes::TOO_MANY_OF_ADDRESS, now);
         };
-        if !self.connections.may_open(key) {
+        if !self.connections.may_open_session(key) {
             self.connections.return_quota(quota, client);
             exchange.keep_alive = false;
             exchange.closed_for = CloseReason::TooManySessions;
@@ -51,7 +51,7 @@ impl Server {
             self.connections.return_quota(quota, client);
             return self.close_connection(key, CloseReason::ShuttingDown, now);
         };
-        self.connections.note_opened(key, session);
+        self.connections.note_session_opened(key, session);
         exchange.sid = self.sessions.sid(session);
         if let Some(polling) = self.sessions.polling(session) {
             polling.parked = Some(key);
@@ -63,9 +63,10 @@ impl Server {
         self.review_session_later(session);
     }
 
-    /// Handles that a session no longer polls: it counts neither at its connection nor at its address.
-    pub(super) fn leave_polling(&mut self, key: Key) {
-        self.connections.note_not_polling(key);
+    /// Handles that a session no longer polls: it counts neither at its connection nor at its
+    /// address.
+    pub(super) fn end_polling(&mut self, key: Key) {
+        self.connections.note_session_settled(key);
         if let Some(client) = self.sessions.leave_address(key) {
             self.connections.return_quota(Quota::Address, client);
         }
@@ -74,18 +75,18 @@ impl Server {
     /// Parks a GET of a session.
     pub(super) fn poll_session(&mut self, key: Key, sid: Sid, mut exchange: Exchange, now: Millis) {
         let Some(session) = self.sessions.find(sid) else {
-            return self.respond_refusal(key, &exchange, Refusal::SessionId, now);
+            return self.respond_rejection(key, &exchange, Refusal::SessionId, now);
         };
         exchange.sid = Some(sid);
         match self.sessions.polling(session) {
-            None => self.respond_refusal(key, &exchange, Refusal::Request, now),
+            None => self.respond_rejection(key, &exchange, Refusal::Request, now),
             Some(Polling { parked: Some(_), .. }) => {
-                self.respond_refusal(key, &exchange, Refusal::Request, now);
+                self.respond_rejection(key, &exchange, Refusal::Request, now);
                 self.close_session(session, CloseReason::Overlap, now);
             }
             Some(polling) => {
                 polling.parked = Some(key);
-                self.note_known(key, session);
+                self.note_request(key, session);
                 self.connections.park(key, Parked { exchange, session });
                 // Answered at the end of the turn if the session has something to send.
                 self.sessions.mark_dirty(session);
@@ -93,10 +94,11 @@ impl Server {
         }
     }
 
-    /// Marks a connection that brought a request of a session as known while the session is logged in.
-    fn note_known(&mut self, key: Key, session: Key) {
-        let known = self.sessions.get(session).is_some_and(Session::is_active);
-        self.connections.set_known(key, known);
+    /// Marks a connection that brought a request of a session as known while the session is logged
+    /// in.
+    fn note_request(&mut self, key: Key, session: Key) {
+        let is_authenticated = self.sessions.get(session).is_some_and(Session::is_active);
+        self.connections.set_authenticated(key, is_authenticated);
     }
 
     /// Answers the parked GET of a session with what it has to send, if it has both.
@@ -152,8 +154,8 @@ impl Server {
         }
     }
 
-    /// Answers the parked GET of a session that ends. A client that is to come back, and would not after a close packet, gets
-    /// a status instead.
+    /// Answers the parked GET of a session that ends. A client that is to come back, and would not
+    /// after a close packet, gets a status instead.
     pub(super) fn close_polling(&mut self, key: Key, reason: CloseReason, now: Millis) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Dialect::SocketIo(version) = session.dialect() else { return };
@@ -193,25 +195,26 @@ impl Server {
         mut exchange: Exchange,
         now: Millis,
     ) {
-        // The body is on its way, whatever the response: only the last branch leaves the connection open.
+        // The body is on its way, whatever the response: only the last branch leaves the connection
+        // open.
         let Some(session) = self.sessions.find(sid) else {
             exchange.keep_alive = false;
-            return self.respond_refusal(key, &exchange, Refusal::SessionId, now);
+            return self.respond_rejection(key, &exchange, Refusal::SessionId, now);
         };
         exchange.sid = Some(sid);
         let limit = self.max_post(session).unwrap_or_default() as u64;
         match self.sessions.polling(session) {
             None => {
                 exchange.keep_alive = false;
-                self.respond_refusal(key, &exchange, Refusal::Request, now);
+                self.respond_rejection(key, &exchange, Refusal::Request, now);
             }
             Some(Polling { posting: Some(_), .. }) => {
                 exchange.keep_alive = false;
-                self.respond_refusal(key, &exchange, Refusal::Request, now);
+                self.respond_rejection(key, &exchange, Refusal::Request, now);
                 self.close_session(session, CloseReason::Overlap, now);
             }
             Some(_) if matches!(decoder, BodyDecoder::Length(length) if length > limit) => {
-                self.refuse_payload(key, exchange, now);
+                self.reject_payload(key, exchange, now);
             }
             Some(polling) => {
                 polling.posting = Some(key);
@@ -229,26 +232,26 @@ impl Server {
     }
 
     /// Rejects a POST whose body is too long.
-    pub(super) fn refuse_payload(&mut self, key: Key, mut exchange: Exchange, now: Millis) {
+    pub(super) fn reject_payload(&mut self, key: Key, mut exchange: Exchange, now: Millis) {
         exchange.keep_alive = false;
         exchange.closed_for = CloseReason::BodyTooLarge;
         self.respond(key, &exchange, Response::new(413, TEXT, b"The body is too long.\n"), now);
     }
 
     /// Rejects a POST that is no sequence of packets, and closes its session.
-    pub(super) fn refuse_post(&mut self, key: Key, post: &Post, now: Millis) {
-        self.respond_refusal(key, &post.exchange, Refusal::Request, now);
+    pub(super) fn reject_post(&mut self, key: Key, post: &Post, now: Millis) {
+        self.respond_rejection(key, &post.exchange, Refusal::Request, now);
         self.close_session(post.session, CloseReason::BrokenPacket, now);
     }
 
     /// Handles the packets of a POST whose body is complete.
     pub(super) fn finish_post(&mut self, key: Key, post: &Post, now: Millis) {
         let Some(session) = self.sessions.get(post.session) else {
-            return self.respond_refusal(key, &post.exchange, Refusal::SessionId, now);
+            return self.respond_rejection(key, &post.exchange, Refusal::SessionId, now);
         };
         let Dialect::SocketIo(version) = session.dialect() else { return };
         if post.format == PostFormat::Binary && version == Version::V4 {
-            return self.refuse_post(key, post, now);
+            return self.reject_post(key, post, now);
         }
         let unwrapped;
         let packets = match (post.format, std::str::from_utf8(&post.body)) {
@@ -261,15 +264,15 @@ impl Server {
             }
         };
         let whole = packets.filter(|packets| packets.iter().all(|packet| engine_io::parse_packet(packet).is_some()));
-        let Some(packets) = whole else { return self.refuse_post(key, post, now) };
+        let Some(packets) = whole else { return self.reject_post(key, post, now) };
         let waited = session.outgoing.len();
         self.respond(key, &post.exchange, Response::new(200, HTML, b"ok"), now);
-        self.note_known(key, post.session);
+        self.note_request(key, post.session);
         for packet in packets {
             if !self.sessions.admit_message(post.session, true, now) {
                 return self.close_session(post.session, CloseReason::TooManyMessages, now);
             }
-            self.hand_message(post.session, packet, now);
+            self.deliver_message(post.session, packet, now);
         }
         // A logged-in client may have more answers to one POST.
         let piles_up = |session: &Session| match session.stage() {
@@ -286,11 +289,11 @@ impl Server {
     /// Opens a WebSocket that is to take a session over.
     pub(super) fn begin_upgrade(&mut self, key: Key, sid: Sid, websocket_key: &str, exchange: &Exchange, now: Millis) {
         let Some(session) = self.sessions.find(sid) else {
-            return self.respond_refusal(key, exchange, Refusal::SessionId, now);
+            return self.respond_rejection(key, exchange, Refusal::SessionId, now);
         };
         match self.sessions.polling(session) {
             Some(polling) if polling.probing.is_none() => polling.probing = Some(key),
-            _ => return self.respond_refusal(key, exchange, Refusal::Request, now),
+            _ => return self.respond_rejection(key, exchange, Refusal::Request, now),
         }
         self.connections.upgrade(key, exchange, websocket_key, None);
         self.connections.probe(key, session, now);
@@ -318,12 +321,12 @@ impl Server {
     fn take_over(&mut self, key: Key, session: Key, now: Millis) {
         self.flush_polling(session, now);
         self.unlist_session(session);
-        self.leave_polling(session);
+        self.end_polling(session);
         self.sessions.move_to_websocket(session, key);
         self.carry(key, session, now);
     }
 
-    fn respond_refusal(&mut self, key: Key, exchange: &Exchange, refusal: Refusal, now: Millis) {
+    fn respond_rejection(&mut self, key: Key, exchange: &Exchange, refusal: Refusal, now: Millis) {
         self.respond_answer(key, exchange, &routes::refusal(refusal), now);
     }
 }

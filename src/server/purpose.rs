@@ -9,31 +9,33 @@ use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::couchdb::Credentials;
 
-/// What a request to CouchDB is for.
+/// The purpose of a request to CouchDB.
 #[derive(Debug)]
 pub(super) enum Purpose {
     /// A login, and its key in the limits of logins.
     Login(Login, Key),
     /// A login that no session waits for any more, with its key and credentials.
     Abandoned(Key, Credentials),
-    /// Who may read a database.
+    /// The `_security` object of a database.
     Security(DatabaseId),
-    /// Whether a session is still logged in: the session, the number of its login, and the credentials.
+    /// A check that a session is still logged in: the session, the number of its login, and the
+    /// credentials.
     Check(Key, u32, Credentials),
     /// Positions of databases.
     Lookup(Batch),
     /// The epoch of positions.
     Epoch,
-    /// When the nodes of CouchDB started.
+    /// The start of CouchDB's nodes.
     Restarts,
-    /// Whether CouchDB records changes.
+    /// A check that CouchDB records changes.
     Recording,
-    /// Whether CouchDB accepts the server's own credentials again.
+    /// A check that CouchDB accepts the server's own credentials again.
     Admin,
 }
 
 impl Purpose {
-    /// Returns the use of the server's own credentials; None where the request carries those of a user.
+    /// Returns the use of the server's own credentials; None where the request carries those of a
+    /// user.
     pub(super) fn admin_use(&self) -> Option<AdminUse> {
         match self {
             Self::Login(..) | Self::Abandoned(..) | Self::Check(..) => None,
@@ -42,7 +44,8 @@ impl Purpose {
         }
     }
 
-    /// Returns whether hosts and proxies may forbid the request although they accept the credentials.
+    /// Returns whether hosts and proxies may forbid the request although they accept the
+    /// credentials.
     pub(super) fn may_be_forbidden(&self) -> bool {
         matches!(self, Self::Restarts | Self::Recording)
     }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::state::monitoring::SessionCounts;
 use crate::state::timers::Millis;
 
-/// Time for which a count of all sessions is reused, in milliseconds: anyone may ask, and there are many sessions.
+/// Time for which a count of all sessions is reused, in milliseconds: anyone may ask, and there are
+/// many sessions.
 const COUNTED_FOR: Millis = 1_000;
 
 /// The start of the process, the log's counter, and the last count of sessions.

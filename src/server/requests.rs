@@ -80,8 +80,8 @@ impl Server {
         self.respond(key, exchange, Response::of(answer), now);
     }
 
-    /// Returns whether a connection stays open after a response. During a shutdown only connections of polling sessions do:
-    /// the session could open no other.
+    /// Returns whether a connection stays open after a response. During a shutdown only connections
+    /// of polling sessions do: the session could open no other.
     pub(super) fn keeps_alive(&self, exchange: &Exchange) -> bool {
         let serves_session = || exchange.sid.is_some_and(|sid| self.sessions.find(sid).is_some());
         exchange.keep_alive && (!self.is_draining() || serves_session())

@@ -1,4 +1,4 @@
-//! Clients that may have missed changes: they are told to resync, spread over time.
+//! Clients that may have missed changes: they resync, spread over time.
 
 use super::Server;
 use crate::state::feed::Continuity;
@@ -37,7 +37,7 @@ impl Server {
             return self.start_resync("CouchDB records changes in a new database", true, now);
         }
         for key in self.sessions.keys() {
-            self.say_hello(key);
+            self.send_hello_again(key);
         }
     }
 
@@ -47,7 +47,7 @@ impl Server {
         self.databases.start_resync(reason, is_other_epoch, sessions, &mut self.context, now);
     }
 
-    /// Tells the sessions whose turn it is to resync.
+    /// Has the sessions resync whose turn it is.
     pub(super) fn advance_resync(&mut self, now: Millis) {
         let Some(mut resync) = self.databases.take_due_resync(now) else { return };
         let (reason, other_epoch) = (resync.reason, resync.other_epoch);
@@ -59,7 +59,7 @@ impl Server {
 
     fn resync_session(&mut self, key: Key, reason: &str, other_epoch: bool) {
         if other_epoch {
-            self.say_hello(key);
+            self.send_hello_again(key);
         }
         let Some(session) = self.sessions.get_mut(key).filter(|session| Session::is_active(session)) else { return };
         self.databases.resync((key, session), reason);
@@ -67,7 +67,7 @@ impl Server {
     }
 
     /// Sends the epoch to a `howler.v1` session again.
-    fn say_hello(&mut self, key: Key) {
+    fn send_hello_again(&mut self, key: Key) {
         let epoch = self.databases.epoch();
         if let Some(session) = self.sessions.get_mut(key).filter(|session| session.dialect() == Dialect::Json) {
             session.send_hello(epoch);

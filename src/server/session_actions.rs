@@ -38,7 +38,7 @@ impl Server {
     }
 
     /// Hands a message to a session, or queues it behind the work for earlier ones.
-    pub(super) fn hand_message(&mut self, key: Key, text: &str, now: Millis) {
+    pub(super) fn deliver_message(&mut self, key: Key, text: &str, now: Millis) {
         self.databases.count_message(text);
         if !self.databases.is_busy(key) {
             return self.with_session(key, now, |session, turn| session.handle_message(text, turn));
@@ -75,8 +75,8 @@ impl Server {
                 Action::LogIn(credentials) => self.log_in(key, &credentials, now),
                 Action::Subscribe(reply, names, epoch) => self.subscribe(key, reply, names, epoch, now),
                 Action::Unsubscribe(reply, names) => self.unsubscribe(key, reply, names),
-                Action::Resume(text) => self.hand_message(key, &text, now),
-                Action::Leave => self.leave(key),
+                Action::Resume(text) => self.deliver_message(key, &text, now),
+                Action::Leave => self.unsubscribe_all(key),
                 Action::Connect => self.sessions.confirm_connect(key),
                 Action::Ping => self.ping(key),
                 Action::Check(credentials) => self.check_session(key, &credentials, now),
@@ -149,7 +149,7 @@ impl Server {
     fn remove_session(&mut self, key: Key, memory: Option<RememberedSession>, now: Millis) {
         self.abandon_login(key, now);
         self.unlist_session(key);
-        self.leave_polling(key);
+        self.end_polling(key);
         // Subscriptions that the session was about to end are not remembered.
         let leaves = self.databases.cancel_work(key);
         let memory = memory.filter(|_| !leaves);
@@ -169,8 +169,8 @@ impl Server {
         }
     }
 
-    /// Logs the end of a session, at level `debug`: a busy server has very many. The user's name is the one that CouchDB
-    /// confirmed, so that it cannot be a password in the wrong field.
+    /// Logs the end of a session, at level `debug`: a busy server has very many. The user's name is
+    /// the one that CouchDB confirmed, so that it cannot be a password in the wrong field.
     fn log_session_end(&self, key: Key, verb: &str, reason: CloseReason, now: Millis) {
         let Some(session) = self.sessions.get(key) else { return };
         let dialect = match session.dialect() {

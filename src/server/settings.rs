@@ -16,49 +16,51 @@ use crate::state::timers::Millis;
 use crate::state::trusted_proxies::TrustedProxies;
 use crate::wire::url::CouchUrl;
 
-/// How the server is to run.
+/// The settings of the server.
 #[derive(Debug)]
 pub struct Settings {
-    /// Where CouchDB is, with the credentials of a server admin.
+    /// URL of CouchDB with the credentials of a server admin.
     pub couchdb_url: CouchUrl,
-    /// The file that the URL was read from.
+    /// File that the URL was read from, if there is one.
     pub couchdb_url_file: Option<PathBuf>,
-    /// How to follow its feed.
+    /// Settings of the feed.
     pub feed: FeedSettings,
-    /// How to speak TLS with it; needed where its URL says `https`.
+    /// TLS configuration for CouchDB; needed where its URL says `https`.
     pub tls: Option<Arc<rustls::ClientConfig>>,
-    /// The time limits of sessions.
+    /// Time limits of sessions.
     pub rules: Rules,
-    /// Which origins browsers may come from.
+    /// Origins of pages that may open sessions.
     pub origins: Origins,
-    /// How many log-ins CouchDB is asked for at once.
+    /// Number of logins at CouchDB at once.
     pub login_concurrency: usize,
-    /// Whether CouchDB believes this server about where clients are.
+    /// Whether CouchDB believes `X-Forwarded-For` of this server.
     pub trusts_forwarded: TrustsForwarded,
-    /// When clients are told that changes may have been lost.
+    /// Events after which clients are told to resync.
     pub resync: Policy,
-    /// For how long changes of a database are merged after the first one, in milliseconds; None where that depends on
-    /// whether CouchDB is a cluster.
+    /// Time for which changes of a database are merged after the first one, in milliseconds; None
+    /// where it depends on whether CouchDB is a cluster.
     pub merge_window: Option<Millis>,
-    /// What clients may use.
+    /// Limits of clients.
     pub limits: Limits,
-    /// How long it is remembered what broken sessions of Socket.IO were told of, in milliseconds; 0 for not at all.
+    /// Time for which the positions of broken Socket.IO sessions are remembered, in milliseconds; 0
+    /// for not at all.
     pub catch_up_for: Millis,
-    /// The longest time to see the clients off when stopping, in milliseconds.
+    /// Longest time of a shutdown, in milliseconds.
     pub drain_within: Millis,
-    /// The files that browsers are given.
+    /// Static files for browsers.
     pub site: StaticAssets,
-    /// Who may subscribe to what.
+    /// Policy of access to databases.
     pub access: AccessPolicy,
-    /// Whose word counts about where a client is.
+    /// Proxies whose `X-Forwarded-For` counts.
     pub trusted_proxies: TrustedProxies,
-    /// The `SameSite` attribute of the cookie that names a session.
+    /// `SameSite` attribute of the cookie that names a session.
     pub cookie_same_site: SameSite,
-    /// How often it is checked that users are still logged in, in milliseconds; 0 for never.
+    /// Longest time between checks that a session is still logged in, in milliseconds; 0 for no
+    /// checks.
     pub session_check: Millis,
-    /// When the process started, in seconds since 1970.
+    /// Start of the process, in seconds since 1970.
     pub started: u64,
-    /// Where the log counts the lines that it dropped.
+    /// Counter of the lines that the log dropped.
     pub dropped_log_lines: &'static AtomicU64,
     /// Seed for spreading things in time; any number.
     pub seed: u64,

@@ -1,7 +1,9 @@
-//! The shutdown: no client is accepted any more, and connected clients are closed one after the other.
+//! The shutdown: no client is accepted any more, and connected clients are closed one after the
+//! other.
 //!
-//! Until its turn comes a session goes on. A polling session may continue on its open connections, since it could open no
-//! other. Other requests are still answered, and their connections close after that; no session is opened.
+//! Until its turn comes a session goes on. A polling session may continue on its open connections,
+//! since it could open no other. Other requests are still answered, and their connections close
+//! after that; no session is opened.
 
 use super::Server;
 use crate::state::drain::Drain;
@@ -21,7 +23,7 @@ impl Server {
         let clients = sessions.len();
         self.drain = Some(Drain::begin(sessions, self.drain_within, now));
         self.connections.stop_accepting();
-        log::info!("Stopping: {clients} clients are told.");
+        log::info!("Stopping: {clients} sessions are closed.");
     }
 
     /// Returns whether the shutdown is in progress.
@@ -39,20 +41,21 @@ impl Server {
         self.drain_within
     }
 
-    /// During a shutdown, closes the sessions whose turn it is. Their notifications have been written before.
+    /// During a shutdown, closes the sessions whose turn it is. Their notifications have been
+    /// written before.
     pub fn drain_clients(&mut self, now: Millis) {
         let Some(drain) = &mut self.drain else { return };
         let leaving = drain.next(now);
         let (due, rest) = (leaving.sessions.to_vec(), leaving.others);
         for key in due {
-            self.say_goodbye(key, now);
+            self.send_goodbye(key, now);
         }
         if rest {
             self.connections.close_idle(&mut self.context, now);
         }
     }
 
-    fn say_goodbye(&mut self, key: Key, now: Millis) {
+    fn send_goodbye(&mut self, key: Key, now: Millis) {
         let (Some(session), Some(drain)) = (self.sessions.get_mut(key), &self.drain) else { return };
         if session.dialect() == Dialect::Json {
             let retry_after = drain.retry_after(&mut self.context.jitter);

@@ -7,7 +7,8 @@ use crate::state::session::Session;
 use crate::state::subscriptions::Subscriptions;
 use crate::state::table::Slot;
 
-/// Bytes of a user's name and cookie, which share one allocation, as CouchDB makes them for names of ten characters.
+/// Bytes of a user's name and cookie, which share one allocation, as CouchDB makes them for names
+/// of ten characters.
 const TEXT: usize = 10 + 58;
 /// Most bytes that an allocation takes in addition to its content.
 const ALLOCATION: usize = 16;

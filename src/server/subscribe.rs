@@ -1,4 +1,5 @@
-//! `subscribe` and `unsubscribe` of sessions. Their way through access and positions is in `databases/subscribe.rs`.
+//! `subscribe` and `unsubscribe` of sessions. Their way through access and positions is in
+//! `databases/subscribe.rs`.
 
 use super::Server;
 use super::databases::errors::{OUT_OF_MEMORY, too_long, too_many, too_many_of_user};
@@ -30,7 +31,7 @@ impl Server {
         }
         let request = Request { session: key, reply: reply.clone(), names: databases, epoch, group: None };
         if let Err(message) = self.decide(request, now) {
-            self.refuse_subscribe(key, &reply, message, now);
+            self.reject_subscribe(key, &reply, message, now);
         }
     }
 
@@ -42,7 +43,7 @@ impl Server {
         }
         let longest = self.context.limits.name;
         if names.longest() > longest {
-            self.refuse_subscribe(key, reply, &too_long(longest), now);
+            self.reject_subscribe(key, reply, &too_long(longest), now);
             return false;
         }
         if let Some(retry_after) = self.connections.memory_rejection(&mut self.context) {
@@ -64,18 +65,18 @@ impl Server {
         }
         let count = self.databases.count(key) + more;
         if count > most {
-            self.refuse_subscribe(key, reply, &too_many(most), now);
+            self.reject_subscribe(key, reply, &too_many(most), now);
             return false;
         }
         if let Some(limit) = self.sessions.exceeded_user_limit(key, count) {
-            self.refuse_subscribe(key, reply, &too_many_of_user(limit), now);
+            self.reject_subscribe(key, reply, &too_many_of_user(limit), now);
             return false;
         }
         true
     }
 
     /// Rejects a `subscribe` beyond a limit. A client that continues in spite of it is closed.
-    pub(super) fn refuse_subscribe(&mut self, key: Key, reply: &Reply, message: &str, now: Millis) {
+    pub(super) fn reject_subscribe(&mut self, key: Key, reply: &Reply, message: &str, now: Millis) {
         self.context.metrics.rejected_subscriptions += 1;
         let Some(session) = self.sessions.get_mut(key) else { return };
         if session.answer_limit(reply, message) {
@@ -138,9 +139,10 @@ impl Server {
         }
     }
 
-    /// Ends all subscriptions of a session, and those in progress, since somebody else has logged in.
-    pub(super) fn leave(&mut self, key: Key) {
-        let replies = self.databases.leave(key);
+    /// Ends all subscriptions of a session, and those in progress, since somebody else has logged
+    /// in.
+    pub(super) fn unsubscribe_all(&mut self, key: Key) {
+        let replies = self.databases.unsubscribe_all(key);
         self.recount_user(key);
         for reply in replies {
             if let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_active()) {

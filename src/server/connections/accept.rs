@@ -4,10 +4,10 @@
 //! accept ──▶ all places taken? ──▶ evict an unauthenticated client; without one: 503, as text
 //!              │ no
 //!              ▼
-//!            address full? ──▶ 429, as text       (behind a trusted proxy: by the address in the first request)
+//!            address full? ──▶ 429, as text       (behind a trusted proxy: by its first request)
 //!              │ no
 //!              ▼
-//!            too many unauthenticated? ──▶ some are evicted at the end of the turn (server/eviction.rs)
+//!            too many unauthenticated? ──▶ some are evicted at the end of the turn
 //! ```
 
 use std::io::Write as _;
@@ -28,8 +28,8 @@ use crate::wire::http;
 
 /// Most clients that are accepted at a port in one turn.
 const ACCEPT_BATCH: usize = 256;
-/// Most clients that are accepted in one turn while others are evicted for them: descriptors of evicted clients are free
-/// only at the end of the turn.
+/// Most clients that are accepted in one turn while others are evicted for them: descriptors of
+/// evicted clients are free only at the end of the turn.
 const FULL_BATCH: usize = 32;
 /// Pause of accepting after descriptors ran out, in milliseconds.
 const ACCEPT_PAUSE: Millis = 500;
@@ -56,7 +56,7 @@ impl Connections {
             Accepted::Nobody => None,
             Accepted::Exhausted(error) => {
                 context.metrics.accept_pauses += 1;
-                let (level, more) = self.pause_log.level(log::Level::Warn, now);
+                let (level, more) = self.accept_pause_log.level(log::Level::Warn, now);
                 log::log!(level, "No more clients can be accepted for the moment: {error}{more}");
                 self.accept_from = Some(now + ACCEPT_PAUSE);
                 None
@@ -139,8 +139,8 @@ impl Connections {
         }
     }
 
-    /// Closes a connection that was just accepted. Its response may get lost with the input that is not read: nothing is
-    /// kept for it.
+    /// Closes a connection that was just accepted. Its response may get lost with the input that is
+    /// not read: nothing is kept for it.
     pub(crate) fn reject(
         &mut self,
         mut socket: TcpStream,
@@ -152,7 +152,7 @@ impl Connections {
     ) {
         let status = if reason == CloseReason::TooManyOfAddress { 429 } else { 503 };
         context.metrics.count_close(reason);
-        let (level, more) = self.full_log.level(log::Level::Warn, now);
+        let (level, more) = self.rejection_log.level(log::Level::Warn, now);
         log::log!(level, "A client at {address} is rejected: {}{more}.", reason.text());
         if port == Port::Plain {
             let fields = [("Content-Type", "text/plain; charset=utf-8"), ("Retry-After", "5")];

@@ -17,14 +17,15 @@ use crate::server::ids::UpstreamId;
 use crate::state::table::Key;
 use crate::state::timers::{Deadline, Millis};
 
-/// Time for one address of CouchDB to accept a connection, and again for its TLS handshake, in milliseconds.
+/// Time for one address of CouchDB to accept a connection, and again for its TLS handshake, in
+/// milliseconds.
 const CONNECT_WITHIN: Millis = 3_000;
 
 /// State of a connection after an event while it was being established.
 #[derive(Debug)]
-pub(crate) enum Reached {
+pub(crate) enum ConnectProgress {
     /// Still being established.
-    Not,
+    Pending,
     Failed(String),
     /// Established, with the remote address and both ends of the socket.
     Established {
@@ -46,7 +47,8 @@ pub(crate) enum UpstreamRead {
 }
 
 impl Connections {
-    /// Starts a connection to CouchDB; `tls` is the configuration and the host's name where its URL says `https`.
+    /// Starts a connection to CouchDB; `tls` is the configuration and the host's name where its URL
+    /// says `https`.
     ///
     /// # Errors
     /// When the connection cannot be started.
@@ -66,7 +68,7 @@ impl Connections {
             Some((config, host)) => Stream::tls_client(socket, Arc::clone(config), tls::server_name(host)?)?,
             None => Stream::plain(socket),
         };
-        let protocol = Protocol::Upstream { id, connected: false };
+        let protocol = Protocol::Upstream { id, connected: false, has_answered: false };
         self.add(stream, protocol, address.ip(), Deadline::at(now + CONNECT_WITHIN), context, now)
     }
 
@@ -78,27 +80,32 @@ impl Connections {
     /// Returns the use of a connection to CouchDB, and whether it is established.
     pub(crate) fn upstream(&self, key: Key) -> Option<(UpstreamId, bool)> {
         match self.peers.get(key)?.protocol {
-            Protocol::Upstream { id, connected } => Some((id, connected)),
+            Protocol::Upstream { id, connected, .. } => Some((id, connected)),
             _ => None,
         }
     }
 
-    /// Returns the remote address of a connection to CouchDB, and whether CouchDB sent anything on it.
+    /// Returns the remote address of a connection to CouchDB, and whether CouchDB sent anything on
+    /// it.
     pub(crate) fn upstream_address(&self, key: Key) -> Option<(IpAddr, bool)> {
-        self.peers.get(key).map(|peer| (peer.address, peer.known))
+        let peer = self.peers.get(key)?;
+        match peer.protocol {
+            Protocol::Upstream { has_answered, .. } => Some((peer.address, has_answered)),
+            _ => None,
+        }
     }
 
-    /// Handles an event of a connection that was not established. Over TLS it is established after the handshake, so that
-    /// an address whose certificate is rejected counts as failed.
-    pub(crate) fn handle_connecting(&mut self, key: Key, context: &mut Context, now: Millis) -> Reached {
-        let Some(peer) = self.peers.get_mut(key) else { return Reached::Not };
-        let Protocol::Upstream { id, .. } = peer.protocol else { return Reached::Not };
+    /// Handles an event of a connection that was not established. Over TLS it is established after
+    /// the handshake, so that an address whose certificate is rejected counts as failed.
+    pub(crate) fn handle_connecting(&mut self, key: Key, context: &mut Context, now: Millis) -> ConnectProgress {
+        let Some(peer) = self.peers.get_mut(key) else { return ConnectProgress::Pending };
+        let Protocol::Upstream { id, .. } = peer.protocol else { return ConnectProgress::Pending };
         let socket = peer.connection.stream().socket();
         let error = match socket.take_error() {
             Ok(None) => match socket.peer_addr() {
                 Ok(_) => None,
                 // Another event will follow.
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => return Reached::Not,
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => return ConnectProgress::Pending,
                 Err(error) => Some(error),
             },
             Ok(error) => error,
@@ -112,30 +119,30 @@ impl Connections {
                 peer.deadline = Deadline::at(now + CONNECT_WITHIN);
                 self.arm(key, context, now);
             }
-            self.shake_hands_upstream(key)
+            self.continue_handshake_upstream(key)
         };
         match reached {
             Ok(true) => {}
             Ok(false) => {
                 return self
                     .update_interest(key)
-                    .map_or_else(|error| Reached::Failed(error.to_string()), |()| Reached::Not);
+                    .map_or_else(|error| ConnectProgress::Failed(error.to_string()), |()| ConnectProgress::Pending);
             }
-            Err(error) => return Reached::Failed(error.to_string()),
+            Err(error) => return ConnectProgress::Failed(error.to_string()),
         }
-        let Some(peer) = self.peers.get_mut(key) else { return Reached::Not };
-        peer.protocol = Protocol::Upstream { id, connected: true };
+        let Some(peer) = self.peers.get_mut(key) else { return ConnectProgress::Pending };
+        peer.protocol = Protocol::Upstream { id, connected: true, has_answered: false };
         peer.deadline = Deadline::NEVER;
         let socket = peer.connection.stream().socket();
         let ends = match (socket.local_addr(), socket.peer_addr()) {
             (Ok(local), Ok(remote)) => Some((local.ip(), remote.ip())),
             _ => None,
         };
-        Reached::Established { id, address: peer.address, ends }
+        ConnectProgress::Established { id, address: peer.address, ends }
     }
 
     /// Continues the TLS handshake, if there is one. Returns whether it is complete.
-    fn shake_hands_upstream(&mut self, key: Key) -> io::Result<bool> {
+    fn continue_handshake_upstream(&mut self, key: Key) -> io::Result<bool> {
         let Some(peer) = self.peers.get_mut(key) else { return Ok(false) };
         // The client sends the first message.
         peer.connection.flush()?;
@@ -153,17 +160,20 @@ impl Connections {
         }
     }
 
-    /// Reads bytes of CouchDB into the scratch buffer. `to_end` when the socket may also hold an end that no further event
-    /// announces.
+    /// Reads bytes of CouchDB into the scratch buffer. `to_end` when the socket may also hold an
+    /// end that no further event announces.
     pub(crate) fn read_upstream(&mut self, key: Key, to_end: bool) -> UpstreamRead {
         let Some(peer) = self.peers.get_mut(key) else { return UpstreamRead::Nothing };
-        let Protocol::Upstream { id, .. } = peer.protocol else { return UpstreamRead::Nothing };
+        let Protocol::Upstream { id, has_answered, .. } = &mut peer.protocol else {
+            return UpstreamRead::Nothing;
+        };
+        let id = *id;
         let stream = peer.connection.stream();
         let short_is_last = stream.short_read_is_last() && !to_end;
         match stream.read(&mut self.scratch) {
             Ok(0) => UpstreamRead::Lost(None),
             Ok(length) => {
-                peer.known = true;
+                *has_answered = true;
                 UpstreamRead::Bytes { id, length, is_last: length < READ_BUFFER && short_is_last }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

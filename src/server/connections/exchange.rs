@@ -12,8 +12,8 @@ use crate::wire::http::Request;
 pub(crate) struct Exchange {
     pub(crate) keep_alive: bool,
     pub(crate) head_only: bool,
-    /// Whether the client takes a close packet for a wish of its own app and would not reconnect. `python-socketio`
-    /// does while it polls; its HTTP library shows in `User-Agent`.
+    /// Whether the client takes a close packet for a wish of its own app and would not reconnect.
+    /// `python-socketio` does while it polls; its HTTP library shows in `User-Agent`.
     pub(crate) close_is_final: bool,
     /// Origin of the page that sent the request (RFC 6454).
     pub(crate) origin: Option<Box<str>>,

@@ -1,4 +1,5 @@
-//! TLS handshakes of clients, and clients that speak TLS to the plain port or plain HTTP to the TLS port.
+//! TLS handshakes of clients, and clients that speak TLS to the plain port or plain HTTP to the TLS
+//! port.
 
 use super::Connections;
 use super::peer::{Http, Protocol};
@@ -12,8 +13,9 @@ const PLAIN_ONLY: &str = "This port speaks plain HTTP and WebSockets, not TLS: u
 const TLS_ONLY: &str = "This port speaks HTTPS and WebSockets over TLS, not plain HTTP: use https:// and wss://.\n";
 
 impl Connections {
-    /// Continues the handshake of a client. Returns whether it is complete, so that requests can be read.
-    pub(super) fn shake_hands(&mut self, key: Key, context: &mut Context, now: Millis) -> bool {
+    /// Continues the handshake of a client. Returns whether it is complete, so that requests can be
+    /// read.
+    pub(super) fn continue_handshake(&mut self, key: Key, context: &mut Context, now: Millis) -> bool {
         let Some(peer) = self.peers.get_mut(key) else { return false };
         let address = peer.address;
         match peer.connection.handshake() {

@@ -8,10 +8,10 @@
 //!                   └─────fails────────▶ a TLS alert, then closed
 //! ```
 //!
-//! The plain port answers a TLS hello with a 400 in plain text rather than a TLS alert. Clients report an alert as a
-//! mismatch of versions or ciphers, which misleads. They recognize plain text and say so: "wrong version number"
-//! (OpenSSL, and with it curl, Node.js and Python), "record too long" (Firefox), "server gave HTTP response to HTTPS
-//! client" (Go).
+//! The plain port answers a TLS hello with a 400 in plain text rather than a TLS alert. Clients
+//! report an alert as a mismatch of versions or ciphers, which misleads. They recognize plain text
+//! and say so: "wrong version number" (OpenSSL, and with it curl, Node.js and Python), "record too
+//! long" (Firefox), "server gave HTTP response to HTTPS client" (Go).
 
 use std::io;
 

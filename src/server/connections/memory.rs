@@ -1,8 +1,8 @@
 //! The memory of the process against `--max_memory`.
 //!
-//! The measure is the resident memory that the system reports. An operator's limit of a container or unit counts the
-//! same, and it includes TLS and the allocator, which no table here knows of. It is read a few times a second, in turns
-//! that take place anyway.
+//! The measure is the resident memory that the system reports. An operator's limit of a container
+//! or unit counts the same, and it includes TLS and the allocator, which no table here knows of. It
+//! is read a few times a second, in turns that take place anyway.
 
 use std::io::Read as _;
 
@@ -55,7 +55,8 @@ impl Memory {
     }
 }
 
-/// Returns the resident memory of the process in bytes. Linux keeps the file in memory, so that reading does not block.
+/// Returns the resident memory of the process in bytes. Linux keeps the file in memory, so that
+/// reading does not block.
 pub(crate) fn resident_memory() -> Option<u64> {
     let mut status = [0; 2048];
     let read = std::fs::File::open("/proc/self/status").ok()?.read(&mut status).ok()?;

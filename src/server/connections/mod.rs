@@ -1,7 +1,8 @@
-//! The owner of all sockets: listeners, connections, their addresses and quotas, and the list of unauthenticated clients.
+//! The owner of all sockets: listeners, connections, their addresses and quotas, and the list of
+//! unauthenticated clients.
 //!
-//! A connection carries bytes and knows the key of the session that it serves, but nothing of sessions: what a closed
-//! connection carried is returned as [`Carried`], and the server ends it.
+//! A connection carries bytes and knows the key of the session that it serves, but nothing of
+//! sessions: what a closed connection carried is returned as [`Carried`], and the server ends it.
 //!
 //! | file | content |
 //! |---|---|
@@ -89,7 +90,7 @@ pub(super) struct Connections {
     unauthenticated: Unauthenticated<Handle>,
     /// Clients to be reviewed at the end of the turn.
     changed: Vec<Handle>,
-    openings: SessionsPerConnection,
+    sessions_per_connection: SessionsPerConnection,
     origins: Origins,
     /// Static files, shared with the responses that are being written.
     site: Arc<StaticAssets>,
@@ -99,21 +100,22 @@ pub(super) struct Connections {
     scratch: Box<[u8]>,
     /// Connections whose share of this turn did not cover their input.
     unfinished: Vec<Key>,
-    /// Connections that are read in the next turn, since the names of this turn are used up; in order of arrival.
+    /// Connections that are read in the next turn, since the names of this turn are used up; in
+    /// order of arrival.
     postponed: VecDeque<Key>,
     /// Closed connections, whose slots are freed at the end of the turn.
     closed: Vec<Key>,
     /// Throttles the line about pauses of accepting.
-    pause_log: LogThrottle,
+    accept_pause_log: LogThrottle,
     /// Throttles the line about rejected clients.
-    full_log: LogThrottle,
+    rejection_log: LogThrottle,
     /// Throttles the line about connections that the poll rejects.
     registration_log: LogThrottle,
     /// Throttles the line about `X-Forwarded-For` from an address that is not a trusted proxy.
     untrusted_proxy_log: LogThrottle,
 }
 
-/// What a connection carried when it was closed.
+/// The session or request that a connection carried when it was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Carried {
     Nothing,
@@ -149,7 +151,7 @@ impl Connections {
             memory: Memory::new(limits.memory),
             unauthenticated: Unauthenticated::new(limits.unauthenticated, limits.unauthenticated_bytes),
             changed: Vec::new(),
-            openings: SessionsPerConnection::default(),
+            sessions_per_connection: SessionsPerConnection::default(),
             origins: settings.origins.clone(),
             site: Arc::new(settings.site.clone()),
             trusted_proxies: settings.trusted_proxies.clone(),
@@ -158,8 +160,8 @@ impl Connections {
             unfinished: Vec::new(),
             postponed: VecDeque::new(),
             closed: Vec::new(),
-            pause_log: LogThrottle::new(TEN_MINUTES),
-            full_log: LogThrottle::new(TEN_MINUTES),
+            accept_pause_log: LogThrottle::new(TEN_MINUTES),
+            rejection_log: LogThrottle::new(TEN_MINUTES),
             registration_log: LogThrottle::new(TEN_MINUTES),
             untrusted_proxy_log: LogThrottle::new(TEN_MINUTES),
         }
@@ -187,7 +189,7 @@ impl Connections {
         self.peers.keys().any(is_client)
     }
 
-    /// Returns the address of a client, as far as trusted proxies tell.
+    /// Returns the address of a client, as trusted proxies forward it.
     pub(super) fn address(&self, key: Key) -> Option<IpAddr> {
         self.peers.get(key).map(|peer| peer.address)
     }
@@ -201,7 +203,8 @@ impl Connections {
         Arc::clone(&self.site)
     }
 
-    /// Reads the memory of the process if it is time. Returns whether it was read and is above the limit.
+    /// Reads the memory of the process if it is time. Returns whether it was read and is above the
+    /// limit.
     pub(super) fn check_memory(&mut self, now: Millis) -> bool {
         self.memory.check(now)
     }
@@ -210,7 +213,8 @@ impl Connections {
         self.memory.is_full()
     }
 
-    /// Returns when a client that is rejected for lack of memory may retry, in milliseconds; None if there is memory.
+    /// Returns when a client that is rejected for lack of memory may retry, in milliseconds; None
+    /// if there is memory.
     pub(super) fn memory_rejection(&self, context: &mut Context) -> Option<Millis> {
         if !self.memory.is_full() {
             return None;
@@ -288,7 +292,8 @@ impl Connections {
         carried
     }
 
-    /// Closes the connections of clients without a session at the end of the shutdown. Those of operators stay.
+    /// Closes the connections of clients without a session at the end of the shutdown. Those of
+    /// operators stay.
     pub(super) fn close_idle(&mut self, context: &mut Context, now: Millis) {
         for key in self.peers.keys().collect::<Vec<_>>() {
             let Some(peer) = self.peers.get(key).filter(|peer| peer.quota != Quota::Operator) else { continue };

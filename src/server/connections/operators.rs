@@ -1,7 +1,8 @@
 //! Connections on the admin port.
 //!
-//! They are no clients: no limit of clients counts them, and they stay open until the shutdown is over. There may be
-//! [`MAX_OPERATORS`] of them; a new one replaces the one whose last request is the oldest.
+//! They are no clients: no limit of clients counts them, and they stay open until the shutdown is
+//! over. There may be [`MAX_OPERATORS`] of them; a new one replaces the one whose last request is
+//! the oldest.
 
 use std::net::IpAddr;
 

@@ -14,16 +14,17 @@ use crate::wire::websocket::Decoder;
 pub(crate) struct Peer {
     pub(super) connection: Connection,
     pub(super) protocol: Protocol,
-    /// Address of the client, as far as trusted proxies tell; of CouchDB on an upstream connection.
+    /// Address of the client, as trusted proxies forward it; of CouchDB on an upstream connection.
     pub(super) address: IpAddr,
     pub(super) quota: Quota,
-    /// Time at which the connection is given up; never where its session, the feed or the pool has the deadline.
+    /// Time at which the connection is given up; never where its session, the feed or the pool has
+    /// the deadline.
     pub(super) deadline: Deadline,
     pub(super) alarm: Alarm,
     /// Whether input may be left in the socket: no further event announces it.
     pub(super) unread: bool,
-    /// Whether a logged-in client sent a request on it; on an upstream connection, whether CouchDB sent anything.
-    pub(super) known: bool,
+    /// Whether the last request on it belonged to a logged-in session.
+    pub(super) is_authenticated: bool,
     /// Whether it is in the list of postponed connections.
     pub(super) postponed: bool,
     /// Whether the inbox holds a request that came before the response to the one in front of it.
@@ -44,7 +45,7 @@ impl Peer {
             deadline,
             alarm: Alarm::default(),
             unread: false,
-            known: false,
+            is_authenticated: false,
             postponed: false,
             pipelined: false,
             listed: false,
@@ -79,8 +80,8 @@ pub(crate) enum Protocol {
     Probing(Key, Decoder),
     /// The last bytes leave. Input is ignored until the peer closes; `received` counts it.
     Lingering { shut_down: bool, received: usize },
-    /// A connection to CouchDB, established or not yet.
-    Upstream { id: UpstreamId, connected: bool },
+    /// A connection to CouchDB: whether it is established, and whether CouchDB sent anything on it.
+    Upstream { id: UpstreamId, connected: bool, has_answered: bool },
     /// Closed; the slot is freed at the end of the turn.
     Closed,
 }

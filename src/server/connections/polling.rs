@@ -13,22 +13,23 @@ use crate::wire::websocket::Decoder;
 const UPGRADE_WITHIN: Millis = 10_000;
 
 impl Connections {
-    /// Decides whether a connection may open one more polling session, and counts it if so. Not for a trusted proxy, which
-    /// carries many clients on one connection: there the addresses of the clients count.
-    pub(crate) fn may_open(&mut self, key: Key) -> bool {
-        self.is_proxied(key) || self.openings.may_open(key)
+    /// Decides whether a connection may open one more polling session, and counts it if so. Not for
+    /// a trusted proxy, which carries many clients on one connection: there the addresses of the
+    /// clients count.
+    pub(crate) fn may_open_session(&mut self, key: Key) -> bool {
+        self.is_proxied(key) || self.sessions_per_connection.may_open(key)
     }
 
     /// Takes note of the polling session that a connection has opened.
-    pub(crate) fn note_opened(&mut self, key: Key, session: Key) {
+    pub(crate) fn note_session_opened(&mut self, key: Key, session: Key) {
         if !self.is_proxied(key) {
-            self.openings.insert(session, key);
+            self.sessions_per_connection.insert(session, key);
         }
     }
 
     /// Takes note that a session no longer polls without a login: its connection may open another.
-    pub(crate) fn note_not_polling(&mut self, session: Key) {
-        self.openings.remove(session);
+    pub(crate) fn note_session_settled(&mut self, session: Key) {
+        self.sessions_per_connection.remove(session);
     }
 
     fn is_proxied(&self, key: Key) -> bool {
@@ -36,10 +37,10 @@ impl Connections {
     }
 
     /// Marks whether a connection serves a logged-in client.
-    pub(crate) fn set_known(&mut self, key: Key, known: bool) {
+    pub(crate) fn set_authenticated(&mut self, key: Key, is_authenticated: bool) {
         self.changed.push(Handle::Connection(key));
         if let Some(peer) = self.peers.get_mut(key) {
-            peer.known = known;
+            peer.is_authenticated = is_authenticated;
         }
     }
 

@@ -1,4 +1,5 @@
-//! Counting clients: in total, and by address. Behind a trusted proxy the address is that of `X-Forwarded-For`.
+//! Counting clients: in total, and by address. Behind a trusted proxy the address is that of
+//! `X-Forwarded-For`.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,8 +12,8 @@ use crate::state::timers::Millis;
 use crate::wire::http::{self, Request};
 
 impl Connections {
-    /// Takes a place for a client at an address. Returns None when the address has too many. The address of a trusted
-    /// proxy is not counted.
+    /// Takes a place for a client at an address. Returns None when the address has too many. The
+    /// address of a trusted proxy is not counted.
     pub(crate) fn take_quota(&mut self, address: IpAddr, context: &Context) -> Option<Quota> {
         match context.limits.per_address {
             Some(_) if !self.trusted_proxies.contains(address) => {
@@ -37,8 +38,8 @@ impl Connections {
         self.return_quota(quota, address);
     }
 
-    /// Determines the client of a request, where trusted proxies forward it. Returns false when the address of that client
-    /// has too many connections.
+    /// Determines the client of a request, where trusted proxies forward it. Returns false when the
+    /// address of that client has too many connections.
     pub(crate) fn assign_client(
         &mut self,
         key: Key,

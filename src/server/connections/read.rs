@@ -91,7 +91,7 @@ impl Connections {
     /// Prepares a connection for reading. Returns false when nothing can be read from it now.
     pub(crate) fn begin_read(&mut self, key: Key, context: &mut Context, now: Millis) -> bool {
         let Some(peer) = self.peers.get_mut(key) else { return false };
-        if matches!(peer.protocol, Protocol::Handshake) && !self.shake_hands(key, context, now) {
+        if matches!(peer.protocol, Protocol::Handshake) && !self.continue_handshake(key, context, now) {
             self.changed.push(Handle::Connection(key));
             return false;
         }
@@ -149,8 +149,9 @@ impl Connections {
         !waits_for_answer && std::mem::take(&mut peer.pipelined) && matches!(peer.protocol, Protocol::Http(_))
     }
 
-    /// Reads one buffer, the connection's share of a turn, into the scratch buffer; the rest is read in the next turn.
-    /// `to_end` when the socket may also hold an end that no further event announces.
+    /// Reads one buffer, the connection's share of a turn, into the scratch buffer; the rest is
+    /// read in the next turn. `to_end` when the socket may also hold an end that no further event
+    /// announces.
     pub(crate) fn receive(&mut self, key: Key, to_end: bool, context: &mut Context) -> Received {
         let Some(peer) = self.peers.get_mut(key) else { return Received::Nothing };
         // Determined only now: a pipelined request may have left unsent bytes or a parked GET.
@@ -199,7 +200,8 @@ impl Connections {
         }
     }
 
-    /// Takes the input of a connection: the inbox, and the first `length` bytes of the scratch buffer behind it.
+    /// Takes the input of a connection: the inbox, and the first `length` bytes of the scratch
+    /// buffer behind it.
     pub(crate) fn take_input(&mut self, key: Key, length: usize) -> Option<Input> {
         let peer = self.peers.get_mut(key)?;
         let mut inbox = peer.connection.take_inbox();
@@ -227,7 +229,8 @@ impl Connections {
         self.scratch = scratch;
     }
 
-    /// Returns the item that the next bytes of a connection belong to, after so many requests in this turn.
+    /// Returns the item that the next bytes of a connection belong to, after so many requests in
+    /// this turn.
     pub(crate) fn next_item(&mut self, key: Key, requests: usize) -> Item {
         let Some(peer) = self.peers.get_mut(key) else { return Item::Never };
         match &peer.protocol {
@@ -236,7 +239,8 @@ impl Connections {
                 self.unfinished.push(key);
                 Item::Later
             }
-            // Responses may pile up no faster than the client reads: the next request waits in its few bytes.
+            // Responses may pile up no faster than the client reads: the next request waits in its
+            // few bytes.
             Protocol::Http(Http::Head) if peer.connection.has_unsent() => {
                 peer.pipelined = true;
                 peer.unread = true;
@@ -253,7 +257,8 @@ impl Connections {
         }
     }
 
-    /// Parses the head of a request, of whose bytes `seen` were looked at before. Returns its length and the request.
+    /// Parses the head of a request, of whose bytes `seen` were looked at before. Returns its
+    /// length and the request.
     ///
     /// # Errors
     /// When the bytes are not, or not yet, a head. Bytes that cannot become one are rejected.
@@ -302,7 +307,8 @@ impl Connections {
         }
     }
 
-    /// Takes bytes of a POST's body, which may have so many in total. Returns how many bytes were used.
+    /// Takes bytes of a POST's body, which may have so many in total. Returns how many bytes were
+    /// used.
     pub(crate) fn receive_body(&mut self, key: Key, bytes: &[u8], limit: usize) -> (usize, BodyPart) {
         let Some(Peer { protocol: Protocol::Http(http), .. }) = self.peers.get_mut(key) else {
             return (0, BodyPart::NeedMore);
@@ -325,7 +331,8 @@ impl Connections {
         (used + taken, end(post))
     }
 
-    /// Takes the frame decoder of a WebSocket out, with the session that it carries or is to take over.
+    /// Takes the frame decoder of a WebSocket out, with the session that it carries or is to take
+    /// over.
     pub(crate) fn take_decoder(&mut self, key: Key) -> Option<(Key, Decoder)> {
         match &mut self.peers.get_mut(key)?.protocol {
             Protocol::WebSocket(session, decoder) | Protocol::Probing(session, decoder) => {

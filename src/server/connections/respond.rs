@@ -42,7 +42,8 @@ impl<'a> Response<'a> {
         response
     }
 
-    /// Returns the response to a browser that asks which requests of other origins' pages are allowed.
+    /// Returns the response to a browser that asks which requests of other origins' pages are
+    /// allowed.
     pub(crate) fn preflight() -> Self {
         let fields = vec![
             ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
@@ -81,7 +82,8 @@ impl Connections {
         self.finish_exchange(key, exchange, status, keep_alive, context, now);
     }
 
-    /// Responds to an operator. No page of another origin may read the response, and no cache may keep it.
+    /// Responds to an operator. No page of another origin may read the response, and no cache may
+    /// keep it.
     pub(crate) fn respond_operator(
         &mut self,
         key: Key,
@@ -120,7 +122,8 @@ impl Connections {
         let status = if file.is_known(if_none_match) { 304 } else { 200 };
         let mut fields = file.fields.to_vec();
         fields.push(("ETag", &file.etag));
-        // The body is shared rather than copied behind the head, so that slow clients cost no more than others.
+        // The body is shared rather than copied behind the head, so that slow clients cost no more
+        // than others.
         let answer = http::Answer { status, fields: &fields, body: &file.body, head_only: true, keep_alive };
         http::write_response(peer.connection.queue(), &answer);
         if status == 200 && !exchange.head_only {
@@ -206,8 +209,9 @@ impl Connections {
         }
     }
 
-    /// Logs a request and the status of its response, never the query, which may hold credentials. Requests of polling
-    /// sessions are left out unless they are rejected: they correspond to the frames of a WebSocket.
+    /// Logs a request and the status of its response, never the query, which may hold credentials.
+    /// Requests of polling sessions are left out unless they are rejected: they correspond to the
+    /// frames of a WebSocket.
     fn log_response(&self, key: Key, exchange: &Exchange, status: u16) {
         let (Some(line), Some(peer)) = (&exchange.line, self.peers.get(key)) else { return };
         if status == 200 && exchange.sid.is_some() {

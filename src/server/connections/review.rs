@@ -1,4 +1,5 @@
-//! The list of unauthenticated clients: what each holds is determined at the end of a turn in which it changed.
+//! The list of unauthenticated clients: what each holds is determined at the end of a turn in which
+//! it changed.
 
 use super::Connections;
 use super::peer::{Http, Protocol, Quota};
@@ -27,8 +28,8 @@ impl Connections {
         self.changed = changed;
     }
 
-    /// Lists a connection as unauthenticated if it is, with what it holds. `stage_and_bytes` returns the stage of a session,
-    /// None for a logged-in one, and the bytes that it holds.
+    /// Lists a connection as unauthenticated if it is, with what it holds. `stage_and_bytes`
+    /// returns the stage of a session, None for a logged-in one, and the bytes that it holds.
     pub(crate) fn review(&mut self, key: Key, stage_and_bytes: impl Fn(Key) -> (Option<Stage>, usize)) {
         let holding = self.holding(key, stage_and_bytes);
         let Some(peer) = self.peers.get_mut(key) else { return };
@@ -53,7 +54,7 @@ impl Connections {
         }
         let stage_of = |session| stage_and_bytes(session).0;
         let (stage, more) = match &peer.protocol {
-            Protocol::Http(Http::Head) if peer.known => return None,
+            Protocol::Http(Http::Head) if peer.is_authenticated => return None,
             // A proxy's connection carries many clients: whose request comes next is not known.
             Protocol::Handshake | Protocol::Http(Http::Head) if peer.proxied => (Stage::Spare, 0),
             Protocol::Handshake | Protocol::Http(Http::Head) => (Stage::Idle, 0),

@@ -22,7 +22,8 @@ impl Connections {
         takes.then_some(&mut peer.connection)
     }
 
-    /// Takes note that everything was written to a WebSocket: input that was held back is read next.
+    /// Takes note that everything was written to a WebSocket: input that was held back is read
+    /// next.
     pub(crate) fn handle_written(&mut self, key: Key) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         if std::mem::take(&mut peer.unread) {
@@ -81,7 +82,8 @@ impl Connections {
         Ok(session)
     }
 
-    /// Gives a client that does not take what is written a deadline, which is lifted whenever it takes some.
+    /// Gives a client that does not take what is written a deadline, which is lifted whenever it
+    /// takes some.
     ///
     /// # Errors
     /// When the connection is lost.
@@ -112,8 +114,8 @@ impl Connections {
         }
     }
 
-    /// Has the queued bytes leave, then shuts the sending side down, then waits for the peer to close. Closing at once
-    /// could destroy bytes on their way.
+    /// Has the queued bytes leave, then shuts the sending side down, then waits for the peer to
+    /// close. Closing at once could destroy bytes on their way.
     pub(crate) fn linger(&mut self, key: Key, context: &mut Context, now: Millis) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         peer.protocol = Protocol::Lingering { shut_down: false, received: 0 };
@@ -146,7 +148,7 @@ impl Connections {
     /// Confirms that the client closes the connection, where its protocol wants that.
     pub(super) fn confirm_end(peer: &mut Peer) {
         if peer.connection.stream().is_tls() {
-            // Without a reply a TLS client cannot tell the end from a cut.
+            // Without a reply a TLS client cannot distinguish the end from a cut.
             peer.connection.stream().shut_down_write();
         }
     }

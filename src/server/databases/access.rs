@@ -1,4 +1,4 @@
-//! Who may read a database: CouchDB's answers, and what follows from them.
+//! Access to databases: CouchDB's answers about who may read one, and their effects.
 
 use super::Databases;
 use super::request::Request;
@@ -14,11 +14,12 @@ use crate::wire::security::Security;
 const TOO_LARGE: &str = "The _security of a database is larger than 1 MiB: only server admins may watch that database";
 const NO_ROOM: &str =
     "All large _security objects take more than 64 MiB together: only server admins may watch the databases of some";
-const NO_ANSWER: &str = "CouchDB does not say who may read a database: there is no answer. It is asked again";
-const NO_OBJECT: &str = "CouchDB does not say who may read a database: the answer is no JSON object. It is asked again";
-const REDIRECT: &str = "CouchDB does not say who may read a database: it redirects. It is asked again";
-const REFUSED: &str = "CouchDB does not say who may read a database: it answers with 4xx. It is asked again";
-const FAILED: &str = "CouchDB does not say who may read a database: it answers with 5xx. It is asked again";
+const NO_ANSWER: &str = "CouchDB does not say who may read a database: there is no answer. The request is retried";
+const NO_OBJECT: &str =
+    "CouchDB does not say who may read a database: the answer is no JSON object. The request is retried";
+const REDIRECT: &str = "CouchDB does not say who may read a database: it redirects. The request is retried";
+const REFUSED: &str = "CouchDB does not say who may read a database: it answers with 4xx. The request is retried";
+const FAILED: &str = "CouchDB does not say who may read a database: it answers with 5xx. The request is retried";
 
 impl Databases {
     /// Cleans up after cancelled requests, at the end of a turn.
@@ -116,7 +117,8 @@ impl Databases {
         self.access.reconsider_session(key, &self.subscriptions);
     }
 
-    /// Returns the next step of reconsidering subscriptions after a verdict or a change of roles. Notifications are done.
+    /// Returns the next step of reconsidering subscriptions after a verdict or a change of roles.
+    /// Notifications are done.
     pub(crate) fn next_step(&mut self, context: &mut Context) -> Option<Step> {
         let step = self.access.next_step(&self.subscriptions)?;
         if let Step::Notify(database, kind) = step {
@@ -125,7 +127,8 @@ impl Databases {
         Some(step)
     }
 
-    /// Ends a subscription of a session that may no longer read the database. Returns whether it ended.
+    /// Ends a subscription of a session that may no longer read the database. Returns whether it
+    /// ended.
     pub(crate) fn reconsider(
         &mut self,
         (key, session): (Key, &mut Session),

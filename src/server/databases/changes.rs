@@ -8,14 +8,15 @@ use crate::state::timers::{Alarm, Millis, Timers};
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::couchdb::Revision;
 
-/// Time for which changes of a database are merged on a cluster, unless the operator sets another, in milliseconds: all
-/// lines of one write come within it.
+/// Time for which changes of a database are merged on a cluster, unless the operator sets another,
+/// in milliseconds: all lines of one write come within it.
 const CLUSTER_MERGE_WINDOW: Millis = 800;
 /// Databases whose subscribers are notified in one turn because a change may have been missed.
 const NOTIFIED_A_TURN: usize = 2_000;
 
 impl Databases {
-    /// Returns the time for which changes of a database are merged after the first one, in milliseconds.
+    /// Returns the time for which changes of a database are merged after the first one, in
+    /// milliseconds.
     pub(crate) fn merge_window(&self) -> Millis {
         self.merge_window.unwrap_or(if self.restarts.is_cluster() { CLUSTER_MERGE_WINDOW } else { 0 })
     }

@@ -1,4 +1,5 @@
-//! Sessions that have ended: their subscriptions are removed over the next turns, and their positions are remembered.
+//! Sessions that have ended: their subscriptions are removed over the next turns, and their
+//! positions are remembered.
 
 use super::Databases;
 use crate::state::session::{Dialect, Session};
@@ -34,7 +35,8 @@ impl Databases {
         self.departures.push(EndedSession { session: session.index, memory });
     }
 
-    /// Removes subscriptions of ended sessions, some in each turn. Returns the next session whose last one is removed.
+    /// Removes subscriptions of ended sessions, some in each turn. Returns the next session whose
+    /// last one is removed.
     pub(crate) fn next_departed(&mut self, now: Millis) -> Option<SessionIndex> {
         while self.ended_this_turn < ENDED_A_TURN
             && let Some(EndedSession { session, memory }) = self.departures.front()
@@ -62,7 +64,8 @@ impl Databases {
         None
     }
 
-    /// Removes the last subscriptions of a session, so many of them, and forgets databases without subscribers.
+    /// Removes the last subscriptions of a session, so many of them, and forgets databases without
+    /// subscribers.
     pub(super) fn end_subscriptions(&mut self, session: SessionIndex, most: usize) {
         for _ in 0..most {
             let Some(database) = self.subscriptions.drop_last(session) else { return };

@@ -1,4 +1,5 @@
-//! Lists of names that take more than a turn, the work for each session in turn, and messages that wait for it.
+//! Lists of names that take more than a turn, the work for each session in turn, and messages that
+//! wait for it.
 
 use std::collections::HashMap;
 
@@ -25,7 +26,8 @@ impl Databases {
         self.name_lists.is_busy(key)
     }
 
-    /// Queues a message behind the work for its session. Returns false when the queue would exceed so many bytes.
+    /// Queues a message behind the work for its session. Returns false when the queue would exceed
+    /// so many bytes.
     pub(crate) fn defer(&mut self, key: Key, text: &str, most: usize) -> bool {
         self.name_lists.defer(key, text, most)
     }
@@ -81,8 +83,8 @@ impl Databases {
         (None, cost)
     }
 
-    /// Splits a list into parts that wait for access and positions one by one, and reserves room for them. Returns false when
-    /// too many databases of the user are undecided.
+    /// Splits a list into parts that wait for access and positions one by one, and reserves room
+    /// for them. Returns false when too many databases of the user are undecided.
     pub(crate) fn split(&mut self, key: Key, session: Option<&Session>, intake: &mut Box<Intake>) -> bool {
         let user = session.and_then(Session::user_name);
         if user.is_none_or(|user| !self.access.has_room(user, intake.unknown)) {
@@ -104,8 +106,9 @@ impl Databases {
         self.name_lists.put_back(key, Work::Intake(intake));
     }
 
-    /// Takes the next part of a list whose names are read, as a request of its own. Returns also the user, and how many
-    /// questions about access wait. The room reserved for the list serves its parts, and no other session in between.
+    /// Takes the next part of a list whose names are read, as a request of its own. Returns also
+    /// the user, and how many questions about access wait. The room reserved for the list serves
+    /// its parts, and no other session in between.
     pub(crate) fn next_part(&mut self, key: Key, intake: &mut Intake) -> Option<(Request, Box<str>, usize)> {
         let group = intake.group?;
         let rest = intake.databases.split_off(intake.databases.len().min(PART));
@@ -116,7 +119,8 @@ impl Databases {
         Some((request, user, self.access.awaited()))
     }
 
-    /// Queues the rest of a list after a part of it. `awaited` is the number of questions before that part.
+    /// Queues the rest of a list after a part of it. `awaited` is the number of questions before
+    /// that part.
     pub(crate) fn queue_rest(&mut self, key: Key, mut intake: Box<Intake>, user: Box<str>, awaited: usize) {
         if intake.databases.is_empty() {
             return;
@@ -137,8 +141,9 @@ impl Databases {
         self.name_lists.take_group(group)
     }
 
-    /// Subscribes to some names of a list and compares their positions. Nothing is written to the session meanwhile: changes
-    /// are in the answer, or notified after it. Returns the list once it is done, and the cost.
+    /// Subscribes to some names of a list and compares their positions. Nothing is written to the
+    /// session meanwhile: changes are in the answer, or notified after it. Returns the list once it
+    /// is done, and the cost.
     pub(crate) fn complete_some(
         &mut self,
         (key, session): (Key, Option<&Session>),
@@ -244,8 +249,8 @@ impl Databases {
         session.answer_subscribed(&reply, Some(&stand), &names, positions.epoch(), &refused);
     }
 
-    /// Reads some names of an `unsubscribe`, or ends some of its subscriptions. Returns the reply once it is done, and the
-    /// cost.
+    /// Reads some names of an `unsubscribe`, or ends some of its subscriptions. Returns the reply
+    /// once it is done, and the cost.
     pub(crate) fn remove_some(&mut self, key: Key, mut removal: Box<Removal>) -> (Option<Reply>, usize) {
         let Removal { names, read, databases, left, reply } = &mut *removal;
         let Some(left) = left else {
@@ -262,7 +267,8 @@ impl Databases {
             }
             let cost = *read - from;
             if *read == names.len() {
-                // At once, so that none of them is subscribed to meanwhile; it takes a millisecond for 10,000 names.
+                // At once, so that none of them is subscribed to meanwhile; it takes a millisecond
+                // for 10,000 names.
                 let databases = std::mem::take(databases);
                 self.withdraw(key, &databases);
                 *left = Some(databases.into_iter().collect());
@@ -282,8 +288,9 @@ impl Databases {
         (None, ended.len())
     }
 
-    /// Ends all subscriptions of a session that goes on, and cancels its requests. Returns how these are to be answered.
-    pub(crate) fn leave(&mut self, key: Key) -> Vec<Reply> {
+    /// Ends all subscriptions of a session that goes on, and cancels its requests. Returns how
+    /// these are to be answered.
+    pub(crate) fn unsubscribe_all(&mut self, key: Key) -> Vec<Reply> {
         let mut replies = self.cancel_subscribes(key);
         let cancelled = self.name_lists.cancel(key);
         self.give_up_reserves(&cancelled);
@@ -299,7 +306,7 @@ impl Databases {
     }
 
     /// Ends some subscriptions of a session that goes on. Returns the cost.
-    pub(crate) fn leave_some(&mut self, key: Key) -> usize {
+    pub(crate) fn unsubscribe_some(&mut self, key: Key) -> usize {
         self.end_subscriptions(key.index, SLICE);
         if self.subscriptions.count(key.index) > 0 {
             self.name_lists.put_back(key, Work::Leave);
@@ -309,7 +316,8 @@ impl Databases {
         SLICE
     }
 
-    /// Cancels the work for a session that ends. Returns whether it was about to end its subscriptions.
+    /// Cancels the work for a session that ends. Returns whether it was about to end its
+    /// subscriptions.
     pub(crate) fn cancel_work(&mut self, key: Key) -> bool {
         let cancelled = self.name_lists.remove(key);
         self.give_up_reserves(&cancelled);

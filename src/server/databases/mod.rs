@@ -1,7 +1,9 @@
-//! The owner of what is known of databases: who subscribes to them, their positions, and who may read them.
+//! The owner of what is known of databases: who subscribes to them, their positions, and who may
+//! read them.
 //!
-//! Sessions appear here as keys and slots only; where a user's name or roles matter, the caller passes the session in. The
-//! sessions to notify are collected in `notified`, which the server takes at the end of each step.
+//! Sessions appear here as keys and slots only; where a user's name or roles matter, the caller
+//! passes the session in. The sessions to notify are collected in `notified`, which the server
+//! takes at the end of each step.
 //!
 //! | file | content |
 //! |---|---|
@@ -46,7 +48,8 @@ use crate::state::timers::{Millis, Timers};
 use crate::wire::couchdb::{ChangeKind, FeedSource};
 use crate::wire::{howler_v1, socket_io};
 
-/// Names in the requests of one turn; further requests are read in the next turn. A name costs about half a microsecond.
+/// Names in the requests of one turn; further requests are read in the next turn. A name costs
+/// about half a microsecond.
 const NAMES_A_TURN: usize = 2_000;
 
 /// The owner of everything known of databases.
@@ -61,9 +64,11 @@ pub(super) struct Databases {
     departures: SessionCleanup,
     /// Slots of the sessions that have become dirty and are to be written to.
     notified: Notified,
-    /// Databases whose subscribers are to be notified since a change may have been missed; each is held once.
+    /// Databases whose subscribers are to be notified since a change may have been missed; each is
+    /// held once.
     unnotified: VecDeque<DatabaseId>,
-    /// Time for which changes of a database are merged, in milliseconds; None where the number of nodes decides.
+    /// Time for which changes of a database are merged, in milliseconds; None where the number of
+    /// nodes decides.
     merge_window: Option<Millis>,
     /// Times at which held changes are released.
     merge_timers: Timers<DatabaseId>,
@@ -76,7 +81,7 @@ pub(super) struct Databases {
     resync_policy: Policy,
     /// The resync in progress.
     resync: Option<StaggeredResync>,
-    /// Time at which sessions were last told to resync.
+    /// Time at which sessions last got a resync.
     last_resync: Option<Millis>,
     /// Names in the requests of this turn.
     names_this_turn: usize,
@@ -154,7 +159,7 @@ impl Databases {
             || self.name_lists.has_work()
     }
 
-    /// Returns when the next turn is due. `may_look_up` tells whether CouchDB may be asked.
+    /// Returns when the next turn is due. `may_look_up` says whether CouchDB may be asked.
     pub(super) fn poll_timeout(&self, may_look_up: bool) -> Option<Millis> {
         let due = [
             self.access.poll_timeout(),
@@ -176,8 +181,8 @@ impl Databases {
         self.catch_up.handle_timeout(now, &mut self.subscriptions);
     }
 
-    /// Returns the sessions that are to be written to: subscribers of databases with few, and of those with many. The
-    /// caller empties both.
+    /// Returns the sessions that are to be written to: subscribers of databases with few, and of
+    /// those with many. The caller empties both.
     pub(super) fn notified(&mut self) -> (&mut Vec<SessionIndex>, &mut Vec<SessionIndex>) {
         (&mut self.notified.few, &mut self.notified.crowd)
     }

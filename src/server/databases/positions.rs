@@ -56,7 +56,8 @@ impl Databases {
         // The lookup has held its databases, also those that nothing needs any more.
         let looked_up = if self.access.is_restricted() { batch.databases.clone() } else { Vec::new() };
         let Self { positions, subscriptions, notified, access, .. } = self;
-        // A change that the feed missed is notified like a line of it: to clients that may read the database.
+        // A change that the feed missed is notified like a line of it: to clients that may read the
+        // database.
         let may_notify = |database, kind, subscriptions: &Subscriptions| {
             access.handle_line(database, kind, true, None, subscriptions)
         };
@@ -91,8 +92,8 @@ impl Databases {
         self.epoch_retry.is_some_and(|at| at <= now)
     }
 
-    /// Handles CouchDB's answer about the epoch; None when there is none. Retries only while the feed is open
-    /// (`is_streaming`): its next opening requests the epoch again.
+    /// Handles CouchDB's answer about the epoch; None when there is none. Retries only while the
+    /// feed is open (`is_streaming`): its next opening requests the epoch again.
     pub(crate) fn handle_epoch(&mut self, answer: Option<&Answer>, is_streaming: bool, now: Millis) -> Epoch {
         let answer = answer.filter(|answer| answer.status == 200);
         let Some(epoch) = answer.and_then(|answer| couchdb::read_epoch(&answer.body)) else {

@@ -1,4 +1,5 @@
-//! Gaps of the feed and restarts of CouchDB: where changes may be lost, sessions are told to resync, some in each turn.
+//! Gaps of the feed and restarts of CouchDB: where changes may be lost, sessions resync, some in
+//! each turn.
 
 use super::Databases;
 use crate::server::context::Context;
@@ -14,7 +15,8 @@ use crate::state::timers::Millis;
 const AWAY: &str = "CouchDB was away";
 
 impl Databases {
-    /// Handles that the start of the first stream is known: subscriptions of before may have missed changes.
+    /// Handles that the start of the first stream is known: subscriptions of before may have missed
+    /// changes.
     pub(crate) fn handle_pinned(&mut self) {
         if !self.followed {
             let unknown = self.positions.handle_doubt(0, &mut self.subscriptions);
@@ -22,8 +24,8 @@ impl Databases {
         }
     }
 
-    /// Handles a gap of the feed after a time. Positions show what changed in it; a database without a position counts as
-    /// changed. Returns the reason of a resync if one is needed.
+    /// Handles a gap of the feed after a time. Positions show what changed in it; a database
+    /// without a position counts as changed. Returns the reason of a resync if one is needed.
     pub(crate) fn handle_gap(&mut self, followed_until: Millis) -> Option<&'static str> {
         let unknown = self.positions.handle_doubt(followed_until, &mut self.subscriptions);
         if self.positions.are_available() {
@@ -33,8 +35,8 @@ impl Databases {
         (self.resync_policy != Policy::Off).then_some("the feed of changes has a gap")
     }
 
-    /// Handles that the feed is open. Returns whether the epoch is to be requested: no position is given out before it is
-    /// known when CouchDB started, unless CouchDB does not say.
+    /// Handles that the feed is open. Returns whether the epoch is to be requested: no position is
+    /// given out before it is known when CouchDB started, unless CouchDB does not say.
     pub(crate) fn handle_opened(&mut self, now: Millis) -> bool {
         self.restarts.handle_opened(now);
         self.needs_epoch && self.restarts.is_settled()
@@ -64,8 +66,8 @@ impl Databases {
         }
     }
 
-    /// Marks all positions as doubtful: a client that is away, or leaves before it is told to resync, is told when it comes
-    /// back.
+    /// Marks all positions as doubtful: a client that is away, or leaves before it gets the resync,
+    /// resyncs when it comes back.
     fn doubt_positions(&mut self, context: &mut Context) {
         let doubt = context.jitter.below(u64::from(u32::MAX));
         self.subscriptions.doubt(u32::try_from(doubt).expect("below that"));
@@ -81,7 +83,8 @@ impl Databases {
         self.restarts.next_request(now)
     }
 
-    /// Handles CouchDB's answer about its nodes; None when there is none. `is_streaming` tells whether the feed is open.
+    /// Handles CouchDB's answer about its nodes; None when there is none. `is_streaming` says
+    /// whether the feed is open.
     pub(crate) fn handle_restarts(
         &mut self,
         answer: Option<&Answer>,
@@ -102,7 +105,8 @@ impl Databases {
         self.subscriptions.starts = self.restarts.starts();
         let is_suspected = self.restarts.take_suspicion();
         let reason = match finding {
-            // Positions of before carry another start: clients that are away are told when they come back.
+            // Positions of before carry another start: clients that are away resync when they come
+            // back.
             Finding::Restarted => Some("CouchDB restarted"),
             Finding::Unknown if is_suspected && self.resync_policy != Policy::Off => {
                 self.doubt_positions(context);
@@ -110,7 +114,7 @@ impl Databases {
             }
             Finding::First | Finding::Continuous | Finding::Unknown => None,
         };
-        // With the other policies clients were told when the feed was opened, or are not to be told.
+        // With the other policies clients resynced when the feed was opened, or never do.
         reason.filter(|_| self.resync_policy == Policy::Lost)
     }
 
@@ -119,7 +123,7 @@ impl Databases {
         self.needs_epoch && self.positions.epoch().is_none() && self.positions.are_available()
     }
 
-    /// Returns whether sessions are told to resync at all.
+    /// Returns whether sessions ever resync.
     pub(crate) fn may_resync(&self) -> bool {
         self.resync_policy != Policy::Off
     }
@@ -127,11 +131,12 @@ impl Databases {
     /// Logs that positions are void.
     pub(crate) fn log_other_epoch(&mut self, now: Millis) {
         if let Some(more) = self.epoch_log.pass(now) {
-            log::warn!("_global_changes is not the database that it was: clients are told to sync again{more}.");
+            log::warn!("_global_changes is not the database that it was: all clients resync{more}.");
         }
     }
 
-    /// Starts a resync of sessions. Sessions that an earlier resync has not reached yet are among them.
+    /// Starts a resync of sessions. Sessions that an earlier resync has not reached yet are among
+    /// them.
     pub(crate) fn start_resync(
         &mut self,
         reason: &'static str,
@@ -141,7 +146,7 @@ impl Databases {
         now: Millis,
     ) {
         let (level, more) = self.resync_log.of(reason).level(log::Level::Info, now);
-        log::log!(level, "{} clients are told that changes may have been lost: {reason}{more}.", sessions.len());
+        log::log!(level, "{} clients resync, since changes may have been lost: {reason}{more}.", sessions.len());
         context.metrics.resyncs += 1;
         let earlier = self.resync.take().is_some_and(|resync| resync.other_epoch);
         let mut resync = StaggeredResync::new(reason, sessions, now, &mut context.jitter);
@@ -160,7 +165,7 @@ impl Databases {
         self.resync = resync.poll_timeout().is_some().then_some(resync);
     }
 
-    /// Tells a session to resync. Socket.IO sessions are notified of all their databases.
+    /// Has a session resync. Socket.IO sessions are notified of all their databases.
     pub(crate) fn resync(&mut self, (key, session): (Key, &mut Session), reason: &str) {
         match session.dialect() {
             Dialect::Json => session.send_resync(reason),

@@ -27,7 +27,7 @@ use crate::state::user_quotas::UserQuotas;
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::howler_v1::Refused;
 use crate::wire::name_list::NameList;
-use crate::wire::positions::Given;
+use crate::wire::positions::{Given, Position};
 
 /// Names of `subscribe` requests that are answered in one turn, roughly.
 const ANSWERED_A_TURN: usize = 2_000;
@@ -35,6 +35,9 @@ const ANSWERED_A_TURN: usize = 2_000;
 const ANSWER_COST: usize = 8;
 /// Bytes of a message whose parsing takes as long as the work for one name.
 const BYTES_A_NAME: usize = 256;
+
+/// A database and its position, if that is known.
+type Standing = (DatabaseId, Option<Position>);
 
 impl Databases {
     /// Returns how many `subscribe` requests of a session are in progress.
@@ -72,8 +75,8 @@ impl Databases {
         self.read_names(session, intake, SLICE, context);
     }
 
-    /// Reads names of a `subscribe` into its databases, each once and held, at most so many names. Returns whether all of
-    /// them are read, or too many of them are new.
+    /// Reads names of a `subscribe` into its databases, each once and held, at most so many names.
+    /// Returns whether all of them are read, or too many of them are new.
     pub(super) fn read_names(
         &mut self,
         (key, session): (Key, &Session),
@@ -149,7 +152,8 @@ impl Databases {
         Ok(None)
     }
 
-    /// Takes a request whose access is decided. Returns it when it can be answered at once; else it waits for positions.
+    /// Takes a request whose access is decided. Returns it when it can be answered at once; else it
+    /// waits for positions.
     pub(crate) fn admit(&mut self, session: Option<&Session>, request: Request, now: Millis) -> Option<Pending> {
         let Request { session: key, reply, mut names, epoch, group } = request;
         let Some(session) = session else {
@@ -189,7 +193,8 @@ impl Databases {
         self.positions.next_ready()
     }
 
-    /// Counts a request toward the budget of the turn. Returns it for [`Self::complete`], unless it is a part of a list.
+    /// Counts a request toward the budget of the turn. Returns it for [`Self::complete`], unless it
+    /// is a part of a list.
     pub(crate) fn count_answer(&mut self, pending: Pending) -> Option<Pending> {
         self.answered_this_turn += pending.names.len().max(ANSWER_COST);
         match pending.group {
@@ -201,7 +206,8 @@ impl Databases {
         }
     }
 
-    /// Subscribes a session, compares positions and answers, in one step: later changes are notified after this answer.
+    /// Subscribes a session, compares positions and answers, in one step: later changes are
+    /// notified after this answer.
     pub(crate) fn complete(
         &mut self,
         session: &mut Session,
@@ -210,20 +216,45 @@ impl Databases {
         context: &mut Context,
     ) {
         let Pending { session: key, reply, names, epoch, .. } = pending;
-        let key = *key;
-        let Self { subscriptions, positions, access, .. } = self;
         // Other sessions of the user may have subscribed while the request waited.
-        let new = names.iter().filter(|(database, _)| !subscriptions.has(key.index, *database)).count();
-        let count = subscriptions.count(key.index) + new;
-        let exceeded = |user| user_quotas.exceeded(key, user, count);
+        let new = names.iter().filter(|(database, _)| !self.subscriptions.has(key.index, *database)).count();
+        let count = self.count(*key) + new;
+        let exceeded = |user| user_quotas.exceeded(*key, user, count);
         if let Some(limit) = session.user_name().and_then(exceeded).filter(|_| new > 0) {
             context.metrics.rejected_subscriptions += 1;
             return session.answer_error(reply, LIMIT_ERROR, &too_many_of_user(limit));
         }
-        let Some((user, roles)) = session.user() else { return };
-        // Decided again, since access may have changed while the request waited.
+        let Some((names, refused)) = self.readable(session, names) else { return };
+        if names.is_empty() && !refused.is_empty() {
+            return session.answer_forbidden(reply, &refused);
+        }
+        if self.subscribe_all(*key, &names).is_err() {
+            return session.answer_error(reply, LIMIT_ERROR, &too_many(context.limits.subscriptions));
+        }
+        let (stand, changed) = self.compare(*key, &names, epoch.as_deref());
+        let name = |database: &DatabaseId| self.subscriptions.name(*database);
+        let stand: Vec<_> = stand.iter().map(|(database, position)| (name(database), *position)).collect();
+        let changed_names: Vec<_> = changed.iter().map(name).collect();
+        session.answer_subscribed(reply, Some(&stand), &changed_names, self.positions.epoch(), &refused);
+        if session.dialect() != Dialect::Json {
+            for database in changed {
+                self.subscriptions.mark_for(key.index, database, ChangeKind::Updated);
+            }
+        }
+    }
+
+    /// Returns the databases that a session may read, and those that it may not. Access may have
+    /// changed while the request waited. Where it became unknown, the session subscribes, and is
+    /// reconsidered once it is known.
+    fn readable(
+        &mut self,
+        session: &Session,
+        names: &RequestedDatabases,
+    ) -> Option<(RequestedDatabases, Vec<Refused>)> {
+        let Self { subscriptions, access, .. } = self;
+        let (user, roles) = session.user()?;
         let (mut refused, mut unknown): (Vec<Refused>, _) = (Vec::new(), Vec::new());
-        let mut names: Vec<_> = names.iter().collect();
+        let mut names = names.clone();
         names.retain(|(database, _)| {
             let why = match access.decide(*database, user, roles, subscriptions) {
                 Decision::Allowed => return true,
@@ -236,52 +267,59 @@ impl Databases {
             refused.push((subscriptions.name(*database).into(), why));
             false
         });
-        if names.is_empty() && !refused.is_empty() {
-            return session.answer_forbidden(reply, &refused);
-        }
-        // Subscribed to as if they were missing, and reconsidered once it is known who may read them.
         for database in unknown {
             access.queue_lookup(database, subscriptions);
         }
-        // All or nothing.
+        Some((names, refused))
+    }
+
+    /// Subscribes a session to all of the databases, or to none.
+    ///
+    /// # Errors
+    /// When the session would have too many subscriptions.
+    fn subscribe_all(&mut self, key: Key, names: &RequestedDatabases) -> Result<(), TooManySubscriptions> {
         let mut added = Vec::new();
-        for (database, _) in &names {
-            match subscriptions.subscribe(key.index, *database) {
+        for (database, _) in names {
+            match self.subscriptions.subscribe(key.index, *database) {
                 Ok(true) => added.push(*database),
                 Ok(false) => {}
-                Err(TooManySubscriptions) => {
+                Err(error) => {
                     for database in added {
-                        subscriptions.unsubscribe(key.index, database);
+                        self.subscriptions.unsubscribe(key.index, database);
                     }
-                    return session.answer_error(reply, LIMIT_ERROR, &too_many(context.limits.subscriptions));
+                    return Err(error);
                 }
             }
         }
-        // Compared only now: a server that has just started learns its epoch while a request waits.
-        let foreign = epoch.is_some() && epoch.as_deref() != positions.epoch();
-        let mut stand = Vec::with_capacity(names.len());
-        let mut changed = Vec::new();
-        for (database, given) in &names {
+        Ok(())
+    }
+
+    /// Returns the positions of databases, and the databases whose position is not the given one.
+    /// Compared only when answering: a server that has just started learns its epoch while a
+    /// request waits.
+    fn compare(
+        &mut self,
+        key: Key,
+        names: &RequestedDatabases,
+        epoch: Option<&str>,
+    ) -> (Vec<Standing>, Vec<DatabaseId>) {
+        let Self { subscriptions, positions, access, .. } = self;
+        let is_foreign = epoch.is_some() && epoch != positions.epoch();
+        let (mut stand, mut changed) = (Vec::with_capacity(names.len()), Vec::new());
+        for (database, given) in names {
             positions.queue_lookup(*database, Some(key), subscriptions);
             let position = access.visible_position(*database, subscriptions);
             stand.push((*database, position));
             // Without a known position, a database that the client knew at one counts as changed.
-            if given.is_given() && (foreign || given.differs(position, subscriptions.starts)) {
+            if given.is_given() && (is_foreign || given.differs(position, subscriptions.starts)) {
                 changed.push(*database);
             }
         }
-        let stand: Vec<_> =
-            stand.iter().map(|(database, position)| (subscriptions.name(*database), *position)).collect();
-        let names: Vec<_> = changed.iter().map(|database| subscriptions.name(*database)).collect();
-        session.answer_subscribed(reply, Some(&stand), &names, positions.epoch(), &refused);
-        if session.dialect() != Dialect::Json {
-            for database in changed {
-                subscriptions.mark_for(key.index, database, ChangeKind::Updated);
-            }
-        }
+        (stand, changed)
     }
 
-    /// Ends subscriptions of a session. Returns the reply to answer now; None for a long list, which takes more turns.
+    /// Ends subscriptions of a session. Returns the reply to answer now; None for a long list,
+    /// which takes more turns.
     pub(crate) fn unsubscribe(&mut self, key: Key, reply: Reply, names: NameList) -> Option<Reply> {
         if names.len() > SLICE {
             self.name_lists.push(key, Work::Remove(Box::new(Removal::new(reply, names))));

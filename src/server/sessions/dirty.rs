@@ -11,7 +11,8 @@ const CROWD_A_TURN: [usize; 2] = [128, 384];
 /// Sessions whose slots are nearer than this were opened close together.
 const NEAR: u32 = 1_024;
 
-/// The dirty sessions. The subscribers of a database that has many are a crowd: the others do not wait for them.
+/// The dirty sessions. The subscribers of a database that has many are a crowd: the others do not
+/// wait for them.
 #[derive(Debug, Default)]
 pub(super) struct Dirty {
     few: Lane,
@@ -36,7 +37,8 @@ impl Dirty {
 
     /// Decides how many sessions to write to in this turn.
     pub(super) fn begin_flush(&mut self) {
-        // More than become dirty in a turn, or the queue would grow. No session of a crowd is in it twice.
+        // More than become dirty in a turn, or the queue would grow. No session of a crowd is in it
+        // twice.
         let few = FLUSHED_A_TURN.max(self.few.len() / 8);
         let [least, most] = CROWD_A_TURN;
         self.shares = [few, most.saturating_sub(few.min(self.few.len())).max(least)];
@@ -56,7 +58,8 @@ impl Dirty {
     }
 }
 
-/// Sessions of one kind. Those that become dirty while others are being written to wait for the end of these.
+/// Sessions of one kind. Those that become dirty while others are being written to wait for the end
+/// of these.
 #[derive(Debug, Default)]
 struct Lane {
     next: Vec<Key>,
@@ -78,8 +81,9 @@ impl Lane {
     }
 }
 
-/// Orders sessions for writing, the first one at the end. Sessions that were opened together lie together, here and in the
-/// kernel: scattered ones are sorted by slot, the others keep their order.
+/// Orders sessions for writing, the first one at the end. Sessions that were opened together lie
+/// together, here and in the kernel: scattered ones are sorted by slot, the others keep their
+/// order.
 fn sort_for_locality(keys: &mut Vec<Key>) {
     let far = keys.windows(2).filter(|pair| pair[0].index.abs_diff(pair[1].index) > NEAR).count();
     if far > keys.len() / 4 {

@@ -1,4 +1,5 @@
-//! The frames of this turn's notifications: each is encoded once, and its bytes go to every subscriber.
+//! The frames of this turn's notifications: each is encoded once, and its bytes go to every
+//! subscriber.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -29,7 +30,8 @@ enum FrameKey {
 }
 
 impl Frames {
-    /// Returns where the frame of a notification is. `write` writes its message if it is not encoded yet.
+    /// Returns where the frame of a notification is. `write` writes its message if it is not
+    /// encoded yet.
     pub(crate) fn range(
         &mut self,
         database: DatabaseId,

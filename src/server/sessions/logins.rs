@@ -12,7 +12,8 @@ use crate::state::table::Key;
 use crate::state::timers::Millis;
 use crate::wire::couchdb::{self, Credentials, Identity, LoginError};
 
-/// A cookie is first checked after this long, in milliseconds, while no cookie of CouchDB has stated its lifetime.
+/// A cookie is first checked after this long, in milliseconds, while no cookie of CouchDB has
+/// stated its lifetime.
 const FIRST_CHECK: Millis = 2_000;
 /// Shortest time between checks of a session, in milliseconds.
 const SOONEST_CHECK: Millis = 500;
@@ -65,7 +66,8 @@ impl Sessions {
         }
     }
 
-    /// Takes the ticket of the login that a session waits for; one that waits for others is cancelled.
+    /// Takes the ticket of the login that a session waits for; one that waits for others is
+    /// cancelled.
     pub(crate) fn take_pending_login(&mut self, key: Key, now: Millis) -> Option<Key> {
         match self.table.get_mut(key)?.login.take()? {
             PendingLogin::Waits(attempt) => {
@@ -76,7 +78,8 @@ impl Sessions {
         }
     }
 
-    /// Reads CouchDB's answer to a login and counts its outcome. `has_waiting` tells whether other logins wait for CouchDB.
+    /// Reads CouchDB's answer to a login and counts its outcome. `has_waiting` says whether other
+    /// logins wait for CouchDB.
     ///
     /// # Errors
     /// When the credentials are wrong, or CouchDB did not say.
@@ -110,11 +113,13 @@ impl Sessions {
         result
     }
 
-    /// Returns when a session is to be checked again: before half of its cookie's lifetime is over. `identity` is CouchDB's
-    /// answer of now, None without one; `age` is how long the client has been here, in milliseconds.
+    /// Returns when a session is to be checked again: before half of its cookie's lifetime is over.
+    /// `identity` is CouchDB's answer of now, None without one; `age` is how long the client has
+    /// been here, in milliseconds.
     ///
-    /// CouchDB renews a cookie that is older than a tenth of its lifetime in any answer. A cookie that was not renewed has
-    /// nine tenths left at least, and lives ten times as long as it has been here.
+    /// CouchDB renews a cookie that is older than a tenth of its lifetime in any answer. A cookie
+    /// that was not renewed has nine tenths left at least, and lives ten times as long as it has
+    /// been here.
     pub(crate) fn next_check(
         &mut self,
         identity: Option<&Identity>,

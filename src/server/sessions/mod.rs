@@ -1,6 +1,8 @@
-//! The owner of the sessions: their table, the dirty list, the limits of logins and the totals of users.
+//! The owner of the sessions: their table, the dirty list, the limits of logins and the totals of
+//! users.
 //!
-//! A session is a state machine (`state/session`): it takes inputs and returns [`Action`]s, which the server performs.
+//! A session is a state machine (`state/session`): it takes inputs and returns [`Action`]s, which
+//! the server performs.
 //!
 //! | file | content |
 //! |---|---|
@@ -127,7 +129,8 @@ impl Sessions {
         Some(opened.unwrap_or_else(|never| match never {}))
     }
 
-    /// Hands an input to a session; its actions are taken by [`Self::take_actions`]. Returns false without the session.
+    /// Hands an input to a session; its actions are taken by [`Self::take_actions`]. Returns false
+    /// without the session.
     pub(super) fn input(
         &mut self,
         key: Key,
@@ -144,7 +147,8 @@ impl Sessions {
         std::mem::take(&mut self.actions)
     }
 
-    /// Gives the emptied list of actions back, so that its capacity is used again, unless there are new actions.
+    /// Gives the emptied list of actions back, so that its capacity is used again, unless there are
+    /// new actions.
     pub(super) fn put_actions(&mut self, actions: Vec<Action>) {
         if self.actions.is_empty() {
             self.actions = actions;
@@ -164,7 +168,8 @@ impl Sessions {
         self.table.get_mut(key).is_some_and(|session| session.alarm.fired(bucket))
     }
 
-    /// Decides whether a client may send one more message now. `is_heard` when the message shows that it is there.
+    /// Decides whether a client may send one more message now. `is_heard` when the message shows
+    /// that it is there.
     pub(super) fn admit_message(&mut self, key: Key, is_heard: bool, now: Millis) -> bool {
         let Some(session) = self.table.get_mut(key) else { return true };
         if !session.allows_message(&self.rules, now) {
@@ -249,7 +254,8 @@ impl Sessions {
         self.table.get(key).map_or((Some(Stage::Idle), 0), |session| (session.stage(), session.held_bytes()))
     }
 
-    /// Determines what an unauthenticated polling session holds, None for every other one, and whether it was listed before.
+    /// Determines what an unauthenticated polling session holds, None for every other one, and
+    /// whether it was listed before.
     pub(super) fn review(&mut self, key: Key) -> Option<(bool, Option<Holding>)> {
         let session = self.table.get_mut(key)?;
         let holding = match (&session.transport, session.stage()) {

@@ -1,4 +1,5 @@
-//! The server's own credentials: read from their file again, held back while CouchDB refuses them, and logged.
+//! The server's own credentials: read from their file again, held back while CouchDB refuses them,
+//! and logged.
 
 use std::io;
 
@@ -16,7 +17,8 @@ const NOT_RECORDING: &str = "CouchDB does not record changes: update_db is false
      configuration, and no client is notified. Run `couchdb-howler check` for how to change it.";
 
 impl Upstream {
-    /// Returns whether a request with the server's own credentials may be sent now. Others are sent in a later turn.
+    /// Returns whether a request with the server's own credentials may be sent now. Others are sent
+    /// in a later turn.
     pub(crate) fn may_ask(&self, what: AdminUse, now: Millis) -> bool {
         self.admin.may_ask(what, now)
     }
@@ -58,14 +60,15 @@ impl Upstream {
         }
     }
 
-    /// Handles a status that tells the file of the credentials whether CouchDB accepts them.
+    /// Handles a status that shows whether CouchDB accepts the credentials in the file.
     pub(super) fn handle_file_status(&mut self, status: u16, now: Millis) {
         if let Some(file) = &mut self.credentials_file {
             file.handle_status(status, now);
         }
     }
 
-    /// Handles the status of a request with the server's own credentials; None when there was no answer.
+    /// Handles the status of a request with the server's own credentials; None when there was no
+    /// answer.
     pub(super) fn handle_admin_status(
         &mut self,
         what: AdminUse,
@@ -102,13 +105,15 @@ impl Upstream {
         self.admin.retry_at().filter(|_| self.feed.is_streaming())
     }
 
-    /// Requests a resource that every admin may read, to learn whether CouchDB accepts the credentials.
+    /// Requests a resource that every admin may read, to learn whether CouchDB accepts the
+    /// credentials.
     pub(super) fn try_credentials(&mut self, now: Millis) {
         let request = self.requests.own_session();
         self.submit(Queue::Lookups, Owner::Server, request, Purpose::Admin, now);
     }
 
-    /// Has the file of the credentials read again, as an operator asks by a signal. Returns false when there is none.
+    /// Has the file of the credentials read again, as an operator asks by a signal. Returns false
+    /// when there is none.
     pub(crate) fn reload_credentials(&mut self, now: Millis) -> bool {
         let Some(file) = &mut self.credentials_file else { return false };
         file.reload(now);

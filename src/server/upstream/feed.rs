@@ -8,12 +8,12 @@ use crate::state::timers::Millis;
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::couchdb::Revision;
 
-/// What the feed asks the server to do.
+/// A step that the feed asks the server for.
 #[derive(Debug)]
 pub(crate) enum FeedStep {
     Dial,
     Send(Vec<u8>),
-    HangUp,
+    Close,
     /// The start of the first stream is known.
     Pinned,
     /// Changes are followed.
@@ -36,7 +36,8 @@ impl Upstream {
         self.feed.followed_until()
     }
 
-    /// Handles bytes of the feed: calls `change` for each change in them. Returns how many lines were skipped.
+    /// Handles bytes of the feed: calls `change` for each change in them. Returns how many lines
+    /// were skipped.
     pub(crate) fn handle_feed_bytes(
         &mut self,
         mut input: &[u8],
@@ -85,10 +86,11 @@ impl Upstream {
         std::mem::take(&mut self.feed_actions)
     }
 
-    /// Handles an action of the feed as far as it concerns the credentials. Returns what is left to do.
+    /// Handles an action of the feed as far as it concerns the credentials. Returns what is left to
+    /// do.
     pub(crate) fn feed_step(&mut self, action: FeedAction, context: &mut Context, now: Millis) -> Option<FeedStep> {
         match action {
-            FeedAction::Dial | FeedAction::Send(_) if self.defer_feed(now) => Some(FeedStep::HangUp),
+            FeedAction::Dial | FeedAction::Send(_) if self.defer_feed(now) => Some(FeedStep::Close),
             FeedAction::Dial => Some(FeedStep::Dial),
             FeedAction::Send(request) => {
                 self.admin.handle_sent(AdminUse::Feed);
@@ -96,7 +98,7 @@ impl Upstream {
             }
             FeedAction::Close => {
                 self.handle_admin_status(AdminUse::Feed, None, context, now);
-                Some(FeedStep::HangUp)
+                Some(FeedStep::Close)
             }
             FeedAction::Pinned => Some(FeedStep::Pinned),
             FeedAction::Opened(continuity) => {

@@ -1,8 +1,8 @@
-//! The owner of what is asked of CouchDB: the feed, the queues of requests, where CouchDB is, and the server's own
-//! credentials.
+//! The owner of what is asked of CouchDB: the feed, the queues of requests, where CouchDB is, and
+//! the server's own credentials.
 //!
-//! Its connections are entries of the connections' owner, known here by their keys: what is to be done with them is
-//! returned as actions, which the server performs.
+//! Its connections are entries of the connections' owner, known here by their keys: what is to be
+//! done with them is returned as actions, which the server performs.
 //!
 //! | file | content |
 //! |---|---|
@@ -46,13 +46,15 @@ use crate::wire::url::CouchUrl;
 
 /// Connections for questions about access and for checks of sessions.
 const CHECKS: usize = MAX_LOOKUPS;
-/// Connections for lookups: one for each batch, one for the epoch, and one for the start of CouchDB and other questions.
+/// Connections for lookups: one for each batch, one for the epoch, and one for the start of CouchDB
+/// and other questions.
 const LOOKUPS: usize = MAX_BATCHES + 2;
 
 /// Connections to CouchDB apart from those for logins: the feed, checks and lookups.
 pub const UPSTREAMS: usize = 1 + CHECKS + LOOKUPS;
 
-/// Time from the opening of the feed to the question whether CouchDB records changes, in milliseconds.
+/// Time from the opening of the feed to the question whether CouchDB records changes, in
+/// milliseconds.
 const CHECK_RECORDING_AFTER: Millis = 5_000;
 
 /// A longer `_security` is parsed beside the loop, in bytes: at 1 MiB that takes 20 ms.
@@ -94,7 +96,8 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    /// Starts the resolver. `waker` is called when the resolver or the reader of files has an answer.
+    /// Starts the resolver. `waker` is called when the resolver or the reader of files has an
+    /// answer.
     ///
     /// # Errors
     /// When no thread can be started.
@@ -160,7 +163,8 @@ impl Upstream {
         }
     }
 
-    /// Tries refused credentials again, and asks whether CouchDB records changes, where that is due.
+    /// Tries refused credentials again, and asks whether CouchDB records changes, where that is
+    /// due.
     pub(super) fn expire_questions(&mut self, now: Millis) {
         if self.credentials_timeout().is_some_and(|at| at <= now) {
             self.try_credentials(now);
@@ -173,8 +177,9 @@ impl Upstream {
         self.feed.is_streaming() && self.admin.may_ask_soon(AdminUse::Lookup)
     }
 
-    /// Starts to parse a `_security` beside the loop if it is long. Returns whether it does: the result is for
-    /// [`Self::take_parsed`]. The question counts as under way until then, so there are only a few.
+    /// Starts to parse a `_security` beside the loop if it is long. Returns whether it does: the
+    /// result is for [`Self::take_parsed`]. The question counts as under way until then, so there
+    /// are only a few.
     pub(super) fn parse_security(&mut self, database: DatabaseId, answer: &mut Answer) -> bool {
         let is_long = answer.status == 200 && answer.body.len() > PARSED_AT_ONCE;
         if is_long {
@@ -201,7 +206,8 @@ impl Upstream {
         self.dialer.dial(id, &mut self.dial_actions);
     }
 
-    /// Returns the next step of dialing: an address to connect to, or an error for the owner of the connection.
+    /// Returns the next step of dialing: an address to connect to, or an error for the owner of the
+    /// connection.
     pub(super) fn next_dial(&mut self) -> Option<(UpstreamId, Result<SocketAddr, String>)> {
         while let Some(action) = self.dial_actions.pop() {
             match action {
@@ -257,13 +263,13 @@ impl Upstream {
     }
 
     /// Takes the connection of an id out, and stops dialing for it.
-    pub(super) fn hang_up(&mut self, id: UpstreamId) -> Option<Key> {
+    pub(super) fn release_connection(&mut self, id: UpstreamId) -> Option<Key> {
         self.dialer.cancel(id);
         self.take_connection(id)
     }
 
-    /// Handles that a connection is established, before anything is sent on it. `ends` are the addresses of its socket.
-    /// Returns whether CouchDB has moved to another address.
+    /// Handles that a connection is established, before anything is sent on it. `ends` are the
+    /// addresses of its socket. Returns whether CouchDB has moved to another address.
     pub(super) fn handle_connected(&mut self, id: UpstreamId, address: IpAddr, ends: Option<(IpAddr, IpAddr)>) -> bool {
         self.dialer.handle_connected(id);
         let login = match id {
@@ -325,7 +331,8 @@ impl Upstream {
         }
     }
 
-    /// Returns whether CouchDB counts wrong passwords by name only, since it ignores `X-Forwarded-For`.
+    /// Returns whether CouchDB counts wrong passwords by name only, since it ignores
+    /// `X-Forwarded-For`.
     pub(super) fn counts_by_name(&self) -> bool {
         self.forwarding.counts_by_name()
     }

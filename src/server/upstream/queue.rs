@@ -1,4 +1,5 @@
-//! A queue of requests to CouchDB. Requests wait only for others of their queue: a storm of logins delays nothing else.
+//! A queue of requests to CouchDB. Requests wait only for others of their queue: a storm of logins
+//! delays nothing else.
 
 use crate::server::purpose::Purpose;
 use crate::state::pool::{Pool, PoolAction};

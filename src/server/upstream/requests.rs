@@ -41,7 +41,8 @@ impl Upstream {
         self.submit(Queue::Checks, Owner::Server, request, Purpose::Security(database), now).is_some()
     }
 
-    /// Asks whether a session is still logged in. Returns false when too many requests wait; None without a request.
+    /// Asks whether a session is still logged in. Returns false when too many requests wait; None
+    /// without a request.
     pub(crate) fn ask_check(
         &mut self,
         session: Key,
@@ -98,8 +99,8 @@ impl Upstream {
         pool.submit(submission, now, actions)
     }
 
-    /// Abandons a login that its session does not wait for any more. One that was sent still counts, since its password may
-    /// be wrong. Returns the key of the attempt if it was not sent.
+    /// Abandons a login that its session does not wait for any more. One that was sent still
+    /// counts, since its password may be wrong. Returns the key of the attempt if it was not sent.
     pub(crate) fn abandon_login(&mut self, ticket: Key) -> Option<Key> {
         let pool = &mut self.queues[Queue::Logins as usize].pool;
         let is_sent = pool.is_sent(ticket);
@@ -140,8 +141,8 @@ impl Upstream {
         std::mem::take(&mut self.queues[queue as usize].actions)
     }
 
-    /// Handles what an answer says of CouchDB and of the server's own credentials. Returns the answer to its purpose: only a
-    /// `_security` object may be too long.
+    /// Handles what an answer says of CouchDB and of the server's own credentials. Returns the
+    /// answer to its purpose: only a `_security` object may be too long.
     pub(crate) fn handle_answer(
         &mut self,
         purpose: &Purpose,
