@@ -53,7 +53,7 @@ pub struct DueSessions<'a> {
 }
 
 impl Drain {
-    /// Starts to close these sessions within so many milliseconds.
+    /// Starts to close these sessions; `within` is the time in milliseconds.
     pub fn begin(sessions: Vec<Key>, within: Millis, now: Millis) -> Self {
         let wanted = sessions.len() as Millis * PER_CLIENT;
         // Half of a short time is reserved for the last replies.

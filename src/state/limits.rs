@@ -90,7 +90,7 @@ const BURST: u64 = 20;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Throttle(u64);
 
-/// A list of names counts as one more message for each so many names.
+/// Number of names in a list that count as one more message.
 const NAMES_A_MESSAGE: usize = 100;
 
 impl Throttle {

@@ -249,7 +249,7 @@ impl NameLists {
         !self.withheld.is_empty() && self.withheld.contains(&session)
     }
 
-    /// Creates the group of a `subscribe` that waits in so many parts.
+    /// Creates the group of a `subscribe` that waits in `parts` parts.
     pub fn add_group(&mut self, session: Key, reply: Reply, epoch: Option<Box<str>>, parts: usize) -> Key {
         let group = self.groups.insert(Group {
             session,

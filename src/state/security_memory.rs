@@ -42,7 +42,7 @@ impl SecurityMemory {
         self.small + self.large
     }
 
-    /// Returns whether an object of so many bytes fits in place of the database's current one.
+    /// Returns whether an object of `bytes` bytes fits in place of the database's current one.
     pub fn has_room(&self, database: DatabaseId, bytes: usize) -> bool {
         let before = self.kept.get(&database).map_or(0, |kept| kept.bytes);
         bytes <= SMALL_SECURITY || self.large - before + bytes <= MAX_SECURITY_MEMORY
@@ -59,7 +59,7 @@ impl SecurityMemory {
         self.by_size.insert((bytes, database));
     }
 
-    /// Removes the object of a database, which has so many bytes.
+    /// Removes the object of a database; `bytes` is its size.
     pub fn remove(&mut self, database: DatabaseId, bytes: usize) {
         if bytes <= SMALL_SECURITY {
             self.small -= bytes;

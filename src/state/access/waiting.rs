@@ -19,7 +19,7 @@ const SWEPT_A_TURN: usize = 2_000;
 pub(super) const MAX_STALE: usize = 256;
 
 impl Access {
-    /// Returns whether a user may wait for so many more databases.
+    /// Returns whether a user may wait for `more` further databases.
     pub fn has_room(&self, user: &str, more: usize) -> bool {
         let own = self.awaited_by.get(user).copied().unwrap_or(0) + more;
         own <= MAX_WAITING_OF_USER && own <= MAX_WAITING.saturating_sub(self.awaited)

@@ -186,7 +186,7 @@ impl<W> LoginLimits<W> {
     /// Counts a password that the caller has compared with the right one.
     ///
     /// # Errors
-    /// Too many logins from the address have failed, and the next one may come after so many
+    /// Too many logins from the address have failed. Contains the wait until the next one, in
     /// milliseconds. The client must not learn whether the password is right.
     pub fn count_compared(&mut self, address: IpAddr, right: bool, now: Millis) -> Result<(), Millis> {
         self.forget(now);

@@ -34,11 +34,11 @@ pub enum Admission {
 /// Reason for which a login fails without a request to CouchDB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
-    /// Too many logins from the address have failed. The next one may come after so many
+    /// Too many logins from the address have failed. Contains the wait until the next one, in
     /// milliseconds.
     Address(Millis),
-    /// Too many logins under the name have failed, from any address. The next one may come after so
-    /// many milliseconds.
+    /// Too many logins under the name have failed, from any address. Contains the wait until the
+    /// next one, in milliseconds.
     Name(Millis),
     /// CouchDB did not answer earlier logins, and may have counted each of them as a failure.
     Unanswered,
