@@ -82,7 +82,10 @@ fn systemd_is_notified_of_start_and_stop() {
         let _client = Client::logged_in(howler.address());
         howler.signal("TERM");
         let stopping = listening.next();
-        assert!(stopping.starts_with("STOPPING=1\nEXTEND_TIMEOUT_USEC=20000000\nSTATUS=Stopping, 1 "), "{stopping}");
+        assert!(
+            stopping.starts_with("STOPPING=1\nEXTEND_TIMEOUT_USEC=20000000\nSTATUS=Stopping, closing 1 "),
+            "{stopping}"
+        );
         assert_eq!(howler.wait().code(), Some(0));
     }
     std::fs::remove_dir_all(folder).unwrap();
