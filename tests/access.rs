@@ -600,10 +600,10 @@ fn wait_for_question(couchdb: &StandIn, name: &str, before: usize) {
     }
 }
 
-/// Reconsidering the subscribers of a database with many members takes a small part of a round of deletion and creation,
-/// and never all of it at once.
+/// Checking the subscribers of a database with many members again takes a small part of a round of
+/// deletion and creation, and never all of it in one turn.
 #[test]
-fn others_are_answered_while_many_subscribers_are_reconsidered() {
+fn other_clients_are_answered_while_many_subscribers_are_checked_again() {
     const CLIENTS: usize = 2_000;
     let couchdb = couchdb();
     couchdb.add_user(OTHER, OTHER_PASSWORD, &[]);
@@ -850,7 +850,7 @@ fn large_security_objects_take_a_limited_amount_of_memory() {
     let howler = members(&couchdb);
     let mut other = client_of(&howler, OTHER, OTHER_PASSWORD);
     assert_eq!(subscribe(&mut other, &["theirs", "medium"])["errors"], Value::Null);
-    // A user who may not read them leaves no object that takes room from others.
+    // The objects of a user without access take no room from others.
     for name in &large {
         assert_eq!(subscribe(&mut other, &[name])["error"], "ForbiddenError");
         assert!(howler.metric("howler_security_bytes") < LIMIT + (1 << 20));

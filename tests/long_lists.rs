@@ -1,7 +1,7 @@
-//! Clients that send long lists of names again and again: what that costs, and whom it delays.
+//! Clients that repeatedly send long lists of names: the costs, and the delays for other clients.
 //!
-//! Costs are compared within one run, the same work for few and for many names: a machine that is busy is slow for
-//! both.
+//! Each run compares the costs of the same work for few and for many names: a busy machine is slow
+//! for both.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,20 +12,20 @@ use crate::support::client::Client;
 use crate::support::howler::Howler;
 use crate::support::{A_MOMENT, SOON, couchdb, position};
 
-/// Names that nobody else has.
+/// Returns names with a prefix of their own.
 fn names(prefix: &str, count: usize) -> Vec<String> {
     (0..count).map(|number| format!("{prefix}{number}")).collect()
 }
 
-/// Processor time of the server so far, in hundredths of a second.
+/// Returns the processor time of the server so far, in hundredths of a second.
 fn ticks(howler: &Howler) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", howler.id())).expect("it runs");
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", howler.id())).expect("the server runs");
     let fields = stat.rsplit(')').next().expect("the name is in parentheses");
     let times = fields.split_whitespace().skip(11).take(2);
-    times.map(|time| time.parse::<u64>().expect("a number")).sum()
+    times.map(|time| time.parse::<u64>().expect("the field is a number")).sum()
 }
 
-/// Asserts that four times as much took about four times as long, not sixteen times.
+/// Asserts that four times the work took about four times as long, and not sixteen times.
 fn assert_linear(small: u64, large: u64) {
     assert!(large < 8 * small.max(4), "{small} and {large} hundredths of a second");
 }
@@ -53,7 +53,7 @@ fn names_are_withdrawn_in_linear_time() {
 }
 
 #[test]
-fn many_short_sessions_make_the_end_of_a_long_one_no_dearer() {
+fn many_short_sessions_do_not_raise_the_cost_of_the_end_of_a_long_one() {
     let cost = |sessions: usize, long: usize| {
         let couchdb = couchdb();
         let howler = Howler::start_with(&couchdb, &["--catch_up_sessions", "3"]);
@@ -68,10 +68,11 @@ fn many_short_sessions_make_the_end_of_a_long_one_no_dearer() {
         let before = ticks(&howler);
         drop(clients);
         howler.wait_for_lines("Session of 127.0.0.1 ended", sessions + long);
-        // After three seconds all of it is forgotten.
+        // The server drops ended sessions after three seconds. Metrics would add to the cost.
         thread::sleep(Duration::from_millis(3_500));
         let mut cost = ticks(&howler) - before;
         loop {
+            // Proves that no more work follows.
             thread::sleep(Duration::from_millis(300));
             let now = ticks(&howler) - before;
             if now <= cost + 1 {
@@ -87,7 +88,7 @@ fn many_short_sessions_make_the_end_of_a_long_one_no_dearer() {
 }
 
 #[test]
-fn lookups_of_other_sessions_wait_for_no_session_with_many() {
+fn session_with_many_lookups_does_not_delay_lookups_of_others() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--max_message", "1048576"]);
     let mut honest = Client::logged_in(howler.address());
@@ -103,20 +104,20 @@ fn lookups_of_other_sessions_wait_for_no_session_with_many() {
     for round in 0..4 {
         let name = format!("mine-{round}");
         let answer = honest.ask(json!({"op": "subscribe", "dbs": [&name]}));
-        assert_eq!(answer["dbs"][&name], "0.0.0", "it was looked up in time: {answer}");
+        assert_eq!(answer["dbs"][&name], "0.0.0", "the lookup was in time: {answer}");
     }
     drop(crowd);
 }
 
 #[test]
-fn a_list_of_names_counts_as_many_messages() {
+fn list_of_names_counts_as_many_messages() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut client = Client::logged_in(howler.address());
     let lists = [names("a", 6_000), names("b", 6_000)];
     let mut answered = 0;
     for list in lists.iter().cycle().take(100) {
-        // The burst of twenty seconds has 2,000 messages, and each list counts as 61.
+        // A burst may have 2,000 messages (those of twenty seconds), and each list counts as 61.
         client.request(json!({"op": "unsubscribe", "dbs": list}));
         match client.receive_json(SOON) {
             Some(answer) if answer["ok"] == Value::Bool(true) => answered += 1,
@@ -132,7 +133,7 @@ fn a_list_of_names_counts_as_many_messages() {
 }
 
 #[test]
-fn requests_in_one_segment_are_answered_in_order_whatever_others_send() {
+fn requests_in_one_segment_are_answered_in_order_beside_long_lists() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut busy: Vec<Client> = (0..4).map(|_| Client::logged_in(howler.address())).collect();
@@ -158,13 +159,13 @@ fn requests_in_one_segment_are_answered_in_order_whatever_others_send() {
     assert_eq!(client.next_change(SOON).as_deref(), Some("last"));
     for other in &mut busy {
         for _ in 0..5 {
-            assert_eq!(other.receive_json(SOON).expect("an answer")["ok"], true);
+            assert_eq!(other.receive_json(SOON).expect("a reply arrives")["ok"], true);
         }
     }
 }
 
 #[test]
-fn a_name_is_stored_once_whatever_refers_to_it() {
+fn name_is_stored_once_for_all_its_references() {
     const NAMES: usize = 4_000;
     let growth = |length: usize| {
         let couchdb = couchdb();
@@ -179,18 +180,18 @@ fn a_name_is_stored_once_whatever_refers_to_it() {
         assert_eq!(howler.metric("howler_databases_watched"), NAMES as u64 + 1);
         howler.resident_kib() - before
     };
-    // A byte more in each name, and what the allocator adds to that.
+    // One more byte in each name, and the overhead of the allocator.
     let (short, long) = (growth(7), growth(207));
     assert!(long < short + 1_600, "{short} and {long} KiB: the names alone have 781 KiB more");
 }
 
-/// Names that are as long as a message of 1 MiB allows for 10,000 of them.
+/// Returns 10,000 names of the greatest length that fits into a message of 1 MiB.
 fn long_names(prefix: &str) -> Vec<String> {
     (0..10_000).map(|number| format!("{prefix}{number:0>80}")).collect()
 }
 
 #[test]
-fn others_are_answered_while_a_long_list_is_worked_off() {
+fn other_clients_are_answered_during_the_work_on_a_long_list() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut other = Client::logged_in(howler.address());
@@ -206,7 +207,7 @@ fn others_are_answered_while_a_long_list_is_worked_off() {
                     let begun = Instant::now();
                     other.ask(json!({"op": "heartbeat"}));
                     longest = longest.max(begun.elapsed());
-                    // It may send 100 messages a second, and more at first.
+                    // Stays below the rate of 100 messages a second.
                     thread::sleep(Duration::from_millis(3));
                 }
                 longest
@@ -218,16 +219,16 @@ fn others_are_answered_while_a_long_list_is_worked_off() {
                 took = took.max(begun.elapsed());
             }
             over.store(true, std::sync::atomic::Ordering::Relaxed);
-            (measured.join().expect("it measured"), took)
+            (measured.join().expect("the thread measured"), took)
         });
         best = best.min(longest.as_secs_f64() / took.as_secs_f64());
         println!("{longest:?} of {took:?}");
     }
-    assert!(best < 0.4, "the others waited for {best} of the time that a list took");
+    assert!(best < 0.4, "other clients waited for {best} of the time of a list");
 }
 
 #[test]
-fn what_changes_while_a_long_list_is_worked_off_is_in_the_answer_or_comes_after_it() {
+fn change_during_the_work_on_a_long_list_is_in_the_reply_or_follows_it() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     for round in 0..3 {
@@ -245,8 +246,8 @@ fn what_changes_while_a_long_list_is_worked_off_is_in_the_answer_or_comes_after_
                 }
             });
             let id = client.request(json!({"op": "subscribe", "dbs": known}));
-            let answer = client.receive_json(4 * SOON).expect("an answer");
-            assert_eq!(answer["id"], json!(id), "nothing is notified before the answer: {answer:.200}");
+            let answer = client.receive_json(4 * SOON).expect("a reply arrives");
+            assert_eq!(answer["id"], json!(id), "no notification precedes the reply: {answer:.200}");
             assert_eq!(answer["dbs"].as_object().map(serde_json::Map::len), Some(10_000));
             found.extend(answer["changed"].as_array().expect("names").iter().map(ToString::to_string));
         });
@@ -255,13 +256,13 @@ fn what_changes_while_a_long_list_is_worked_off_is_in_the_answer_or_comes_after_
             let Some(change) = client.next_change(SOON) else { break };
             found.insert(Value::from(change).to_string());
         }
-        assert_eq!(found, all, "each is in one of both");
+        assert_eq!(found, all, "each change is in the reply or follows it");
         drop(client);
     }
 }
 
 #[test]
-fn messages_behind_a_long_list_are_handled_in_order() {
+fn messages_after_a_long_list_are_handled_in_order() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let (first, second) = (names("a", 4_000), names("b", 4_000));
@@ -275,21 +276,21 @@ fn messages_behind_a_long_list_are_handled_in_order() {
     ];
     let ids: Vec<u64> = requests.iter().map(|request| client.request(request.clone())).collect();
     for id in &ids[..2] {
-        assert_eq!(client.receive_json(SOON).expect("an answer")["id"], json!(id));
+        assert_eq!(client.receive_json(SOON).expect("a reply arrives")["id"], json!(id));
     }
-    // The second `subscribe` is withdrawn while it waits for positions, and answered then.
+    // The second `subscribe` is withdrawn while it waits for positions, and then answered.
     let mut answered: Vec<u64> = (0..3)
         .map(|_| {
-            let answer = client.receive_json(SOON).expect("an answer");
+            let answer = client.receive_json(SOON).expect("a reply arrives");
             assert_eq!(answer["ok"], true, "{answer:.200}");
-            answer["id"].as_u64().expect("its id")
+            answer["id"].as_u64().expect("the reply has an id")
         })
         .collect();
     answered.sort_unstable();
     assert_eq!(answered, ids[2..]);
     assert_eq!(howler.metric("howler_subscriptions"), 1);
 
-    // The same by Socket.IO, where nothing has to be looked up.
+    // The same over Socket.IO, which needs no lookups.
     let mut client = Client::socket_io_logged_in(howler.address());
     for (id, (event, databases)) in
         [("subscribe", &first), ("unsubscribe", &first), ("subscribe", &second)].into_iter().enumerate()
@@ -305,7 +306,7 @@ fn messages_behind_a_long_list_are_handled_in_order() {
     assert_eq!(client.receive_text(SOON).as_deref(), Some("42[\"change\",\"b7\"]"));
 }
 
-/// Waits until nothing is left of sessions that have ended.
+/// Waits until ended sessions have left no subscriptions.
 fn wait_until_released(howler: &Howler) {
     let deadline = Instant::now() + 4 * SOON;
     for metric in ["howler_subscriptions", "howler_databases_watched"] {
@@ -317,7 +318,7 @@ fn wait_until_released(howler: &Howler) {
 }
 
 #[test]
-fn a_session_that_ends_half_way_through_a_list_leaves_nothing() {
+fn session_that_ends_during_the_work_on_its_list_leaves_nothing() {
     let couchdb = couchdb();
     for options in [&[][..], &["--access", "members"], &["--catch_up_sessions", "1"]] {
         let howler = Howler::start_with(&couchdb, options);
@@ -331,6 +332,7 @@ fn a_session_that_ends_half_way_through_a_list_leaves_nothing() {
             if step % 3 == 2 {
                 client.request(json!({"op": "log-out"}));
             }
+            // Ends the session in another step of the work each time.
             thread::sleep(step * Duration::from_millis(7));
         }
         let mut client = Client::socket_io_logged_in(howler.address());
@@ -339,17 +341,17 @@ fn a_session_that_ends_half_way_through_a_list_leaves_nothing() {
         wait_until_released(&howler);
         let mut client = Client::logged_in(howler.address());
         assert_eq!(client.ask(json!({"op": "subscribe", "dbs": databases[..200]}))["ok"], true);
-        // The list of a client that is gone may have come to the server only now.
+        // The list of a client that left may reach the server only now.
         let deadline = Instant::now() + 4 * SOON;
         while howler.metric("howler_subscriptions") != 200 {
-            assert!(Instant::now() < deadline, "{} are left", howler.metric("howler_subscriptions"));
+            assert!(Instant::now() < deadline, "{} subscriptions are left", howler.metric("howler_subscriptions"));
             thread::sleep(A_MOMENT);
         }
     }
 }
 
 #[test]
-fn a_client_that_leaves_and_connects_again_keeps_none_of_a_long_list() {
+fn client_that_reconnects_during_the_work_keeps_nothing_of_its_list() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut client = Client::socket_io_logged_in(howler.address());
@@ -366,7 +368,7 @@ fn a_client_that_leaves_and_connects_again_keeps_none_of_a_long_list() {
 }
 
 #[test]
-fn others_are_answered_while_long_sessions_break() {
+fn other_clients_are_answered_during_the_end_of_long_sessions() {
     let couchdb = couchdb();
     let howler = Howler::start_with(&couchdb, &["--catch_up_sessions", "1"]);
     let databases = names("a", 10_000);
@@ -381,13 +383,13 @@ fn others_are_answered_while_long_sessions_break() {
                 client
             })
             .collect();
-        // What came with the answers is through, too.
+        // Everything that arrived with the replies is handled before this one.
         other.ask(json!({"op": "heartbeat"}));
         let before = ticks(&howler);
         drop(crowd);
         let (mut longest, deadline) = (Duration::ZERO, Instant::now() + 4 * SOON);
         while howler.metric("howler_subscriptions") > 0 {
-            assert!(Instant::now() < deadline, "all of it ends");
+            assert!(Instant::now() < deadline, "timeout waiting for the end of all subscriptions");
             let begun = Instant::now();
             other.ask(json!({"op": "heartbeat"}));
             longest = longest.max(begun.elapsed());
@@ -397,5 +399,5 @@ fn others_are_answered_while_long_sessions_break() {
         println!("{longest:?} of {took:?}");
         best = best.min(longest.as_secs_f64() / took.as_secs_f64());
     }
-    assert!(best < 0.4, "the others waited for {best} of the time that the end of the sessions took");
+    assert!(best < 0.4, "other clients waited for {best} of the time of the end of sessions");
 }
