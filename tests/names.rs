@@ -4,13 +4,16 @@
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::support::client::Client;
 use crate::support::couchdb::StandIn;
 use crate::support::dns::{A, AAAA, Answer, Asked, NODATA, NXDOMAIN, NameServer, REFUSED, Root, SERVFAIL, addresses};
 use crate::support::howler::{Howler, assert_no_secret};
+use crate::support::proxy::Proxy;
 use crate::support::tls::{Authority, TlsProxy, tls_url};
 use crate::support::{SOON, couchdb, wait_until};
+use crate::upstream::log_in_eight;
 
 /// Creates a root folder whose `resolv.conf` lists these nameservers.
 fn root(servers: &[&NameServer], rest: &str) -> Root {
@@ -227,6 +230,26 @@ fn the_next_connection_uses_a_changed_address() {
     new.wait_for_connections(1);
     follows(&howler, &couchdb);
     assert_eq!(old.connections.load(Ordering::Acquire), before);
+}
+
+#[test]
+fn logins_follow_the_name_when_all_pooled_connections_broke_silently() {
+    let (couchdb, server) = (couchdb(), NameServer::start());
+    let old = Proxy::start(couchdb.address());
+    let port = old.address().port();
+    let new = Forwarder::start(&format!("127.0.11.3:{port}"), couchdb.address());
+    server.answer("couch.test", A, addresses(&["127.0.0.1"]));
+    let root = root(&[&server], "");
+    let howler = Howler::launch_command(root.command().args(["--couchdb_url", &url_of(&couchdb, "couch.test", port)]));
+    follows(&howler, &couchdb);
+    couchdb.set_login_delay(Duration::from_millis(300));
+    let _clients = log_in_eight(&couchdb, &howler);
+    couchdb.set_login_delay(Duration::ZERO);
+    server.answer("couch.test", A, addresses(&["127.0.11.3"]));
+    old.silence();
+    // A login that finds only dead connections fails after five seconds.
+    log_in_eight(&couchdb, &howler);
+    assert!(new.connections.load(Ordering::Acquire) > 0);
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn an_invalid_token_has_its_own_message() {
 }
 
 /// Logs eight users in concurrently.
-fn log_in_eight(couchdb: &StandIn, howler: &Howler) -> Vec<Client> {
+pub fn log_in_eight(couchdb: &StandIn, howler: &Howler) -> Vec<Client> {
     let mut clients: Vec<_> = (0..8).map(|_| Client::json(howler.address())).collect();
     let log_in = |(number, client): (usize, &mut Client)| {
         let name = format!("user-{number}");
