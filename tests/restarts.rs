@@ -43,7 +43,7 @@ fn settled(howler: &Howler) -> Device {
 }
 
 /// Returns the number of databases a client is notified of when it returns.
-fn told_at_return(device: &mut Device, howler: &Howler) -> usize {
+fn notified_at_return(device: &mut Device, howler: &Howler) -> usize {
     device.leave();
     device.come_back(howler.address()).expect("the server replies").len()
 }
@@ -92,11 +92,11 @@ fn a_restart_behind_a_retrying_proxy_resyncs_clients() {
         assert_eq!(socket_io.next(), r#"42["change","db-7"]"#);
     }
     for (place, device) in there.iter_mut().enumerate() {
-        assert_eq!(told_at_return(device, &howlers[1 - place]), 0, "the resync was enough");
+        assert_eq!(notified_at_return(device, &howlers[1 - place]), 0, "the resync was enough");
     }
     for (place, device) in away.iter_mut().enumerate() {
-        assert_eq!(told_at_return(device, &howlers[1 - place]), 60);
-        assert_eq!(told_at_return(device, &howlers[place]), 0, "the client is notified once");
+        assert_eq!(notified_at_return(device, &howlers[1 - place]), 60);
+        assert_eq!(notified_at_return(device, &howlers[place]), 0, "the client is notified once");
     }
 }
 
@@ -115,7 +115,7 @@ fn a_client_that_returns_after_both_restarted_is_notified_once() {
         couchdb.restart(true).expect("the port is free");
         let howlers = ports.map(|port| Howler::start_on(port, &couchdb, &[]));
         for (number, device) in devices.iter_mut().enumerate() {
-            let returns = [0, 1, 1, 0].map(|place| told_at_return(device, &howlers[(number + place) % 2]));
+            let returns = [0, 1, 1, 0].map(|place| notified_at_return(device, &howlers[(number + place) % 2]));
             assert_eq!(returns, [60, 0, 0, 0], "{signal}");
         }
         assert_eq!(howlers.each_ref().map(resyncs), [0, 0]);
@@ -135,8 +135,8 @@ fn a_network_outage_without_a_restart_causes_no_resync() {
     wait_for_readings(&howler, read + 1);
     couchdb.update("db-3");
     assert_eq!(there.next(SOON).expect("the client is connected"), Notice::Change("db-3".to_owned()));
-    assert_eq!((resyncs(&howler), told_at_return(&mut away, &howler)), (0, 1));
-    assert_eq!(told_at_return(&mut there, &howler), 0);
+    assert_eq!((resyncs(&howler), notified_at_return(&mut away, &howler)), (0, 1));
+    assert_eq!(notified_at_return(&mut there, &howler), 0);
 }
 
 #[test]
@@ -155,9 +155,9 @@ fn a_clock_that_is_wrong_for_a_while_looks_like_a_restart() {
     let read = readings(&howler);
     couchdb.break_feed(FeedFault::CleanEnd);
     wait_for_readings(&howler, read + 1);
-    assert_eq!(resyncs(&howler), 1, "a clock that is set back is no restart");
-    let returns = devices.each_mut().map(|device| [0; 2].map(|_| told_at_return(device, &howler)));
-    assert_eq!(returns, [[60, 0], [0, 0]], "by when the positions were given");
+    assert_eq!(resyncs(&howler), 1, "a clock set back is not a restart");
+    let returns = devices.each_mut().map(|device| [0; 2].map(|_| notified_at_return(device, &howler)));
+    assert_eq!(returns, [[60, 0], [0, 0]], "only positions given while the clock was wrong count as changed");
 }
 
 #[test]
@@ -217,21 +217,25 @@ fn without_a_start_time_an_outage_counts_as_a_restart() {
         howler.wait_for_line("The changes feed is not connected: ");
         couchdb.accept_again().expect("the port is free");
         wait_for_everything(&mut device);
-        assert_eq!(told_at_return(&mut device, &howler), 0, "it has compared again");
+        assert_eq!(notified_at_return(&mut device, &howler), 0, "the client compared its positions after the resync");
         couchdb.refuse();
         howler.wait_for_lines("The changes feed is not connected: ", 2);
-        couchdb.accept_again().expect("its port is free");
+        couchdb.accept_again().expect("the port is free");
         device.compares_again = false;
         wait_for_everything(&mut device);
-        assert_eq!(told_at_return(&mut device, &howler), 60, "its positions are from before");
-        assert_eq!(told_at_return(&mut device, &howler), 0);
+        assert_eq!(notified_at_return(&mut device, &howler), 60, "its positions are older than the resync");
+        assert_eq!(notified_at_return(&mut device, &howler), 0);
     }
 }
 
-/// A client whose positions were given by a server that does not know when CouchDB started.
+/// Returns a client with positions from a server that does not know when CouchDB started.
 fn settled_without_start(howler: &Howler) -> Device {
     let mut device = Device::new(names());
-    assert_eq!(device.come_back(howler.address()).expect("it is served").len(), 60, "it knew nothing");
+    assert_eq!(
+        device.come_back(howler.address()).expect("the server accepts the client").len(),
+        60,
+        "a client without positions reads all databases"
+    );
     assert!(
         device.known.values().all(|known| known.as_ref().is_some_and(|it| !it.contains('@'))),
         "{:?}",
@@ -267,7 +271,7 @@ fn positions_from_before_the_start_was_known_count_as_changed_once() {
             // Uptime shows only a restart that comes some seconds after the feed was opened.
             thread::sleep(Duration::from_secs(4));
             couchdb.update_many(&refs(&names()));
-            couchdb.restart(true).expect("its port is free");
+            couchdb.restart(true).expect("the port is free");
             assert!(couchdb.wait_for_feeds(2, SOON));
         }
         couchdb.refuse_uptime(None);
@@ -279,9 +283,9 @@ fn positions_from_before_the_start_was_known_count_as_changed_once() {
         if hidden_restart {
             wait_for_everything(&mut there);
         } else {
-            assert_eq!(there.next(A_MOMENT).expect("it is connected"), Notice::Nothing);
+            assert_eq!(there.next(A_MOMENT).expect("the client is connected"), Notice::Nothing);
         }
-        let returns = [1, 0, 1].map(|place: usize| told_at_return(&mut away, &howlers[place]));
+        let returns = [1, 0, 1].map(|place: usize| notified_at_return(&mut away, &howlers[place]));
         assert_eq!(returns, [60, 0, 0], "restarted: {hidden_restart}");
         assert_eq!(howlers.each_ref().map(resyncs), [u64::from(hidden_restart); 2]);
     }
@@ -296,10 +300,10 @@ fn a_restart_of_all_between_an_unknown_and_a_known_start_is_notified_once() {
     let mut device = settled_without_start(&howler);
     couchdb.update_many(&refs(&names()));
     drop(howler);
-    couchdb.restart(true).expect("its port is free");
+    couchdb.restart(true).expect("the port is free");
     couchdb.refuse_uptime(None);
     let howler = Howler::start_on(port, &couchdb, &[]);
-    assert_eq!([0; 3].map(|_| told_at_return(&mut device, &howler)), [60, 0, 0]);
+    assert_eq!([0; 3].map(|_| notified_at_return(&mut device, &howler)), [60, 0, 0]);
 }
 
 #[test]
@@ -308,11 +312,11 @@ fn positions_are_given_once_the_start_is_known() {
     couchdb.refuse_uptime(Some(503));
     let howler = Howler::start(&couchdb);
     let mut device = Device::new(["a".to_owned()]);
-    device.begin_login(howler.address()).and_then(|()| device.finish_login()).expect("it is served");
+    device.begin_login(howler.address()).and_then(|()| device.finish_login()).expect("the server accepts the client");
     let asked = couchdb.wait_for_request(SOON, |request| request.target.ends_with("/_membership"));
-    assert!(asked.is_some(), "the nodes are asked for");
+    assert!(asked.is_some(), "the server asks which nodes there are");
     couchdb.refuse_uptime(None);
-    device.subscribe().expect("it is served");
+    device.subscribe().expect("the server accepts the client");
     assert!(device.known["a"].as_ref().is_some_and(|position| position.starts_with("0.0.0@")), "{:?}", device.known);
 }
 
@@ -332,7 +336,7 @@ fn a_restart_of_one_node_loses_nothing_and_one_of_all_nodes_does() {
         }
     }
     assert_eq!(there.next(A_MOMENT).expect("the client is connected"), Notice::Nothing);
-    assert_eq!(told_at_return(&mut there, &howlers[1]), 0);
+    assert_eq!(notified_at_return(&mut there, &howlers[1]), 0);
     // A node that is down does not prove that it kept its events.
     couchdb.set_node_up(2, false);
     couchdb.update_many(&refs(&names()));
@@ -345,7 +349,7 @@ fn a_restart_of_one_node_loses_nothing_and_one_of_all_nodes_does() {
         }),
         [1, 1]
     );
-    let returns = [0, 1, 0].map(|place| told_at_return(&mut away, &howlers[place]));
+    let returns = [0, 1, 0].map(|place| notified_at_return(&mut away, &howlers[place]));
     assert_eq!(returns, [60, 0, 0]);
 }
 
@@ -359,9 +363,9 @@ fn a_restart_of_one_node_changes_no_position() {
     couchdb.restart_node(0).expect("the port is free");
     // This server has never seen the start time of that node before its restart.
     let howler = Howler::start_on(port, &couchdb, &[]);
-    assert_eq!(told_at_return(&mut device, &howler), 0);
+    assert_eq!(notified_at_return(&mut device, &howler), 0);
     drop(howler);
     couchdb.restart(true).expect("the port is free");
     let howler = Howler::start_on(port, &couchdb, &[]);
-    assert_eq!([0; 2].map(|_| told_at_return(&mut device, &howler)), [60, 0]);
+    assert_eq!([0; 2].map(|_| notified_at_return(&mut device, &howler)), [60, 0]);
 }
