@@ -1,20 +1,20 @@
-//! Permissions as a server drives them, without a server: clients, CouchDB, the feed and the clock are a script, and a
-//! naive model beside them knows who may be notified of what.
+//! Permissions as the server drives them, without a server. A script stands for clients, CouchDB,
+//! the feed and the clock, and a naive model knows which client may be notified of which database.
 //!
-//! A script is lines; what is no operation is passed over. `N` is the digit of a session (0 to 5: users `u`, `v` and `w`,
-//! two sessions each), `name` one of a few databases:
+//! A script consists of lines; a line that is no operation is skipped. `N` is the digit of a
+//! session (0 to 5: users `u`, `v` and `w`, two sessions each), `name` one of a few databases:
 //!
 //! ```text
 //! N>a,b     subscribes               N/a,b     unsubscribes          N#5     subscribes to 500 names that are missing
-//! N-        leaves                   N=rs      its user's roles are r and s from here on (A: server admin)
+//! N-        leaves                   N=rs      its user has the roles r and s from here on (A: server admin)
 //! @+a       a database is created, for admins      @-a   deleted     @=a     written to
 //! @*a       everyone may read it     @ua       the user u may        @ra     the role r may
-//! !a        CouchDB does not say who may read a database, or does again
-//! _2        the second line that is under way comes
+//! !a        CouchDB stops or resumes saying who may read a database
+//! _2        the second line under way arrives
 //! ?a        the position of a database is looked up
-//! $1        CouchDB works on the second question         )1          its answer comes
+//! $1        CouchDB processes the second request          )1          its response arrives
 //! ~1234     time passes, in milliseconds
-//! &…        an operation, and the turn goes on: one step is taken of what is to be reconsidered
+//! &…        an operation, and the turn goes on with one step of the reconsidering
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -31,14 +31,14 @@ use couchdb_howler::wire::security::Security;
 
 const SESSIONS: u32 = 6;
 const USERS: [&str; 3] = ["u", "v", "w"];
-/// The last two: a system database, and a name that no database can have.
+/// The last two are a system database, and an impossible name.
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "_users", ".."];
-/// Bounds the time that a script takes.
+/// Longest time of a script, in milliseconds.
 const MAX_OPERATIONS: usize = 300;
-/// How long a `subscribe` may wait, in milliseconds.
+/// Longest wait of a `subscribe`, in milliseconds.
 const ANSWER_WITHIN: Millis = 5_000;
 
-/// Who may read a database: `*` for everyone, small letters for users and roles.
+/// Readers of a database: `*` for every user, small letters for users and roles.
 type Members = BTreeSet<char>;
 
 /// A database in CouchDB.
@@ -47,35 +47,35 @@ struct Truth {
     members: Option<Members>,
     counts: [u32; 3],
     is_silent: bool,
-    /// The number of the last event that subscribers are to be notified of.
+    /// Number of the last event that subscribers must be notified of.
     changed: u64,
 }
 
-/// What answers and lines have said of a database.
+/// The state of a database according to responses and lines.
 #[derive(Clone, Debug, Default)]
 struct Known {
-    /// None before the first answer; then the members, or that it is missing.
+    /// None before the first response; then the members, or that the database is missing.
     verdict: Option<Option<Members>>,
     in_doubt: bool,
-    /// The kinds of the lines that came since the question under way was asked.
+    /// Kinds of the lines that arrived since the pending request was sent.
     since: Vec<ChangeKind>,
 }
 
 struct Question {
     database: DatabaseId,
     name: String,
-    /// What CouchDB found when it worked on it; None when it does not say.
+    /// Result when CouchDB processed the request; None if it does not say.
     found: Option<Option<Option<Members>>>,
 }
 
 #[derive(Default)]
 struct Session {
     roles: Vec<Box<str>>,
-    /// Each database with the number of events when it was subscribed to.
+    /// Databases, each with the number of events at the time of its subscription.
     subscribed: BTreeMap<String, u64>,
-    /// What it was notified of last, as the number of events then.
+    /// Last notification of each database, as the number of events then.
     notified: BTreeMap<String, u64>,
-    /// The requests that wait, by their number: since when.
+    /// Times at which the waiting requests began, by their number.
     asked: BTreeMap<u64, Millis>,
     generation: u32,
 }
@@ -201,7 +201,7 @@ impl World {
     fn couchdb(&mut self, rest: &str) {
         let mut letters = rest.chars();
         let (Some(operation), Some(name)) = (letters.next(), known_name(letters.as_str())) else { return };
-        // CouchDB has no database of an impossible name.
+        // CouchDB has no database with an impossible name.
         let Some(truth) = self.truth.get_mut(name).filter(|_| name != "..") else { return };
         let kind = match (operation, &mut truth.members) {
             ('+', members @ None) => {
@@ -247,7 +247,7 @@ impl World {
         self.access.wait(undecided, &unknown, user, self.now, &mut self.subscriptions);
     }
 
-    /// Subscribes to what may be read.
+    /// Subscribes to the databases that the user may read.
     fn complete(&mut self, undecided: Undecided) {
         let session = undecided.session.index;
         assert_eq!(undecided.session, self.key(session), "a session that has left subscribes to nothing");
@@ -258,7 +258,7 @@ impl World {
                 Decision::Unknown => self.access.queue_lookup(*database, &mut self.subscriptions),
                 Decision::Allowed => {}
             }
-            // While it is not known to exist it looks like one that is missing.
+            // A database that is not known to exist looks like a missing one.
             let hidden = self.known.get(&name).is_none_or(|known| known.verdict == Some(None));
             let shown = self.access.visible_position(*database, &self.subscriptions);
             let is_admin = self.sessions[session as usize].roles.iter().any(|role| **role == *"_admin");
@@ -314,7 +314,7 @@ impl World {
         let tells = self.access.handle_line(database, kind, is_news, before, &self.subscriptions);
         let known = self.known.entry(name.to_owned()).or_default();
         if tells {
-            // A deletion is told to those who could read the database up to then.
+            // Users who could read the database until then are notified of its deletion.
             Self::check(&self.subscriptions, &self.access, &self.sessions, known, database);
         }
         known.since.push(kind);
@@ -327,7 +327,7 @@ impl World {
         }
     }
 
-    /// Nobody is notified of a database in doubt, nor who may not read it.
+    /// Asserts that no session is notified of a database in doubt, or of one that it may not read.
     fn check(
         subscriptions: &Subscriptions,
         access: &Access,
@@ -479,7 +479,7 @@ impl World {
         }
     }
 
-    /// Everything that is under way comes, and then everyone leaves.
+    /// Delivers everything under way, then ends all sessions.
     fn finish(&mut self) {
         for truth in self.truth.values_mut() {
             truth.is_silent = false;
@@ -489,7 +489,7 @@ impl World {
             self.operate("_0");
             self.end_turn(usize::MAX);
         }
-        // Two refreshes, and the longest time until a question is asked again.
+        // Two refreshes, and the longest time until a request is repeated.
         for _ in 0..40 {
             while !self.questions.is_empty() {
                 self.answer(Some(0));

@@ -1,23 +1,23 @@
-//! The feed as a server drives it, without a server: CouchDB, the connection and the clock are a script, and the
-//! simulated CouchDB beside the feed knows what has to be told.
+//! The feed as the server drives it, without a server. A script stands for CouchDB, the connection
+//! and the clock, and the simulated CouchDB knows what the feed must report.
 //!
-//! A script is lines; what is no operation is passed over. Its first line may hold `D` (the feed is `_db_updates`) and
-//! `C` (`_global_changes` is made where it is missing).
+//! A script consists of lines; a line that is no operation is skipped. Its first line may hold `D`
+//! (the feed is `_db_updates`) and `C` (`_global_changes` is created if it is missing).
 //!
 //! ```text
 //! @          a database changes
-//! c          the connection is made        x          it cannot be made
-//! -          it breaks                     .          it ends without a word
-//! w12        the next 12 bytes of what CouchDB has written come; w, all of them
-//! =404       CouchDB answers the next question with this status alone; =404k keeps the connection open
-//! R410       from here on CouchDB refuses streams with this status (300 to 599; else it closes the connection), but for
+//! c          the connection opens          x          it cannot be opened
+//! -          it breaks                     .          it ends silently
+//! w12        the next 12 bytes that CouchDB has written arrive; w: all of them
+//! =404       CouchDB answers the next request with this status alone; =404k keeps the connection open
+//! R410       from here on CouchDB rejects streams with this status (300 to 599; else it closes the connection), but for
 //!            those that start where one was pinned since; to the end
 //! b          the next line is cut short    s          the next line is too long
 //! h          an empty line                 e          the stream ends
-//! M          _global_changes is deleted, or made by somebody else
-//! u          somebody else cannot connect  r          CouchDB has answered somebody else
+//! M          _global_changes is deleted, or created by another program
+//! u          another user of CouchDB fails r          CouchDB has answered another user
 //! ~1234      time passes, in milliseconds; timeouts are handled when they are due
-//! >text      these bytes come, with a line end for each |; from here on nothing is known to be told
+//! >text      these bytes arrive, with a line end for each |; from here on reports are not checked
 //! ```
 
 use std::collections::{BTreeSet, VecDeque};
@@ -30,7 +30,7 @@ use couchdb_howler::wire::http::{MAX_HEAD, parse_request};
 use couchdb_howler::wire::lines::MAX_LINE;
 use couchdb_howler::wire::url::{CouchUrl, query_pairs};
 
-/// Bounds the time that a script takes.
+/// Longest time of a script, in milliseconds.
 const MAX_OPERATIONS: usize = 300;
 const MAX_LONG: usize = 2;
 
@@ -46,35 +46,35 @@ struct World {
     source: FeedSource,
     now: Millis,
     connection: Connection,
-    /// What CouchDB has written on the connection and the feed has not got.
+    /// Bytes that CouchDB has written on the connection and the feed has not read.
     written: VecDeque<u8>,
-    /// The last change that was written to the stream, while there is one.
+    /// Last change that was written to the stream, while there is one.
     streaming: Option<u64>,
-    /// Where the last stream began.
+    /// Start of the last stream.
     stream_from: u64,
-    /// The number of the last change, and those that CouchDB has recorded.
+    /// Number of the last change, and the changes that CouchDB has recorded.
     last: u64,
     recorded: BTreeSet<u64>,
-    /// Whether there is a `_global_changes`.
+    /// Whether `_global_changes` exists.
     exists: bool,
-    /// What is wrong with what CouchDB writes next.
+    /// Fault of the next bytes of CouchDB.
     statuses: VecDeque<(u16, bool)>,
-    /// What streams are refused with, None for a close, and where they were pinned since.
+    /// Status that rejects streams, None for a close, and the starts that were pinned since.
     refusal: Option<(Option<u16>, BTreeSet<u64>)>,
-    /// CouchDB closes the connection.
+    /// Whether CouchDB closes the connection.
     closes: bool,
     cut: usize,
     long: usize,
     longs: usize,
     told: BTreeSet<u64>,
     opened: bool,
-    /// Changes up to this one need not be told: the feed said that there is a gap.
+    /// Changes up to this one need no report, since the feed reported a gap.
     excused: u64,
-    /// Bytes came that a CouchDB does not write.
+    /// Whether bytes arrived that CouchDB does not write.
     strange: bool,
 }
 
-/// Runs a script from its begin to its end, and on until the feed is followed again.
+/// Runs a script to its end, and on until the feed is followed again.
 pub fn run(script: &str) {
     let options = script.lines().next().unwrap_or("");
     let source = if options.contains('D') { FeedSource::DbUpdates } else { FeedSource::GlobalChanges };
@@ -127,7 +127,7 @@ impl World {
             }
             'R' => {
                 let status = rest.parse().ok().filter(|status| (300..600).contains(status));
-                // What is refused for other reasons stays so whatever the start is.
+                // A rejection for other reasons does not depend on the start.
                 let blames_the_start = status.is_none_or(|status| !matches!(status, 401 | 403 | 404));
                 if blames_the_start {
                     self.refusal = Some((status, BTreeSet::new()));
@@ -179,7 +179,7 @@ impl World {
         self.write(&format!("{:x}\r\n{text}\r\n", text.len()));
     }
 
-    /// Every change behind the last one that was written.
+    /// Writes every change behind the last one that was written.
     fn write_stream(&mut self) {
         while let Some(from) = self.streaming
             && let Some(number) = self.recorded.range(from + 1..).next().copied()
@@ -203,7 +203,7 @@ impl World {
         }
     }
 
-    /// The feed asks.
+    /// Handles a request of the feed.
     fn answer(&mut self, request: &[u8]) {
         assert_eq!(self.connection, Connection::Open, "asked without a connection");
         let (length, asked) = parse_request(request, MAX_HEAD).expect("a request").expect("whole");
@@ -293,7 +293,7 @@ impl World {
                 FeedAction::Pinned | FeedAction::Refused => {}
                 FeedAction::Opened(continuity) => {
                     assert_eq!(self.connection, Connection::Open, "opened without a connection");
-                    // What came before the first stream is not missed.
+                    // A change before the first stream is not missed.
                     if !std::mem::replace(&mut self.opened, true) || continuity >= Continuity::Gap {
                         self.excused = self.excused.max(self.stream_from);
                     }
@@ -323,7 +323,7 @@ impl World {
         self.take(&bytes);
     }
 
-    /// As the server does.
+    /// Performs the actions of the feed, as the server does.
     fn take(&mut self, mut input: &[u8]) {
         if input.is_empty() || self.connection != Connection::Open {
             return;
@@ -337,7 +337,7 @@ impl World {
                 FeedPart::Nothing => continue,
                 FeedPart::Content(content) => content,
             };
-            // A stream is opened before a line of it comes.
+            // A stream is opened before a line of it arrives.
             self.perform(std::mem::take(&mut actions));
             let mut place = 0;
             loop {
@@ -364,11 +364,11 @@ impl World {
         self.perform(actions);
     }
 
-    /// All is well from here on: the feed is followed in the end, and has told everything.
+    /// Removes all faults, and asserts that the feed recovers and has reported everything.
     fn settle(&mut self) {
         self.statuses.clear();
         (self.exists, self.cut, self.long) = (true, 0, 0);
-        // Where CouchDB refuses the start, a stream is tried ten times.
+        // If CouchDB rejects the start, the feed tries ten times.
         for _ in 0..400 {
             assert!(self.feed.is_ready(self.now) || !self.feed.is_streaming());
             if self.connection == Connection::Dialing {

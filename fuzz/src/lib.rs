@@ -1,5 +1,5 @@
-//! What the targets share: ways to cut an input into the pieces that a network could deliver, and the drivers
-//! of sessions, of positions and of the feed.
+//! Parts that the targets share: ways to split an input as a network could deliver it, and the
+//! drivers of sessions, positions, permissions, name lists and the feed.
 
 pub mod access;
 pub mod feed;
@@ -9,12 +9,12 @@ pub mod sessions;
 
 use serde_json::Value;
 
-/// How many ways [`pieces`] knows.
+/// Number of ways of [`pieces`].
 pub const WAYS: usize = 5;
 
-/// Cuts `data` into pieces: way 0 leaves it whole, way 1 cuts it into single bytes, the others cut
-/// at points taken from the bytes themselves (so that a seed is a plain recording, without a plan of
-/// its cuts in front), into pieces of at most 7, 64 and 1024 bytes.
+/// Cuts `data` into pieces. Way 0 leaves it whole, way 1 cuts it into single bytes. The others cut
+/// it at points taken from the bytes themselves, into pieces of at most 7, 64 and 1024 bytes, so
+/// that a seed is a plain recording without a plan of its cuts.
 pub fn pieces(data: &[u8], way: usize) -> Vec<&[u8]> {
     let longest = match way {
         0 => return vec![data],
@@ -32,7 +32,7 @@ pub fn pieces(data: &[u8], way: usize) -> Vec<&[u8]> {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        // An empty piece now and then: a read that brought nothing.
+        // An empty piece now and then: a read that returned nothing.
         let length = (usize::try_from(state % 4096).expect("small") % (longest + 1)).min(rest.len());
         let (piece, after) = rest.split_at(length);
         pieces.push(piece);
@@ -41,7 +41,7 @@ pub fn pieces(data: &[u8], way: usize) -> Vec<&[u8]> {
     pieces
 }
 
-/// The ends of all pieces, as offsets into the input.
+/// Returns the ends of all pieces, as offsets into the input.
 pub fn cuts(data: &[u8], way: usize) -> Vec<usize> {
     let mut end = 0;
     pieces(data, way)
@@ -53,21 +53,21 @@ pub fn cuts(data: &[u8], way: usize) -> Vec<usize> {
         .collect()
 }
 
-/// Whether an input holds the key by which serde_json knows its own raw values: a tree of values takes an object with it
-/// for something else, and so is no oracle.
+/// Returns whether an input holds the key by which serde_json marks its raw values. A tree of
+/// values misreads an object with that key, and so is no oracle.
 pub fn confuses_trees(data: &[u8]) -> bool {
     const KEY: &[u8] = b"serde_json::private";
     data.windows(KEY.len()).any(|part| part == KEY)
 }
 
-/// The number in front of a revision, read in the obvious way.
+/// Returns the number in front of a revision, parsed naively.
 pub fn number_of(revision: &str) -> Option<u32> {
     let digits: String = revision.chars().take_while(char::is_ascii_digit).collect();
     let followed = revision.chars().nth(digits.len()) == Some('-');
     digits.parse::<u128>().ok().filter(|_| followed).and_then(|number| number.try_into().ok())
 }
 
-/// A field of an object; a list of the values of all `fields` stands for an object too.
+/// Returns a field of an object. serde accepts a list of all `fields` in place of an object.
 pub fn field<'a>(of: &'a Value, fields: &[&str], name: &str) -> Option<&'a Value> {
     match of {
         Value::Object(map) => map.get(name),

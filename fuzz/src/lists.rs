@@ -1,13 +1,14 @@
-//! Long lists of names as a server works on them, without a server: sessions that subscribe to lists, withdraw them half
-//! way, log in as somebody else and end, while the work for each is done in slices over turns. A naive model beside them
-//! knows to what each session is to be subscribed, and which of its requests are answered.
+//! Long lists of names as the server works on them, without a server. Sessions subscribe to lists,
+//! withdraw them half way, log in as another user and end, while the work for each is done in
+//! slices over turns. A naive model knows the subscriptions of each session, and which of its
+//! requests need a reply.
 //!
-//! A script is lines; what is no operation is passed over. `N` is the digit of a session (0 to 4), names are letters from
-//! `a` to `z`:
+//! A script consists of lines; a line that is no operation is skipped. `N` is the digit of a
+//! session (0 to 4), names are letters from `a` to `z`:
 //!
 //! ```text
 //! N>abc     subscribes          N/abc     unsubscribes         N#3       subscribes to 300 names of its own
-//! N!        a heartbeat         N~        somebody else logs in: all subscriptions end
+//! N!        a heartbeat         N~        another user logs in: all subscriptions end
 //! N-        the session ends
 //! N.        what waits is written, from here on at the end of each turn, or no more
 //! @a        a database changes
@@ -35,52 +36,53 @@ use couchdb_howler::wire::couchdb::ChangeKind;
 use couchdb_howler::wire::name_list::NameList;
 
 const SESSIONS: usize = 5;
-/// Bounds the time that a script takes.
+/// Longest time of a script, in milliseconds.
 const MAX_OPERATIONS: usize = 200;
 const MAX_BULK: usize = 6;
-/// Names in a slice and in a part, and what is worked on in a turn.
+/// Names in a slice and in a part, and the work of a turn.
 const SLICE: usize = 3;
 const PART: usize = 4;
 const A_TURN: usize = 5;
-/// Subscriptions of sessions that have ended which end in one turn.
+/// Subscriptions of ended sessions that end in one turn.
 const ENDED_A_TURN: usize = 3;
-/// Most bytes of messages that wait.
+/// Most bytes of waiting messages.
 const MAX_DEFERRED: usize = 2_000;
-/// How long a `subscribe` may wait for positions, in milliseconds.
+/// Longest wait of a `subscribe` for positions, in milliseconds.
 const ANSWER_WITHIN: Millis = 5_000;
-/// How long a database is kept without subscribers, in milliseconds.
+/// Time that a database is kept without subscribers, in milliseconds.
 const LINGER: Millis = 60_000;
 
-/// A request that was handed to a session and is not answered.
+/// A request of a session without a reply.
 struct Asked {
     subscribes: bool,
     names: BTreeSet<String>,
-    /// Those that requests since then have taken back, all of them, and those whose request was answered.
+    /// Names that later requests have withdrawn: all of them, and those of requests with a reply.
     withdrawn: BTreeSet<String>,
     certainly: BTreeSet<String>,
 }
 
-/// A client, as it sees itself.
+/// The state of a client from its own view.
 #[derive(Default)]
 struct Client {
-    /// The session's key, as long as it is there.
+    /// Key of the session while it exists.
     key: Option<Key>,
     reads: bool,
-    /// The number of the message that was handed on last: they come in order.
+    /// Number of the last message that was processed. Messages are processed in order.
     handed: u64,
     asked: BTreeMap<u64, Asked>,
-    /// To what it is subscribed, by the answers that it got.
+    /// Subscriptions according to the replies.
     subscribed: BTreeSet<String>,
-    /// Databases that changed while it was subscribed, by its answers, and of which it was not notified.
+    /// Databases that changed while subscribed, according to the replies, without a notification
+    /// yet.
     untold: BTreeSet<String>,
-    /// Whether all its subscriptions are being ended.
+    /// Whether all its subscriptions are ending.
     leaves: bool,
 }
 
-/// Who is served when; see [`World::check_turns`].
+/// The fairness of turns; see [`World::check_turns`].
 #[derive(Clone, Copy, Default)]
 struct Turns {
-    /// Since when it has had work without a pause, and when it was served last; 0 for neither.
+    /// Begin of its uninterrupted work, and its last turn; 0 for neither.
     since: u64,
     served: u64,
 }
@@ -99,21 +101,21 @@ struct World {
     limit: usize,
     has_epoch: bool,
     flights: VecDeque<(Batch, Vec<String>)>,
-    /// Names of one session alone, and whose they are; those of them that are to be looked up.
+    /// Names that belong to one session, with their owner, and those of them to be looked up.
     own: HashMap<String, usize>,
     wanted: HashSet<String>,
-    /// Sessions that have taken something back: it stands in the queue of lookups still.
+    /// Sessions that have withdrawn names which are still in the queue of lookups.
     took_back: [bool; SESSIONS],
     scale: usize,
-    /// How long the parts of each group are.
+    /// Lengths of the parts of each group.
     parts: HashMap<Key, usize>,
     pops: u64,
     turns: [Turns; SESSIONS],
-    /// Since when each request waits for positions.
+    /// Times since which requests wait for positions.
     waits: BTreeMap<u64, Millis>,
 }
 
-/// Runs a script from its begin to its end, and on until all work is done and everyone has left.
+/// Runs a script to its end, and on until all work is done and all clients have left.
 pub fn run(script: &str) {
     let mut world = World::new();
     for line in script.lines().take(MAX_OPERATIONS) {
@@ -193,9 +195,9 @@ impl World {
         }
     }
 
-    // What `server::name_lists` does, with smaller numbers.
+    // The steps of the server's name lists, with smaller numbers.
 
-    /// A client sends a message: it is handed on, or waits for the work before it.
+    /// Sends a message of a client. It is processed, or waits for the work before it.
     fn send(&mut self, who: usize, text: &str) {
         let Some(key) = self.clients[who].key else { return };
         self.messages += 1;
@@ -275,7 +277,7 @@ impl World {
         }
     }
 
-    /// Between two turns of a session every other one that has had work all the time has a turn.
+    /// Asserts that between two turns of a session every other busy session has a turn.
     fn check_turns(&mut self, who: usize) {
         let before = self.turns[who].served;
         for (other, turns) in self.turns.iter().enumerate() {
@@ -436,7 +438,7 @@ impl World {
         self.lists.withdraw(key, databases);
     }
 
-    /// Takes what a session waits for back; how each request wanted to be answered.
+    /// Withdraws the requests of a session. Returns how each of them wanted its reply.
     fn cancel(&mut self, key: Key, ends: bool) -> (BTreeSet<u64>, bool) {
         let (mut replies, held) = self.positions.cancel(key);
         self.lists.release_databases(held);
@@ -449,7 +451,7 @@ impl World {
         (ids, cancelled.leaves)
     }
 
-    /// Somebody else logs in: all that was asked for before is over.
+    /// Logs in as another user, which ends all earlier requests.
     fn leave(&mut self, who: usize, key: Key) {
         let (replies, _) = self.cancel(key, false);
         assert!(replies.iter().eq(self.clients[who].asked.keys()), "what is not answered is given back");
@@ -491,7 +493,8 @@ impl World {
         }
     }
 
-    /// A session ends; its subscriptions do over the next turns, and its slot is not used again before that.
+    /// Ends a session. Its subscriptions end over the next turns, and its slot is not reused before
+    /// that.
     fn end(&mut self, who: usize) {
         let Some(key) = self.clients[who].key else { return };
         let (replies, _) = self.cancel(key, true);
@@ -534,7 +537,7 @@ impl World {
 
     // The model.
 
-    /// A client gets the answer to `subscribe`: the names that it is subscribed to now, or that it failed.
+    /// Handles the reply to `subscribe`: the names that are subscribed now, or a failure.
     fn be_subscribed(&mut self, who: usize, number: u64, stand: Option<BTreeSet<String>>) {
         self.waits.remove(&number);
         let its = &mut self.clients[who];
@@ -626,7 +629,8 @@ impl World {
         }
     }
 
-    /// In a batch no session has more names than another one that still waits for some, but for one.
+    /// Asserts that in a batch no session has over one name more than another one that waits for
+    /// some.
     fn check_shares(&mut self, names: &[String]) {
         let mut counts = [0_usize; SESSIONS];
         for name in names {
@@ -647,19 +651,19 @@ impl World {
             self.clients[who].untold.remove(self.subscriptions.name(database));
         }
         let its = &mut self.clients[who];
-        // Of what is about to end it may be notified, or not any more.
+        // Notifications of subscriptions that are about to end are optional.
         let ends = |name: &String| its.asked.values().any(|asked| !asked.subscribes && asked.names.contains(name));
         its.untold.retain(|name| !ends(name));
         assert!(its.untold.is_empty(), "not notified of {:?}", its.untold);
     }
 
-    /// What holds at the end of a turn.
+    /// Asserts the invariants at the end of a turn.
     fn check(&self, who: usize) {
         let its = &self.clients[who];
         let Some(key) = its.key else { return };
         for number in its.asked.keys() {
             let since = self.waits.get(number).copied().unwrap_or(self.now);
-            // Behind that there is only work, which takes no time here.
+            // The rest is work, which takes no time here.
             assert!(self.lists.is_busy(key) || self.now <= since + ANSWER_WITHIN, "it waits too long");
         }
         if self.lists.is_busy(key) || its.leaves {
@@ -678,7 +682,7 @@ impl World {
         assert_eq!(self.lists.pending_requests(key), its.asked.len());
     }
 
-    /// Everything that is under way comes, and then everyone leaves.
+    /// Delivers everything under way, then ends all sessions.
     fn finish(&mut self) {
         self.limit = usize::MAX;
         if !self.has_epoch {

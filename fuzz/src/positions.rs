@@ -1,37 +1,40 @@
-//! Subscriptions and positions as a server drives them, without a server: the clients, CouchDB, the feed, the look-ups
-//! and the clock are a script, and a naive model beside them knows what each client has to be told.
+//! Subscriptions and positions as the server drives them, without a server. A script stands for the
+//! clients, CouchDB, the feed, the lookups and the clock, and a naive model knows which
+//! notifications each client must receive.
 //!
-//! A script is lines; what is no operation is passed over. `N` is the digit of a client (0 to 2 speak `howler.v1`, the
-//! others Socket.IO: they subscribe at once and without positions), `name` one of a few databases:
+//! A script consists of lines; a line that is no operation is skipped. `N` is the digit of a client
+//! (0 to 2 speak `howler.v1`, the others Socket.IO: they subscribe at once and without positions),
+//! `name` one of a few databases:
 //!
 //! ```text
 //! N+         opens a session         N-         it ends, whatever is under way
 //! N>a,b      subscribes, with the positions that the client remembers
 //! N<a,b      subscribes without positions
-//! N=a:1.2.3  subscribes with a position that nobody gave
+//! N=a:1.2.3  subscribes with a made-up position
 //! N/a,b      unsubscribes            N#1        subscribes to 1500 names
-//! N~         somebody else logs in   N.         reads all at once from here on, or no more
+//! N~         another user logs in    N.         reads at once from here on, or stops
 //! @=a        a database changes: + is created, - deleted, = updated
 //! @!a        a database changes, and CouchDB stops before it has recorded that
-//! _2         the second line that is under way comes       ?2   and its revision cannot be read
-//! "2         the second of the last lines that came comes again
+//! _2         the second line under way arrives             ?2   and its revision is malformed
+//! "2         the second of the last lines arrives again
 //! |          of the lines of one document under way, the last one counts
-//! $1         CouchDB works on the second look-up           )1   its answer comes
-//! (1         it fails                                      [1   its answer is cut off
+//! $1         CouchDB processes the second lookup           )1   its response arrives
+//! (1         it fails                                      [1   its response is cut off
 //! P          the start of the feed becomes known           O    the feed is opened
 //! C          the feed breaks    D    CouchDB stops         G    the feed cannot be resumed where it broke
-//! S          a line is skipped  E    _global_changes is made anew (E0: by a CouchDB that has no epoch)
+//! S          a line is skipped  E    _global_changes is created again (E0: by a CouchDB without an epoch)
 //! e          CouchDB says what the epoch is
 //! ~1234      time passes, in milliseconds
-//! R          CouchDB restarts without a sign of it, and loses nothing
+//! R          CouchDB restarts silently, and loses nothing
 //! U          the server learns when CouchDB started
 //! &…         an operation, and the turn goes on
 //! ```
 //!
-//! The first line may hold `H` (CouchDB does not say when it started) and `W` (changes of a database are merged for a
-//! while).
+//! The first line may hold `H` (CouchDB does not say when it started) and `W` (changes of a
+//! database are merged for a while).
 //!
-//! What is lost before the first stream is no loss, as the feed has it: D, E and @! do nothing then.
+//! What is lost before the first stream is no loss, as the feed has it: D, E and @! do nothing
+//! then.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
@@ -49,25 +52,25 @@ use couchdb_howler::wire::nodes::Starts;
 use couchdb_howler::wire::positions::{Given, Position};
 
 const CLIENTS: u32 = 5;
-/// From this one on clients speak Socket.IO.
+/// First client that speaks Socket.IO.
 const SOCKET_IO: u32 = 3;
-/// Bounds the time that a script takes.
+/// Longest time of a script, in milliseconds.
 const MAX_OPERATIONS: usize = 300;
 const MAX_BULK: usize = 1;
-/// How long a `subscribe` may wait for positions, in milliseconds.
+/// Longest wait of a `subscribe` for positions, in milliseconds.
 const ANSWER_WITHIN: Millis = 5_000;
-/// How long a database is kept without subscribers, in milliseconds.
+/// Time that a database is kept without subscribers, in milliseconds.
 const LINGER: Millis = 60_000;
-/// For how long changes are merged, in milliseconds.
+/// Time in which changes are merged, in milliseconds.
 const MERGE_WINDOW: Millis = 800;
-/// The last one is a name that no database can have.
+/// The last one is an impossible name.
 const NAMES: [&str; 6] = ["a", "b", "c", "d/e", "f", "\u{fc}"];
 
-/// What happened to a database, in CouchDB.
+/// The history of a database in CouchDB.
 #[derive(Clone, Debug, Default)]
 struct Truth {
     counts: [u32; 3],
-    /// The step of the last thing that happened, recorded or not.
+    /// Step of the last event, recorded or not.
     changed: u64,
 }
 
@@ -81,16 +84,16 @@ struct Line {
 struct Flight {
     batch: Batch,
     names: Vec<String>,
-    /// What CouchDB found when it worked on it.
+    /// Result when CouchDB processed the lookup.
     body: Option<Vec<u8>>,
 }
 
-/// What a client knows of a database.
+/// The knowledge of a client about a database.
 #[derive(Clone, Debug, Default)]
 struct Knowledge {
-    /// The position that it was given last.
+    /// Last position that the client received.
     position: Option<String>,
-    /// It has read everything that happened before this step.
+    /// The client has read everything before this step.
     synced: u64,
 }
 
@@ -98,11 +101,11 @@ struct Knowledge {
 struct Client {
     session: Option<Session>,
     generation: u32,
-    /// Outlives sessions.
+    /// The memory of a client, which outlives sessions.
     memory: Memory,
 }
 
-/// Positions, and the epoch that they are of.
+/// Positions, and their epoch.
 type Memory = (Option<String>, BTreeMap<String, Knowledge>);
 
 #[derive(Default)]
@@ -120,9 +123,9 @@ struct Asked {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Lost {
     Nothing,
-    /// Lines, and positions tell what.
+    /// Lost lines, which positions reveal.
     Lines,
-    /// Events, which nothing tells.
+    /// Lost events, which nothing reveals.
     Events,
 }
 
@@ -138,20 +141,20 @@ struct World {
     bulk: usize,
     doubts: u32,
     truth: BTreeMap<&'static str, Truth>,
-    /// The epoch of CouchDB, and whether it has one.
+    /// Epoch of CouchDB, and whether it has one.
     epoch: (u32, bool),
     lines: VecDeque<Line>,
     came: VecDeque<Line>,
     flights: Vec<Flight>,
     epoch_asks: usize,
-    /// When CouchDB started, in seconds, and whether it says so.
+    /// Start of CouchDB in seconds, and whether CouchDB says so.
     start: u32,
     says_start: bool,
-    /// Questions for that which are under way.
+    /// Pending requests for the start.
     start_asks: usize,
-    /// The start when changes were followed for the first time.
+    /// Start when the feed was first followed.
     first_start: Option<u32>,
-    /// For how long changes are merged, and the databases of which some are held back until then.
+    /// Time in which changes are merged, and the databases with held back changes.
     window: Millis,
     held: Vec<(Millis, DatabaseId)>,
     pinned: bool,
@@ -159,14 +162,14 @@ struct World {
     streaming: bool,
     followed_until: u64,
     lost: Lost,
-    /// Of each database and kind, the greatest number in a line that came, and in a line or an answer.
+    /// Greatest number of each database and kind in a delivered line, and in a line or a response.
     came_to: BTreeMap<&'static str, [u32; 3]>,
     seen: BTreeMap<&'static str, [u32; 3]>,
-    /// Databases that may be told of without need.
+    /// Databases for which notifications without a need are allowed.
     restless: BTreeSet<String>,
 }
 
-/// Runs a script from its begin to its end, and on until everything has come and everyone has left.
+/// Runs a script to its end, and on until everything has arrived and all clients have left.
 pub fn run(script: &str) {
     let mut world = World::new();
     let options = script.lines().next().unwrap_or("");
@@ -340,7 +343,7 @@ impl World {
         body.into_bytes()
     }
 
-    /// A document's revisions are the same in each epoch only by their numbers.
+    /// Returns a revision. Revisions of one document in several epochs share only their numbers.
     fn revision(&self, number: u32) -> String {
         format!("{number}-{:x}", number * 31 + self.epoch.0)
     }
@@ -348,7 +351,7 @@ impl World {
     fn make_anew(&mut self, with_epoch: bool) {
         self.epoch = (self.epoch.0 + 1, with_epoch);
         for truth in self.truth.values_mut() {
-            // The event documents are gone, whatever the databases are.
+            // The event documents are gone, but the databases are not.
             truth.counts = [0; 3];
         }
         self.lines.clear();
@@ -364,18 +367,18 @@ impl World {
 
     // The feed.
 
-    /// CouchDB stops and starts again. Where it does not say so, the server notices that it was away.
+    /// Restarts CouchDB. If CouchDB does not say so, the server notices the outage.
     fn stop(&mut self) {
         self.start += 100;
         self.disconnect(if self.says_start { Lost::Nothing } else { Lost::Events });
     }
 
-    /// Whether the server knows when CouchDB started, or that it does not say.
+    /// Returns whether the server knows the start of CouchDB, or that CouchDB does not say it.
     fn knows_start(&self) -> bool {
         !self.says_start || self.subscriptions.starts.is_some()
     }
 
-    /// `Server::handle_finding`, with what a reading of a single node finds.
+    /// Does what `Server::handle_finding` does with a finding about a single node.
     fn learn_start(&mut self) {
         self.start_asks -= 1;
         let starts = Starts { earliest: self.start, latest: self.start, is_single: true };
@@ -466,7 +469,7 @@ impl World {
                     self.subscriptions.mark(database, kind, &mut self.newly_dirty);
                 }
                 Admission::Hold(until) => {
-                    // A client that subscribes meanwhile knows the position already.
+                    // A client that subscribes meanwhile has the position already.
                     self.restless.insert(line.name.to_owned());
                     self.held.extend(until.map(|until| (until, database)));
                 }
@@ -491,7 +494,7 @@ impl World {
         }
     }
 
-    // Look-ups.
+    // Lookups.
 
     fn work_on(&mut self, number: usize) {
         let Some(names) = self.flights.get(number).map(|flight| flight.names.clone()) else { return };
@@ -516,7 +519,7 @@ impl World {
         let whole = body.as_ref().is_some_and(|body| body.ends_with(b"]}"));
         assert_eq!(found, whole);
         for name in names.iter().filter_map(|name| NAMES.iter().copied().find(|it| it == name)) {
-            // What CouchDB has by now is at least what it found.
+            // CouchDB has at least what it found.
             let seen = self.seen.entry(name).or_default();
             for (seen, count) in seen.iter_mut().zip(self.truth[name].counts) {
                 *seen = count.max(*seen);
@@ -525,7 +528,7 @@ impl World {
         self.answer_ready();
     }
 
-    /// Changes that were held back are marked when their time comes.
+    /// Marks held back changes when they are due.
     fn release_held(&mut self) {
         let now = self.now;
         for (_, database) in self.held.extract_if(.., |(at, _)| *at <= now).collect::<Vec<_>>() {
@@ -552,7 +555,7 @@ impl World {
         self.now = end;
     }
 
-    /// As the server does: look-ups are sent, then clients are written to.
+    /// Ends a turn as the server does: it sends lookups, then writes to clients.
     fn end_turn(&mut self) {
         self.positions.sweep(&mut self.subscriptions);
         self.positions.linger(self.now, &mut self.subscriptions);
@@ -586,12 +589,12 @@ impl World {
         assert_eq!(pending, asked);
         assert!(session.asked.values().all(|asked| self.now < asked.at + ANSWER_WITHIN), "answered too late");
         if session.reads {
-            // One that did not read before is written to as soon as it does.
+            // A client that did not read before gets its notifications as soon as it reads.
             self.flush(slot);
         }
     }
 
-    /// What a client has not been told is written.
+    /// Writes the pending notifications of a client.
     fn flush(&mut self, slot: u32) {
         let Self { clients, subscriptions, positions, restless, .. } = self;
         let client = &mut clients[slot as usize];
@@ -616,7 +619,7 @@ impl World {
         self.subscribe(slot, names, epoch.clone());
     }
 
-    /// What the server does with a `subscribe`: `Server::subscribe`, for clients with positions and those without.
+    /// Does what `Server::subscribe` does, for clients with and without positions.
     fn subscribe(&mut self, slot: u32, names: BTreeMap<String, Option<Knowledge>>, epoch: Option<String>) {
         self.requests += 1;
         let (id, now) = (self.requests, self.now);
@@ -649,7 +652,7 @@ impl World {
         }
     }
 
-    /// `Server::complete_subscription`, and what the client makes of the answer.
+    /// Does what `Server::complete_subscription` does, and updates the client.
     fn complete(&mut self, pending: &Pending) {
         let Pending { session: key, reply, names, epoch, .. } = pending;
         let client = &self.clients[key.index as usize];
@@ -671,7 +674,7 @@ impl World {
         self.take_answer(key.index, *id, &answer);
     }
 
-    /// A position holds every line that came, and nothing that did not happen.
+    /// Asserts that a position covers every delivered line, and only events that happened.
     fn check_position(&mut self, name: &str, position: Option<Position>) {
         let Some(position) = position else {
             self.restless.insert(name.to_owned());
@@ -679,7 +682,7 @@ impl World {
         };
         let truth = self.truth.get(name).map_or([0; 3], |truth| truth.counts);
         let came_to = self.came_to.get(name).copied().unwrap_or_default();
-        // Until the server knows that _global_changes is another, its positions are mixed.
+        // Until the server knows the new _global_changes, its positions are mixed.
         if self.positions.epoch() == self.epoch().as_deref() {
             for (at, count) in position.counts.into_iter().enumerate() {
                 assert!(count <= truth[at], "{name}: {position} is ahead of {truth:?}");
@@ -698,7 +701,7 @@ impl World {
         let told_later = self.subscriptions.is_dirty(slot);
         for (name, position, given, changed) in answer {
             if told_later && session.subscribed.contains_key(name) {
-                // What the answer says is told again.
+                // The reply lists the database as changed again.
                 self.restless.insert(name.to_owned());
             }
             let told = position.map(|position| position.to_string());
@@ -728,7 +731,7 @@ impl World {
         self.answer_ready();
     }
 
-    /// Ends all subscriptions of a session, those too that were about to be.
+    /// Ends all subscriptions of a session, including those under way.
     fn leave(&mut self, slot: u32) {
         let client = &mut self.clients[slot as usize];
         let (given_back, held) = self.positions.cancel(key(slot, client.generation));
@@ -753,7 +756,7 @@ impl World {
         client.generation += 1;
     }
 
-    /// Every client reads everything anew.
+    /// Makes every client read everything again.
     fn tell_resync(&mut self) {
         self.all_restless();
         let epoch = self.positions.epoch();
@@ -777,7 +780,7 @@ impl World {
 
     // The end.
 
-    /// Everything that is under way comes.
+    /// Delivers everything under way.
     fn settle(&mut self) {
         for client in &mut self.clients {
             if let Some(session) = &mut client.session {
@@ -788,7 +791,7 @@ impl World {
             self.pin();
         }
         self.open();
-        // The start is read once more after a while, whatever the feed does.
+        // The server reads the start again after a while, whatever the feed does.
         self.start_asks += usize::from(self.says_start);
         while self.start_asks > 0 {
             self.learn_start();
@@ -846,7 +849,7 @@ impl World {
         }
     }
 
-    /// Everyone leaves, and nothing is kept for nobody.
+    /// Ends all sessions, and asserts that nothing is kept.
     fn part(&mut self) {
         for slot in 0..CLIENTS {
             self.end(slot);
@@ -866,7 +869,7 @@ impl World {
     }
 }
 
-/// What a client keeps when its session ends; positions of one epoch alone.
+/// Remembers the positions of a client when its session ends, if they have one epoch.
 fn remember(memory: &mut Memory, name: &str, known: &Knowledge, epoch: Option<&str>) {
     if memory.0.as_deref() != epoch {
         *memory = (epoch.map(str::to_owned), BTreeMap::new());
@@ -882,7 +885,7 @@ fn key(slot: u32, generation: u32) -> Key {
     Key { index: slot, generation }
 }
 
-/// The databases that are kept.
+/// Returns the databases that are kept.
 fn kept(subscriptions: &Subscriptions) -> impl Iterator<Item = DatabaseId> {
     let first = subscriptions.next_from(0);
     std::iter::successors(first, |(slot, _)| subscriptions.next_from(slot + 1)).map(|(_, database)| database)

@@ -1,22 +1,23 @@
-//! Sessions as a server drives them, without a server: the clients, CouchDB and the clock are a script, and a
-//! model beside the sessions knows what each client may be told.
+//! Sessions as the server drives them, without a server. A script stands for the clients, CouchDB
+//! and the clock, and a model knows which messages each client may receive.
 //!
-//! A script is lines; what is no operation is passed over. `N` is the digit of a client:
+//! A script consists of lines; a line that is no operation is skipped. `N` is the digit of a
+//! client:
 //!
 //! ```text
 //! N+3p       opens a session: 3p and 4p (Engine.IO, polling), 3w and 4w (WebSocket), j (howler.v1)
 //! N>text     the client sends a message
 //! N#2        the client sends one of the long messages of `long_message`
 //! N*20       the client sends its last message so many times again
-//! N=o        CouchDB answers the log-in: o and u are users, n (not authenticated), l (locked), x (unavailable), b (too busy),
+//! N=o        CouchDB answers the login: o and u are users, n (not authenticated), l (locked), x (unavailable), b (too busy),
 //!            a and m (too many failures of the address or the name)
 //! N:1234     CouchDB is to be asked whether the user is still logged in, after so many milliseconds
 //! N?o        CouchDB answers the oldest such question, likewise; r is the first user in other roles, c the same with a new
 //!            cookie. The answer is for the login that was checked, whoever has logged in since
-//! N/name     the user may not read a database any more
+//! N/name     the user may no longer read a database
 //! N,         the client answers WebSocket pings no more from here on, or answers them again
-//! N!         what the session has to say is written
-//! N.         the client reads all at once from here on, or no more
+//! N!         the messages of the session are written
+//! N.         the client reads at once from here on, or stops
 //! N^         the session moves from polling to a WebSocket
 //! N-         the connection is lost
 //! @+name     a database changes: + is created, - deleted, = updated
@@ -24,9 +25,9 @@
 //! ~1234L     … and late, at the end of it
 //! %          CouchDB cannot be asked from here on, or can again
 //! $          the epoch of positions becomes known, or is another one from here on
-//! ?          every client is told that changes may have been lost
+//! ?          all clients resync
 //!
-//! Nobody may read a database whose name begins with `_`.
+//! No user may read a database whose name begins with `_`.
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -55,52 +56,52 @@ use serde_json::value::RawValue;
 
 const CLIENTS: u32 = 5;
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-/// Bounds the time that a script takes.
+/// Longest time of a script, in milliseconds.
 const MAX_OPERATIONS: usize = 200;
 const MAX_MESSAGES: usize = 600;
 const MAX_LONG: usize = 6;
 /// Databases that a client may subscribe to.
 const MAX_SUBSCRIPTIONS: usize = 10_000;
-/// Most bytes and messages that wait for the end of a login; the bytes are what the rules say.
+/// Most bytes and messages that wait for the end of a login; the bytes are those of the rules.
 const MAX_HELD: (usize, usize) = (64 * 1024, 256);
-/// Most bytes that wait for a client to poll, as the server has it.
+/// Most bytes that wait for a poll of the client, as in the server.
 const MAX_OUTGOING: usize = 64 * 1024;
-/// Time between the packets that clients must not get together.
+/// Time between packets that clients must not receive together.
 const SPACING: Millis = 25;
-/// Time to answer a ping, however late that is.
+/// Time to answer a ping, however late the ping is.
 const PONG_WITHIN: Millis = 20_000;
-/// So many `subscribe` in a row that ask for too much end a session.
+/// Number of `subscribe` in a row over the limit that ends a session.
 const MAX_REFUSALS: u8 = 16;
-/// When a client is asked to come back, in milliseconds.
+/// Time after which a client may reconnect, in milliseconds.
 const RETRY_AFTER: Millis = 1_234;
-/// When a client may log in again after too many failures, in milliseconds.
+/// Time after which a client may log in again after too many failures, in milliseconds.
 const LIMITED_FOR: Millis = 4_321;
-/// Most checks of a session that are under way.
+/// Most pending checks of a session.
 const MAX_CHECKS: usize = 3;
-/// Time for a log-in, or for CONNECT.
+/// Time for a login, or for CONNECT.
 const LOGIN_WITHIN: Millis = 10_000;
-/// A check this late counts as one that was not answered.
+/// A check this late counts as unanswered.
 const CHECK_LATE: Millis = 5_000;
-/// The time of a check is kept in units of this.
+/// Unit in which the time of a check is kept.
 const CHECK_UNIT: Millis = 100;
 
-/// Where a client takes its session to be, from what it said and was told.
+/// The state of a session from the view of its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// It has not logged in, or (Socket.IO) not connected; since then.
+    /// Not logged in, or (Socket.IO) not connected, since this time.
     Awaiting(Millis),
     LoggingIn,
     Active,
-    /// Socket.IO: it was told so; `41` is to follow.
+    /// Socket.IO: rejected, and `41` is to follow.
     Refused,
-    /// Socket.IO: `41` was said by the server.
+    /// Socket.IO: the server sent `41`.
     Ended,
 }
 
-/// A request that is to be answered.
+/// A request that needs a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Asked {
-    /// The id to the letter; None for a request of `howler.v1` that had none.
+    /// Id as sent; None for a request of `howler.v1` without one.
     id: Option<String>,
     what: Request,
 }
@@ -113,69 +114,70 @@ enum Request {
     Other,
 }
 
-/// What an answer to `subscribe` is to hold: where the names stand, and which of them moved.
+/// The expected content of a reply to `subscribe`: positions, and the databases that changed.
 type Stand = (BTreeMap<String, Option<String>>, BTreeSet<String>);
 
 struct Client {
     session: Session,
-    /// What the session said and nobody wrote.
+    /// Messages of the session that were not written.
     unwritten: Vec<String>,
-    /// Whether it is written at once.
+    /// Whether the client reads at once.
     reads: bool,
-    /// Whether it answers WebSocket pings, and whether one is not answered.
+    /// Whether the client answers WebSocket pings, and whether one is unanswered.
     answers: bool,
     unanswered: bool,
-    /// Whether CouchDB works on a log-in, and what that is with.
+    /// Whether a login is under way, and its credentials.
     log_in: bool,
     credentials: Credentials,
-    /// What the user is still good with.
+    /// Current credentials of the user.
     kept: Credentials,
-    /// How many logins were begun, and which of them CouchDB is asked about, whether they are still good; each with what
-    /// the session calls it.
+    /// Number of logins, and the logins that CouchDB is asked to check, each with the session's
+    /// number for it.
     logins: u32,
     checks: VecDeque<(u32, u32)>,
-    /// What its answer has the session say: that the log-in is over, or another cookie.
+    /// Message that the result makes the session send: that the login is over, or another cookie.
     expired: bool,
     renewed: bool,
-    /// When a check is due, and whether CouchDB could not be asked in time since it named the user last.
+    /// Time of the next check, and whether CouchDB could not be asked in time since it last named
+    /// the user.
     check_due: Option<Millis>,
     doubtful: bool,
     /// Whether the client logged in with a password.
     by_password: bool,
-    /// Whether the answer to a check ends the session for it to log in again.
+    /// Whether the result of a check ends the session, so that the client logs in again.
     ran_out: bool,
-    /// The database that it may not read any more, until it is told so.
+    /// Database that the user may no longer read, until the client is notified.
     revoked: Option<String>,
-    /// How often in a row it asked for more than it may have.
+    /// Number of requests in a row over the limit.
     refusals: u8,
     last_message: String,
     stage: Stage,
-    /// What was asked for and not answered, in the order of asking.
+    /// Requests without a reply, in order.
     asked: VecDeque<Asked>,
-    /// Messages and bytes that are put aside.
+    /// Deferred messages, and their bytes.
     held: (usize, usize),
-    /// Whether CouchDB has refused the login under way: nothing is put aside any more.
+    /// Whether CouchDB has rejected the login under way: nothing more is deferred.
     failing: bool,
-    /// Whether the last thing said is the answer to a log-out.
+    /// Whether the last message is the reply to a logout.
     logged_out: bool,
     user: Option<&'static str>,
-    /// The databases subscribed to, with what was not told of them.
+    /// Subscriptions, with the changes without a notification.
     wanted: BTreeMap<String, Option<ChangeKind>>,
     heard: Millis,
-    /// When it was pinged last, which may be late.
+    /// Time of the last ping, which may be late.
     pinged: Millis,
-    /// When CONNECT was written, and when the refusal was.
+    /// Times at which CONNECT and the rejection were written.
     connected: Option<Millis>,
     refused: Option<Millis>,
-    /// `howler.v1`: the epoch that the client was told last.
+    /// `howler.v1`: last epoch that the client received.
     epoch: Option<String>,
-    /// `howler.v1`: what the next answer to `subscribe` is to hold.
+    /// `howler.v1`: expected content of the next reply to `subscribe`.
     stand: Option<Stand>,
-    /// `howler.v1`: whether it was told `resync` since that was due.
+    /// `howler.v1`: whether `resync` was sent since it was due.
     resync_due: bool,
 }
 
-/// The server's side of a script, and the model.
+/// The server's part of a script, and the model.
 #[derive(Default)]
 pub struct World {
     now: Millis,
@@ -183,13 +185,13 @@ pub struct World {
     subscriptions: Subscriptions,
     clients: BTreeMap<u32, Client>,
     unavailable: bool,
-    /// How many epochs there were.
+    /// Number of epochs so far.
     epochs: u32,
     sent: usize,
     long: usize,
 }
 
-/// Runs a script from its begin to its end, and on until everyone has left.
+/// Runs a script to its end, and on until all clients have left.
 pub fn run(script: &str) {
     let mut world = World::default();
     world.rules.max_message = MAX_HELD.0;
@@ -335,7 +337,7 @@ impl World {
         self.perform(slot, actions);
     }
 
-    /// A client sends a message.
+    /// Sends a message of a client.
     fn say(&mut self, slot: u32, text: &str) {
         self.sent += 1;
         let now = self.now;
@@ -344,7 +346,7 @@ impl World {
         let longest = if client.is_known() { MAX_HELD.0 } else { UNAUTHENTICATED_MESSAGE };
         assert_eq!(client.session.max_message(&self.rules), longest, "{:?}", client.stage);
         assert_eq!(client.session.max_payload(&self.rules).min(MAX_HELD.0), longest);
-        // As a server does with a longer one.
+        // The server closes the session for a longer one.
         if text.len() > longest {
             return self.close(slot, CloseReason::MessageTooBig);
         }
@@ -361,7 +363,7 @@ impl World {
         }
     }
 
-    /// A message comes to a session, from the client or from where it was put aside.
+    /// Passes a message to a session, from the client or deferred.
     fn hand_over(&mut self, slot: u32, text: &str) {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         if client.stage == Stage::LoggingIn && !client.failing && client.is_held(text) {
@@ -412,13 +414,13 @@ impl World {
             client.by_password |= kept_cookie && matches!(credentials, Credentials::Password { .. });
             client.by_password &= !by_token;
         }
-        // A message that was put aside may have begun another login, behind others that subscribed.
+        // A deferred message may have begun another login, behind others that subscribed.
         let goes_on = client.stage == Stage::Active || client.logins > logins;
         assert!(!other || client.wanted.is_empty() || goes_on, "subscriptions of another user");
         assert!(stage == Stage::LoggingIn || client.unwritten.len() == said, "nobody waits for it");
     }
 
-    /// CouchDB says whether the user is still logged in.
+    /// Passes the result of a check to a session.
     fn answer_check(&mut self, slot: u32, how: &str) {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         let user = |name: &str, roles: &[&str], cookie: Option<Secret>| {
@@ -467,7 +469,7 @@ impl World {
         }
     }
 
-    /// As the server does when who may read a database has changed.
+    /// Ends a subscription as the server does after a change of permissions.
     fn revoke(&mut self, slot: u32, name: &str) {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         let subscribed = client.wanted.remove(name).is_some();
@@ -480,7 +482,7 @@ impl World {
         self.listen(slot);
     }
 
-    /// The client answers the ping that went with what was written last.
+    /// Answers the ping of the last write.
     fn answer_ping(&mut self, slot: u32) {
         let now = self.now;
         let Some(client) = self.clients.get_mut(&slot) else { return };
@@ -532,7 +534,7 @@ impl World {
         assert_eq!(newly_dirty.into_iter().collect::<BTreeSet<_>>(), expected);
     }
 
-    /// As the server does: an input, then what the session asks for.
+    /// Passes an input to a session, then performs its actions, as the server does.
     fn with_session(&mut self, slot: u32, input: impl FnOnce(&mut Session, &mut SessionContext<'_>)) {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         let mut actions = Vec::new();
@@ -591,7 +593,7 @@ impl World {
         client.failing = false;
         client.logins += 1;
         client.credentials = credentials.clone();
-        // One that CouchDB still works on is given up.
+        // A login that CouchDB still works on is given up.
         let unusable = matches!(credentials, Credentials::Unusable | Credentials::TooLong);
         client.log_in = !self.unavailable && !unusable;
         client.session.login = client.log_in.then_some(PendingLogin::Queued(key(slot)));
@@ -660,7 +662,7 @@ impl World {
         client.session.answer_subscribed(reply, epoch.as_ref().map(|_| &*stand), &changed, epoch.as_deref(), &refused);
     }
 
-    /// As the server has it: clients that have been told an epoch are told the other one at once.
+    /// Sends a new epoch at once to clients that know an older one, as the server does.
     fn change_epoch(&mut self) {
         self.epochs += 1;
         let epoch = epoch(self.epochs);
@@ -722,7 +724,7 @@ impl World {
         }
     }
 
-    /// What a session has to say is written, then every change.
+    /// Writes the messages of a session, then every change.
     fn write(&mut self, slot: u32) {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         let said = !client.unwritten.is_empty();
@@ -741,7 +743,7 @@ impl World {
         }
     }
 
-    /// The server ends a session: what it said is written.
+    /// Ends a session as the server does, after writing its messages.
     fn close(&mut self, slot: u32, reason: CloseReason) {
         let Some(client) = self.clients.get_mut(&slot) else { return };
         let too_much = client.held.0 > MAX_HELD.0 || client.held.1 > MAX_HELD.1;
@@ -756,7 +758,7 @@ impl World {
         self.subscriptions.remove_session(slot);
     }
 
-    /// What holds between two turns.
+    /// Asserts the invariants between two turns.
     fn check(&self) {
         let mut total = 0;
         for slot in 0..CLIENTS {
@@ -783,7 +785,7 @@ impl Client {
         self.wanted.values().any(Option::is_some)
     }
 
-    /// CouchDB refuses the login under way: what was put aside is dropped.
+    /// Drops deferred messages, since CouchDB rejects the login under way.
     fn fail_if(&mut self, fails: bool) {
         if fails {
             self.failing = true;
@@ -791,17 +793,17 @@ impl Client {
         }
     }
 
-    /// Whether a message is one that waits for the end of a log-in.
+    /// Returns whether a message waits for the end of a login.
     fn is_held(&self, text: &str) -> bool {
         self.session.dialect() == Dialect::Json || socket_event(text).is_some()
     }
 
-    /// Whether the client has begun to log in, or is logged in: else it may send short messages only.
+    /// Returns whether a login has begun. Before that only short messages are allowed.
     fn is_known(&self) -> bool {
         !matches!(self.stage, Stage::Awaiting(_))
     }
 
-    /// What a message of this client asks for, and what it changes by itself.
+    /// Records the request in a message of the client, and its direct effects.
     fn hear(&mut self, text: &str, now: Millis) {
         if self.session.dialect() == Dialect::Json {
             self.heard = now;
@@ -843,7 +845,7 @@ impl Client {
         }
     }
 
-    /// The session says something.
+    /// Checks a message of the session.
     fn be_told(&mut self, text: &str, epoch: Option<&str>, now: Millis) {
         match self.session.dialect() {
             Dialect::Json => self.be_told_json(text, epoch),
@@ -900,14 +902,15 @@ impl Client {
         }
         let busy = string(&fields, "message").as_deref() == Some(LoginError::Overloaded.message());
         let retry_after = fields.get("retry_after_ms").map(|time| time.get().to_owned());
-        // Other errors of this name are about subscriptions.
+        // Other errors of this name concern subscriptions.
         let limits = [LoginError::AddressLimit(0), LoginError::NameLimit(0)].map(LoginError::message);
         let limited = string(&fields, "message").is_some_and(|message| limits.contains(&&*message));
         let expected = busy.then_some(RETRY_AFTER).or(limited.then_some(LIMITED_FOR));
         assert_eq!(retry_after, expected.map(|wait| wait.to_string()), "{text}");
     }
 
-    /// The answer to `subscribe`: who came before the epoch was known is told it with the first positions.
+    /// Checks the reply to `subscribe`. A client that connected before the epoch was known receives
+    /// it with the first positions.
     fn be_told_stand(&mut self, fields: &BTreeMap<String, Box<RawValue>>, epoch: Option<&str>) {
         assert_eq!(self.stage, Stage::Active);
         let told = string(fields, "epoch");
@@ -983,7 +986,7 @@ impl Client {
         self.held = (0, 0);
     }
 
-    /// What is written now is in one payload, or one segment.
+    /// Checks the messages of one write, which is one payload or segment.
     fn check_spacing(&mut self, now: Millis) {
         if self.session.dialect() == Dialect::Json {
             return self.unwritten.clear();
@@ -996,7 +999,7 @@ impl Client {
                     connect = true;
                     self.connected = Some(now);
                 }
-                // As changes do, it may come with CONNECT where the client was connected before.
+                // As changes do, it may arrive with CONNECT if the client was connected before.
                 socket_io::PacketKind::Event if event_name(packet.data) == "unsubscribed" => {}
                 socket_io::PacketKind::Event => {
                     assert!(!connect, "with CONNECT: {text}");
@@ -1057,7 +1060,7 @@ fn socket_packet(text: &str) -> Option<socket_io::Packet<'_>> {
     if packet.kind == engine_io::PacketKind::Message { socket_io::parse_packet(packet.data) } else { None }
 }
 
-/// The event in a message, when it is one in the root namespace.
+/// Returns the event in a message of the root namespace.
 fn socket_event(text: &str) -> Option<Event> {
     let packet = socket_packet(text)?;
     if packet.kind != socket_io::PacketKind::Event || packet.namespace != "/" {
@@ -1075,12 +1078,12 @@ fn event_name(data: &str) -> String {
     event[0].as_str().expect("a name").to_owned()
 }
 
-/// The name of an epoch; before the first one there is none.
+/// Returns the name of an epoch; None before the first one.
 fn epoch(number: u32) -> Option<String> {
     (number > 0).then(|| format!("epoch \"{number}\""))
 }
 
-/// Where a database stands: not known of every third name.
+/// Returns the position of a database; unknown for every third name.
 fn position(name: &str) -> Option<Position> {
     let length = u32::try_from(name.len()).expect("short");
     (!length.is_multiple_of(3)).then_some(Position { counts: [length, 1, 0], doubt: length / 2, start: 0 })
@@ -1094,8 +1097,8 @@ fn fields(text: &str) -> BTreeMap<String, Box<RawValue>> {
     serde_json::from_str(text).expect("an object")
 }
 
-/// Messages at the limits: 0 to 3 subscribe to 4000 names each (some of them the same), 4 to a name that is too
-/// long, 5 to the longest, 6 is a long heartbeat.
+/// Returns a message at a limit: 0 to 3 subscribe to 4000 names each (some of them the same), 4 to
+/// a name that is too long, 5 to the longest one; 6 is a long heartbeat.
 fn long_message(dialect: Dialect, number: usize) -> String {
     let mut names = String::new();
     match number {
