@@ -119,6 +119,7 @@ fn at<T>(host: Option<IpAddr>, port: u16, bind: impl Fn(SocketAddr) -> io::Resul
 }
 
 /// Creates a socket that is bound to an address, which other sockets may share if `shared` is set.
+/// mio sets neither the length of the queue nor `SO_REUSEPORT`.
 fn bound(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;

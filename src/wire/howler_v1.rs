@@ -158,8 +158,7 @@ pub fn write_hello(out: &mut Vec<u8>, epoch: Option<&str>) {
         concat!("{\"event\":\"hello\",\"server\":\"couchdb-howler/", env!("CARGO_PKG_VERSION"), "\"").as_bytes(),
     );
     if let Some(epoch) = epoch {
-        out.extend_from_slice(b",\"epoch\":");
-        write_string(out, epoch);
+        write_member(out, "epoch", epoch);
     }
     out.push(b'}');
 }
@@ -173,18 +172,17 @@ pub fn write_resync(out: &mut Vec<u8>, reason: &str) {
 
 /// Appends the reply to `unsubscribe`, `heartbeat` and `log-out`.
 pub fn write_ok(out: &mut Vec<u8>, id: &RequestId) {
-    open_answer(out, id);
+    open_reply(out, id);
     out.extend_from_slice(b"\"ok\":true}");
 }
 
 /// Appends the reply to `log-in`, with CouchDB's `Set-Cookie` value unless it was a token.
 pub fn write_logged_in(out: &mut Vec<u8>, id: &RequestId, username: &str, cookie: Option<&str>) {
-    open_answer(out, id);
+    open_reply(out, id);
     out.extend_from_slice(b"\"ok\":true,\"username\":");
     write_string(out, username);
     if let Some(cookie) = cookie {
-        out.extend_from_slice(b",\"cookie\":");
-        write_string(out, cookie);
+        write_member(out, "cookie", cookie);
     }
     out.push(b'}');
 }
@@ -207,8 +205,7 @@ pub fn write_unsubscribed(out: &mut Vec<u8>, database: &str, why: Refusal) {
 pub fn write_not_authenticated(out: &mut Vec<u8>, name: &str, message: &str) {
     out.extend_from_slice(b"{\"event\":\"not-authenticated\",\"error\":");
     write_string(out, name);
-    out.extend_from_slice(b",\"message\":");
-    write_string(out, message);
+    write_member(out, "message", message);
     out.push(b'}');
 }
 
@@ -225,7 +222,7 @@ pub fn write_subscribed(
     epoch: Option<&str>,
     refused: &[Refused],
 ) {
-    open_answer(out, id);
+    open_reply(out, id);
     out.extend_from_slice(b"\"ok\":true,");
     write_refused(out, refused);
     if let Some(epoch) = epoch {
@@ -260,11 +257,10 @@ pub fn write_subscribed(
 
 /// Appends a reply with an error, and with `retry_after_ms` if a later attempt may succeed.
 pub fn write_error(out: &mut Vec<u8>, id: &RequestId, name: &str, message: &str, retry_after_ms: Option<u64>) {
-    open_answer(out, id);
+    open_reply(out, id);
     out.extend_from_slice(b"\"error\":");
     write_string(out, name);
-    out.extend_from_slice(b",\"message\":");
-    write_string(out, message);
+    write_member(out, "message", message);
     if let Some(milliseconds) = retry_after_ms {
         let _ = write!(out, ",\"retry_after_ms\":{milliseconds}");
     }
@@ -289,7 +285,7 @@ pub fn write_change(out: &mut Vec<u8>, database: &str, kind: ChangeKind, positio
 
 /// Appends the reply to `subscribe` if the user may read none of the databases.
 pub fn write_forbidden(out: &mut Vec<u8>, id: &RequestId, refused: &[Refused]) {
-    open_answer(out, id);
+    open_reply(out, id);
     write_refused(out, refused);
     let message = refused.first().map_or(Refusal::NotReader, |(_, why)| *why).message();
     let _ = write!(out, "\"error\":\"ForbiddenError\",\"message\":\"{message}\"}}");
@@ -323,7 +319,15 @@ pub fn write_expired(out: &mut Vec<u8>, retry_after_ms: u64) {
     let _ = write!(out, "{{\"event\":\"goodbye\",\"reason\":\"session-expired\",\"retry_after_ms\":{retry_after_ms}}}");
 }
 
-fn open_answer(out: &mut Vec<u8>, id: &RequestId) {
+/// Appends a further member of an object, with a text.
+fn write_member(out: &mut Vec<u8>, key: &str, text: &str) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(key.as_bytes());
+    out.extend_from_slice(b"\":");
+    write_string(out, text);
+}
+
+fn open_reply(out: &mut Vec<u8>, id: &RequestId) {
     out.push(b'{');
     if let Some(id) = &id.0 {
         out.extend_from_slice(b"\"id\":");

@@ -42,6 +42,8 @@ pub struct Answer<'a> {
 }
 
 /// Appends the head that turns the connection into a WebSocket (RFC 6455 section 4.2.2).
+///
+/// `create_response` of tungstenite would need the request in the types of the `http` crate.
 pub fn write_upgrade(out: &mut Vec<u8>, websocket_key: &str, protocol: Option<&str>) {
     let accept = tungstenite::handshake::derive_accept_key(websocket_key.as_bytes());
     let _ = write!(
@@ -54,6 +56,7 @@ pub fn write_upgrade(out: &mut Vec<u8>, websocket_key: &str, protocol: Option<&s
     out.extend_from_slice(b"\r\n");
 }
 
+/// Returns the reason phrase. The table of the `http` crate is larger and has an old name for 413.
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
