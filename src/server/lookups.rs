@@ -19,9 +19,8 @@ impl Server {
             && let Some(batch) = self.databases.next_batch()
         {
             self.context.metrics.lookups += 1;
-            let databases = batch.databases.clone();
-            let names = databases.iter().map(|database| self.databases.name(*database));
-            self.upstream.look_up(batch, names, now);
+            let databases = &self.databases;
+            self.upstream.look_up(batch, |database| databases.name(database), now);
             self.perform_queue_actions(Queue::Lookups, now);
         }
     }

@@ -17,8 +17,8 @@ use crate::state::user_quotas::UserQuotas;
 use crate::wire::couchdb::ChangeKind;
 use crate::wire::security::Refusal;
 
-/// Names of long lists that are worked on in one turn; each costs about half a microsecond.
-pub(super) const LISTED_A_TURN: usize = 2_000;
+/// Databases of finished lists whose holds end in one turn.
+const RELEASED_A_TURN: usize = 2_000;
 
 impl Databases {
     /// Returns whether work for a session is in progress: its further messages wait.
@@ -37,11 +37,6 @@ impl Databases {
         self.name_lists.push(key, Work::Intake(Box::new(intake)));
     }
 
-    /// Returns how many names of long lists may be worked on in one turn.
-    pub(crate) fn list_budget() -> usize {
-        LISTED_A_TURN
-    }
-
     /// Takes the next work for a session.
     pub(crate) fn next_work(&mut self) -> Option<(Key, Work)> {
         self.name_lists.pop()
@@ -49,7 +44,7 @@ impl Databases {
 
     /// Ends holds of finished lists, some in each turn.
     pub(crate) fn release_finished(&mut self) {
-        for _ in 0..LISTED_A_TURN {
+        for _ in 0..RELEASED_A_TURN {
             let Some(database) = self.name_lists.next_released() else { break };
             self.access.release(database, &mut self.subscriptions);
         }

@@ -56,9 +56,9 @@ impl Upstream {
         Some(self.submit(Queue::Checks, Owner::SessionChecks, request, purpose, now).is_some())
     }
 
-    /// Looks up the positions of databases by their names.
-    pub(crate) fn look_up<'a>(&mut self, batch: Batch, names: impl Iterator<Item = &'a str>, now: Millis) {
-        let request = self.requests.look_up(names);
+    /// Looks up the positions of databases; `name` returns the name of one.
+    pub(crate) fn look_up<'a>(&mut self, batch: Batch, name: impl Fn(DatabaseId) -> &'a str, now: Millis) {
+        let request = self.requests.look_up(batch.databases.iter().map(|database| name(*database)));
         self.submit_lookup(request, Purpose::Lookup(batch), now);
     }
 
