@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// What each layer may name of this crate. `demo` stands beside: a small CouchDB, which names what
+/// The modules that each layer may import. `demo` stands beside: a small CouchDB, which names what
 /// is on the wire.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("wire", &["wire"]),
@@ -19,7 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("demo", &["wire", "demo"]),
 ];
 
-/// What no layer but the named ones may name at all.
+/// Names that only the given layers may use.
 const KEPT_TO: &[(&str, &[&str])] = &[
     ("mio::", &["net", "server", "event_loop", "systemd", "main"]),
     ("rustls::", &["net", "server", "check"]),
@@ -36,7 +36,7 @@ const LONGEST: usize = 500;
 const OWNERS: &[(&str, &str)] =
     &[("connections", "Connections"), ("sessions", "Sessions"), ("databases", "Databases"), ("upstream", "Upstream")];
 
-/// What all owners may name of the server.
+/// Files of the server that all owners may import.
 const SHARED: &[&str] = &["context", "ids", "purpose", "settings"];
 
 /// A file of the sources: its path below `src` without `.rs`, and its code without comments and

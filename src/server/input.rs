@@ -14,9 +14,9 @@ use crate::wire::websocket::{self, FrameError, Incoming};
 
 /// Result of handling one item of a connection's input.
 enum Progress {
-    /// So many bytes were used; the rest is no complete item yet.
+    /// Number of bytes that were used; the rest is no complete item yet.
     Used(usize),
-    /// So many bytes were used; the rest belongs to an item of another kind.
+    /// Number of bytes that were used; the rest belongs to an item of another kind.
     Switched(usize),
     /// The rest does not matter any more.
     Over,

@@ -107,8 +107,8 @@ impl Server {
 
     /// Has the sessions written to that were notified.
     pub(super) fn mark_notified(&mut self) {
-        let (few, crowd) = self.databases.notified();
-        self.sessions.mark_notified(few, crowd);
+        let (few, bulk) = self.databases.notified();
+        self.sessions.mark_notified(few, bulk);
     }
 
     /// Updates the total of a session's user.

@@ -35,7 +35,7 @@ pub struct Settings {
     pub login_concurrency: usize,
     /// Whether CouchDB believes `X-Forwarded-For` of this server.
     pub trusts_forwarded: TrustsForwarded,
-    /// Events after which clients are told to resync.
+    /// Events after which clients resync.
     pub resync: Policy,
     /// Time for which changes of a database are merged after the first one, in milliseconds; None
     /// where it depends on whether CouchDB is a cluster.

@@ -56,7 +56,7 @@ impl Server {
         true
     }
 
-    /// Decides whether a session may have so many more subscriptions; else rejects its request.
+    /// Decides whether a session may have `new` more subscriptions; else rejects its request.
     pub(super) fn has_room(&mut self, key: Key, reply: &Reply, new: usize, now: Millis) -> bool {
         let most = self.context.limits.subscriptions;
         let more = new + self.databases.pending_names(key);

@@ -70,7 +70,7 @@ pub(crate) enum Item {
 /// Bytes that are no complete head of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoHead {
-    /// So many bytes are skipped; 0 if more are needed.
+    /// Number of bytes that are skipped; 0 if more are needed.
     Skip(usize),
     /// The bytes are no HTTP, and the connection is being closed.
     Invalid,
@@ -215,7 +215,7 @@ impl Connections {
         Some(Input { scratch, inbox, length, seen })
     }
 
-    /// Puts the input of a connection back, of which so many bytes are used; None drops the rest.
+    /// Puts the input of a connection back, after `used` bytes of it; None drops the rest.
     pub(crate) fn put_input(&mut self, key: Key, input: Input, used: Option<usize>) {
         let Input { scratch, mut inbox, length, .. } = input;
         match used {
@@ -229,7 +229,7 @@ impl Connections {
         self.scratch = scratch;
     }
 
-    /// Returns the item that the next bytes of a connection belong to, after so many requests in
+    /// Returns the item that the next bytes of a connection belong to, after `requests` requests in
     /// this turn.
     pub(crate) fn next_item(&mut self, key: Key, requests: usize) -> Item {
         let Some(peer) = self.peers.get_mut(key) else { return Item::Never };
@@ -307,7 +307,7 @@ impl Connections {
         }
     }
 
-    /// Takes bytes of a POST's body, which may have so many in total. Returns how many bytes were
+    /// Takes bytes of a POST's body, which may have `limit` in total. Returns how many bytes were
     /// used.
     pub(crate) fn receive_body(&mut self, key: Key, bytes: &[u8], limit: usize) -> (usize, BodyPart) {
         let Some(Peer { protocol: Protocol::Http(http), .. }) = self.peers.get_mut(key) else {

@@ -47,10 +47,10 @@ impl Databases {
             if let Some(memory) = memory {
                 let is_certain = memory.is_certain && self.was_resynced(memory.last_seen);
                 let (subscriptions, access) = (&mut self.subscriptions, &self.access);
-                let databases = subscriptions.last_of_session(session, most).map(|(database, told)| {
-                    let told = told && is_certain && !subscriptions.holds_back(database);
-                    let told = told && subscriptions.tracked(database).is_notified_by(memory.last_seen);
-                    (database, access.notified_position(database, subscriptions).filter(|_| told))
+                let databases = subscriptions.last_of_session(session, most).map(|(database, is_notified)| {
+                    let is_known = is_notified && is_certain && !subscriptions.holds_back(database);
+                    let is_known = is_known && subscriptions.tracked(database).is_notified_by(memory.last_seen);
+                    (database, access.notified_position(database, subscriptions).filter(|_| is_known))
                 });
                 let databases = databases.collect::<Vec<_>>();
                 self.catch_up.remember(&memory.user, &databases, now, subscriptions);
@@ -64,7 +64,7 @@ impl Databases {
         None
     }
 
-    /// Removes the last subscriptions of a session, so many of them, and forgets databases without
+    /// Removes up to `most` of the last subscriptions of a session, and forgets databases without
     /// subscribers.
     pub(super) fn end_subscriptions(&mut self, session: SessionIndex, most: usize) {
         for _ in 0..most {

@@ -27,7 +27,7 @@ impl Databases {
     }
 
     /// Queues a message behind the work for its session. Returns false when the queue would exceed
-    /// so many bytes.
+    /// `most` bytes.
     pub(crate) fn defer(&mut self, key: Key, text: &str, most: usize) -> bool {
         self.name_lists.defer(key, text, most)
     }

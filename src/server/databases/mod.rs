@@ -184,7 +184,7 @@ impl Databases {
     /// Returns the sessions that are to be written to: subscribers of databases with few, and of
     /// those with many. The caller empties both.
     pub(super) fn notified(&mut self) -> (&mut Vec<SessionIndex>, &mut Vec<SessionIndex>) {
-        (&mut self.notified.few, &mut self.notified.crowd)
+        (&mut self.notified.few, &mut self.notified.bulk)
     }
 
     /// Takes the next notification of a session.

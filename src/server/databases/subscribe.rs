@@ -75,7 +75,7 @@ impl Databases {
         self.read_names(session, intake, SLICE, context);
     }
 
-    /// Reads names of a `subscribe` into its databases, each once and held, at most so many names.
+    /// Reads names of a `subscribe` into its databases, each once and held, at most `most` names.
     /// Returns whether all of them are read, or too many of them are new.
     pub(super) fn read_names(
         &mut self,

@@ -6,47 +6,47 @@ use crate::state::table::Key;
 
 /// Sessions that are written to in one turn at least, if there are as many: some milliseconds.
 const FLUSHED_A_TURN: usize = 512;
-/// The same of crowds: in any case, and if no other session is dirty.
-const CROWD_A_TURN: [usize; 2] = [128, 384];
+/// Bulk sessions that are written to in one turn: in any case, and if no other session is dirty.
+const BULK_A_TURN: [usize; 2] = [128, 384];
 /// Sessions whose slots are nearer than this were opened close together.
 const NEAR: u32 = 1_024;
 
-/// The dirty sessions. The subscribers of a database that has many are a crowd: the others do not
-/// wait for them.
+/// The dirty sessions. Those that were notified of a database with many subscribers are bulk
+/// sessions: the others do not wait for them.
 #[derive(Debug, Default)]
 pub(super) struct Dirty {
     few: Lane,
-    crowd: Lane,
+    bulk: Lane,
     /// How many of both are written to in this turn.
     shares: [usize; 2],
 }
 
 impl Dirty {
     pub(super) fn is_empty(&self) -> bool {
-        self.few.len() + self.crowd.len() == 0
+        self.few.len() + self.bulk.len() == 0
     }
 
     pub(super) fn push(&mut self, session: Key) {
         self.few.next.push(session);
     }
 
-    /// Appends a subscriber of a database that has many.
-    pub(super) fn push_in_crowd(&mut self, session: Key) {
-        self.crowd.next.push(session);
+    /// Appends a bulk session.
+    pub(super) fn push_bulk(&mut self, session: Key) {
+        self.bulk.next.push(session);
     }
 
     /// Decides how many sessions to write to in this turn.
     pub(super) fn begin_flush(&mut self) {
-        // More than become dirty in a turn, or the queue would grow. No session of a crowd is in it
+        // More than become dirty in a turn, or the queue would grow. No bulk session is in it
         // twice.
         let few = FLUSHED_A_TURN.max(self.few.len() / 8);
-        let [least, most] = CROWD_A_TURN;
+        let [least, most] = BULK_A_TURN;
         self.shares = [few, most.saturating_sub(few.min(self.few.len())).max(least)];
     }
 
     /// Takes the next session to write to in this turn.
     pub(super) fn pop(&mut self) -> Option<Key> {
-        for (lane, share) in [&mut self.few, &mut self.crowd].into_iter().zip(&mut self.shares) {
+        for (lane, share) in [&mut self.few, &mut self.bulk].into_iter().zip(&mut self.shares) {
             if *share > 0
                 && let Some(key) = lane.pop()
             {
@@ -105,25 +105,25 @@ mod tests {
     }
 
     #[test]
-    fn sessions_beside_a_crowd_are_written_to_in_the_next_turn() {
+    fn sessions_beside_bulk_sessions_are_written_to_in_the_next_turn() {
         let mut dirty = Dirty::default();
         let key = |index| Key { index, generation: 0 };
-        (0..5_000).for_each(|index| dirty.push_in_crowd(key(index)));
+        (0..5_000).for_each(|index| dirty.push_bulk(key(index)));
         let mut turns = 0;
         while !dirty.is_empty() {
             dirty.push(key(9_000 + turns));
             dirty.begin_flush();
             let written: Vec<Key> = std::iter::from_fn(|| dirty.pop()).collect();
             assert_eq!(written[0], key(9_000 + turns));
-            assert!(written.len() <= CROWD_A_TURN[1]);
+            assert!(written.len() <= BULK_A_TURN[1]);
             turns += 1;
         }
         assert_eq!(turns, 5_000_u32.div_ceil(383));
         (0..10_000).for_each(|index| dirty.push(key(index)));
-        dirty.push_in_crowd(key(7));
+        dirty.push_bulk(key(7));
         dirty.begin_flush();
         let written: Vec<Key> = std::iter::from_fn(|| dirty.pop()).collect();
-        assert_eq!((written.len(), written[1_250]), (1_251, key(7)), "a crowd has its share, too");
+        assert_eq!((written.len(), written[1_250]), (1_251, key(7)), "bulk sessions have their share, too");
     }
 
     #[test]

@@ -187,10 +187,10 @@ impl Sessions {
     }
 
     /// Has sessions written to at the end of the turn.
-    pub(super) fn mark_notified(&mut self, few: &mut Vec<SessionIndex>, crowd: &mut Vec<SessionIndex>) {
+    pub(super) fn mark_notified(&mut self, few: &mut Vec<SessionIndex>, bulk: &mut Vec<SessionIndex>) {
         let Self { table, dirty, .. } = self;
         few.drain(..).filter_map(|index| table.key_at(index)).for_each(|key| dirty.push(key));
-        crowd.drain(..).filter_map(|index| table.key_at(index)).for_each(|key| dirty.push_in_crowd(key));
+        bulk.drain(..).filter_map(|index| table.key_at(index)).for_each(|key| dirty.push_bulk(key));
     }
 
     /// Decides how many sessions to write to in this turn.
@@ -233,7 +233,7 @@ impl Sessions {
         &self.user_quotas
     }
 
-    /// Returns the limit of subscriptions of a session's user if so many in this session exceed it.
+    /// Returns the limit of subscriptions of a session's user if `count` of the session exceed it.
     pub(super) fn exceeded_user_limit(&self, key: Key, count: usize) -> Option<usize> {
         self.user_quotas.exceeded(key, self.table.get(key)?.user_name()?, count)
     }
