@@ -16,7 +16,7 @@
 //! |---|---|---|
 //! | `HOWLER_CHAOS_SEED` | the clock | schedule of faults, printed by the test. Threads and sockets keep their own time, so a seed repeats the schedule and not the run |
 //! | `HOWLER_CHAOS_SECONDS` | 40 | minimum time with faults |
-//! | `HOWLER_CHAOS_CHANGES` | 80000 | minimum number of writes, spread over the time |
+//! | `HOWLER_CHAOS_CHANGES` | 120000 | minimum number of writes, spread over the time |
 //!
 //! ```sh
 //! HOWLER_CHAOS_CHANGES=1000000 HOWLER_CHAOS_SECONDS=110 cargo test --test tests chaos:: -- --nocapture
@@ -838,7 +838,7 @@ fn run_everything(nodes: usize, faults: Vec<Fault>, most_useless: f64) {
     let plan = Plan {
         seed: seed(),
         during: Duration::from_secs(from_environment("HOWLER_CHAOS_SECONDS", 40)),
-        changes: from_environment("HOWLER_CHAOS_CHANGES", 80_000),
+        changes: from_environment("HOWLER_CHAOS_CHANGES", 120_000),
         nodes,
         faults,
         drops_one: false,
