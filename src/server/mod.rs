@@ -36,6 +36,7 @@
 //! | `settings.rs` | the settings of the server |
 //! | `context.rs` | metrics, timers, jitter and limits, which are passed to the owners |
 //! | `ids.rs`, `purpose.rs` | names of connections, sessions and requests |
+//! | `reporting.rs` | numbers that only the metrics need |
 
 mod accept;
 mod access;
