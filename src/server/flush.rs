@@ -28,8 +28,8 @@ impl Server {
             return;
         }
         let Some((session, frames)) = self.sessions.session_and_frames(key) else { return };
-        let Some(websocket) = session.websocket() else { return self.flush_polling(key, now) };
-        let Some(connection) = self.connections.writable_websocket(websocket) else { return };
+        let Some(carrier) = session.websocket() else { return self.flush_polling(key, now) };
+        let Some(connection) = self.connections.writable_websocket(carrier) else { return };
         let dialect = session.dialect();
         loop {
             let mut assembly = frames.take_assembly();
@@ -63,11 +63,11 @@ impl Server {
             match written {
                 Ok(Flushed::All) if !is_idle && self.databases.has_notifications(key.index) => {}
                 Ok(Flushed::All) => break,
-                Ok(Flushed::Blocked) => return self.wait_for_reader(websocket, now),
-                Err(error) => return self.connection_lost(websocket, Some(&error.to_string()), now),
+                Ok(Flushed::Blocked) => return self.wait_for_reader(carrier, now),
+                Err(error) => return self.connection_lost(carrier, Some(&error.to_string()), now),
             }
         }
-        self.connections.handle_written(websocket);
+        self.connections.handle_written(carrier);
         // Answers that the session waited for may have left with an earlier write that was blocked.
         if session.handle_flushed(now) {
             self.sessions.arm(key, &mut self.context, now);
