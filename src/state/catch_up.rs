@@ -3,7 +3,7 @@
 //!
 //! The key is the user, since a client that reconnects has no other identity. When the same user
 //! subscribes again, from any device, the server notifies it of the databases that have changed
-//! since. Of several sessions of a user the oldest position counts. It is kept until its time is
+//! since. The oldest position counts if a user has several sessions. It is kept until its time is
 //! over, for other devices of the user. So a client may be notified of a change twice, but not zero
 //! times.
 //!

@@ -52,7 +52,7 @@ impl Access {
             }
             return is_news && !is_held_back;
         }
-        let tells_now = is_news && !is_held_back && kind == ChangeKind::Deleted;
+        let notifies_now = is_news && !is_held_back && kind == ChangeKind::Deleted;
         if !entry.in_doubt {
             entry.in_doubt = true;
             entry.position_before = if was_there {
@@ -72,12 +72,12 @@ impl Access {
             }
         }
         // No subscriber was notified of a database that did not exist.
-        if !tells_now && (is_news || !was_there) {
+        if !notifies_now && (is_news || !was_there) {
             entry.pending_change = Some(entry.pending_change.map_or(kind, |earlier| earlier.merge(kind)));
         }
         entry.note(kind);
         self.queue_urgent(database);
-        tells_now
+        notifies_now
     }
 
     /// Handles CouchDB's reply about a database; None if it was not valid. Returns the change of
@@ -121,7 +121,7 @@ impl Access {
             entry.left = Some(subscriptions.subscriber_count(database));
             self.passes.push_back(Pass::Database(database));
         }
-        let tells_now = if entry.left.is_none() { entry.pending_change.take() } else { None };
+        let notifies_now = if entry.left.is_none() { entry.pending_change.take() } else { None };
         let waiting = std::mem::take(&mut entry.waiting);
         let at = now + REFRESH;
         entry.refresh = Some(at);
@@ -129,7 +129,7 @@ impl Access {
         self.refreshes.push_back((at, database));
         self.wake(database, waiting);
         self.drop_unused(database, subscriptions);
-        tells_now
+        notifies_now
     }
 
     /// Schedules the next lookup of a database after one without a valid reply.
