@@ -1,14 +1,17 @@
-//! Permissions as a server drives them, against a naive model, driven by a script of what clients, CouchDB, the feed and
-//! the clock do. The script's language, the driver and the model are in `access.rs` of the library.
+//! Permissions as a server drives them, compared with a naive model. The input is a script of
+//! clients, CouchDB, the feed and the clock. Its language, the driver and the model are in
+//! `access.rs` of the library.
 //!
-//! Asserted:
-//! - no subscriber is notified of a database in doubt, nor of one that it may not read, also while subscribers are
-//!   reconsidered and when roles change;
+//! Assertions:
+//! - a subscriber is not notified of a database in doubt or of one that it may not read, also while
+//!   subscribers are reconsidered and when roles change;
 //! - a request is answered once, within five seconds;
 //! - a database that is not known to exist looks like one that is missing;
-//! - CouchDB is never asked about a name that it cannot have, about a database twice at once, or about too many at once;
-//! - when all that was under way has come, whoever subscribes may read the database, and was notified of its changes;
-//! - when everyone has left, nothing is left.
+//! - CouchDB receives no question about a name that it cannot have, no two at once about one
+//!   database, and not too many at once;
+//! - after all outstanding answers, every subscriber may read its databases and was notified of
+//!   their changes;
+//! - nothing is left after the last client has left.
 
 #![no_main]
 

@@ -1,15 +1,16 @@
-//! Subscriptions and positions together, as a server drives them, against a naive model, driven by a script of what
-//! clients, CouchDB and the clock do. The script's language, the driver and the model are in `positions.rs` of the library.
+//! Subscriptions and positions as a server drives them, compared with a naive model. The input is a
+//! script of clients, CouchDB and the clock. Its language, the driver and the model are in
+//! `positions.rs` of the library.
 //!
-//! Asserted:
-//! - a request is answered once, within five seconds, for the names that were not withdrawn, and nothing else is;
-//! - an answer's positions hold every line that was delivered, and nothing that CouchDB does not have; `changed` is
-//!   exactly what is to be compared and is not the same;
-//! - when all that was under way has come, every client was told of everything that happened to its databases, lost
-//!   events included, and every position that it was given last is where its database stands;
-//! - where nothing was in doubt, out of order or not known, nothing is told that moves no position;
-//! - of each database one look-up is under way at most, and of bounded size;
-//! - when everyone has left for long enough, nothing is left.
+//! Assertions:
+//! - a request is answered once, within five seconds, for the names that were not withdrawn;
+//! - the positions of an answer include every delivered line and nothing that CouchDB does not
+//!   have; `changed` lists exactly the positions to compare that differ;
+//! - after all outstanding answers, every client was notified of all events of its databases, lost
+//!   ones included, and its last position is the one of the database;
+//! - if nothing was in doubt, out of order or unknown, each notification moves a position;
+//! - one lookup at most is under way for a database, and its size is bounded;
+//! - nothing is left some time after the last client has left.
 
 #![no_main]
 

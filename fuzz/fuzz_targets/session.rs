@@ -1,16 +1,19 @@
-//! Sessions of every dialect at once, over one table of subscriptions, driven by a script of what clients, CouchDB
-//! and the clock do. The script's language, the driver and the model are in `sessions.rs` of the library.
+//! Sessions of every dialect at once over one table of subscriptions. The input is a script of
+//! clients, CouchDB and the clock. Its language, the driver and the model are in `sessions.rs` of
+//! the library.
 //!
-//! Asserted:
-//! - a request that is accepted is answered once, with its id and in the order of asking, before its turn or the
-//!   log-in that it waits for is over; nothing else is answered;
-//! - before the log-in, and after one that failed, nothing is told of any database, and nothing is subscribed to;
-//! - `authenticated` and `not-authenticated` leave 25 ms or more after CONNECT, and DISCONNECT as long after a refusal;
-//!   none of them in one write with what it follows;
-//! - a change is told for what is subscribed to at that moment, once, by the next write, whatever comes in between;
-//! - messages put aside and subscriptions stay within their limits, and only a session over them is closed for it;
-//! - who is silent, or does not log in, is gone in time, and no timeout fires twice for the same moment;
-//! - when everyone has left, nothing is left.
+//! Assertions:
+//! - an accepted request is answered once, with its id and in order, before the end of its turn or
+//!   of the login that it waits for; nothing else is answered;
+//! - before a login and after a failed one the session has no subscription and no notification;
+//! - `authenticated` and `not-authenticated` leave at least 25 ms after CONNECT, and DISCONNECT at
+//!   least 25 ms after a rejection; none of them shares a write with the packet after it;
+//! - a change of a database that is subscribed at that moment is notified once, by the next write;
+//! - messages put aside and subscriptions stay within their limits, and only a session that exceeds
+//!   them is closed for that;
+//! - a session that is silent or does not log in is closed in time, and no timeout fires twice for
+//!   the same moment;
+//! - nothing is left after the last client has left.
 
 #![no_main]
 
