@@ -27,11 +27,11 @@ impl Browser {
     pub fn open(&mut self, page: &str, library: &str, url: &str, options: &Value) {
         let mut options = options.clone();
         options["query"] = json!({"username": USER, "password": PASSWORD});
-        self.tell(&json!({"do": "open", "as": page, "library": library, "url": url, "options": options}));
+        self.send_command(&json!({"do": "open", "as": page, "library": library, "url": url, "options": options}));
     }
 
-    pub fn tell(&mut self, command: &Value) {
-        self.script.tell(command);
+    pub fn send_command(&mut self, command: &Value) {
+        self.script.send_command(command);
     }
 
     pub fn expect(&mut self, page: &str, event: &str) -> Value {
@@ -39,24 +39,24 @@ impl Browser {
     }
 
     pub fn subscribe(&mut self, page: &str, databases: &[&str]) {
-        self.tell(&json!({"do": "subscribe", "as": page, "dbs": databases}));
+        self.send_command(&json!({"do": "subscribe", "as": page, "dbs": databases}));
         assert_eq!(self.script.expect_ack(page, "subscribe"), json!({}));
     }
 
     /// Returns the page's requests, cookies and console messages so far.
     pub fn report(&mut self, page: &str) -> Value {
-        self.tell(&json!({"do": "report", "as": page}));
+        self.send_command(&json!({"do": "report", "as": page}));
         self.expect(page, "report")
     }
 
     pub fn close(&mut self, page: &str) {
-        self.tell(&json!({"do": "close", "as": page}));
+        self.send_command(&json!({"do": "close", "as": page}));
         self.expect(page, "closed");
     }
 
     /// Shuts the browser down, so that no process or profile stays behind.
     pub fn end(mut self) {
-        self.tell(&json!({"do": "end"}));
+        self.send_command(&json!({"do": "end"}));
         self.expect("browser", "ended");
     }
 }
@@ -149,11 +149,11 @@ fn use_page(
     let event = browser.expect(page, "change");
     assert_eq!(event["db"], database);
     assert_eq!(event["transport"], if matches!(mode, Polling | Jsonp) { "polling" } else { "websocket" });
-    browser.tell(&json!({"do": "heartbeat", "as": page}));
+    browser.send_command(&json!({"do": "heartbeat", "as": page}));
     assert_eq!(browser.expect(page, "ack")["data"], json!({"ok": true}));
     // Taken before the logout: the last poll may come after the close, and is rejected then.
     let report = browser.report(page);
-    browser.tell(&json!({"do": "log-out", "as": page}));
+    browser.send_command(&json!({"do": "log-out", "as": page}));
     assert_eq!(browser.expect(page, "ack")["data"], json!({}));
     assert_eq!(browser.expect(page, "disconnect")["reason"], "io server disconnect");
     browser.close(page);
@@ -255,7 +255,7 @@ fn post_octets(browser: &mut Browser, page: &str, howler: &Howler) {
         "headers": {"Content-Type": "application/octet-stream"},
     });
     let url = format!("{}/socket.io/?EIO=3&transport=polling&sid=none", url(howler));
-    browser.tell(&json!({"do": "fetch", "as": page, "library": "sio2", "url": url, "options": options}));
+    browser.send_command(&json!({"do": "fetch", "as": page, "library": "sio2", "url": url, "options": options}));
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Many clients, two servers, and a CouchDB with random faults: no change is lost.
 //!
-//! The truth is the number of writes of each database. A client that is notified of a database reads
-//! that number, as a replication would. Faults come in rounds of some seconds. After each round every
-//! client must know the true number of each of its databases, so it was notified of every database
-//! whose last change it had not read. The writer moves through the databases, so the last changes of
-//! the databases are spread over the round.
+//! The truth is the number of writes of each database. A client that is notified of a database
+//! reads that number, as a replication would. Faults come in rounds of some seconds. After each
+//! round every client must know the true number of each of its databases, so it was notified of
+//! every database whose last change it had not read. The writer moves through the databases, so the
+//! last changes of the databases are spread over the round.
 //!
 //! One test runs against a single node, one against a cluster of three. The servers reach CouchDB
 //! through a proxy that waits while CouchDB is away, so a restart shows only as the end of a
@@ -25,29 +25,29 @@
 //! # Events that CouchDB loses
 //!
 //! Events of the last tick before CouchDB stops are in no feed and in no position. A server detects
-//! the loss because CouchDB reports its uptime, and positions carry the start. So events may be lost
-//! and servers killed at any time and in any order, while clients come and go.
+//! the loss because CouchDB reports its uptime, and positions carry the start. So events may be
+//! lost and servers killed at any time and in any order, while clients come and go.
 //!
 //! # Useless notifications
 //!
 //! A notification is useless if the client has already read the database at its present number of
-//! writes. Events count, and so do names in `changed` of a response. These do not count: a resync, the
-//! first response to a client without positions, and `changed` after a restart that lost events since
-//! the client's last response, which is the resync of a client that was away.
+//! writes. Events count, and so do names in `changed` of a response. These do not count: a resync,
+//! the first response to a client without positions, and `changed` after a restart that lost events
+//! since the client's last response, which is the resync of a client that was away.
 //!
 //! The test prints the share of useless notifications in what was written (each write once for each
 //! client of the database) and in the useful notifications. It fails if the first share exceeds its
 //! target. Some useless notifications are unavoidable: a client reads what was written within the
-//! current tick, and is notified of it at the end of the tick. On a cluster every node writes its own
-//! event. A client that moves between a server that knows the start of CouchDB and one that does not
-//! is notified of all its databases.
+//! current tick, and is notified of it at the end of the tick. On a cluster every node writes its
+//! own event. A client that moves between a server that knows the start of CouchDB and one that
+//! does not is notified of all its databases.
 //!
 //! # Differences from a real CouchDB
 //!
-//! Names are locked for two seconds instead of five minutes, so that clients return within the round.
-//! A server sends rejected credentials at most four times in 300 s. After a lockout of their own user
-//! the servers are restarted, as an operator would do: a second lockout would stop the feed for
-//! minutes.
+//! Names are locked for two seconds instead of five minutes, so that clients return within the
+//! round. A server sends rejected credentials at most four times in 300 s. After a lockout of their
+//! own user the servers are restarted, as an operator would do: a second lockout would stop the
+//! feed for minutes.
 //!
 //! Names and certificates have tests of their own, see `names.rs` and `certificates.rs`.
 

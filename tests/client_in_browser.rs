@@ -18,17 +18,17 @@ fn start() -> Apps {
     Apps { script }
 }
 
-fn tell(apps: &mut Apps, what: &str, page: &str, fields: &Value, answer: &str) -> Value {
+fn send_command(apps: &mut Apps, what: &str, page: &str, fields: &Value, answer: &str) -> Value {
     let mut command = fields.clone();
     command["do"] = what.into();
     command["as"] = page.into();
-    apps.script.tell(&command);
+    apps.script.send_command(&command);
     apps.expect(page, answer)
 }
 
 /// Opens a page in a profile of its own, without a client.
 fn open(apps: &mut Apps, page: &str, fields: &Value) {
-    tell(apps, "open", page, fields, "opened");
+    send_command(apps, "open", page, fields, "opened");
 }
 
 /// Sends a command to a page without waiting for a reply.
@@ -36,18 +36,21 @@ fn happen(apps: &mut Apps, page: &str, what: &str, fields: &Value) {
     let mut command = fields.clone();
     command["do"] = what.into();
     command["as"] = page.into();
-    apps.script.tell(&command);
+    apps.script.send_command(&command);
 }
 
 /// Returns the cookies of a page.
 fn cookies(apps: &mut Apps, page: &str) -> Vec<Value> {
-    tell(apps, "cookies", page, &json!({}), "cookies")["cookies"].as_array().expect("the value is a list").clone()
+    send_command(apps, "cookies", page, &json!({}), "cookies")["cookies"]
+        .as_array()
+        .expect("the value is a list")
+        .clone()
 }
 
 /// Asserts that the console of a page contains nothing but the browser's reports of failed
 /// connections.
 fn assert_quiet(apps: &mut Apps, page: &str) {
-    let received = tell(apps, "complaints", page, &json!({}), "complaints");
+    let received = send_command(apps, "complaints", page, &json!({}), "complaints");
     let complaints = received["complaints"].as_array().expect("the value is a list");
     let own =
         |text: &&Value| !text.as_str().expect("the complaint is a string").starts_with("WebSocket connection to ");
@@ -56,7 +59,7 @@ fn assert_quiet(apps: &mut Apps, page: &str) {
 }
 
 fn end(mut apps: Apps) {
-    tell(&mut apps, "end", "browser", &json!({}), "ended");
+    send_command(&mut apps, "end", "browser", &json!({}), "ended");
 }
 
 /// Returns the URL with the name `localhost`, so that pages and server belong to one site.
@@ -105,14 +108,14 @@ fn session_is_stored_in_a_cookie_of_the_page() {
         assert_eq!(apps.expect(page, "change")["db"], "db");
 
         // The app starts again and is still logged in. Then it logs out.
-        tell(&mut apps, "reload", page, &json!({}), "opened");
+        send_command(&mut apps, "reload", page, &json!({}), "opened");
         apps.script.take_others(page);
         apps.make(page, url, &json!({}));
         apps.expect(page, "ready");
         apps.done(page, "logOut", &json!([]));
         assert_eq!(cookies(&mut apps, page), [] as [Value; 0], "{page}");
         apps.script.take_others(page);
-        tell(&mut apps, "reload", page, &json!({}), "opened");
+        send_command(&mut apps, "reload", page, &json!({}), "opened");
         let before = couchdb.counters().session_requests;
         apps.make(page, url, &json!({}));
         assert!(!couchdb.wait_for(A_MOMENT, |seen| seen.session_requests > before), "no client logs in");
@@ -131,7 +134,7 @@ fn ended_session_leaves_no_cookie() {
     apps.log_in("a");
     apps.expect("a", "ready");
     couchdb.remove_user(USER);
-    tell(&mut apps, "reload", "a", &json!({}), "opened");
+    send_command(&mut apps, "reload", "a", &json!({}), "opened");
     apps.make("a", &url(&howler), &json!({}));
     assert_eq!(apps.expect("a", "error")["error"]["name"], "NotAuthenticatedError");
     assert_eq!(cookies(&mut apps, "a"), [] as [Value; 0]);
@@ -160,7 +163,7 @@ fn reload_catches_up_with_exactly_the_missed_changes() {
         apps.done("a", "stop", &json!([]));
         let changed: Vec<&str> = names.iter().skip(round).step_by(7).map(String::as_str).collect();
         couchdb.update_many(&changed);
-        tell(&mut apps, "reload", "a", &json!({}), "opened");
+        send_command(&mut apps, "reload", "a", &json!({}), "opened");
         apps.make("a", &url(&howler), &with_positions);
         // Subscribes after the login has begun.
         apps.done("a", "subscribe", &json!([names]));
@@ -169,7 +172,7 @@ fn reload_catches_up_with_exactly_the_missed_changes() {
         assert_eq!(received, changed.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>());
     }
     // A reload as users do it, without `stop`.
-    tell(&mut apps, "reload", "a", &json!({}), "opened");
+    send_command(&mut apps, "reload", "a", &json!({}), "opened");
     apps.script.take_others("a");
     couchdb.update("db50");
     apps.make("a", &url(&howler), &with_positions);

@@ -36,13 +36,13 @@ impl Apps {
         command["do"] = "make".into();
         command["as"] = name.into();
         command["url"] = url.into();
-        self.script.tell(&command);
+        self.script.send_command(&command);
         self.script.expect(name, "made")
     }
 
     /// Calls a method without waiting for its result.
     pub fn begin(&mut self, name: &str, method: &str, arguments: &Value) {
-        self.script.tell(&json!({"do": "call", "as": name, "method": method, "arguments": arguments}));
+        self.script.send_command(&json!({"do": "call", "as": name, "method": method, "arguments": arguments}));
     }
 
     /// Waits for the outcome of a call.
@@ -95,7 +95,7 @@ impl Apps {
 
     /// Returns all events of a client that no call has waited for.
     pub fn others(&mut self, name: &str) -> Vec<Value> {
-        self.script.tell(&json!({"do": "echo", "as": name}));
+        self.script.send_command(&json!({"do": "echo", "as": name}));
         self.expect(name, "echo");
         self.script.take_others(name)
     }
@@ -119,7 +119,7 @@ impl Apps {
 
     /// Returns the cookie that a session store holds, and the calls to the store.
     fn session(&mut self, name: &str, session: &str) -> (Option<String>, Vec<Value>) {
-        self.script.tell(&json!({"do": "session", "as": name, "name": session}));
+        self.script.send_command(&json!({"do": "session", "as": name, "name": session}));
         let kept = self.expect(name, "session-kept");
         let calls = kept["calls"].as_array().expect("the value is a list").clone();
         (kept["cookie"].as_str().map(str::to_owned), calls)
@@ -163,7 +163,7 @@ fn every_method_and_event_of_the_interface_works() {
     let mut apps = Apps::node();
     apps.make("a", &url(&howler), &json!({"third": 30_000}));
     for event in ["connect", "change"] {
-        apps.script.tell(&json!({"do": "count", "as": "a", "event": event}));
+        apps.script.send_command(&json!({"do": "count", "as": "a", "event": event}));
     }
     assert_eq!(apps.call("a", "subscribe", &json!(["early"]))["promise"], true, "the subscription waits for the login");
     apps.done("a", "subscribe", &json!([["__proto__", "gone", "a/b+$()-äöü-😀"]]));
@@ -479,7 +479,7 @@ fn fifty_clients_reconnect_spread_over_time() {
     let port = lasting_port();
     let mut howler = Howler::start_on(port, &couchdb, &[]);
     let mut apps = Apps::node();
-    apps.script.tell(&json!({
+    apps.script.send_command(&json!({
         "do": "fleet", "name": "c", "count": CLIENTS, "url": url(&howler), "logIn": [USER, PASSWORD],
         "dbs": ["shared", "own-*"], "third": {},
     }));

@@ -26,13 +26,13 @@ impl Browser {
         command["do"] = "open".into();
         command["as"] = name.into();
         command["url"] = url.into();
-        self.script.tell(&command);
+        self.script.send_command(&command);
         self.script.expect(name, "opened");
         Page { script: &mut self.script, name }
     }
 
     fn end(mut self) {
-        self.script.tell(&json!({"do": "end"}));
+        self.script.send_command(&json!({"do": "end"}));
         self.script.expect("browser", "ended");
     }
 }
@@ -43,40 +43,40 @@ struct Page<'a> {
 }
 
 impl Page<'_> {
-    fn tell(&mut self, what: &str, command: &Value, answer: &str) -> Value {
+    fn send_command(&mut self, what: &str, command: &Value, answer: &str) -> Value {
         let mut command = command.clone();
         command["do"] = what.into();
         command["as"] = self.name.into();
-        self.script.tell(&command);
+        self.script.send_command(&command);
         self.script.expect(self.name, answer)
     }
 
     fn fill(&mut self, selector: &str, value: &str) {
-        self.tell("fill", &json!({"selector": selector, "value": value}), "done");
+        self.send_command("fill", &json!({"selector": selector, "value": value}), "done");
     }
 
     fn click(&mut self, selector: &str) {
-        self.tell("click", &json!({"selector": selector}), "done");
+        self.send_command("click", &json!({"selector": selector}), "done");
     }
 
     fn press(&mut self, keys: &[&str]) {
-        self.tell("press", &json!({"keys": keys}), "done");
+        self.send_command("press", &json!({"keys": keys}), "done");
     }
 
     fn type_text(&mut self, text: &str) {
-        self.tell("type", &json!({"text": text}), "done");
+        self.send_command("type", &json!({"text": text}), "done");
     }
 
     fn reload(&mut self) {
-        self.tell("reload", &json!({}), "done");
+        self.send_command("reload", &json!({}), "done");
     }
 
     fn picture(&mut self, name: &str) {
-        self.tell("picture", &json!({"name": name}), "done");
+        self.send_command("picture", &json!({"name": name}), "done");
     }
 
     fn look(&mut self) -> Value {
-        self.tell("look", &json!({}), "seen")
+        self.send_command("look", &json!({}), "seen")
     }
 
     /// Waits until the page shows something.
@@ -101,7 +101,7 @@ impl Page<'_> {
 
     /// Asserts that axe-core finds no barriers.
     fn assert_accessible(&mut self) {
-        let checked = self.tell("check", &json!({}), "checked");
+        let checked = self.send_command("check", &json!({}), "checked");
         assert!(checked["rules"].as_u64().is_some_and(|rules| rules > 10), "axe-core ran its rules: {checked}");
         assert_eq!(checked["violations"], json!([]), "{}: {checked:#}", self.name);
     }
@@ -387,7 +387,7 @@ fn console_works_below_a_path_of_a_proxy() {
     let couchdb = couchdb();
     let howler = Howler::start(&couchdb);
     let mut browser = Browser::start();
-    browser.script.tell(&json!({"do": "proxy", "as": "p", "to": howler.port(), "prefix": "/tools/howler"}));
+    browser.script.send_command(&json!({"do": "proxy", "as": "p", "to": howler.port(), "prefix": "/tools/howler"}));
     let proxied = browser.script.expect("p", "proxied");
     let mut page = browser.open("a", proxied["url"].as_str().unwrap(), &DESKTOP());
     page.log_in(PASSWORD);

@@ -39,7 +39,7 @@ impl Scene {
     }
 
     /// Updates a database and asserts that the client is notified.
-    fn is_told(&mut self, database: &str) {
+    fn is_notified(&mut self, database: &str) {
         self.couchdb.update(database);
         self.hears(database);
     }
@@ -89,7 +89,7 @@ fn since(request: &RecordedRequest) -> &str {
 /// break, and that one line is logged, even if the feed breaks again within a minute.
 fn survives(fault: FeedFault, options: &[&str], line: &str) {
     let mut scene = Scene::with(options);
-    scene.is_told("before");
+    scene.is_notified("before");
     scene.couchdb.break_feed(fault);
     scene.couchdb.update("during");
     scene.hears("during");
@@ -100,7 +100,7 @@ fn survives(fault: FeedFault, options: &[&str], line: &str) {
     scene.couchdb.break_next_feed(fault);
     scene.couchdb.break_feed(fault);
     assert!(scene.couchdb.wait_for(SOON, |counters| counters.feed_requests == 5), "{}", scene.howler.output());
-    scene.is_told("after");
+    scene.is_notified("after");
     scene.hears_nothing_more();
     scene.howler.assert_logged(line, 1);
     scene.howler.assert_logged(FOLLOWING, 2);
@@ -151,7 +151,7 @@ fn quiet_feed_with_heartbeats_stays_open() {
         for _ in 0..4 {
             scene.hears_nothing_more();
         }
-        scene.is_told("after");
+        scene.is_notified("after");
         assert_eq!(scene.couchdb.counters().feed_requests, 1, "{source}:\n{}", scene.howler.output());
         assert_eq!(scene.howler.count_logged("WARN"), 0, "{source}");
     }
@@ -166,12 +166,12 @@ fn survives_refusals(status: u16, times: [usize; 2], line: &str) {
     let client = Client::subscribed(howler.address(), &["before", "during", "after"]);
     let mut scene = Scene { client, howler, couchdb };
     scene.said_once(line);
-    scene.is_told("before");
+    scene.is_notified("before");
     scene.couchdb.fail_feed(status, times[1]);
     scene.couchdb.break_feed(FeedFault::CleanEnd);
     scene.couchdb.update("during");
     scene.hears("during");
-    scene.is_told("after");
+    scene.is_notified("after");
     scene.hears_nothing_more();
     scene.howler.assert_logged(line, 1);
 }
@@ -195,11 +195,11 @@ fn internal_errors_lose_no_changes() {
 #[test]
 fn unknown_sequence_makes_the_feed_start_from_now() {
     let mut scene = Scene::new();
-    scene.is_told("before");
+    scene.is_notified("before");
     scene.couchdb.fail_feed(400, 1);
     scene.couchdb.break_feed(FeedFault::Cut);
     scene.howler.wait_for_lines(FOLLOWING, 2);
-    scene.is_told("after");
+    scene.is_notified("after");
     scene.said("CouchDB does not know the sequence to resume from (400): following the feed from now on; changes may");
     assert_eq!(scene.couchdb.counters().pin_requests, 2);
 }
@@ -207,7 +207,7 @@ fn unknown_sequence_makes_the_feed_start_from_now() {
 /// CouchDB rejects the start of the feed. Asserts that the client is notified of changes meanwhile.
 fn survives_a_refused_start(refusal: SinceRefusal, line: &str) {
     let mut scene = Scene::new();
-    scene.is_told("before");
+    scene.is_notified("before");
     let answer = scene.client.ask(json!({"op": "subscribe", "dbs": ["before", "during", "after"]}));
     assert!(answer["dbs"]["during"].is_string(), "the reply has the positions: {answer}");
     scene.couchdb.refuse_since(Some(refusal));
@@ -217,7 +217,7 @@ fn survives_a_refused_start(refusal: SinceRefusal, line: &str) {
     // take more than a minute.
     let change = scene.client.next_change(6 * SOON);
     assert_eq!(change.as_deref(), Some("during"), "{}", scene.howler.output());
-    scene.is_told("after");
+    scene.is_notified("after");
     scene.hears_nothing_more();
     scene.said(line);
     assert_eq!(scene.couchdb.counters().pin_requests, 2);
@@ -246,10 +246,10 @@ fn start_that_opens_no_stream_is_replaced_after_ten_attempts() {
 #[test]
 fn node_in_maintenance_mode_is_followed_without_warnings() {
     let mut scene = Scene::new();
-    scene.is_told("before");
+    scene.is_notified("before");
     scene.couchdb.set_maintenance(true);
     for round in 0..40 {
-        scene.is_told(["before", "during", "after"][round % 3]);
+        scene.is_notified(["before", "during", "after"][round % 3]);
         let page = Http::connect(scene.howler.address()).get("/readyz");
         assert_eq!(page.status, 200, "{}", page.text());
     }
@@ -277,7 +277,7 @@ fn feed_starts_when_the_operator_creates_global_changes() {
     // changed.
     let received: BTreeSet<_> = (0..3).map(|_| scene.client.next_change(SOON)).collect();
     assert_eq!(received.len(), 3, "{received:?}");
-    scene.is_told("after");
+    scene.is_notified("after");
     scene.said("--create_global_changes");
 }
 
@@ -285,26 +285,26 @@ fn feed_starts_when_the_operator_creates_global_changes() {
 fn server_creates_global_changes_on_request() {
     let couchdb = couchdb_with(Options { global_changes: false, ..Options::default() });
     let mut scene = Scene::at(couchdb, &["--create_global_changes"]);
-    scene.is_told("after");
+    scene.is_notified("after");
     scene.said_once("CouchDB has no _global_changes database: creating it.");
     // The server also creates the database when it is deleted while the feed is open.
     scene.couchdb.delete_database("_global_changes");
     assert!(scene.couchdb.wait_for(SOON, |counters| counters.feed_requests == 3 && counters.open_feeds == 1));
     assert!(scene.client.wait_for_resync().is_empty());
-    scene.is_told("after");
+    scene.is_notified("after");
     scene.howler.assert_logged("creating it.", 1);
 }
 
 #[test]
 fn recreated_global_changes_cause_a_resync() {
     let mut scene = Scene::new();
-    scene.is_told("before");
+    scene.is_notified("before");
     scene.couchdb.delete_database("_global_changes");
     scene.howler.wait_for_lines("Next try in", 1);
     scene.couchdb.create_database("_global_changes");
     scene.couchdb.update("during");
     scene.hears_with_resync("during");
-    scene.is_told("after");
+    scene.is_notified("after");
     scene.said("--create_global_changes");
     scene.said("_global_changes is not the database that it was");
     scene.said("CouchDB ended the changes feed");
@@ -313,13 +313,13 @@ fn recreated_global_changes_cause_a_resync() {
 #[test]
 fn outage_of_seconds_loses_no_changes() {
     let mut scene = Scene::new();
-    scene.is_told("before");
+    scene.is_notified("before");
     scene.couchdb.refuse();
     scene.couchdb.update("during");
     scene.howler.wait_for_lines("Next try in", 3);
     scene.couchdb.accept_again().expect("the port is still free");
     scene.hears("during");
-    scene.is_told("after");
+    scene.is_notified("after");
     scene.hears_nothing_more();
     scene.said("CouchDB cut the changes feed");
     scene.said("The changes feed is not connected: ");
@@ -331,11 +331,11 @@ fn restart_of_couchdb_loses_no_changes() {
     let couchdb = couchdb_with(Options { tick: Duration::from_millis(50), ..Options::default() });
     let mut scene = Scene::at(couchdb, &[]);
     for _ in 0..3 {
-        scene.is_told("before");
+        scene.is_notified("before");
         scene.couchdb.update("during");
         scene.couchdb.restart(false).expect("the port is still free");
         scene.hears_with_resync("during");
-        scene.is_told("after");
+        scene.is_notified("after");
     }
     scene.hears_nothing_more();
     assert_eq!(scene.couchdb.counters().pin_requests, 1);
@@ -359,7 +359,7 @@ fn any_chunking_delivers_all_changes() {
             let received: BTreeSet<_> = (0..3).map(|_| scene.client.next_change(SOON)).collect();
             assert_eq!(received.len(), 3, "{chunking:?}: {received:?}");
             scene.couchdb.break_feed(FeedFault::CleanEnd);
-            scene.is_told("before");
+            scene.is_notified("before");
             assert_eq!(scene.howler.count_logged("WARN"), 0, "{chunking:?}:\n{}", scene.howler.output());
         }
     }
@@ -383,7 +383,7 @@ fn thousand_lines_in_one_chunk_are_notified_once_each() {
 #[test]
 fn line_that_is_no_json_is_read_again_and_then_skipped() {
     let mut scene = Scene::new();
-    scene.is_told("before");
+    scene.is_notified("before");
     scene.couchdb.break_feed(FeedFault::BrokenJson);
     scene.couchdb.update("during");
     scene.hears("during");
@@ -394,7 +394,7 @@ fn line_that_is_no_json_is_read_again_and_then_skipped() {
     scene.couchdb.break_next_feed(FeedFault::BrokenJson);
     scene.couchdb.break_feed(FeedFault::BrokenJson);
     scene.howler.wait_for_line("Skipped");
-    scene.is_told("after");
+    scene.is_notified("after");
     scene.said("Skipped a line of the changes feed that is not JSON, twice.");
     assert_eq!(scene.couchdb.counters().feed_requests, 3, "the feed continued");
 }
@@ -403,14 +403,14 @@ fn line_that_is_no_json_is_read_again_and_then_skipped() {
 fn feed_of_broken_lines_logs_few_lines() {
     const BROKEN: usize = 350_000;
     let mut scene = Scene::new();
-    scene.is_told("before");
+    scene.is_notified("before");
     scene.couchdb.break_next_feed(FeedFault::BrokenLines(BROKEN));
     scene.couchdb.break_feed(FeedFault::BrokenJson);
     let began = std::time::Instant::now();
     while scene.howler.metric("howler_feed_lines_skipped_total") < BROKEN as u64 - 1 {
         assert!(began.elapsed() < SOON, "{}", scene.howler.output());
     }
-    scene.is_told("after");
+    scene.is_notified("after");
     scene.said("Skipped a line of the changes feed that is not JSON, twice.");
     assert_eq!(scene.howler.count_lines("not JSON"), 2, "{}", scene.howler.output());
     // The resyncs and lookups that follow are not logged one by one, either.
@@ -425,7 +425,7 @@ fn line_that_is_too_long_is_skipped() {
     scene.couchdb.break_feed(FeedFault::HugeLine(60_000));
     scene.hears("huge");
     scene.couchdb.break_feed(FeedFault::HugeLine(200_000));
-    scene.is_told("after");
+    scene.is_notified("after");
     scene.hears_nothing_more();
     scene.said_once("Skipped a line of the changes feed that is over 65536 bytes.");
     assert_eq!(scene.couchdb.counters().feed_requests, 1, "the feed continued");
@@ -434,13 +434,13 @@ fn line_that_is_too_long_is_skipped() {
 #[test]
 fn db_updates_feed_loses_no_changes() {
     let mut scene = Scene::with(&["--feed", "db_updates", "--feed_heartbeat", "200"]);
-    scene.is_told("before");
+    scene.is_notified("before");
     for fault in [FeedFault::Reset, FeedFault::CutMidChunk, FeedFault::CleanEnd, FeedFault::Garbage, FeedFault::Silence]
     {
         scene.couchdb.break_feed(fault);
         scene.couchdb.update("during");
         scene.hears("during");
-        scene.is_told("after");
+        scene.is_notified("after");
     }
     scene.hears_nothing_more();
     assert!(scene.feed_requests().iter().all(|request| request.target.starts_with("/_db_updates?")));
@@ -465,8 +465,8 @@ fn lines_about_no_database_cause_no_notification() {
     ] {
         scene.couchdb.inject_line(line.as_bytes());
     }
-    scene.is_told("_users");
-    scene.is_told("after");
+    scene.is_notified("_users");
+    scene.is_notified("after");
     scene.hears_nothing_more();
     assert_eq!(scene.couchdb.counters().feed_requests, 1);
     assert_eq!(scene.howler.count_logged("WARN"), 0, "{}", scene.howler.output());

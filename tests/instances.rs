@@ -159,7 +159,7 @@ fn sixteen_thousand_clients_of_four_instances_are_notified_once() {
 
     // A new instance gets some of the new clients.
     instances.push(start());
-    let _newcomers: Vec<Client> = (0..ENOUGH).map(|_| Client::json(instances[0].address())).collect();
+    let _unauthenticated: Vec<Client> = (0..ENOUGH).map(|_| Client::json(instances[0].address())).collect();
     assert!(connections(&instances)[INSTANCES - 1] > 0);
     println!(
         "instances: {CLIENTS} clients were subscribed after {:.1} s, at the instances {spread:?}; then one was stopped: \

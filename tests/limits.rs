@@ -146,12 +146,12 @@ fn unauthenticated_clients_beyond_the_limit_are_evicted() {
     let couchdb = couchdb();
     let howler = start(&couchdb, &["--max_newcomers", "4"]);
     let mut user = Client::subscribed(howler.address(), &["db"]);
-    let mut newcomers: Vec<_> = (0..10).map(|_| Client::json(howler.address())).collect();
-    for early in &mut newcomers[..6] {
+    let mut unauthenticated: Vec<_> = (0..10).map(|_| Client::json(howler.address())).collect();
+    for early in &mut unauthenticated[..6] {
         assert_closed(early, 1013, "evicted for newer clients without a login");
     }
     assert_counted(&howler, "made_way", 6);
-    for late in &mut newcomers[6..] {
+    for late in &mut unauthenticated[6..] {
         assert_eq!(late.ask(json!({"op": "log-in", "username": USER, "password": PASSWORD}))["ok"], true);
     }
     // Incomplete heads and polling sessions count, too.

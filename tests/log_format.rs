@@ -95,7 +95,7 @@ fn every_line_is_an_object_and_events_have_their_fields() {
     );
     let upgrades = requests.iter().filter(|event| event["status"] == 101).count();
     assert_eq!(upgrades, 3, "each WebSocket logs a request");
-    sessions_are_told(&lines);
+    sessions_are_logged(&lines);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn text_lines_have_time_level_module_and_message_without_colors() {
     assert!(output.contains("DEBUG [couchdb_howler::server::connections::respond] GET /nowhere: 404"), "{output}");
 }
 
-fn sessions_are_told(lines: &[Value]) {
+fn sessions_are_logged(lines: &[Value]) {
     let documented =
         ["client", "?user", "dialect", "transport", "subscriptions", "notifications", "duration_s", "reason"];
     let ended = events(lines, "session-end", &documented);

@@ -184,11 +184,11 @@ fn a_broken_feed_of_a_healthy_couchdb_notifies_no_client() {
 fn a_restart_of_couchdb_notifies_connected_and_returning_clients() {
     // CouchDB reports its start time, or the server has to guess.
     for says in [true, false] {
-        everybody_is_told_of_a_restart(says);
+        every_client_learns_of_a_restart(says);
     }
 }
 
-fn everybody_is_told_of_a_restart(says: bool) {
+fn every_client_learns_of_a_restart(says: bool) {
     let couchdb = couchdb();
     couchdb.refuse_uptime((!says).then_some(404));
     let howler = Howler::start(&couchdb);

@@ -61,7 +61,7 @@ impl Server {
     }
 
     fn ask(&mut self, command: &Value) -> Value {
-        self.script.tell(command);
+        self.script.send_command(command);
         self.script.expect_ack("pouchdb", command["do"].as_str().expect("a command"))
     }
 
@@ -265,7 +265,7 @@ impl Browser {
     }
 
     fn ask(&mut self, command: &Value) {
-        self.script.tell(command);
+        self.script.send_command(command);
         self.script.expect_ack(command["as"].as_str().unwrap_or("browser"), command["do"].as_str().expect("a command"));
     }
 
@@ -288,7 +288,7 @@ impl Browser {
     /// Waits until a document of a local database holds a number.
     fn wait_for(&mut self, page: &str, database: &str, id: &str, number: u32) {
         let document = json!({"_id": id, "number": number});
-        self.script.tell(&json!({"do": "find", "as": page, "db": database, "doc": document}));
+        self.script.send_command(&json!({"do": "find", "as": page, "db": database, "doc": document}));
         self.script.expect(page, "found");
         self.script.expect_ack(page, "find");
     }

@@ -173,7 +173,7 @@ fn haproxy_distributes_clients_and_moves_them_when_an_instance_stops() {
     let proxy = Proxy::haproxy(&first, &second);
     let mut fleet = Script::node("fleet.js", &[]);
     let began = Instant::now();
-    fleet.tell(&json!({
+    fleet.send_command(&json!({
         "do": "start", "name": "c", "count": CLIENTS, "url": proxy.url(), "dbs": ["garden"],
         "query": {"username": USER, "password": PASSWORD},
     }));
@@ -244,7 +244,7 @@ fn clients_are_shared_by_address(start: fn(&Howler, &Howler) -> Proxy) {
     let second = Howler::start(&couchdb);
     let proxy = start(&first, &second);
     let mut fleet = Script::node("fleet.js", &[]);
-    fleet.tell(&json!({
+    fleet.send_command(&json!({
         "do": "start", "name": "c", "count": ADDRESSES, "url": proxy.url().replace("localhost", "127.0.0.1"),
         "dbs": ["garden"], "addresses": true, "query": {"username": USER, "password": PASSWORD},
     }));

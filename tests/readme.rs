@@ -1,4 +1,5 @@
-//! Checks the README and the manual against options, limits, dependencies and fuzz targets, so that they stay true.
+//! Checks the README and the manual against options, limits, dependencies and fuzz targets, so that
+//! they stay true.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,12 +31,12 @@ fn rows(text: &'static str) -> impl Iterator<Item = Vec<&'static str>> {
     lines.map(|line| line.split(" | ").map(str::trim).collect())
 }
 
-/// What stands between backticks.
+/// Returns the texts between backticks.
 fn quoted(cell: &'static str) -> impl Iterator<Item = &'static str> {
     cell.split('`').skip(1).step_by(2)
 }
 
-/// The row that tells of an option, with its variables behind it.
+/// Returns the row of an option, which has its variables in the second cell.
 fn row_of(option: &OptionRow, text: &'static str) -> Option<Vec<&'static str>> {
     let flag = format!("--{}", option.name);
     rows(text).find(|cells| {
@@ -100,7 +101,7 @@ fn every_limit_stands_there_with_what_happens_and_its_counter() {
     Metrics::default().for_each_counter(|name, _, _| counters.extend([name.to_owned()]));
     let text = section(LIMITS, "## Options");
     for option in limits() {
-        let cells = row_of(option, text).unwrap_or_else(|| panic!("Limits do not tell of --{}", option.name));
+        let cells = row_of(option, text).unwrap_or_else(|| panic!("limits.md has no row of --{}", option.name));
         assert_eq!(cells.len(), 6, "{cells:?}");
         assert!(!cells[3].is_empty() && !cells[4].is_empty(), "{cells:?}");
         assert!(quoted(cells[5]).count() > 0, "--{} has no counter", option.name);

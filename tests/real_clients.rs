@@ -121,7 +121,7 @@ impl Row {
     fn connect(self, script: &mut Script, client: &str, howler: &Howler, credentials: &Value) {
         let url = howler.url();
         let place = if self.2 == InAuth { "auth" } else { "query" };
-        script.tell(&json!({"do": "connect", "as": client, "url": url, place: credentials}));
+        script.send_command(&json!({"do": "connect", "as": client, "url": url, place: credentials}));
     }
 
     /// Connects a client and waits until it is authenticated over the expected transport; returns
@@ -211,7 +211,7 @@ fn every_client_logs_in_and_receives_each_change_once() {
         let cookie = row.log_in(script, "app", &howler, &password());
         assert!(cookie.ends_with("HttpOnly"), "the cookie is that of CouchDB: {cookie}");
 
-        script.tell(&json!({"do": "subscribe", "as": "app", "dbs": ["a/b", "plus+db", "plain", "end"]}));
+        script.send_command(&json!({"do": "subscribe", "as": "app", "dbs": ["a/b", "plus+db", "plain", "end"]}));
         row.assert_plain_ack(&script.expect_ack("app", "subscribe"));
         for name in ["plain", "others", "a/b", "plus+db", "others", "plain"] {
             couchdb.update(name);
@@ -219,12 +219,12 @@ fn every_client_logs_in_and_receives_each_change_once() {
                 assert_eq!(script.expect("app", "change")["db"], name);
             }
         }
-        script.tell(&json!({"do": "unsubscribe", "as": "app", "dbs": ["plain", "never"]}));
+        script.send_command(&json!({"do": "unsubscribe", "as": "app", "dbs": ["plain", "never"]}));
         row.assert_plain_ack(&script.expect_ack("app", "unsubscribe"));
         couchdb.update("plain");
         couchdb.update("end");
         assert_eq!(script.expect("app", "change")["db"], "end", "no change of the unsubscribed database");
-        script.tell(&json!({"do": "heartbeat", "as": "app"}));
+        script.send_command(&json!({"do": "heartbeat", "as": "app"}));
         assert_eq!(script.expect_ack("app", "heartbeat"), json!({"ok": true}));
 
         // The cookie logs in as received and as the bare pair.
@@ -234,7 +234,7 @@ fn every_client_logs_in_and_receives_each_change_once() {
 
         // A duplicate notification would have arrived by now.
         assert_eq!(script.take_others("app"), [] as [Value; 0]);
-        script.tell(&json!({"do": "log-out", "as": "app"}));
+        script.send_command(&json!({"do": "log-out", "as": "app"}));
         row.assert_plain_ack(&script.expect_ack("app", "log-out"));
         row.assert_disconnected(&script.expect("app", "disconnect"), "1000");
     });
@@ -270,7 +270,7 @@ fn every_client_reconnects_after_a_restart() {
         let options: &[&str] = &["--ping_interval", "250", "--ping_timeout", "15000"];
         let mut howler = Howler::start_on(port, &couchdb, options);
         let cookie = row.log_in(script, "app", &howler, &password());
-        script.tell(&json!({"do": "subscribe", "as": "app", "dbs": ["db"]}));
+        script.send_command(&json!({"do": "subscribe", "as": "app", "dbs": ["db"]}));
         row.assert_plain_ack(&script.expect_ack("app", "subscribe"));
         for (round, signal) in ["TERM", "KILL"].into_iter().enumerate() {
             howler.signal(signal);
@@ -286,14 +286,14 @@ fn every_client_reconnects_after_a_restart() {
             couchdb.update("db");
             assert_eq!(script.expect("app", "change")["db"], "db");
             // Not every library reports an end that the app requested.
-            script.tell(&json!({"do": "disconnect", "as": second}));
+            script.send_command(&json!({"do": "disconnect", "as": second}));
         }
         if matches!(row.0, SocketIoClient(_)) {
             for _ in 0..4 {
                 script.expect("app", "alive");
             }
         }
-        script.tell(&json!({"do": "heartbeat", "as": "app"}));
+        script.send_command(&json!({"do": "heartbeat", "as": "app"}));
         assert_eq!(script.expect_ack("app", "heartbeat"), json!({"ok": true}));
         let mut others = script.take_others("app");
         others.retain(|event| !["alive", "connect_error"].map(Value::from).contains(&event["event"]));
@@ -313,7 +313,7 @@ fn every_client_is_served_over_tls() {
         let howler = Howler::start_with(&couchdb, &identity.options());
         let script = &mut row.script_trusting(Some(authority.file()));
         let cookie = row.log_in(script, "app", &howler, &password());
-        script.tell(&json!({"do": "subscribe", "as": "app", "dbs": ["db"]}));
+        script.send_command(&json!({"do": "subscribe", "as": "app", "dbs": ["db"]}));
         row.assert_plain_ack(&script.expect_ack("app", "subscribe"));
         for _ in 0..3 {
             couchdb.update("db");
@@ -323,10 +323,10 @@ fn every_client_is_served_over_tls() {
         howler.signal("HUP");
         howler.wait_for_line("SIGHUP: new connections");
         row.log_in(script, "second", &howler, &json!({"cookie": cookie}));
-        script.tell(&json!({"do": "heartbeat", "as": "app"}));
+        script.send_command(&json!({"do": "heartbeat", "as": "app"}));
         assert_eq!(script.expect_ack("app", "heartbeat"), json!({"ok": true}));
         assert_eq!(script.take_others("app"), [] as [Value; 0]);
-        script.tell(&json!({"do": "log-out", "as": "app"}));
+        script.send_command(&json!({"do": "log-out", "as": "app"}));
         row.assert_plain_ack(&script.expect_ack("app", "log-out"));
         row.assert_disconnected(&script.expect("app", "disconnect"), "1000");
     });
@@ -357,7 +357,7 @@ fn logins(mode: Mode, parts: u64, count: u64, busy_ms: u64) {
     let (mut authenticated, mut hung) = (0, 0);
     // In parts, so that slow logins do not look like a script that hangs.
     for _ in 0..parts {
-        script.tell(&json!({
+        script.send_command(&json!({
             "do": "logins", "as": "all", "url": url, "query": password(),
             "count": count, "at_once": 10, "timeout_ms": 10_000, "busy_ms": busy_ms,
         }));

@@ -91,12 +91,12 @@ fn a_drain_serves_pollers_until_their_close_and_rejects_new_clients() {
     let crowd = crowd(&howler);
     let mut poller = Poller::subscribed(howler.address(), &["db"]);
     poller.start_poll();
-    let (mut newcomer, mut reader) = (Http::connect(howler.address()), Http::connect(howler.address()));
-    assert_eq!((newcomer.get("/howler.js").status, reader.get("/howler.js").status), (200, 200));
+    let (mut late_client, mut reader) = (Http::connect(howler.address()), Http::connect(howler.address()));
+    assert_eq!((late_client.get("/howler.js").status, reader.get("/howler.js").status), (200, 200));
     howler.signal("TERM");
     howler.wait_for_line("Stopping");
     assert!(TcpStream::connect(howler.address()).is_err(), "no more connections are accepted");
-    let refused = newcomer.get("/socket.io/?EIO=4&transport=polling");
+    let refused = late_client.get("/socket.io/?EIO=4&transport=polling");
     assert_eq!((refused.status, refused.field("Retry-After")), (503, Some("1")), "{refused:?}");
     let file = reader.get("/howler.js");
     assert_eq!((file.status, file.field("Connection")), (200, Some("close")));

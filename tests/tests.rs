@@ -55,3 +55,4 @@ mod tls_clients;
 mod upstream;
 mod upstream_proxy;
 mod url_file;
+mod words;

@@ -24,7 +24,7 @@ fn follow(couchdb: &StandIn, url: &str, authority: &Authority) -> (Client, Howle
     (client, howler)
 }
 
-fn is_told(couchdb: &StandIn, client: &mut Client, database: &str) {
+fn is_notified(couchdb: &StandIn, client: &mut Client, database: &str) {
     couchdb.update(database);
     assert_eq!(client.next_change(SOON).as_deref(), Some(database));
 }
@@ -39,7 +39,7 @@ fn the_feed_and_logins_work_by_name_by_address_and_below_a_path() {
         let listen = listen.parse().expect("an address");
         let proxy = TlsProxy::start_at(&couchdb, authority.server(&NAMES), listen, false);
         let (mut client, _howler) = follow(&couchdb, &proxy.url(&couchdb, host), &authority);
-        is_told(&couchdb, &mut client, "db");
+        is_notified(&couchdb, &mut client, "db");
         let asked = couchdb.requests();
         assert!(asked.iter().all(|request| request.target.starts_with(prefix)), "{host}");
         let expected = proxy.url(&couchdb, host);
@@ -57,7 +57,7 @@ fn both_versions_of_tls_work_whole_and_byte_by_byte() {
             let config = authority.server_with(&NAMES, false, &[version]);
             let proxy = TlsProxy::start_at(&couchdb, config, [127, 0, 0, 1].into(), byte_by_byte);
             let (mut client, howler) = follow(&couchdb, &proxy.url(&couchdb, "localhost"), &authority);
-            is_told(&couchdb, &mut client, "db");
+            is_notified(&couchdb, &mut client, "db");
             assert_eq!(howler.count_logged("WARN"), 0, "{}", howler.output());
         }
     }
@@ -110,10 +110,10 @@ fn an_end_without_close_notify_is_logged_as_a_cut() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let proxy = TlsProxy::start(&couchdb, authority.server(&NAMES));
     let (mut client, howler) = follow(&couchdb, &proxy.url(&couchdb, "localhost"), &authority);
-    is_told(&couchdb, &mut client, "db");
+    is_notified(&couchdb, &mut client, "db");
     proxy.cut();
-    is_told(&couchdb, &mut client, "during");
-    is_told(&couchdb, &mut client, "db");
+    is_notified(&couchdb, &mut client, "during");
+    is_notified(&couchdb, &mut client, "db");
     howler.assert_logged("the connection was cut (TLS: no close_notify)", 1);
     howler.assert_logged("WARN", 1);
     Client::logged_in(howler.address());
@@ -124,10 +124,10 @@ fn close_notify_is_logged_as_an_end() {
     let (couchdb, authority) = (couchdb(), Authority::new());
     let proxy = TlsProxy::start(&couchdb, authority.server(&NAMES));
     let (mut client, howler) = follow(&couchdb, &proxy.url(&couchdb, "localhost"), &authority);
-    is_told(&couchdb, &mut client, "db");
+    is_notified(&couchdb, &mut client, "db");
     couchdb.break_feed(FeedFault::Cut);
-    is_told(&couchdb, &mut client, "during");
-    is_told(&couchdb, &mut client, "db");
+    is_notified(&couchdb, &mut client, "during");
+    is_notified(&couchdb, &mut client, "db");
     howler.assert_logged("CouchDB cut the changes feed", 1);
     howler.assert_logged("WARN", 1);
 }

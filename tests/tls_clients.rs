@@ -210,7 +210,7 @@ impl Crowd {
     }
 
     /// Asserts that each client receives a change on its existing connection.
-    fn is_told(&mut self, couchdb: &StandIn) {
+    fn is_notified(&mut self, couchdb: &StandIn) {
         couchdb.update("db");
         for (client, expected) in &mut self.clients {
             let received = client.receive_text(SOON).expect("a change");
@@ -257,7 +257,7 @@ fn a_renewed_certificate_keeps_two_hundred_connections() {
     let second = shown(&served);
     assert_ne!(second, first);
     assert_eq!(second, served.identity.current.as_ref());
-    crowd.is_told(&served.couchdb);
+    crowd.is_notified(&served.couchdb);
 
     // Unusable files change nothing.
     let (certificate, key) = (served.identity.certificate.clone(), served.identity.key.clone());
@@ -279,7 +279,7 @@ fn a_renewed_certificate_keeps_two_hundred_connections() {
         let line = served.howler.wait_for_lines("SIGHUP: the old certificate stays in use. ", number + 1);
         assert!(line.contains("ERROR") && line.contains(file) && line.contains(problem), "{line}");
         assert_eq!(shown(&served), second);
-        crowd.is_told(&served.couchdb);
+        crowd.is_notified(&served.couchdb);
         std::fs::write(file, good).unwrap();
     }
     std::fs::remove_file(&certificate).unwrap();
@@ -287,7 +287,7 @@ fn a_renewed_certificate_keeps_two_hundred_connections() {
     let line = served.howler.wait_for_lines("SIGHUP: the old certificate stays in use. ", 5);
     assert!(line.contains(&certificate) && line.contains("No such file"), "{line}");
     crowd.start_polls();
-    crowd.is_told(&served.couchdb);
+    crowd.is_notified(&served.couchdb);
     crowd.is_quiet();
     assert_eq!(served.howler.count_lines("Session of "), 1, "only the first client, which left, has ended");
     assert_eq!(served.howler.count_logged("ERROR"), 5);

@@ -35,10 +35,10 @@ fuzz_target!(|data: &[u8]| {
         let nothing = read_own_roles(data).is_none() && Security::parse(data).is_none();
         return assert!(data.trim_ascii_end().ends_with(b"}") || nothing && read_welcome(data) == Welcome::Other);
     };
-    let anew = value.to_string();
-    check_login(data, &anew, &value);
-    check_welcome(data, &anew, &value);
-    check_security(data, &anew, &value);
+    let rewritten = value.to_string();
+    check_login(data, &rewritten, &value);
+    check_welcome(data, &rewritten, &value);
+    check_security(data, &rewritten, &value);
 });
 
 fn check_statuses(body: &[u8]) {
@@ -67,7 +67,7 @@ fn check_lockout(body: &[u8]) {
     }
 }
 
-fn check_login(data: &[u8], anew: &str, value: &Value) {
+fn check_login(data: &[u8], rewritten: &str, value: &Value) {
     let naive = session(value);
     for credentials in [
         Credentials::Password { username: "typed".into(), password: Secret::new("p") },
@@ -78,14 +78,14 @@ fn check_login(data: &[u8], anew: &str, value: &Value) {
         for set in [None, Some("AuthSession=; Version=1"), Some("AuthSession=set; Version=1")] {
             let read = |body: &[u8]| read_login(&credentials, 200, set.map(Secret::new), body);
             let expected = log_in(&credentials, set, naive.clone());
-            assert_eq!(read(anew.as_bytes()), expected, "{anew}");
+            assert_eq!(read(rewritten.as_bytes()), expected, "{rewritten}");
             // The reader rejects a duplicate key, which the rewritten body no longer has.
             let read = read(data);
             assert!(read == expected || read.is_err(), "{read:?}");
         }
     }
     let user = naive.and_then(|(_, user)| user).and_then(|(name, roles)| named(name).map(|_| roles));
-    assert_eq!(read_own_roles(anew.as_bytes()), user, "{anew}");
+    assert_eq!(read_own_roles(rewritten.as_bytes()), user, "{rewritten}");
     let read = read_own_roles(data);
     assert!(read.is_none() || read == user, "{read:?}");
 }
@@ -146,7 +146,7 @@ fn list(value: Option<&Value>) -> Option<Roles> {
     value.as_array()?.iter().map(|text| text.as_str().map(Into::into)).collect()
 }
 
-fn check_welcome(data: &[u8], anew: &str, value: &Value) {
+fn check_welcome(data: &[u8], rewritten: &str, value: &Value) {
     let field = |name| text(value.as_object()?.get(name));
     let expected = match (field("couchdb"), field("version"), field("error")) {
         (Some(Some(_)), Some(version), Some(_)) => {
@@ -157,7 +157,7 @@ fn check_welcome(data: &[u8], anew: &str, value: &Value) {
         (Some(None), Some(_), Some(Some(error))) => Welcome::Error(error),
         _ => Welcome::Other,
     };
-    assert_eq!(read_welcome(anew.as_bytes()), expected, "{anew}");
+    assert_eq!(read_welcome(rewritten.as_bytes()), expected, "{rewritten}");
     let read = read_welcome(data);
     assert!(read == Welcome::Other || read == expected, "{read:?}");
 }
@@ -200,9 +200,9 @@ fn listed(value: &Value) -> Vec<Box<str>> {
     listed.map(|(name, _)| name.as_str().into()).filter(|name: &Box<str>| !name.contains('\0')).collect()
 }
 
-fn check_security(data: &[u8], anew: &str, value: &Value) {
+fn check_security(data: &[u8], rewritten: &str, value: &Value) {
     let Some(body) = value.as_object() else { return assert_eq!(Security::parse(data), None) };
-    let security = Security::parse(anew.as_bytes()).expect("an object");
+    let security = Security::parse(rewritten.as_bytes()).expect("an object");
     let admins = group(body.get("admins"));
     let members = group(body.get("members").or(body.get("readers")));
     let cloudant = body.get("cloudant").filter(|_| !body.contains_key("members"));

@@ -167,13 +167,13 @@ fn check_line(line: &[u8]) {
         let text = value.as_ref().and_then(revision_text);
         let shown = revision.and(text.as_deref()).map_or_else(|| Value::from("none"), Value::from);
         let usual = format!(r#"{{"seq":{seq},"id":{id},"changes":[{{"rev":{shown}}}]}}"#);
-        let anew = parse_feed_line(usual.as_bytes()).expect("the usual form is a line");
+        let rewritten = parse_feed_line(usual.as_bytes()).expect("the usual form is a line");
         // Without a tree of values the expected revision is unknown.
         if value.is_some() {
-            assert_eq!(anew, parsed, "{usual}");
+            assert_eq!(rewritten, parsed, "{usual}");
         } else {
             assert_eq!(
-                without_revision(anew),
+                without_revision(rewritten),
                 without_revision(parse_feed_line(line).expect("the line parses again")),
                 "{usual}"
             );
@@ -191,22 +191,22 @@ fn check_line(line: &[u8]) {
             *seq = Value::from("opaque");
         }
     }
-    let anew = value.to_string();
-    let again = parse_feed_line(anew.as_bytes()).expect("the rewritten line is a line");
+    let rewritten = value.to_string();
+    let again = parse_feed_line(rewritten.as_bytes()).expect("the rewritten line is a line");
     if let FeedLine::Change { revision, .. } = &again
         && value.get("id").is_some_and(Value::is_string)
     {
         let number = revision_text(&value).and_then(|text| number_of(&text));
-        assert_eq!(revision.map(|revision| revision.number), number, "{anew}");
+        assert_eq!(revision.map(|revision| revision.number), number, "{rewritten}");
     }
     let (again, parsed) = (without_odd_seq(again, &value), without_odd_seq(parsed, &value));
     // A duplicate key in one of the `changes` makes the revision unknown; the rewritten line no
     // longer has it.
     let twice = matches!(&parsed, FeedLine::Change { revision: None, .. });
     if twice {
-        assert_eq!(without_revision(again), without_revision(parsed), "{anew}");
+        assert_eq!(without_revision(again), without_revision(parsed), "{rewritten}");
     } else {
-        assert_eq!(again, parsed, "{anew}");
+        assert_eq!(again, parsed, "{rewritten}");
     }
 }
 

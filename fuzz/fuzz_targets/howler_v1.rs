@@ -183,8 +183,8 @@ fn check_events(text: &str) {
         let change = written(&|o| write_change(o, text, kind, None));
         assert_eq!(change, json!({"event": "change", "db": text, "kind": name}));
         let change = written(&|o| write_change(o, text, kind, Some(position)));
-        let told = position.to_string();
-        assert_eq!(change, json!({"event": "change", "db": text, "kind": name, "position": told}));
+        let notified = position.to_string();
+        assert_eq!(change, json!({"event": "change", "db": text, "kind": name, "position": notified}));
     }
     let hello = written(&|o| write_hello(o, None));
     assert!(hello["event"] == "hello" && hello.get("epoch").is_none());

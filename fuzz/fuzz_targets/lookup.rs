@@ -31,9 +31,9 @@ fuzz_target!(|data: &[u8]| {
         return assert!(whole || (read_epoch(data).is_none() && read_rows(data, [].into_iter()).is_none()));
     };
     // The reader rejects a duplicate key, which the rewritten body no longer has.
-    let anew = value.to_string();
-    check_epoch(data, &anew, &value);
-    check_rows(data, &anew, &value);
+    let rewritten = value.to_string();
+    check_epoch(data, &rewritten, &value);
+    check_rows(data, &rewritten, &value);
 });
 
 fn check_revision(text: &str) {
@@ -52,9 +52,9 @@ fn check_revision(text: &str) {
     assert_eq!(Position::parse(&format!("{shown}-{:x}", revision.mark.max(1))), Some(in_doubt));
 }
 
-fn check_epoch(data: &[u8], anew: &str, value: &Value) {
+fn check_epoch(data: &[u8], rewritten: &str, value: &Value) {
     let naive = naive_epoch(value);
-    assert_eq!(read_epoch(anew.as_bytes()).map(|epoch| epoch.map(String::from)), naive, "{anew}");
+    assert_eq!(read_epoch(rewritten.as_bytes()).map(|epoch| epoch.map(String::from)), naive, "{rewritten}");
     let read = read_epoch(data).map(|epoch| epoch.map(String::from));
     assert!(read.is_none() || read == naive, "{read:?}");
 }
@@ -69,14 +69,14 @@ fn naive_epoch(value: &Value) -> Option<Option<String>> {
     }
 }
 
-fn check_rows(data: &[u8], anew: &str, value: &Value) {
+fn check_rows(data: &[u8], rewritten: &str, value: &Value) {
     let rows = value.get("rows").and_then(Value::as_array).map_or(&[][..], |rows| rows);
     let name_of = |row: &Value| Some(field(row, &ROW, "key")?.as_str()?.split_once(':')?.1.to_owned());
     let names: Vec<String> =
         rows.iter().step_by(ChangeKind::ALL.len()).map(|row| name_of(row).unwrap_or_default()).collect();
     let ask = |body: &[u8], names: &[String]| read_rows(body, names.iter().map(|name| &**name));
     let naive = naive_rows(value, &names);
-    assert_eq!(ask(anew.as_bytes(), &names), naive, "{anew}");
+    assert_eq!(ask(rewritten.as_bytes(), &names), naive, "{rewritten}");
     let read = ask(data, &names);
     assert!(read.is_none() || read == naive, "{read:?}");
     let Some(read) = read else { return };

@@ -64,14 +64,14 @@ fn check_split(text: &str, version: Version) {
 
 fn check_binary(data: &[u8]) {
     if let Some(packets) = payload::split_binary(data) {
-        let (mut anew, mut at) = (Vec::new(), 0);
+        let (mut rewritten, mut at) = (Vec::new(), 0);
         for packet in &packets {
             // The same number of digits as in the input, which may have leading zeros.
             let digits = data[at + 1..].iter().position(|byte| *byte == 0xff).expect("an end of the length");
-            write_binary(&mut anew, packet.as_bytes(), digits);
-            at = anew.len();
+            write_binary(&mut rewritten, packet.as_bytes(), digits);
+            at = rewritten.len();
         }
-        assert_eq!(anew, data);
+        assert_eq!(rewritten, data);
     }
     let lines: Vec<&[u8]> = data.split(|byte| *byte == b'\n').collect();
     let mut framed = Vec::new();

@@ -164,11 +164,11 @@ fn check_framing(request: &Request<'_>, head: &[u8]) {
 
 fn check_query(query: &str) {
     for (name, value) in url::query_pairs(query) {
-        let mut anew = String::new();
-        url::percent_encode(&name, &mut anew);
-        anew.push('=');
-        url::percent_encode(&value, &mut anew);
-        let pairs: Vec<_> = url::query_pairs(&anew).collect();
+        let mut rewritten = String::new();
+        url::percent_encode(&name, &mut rewritten);
+        rewritten.push('=');
+        url::percent_encode(&value, &mut rewritten);
+        let pairs: Vec<_> = url::query_pairs(&rewritten).collect();
         assert_eq!(pairs, [(name, value)]);
     }
     check_parameters(query);

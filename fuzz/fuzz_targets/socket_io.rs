@@ -45,8 +45,8 @@ fn check_packet(text: &str) {
     assert!(packet.namespace.starts_with('/') && !packet.namespace.contains([',', '?']));
     assert!(!packet.data.starts_with(|c: char| c.is_ascii_digit()));
     let id = packet.id.map_or_else(String::new, |id| id.to_string());
-    let anew = format!("{}{},{id}{}", &text[..1], packet.namespace, packet.data);
-    assert_eq!(socket_io::parse_packet(&anew), Some(packet));
+    let rewritten = format!("{}{},{id}{}", &text[..1], packet.namespace, packet.data);
+    assert_eq!(socket_io::parse_packet(&rewritten), Some(packet));
     check_event(packet.data);
     check_auth(packet.data);
     for (version, expected) in

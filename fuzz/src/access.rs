@@ -300,10 +300,10 @@ impl World {
         let before = self.subscriptions.notified(database);
         let revision = Revision::parse(&format!("{revision}-{revision}")).expect("a revision");
         let is_news = self.subscriptions.tracked_mut(database).handle_line(kind, Some(revision), self.now);
-        self.tell(database, name, kind, is_news, before);
+        self.notify(database, name, kind, is_news, before);
     }
 
-    fn tell(
+    fn notify(
         &mut self,
         database: DatabaseId,
         name: &str,
@@ -311,9 +311,9 @@ impl World {
         is_news: bool,
         before: Option<couchdb_howler::wire::positions::Position>,
     ) {
-        let tells = self.access.handle_line(database, kind, is_news, before, &self.subscriptions);
+        let notifies = self.access.handle_line(database, kind, is_news, before, &self.subscriptions);
         let known = self.known.entry(name.to_owned()).or_default();
-        if tells {
+        if notifies {
             // Users who could read the database until then are notified of its deletion.
             Self::check(&self.subscriptions, &self.access, &self.sessions, known, database);
         }
@@ -322,7 +322,7 @@ impl World {
         if kind == ChangeKind::Deleted && is_news {
             known.verdict = Some(None);
         }
-        if tells {
+        if notifies {
             self.mark(database, kind);
         }
     }
@@ -366,7 +366,7 @@ impl World {
         let subscribed = self.subscriptions.has_subscribers(database);
         let kinds = self.subscriptions.tracked_mut(database).handle_lookup(rows, subscribed, self.now);
         for kind in kinds.collect::<Vec<_>>() {
-            self.tell(database, name, kind, true, None);
+            self.notify(database, name, kind, true, None);
         }
     }
 

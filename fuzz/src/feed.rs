@@ -66,7 +66,7 @@ struct World {
     cut: usize,
     long: usize,
     longs: usize,
-    told: BTreeSet<u64>,
+    notified: BTreeSet<u64>,
     opened: bool,
     /// Changes up to this one need no report, since the feed reported a gap.
     excused: u64,
@@ -97,7 +97,7 @@ pub fn run(script: &str) {
         cut: 0,
         long: 0,
         longs: 0,
-        told: BTreeSet::new(),
+        notified: BTreeSet::new(),
         opened: false,
         excused: 0,
         strange: false,
@@ -341,13 +341,13 @@ impl World {
             self.perform(std::mem::take(&mut actions));
             let mut place = 0;
             loop {
-                let (used, told) = self.feed.next_line(content, place, self.now);
+                let (used, notified) = self.feed.next_line(content, place, self.now);
                 place += used;
-                match told {
+                match notified {
                     FeedEvent::Change(name, ..) => {
                         let number = name.strip_prefix('d').and_then(|number| number.parse().ok());
                         assert!(self.strange || number.is_some_and(|it| (1..=self.last).contains(&it)), "{name}");
-                        self.told.extend(number);
+                        self.notified.extend(number);
                     }
                     FeedEvent::Nothing => {}
                     FeedEvent::Skipped => self.excused = self.last,
@@ -383,8 +383,8 @@ impl World {
         }
         assert!(self.feed.is_streaming(), "not followed again");
         if !self.strange {
-            let missing = self.recorded.range(self.excused + 1..).find(|number| !self.told.contains(number));
-            assert_eq!(missing, None, "not told, and no gap");
+            let missing = self.recorded.range(self.excused + 1..).find(|number| !self.notified.contains(number));
+            assert_eq!(missing, None, "not notified, and no gap");
         }
     }
 }

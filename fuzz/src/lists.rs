@@ -74,7 +74,7 @@ struct Client {
     subscribed: BTreeSet<String>,
     /// Databases that changed while subscribed, according to the replies, without a notification
     /// yet.
-    untold: BTreeSet<String>,
+    pending: BTreeSet<String>,
     /// Whether all its subscriptions are ending.
     leaves: bool,
 }
@@ -471,7 +471,7 @@ impl World {
         }
         its.asked.clear();
         its.subscribed.clear();
-        its.untold.clear();
+        its.pending.clear();
     }
 
     fn leave_some(&mut self, who: usize, key: Key) -> usize {
@@ -555,7 +555,7 @@ impl World {
         let asked = its.asked.remove(&number).expect("asked, and not answered before");
         assert!(!asked.subscribes);
         its.subscribed.retain(|name| !asked.names.contains(name));
-        its.untold.retain(|name| !asked.names.contains(name));
+        its.pending.retain(|name| !asked.names.contains(name));
         for other in its.asked.values_mut() {
             other.certainly.extend(other.names.intersection(&asked.names).cloned().collect::<Vec<_>>());
         }
@@ -568,7 +568,7 @@ impl World {
         for its in &mut self.clients {
             let may_go = its.asked.values().any(|asked| !asked.subscribes && asked.names.contains(&name));
             if its.subscribed.contains(&name) && !may_go {
-                its.untold.insert(name.clone());
+                its.pending.insert(name.clone());
             }
         }
     }
@@ -648,13 +648,13 @@ impl World {
     fn flush(&mut self, who: usize) {
         let Some(key) = self.clients[who].key.filter(|key| !self.lists.is_withheld(*key)) else { return };
         while let Some((database, _)) = self.subscriptions.take_dirty(key.index) {
-            self.clients[who].untold.remove(self.subscriptions.name(database));
+            self.clients[who].pending.remove(self.subscriptions.name(database));
         }
         let its = &mut self.clients[who];
         // Notifications of subscriptions that are about to end are optional.
         let ends = |name: &String| its.asked.values().any(|asked| !asked.subscribes && asked.names.contains(name));
-        its.untold.retain(|name| !ends(name));
-        assert!(its.untold.is_empty(), "not notified of {:?}", its.untold);
+        its.pending.retain(|name| !ends(name));
+        assert!(its.pending.is_empty(), "not notified of {:?}", its.pending);
     }
 
     /// Asserts the invariants at the end of a turn.

@@ -33,8 +33,7 @@
 //! The first line may hold `H` (CouchDB does not say when it started) and `W` (changes of a
 //! database are merged for a while).
 //!
-//! What is lost before the first stream is no loss, as the feed has it: D, E and @! do nothing
-//! then.
+//! Events lost before the first stream are no loss to the feed: D, E and @! do nothing then.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
@@ -257,8 +256,8 @@ impl World {
             }
             'G' => self.pinned = false,
             'S' if self.streaming && self.lines.pop_front().is_some() => self.gap(),
-            'E' if self.followed => self.make_anew(!rest.starts_with('0')),
-            'e' if self.epoch_asks > 0 && self.knows_start() => self.tell_epoch(),
+            'E' if self.followed => self.recreate(!rest.starts_with('0')),
+            'e' if self.epoch_asks > 0 && self.knows_start() => self.report_epoch(),
             '~' => self.advance(number as Millis % 100_000),
             _ => {}
         }
@@ -348,7 +347,7 @@ impl World {
         format!("{number}-{:x}", number * 31 + self.epoch.0)
     }
 
-    fn make_anew(&mut self, with_epoch: bool) {
+    fn recreate(&mut self, with_epoch: bool) {
         self.epoch = (self.epoch.0 + 1, with_epoch);
         for truth in self.truth.values_mut() {
             // The event documents are gone, but the databases are not.
@@ -384,7 +383,7 @@ impl World {
         let starts = Starts { earliest: self.start, latest: self.start, is_single: true };
         let before = self.subscriptions.starts.replace(starts).map(|before| before.latest).or(self.first_start);
         if before.is_some_and(|before| before != self.start) {
-            self.tell_resync();
+            self.report_resync();
         }
     }
 
@@ -421,7 +420,7 @@ impl World {
         if lost == Lost::Events {
             self.doubts += 1;
             self.subscriptions.doubt(self.doubts);
-            self.tell_resync();
+            self.report_resync();
         }
         self.followed = true;
     }
@@ -430,7 +429,7 @@ impl World {
         let unknown = self.positions.handle_doubt(self.followed_until, &mut self.subscriptions);
         self.all_restless();
         if !self.positions.are_available() {
-            return self.tell_resync();
+            return self.report_resync();
         }
         for database in unknown {
             self.subscriptions.mark(database, ChangeKind::Updated, &mut self.newly_dirty);
@@ -480,7 +479,7 @@ impl World {
         }
     }
 
-    fn tell_epoch(&mut self) {
+    fn report_epoch(&mut self) {
         self.epoch_asks -= 1;
         let epoch = self.epoch().map(String::into_boxed_str);
         let other = self.positions.handle_epoch(epoch, &mut self.subscriptions);
@@ -490,7 +489,7 @@ impl World {
             for knowledge in self.clients.iter_mut().filter_map(|client| client.session.as_mut()) {
                 knowledge.subscribed.values_mut().for_each(|known| known.position = None);
             }
-            self.tell_resync();
+            self.report_resync();
         }
     }
 
@@ -601,11 +600,11 @@ impl World {
         let Some(session) = &mut client.session else { return };
         while let Some((database, kind)) = subscriptions.take_dirty(slot) {
             let name = subscriptions.name(database);
-            let told = subscriptions.notified(database).map(|position| position.to_string());
+            let notified = subscriptions.notified(database).map(|position| position.to_string());
             let known = session.subscribed.get_mut(name).expect("subscribed to it");
-            let needed = known.position.is_none() || known.position != told;
+            let needed = known.position.is_none() || known.position != notified;
             assert!(needed || restless.contains(name), "{name}: {kind:?} without need");
-            *known = Knowledge { position: told, synced: self.step };
+            *known = Knowledge { position: notified, synced: self.step };
             remember(&mut client.memory, name, known, positions.epoch());
         }
     }
@@ -698,20 +697,20 @@ impl World {
         let asked = session.asked.remove(&id).expect("asked, and not answered before");
         let names: BTreeSet<&String> = answer.iter().map(|(name, ..)| name).collect();
         assert!(names.len() == answer.len() && names.into_iter().eq(asked.names.keys()), "answered for what was asked");
-        let told_later = self.subscriptions.is_dirty(slot);
+        let notified_later = self.subscriptions.is_dirty(slot);
         for (name, position, given, changed) in answer {
-            if told_later && session.subscribed.contains_key(name) {
+            if notified_later && session.subscribed.contains_key(name) {
                 // The reply lists the database as changed again.
                 self.restless.insert(name.to_owned());
             }
-            let told = position.map(|position| position.to_string());
+            let notified = position.map(|position| position.to_string());
             let before = session.subscribed.get(name).map_or(0, |known| known.synced);
             let synced = match &asked.names[name] {
                 // Nothing changed since the client read it all.
                 Some(known) if *given && !changed && known.synced < u64::MAX => known.synced.max(before),
                 _ => step,
             };
-            let known = Knowledge { position: told, synced };
+            let known = Knowledge { position: notified, synced };
             remember(&mut client.memory, name, &known, epoch);
             session.subscribed.insert(name.to_owned(), known);
         }
@@ -757,7 +756,7 @@ impl World {
     }
 
     /// Makes every client read everything again.
-    fn tell_resync(&mut self) {
+    fn report_resync(&mut self) {
         self.all_restless();
         let epoch = self.positions.epoch();
         for (slot, client) in (0..).zip(&mut self.clients) {
@@ -797,7 +796,7 @@ impl World {
             self.learn_start();
         }
         while self.epoch_asks > 0 {
-            self.tell_epoch();
+            self.report_epoch();
         }
         while !self.lines.is_empty() {
             self.deliver(0, true);
@@ -821,7 +820,7 @@ impl World {
             let Some(session) = &client.session else { continue };
             assert!(session.asked.is_empty(), "not answered");
             for (name, known) in &session.subscribed {
-                self.check_told(slot, name, known);
+                self.check_notified(slot, name, known);
             }
         }
     }
@@ -833,19 +832,19 @@ impl World {
             })
     }
 
-    fn check_told(&self, slot: usize, name: &str, known: &Knowledge) {
+    fn check_notified(&self, slot: usize, name: &str, known: &Knowledge) {
         let truth = self.truth.get(name).cloned().unwrap_or_default();
-        assert!(known.synced >= truth.changed, "{slot} was not told of {name}: {known:?}, {truth:?}");
+        assert!(known.synced >= truth.changed, "{slot} was not notified of {name}: {known:?}, {truth:?}");
         let database = self.subscriptions.find(name).expect("subscribed");
         if !self.positions.are_available() {
             return;
         }
         let position = self.subscriptions.known(database).expect("looked up");
         assert_eq!(position.counts, truth.counts, "{name}");
-        if let Some(told) = &known.position {
-            let counts = told.split(['-', '@']).next().expect("the counts");
+        if let Some(notified) = &known.position {
+            let counts = notified.split(['-', '@']).next().expect("the counts");
             let stands = truth.counts.map(|count| count.to_string()).join(".");
-            assert_eq!(counts, stands, "what {slot} was told of {name}");
+            assert_eq!(counts, stands, "what {slot} was notified of {name}");
         }
     }
 

@@ -464,7 +464,7 @@ impl World {
         let (speaks, ran_out) = (client.expired || client.renewed, client.ran_out);
         self.with_session(slot, |session, turn| session.handle_check(attempt, answer, turn));
         if let Some(client) = self.clients.get(&slot) {
-            assert!(!client.expired && !client.renewed && !ran_out, "not told");
+            assert!(!client.expired && !client.renewed && !ran_out, "not notified");
             assert_eq!(client.unwritten.len(), said + usize::from(speaks));
         }
     }
@@ -522,8 +522,8 @@ impl World {
         let (mut newly_dirty, mut expected) = (Vec::new(), BTreeSet::new());
         for (slot, client) in &mut self.clients {
             let idle = !client.is_dirty();
-            let Some(untold) = client.wanted.get_mut(name) else { continue };
-            *untold = Some(untold.map_or(kind, |earlier| earlier.merge(kind)));
+            let Some(pending) = client.wanted.get_mut(name) else { continue };
+            *pending = Some(pending.map_or(kind, |earlier| earlier.merge(kind)));
             expected.extend(idle.then_some(*slot));
         }
         if let Some(database) = self.subscriptions.find(name) {
@@ -687,8 +687,8 @@ impl World {
                 }
                 Dialect::SocketIo(_) => {
                     self.subscriptions.mark_all(slot);
-                    for untold in client.wanted.values_mut() {
-                        *untold = Some(untold.unwrap_or(ChangeKind::Updated));
+                    for pending in client.wanted.values_mut() {
+                        *pending = Some(pending.unwrap_or(ChangeKind::Updated));
                     }
                 }
             }
@@ -711,7 +711,7 @@ impl World {
         if let Some(client) = self.clients.get_mut(&slot) {
             let said = client.session.outgoing.take();
             for message in messages(&said) {
-                client.be_told(std::str::from_utf8(message).expect("text"), epoch.as_deref(), now);
+                client.receive(std::str::from_utf8(message).expect("text"), epoch.as_deref(), now);
             }
         }
     }
@@ -730,10 +730,10 @@ impl World {
         let said = !client.unwritten.is_empty();
         client.check_spacing(self.now);
         while let Some((database, kind)) = self.subscriptions.take_dirty(slot) {
-            let untold = client.wanted.get_mut(self.subscriptions.name(database)).expect("subscribed to it");
-            assert_eq!(untold.take(), Some(kind), "each change once");
+            let pending = client.wanted.get_mut(self.subscriptions.name(database)).expect("subscribed to it");
+            assert_eq!(pending.take(), Some(kind), "each change once");
             let authenticated = client.stage == Stage::LoggingIn && client.user.is_some();
-            assert!(client.stage == Stage::Active || authenticated, "a change told to {:?}", client.stage);
+            assert!(client.stage == Stage::Active || authenticated, "a change notified to {:?}", client.stage);
         }
         assert!(!client.is_dirty(), "a change is lost");
         if said {
@@ -846,16 +846,16 @@ impl Client {
     }
 
     /// Checks a message of the session.
-    fn be_told(&mut self, text: &str, epoch: Option<&str>, now: Millis) {
+    fn receive(&mut self, text: &str, epoch: Option<&str>, now: Millis) {
         match self.session.dialect() {
-            Dialect::Json => self.be_told_json(text, epoch),
-            Dialect::SocketIo(version) => self.be_told_packet(text, version, now),
+            Dialect::Json => self.receive_json(text, epoch),
+            Dialect::SocketIo(version) => self.receive_packet(text, version, now),
         }
         assert!(now >= self.heard);
         self.unwritten.push(text.to_owned());
     }
 
-    fn be_told_json(&mut self, text: &str, epoch: Option<&str>) {
+    fn receive_json(&mut self, text: &str, epoch: Option<&str>) {
         let fields = fields(text);
         if let Some(event) = fields.get("event") {
             match event.get() {
@@ -895,7 +895,7 @@ impl Client {
             Request::Subscribe => {
                 assert_eq!(ok, fields.contains_key("changed"));
                 if ok {
-                    self.be_told_stand(&fields, epoch);
+                    self.receive_stand(&fields, epoch);
                 }
             }
             Request::LogOut | Request::Other => {}
@@ -911,12 +911,12 @@ impl Client {
 
     /// Checks the reply to `subscribe`. A client that connected before the epoch was known receives
     /// it with the first positions.
-    fn be_told_stand(&mut self, fields: &BTreeMap<String, Box<RawValue>>, epoch: Option<&str>) {
+    fn receive_stand(&mut self, fields: &BTreeMap<String, Box<RawValue>>, epoch: Option<&str>) {
         assert_eq!(self.stage, Stage::Active);
-        let told = string(fields, "epoch");
-        if let Some(told) = told {
-            assert!(self.epoch.is_none() && Some(&*told) == epoch);
-            self.epoch = Some(told);
+        let notified = string(fields, "epoch");
+        if let Some(notified) = notified {
+            assert!(self.epoch.is_none() && Some(&*notified) == epoch);
+            self.epoch = Some(notified);
         }
         assert_eq!(self.epoch.as_deref(), epoch);
         let (stand, changed) = self.stand.take().expect("the server answers it");
@@ -928,7 +928,7 @@ impl Client {
         assert_eq!(read.into_iter().collect::<BTreeSet<_>>(), changed);
     }
 
-    fn be_told_packet(&mut self, text: &str, version: Version, now: Millis) {
+    fn receive_packet(&mut self, text: &str, version: Version, now: Millis) {
         let disconnects = socket_packet(text).is_some_and(|packet| packet.kind == socket_io::PacketKind::Disconnect);
         assert!(disconnects || !self.logged_out, "the answer to log-out comes with DISCONNECT");
         let packet = engine_io::parse_packet(text).expect("a packet");

@@ -1,4 +1,5 @@
-//! The manual, one page a subject. The same pages are Markdown files in `src/manual` of the repository.
+//! The manual, one page a subject. The same pages are Markdown files in `src/manual` of the
+//! repository.
 //!
 //! | page | reader |
 //! |---|---|
@@ -11,8 +12,8 @@
 //! | [How it works](how_it_works), [Development](development) | contributors |
 //! | [Changes](changes) | everybody, before an update |
 
-/// Declares the pages. The links of a page name files, for readers of the repository. In rustdoc the link
-/// definitions in front take precedence and lead to modules.
+/// Declares the pages. The links of a page name files, for readers of the repository. In rustdoc
+/// the link definitions in front take precedence and lead to modules.
 macro_rules! pages {
     ($($name:ident $file:literal)*) => {
         $(

@@ -1,4 +1,5 @@
-//! Work that takes longer than a turn of the loop may: it is done in a thread of its own, and wakes the loop.
+//! Work that takes longer than a turn of the loop may: it is done in a thread of its own, and wakes
+//! the loop.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -20,9 +21,10 @@ impl<T: Send + 'static> Background<T> {
         Self { waker, done, results }
     }
 
-    /// Starts work whose result is for [`Background::take`]. Where the system has no thread, the caller does the work.
+    /// Starts work whose result is for [`Background::take`]. Where the system has no thread, the
+    /// caller does the work.
     pub fn start<I: Send + 'static>(&self, input: I, work: impl Fn(I) -> T + Send + Copy + 'static) {
-        // What a thread that does not start has taken is lost: so the input comes to it by a channel.
+        // A thread that does not start loses what was moved into it. So the input comes by a channel.
         let (hand, taken) = channel();
         let (waker, done) = (Arc::clone(&self.waker), self.done.clone());
         let run = move || {

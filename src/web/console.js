@@ -28,10 +28,11 @@ let fresh = []
 let drawing = false
 
 function nothing () {
-  return { total: 0, untold: 0, latest: '', connects: 0, resyncs: 0 }
+  return { total: 0, unannounced: 0, latest: '', connects: 0, resyncs: 0 }
 }
 
-// ---------------------------------------------------------------------------------------------- helpers
+// ----------------------------------------------------------------------------------------------
+// helpers
 
 function show (element, shown) {
   element.hidden = !shown
@@ -79,7 +80,8 @@ function explain (error) {
   }
 }
 
-// ------------------------------------------------------------------------------------------------ graph
+// ------------------------------------------------------------------------------------------------
+// graph
 
 /** Counts changes per second, and draws the counts. */
 const graph = {
@@ -160,7 +162,8 @@ function scale (most) {
   }
 }
 
-// ----------------------------------------------------------------------------------------------- memory
+// -----------------------------------------------------------------------------------------------
+// memory
 
 // State that a reload of the page restores. The library keeps the session itself.
 
@@ -185,7 +188,8 @@ function store (kept) {
   }
 }
 
-// -------------------------------------------------------------------------------------- in, out, between
+// -------------------------------------------------------------------------------------- in, out,
+// between
 
 /** Shows the empty console. */
 function enter () {
@@ -255,7 +259,8 @@ function state (name, text) {
   $('link-since').replaceChildren(timeElement(new Date()))
 }
 
-// -------------------------------------------------------------------------------------------- databases
+// --------------------------------------------------------------------------------------------
+// databases
 
 function add (names) {
   for (const name of names) {
@@ -322,14 +327,15 @@ async function subscribe (names) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------- changes
+// ----------------------------------------------------------------------------------------------
+// changes
 
 function note (name, kind) {
   const at = new Date()
   const database = databases.get(name)
   if (database) Object.assign(database, { changes: database.changes + 1, at, kind })
   figures.total++
-  figures.untold++
+  figures.unannounced++
   figures.latest = name
   graph.add(1)
   list(at, name, kind)
@@ -378,12 +384,13 @@ function tick () {
     const text = last.querySelector('.ago')
     if (at && text.textContent !== ago(at)) text.textContent = ago(at)
   }
-  if (++ticks % ANNOUNCE_EVERY !== 0 || figures.untold === 0) return
-  $('announcement').textContent = `${figures.untold} more changes, the latest of ${figures.latest}.`
-  figures.untold = 0
+  if (++ticks % ANNOUNCE_EVERY !== 0 || figures.unannounced === 0) return
+  $('announcement').textContent = `${figures.unannounced} more changes, the latest of ${figures.latest}.`
+  figures.unannounced = 0
 }
 
-// ------------------------------------------------------------------------------------------- the client
+// ------------------------------------------------------------------------------------------- the
+// client
 
 client.on('connect', () => {
   enter()
@@ -415,7 +422,8 @@ client.on('error', error => {
   }
 })
 
-// ------------------------------------------------------------------------------------------- the person
+// ------------------------------------------------------------------------------------------- the
+// person
 
 $('log-in').addEventListener('submit', async event => {
   event.preventDefault()

@@ -11,9 +11,11 @@ export interface Change {
 /** An error of the server or of this client, identified by its `name`. */
 export interface HowlerError extends Error {
   /**
-   * - `NotAuthenticatedError`: wrong name or password, or the session has ended. The client waits for `logIn`.
+   * - `NotAuthenticatedError`: wrong name or password, or the session has ended. The client waits
+   *   for `logIn`.
    * - `AccountLockedError`: CouchDB has locked the name for a while. The client waits for `logIn`.
-   * - `LimitError`: too many failed logins from the address, or a request that is too large, too long or too fast.
+   * - `LimitError`: too many failed logins from the address, or a request that is too large, too
+   *   long or too fast.
    * - `ServiceUnavailableError`: CouchDB or the server cannot be reached.
    * - `ForbiddenError`: the user may not read the database in `db`; its subscription has ended.
    * - `TypeError`: an invalid argument.
@@ -50,9 +52,10 @@ export interface Backoff {
 /** The options of a client. */
 export interface Options {
   /**
-   * After this long without a message the client sends a heartbeat. Without an answer within half as long again, the
-   * connection is dead and the client reconnects. 30000 by default; 0 disables it. Browsers delay the timers of hidden
-   * pages by a minute or more: there a dead connection is noticed later, or when the page becomes visible.
+   * After this long without a message the client sends a heartbeat. Without an answer within half
+   * as long again, the connection is dead and the client reconnects. 30000 by default; 0 disables
+   * it. Browsers delay the timers of hidden pages by a minute or more: there a dead connection is
+   * noticed later, or when the page becomes visible.
    */
   heartbeatMilliseconds?: number
   /** Longest time to connect and log in, in milliseconds; 45000 by default. */
@@ -62,8 +65,9 @@ export interface Options {
   /** The WebSocket class, if there is no global one (Node before version 22): that of `ws`. */
   WebSocket?: new (url: string, protocol: string) => any
   /**
-   * A store of positions, such as `Client.localPositions()`. With it, the next start of the app reports changes that
-   * happened while the app did not run. By default positions last as long as the client.
+   * A store of positions, such as `Client.localPositions()`. With it, the next start of the app
+   * reports changes that happened while the app did not run. By default positions last as long as
+   * the client.
    */
   positions?: Positions
   /** The wait before a reconnect. */
@@ -81,9 +85,9 @@ export interface Events {
   /** A request failed; see `HowlerError`. Without a listener the error goes to the console. */
   error: (error: HowlerError) => unknown
   /**
-   * A database changed, now or while there was no connection. The listener may return a promise: the position is
-   * stored when all listeners are done. A change whose listener failed, or was interrupted by the end of the app, is
-   * reported again when the client connects the next time.
+   * A database changed, now or while there was no connection. The listener may return a promise:
+   * the position is stored when all listeners are done. A change whose listener failed, or was
+   * interrupted by the end of the app, is reported again when the client connects the next time.
    */
   change: (db: string, change: Change) => unknown
   /** Changes may have been missed; `change` follows for every subscribed database. */
@@ -95,21 +99,23 @@ export interface Events {
 /**
  * Reports which CouchDB databases changed.
  *
- * The session of a login is kept: in browsers in a cookie named `couchdb-howler-session` for 30 days, in Node as long
- * as the client lasts. A new client with a stored session connects by itself.
+ * The session of a login is kept: in browsers in a cookie named `couchdb-howler-session` for 30
+ * days, in Node as long as the client lasts. A new client with a stored session connects by itself.
  */
 export default class Client {
   /**
-   * @param url URL of the server: `http`, `https`, `ws` or `wss`, with a path if a proxy serves it below one
+   * @param url URL of the server: `http`, `https`, `ws` or `wss`, with a path if a proxy serves it
+   *   below one
    * @param session store of the session, instead of a cookie
    * @param options options, or only the interval of heartbeats in milliseconds
    */
   constructor (url: string | URL, session?: Session | null, options?: number | Options | null)
 
   /**
-   * Logs in by name and password, or by a cookie alone. Resolves when subscriptions are in place as well. Rejects if
-   * the server rejects it. While the server cannot be reached it retries, and emits `error` for each failure, until it
-   * succeeds or `logIn`, `logOut` or `stop` is called, which rejects it with `AbortError`.
+   * Logs in by name and password, or by a cookie alone. Resolves when subscriptions are in place as
+   * well. Rejects if the server rejects it. While the server cannot be reached it retries, and
+   * emits `error` for each failure, until it succeeds or `logIn`, `logOut` or `stop` is called,
+   * which rejects it with `AbortError`.
    */
   logIn (username?: string | null, password?: string | null, cookie?: string | null): Promise<{ cookie: string, username: string }>
 
@@ -117,12 +123,13 @@ export default class Client {
   logOut (): Promise<void>
 
   /**
-   * Subscribes to a database, or several. Resolves when the server has acknowledged it, and rejects if the server
-   * rejects it. Without a connection, or if it breaks meanwhile, it resolves at once: the subscription is kept and sent
-   * after the next login.
+   * Subscribes to a database, or several. Resolves when the server has acknowledged it, and rejects
+   * if the server rejects it. Without a connection, or if it breaks meanwhile, it resolves at once:
+   * the subscription is kept and sent after the next login.
    *
-   * A database that is new to the client is not reported as changed: bring it up to date yourself. A database with a
-   * known position, from before an interruption or from the store, is reported if it has changed since.
+   * A database that is new to the client is not reported as changed: bring it up to date yourself.
+   * A database with a known position, from before an interruption or from the store, is reported if
+   * it has changed since.
    */
   subscribe (db: string | readonly string[]): Promise<void>
 
@@ -155,7 +162,8 @@ export default class Client {
   /**
    * Creates a store of positions in `localStorage`, for the option `positions`.
    *
-   * @param prefix prefix of its keys; apps that share an origin and have databases of the same name need different ones
+   * @param prefix prefix of its keys; apps that share an origin and have databases of the same name
+   *   need different ones
    */
   static localPositions (prefix?: string): Positions & { delete (db: string): void }
 }

@@ -87,16 +87,16 @@ impl Loop {
         while let Some(end) = memchr::memchr(b'\n', bytes) {
             let line = std::mem::take(&mut self.begun);
             if line.is_empty() {
-                self.tell(&bytes[..end]);
+                self.notify(&bytes[..end]);
             } else {
-                self.tell(&[&line, &bytes[..end]].concat());
+                self.notify(&[&line, &bytes[..end]].concat());
             }
             bytes = &bytes[end + 1..];
         }
         self.begun.extend_from_slice(bytes);
     }
 
-    fn tell(&mut self, line: &[u8]) {
+    fn notify(&mut self, line: &[u8]) {
         let space = memchr::memchr(b' ', line).expect("a line starts with its recipient");
         let frame = frames::plain(&line[space + 1..]);
         if &line[..space] == b"*" {

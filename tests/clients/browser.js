@@ -1,11 +1,11 @@
 'use strict'
-// Drives the browser bundles of socket.io-client in headless Chromium for a test. Like those of apps, the
-// pages have another origin than the server.
+// Drives the browser bundles of socket.io-client in headless Chromium for a test. Like those of
+// apps, the pages have another origin than the server.
 //
 //   node browser.js FOLDER          FOLDER holds the browser's profile
 //
-// Reads commands from stdin and writes events to stdout, each a line of JSON. The first event gives the origin of
-// the pages. Every command names its page in `as`, every other event in `of`:
+// Reads commands from stdin and writes events to stdout, each a line of JSON. The first event gives
+// the origin of the pages. Every command names its page in `as`, every other event in `of`:
 //
 //   {"of":"browser","event":"ready","origin":"http://localhost:…","version":"…"}
 //

@@ -1,10 +1,11 @@
 'use strict'
-// Drives the console in headless Chromium for a test, with mouse and keyboard, and reports the content of the page.
+// Drives the console in headless Chromium for a test, with mouse and keyboard, and reports the
+// content of the page.
 //
 //   node console.js FOLDER          FOLDER holds the browser's profile and screenshots
 //
-// Reads commands from stdin and writes events to stdout, each a line of JSON. Every command names its page in `as`,
-// every event in `of`, and every command has an event as its reply:
+// Reads commands from stdin and writes events to stdout, each a line of JSON. Every command names
+// its page in `as`, every event in `of`, and every command has an event as its reply:
 //
 //   {"do":"open","as":"a","url":"http://…","width":1280,"height":800,"scheme":"dark"}      {"of":"a","event":"opened"}
 //   {"do":"fill","as":"a","selector":"#names","value":"db1"}     {"do":"click","as":"a","selector":"#clear"}

@@ -1,11 +1,12 @@
 'use strict'
-// Runs many clients in one process with the defaults of socket.io-client: polling, then an upgrade, and a new
-// connection after the server has gone.
+// Runs many clients in one process with the defaults of socket.io-client: polling, then an upgrade,
+// and a new connection after the server has gone.
 //
 //   node fleet.js
 //
-// Reads commands from stdin and writes events to stdout, each a line of JSON as in socket_io.js. The clients
-// alternate between versions 2 and 4 of the library, and subscribe again after every login:
+// Reads commands from stdin and writes events to stdout, each a line of JSON as in socket_io.js.
+// The clients alternate between versions 2 and 4 of the library, and subscribe again after every
+// login:
 //
 //   {"do":"start","name":"c","count":200,"url":"http://…","query":{…},"dbs":["db"]}
 //

@@ -3,8 +3,8 @@
 //
 //   node howler.js [FILE]          FILE is another copy of the library, such as one installed by npm
 //
-// Reads commands from stdin and writes events to stdout, each a line of JSON. Every command names its client in `as`,
-// every event in `of`:
+// Reads commands from stdin and writes events to stdout, each a line of JSON. Every command names
+// its client in `as`, every event in `of`:
 //
 //   {"do":"make","as":"a","url":"http://…","session":"name","third":{…}|500,"positions":"name"}
 //   {"do":"fleet","name":"c","count":50,"url":"http://…","logIn":["u","p"],"dbs":["db","own-*"],"third":{…}}
@@ -30,7 +30,8 @@ function emit (of, event, more) {
 async function main () {
   const { default: Client } = await import(pathToFileURL(file))
   const { app } = await import('./howler_app.mjs')
-  // Node has its own WebSocket since version 22. Clients with a number as the third argument need a global one.
+  // Node has its own WebSocket since version 22. Clients with a number as the third argument need a
+  // global one.
   globalThis.WebSocket = globalThis.WebSocket || WebSocket
   const commands = app(Client, emit, WebSocket)
   readline.createInterface({ input: process.stdin })

@@ -1,12 +1,13 @@
-// An app that uses the client library and obeys a test, in Node as in a page. Each command is a call of the client;
-// the app reports the result and each event. Commands and events are those of howler.js beside this file.
+// An app that uses the client library and obeys a test, in Node as in a page. Each command is a
+// call of the client; the app reports the result and each event. Commands and events are those of
+// howler.js beside this file.
 
-/** Returns the commands, each a function of a command's fields. `tell(of, event, fields)` reports an event. */
-export function app (Client, tell, WebSocket) {
+/** Returns the commands, each a function of a command's fields. `emit(of, event, fields)` reports an event. */
+export function app (Client, emit, WebSocket) {
   const clients = new Map()
   const sessions = new Map()
   const stores = new Map()
-  const told = ['connect', 'ready', 'disconnect', 'resync']
+  const reported = ['connect', 'ready', 'disconnect', 'resync']
 
   // Keeps a session under a name, so that a second client finds the session of the first.
   function session (name) {
@@ -22,10 +23,10 @@ export function app (Client, tell, WebSocket) {
   }
 
   function listen (client, as) {
-    for (const event of told) client.on(event, more => tell(as, event, { at: Date.now(), ...more }))
-    client.on('session', cookie => tell(as, 'session', { cookie }))
-    client.on('error', error => tell(as, 'error', { at: Date.now(), error: describe(error) }))
-    client.on('change', (db, change) => tell(as, 'change', { db, ...change, arguments: Object.keys(change) }))
+    for (const event of reported) client.on(event, more => emit(as, event, { at: Date.now(), ...more }))
+    client.on('session', cookie => emit(as, 'session', { cookie }))
+    client.on('error', error => emit(as, 'error', { at: Date.now(), error: describe(error) }))
+    client.on('change', (db, change) => emit(as, 'change', { db, ...change, arguments: Object.keys(change) }))
   }
 
   function describe (error) {
@@ -47,9 +48,9 @@ export function app (Client, tell, WebSocket) {
       const client = new Client(url, session(name), third)
       clients.set(as, client)
       listen(client, as)
-      tell(as, 'made')
+      emit(as, 'made')
     } catch (error) {
-      tell(as, 'made', { error: describe(error) })
+      emit(as, 'made', { error: describe(error) })
     }
   }
 
@@ -62,13 +63,13 @@ export function app (Client, tell, WebSocket) {
         const as = name + number
         make({ as, url, third })
         clients.get(as).subscribe(dbs.map(db => db.replace('*', as)))
-        clients.get(as).logIn(...logIn).catch(error => tell(as, 'error', { error: describe(error) }))
+        clients.get(as).logIn(...logIn).catch(error => emit(as, 'error', { error: describe(error) }))
       }
     },
 
     /** Calls a method and reports its result as `settled`. */
     call ({ as, method, arguments: list = [] }) {
-      const settled = more => tell(as, 'settled', { to: method, ...more })
+      const settled = more => emit(as, 'settled', { to: method, ...more })
       try {
         const returned = clients.get(as)[method](...list)
         if (returned && typeof returned.then === 'function') {
@@ -90,15 +91,15 @@ export function app (Client, tell, WebSocket) {
       client.once(event, () => { counts.once++ })
       client.on(event, off)
       client.on(event, removed)
-      client.on(event, () => tell(as, 'counted', { counts: { ...counts, on: ++counts.on } }))
+      client.on(event, () => emit(as, 'counted', { counts: { ...counts, on: ++counts.on } }))
       client.off(event, off)
       client.removeListener(event, removed)
     },
 
     /** Reports the session kept under a name, and the calls of its methods. */
-    session: ({ as, name }) => tell(as, 'session-kept', sessions.get(name)),
+    session: ({ as, name }) => emit(as, 'session-kept', sessions.get(name)),
 
     /** Reports that all commands before have been executed. */
-    echo: ({ as }) => tell(as, 'echo')
+    echo: ({ as }) => emit(as, 'echo')
   }
 }

@@ -1,9 +1,11 @@
 'use strict'
-// Drives the client library in headless Chromium for a test, on pages of another origin than the server's.
+// Drives the client library in headless Chromium for a test, on pages of another origin than the
+// server's.
 //
 //   node howler_page.js FOLDER          FOLDER holds the browser's profile
 //
-// Commands and events are those of howler.js; every client has its own page and profile. Additional ones:
+// Commands and events are those of howler.js; every client has its own page and profile. Additional
+// ones:
 //
 //   {"do":"open","as":"a"}          opens a page; {"library":"http://…/howler.js"} imports the library from there,
 //                                   {"origin":"https://…"} makes it a page of the server's own origin

@@ -52,10 +52,10 @@ class Server {
 
   accept (socket, request) {
     const client = { socket, path: request.url, protocol: socket.protocol, dbs: new Set() }
-    client.tell = message => socket.send(JSON.stringify(message))
+    client.deliver = message => socket.send(JSON.stringify(message))
     this.clients.push(client)
     this.opened.push(Date.now())
-    if (this.hello) client.tell({ event: 'hello', ...this.hello })
+    if (this.hello) client.deliver({ event: 'hello', ...this.hello })
     socket.on('message', data => this.received(client, String(data)))
     socket.on('close', () => { this.clients = this.clients.filter(other => other !== client) })
   }
@@ -65,7 +65,7 @@ class Server {
     this.asked.push({ op, ...rest })
     Object.defineProperty(this.asked[this.asked.length - 1], 'bytes', { value: Buffer.byteLength(data) })
     const answer = (this.answers[op] || this[op]).call(this, rest, client, id)
-    if (answer) client.tell({ id, ...answer })
+    if (answer) client.deliver({ id, ...answer })
     if (op === 'log-out' && answer) client.socket.close(1000)
     if (op === 'log-in' && answer && answer.error) client.socket.close(4401)
   }
@@ -104,12 +104,12 @@ class Server {
   change (db, position) {
     this.positions.set(db, position)
     for (const client of this.clients) {
-      if (client.dbs.has(db)) client.tell({ event: 'change', db, kind: 'updated', position })
+      if (client.dbs.has(db)) client.deliver({ event: 'change', db, kind: 'updated', position })
     }
   }
 
-  tell (message) {
-    for (const client of this.clients) client.tell(message)
+  deliver (message) {
+    for (const client of this.clients) client.deliver(message)
   }
 
   // Breaks every connection without a goodbye.
@@ -263,7 +263,7 @@ scripted('a stored session is used at the start, and retried until CouchDB is av
   assert.deepEqual(server.of('log-in'), Array(4).fill({ op: 'log-in', cookie: 'AuthSession=kept' }))
   assert.equal(client.count('error'), 3)
   assert.equal(session.kept, 'AuthSession=1; Path=/; HttpOnly', 'the stored cookie is the new one')
-  server.tell({ event: 'session', cookie: 'AuthSession=renewed' })
+  server.deliver({ event: 'session', cookie: 'AuthSession=renewed' })
   await until(() => client.count('session') === 1)
   assert.deepEqual(client.log[client.log.length - 1], ['session', 'AuthSession=renewed'])
   assert.equal(session.kept, 'AuthSession=renewed')
@@ -309,7 +309,7 @@ scripted('a log-out clears the session, whatever the server does', async (server
   await client.logIn('u', PASSWORD)
   await client.subscribe('db')
   // A session renewed during the log-out is not stored.
-  server.answers['log-out'] = (_, { tell }) => { tell({ event: 'session', cookie: 'AuthSession=late' }) }
+  server.answers['log-out'] = (_, { deliver }) => { deliver({ event: 'session', cookie: 'AuthSession=late' }) }
   await client.logOut()
   assert.deepEqual([session.kept, client.isConnected(), client.log], [null, false, ['connect', 'ready', 'disconnect']])
   // Without a connection the server receives no request; a login in progress is aborted.
@@ -412,7 +412,7 @@ scripted('errors of the session store are reported', async (server, start) => {
 scripted('a goodbye sets the time of the next attempt', async (server, start) => {
   const client = start()
   await client.logIn('u', PASSWORD)
-  server.tell({ event: 'goodbye', reason: 'shutting-down', retry_after_ms: 500 })
+  server.deliver({ event: 'goodbye', reason: 'shutting-down', retry_after_ms: 500 })
   const gone = Date.now()
   server.cut()
   await until(() => client.count('ready') === 2)
@@ -429,7 +429,7 @@ scripted('an online event does not shorten the wait that the server asked for', 
   })
   const client = start()
   await client.logIn('u', PASSWORD)
-  server.tell({ event: 'goodbye', reason: 'shutting-down', retry_after_ms: 500 })
+  server.deliver({ event: 'goodbye', reason: 'shutting-down', retry_after_ms: 500 })
   const gone = Date.now()
   server.cut()
   await until(() => client.count('disconnect') === 1)
@@ -450,7 +450,7 @@ scripted('a wait beyond the range of timers does not become zero', async (server
   for (const [how, options] of [['asked for', {}], ['by itself', { backoff: { initial: 1e12, maximum: 1e12 } }]]) {
     const client = start(undefined, options)
     await client.logIn('u', PASSWORD)
-    if (how === 'asked for') server.tell({ event: 'goodbye', reason: 'shutting-down', retry_after_ms: 1e12 })
+    if (how === 'asked for') server.deliver({ event: 'goodbye', reason: 'shutting-down', retry_after_ms: 1e12 })
     server.cut()
     await until(() => client.count('disconnect') === 1)
     await moment()
@@ -517,11 +517,11 @@ scripted('unknown messages are ignored', async (server, start) => {
   const client = start()
   await client.logIn('u', PASSWORD)
   await client.subscribe('db')
-  for (const { socket, tell } of server.clients) {
+  for (const { socket, deliver } of server.clients) {
     for (const text of ['', 'x', 'null', '[]', '7', '{"event":"__proto__"}', '{"id":99,"ok":true}', '{"id":"toString"}']) socket.send(text)
-    for (const db of [undefined, null, 7, 'toString', '__proto__']) tell({ event: 'change', db })
-    tell({ event: 'session' })
-    tell({ event: 'unsubscribed', db: 'other', error: 'ForbiddenError' })
+    for (const db of [undefined, null, 7, 'toString', '__proto__']) deliver({ event: 'change', db })
+    deliver({ event: 'session' })
+    deliver({ event: 'unsubscribed', db: 'other', error: 'ForbiddenError' })
   }
   server.change('db', '1')
   await until(() => client.changes.length > 0)
@@ -570,11 +570,11 @@ scripted('a reply about an ended subscription changes nothing', async (server, s
   await client.logIn('u', PASSWORD)
   for (const answered of [{ ok: true, dbs: { gone: '1' }, changed: ['gone'] }, { error: 'LimitError', message: 'no' }]) {
     let answer
-    server.answers.subscribe = (request, { tell }, id) => { answer = () => tell({ id, ...answered }) }
+    server.answers.subscribe = (request, { deliver }, id) => { answer = () => deliver({ id, ...answered }) }
     const subscribed = client.subscribe('gone')
     await until(() => answer)
     const unsubscribed = client.unsubscribe('gone')
-    server.tell({ event: 'change', db: 'gone', kind: 'updated', position: '1' })
+    server.deliver({ event: 'change', db: 'gone', kind: 'updated', position: '1' })
     answer()
     await Promise.all([subscribed, unsubscribed])
   }
@@ -643,7 +643,7 @@ scripted('a forbidden database is reported and not retried', async (server, star
   await until(() => client.changes.length > 0)
   assert.deepEqual(client.changes, [['a', 'updated', '1']])
   // A database that the client could read before.
-  server.tell({ event: 'unsubscribed', db: 'a', error: 'ForbiddenError', message: 'no more' })
+  server.deliver({ event: 'unsubscribed', db: 'a', error: 'ForbiddenError', message: 'no more' })
   await until(() => client.count('error') === 2)
   assert.deepEqual(client.log[client.log.length - 1], ['error', 'ForbiddenError', 'a'])
   server.cut()
@@ -764,8 +764,8 @@ scripted('another epoch makes everything count as changed, once', async (server,
   for (const name of ['a', 'b']) server.clients[0].dbs.add(name)
   // On an open connection with a resync.
   server.hello.epoch = '3'
-  server.tell({ event: 'hello', ...server.hello })
-  server.tell({ event: 'resync', reason: 'another epoch' })
+  server.deliver({ event: 'hello', ...server.hello })
+  server.deliver({ event: 'resync', reason: 'another epoch' })
   await until(() => client.changes.length === 2)
   assert.deepEqual(client.changes.splice(0), [['a', undefined, '1'], ['b', undefined, '1']])
   assert.deepEqual(client.log[client.log.length - 1], ['resync', { reason: 'another epoch' }])
@@ -792,7 +792,7 @@ scripted('a resync is compared like a reconnect, and is over with its answer', a
   assert.deepEqual(await back(server, client), [])
   // CouchDB restarted: positions from before are others.
   server.positions.set('a', '1@2').set('b', '1@2')
-  server.tell({ event: 'resync', reason: 'CouchDB restarted' })
+  server.deliver({ event: 'resync', reason: 'CouchDB restarted' })
   await until(() => client.changes.length === 2)
   assert.deepEqual(client.changes.splice(0), [['a', undefined, '1@2'], ['b', undefined, '1@2']])
   assert.deepEqual(await back(server, client), [])
@@ -800,7 +800,7 @@ scripted('a resync is compared like a reconnect, and is over with its answer', a
   server.positions.set('a', '1@3').set('b', '1@3')
   server.answers.subscribe = () => undefined
   const asked = server.of('subscribe').length
-  server.tell({ event: 'resync', reason: 'CouchDB restarted' })
+  server.deliver({ event: 'resync', reason: 'CouchDB restarted' })
   await until(() => server.of('subscribe').length > asked)
   delete server.answers.subscribe
   assert.deepEqual(await back(server, client), [['a', undefined, '1@3'], ['b', undefined, '1@3']])
@@ -843,7 +843,7 @@ scripted('a position is stored when all listeners have finished', async (server,
   finish = null
   server.change('a', '3')
   await until(() => finish)
-  server.tell({ event: 'hello', epoch: '2' })
+  server.deliver({ event: 'hello', epoch: '2' })
   await moment(20)
   finish()
   await moment(20)
@@ -871,7 +871,7 @@ scripted('a change without a position is reported, and again after a reconnect',
   const client = start()
   await away(server, client)
   server.positions.set('a', '2-f')
-  server.tell({ event: 'change', db: 'a', kind: 'created' })
+  server.deliver({ event: 'change', db: 'a', kind: 'created' })
   await until(() => client.changes.length === 1)
   assert.deepEqual(client.changes.splice(0), [['a', 'created', undefined]])
   assert.deepEqual(await back(server, client), [['a', undefined, '2-f']])

@@ -1,6 +1,7 @@
 'use strict'
-// Speaks howler.v1 for a test using only `ws`. Commands and events are those of socket_io.js, so that one
-// test drives both. The credentials are in `query`, but this client does not send them in the URL.
+// Speaks howler.v1 for a test using only `ws`. Commands and events are those of socket_io.js, so
+// that one test drives both. The credentials are in `query`, but this client does not send them in
+// the URL.
 
 const readline = require('node:readline')
 const WebSocket = require('ws')

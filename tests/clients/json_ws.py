@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 clients = {}
 
 
-def tell(of, event, **more):
+def emit(of, event, **more):
     print(json.dumps({"of": of, "event": event, **more}), flush=True)
 
 
@@ -32,14 +32,14 @@ class Client:
         # `async for` reconnects with its own backoff until this loop returns.
         async for self.socket in connect(self.url, subprotocols=["howler.v1"]):
             self.asked = []
-            tell(self.name, "connect")
+            emit(self.name, "connect")
             try:
                 await self.ask("log-in", **self.credentials)
                 async for text in self.socket:
                     await self.handle(json.loads(text))
             except ConnectionClosed:
                 pass
-            tell(self.name, "disconnect", reason=f"{self.socket.close_code} {self.socket.close_reason}")
+            emit(self.name, "disconnect", reason=f"{self.socket.close_code} {self.socket.close_reason}")
             if self.over:
                 return
 
@@ -50,23 +50,23 @@ class Client:
     async def handle(self, message):
         event = message.get("event")
         if event == "change":
-            tell(self.name, "change", db=message["db"])
+            emit(self.name, "change", db=message["db"])
         elif event is None:
             await self.answered(self.asked[message.pop("id") - 1], message)
         elif event not in ("hello", "goodbye"):
-            tell(self.name, event, data=message)
+            emit(self.name, event, data=message)
 
     async def answered(self, op, answer):
         if op != "log-in":
-            tell(self.name, "ack", to=op, data=answer)
+            emit(self.name, "ack", to=op, data=answer)
         elif answer.get("ok"):
-            tell(self.name, "authenticated", data={"cookie": answer["cookie"]}, transport="websocket")
+            emit(self.name, "authenticated", data={"cookie": answer["cookie"]}, transport="websocket")
             if self.dbs:
                 await self.ask("subscribe", dbs=self.dbs)
         else:
             self.over = True
             data = {"error": True, "errorName": answer["error"], "errorMessage": answer["message"]}
-            tell(self.name, "not-authenticated", data=data)
+            emit(self.name, "not-authenticated", data=data)
 
     async def obey(self, command):
         op, dbs = command["do"], command.get("dbs")
@@ -98,5 +98,5 @@ async def main():
             await clients[command["as"]].obey(command)
 
 
-tell("script", "ready")
+emit("script", "ready")
 asyncio.run(main())

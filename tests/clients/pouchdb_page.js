@@ -1,12 +1,12 @@
 'use strict'
-// Runs the PouchDB recipe of the manual unchanged in headless Chromium for a test. The page has another origin than
-// both servers, `PouchDB` is the bundle that apps load, and an import map replaces the URL in the recipe by that of
-// the library under test.
+// Runs the PouchDB recipe of the manual unchanged in headless Chromium for a test. The page has
+// another origin than both servers, `PouchDB` is the bundle that apps load, and an import map
+// replaces the URL in the recipe by that of the library under test.
 //
 //   node pouchdb_page.js FOLDER          FOLDER holds the browser's profile
 //
-// Reads commands from stdin and writes events to stdout, each a line of JSON. A profile outlives its page, as the
-// data of an app do:
+// Reads commands from stdin and writes events to stdout, each a line of JSON. A profile outlives
+// its page, as the data of an app do:
 //
 //   {"of":"browser","event":"ready","version":"…"}
 //

@@ -1,12 +1,12 @@
 'use strict'
-// Runs a PouchDB Server (express-pouchdb) for a test: in memory, with CORS for every origin, and with a
-// `_global_changes` database that is written as CouchDB does. A howler that works with it depends only on what
-// CouchDB and PouchDB Server have in common.
+// Runs a PouchDB Server (express-pouchdb) for a test: in memory, with CORS for every origin, and
+// with a `_global_changes` database that is written as CouchDB does. A howler that works with it
+// depends only on what CouchDB and PouchDB Server have in common.
 //
 //   node pouchdb_server.js ADMIN PASSWORD USER PASSWORD
 //
-// Reads commands from stdin and writes events to stdout, each a line of JSON. A request with howler's User-Agent
-// is from `howler`, any other from `page`:
+// Reads commands from stdin and writes events to stdout, each a line of JSON. A request with
+// howler's User-Agent is from `howler`, any other from `page`:
 //
 //   {"of":"pouchdb","event":"ready","port":5984,"version":"…"}
 //

@@ -3,8 +3,8 @@
 //
 //   node socket_io.js MAJOR polling|websocket|default
 //
-// Reads commands from stdin and writes events to stdout, each a line of JSON. Every command names its client
-// in `as`, every event in `of`; `connect` makes a client and has the server's URL:
+// Reads commands from stdin and writes events to stdout, each a line of JSON. Every command names
+// its client in `as`, every event in `of`; `connect` makes a client and has the server's URL:
 //
 //   {"do":"connect","as":"a","url":"http://…","query":{…},"auth":{…}}
 //   {"do":"subscribe"|"unsubscribe","as":"a","dbs":["db"]}     {"do":"heartbeat"|"log-out","as":"a"}
@@ -38,8 +38,8 @@ function open (url, query, auth) {
   return io(url, options)
 }
 
-// As apps do by mistake: they await `connect` through a promise, and only then listen for the events of the
-// login.
+// As apps do by mistake: they await `connect` through a promise, and only then listen for the
+// events of the login.
 function connected (socket) {
   return new Promise(resolve => socket.once('connect', resolve))
 }
@@ -59,8 +59,8 @@ const commands = {
     })
     socket.on('connect_error', error => emit(as, 'connect_error', { message: String(error) }))
     socket.on('disconnect', reason => emit(as, 'disconnect', { reason }))
-    // The transport's heartbeat: the server answers it in Engine.IO 3, and sends it in Engine.IO 4. Version 3
-    // of the client reports it only through its engine.
+    // The transport's heartbeat: the server answers it in Engine.IO 3, and sends it in Engine.IO 4.
+    // Version 3 of the client reports it only through its engine.
     socket.io.on(major < 3 ? 'pong' : 'ping', () => emit(as, 'alive'))
     await connected(socket)
     socket.on('authenticated', data => {
@@ -85,7 +85,8 @@ const commands = {
   async logins ({ as, url, query, auth, count, at_once: atOnce, timeout_ms: timeout, busy_ms: busyMs }) {
     const outcomes = { authenticated: 0, refused: 0, hung: 0 }
     const began = Date.now()
-    // An app that computes for `busy_ms` at a time, and then reads all packets of that time at once.
+    // An app that computes for `busy_ms` at a time, and then reads all packets of that time at
+    // once.
     const busy = busyMs && setInterval(() => {
       for (const until = Date.now() + busyMs; Date.now() < until;);
     }, 1)

@@ -19,7 +19,7 @@ clients = {}
 printing = threading.Lock()
 
 
-def tell(of, event, **more):
+def emit(of, event, **more):
     with printing:
         print(json.dumps({"of": of, "event": event, **more}), flush=True)
 
@@ -39,25 +39,25 @@ class Client:
             self.options["transports"] = [mode]
         if command.get("auth"):
             self.options["auth"] = command["auth"]
-        socket.on("connect", lambda: tell(self.name, "connect"))
+        socket.on("connect", lambda: emit(self.name, "connect"))
         # Since python-socketio 5.12 a handler with an argument receives the reason.
         socket.on("disconnect", self.disconnected)
-        socket.on("not-authenticated", lambda data: tell(self.name, "not-authenticated", data=data))
-        socket.on("change", lambda db: tell(self.name, "change", db=db))
+        socket.on("not-authenticated", lambda data: emit(self.name, "not-authenticated", data=data))
+        socket.on("change", lambda db: emit(self.name, "change", db=db))
 
     def disconnected(self, *reason):
         self.upgraded = False
-        tell(self.name, "disconnect", reason=reason[0] if reason else None)
+        emit(self.name, "disconnect", reason=reason[0] if reason else None)
 
-    def tell_authenticated(self, data):
-        tell(self.name, "authenticated", data=data, transport=self.socket.transport())
-        self.tell_upgraded()
+    def emit_authenticated(self, data):
+        emit(self.name, "authenticated", data=data, transport=self.socket.transport())
+        self.emit_upgraded()
 
-    def tell_upgraded(self):
+    def emit_upgraded(self):
         """Reports once per connection: after `connect` has returned, or after the library has reconnected."""
         if mode == "default" and self.socket.transport() == "websocket" and not self.upgraded:
             self.upgraded = True
-            tell(self.name, "upgraded")
+            emit(self.name, "upgraded")
 
     def request(self, command):
         """Returns the event that a command sends, and its argument."""
@@ -69,7 +69,7 @@ class Client:
         return event, dbs
 
     def acknowledged(self, event):
-        return lambda *data: tell(self.name, "ack", to=event, data=data[0] if len(data) == 1 else list(data))
+        return lambda *data: emit(self.name, "ack", to=event, data=data[0] if len(data) == 1 else list(data))
 
 
 class SyncClient(Client):
@@ -79,13 +79,13 @@ class SyncClient(Client):
 
     def authenticated(self, data):
         dbs = list(self.dbs)  # before the test is notified and subscribes to more
-        self.tell_authenticated(data)
+        self.emit_authenticated(data)
         if dbs:
             self.socket.emit("subscribe", dbs, callback=self.acknowledged("subscribe"))
 
     def connect(self):
         self.socket.connect(self.url, **self.options)
-        self.tell_upgraded()
+        self.emit_upgraded()
 
     def handle(self, command):
         if command["do"] == "disconnect":
@@ -101,13 +101,13 @@ class AsyncClient(Client):
         self.socket.on("authenticated", self.authenticated)
 
     async def authenticated(self, data):
-        self.tell_authenticated(data)
+        self.emit_authenticated(data)
         if self.dbs:
             await self.socket.emit("subscribe", self.dbs, callback=self.acknowledged("subscribe"))
 
     async def connect(self):
         await self.socket.connect(self.url, **self.options)
-        self.tell_upgraded()
+        self.emit_upgraded()
 
     async def handle(self, command):
         if command["do"] == "disconnect":
@@ -137,7 +137,7 @@ async def run():
             task.add_done_callback(lambda task: task.result())
 
 
-tell("script", "ready")
+emit("script", "ready")
 if flavour == "asyncio":
     asyncio.run(run())
 else:

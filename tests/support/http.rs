@@ -108,7 +108,7 @@ impl Http {
         let head = String::from_utf8(self.buffer.drain(..end).collect()).expect("a head is text");
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status line");
         let answer = Answer { status, head, body: Vec::new() };
-        let length = answer.field("Content-Length").expect("every answer tells its length").parse();
+        let length = answer.field("Content-Length").expect("every response has a length").parse();
         Some((answer, length.expect("a number")))
     }
 

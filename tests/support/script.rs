@@ -72,7 +72,7 @@ impl Script {
     }
 
     /// Sends a command.
-    pub fn tell(&mut self, command: &Value) {
+    pub fn send_command(&mut self, command: &Value) {
         if let Err(error) = writeln!(self.commands, "{command}") {
             self.fail(&format!("the script took no more commands ({error})"));
         }

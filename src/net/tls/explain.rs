@@ -1,4 +1,4 @@
-//! Errors of TLS, in words that tell an operator what to do. The words are the same for the same
+//! Errors of TLS, with the cure for the operator. The words are the same for the same
 //! error, without times or counts, so that the log can limit repetitions.
 
 use std::fmt::Write as _;

@@ -98,7 +98,7 @@ impl Connections {
         self.update_interest(key)
     }
 
-    /// Tells the poll which events of a connection matter now.
+    /// Registers the events of a connection that matter now with the poll.
     ///
     /// # Errors
     /// When the poll rejects the socket.

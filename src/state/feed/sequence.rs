@@ -6,8 +6,8 @@ use std::ops::Range;
 #[derive(Debug, Default)]
 pub(super) struct ResumePoint {
     since: Option<String>,
-    /// Range of a newer sequence in the current content. Only the last sequence of many lines in one
-    /// piece is copied.
+    /// Range of a newer sequence in the current content. Only the last sequence of many lines in
+    /// one piece is copied.
     newer: Option<Range<usize>>,
 }
 
