@@ -24,7 +24,7 @@ impl<T: Send + 'static> Background<T> {
     /// Starts work whose result is for [`Background::take`]. Where the system has no thread, the
     /// caller does the work.
     pub fn start<I: Send + 'static>(&self, input: I, work: impl Fn(I) -> T + Send + Copy + 'static) {
-        // A thread that does not start loses what was moved into it. So the input comes by a channel.
+        // A thread that does not start loses what was moved into it, so the input is sent to it.
         let (hand, taken) = channel();
         let (waker, done) = (Arc::clone(&self.waker), self.done.clone());
         let run = move || {
