@@ -143,7 +143,7 @@ fn words(line: &str) -> String {
         before = c;
     }
     spaced.push(' ');
-    spaced.split_whitespace().map(|word| format!(" {word}")).collect::<String>() + " "
+    format!(" {} ", spaced.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 fn bad_words(name: &str, text: &str) -> Vec<String> {
@@ -219,7 +219,8 @@ fn sentences_have_subjects_and_words_are_the_terms() {
                 continue; // they name the words that are not to be used
             }
             judged += 1;
-            wrong.extend(if name.ends_with(".md") { judge_markdown(&name, &text) } else { judge_source(&name, &text) });
+            let is_page = path.extension().is_some_and(|extension| extension == "md");
+            wrong.extend(if is_page { judge_markdown(&name, &text) } else { judge_source(&name, &text) });
         }
     }
     wrong.extend(judge_markdown("README.md", include_str!("../README.md")));
