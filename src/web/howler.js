@@ -456,8 +456,11 @@ export default class Client {
         return this._changed(link, message.db, message.kind, message.position)
       case 'resync':
         this.emit('resync', { reason: message.reason })
-        // As after a reconnect.
-        for (const subscription of this._subscriptions.values()) subscription.link = null
+        // Everything may have changed. Positions from before count no more, also if listeners finish
+        // with them later. Those of the reply outlast the loss.
+        for (const subscription of this._subscriptions.values()) {
+          Object.assign(subscription, { link: null, known: '', done: ++subscription.reported })
+        }
         this._announce(Array.from(this._subscriptions.values()))
         return
       case 'session':
