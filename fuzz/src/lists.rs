@@ -25,11 +25,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use couchdb_howler::state::jitter::Jitter;
-use couchdb_howler::state::name_lists::{Intake, NameLists, Removal, Work};
+use couchdb_howler::state::name_lists::{Intake, NameLists, Removal, RemovalStep, Work};
 use couchdb_howler::state::positions::{Batch, MAX_BATCHES, Pending, Positions, RequestedDatabases};
 use couchdb_howler::state::session::Reply;
 use couchdb_howler::state::session_cleanup::{EndedSession, RememberedSession, SessionCleanup};
-use couchdb_howler::state::subscriptions::{DatabaseId, Subscriptions};
+use couchdb_howler::state::subscriptions::Subscriptions;
 use couchdb_howler::state::table::{Key, Table};
 use couchdb_howler::state::timers::Millis;
 use couchdb_howler::wire::couchdb::ChangeKind;
@@ -397,45 +397,50 @@ impl World {
     }
 
     fn remove(&mut self, who: usize, key: Key, mut removal: Box<Removal>) -> usize {
-        let Removal { names, read, databases, left, reply } = &mut *removal;
+        let Removal { names, read, databases, step, reply } = &mut *removal;
         let Reply::Ack(number) = *reply else { unreachable!("all have a number") };
-        let Some(left) = left else {
-            let before = *read;
-            for _ in 0..SLICE * self.scale {
-                let Some((name, _)) = names.get(*read) else { break };
-                *read += 1;
-                if let Some(database) = self.subscriptions.find(name)
-                    && databases.insert(database)
-                {
-                    self.subscriptions.hold_id(database);
+        let cost = match step {
+            RemovalStep::Read => {
+                let before = *read;
+                for _ in 0..SLICE * self.scale {
+                    let Some((name, _)) = names.get(*read) else { break };
+                    *read += 1;
+                    if let Some(database) = self.subscriptions.find(name)
+                        && databases.insert(database)
+                    {
+                        self.subscriptions.hold_id(database);
+                    }
                 }
+                if *read == names.len() {
+                    *step = RemovalStep::WithdrawPending(self.positions.requests_of(key).collect());
+                }
+                *read - before
             }
-            let cost = *read - before;
-            if *read == names.len() {
-                let databases = std::mem::take(databases);
-                self.withdraw(key, &databases);
-                *left = Some(databases.into_iter().collect());
+            RemovalStep::WithdrawUndecided(_) => unreachable!("access is open"),
+            RemovalStep::WithdrawPending(requests) => match requests.pop_front() {
+                Some(request) => self.positions.withdraw_from(request, databases, &mut self.subscriptions),
+                None => {
+                    self.lists.withdraw(key, databases);
+                    *step = RemovalStep::End(std::mem::take(databases).into_iter().collect());
+                    SLICE
+                }
+            },
+            RemovalStep::End(left) => {
+                let ended = left.split_off(left.len().saturating_sub(SLICE * self.scale));
+                for database in &ended {
+                    self.subscriptions.unsubscribe(key.index, *database);
+                    self.subscriptions.release(*database);
+                }
+                if left.is_empty() {
+                    self.answer_ready();
+                    self.be_unsubscribed(who, number);
+                    return ended.len();
+                }
+                ended.len()
             }
-            self.lists.put_back(key, Work::Remove(removal));
-            return cost;
         };
-        let ended = left.split_off(left.len().saturating_sub(SLICE * self.scale));
-        for database in &ended {
-            self.subscriptions.unsubscribe(key.index, *database);
-            self.subscriptions.release(*database);
-        }
-        if left.is_empty() {
-            self.answer_ready();
-            self.be_unsubscribed(who, number);
-        } else {
-            self.lists.put_back(key, Work::Remove(removal));
-        }
-        ended.len()
-    }
-
-    fn withdraw(&mut self, key: Key, databases: &HashSet<DatabaseId>) {
-        self.positions.withdraw(key, databases, &mut self.subscriptions);
-        self.lists.withdraw(key, databases);
+        self.lists.put_back(key, Work::Remove(removal));
+        cost
     }
 
     /// Withdraws the requests of a session. Returns how each of them wanted its reply.

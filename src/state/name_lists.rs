@@ -90,14 +90,28 @@ pub struct Removal {
     pub read: usize,
     /// Databases of these names, each held once.
     pub databases: HashSet<DatabaseId>,
-    /// Databases whose subscriptions are still to end, once all names are read.
-    pub left: Option<Vec<DatabaseId>>,
+    /// Step that comes next.
+    pub step: RemovalStep,
+}
+
+/// Steps of an `unsubscribe`. Meanwhile requests go on from the second step to the third and the
+/// fourth, so none is missed; those that are completed earlier subscribe, which the last step ends.
+#[derive(Debug)]
+pub enum RemovalStep {
+    /// Read names.
+    Read,
+    /// Withdraw the databases from these requests, which wait for decisions.
+    WithdrawUndecided(VecDeque<Key>),
+    /// Withdraw them from these requests, which wait for positions, and then from groups.
+    WithdrawPending(VecDeque<Key>),
+    /// End the subscriptions to these databases.
+    End(Vec<DatabaseId>),
 }
 
 impl Removal {
     /// Creates the work for a list that is not read yet.
     pub fn new(reply: Reply, names: NameList) -> Self {
-        Self { reply, names, read: 0, databases: HashSet::new(), left: None }
+        Self { reply, names, read: 0, databases: HashSet::new(), step: RemovalStep::Read }
     }
 }
 
@@ -361,9 +375,12 @@ impl NameLists {
                     self.release(databases);
                 }
                 Work::Remove(removal) => {
-                    let Removal { reply, databases, left, .. } = *removal;
+                    let Removal { reply, databases, step, .. } = *removal;
                     cancelled.replies.push(reply);
-                    self.release_databases(left.unwrap_or_else(|| databases.into_iter().collect()));
+                    self.release_databases(match step {
+                        RemovalStep::End(left) => left,
+                        _ => databases.into_iter().collect(),
+                    });
                 }
                 Work::Leave => cancelled.leaves = true,
                 Work::Complete(_) | Work::Resume => {}

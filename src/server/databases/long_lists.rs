@@ -8,7 +8,7 @@ use super::errors::{LIMIT_ERROR, too_many, too_many_of_user};
 use super::request::Request;
 use crate::server::context::Context;
 use crate::state::access::Decision;
-use crate::state::name_lists::{Cancelled, Group, Intake, PART, Removal, SLICE, Work};
+use crate::state::name_lists::{Cancelled, Group, Intake, PART, Removal, RemovalStep, SLICE, Work};
 use crate::state::positions::RequestedDatabases;
 use crate::state::session::{Dialect, Reply, Session};
 use crate::state::subscriptions::{DatabaseId, TooManySubscriptions};
@@ -244,43 +244,58 @@ impl Databases {
         session.answer_subscribed(&reply, Some(&stand), &names, positions.epoch(), &refused);
     }
 
-    /// Reads some names of an `unsubscribe`, or ends some of its subscriptions. Returns the reply
-    /// once it is done, and the cost.
+    /// Takes the next step of an `unsubscribe`. Returns the reply once it is done, and the cost.
     pub(crate) fn remove_some(&mut self, key: Key, mut removal: Box<Removal>) -> (Option<Reply>, usize) {
-        let Removal { names, read, databases, left, reply } = &mut *removal;
-        let Some(left) = left else {
-            let from = *read;
-            for _ in 0..SLICE {
-                let Some((name, _)) = names.get(*read) else { break };
-                *read += 1;
-                // Names that are not in memory have no subscribers, and no request waits for them.
-                if let Some(database) = self.subscriptions.find(name)
-                    && databases.insert(database)
-                {
-                    self.subscriptions.hold_id(database);
+        let Removal { names, read, databases, step, reply } = &mut *removal;
+        let cost = match step {
+            RemovalStep::Read => {
+                let from = *read;
+                for _ in 0..SLICE {
+                    let Some((name, _)) = names.get(*read) else { break };
+                    *read += 1;
+                    // Names that are not in memory have no subscribers, and no request waits for
+                    // them.
+                    if let Some(database) = self.subscriptions.find(name)
+                        && databases.insert(database)
+                    {
+                        self.subscriptions.hold_id(database);
+                    }
                 }
+                if *read == names.len() {
+                    *step = RemovalStep::WithdrawUndecided(self.access.requests_of(key).collect());
+                }
+                *read - from
             }
-            let cost = *read - from;
-            if *read == names.len() {
-                // At once, so that none of them is subscribed to meanwhile; it takes a millisecond
-                // for 10,000 names.
-                let databases = std::mem::take(databases);
-                self.withdraw(key, &databases);
-                *left = Some(databases.into_iter().collect());
+            RemovalStep::WithdrawUndecided(requests) => match requests.pop_front() {
+                Some(request) => self.access.withdraw_from(request, databases, &mut self.subscriptions),
+                None => {
+                    self.access.drop_stale_lookups(key);
+                    *step = RemovalStep::WithdrawPending(self.positions.requests_of(key).collect());
+                    SLICE
+                }
+            },
+            RemovalStep::WithdrawPending(requests) => match requests.pop_front() {
+                Some(request) => self.positions.withdraw_from(request, databases, &mut self.subscriptions),
+                None => {
+                    self.name_lists.withdraw(key, databases);
+                    *step = RemovalStep::End(std::mem::take(databases).into_iter().collect());
+                    SLICE
+                }
+            },
+            RemovalStep::End(left) => {
+                let ended = left.split_off(left.len().saturating_sub(SLICE));
+                for database in &ended {
+                    self.subscriptions.unsubscribe(key.index, *database);
+                    self.access.release(*database, &mut self.subscriptions);
+                }
+                if left.is_empty() {
+                    return (Some(reply.clone()), ended.len());
+                }
+                ended.len()
             }
-            self.name_lists.put_back(key, Work::Remove(removal));
-            return (None, cost);
         };
-        let ended = left.split_off(left.len().saturating_sub(SLICE));
-        for database in &ended {
-            self.subscriptions.unsubscribe(key.index, *database);
-            self.access.release(*database, &mut self.subscriptions);
-        }
-        if left.is_empty() {
-            return (Some(reply.clone()), ended.len());
-        }
         self.name_lists.put_back(key, Work::Remove(removal));
-        (None, ended.len())
+        (None, cost)
     }
 
     /// Ends all subscriptions of a session that goes on, and cancels its requests. Returns how

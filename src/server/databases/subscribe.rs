@@ -318,10 +318,10 @@ impl Databases {
         (stand, changed)
     }
 
-    /// Ends subscriptions of a session. Returns the reply to answer now; None for a long list,
-    /// which takes more turns.
+    /// Ends subscriptions of a session. Returns the reply to answer now; None for a long list, or
+    /// beside waiting requests with many names, which takes more turns.
     pub(crate) fn unsubscribe(&mut self, key: Key, reply: Reply, names: NameList) -> Option<Reply> {
-        if names.len() > SLICE {
+        if names.len() + self.pending_names(key) > SLICE {
             self.name_lists.push(key, Work::Remove(Box::new(Removal::new(reply, names))));
             return None;
         }

@@ -237,6 +237,28 @@ fn a_lookup_that_is_no_longer_needed_is_dropped() {
 }
 
 #[test]
+fn databases_are_withdrawn_from_one_request_at_a_time() {
+    let mut scene = Scene::new();
+    scene.wait(0, "u", &["a", "b"]);
+    scene.wait(0, "u", &["b", "c", "d"]);
+    let databases = ["a", "b", "c"].map(|name| scene.id(name)).into();
+    let requests: Vec<Key> = scene.access.requests_of(key(0)).collect();
+    let Scene { access, subscriptions, .. } = &mut scene;
+    assert_eq!(access.withdraw_from(requests[0], &databases, subscriptions), 2);
+    assert_eq!(access.pending_names(key(0)), 3, "the other request is untouched");
+    assert_eq!(scene.ready(), [0], "it goes on while the other one waits");
+    let Scene { access, subscriptions, .. } = &mut scene;
+    assert_eq!(access.withdraw_from(requests[0], &databases, subscriptions), 0, "it was answered");
+    assert_eq!(access.withdraw_from(requests[1], &databases, subscriptions), 3);
+    access.drop_stale_lookups(key(0));
+    assert_eq!(scene.questions(), ["d"]);
+    scene.answer("d", MISSING);
+    assert_eq!(scene.ready(), [0]);
+    scene.unsubscribe(0, "d");
+    scene.assert_empty();
+}
+
+#[test]
 fn a_session_that_leaves_drops_only_its_own_lookups() {
     let mut scene = Scene::new();
     scene.wait(0, "u", &["a", "b"]);

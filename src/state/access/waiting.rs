@@ -88,7 +88,8 @@ impl Access {
         Undecided { session, reply, names, epoch, group: None, awaits: HashSet::new(), stage: Stage::Waiting }
     }
 
-    fn requests_of(&self, session: Key) -> impl Iterator<Item = Key> {
+    /// Returns the waiting requests of a session, for [`Access::withdraw_from`].
+    pub fn requests_of(&self, session: Key) -> impl Iterator<Item = Key> {
         self.shares.get(&session).into_iter().flat_map(|share| share.requests.iter().copied())
     }
 
@@ -104,30 +105,43 @@ impl Access {
         requests.filter(|undecided| undecided.group.is_none()).count()
     }
 
-    /// Withdraws databases from the requests of a session, in time linear in both. A request that
-    /// waits for no other database becomes ready.
+    /// Withdraws databases from the requests of a session, in time linear in both.
     pub fn withdraw(&mut self, session: Key, databases: &HashSet<DatabaseId>, subscriptions: &mut Subscriptions) {
         for key in self.requests_of(session).collect::<Vec<_>>() {
-            let Some(undecided) = self.undecided.get_mut(key) else { continue };
-            let (mut withdrawn, mut awaited) = (Vec::new(), Vec::new());
-            undecided.names.retain(|(database, _)| {
-                let stays = !databases.contains(database);
-                if !stays {
-                    withdrawn.push(*database);
-                    awaited.extend(undecided.awaits.remove(database).then_some(*database));
-                }
-                stays
-            });
-            let is_ready = undecided.awaits.is_empty();
-            self.stop_waiting(session, &awaited, subscriptions);
-            for database in withdrawn {
-                self.release(database, subscriptions);
-            }
-            if is_ready {
-                self.make_ready(key);
-            }
+            self.withdraw_from(key, databases, subscriptions);
         }
         self.drop_stale_lookups(session);
+    }
+
+    /// Withdraws databases from a request, which becomes ready when it waits for no other database.
+    /// The caller drops stale lookups after the last request. Returns the number of names that the
+    /// request had.
+    pub fn withdraw_from(
+        &mut self,
+        key: Key,
+        databases: &HashSet<DatabaseId>,
+        subscriptions: &mut Subscriptions,
+    ) -> usize {
+        let Some(undecided) = self.undecided.get_mut(key) else { return 0 };
+        let (session, count) = (undecided.session, undecided.names.len());
+        let (mut withdrawn, mut awaited) = (Vec::new(), Vec::new());
+        undecided.names.retain(|(database, _)| {
+            let stays = !databases.contains(database);
+            if !stays {
+                withdrawn.push(*database);
+                awaited.extend(undecided.awaits.remove(database).then_some(*database));
+            }
+            stays
+        });
+        let is_ready = undecided.awaits.is_empty();
+        self.stop_waiting(session, &awaited, subscriptions);
+        for database in withdrawn {
+            self.release(database, subscriptions);
+        }
+        if is_ready {
+            self.make_ready(key);
+        }
+        count
     }
 
     /// Cancels all requests of a session. Returns the form of their replies. [`Access::sweep`]
@@ -236,7 +250,7 @@ impl Access {
     }
 
     /// Removes the lookups from a session's queue that it no longer waits for, once there are many.
-    pub(super) fn drop_stale_lookups(&mut self, session: Key) {
+    pub fn drop_stale_lookups(&mut self, session: Key) {
         let awaits = self.shares.get(&session).map_or(0, |share| share.awaits);
         let queue = &mut self.lookups.of_sessions;
         if queue.len_of(session) <= 2 * awaits + MAX_STALE {

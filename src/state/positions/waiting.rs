@@ -74,19 +74,33 @@ impl Positions {
         }
     }
 
-    /// Withdraws databases from the requests of a session, in time linear in both. The reply is due
-    /// for a request that waits for no other database.
+    /// Returns the waiting requests of a session, for [`Positions::withdraw_from`].
+    pub fn requests_of(&self, session: Key) -> impl Iterator<Item = Key> {
+        self.pending_of.get(&session).into_iter().flatten().copied()
+    }
+
+    /// Withdraws databases from the requests of a session, in time linear in both.
     pub fn withdraw(&mut self, session: Key, databases: &HashSet<DatabaseId>, subscriptions: &mut Subscriptions) {
-        let mut due = Vec::new();
-        for key in self.pending_of.get(&session).into_iter().flatten() {
-            if let Some(pending) = self.pending.get_mut(*key) {
-                pending.withdraw(databases, subscriptions);
-                due.extend(pending.awaits.is_empty().then_some(*key));
-            }
+        for key in self.requests_of(session).collect::<Vec<_>>() {
+            self.withdraw_from(key, databases, subscriptions);
         }
-        for key in due {
+    }
+
+    /// Withdraws databases from a request, whose reply is due when it waits for no other database.
+    /// Returns the number of names that the request had.
+    pub fn withdraw_from(
+        &mut self,
+        key: Key,
+        databases: &HashSet<DatabaseId>,
+        subscriptions: &mut Subscriptions,
+    ) -> usize {
+        let Some(pending) = self.pending.get_mut(key) else { return 0 };
+        let count = pending.names.len();
+        pending.withdraw(databases, subscriptions);
+        if pending.awaits.is_empty() {
             self.answer(key);
         }
+        count
     }
 
     /// Cancels all requests of a session. Returns the form of their replies, and the databases that
