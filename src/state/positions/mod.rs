@@ -52,6 +52,9 @@ const TAKEN_A_TURN: usize = 4 * MAX_NAMES;
 /// Most databases of cancelled requests that are released per turn, and most databases that are
 /// checked after a doubt.
 const SWEPT_A_TURN: usize = 2_000;
+/// Most late requests that become due per turn, and most databases whose time without subscribers
+/// ends.
+const EXPIRED_A_TURN: usize = 2_000;
 
 /// Availability of positions.
 #[derive(Debug, PartialEq, Eq)]
@@ -141,13 +144,8 @@ impl Positions {
         // Earlier lines may belong to an earlier epoch.
         self.era += 1;
         subscriptions.for_each_tracked(|_, _, tracked| tracked.forget());
-        if self.epoch == Epoch::Never {
-            self.answer_all();
-            self.waiting_for.clear();
-            self.unchecked_from = None;
-        } else {
-            self.unchecked_from = Some(0);
-        }
+        // Without positions `next_ready` answers all requests, and `sweep` drops their lookups.
+        self.unchecked_from = self.are_available().then_some(0);
         other
     }
 
@@ -255,7 +253,7 @@ impl Positions {
     pub fn has_work(&self) -> bool {
         let drops = !self.are_available() && !self.queue.is_empty();
         let sweeps = drops || self.unchecked_from.is_some() || !self.unowned.is_empty();
-        sweeps || !self.ready.is_empty()
+        sweeps || !self.ready.is_empty() || !self.are_available() && !self.deadlines.is_empty()
     }
 
     /// Returns the next databases to look up together, unless enough lookups are in flight.
@@ -359,18 +357,18 @@ impl Positions {
         [retry, deadline, linger, sweep].into_iter().flatten().min()
     }
 
-    /// Handles a timeout.
+    /// Handles a timeout, a limited part per turn.
     pub fn handle_timeout(&mut self, now: Millis, subscriptions: &mut Subscriptions) {
         self.retry_at = self.retry_at.filter(|at| now < *at);
-        while self.deadlines.front().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, key)) = self.deadlines.pop_front() {
-                self.answer(key);
-            }
+        for _ in 0..EXPIRED_A_TURN {
+            let Some((_, key)) = self.deadlines.front().copied().filter(|(at, _)| *at <= now) else { break };
+            self.deadlines.pop_front();
+            self.answer(key);
         }
-        while self.lingering.front().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, database)) = self.lingering.pop_front() {
-                subscriptions.release_orphan(database);
-            }
+        for _ in 0..EXPIRED_A_TURN {
+            let Some((_, database)) = self.lingering.front().copied().filter(|(at, _)| *at <= now) else { break };
+            self.lingering.pop_front();
+            subscriptions.release_orphan(database);
         }
         self.give_back();
     }

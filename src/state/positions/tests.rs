@@ -514,3 +514,43 @@ fn after_a_doubt_databases_are_queued_over_several_turns() {
     }
     assert_eq!((subscriptions.databases(), subscriptions.held()), (0, 0));
 }
+
+/// Lets as many requests wait as `count` says, each for a database of its own.
+fn waiting(count: usize) -> (Positions, Subscriptions) {
+    let (mut positions, mut subscriptions) = (Positions::new(true), Subscriptions::default());
+    positions.handle_epoch(Some("e".into()), &mut subscriptions);
+    for name in 0..count {
+        let names = vec![(subscriptions.hold(&format!("db-{name}")), Given::Nothing)];
+        positions.wait(Pending::new(CLIENT, Reply::Ack(name as u64), names, None), 0, &mut subscriptions);
+    }
+    (positions, subscriptions)
+}
+
+#[test]
+fn without_positions_waiting_requests_are_answered_one_by_one() {
+    let (mut positions, mut subscriptions) = waiting(5_000);
+    positions.handle_epoch(None, &mut subscriptions);
+    assert!(positions.ready.is_empty() && positions.has_work(), "the number of requests does not matter yet");
+    for number in 0..5_000 {
+        let answered = positions.next_ready().expect("it waited");
+        assert_eq!(answered.reply, Reply::Ack(number));
+        answered.release(&mut subscriptions);
+    }
+    assert!(positions.next_ready().is_none());
+    while positions.has_work() {
+        positions.sweep(&mut subscriptions);
+    }
+    assert!(positions.waiting_for.is_empty() && positions.queue.is_empty());
+    assert_eq!((positions.waiting(), subscriptions.held(), subscriptions.databases()), (0, 0, 0));
+}
+
+#[test]
+fn late_requests_become_due_over_several_turns() {
+    let (mut positions, mut subscriptions) = waiting(2 * EXPIRED_A_TURN + 1);
+    for count in [EXPIRED_A_TURN, EXPIRED_A_TURN, 1] {
+        assert_eq!(positions.poll_timeout(), Some(REPLY_TIMEOUT));
+        positions.handle_timeout(REPLY_TIMEOUT, &mut subscriptions);
+        assert_eq!(std::iter::from_fn(|| positions.next_ready()).count(), count);
+    }
+    assert_eq!((positions.waiting(), positions.poll_timeout()), (0, None));
+}

@@ -117,10 +117,10 @@ impl Positions {
         (replies, held)
     }
 
-    /// Returns the next due request. The caller subscribes its session and answers in one step, and
-    /// releases it.
+    /// Returns the next due request; without positions all requests are due. The caller subscribes
+    /// its session and answers in one step, and releases it.
     pub fn next_ready(&mut self) -> Option<Pending> {
-        while let Some(key) = self.ready.pop_front() {
+        while let Some(key) = self.next_due() {
             let Some(pending) = self.pending.remove(key) else { continue };
             if let Some(keys) = self.pending_of.get_mut(&pending.session) {
                 keys.retain(|other| *other != key);
@@ -131,6 +131,13 @@ impl Positions {
             return Some(pending);
         }
         None
+    }
+
+    fn next_due(&mut self) -> Option<Key> {
+        self.ready.pop_front().or_else(|| {
+            // Every request that waits has a deadline.
+            if self.are_available() { None } else { self.deadlines.pop_front().map(|(_, key)| key) }
+        })
     }
 
     pub(super) fn is_awaited(&self, database: DatabaseId) -> bool {
@@ -155,12 +162,6 @@ impl Positions {
             && !std::mem::replace(&mut pending.is_ready, true)
         {
             self.ready.push_back(key);
-        }
-    }
-
-    pub(super) fn answer_all(&mut self) {
-        for key in self.pending.keys().collect::<Vec<_>>() {
-            self.answer(key);
         }
     }
 }
