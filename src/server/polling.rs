@@ -5,7 +5,7 @@
 
 use super::Server;
 use super::connections::Quota;
-use super::connections::exchange::{Exchange, Parked, Post};
+use super::connections::exchange::{Exchange, Post};
 use super::connections::respond::{HTML, Response, TEXT};
 use crate::state::limits::UNAUTHENTICATED_MESSAGE;
 use crate::state::metrics::CloseReason;
@@ -52,11 +52,11 @@ impl Server {
             return self.close_connection(key, CloseReason::ShuttingDown, now);
         };
         self.connections.note_session_opened(key, session);
-        exchange.sid = self.sessions.sid(session);
+        exchange.session = Some(session);
         if let Some(polling) = self.sessions.polling(session) {
             polling.parked = Some(key);
         }
-        self.connections.park(key, Parked { exchange, session });
+        self.connections.park(key, session, exchange);
         self.sessions.arm(session, &mut self.context, now);
         self.sessions.mark_dirty(session);
         self.perform_actions(session, now);
@@ -77,7 +77,7 @@ impl Server {
         let Some(session) = self.sessions.find(sid) else {
             return self.respond_rejection(key, &exchange, Refusal::SessionId, now);
         };
-        exchange.sid = Some(sid);
+        exchange.session = Some(session);
         match self.sessions.polling(session) {
             None => self.respond_rejection(key, &exchange, Refusal::Request, now),
             Some(Polling { parked: Some(_), .. }) => {
@@ -87,7 +87,7 @@ impl Server {
             Some(polling) => {
                 polling.parked = Some(key);
                 self.note_request(key, session);
-                self.connections.park(key, Parked { exchange, session });
+                self.connections.park(key, session, exchange);
                 // Answered at the end of the turn if the session has something to send.
                 self.sessions.mark_dirty(session);
             }
@@ -139,11 +139,11 @@ impl Server {
 
     /// Answers a parked GET; its connection waits for the next request.
     fn answer_parked(&mut self, connection: Key, status: u16, content: &[u8], now: Millis) {
-        let Some(parked) = self.connections.take_parked(connection) else { return };
-        if let Some(polling) = self.sessions.polling(parked.session) {
+        let Some((session, exchange)) = self.connections.take_parked(connection) else { return };
+        if let Some(polling) = self.sessions.polling(session) {
             polling.parked = None;
         }
-        let exchange = &parked.exchange;
+        let exchange = &exchange;
         match exchange.jsonp {
             Some(callback) => {
                 let script = payload::wrap_jsonp(content, callback);
@@ -170,9 +170,9 @@ impl Server {
         if let Some(connection) = parked {
             let is_stopping = reason == CloseReason::ShuttingDown;
             let mut close_is_final = false;
-            if let Some(parked) = self.connections.parked_mut(connection) {
-                close_is_final = parked.exchange.close_is_final;
-                parked.exchange.keep_alive &= !is_stopping;
+            if let Some(exchange) = self.connections.parked_mut(connection) {
+                close_is_final = exchange.close_is_final;
+                exchange.keep_alive &= !is_stopping;
             }
             if is_stopping && close_is_final {
                 self.answer_parked(connection, 503, b"The server stops.\n", now);
@@ -201,7 +201,7 @@ impl Server {
             exchange.keep_alive = false;
             return self.respond_rejection(key, &exchange, Refusal::SessionId, now);
         };
-        exchange.sid = Some(sid);
+        exchange.session = Some(session);
         let limit = self.max_post(session).unwrap_or_default() as u64;
         match self.sessions.polling(session) {
             None => {

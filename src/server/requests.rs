@@ -72,7 +72,8 @@ impl Server {
     /// Responds to a request.
     pub(super) fn respond(&mut self, key: Key, exchange: &Exchange, response: Response<'_>, now: Millis) {
         let keep_alive = self.keeps_alive(exchange);
-        self.connections.respond(key, exchange, keep_alive, response, &mut self.context, now);
+        let sid = exchange.session.and_then(|session| self.sessions.sid(session));
+        self.connections.respond(key, (exchange, sid), keep_alive, response, &mut self.context, now);
     }
 
     /// Responds with a fixed answer.
@@ -83,7 +84,7 @@ impl Server {
     /// Returns whether a connection stays open after a response. During a shutdown only connections
     /// of polling sessions do: the session could open no other.
     pub(super) fn keeps_alive(&self, exchange: &Exchange) -> bool {
-        let serves_session = || exchange.sid.is_some_and(|sid| self.sessions.find(sid).is_some());
+        let serves_session = || exchange.session.is_some_and(|session| self.sessions.get(session).is_some());
         exchange.keep_alive && (!self.is_draining() || serves_session())
     }
 }

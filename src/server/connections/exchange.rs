@@ -3,7 +3,6 @@
 use crate::state::metrics::CloseReason;
 use crate::state::routes::PostFormat;
 use crate::state::table::Key;
-use crate::wire::engine_io::Sid;
 use crate::wire::http::BodyDecoder;
 use crate::wire::http::Request;
 
@@ -21,8 +20,8 @@ pub(crate) struct Exchange {
     pub(crate) jsonp: Option<u32>,
     /// Method and path, where the log needs them.
     pub(crate) line: Option<Box<RequestLine>>,
-    /// Id of the session, once it is known: load balancers find it in a cookie.
-    pub(crate) sid: Option<Sid>,
+    /// The session, once it is known.
+    pub(crate) session: Option<Key>,
     /// Whether the client speaks TLS, to this server or to a trusted proxy.
     pub(crate) secure: bool,
     /// Reason for closing the connection after the response, if it is closed.
@@ -40,7 +39,7 @@ impl Exchange {
             origin: request.origin.map(Into::into),
             jsonp: None,
             line: RequestLine::new(request),
-            sid: None,
+            session: None,
             secure: false,
             closed_for: CloseReason::Served,
         }
@@ -76,11 +75,4 @@ impl Post {
     pub(crate) fn new(exchange: Exchange, session: Key, format: PostFormat, decoder: BodyDecoder) -> Self {
         Self { exchange, session, format, decoder, body: Vec::new() }
     }
-}
-
-/// A GET that is answered once its session has something to send.
-#[derive(Debug)]
-pub(crate) struct Parked {
-    pub(crate) exchange: Exchange,
-    pub(crate) session: Key,
 }

@@ -280,7 +280,7 @@ impl Connections {
             Protocol::WebSocket(session, _) => Carried::Session(*session),
             Protocol::Probing(session, _) => Carried::Request(*session),
             Protocol::Http(Http::Body(post)) => Carried::Request(post.session),
-            Protocol::Http(Http::Parked(parked)) => Carried::Request(parked.session),
+            Protocol::Http(Http::Parked(session, _)) => Carried::Request(*session),
             _ => Carried::Nothing,
         };
         if !matches!(protocol, Protocol::Lingering { .. } | Protocol::Upstream { .. }) {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::exchange::{Parked, Post};
+use super::exchange::{Exchange, Post};
 use crate::net::connection::Connection;
 use crate::server::ids::UpstreamId;
 use crate::state::table::Key;
@@ -94,5 +94,5 @@ pub(crate) enum Http {
     /// Receives the body of a POST.
     Body(Box<Post>),
     /// Holds a GET until its session has something to send.
-    Parked(Box<Parked>),
+    Parked(Key, Box<Exchange>),
 }

@@ -1,6 +1,6 @@
 //! Connections that serve polling sessions, and those that become WebSockets.
 
-use super::exchange::{Parked, Post};
+use super::exchange::{Exchange, Post};
 use super::peer::{Http, Peer, Protocol};
 use super::{Carried, Connections};
 use crate::server::context::Context;
@@ -45,27 +45,29 @@ impl Connections {
     }
 
     /// Holds a GET until its session has something to send. The session has the deadline.
-    pub(crate) fn park(&mut self, key: Key, parked: Parked) {
+    pub(crate) fn park(&mut self, key: Key, session: Key, exchange: Exchange) {
         self.changed.push(Handle::Connection(key));
         if let Some(peer) = self.peers.get_mut(key) {
-            peer.protocol = Protocol::Http(Http::Parked(Box::new(parked)));
+            peer.protocol = Protocol::Http(Http::Parked(session, Box::new(exchange)));
             peer.deadline = Deadline::NEVER;
         }
     }
 
     /// Returns the GET that a connection holds.
-    pub(crate) fn parked_mut(&mut self, key: Key) -> Option<&mut Parked> {
+    pub(crate) fn parked_mut(&mut self, key: Key) -> Option<&mut Exchange> {
         match self.peers.get_mut(key) {
-            Some(Peer { protocol: Protocol::Http(Http::Parked(parked)), .. }) => Some(parked),
+            Some(Peer { protocol: Protocol::Http(Http::Parked(_, exchange)), .. }) => Some(exchange),
             _ => None,
         }
     }
 
-    /// Takes the GET that a connection holds, to respond to it.
-    pub(crate) fn take_parked(&mut self, key: Key) -> Option<Box<Parked>> {
-        let Protocol::Http(http @ Http::Parked(_)) = &mut self.peers.get_mut(key)?.protocol else { return None };
-        let Http::Parked(parked) = std::mem::replace(http, Http::Head) else { unreachable!("matched above") };
-        Some(parked)
+    /// Takes the GET that a connection holds, and its session, to respond to it.
+    pub(crate) fn take_parked(&mut self, key: Key) -> Option<(Key, Box<Exchange>)> {
+        let Protocol::Http(http @ Http::Parked(..)) = &mut self.peers.get_mut(key)?.protocol else { return None };
+        let Http::Parked(session, exchange) = std::mem::replace(http, Http::Head) else {
+            unreachable!("matched above")
+        };
+        Some((session, exchange))
     }
 
     /// Has a connection receive the body of a POST.
@@ -96,7 +98,7 @@ impl Connections {
         match &self.peers.get(key)?.protocol {
             Protocol::Http(Http::Head) => Some(Carried::Nothing),
             Protocol::Http(Http::Body(post)) => Some(Carried::Request(post.session)),
-            Protocol::Http(Http::Parked(parked)) => Some(Carried::Request(parked.session)),
+            Protocol::Http(Http::Parked(session, _)) => Some(Carried::Request(*session)),
             _ => None,
         }
     }

@@ -145,7 +145,7 @@ impl Connections {
     /// Returns whether a pipelined request in the inbox is to be served now.
     pub(crate) fn take_pipelined(&mut self, key: Key) -> bool {
         let Some(peer) = self.peers.get_mut(key) else { return false };
-        let waits_for_answer = matches!(peer.protocol, Protocol::Http(Http::Parked(_)));
+        let waits_for_answer = matches!(peer.protocol, Protocol::Http(Http::Parked(..)));
         !waits_for_answer && std::mem::take(&mut peer.pipelined) && matches!(peer.protocol, Protocol::Http(_))
     }
 
@@ -249,7 +249,7 @@ impl Connections {
             Protocol::Http(Http::Head) => Item::Head,
             Protocol::Http(Http::Body(_)) => Item::Body,
             // The next request waits for the response to this one.
-            Protocol::Http(Http::Parked(_)) => Item::Later,
+            Protocol::Http(Http::Parked(..)) => Item::Later,
             Protocol::WebSocket(..) | Protocol::Probing(..) => Item::Frame,
             Protocol::Handshake | Protocol::Lingering { .. } | Protocol::Closed | Protocol::Upstream { .. } => {
                 Item::Never

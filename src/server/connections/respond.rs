@@ -13,6 +13,7 @@ use crate::state::routes::{self, Answer};
 use crate::state::static_assets::Asset;
 use crate::state::table::Key;
 use crate::state::timers::{Deadline, Millis};
+use crate::wire::engine_io::Sid;
 use crate::wire::http;
 
 /// Time for the next request on a connection that stays open, in milliseconds.
@@ -55,11 +56,12 @@ impl<'a> Response<'a> {
 }
 
 impl Connections {
-    /// Writes a response; then the connection waits for the next request, or is closed.
+    /// Writes a response; then the connection waits for the next request, or is closed. Load
+    /// balancers find the id of the session in a cookie.
     pub(crate) fn respond(
         &mut self,
         key: Key,
-        exchange: &Exchange,
+        (exchange, sid): (&Exchange, Option<Sid>),
         keep_alive: bool,
         response: Response<'_>,
         context: &mut Context,
@@ -67,7 +69,7 @@ impl Connections {
     ) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         let Response { status, mut fields, body } = response;
-        let cookie = exchange.sid.map(|sid| routes::session_cookie(sid, self.cookie_same_site, exchange.secure));
+        let cookie = sid.map(|sid| routes::session_cookie(sid, self.cookie_same_site, exchange.secure));
         match &exchange.origin {
             Some(origin) => fields.extend([
                 ("Access-Control-Allow-Origin", &**origin),
@@ -214,7 +216,7 @@ impl Connections {
     /// frames of a WebSocket.
     fn log_response(&self, key: Key, exchange: &Exchange, status: u16) {
         let (Some(line), Some(peer)) = (&exchange.line, self.peers.get(key)) else { return };
-        if status == 200 && exchange.sid.is_some() {
+        if status == 200 && exchange.session.is_some() {
             return;
         }
         let (method, path) = (&*line.method, &*line.path);

@@ -59,7 +59,7 @@ impl Connections {
             Protocol::Handshake | Protocol::Http(Http::Head) if peer.proxied => (Stage::Spare, 0),
             Protocol::Handshake | Protocol::Http(Http::Head) => (Stage::Idle, 0),
             Protocol::Http(Http::Body(post)) => (stage_of(post.session)?, post.body.capacity()),
-            Protocol::Http(Http::Parked(parked)) => (stage_of(parked.session)?, 0),
+            Protocol::Http(Http::Parked(session, _)) => (stage_of(*session)?, 0),
             Protocol::Probing(session, decoder) => (stage_of(*session)?, decoder.held_bytes()),
             Protocol::WebSocket(session, decoder) => {
                 let (stage, of_session) = stage_and_bytes(*session);
