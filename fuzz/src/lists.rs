@@ -29,7 +29,7 @@ use couchdb_howler::state::name_lists::{Intake, NameLists, Removal, RemovalStep,
 use couchdb_howler::state::positions::{Batch, MAX_BATCHES, Pending, Positions, RequestedDatabases};
 use couchdb_howler::state::session::Reply;
 use couchdb_howler::state::session_cleanup::{EndedSession, RememberedSession, SessionCleanup};
-use couchdb_howler::state::subscriptions::Subscriptions;
+use couchdb_howler::state::subscriptions::{SessionIndex, Subscriptions};
 use couchdb_howler::state::table::{Key, Table};
 use couchdb_howler::state::timers::Millis;
 use couchdb_howler::wire::couchdb::ChangeKind;
@@ -93,6 +93,8 @@ struct World {
     positions: Positions,
     subscriptions: Subscriptions,
     departures: SessionCleanup,
+    /// Users of ended sessions with subscriptions left, and their slots.
+    ended: Vec<(String, SessionIndex)>,
     jitter: Jitter,
     sessions: Table<usize>,
     clients: Vec<Client>,
@@ -136,6 +138,7 @@ impl World {
             positions: Positions::new(true),
             subscriptions: Subscriptions::default(),
             departures: SessionCleanup::default(),
+            ended: Vec::new(),
             jitter: Jitter::new(3),
             sessions: Table::default(),
             clients: (0..SESSIONS).map(|_| Client::default()).collect(),
@@ -506,6 +509,7 @@ impl World {
         assert!(replies.iter().eq(self.clients[who].asked.keys()), "what is not answered is given back");
         assert_eq!(self.sessions.remove_and_reserve(key), Some(who));
         let memory = Some(RememberedSession { user: format!("user {who}").into(), last_seen: 0, is_certain: true });
+        self.ended.push((format!("user {who}"), key.index));
         self.departures.push(EndedSession { session: key.index, memory });
         self.took_back[who] = true;
         for number in replies {
@@ -631,6 +635,18 @@ impl World {
                 self.flush(who);
             }
             self.check(who);
+        }
+        self.check_ended();
+    }
+
+    /// Asserts that the databases of ended sessions are known until their last subscription ends.
+    fn check_ended(&mut self) {
+        let Self { ended, departures, subscriptions, .. } = self;
+        ended.retain(|(_, session)| subscriptions.count(*session) > 0);
+        for (user, session) in ended {
+            for (database, _) in subscriptions.of_session(*session) {
+                assert!(departures.may_subscribe(user, database, subscriptions), "{user} is forgotten too early");
+            }
         }
     }
 
