@@ -278,9 +278,8 @@ impl Connections {
         let carried = match &protocol {
             Protocol::Closed => return Carried::Nothing,
             Protocol::WebSocket(session, _) => Carried::Session(*session),
-            Protocol::Probing(session, _) => Carried::Request(*session),
             Protocol::Http(Http::Body(post)) => Carried::Request(post.session),
-            Protocol::Http(Http::Parked(session, _)) => Carried::Request(*session),
+            Protocol::Probing(session, _) | Protocol::Http(Http::Parked(session, _)) => Carried::Request(*session),
             _ => Carried::Nothing,
         };
         if !matches!(protocol, Protocol::Lingering { .. } | Protocol::Upstream { .. }) {
