@@ -266,22 +266,24 @@ impl Databases {
                 }
                 *read - from
             }
-            RemovalStep::WithdrawUndecided(requests) => match requests.pop_front() {
-                Some(request) => self.access.withdraw_from(request, databases, &mut self.subscriptions),
-                None => {
+            RemovalStep::WithdrawUndecided(requests) => {
+                if let Some(request) = requests.pop_front() {
+                    self.access.withdraw_from(request, databases, &mut self.subscriptions)
+                } else {
                     self.access.drop_stale_lookups(key);
                     *step = RemovalStep::WithdrawPending(self.positions.requests_of(key).collect());
                     SLICE
                 }
-            },
-            RemovalStep::WithdrawPending(requests) => match requests.pop_front() {
-                Some(request) => self.positions.withdraw_from(request, databases, &mut self.subscriptions),
-                None => {
+            }
+            RemovalStep::WithdrawPending(requests) => {
+                if let Some(request) = requests.pop_front() {
+                    self.positions.withdraw_from(request, databases, &mut self.subscriptions)
+                } else {
                     self.name_lists.withdraw(key, databases);
                     *step = RemovalStep::End(std::mem::take(databases).into_iter().collect());
                     SLICE
                 }
-            },
+            }
             RemovalStep::End(left) => {
                 let ended = left.split_off(left.len().saturating_sub(SLICE));
                 for database in &ended {
